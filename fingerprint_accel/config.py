@@ -1,0 +1,323 @@
+"""Every knob once, with its unit and default.
+
+A configuration is a tree of frozen dataclasses. It is read from the command line (`--training.steps 500`), from a YAML
+file of the same shape (`--config run.yaml`), or both, the command line last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+from fingerprint_accel.errors import UserError
+
+T = typing.TypeVar("T")
+Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu"]
+
+
+@dataclass(frozen=True)
+class ReadingConfig:
+    """How prints come from the shards."""
+
+    validation_data: str = ""
+    """Dataset folder to validate on. Empty: hold out fingers of the training data."""
+    validation_fraction: float = 0.05
+    """Share of fingers held out for validation, chosen by a hash of the finger key (stable when data is added)."""
+    order: Literal["permutation", "block"] = "permutation"
+    """`permutation` shuffles all prints; `block` shuffles blocks of neighbouring prints (data larger than memory)."""
+    block_size: int = 16384
+    """Prints per block for `block` order."""
+    prefetch: int = 3
+    """Batches read ahead by the reading thread."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
+        _require(self.block_size >= 1, "reading.block_size must be at least 1")
+        _require(self.prefetch >= 1, "reading.prefetch must be at least 1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of pose and quality during training. Amplitudes are maxima of uniform draws; 0 means none."""
+
+    enabled: bool = True
+    """Switches all of it."""
+    rotation_degrees: float = 20.0
+    """Rotation to either side, degrees."""
+    translation: float = 20.0
+    """Shift along each axis, canvas pixels."""
+    scale: float = 0.05
+    """Relative change of size: 0.05 draws from 1/1.05 to 1.05, uniform in the logarithm."""
+    elastic: float = 3.0
+    """Largest displacement of the smooth skin distortion, canvas pixels."""
+    contrast: float = 0.4
+    """Relative change of contrast around the mean grey of the print."""
+    gain: float = 0.2
+    """Relative change of brightness."""
+    ridge_thickness: float = 0.5
+    """Ridges made thicker (wet) or thinner (dry): blend with the local minimum or maximum, 0 to 1."""
+    noise: float = 0.06
+    """Standard deviation of sensor noise, as a share of the grey range."""
+    occlusion: float = 0.15
+    """Largest share of the input's area lost to a missing contact patch."""
+
+    def __post_init__(self) -> None:
+        for knob in dataclasses.fields(self):
+            value = getattr(self, knob.name)
+            _require(value >= 0, f"preprocess.augment.{knob.name} must not be negative, not {value}")
+        _require(self.ridge_thickness <= 1, "preprocess.augment.ridge_thickness must be at most 1")
+        _require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From uint8 canvases to the network's input, on the device."""
+
+    crop: int = 299
+    """Side of the central part of the canvas that the network sees, canvas pixels."""
+    size: int = 299
+    """Side of the network's input, pixels; differs from `crop` to see the same area at another resolution."""
+    normalize: Literal["local", "none"] = "local"
+    """`local` evens out brightness and contrast around each pixel; `none` only scales to 0..1, ridges bright."""
+    enhance: bool = False
+    """Multi-scale Gabor ridge enhancement before normalisation."""
+    map_size: int = 128
+    """Side of the minutia map, pixels."""
+    map_sigma: float = 1.5
+    """Spread of one minutia in the map, map pixels."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.crop >= 32, "preprocess.crop must be at least 32")
+        _require(self.size >= 32, "preprocess.size must be at least 32")
+        _require(self.map_size >= 8, "preprocess.map_size must be at least 8")
+        _require(self.map_sigma > 0, "preprocess.map_sigma must be above 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    variant: Variant = "TexMinu"
+    """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
+    trunk: Literal["inception_v4", "compact"] = "inception_v4"
+    """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs."""
+    embedding_dim: int = 512
+    """Length of the whole embedding; variants with two branches give each half."""
+    width: int = 32
+    """Channels of the compact trunk's first stage."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation of the compact trunk; `group` makes results independent of the batch."""
+    dropout: float = 0.2
+    """Dropout in front of the embedding layers."""
+    localization_max_degrees: float = 60.0
+    """Largest rotation of the aligning network, degrees."""
+    localization_max_translation: float = 0.25
+    """Largest shift of the aligning network, as a share of the input's side."""
+
+    def __post_init__(self) -> None:
+        both = self.variant.endswith("TexMinu")
+        _require(self.embedding_dim >= 2, "model.embedding_dim must be at least 2")
+        _require(not both or self.embedding_dim % 2 == 0, f"model.embedding_dim must be even for {self.variant}")
+        _require(self.width >= 8 and self.width % 8 == 0, "model.width must be a positive multiple of 8")
+        _require(0 <= self.dropout < 1, "model.dropout must be at least 0 and below 1")
+        _require(
+            self.norm == "batch" or self.trunk == "compact",
+            "model.norm group exists for the compact trunk only: add --model.trunk compact",
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: identity head + center loss + minutia-map loss."""
+
+    head: Literal["softmax", "arcface", "cosface"] = "softmax"
+    """Identity head on each branch."""
+    scale: float = 64.0
+    """Scale of the cosine for arcface and cosface."""
+    margin: float = 0.35
+    """Additive margin: radians for arcface, cosine for cosface."""
+    identity_weight: float = 1.0
+    center_weight: float = 0.125
+    minutia_map_weight: float = 0.3
+    center_rate: float = 0.01
+    """Share by which a class centre moves towards the mean of its prints in each step."""
+
+    def __post_init__(self) -> None:
+        _require(self.scale > 0, "loss.scale must be above 0")
+        for name in ("identity_weight", "center_weight", "minutia_map_weight", "margin"):
+            _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
+        _require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    epochs: float = 20.0
+    """Passes over the training prints; ignored when `steps` is given."""
+    steps: int = 0
+    """Optimizer steps; 0 derives them from `epochs`."""
+    batch_size: int = 64
+    """Prints per process and micro-batch."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of the network; losses stay in float32."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    """Peak learning rate, for the whole batch as given (it is not rescaled)."""
+    weight_decay: float = 0.02
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, then cosine decay."""
+    final_lr_share: float = 0.01
+    """Learning rate at the last step, as a share of the peak."""
+    clip_norm: float = 5.0
+    """Largest gradient norm; 0 switches clipping off."""
+    validate_every: int = 500
+    """Steps between validations; 0 validates at the end only."""
+    patience: int = 0
+    """Stop after this many validations without a lower EER; 0 never stops early."""
+    log_every: int = 20
+    """Steps between records in metrics.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep: int = 3
+    """Checkpoints kept, besides the best one."""
+    max_bad_steps: int = 20
+    """Steps in a row with a NaN or infinite loss after which training stops."""
+    tracker: str = "tensorboard"
+    """Any tracker Accelerate knows, by name (`wandb`, `mlflow`, ...), or `none`."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    seed: int = 0
+    """Seed of initial weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "log_every", "keep", "max_bad_steps"):
+            _require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
+        for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
+            _require(getattr(self, name) >= 0, f"training.{name} must not be negative")
+        _require(self.learning_rate > 0, "training.learning_rate must be above 0")
+        _require(self.steps > 0 or self.epochs > 0, "training.epochs must be above 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    data: str = ""
+    """Dataset folder to train on (made by `fingerprint-accel import`)."""
+    out: str = ""
+    """Run folder to write."""
+    resume: str = "never"
+    """`auto` goes on from the latest checkpoint of --out (or starts); a checkpoint folder goes on from that one."""
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration (or one group of it) as nested plain dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
+    """Builds `cls` from nested dictionaries over the values of `base` (default: the class's defaults).
+
+    Raises:
+        UserError: a key that is not a knob, a value of another type, or knobs that do not go together.
+    """
+    base = cls() if base is None else base  # every configuration class has defaults
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of knobs, found {values!r}")
+    hints = typing.get_type_hints(cls)
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{where}: no knob named {key!r}; there are {', '.join(hints)}")
+        here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
+        if dataclasses.is_dataclass(hints[key]):
+            changes[key] = from_dict(typing.cast(type, hints[key]), value, getattr(base, key), here)
+        else:
+            changes[key] = _checked(value, hints[key], here)
+    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    choices = typing.get_args(hint)
+    if choices:
+        if value not in choices:
+            raise UserError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not hint:
+        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def load_yaml(path: Path, base: Config | None = None) -> Config:
+    """Reads a configuration file; knobs it does not name keep the values of `base`.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit `Config`.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file to --config") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    return from_dict(Config, values or {}, base, str(path) + ":")
+
+
+def save_yaml(config: Config, path: Path) -> None:
+    """Writes every knob, resolved, to a YAML file that `load_yaml` reads back."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
+    """Reads a run's configuration: recipe defaults, then `--config FILE.yaml`, then `--group.knob value`.
+
+    Args:
+        defaults: what the recipe sets.
+        description: text on top of `--help`.
+        arguments: command line without the program; default `sys.argv[1:]`.
+
+    Raises:
+        UserError: a configuration file that cannot be used, or knobs that do not go together.
+        SystemExit: with status 2 and a usage message for unknown or malformed arguments.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    base = defaults
+    for position, word in enumerate(words):
+        if word == "--config" or word.startswith("--config="):
+            name = word.partition("=")[2] if "=" in word else "".join(words[position + 1 : position + 2])
+            del words[position : position + (1 if "=" in word else 2)]
+            base = load_yaml(Path(name), defaults)
+            break
+    text = description.strip() + "\n\n--config FILE.yaml reads knobs from a file first (see config.yaml of any run)."
+    return tyro.cli(Config, default=base, description=text, args=words, config=(tyro.conf.FlagConversionOff,))

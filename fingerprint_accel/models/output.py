@@ -1,0 +1,34 @@
+"""What every network of this package returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Output:
+    """Embeddings of a batch; branches that a variant lacks are None.
+
+    Attributes:
+        texture: (B, D_t) float32, unit length, from the texture branch.
+        minutia: (B, D_m) float32, unit length, from the minutia branch.
+        minutia_map: (B, 6, S, S) predicted minutia map, only in training mode.
+    """
+
+    texture: torch.Tensor | None = None
+    minutia: torch.Tensor | None = None
+    minutia_map: torch.Tensor | None = None
+
+    @property
+    def branches(self) -> dict[str, torch.Tensor]:
+        """Embeddings by branch name, texture first."""
+        present = {"texture": self.texture, "minutia": self.minutia}
+        return {name: value for name, value in present.items() if value is not None}
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """(B, D) float32, unit length: the branches side by side, each weighing the same."""
+        parts = list(self.branches.values())
+        return torch.cat(parts, dim=1) / len(parts) ** 0.5
