@@ -170,8 +170,8 @@ class TrainingConfig:
     """Prints per process and micro-batch."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of the network; losses stay in float32."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Autocast of the network, losses stay in float32; `auto` takes what `accelerate launch` was told."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     """Peak learning rate, for the whole batch as given (it is not rescaled)."""

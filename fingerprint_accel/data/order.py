@@ -25,10 +25,10 @@ def permutation(count: int, seed: int, epoch: int, level: int = 0) -> np.ndarray
 
     Sorting hashed counters, unlike a library's generator, gives the same order in every version of numpy.
     """
-    key = np.uint64(0)
-    for part in (seed, epoch, level):
-        key = mix64(np.asarray(key ^ np.uint64(part % 2**64)) + np.uint64(_GOLDEN))[()]
+    key = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
+        for part in (seed, epoch, level):
+            key = mix64((key ^ np.uint64(part % 2**64)) + np.uint64(_GOLDEN))
         counters = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + key
     return np.argsort(mix64(counters), kind="stable")
 

@@ -1,0 +1,41 @@
+"""What every recipe does: read the knobs, train, export the best model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fingerprint_accel.config import Config, parse
+from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.training.loop import train
+from fingerprint_accel.training.setup import Run, set_up
+
+
+def run_recipe(defaults: Config, description: str) -> None:
+    """Entry point of a recipe script: command line in, run folder out. User errors end in one line, exit code 2."""
+    with one_line_errors():
+        run_training(parse(defaults, description))
+
+
+def run_training(config: Config) -> Run:
+    """Trains as configured and exports the best checkpoint to `<out>/model`.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    check_out(config)
+    run = set_up(config)
+    train(run)
+    if run.accelerator.is_main_process:
+        Extractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
+    run.accelerator.wait_for_everyone()
+    return run
+
+
+def check_out(config: Config) -> None:
+    """Raises UserError where --out is missing or cannot be a folder."""
+    if not config.out:
+        raise UserError("no run folder: give --out a new folder")
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give --out a new folder")

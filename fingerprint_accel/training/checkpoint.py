@@ -1,0 +1,176 @@
+"""Checkpoints that are whole or absent: temporary folder, fsync, rename, then prune. safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fingerprint_accel.errors import UserError
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved moment of training.
+
+    Attributes:
+        model: state dict of the network.
+        training: every other tensor: heads and centres (`loss.`), optimizer (`optimizer.`), counters (`run.`).
+        state: numbers and words: step, position, seed, best EER, gradient scaler, dataset facts.
+    """
+
+    model: dict[str, torch.Tensor]
+    training: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def write_json(values: Any, path: Path) -> None:
+    """Replaces a JSON file in one motion, so that a reader or a crash never meets half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
+    """Writes `run/checkpoints/step-XXXXXXXX` and points `latest.json` at it; returns its name.
+
+    A process killed at any moment leaves the previous checkpoints as they were.
+    """
+    folder = run / "checkpoints"
+    name = f"step-{checkpoint.state['step']:08d}"
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_plain(checkpoint.model), temporary / "model.safetensors", metadata={"format": "pt"})
+    save_file(_plain(checkpoint.training), temporary / "training_state.safetensors", metadata={"format": "pt"})
+    (temporary / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **checkpoint.state}, indent=2))
+    for file in temporary.iterdir():
+        _sync_file(file)
+    _sync_folder(temporary)
+    if (folder / name).exists():  # the same step, saved by a run that was then resumed from an earlier one
+        (folder / name).replace(folder / f".{name}.old.tmp")
+    temporary.replace(folder / name)
+    _sync_folder(folder)
+    write_json({"checkpoint": name, "step": checkpoint.state["step"]}, run / "latest.json")
+    shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
+    return name
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoint_names(run: Path) -> list[str]:
+    """Names of the complete checkpoints of a run folder, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
+
+
+def prune(run: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints and the best one, and leftovers of interrupted saves."""
+    folder = run / "checkpoints"
+    best = read_pointer(run / "best.json")
+    names = checkpoint_names(run)
+    for name in names[:-keep]:
+        if name != best:
+            (folder / name).replace(folder / f".{name}.tmp")  # never a half-deleted folder under a checkpoint's name
+    if folder.is_dir():
+        for leftover in folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_pointer(path: Path) -> str | None:
+    """The checkpoint that `best.json` or `latest.json` names, or None without such a file."""
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["checkpoint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; delete it to fall back on the newest checkpoint") from error
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder, or None. Its name, not `latest.json`, decides: the rename that
+    completes a checkpoint comes before the pointer."""
+    names = checkpoint_names(run)
+    return run / "checkpoints" / names[-1] if names else None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads one checkpoint folder.
+
+    Raises:
+        UserError: not a checkpoint folder, a damaged file, or one of another format version.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        model = load_file(folder / "model.safetensors")
+        training = load_file(folder / "training_state.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: not a checkpoint folder (no {Path(error.filename or 'file').name})") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged checkpoint ({error}); resume from another one") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder}: checkpoint format {state.get('format_version')}, this version reads {FORMAT_VERSION}"
+        )
+    return Checkpoint(model, training, state)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
+    """State of an optimizer as `optimizer.<parameter>.<entry>`; `names` maps id(parameter) to its name."""
+    tensors = {}
+    for parameter, entries in optimizer.state.items():
+        for entry, value in entries.items():
+            if value is not None:
+                tensors[f"optimizer.{names[id(parameter)]}.{entry}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Puts back what `optimizer_tensors` took; entries keep their device: `step` lives where the optimizer made it."""
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            parameter, _, entry = key.removeprefix("optimizer.").rpartition(".")
+            by_name.setdefault(parameter, {})[entry] = tensor
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            entries = by_name.get(names[id(parameter)])
+            if entries is not None:
+                optimizer.state[parameter] = {
+                    entry: value.to(parameter.device).clone() for entry, value in entries.items()
+                }

@@ -1,0 +1,151 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from tqdm import tqdm
+
+from fingerprint_accel.config import save_yaml
+from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.data.loader import TrainingLoader
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.meters import Meters
+from fingerprint_accel.training.module import StatisticsGuard
+from fingerprint_accel.training.reporting import Reporter, start_line
+from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save, seed_step
+from fingerprint_accel.training.schedule import learning_rate
+from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.validation import validate
+
+
+def train(run: Run) -> Progress:
+    """Trains until the last step or until validation stops improving; writes the run folder.
+
+    Raises:
+        UserError: the loss stayed NaN or infinite, or the run folder cannot be gone on with.
+    """
+    accelerator, training = run.accelerator, run.config.training
+    checkpoint = checkpoint_to_resume(run.config)
+    accelerator.wait_for_everyone()  # all ranks have looked before rank 0 writes
+    progress = restore(run, checkpoint) if checkpoint else Progress()
+    if accelerator.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_yaml(run.config, run.folder / "config.yaml")
+    accelerator.print(start_line(run, progress))
+    guard, meters = StatisticsGuard(run.bare), Meters(accelerator.device, progress.skipped)
+    loader = TrainingLoader(
+        run.train, run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
+        accelerator.device, progress.position, run.config.reading.prefetch,
+    )  # fmt: skip
+    run.module.train()
+    with Reporter(run, progress) as reporter, loader:
+        batches = iter(loader)
+        bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+        while progress.step < run.steps:
+            rate = learning_rate(progress.step, run.steps, training)
+            bad = _optimizer_step(run, batches, rate, meters, progress)
+            guard.step(bad)
+            progress.step += 1
+            progress.position += run.samples_per_step
+            bar.update()
+            last = progress.step == run.steps
+            if last or progress.step % training.log_every == 0:
+                reporter.training_record(meters, rate, loader.waited, bar)
+                _stop_if_all_is_nan(run, progress, guard, meters)
+            started = time.perf_counter()
+            improved = False
+            if last or _due(progress.step, training.validate_every):
+                guard.average(accelerator.num_processes)
+                improved = _validate(run, progress, reporter)
+                last = last or 0 < training.patience <= progress.validations_without_gain
+            if last or improved or _due(progress.step, training.save_every):
+                guard.average(accelerator.num_processes)
+                save(run, progress, improved)
+            meters.pause(time.perf_counter() - started)
+            if last:
+                break
+        bar.close()
+        reporter.final_table(meters)
+    accelerator.wait_for_everyone()
+    return progress
+
+
+def _optimizer_step(
+    run: Run, batches: Iterator[Batch], rate: float, meters: Meters, progress: Progress
+) -> torch.Tensor:
+    """One update from `accumulation` micro-batches; returns () bool on the device, True where it was skipped."""
+    accelerator, training = run.accelerator, run.config.training
+    optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
+    seed_step(training.seed, progress.step, accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    losses, fingers, branches = [], [], []
+    for _ in range(training.accumulation):
+        batch = next(batches)
+        with accelerator.accumulate(run.module):
+            image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.needs_minutia_maps)
+            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0)
+            accelerator.backward(loss)
+            losses.append({"loss": loss.detach(), **parts})
+            fingers.append(batch.finger)
+            branches.append(embeddings)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(run.bare.parameters(), training.clip_norm or float("inf"))
+                bad = ~torch.isfinite(norm)
+                if accelerator.scaler is None:  # the protocol by which a GradScaler makes fused optimizers skip
+                    optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+    _update_centers(run, fingers, branches, bad)
+    mean = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+    meters.add(mean, norm, bad, run.samples_per_step)
+    return bad
+
+
+@torch.no_grad()
+def _update_centers(
+    run: Run, fingers: list[torch.Tensor], branches: list[dict[str, torch.Tensor]], bad: torch.Tensor
+) -> None:
+    """Moves the class centres once per update, by the prints of all micro-batches and ranks."""
+    if run.config.loss.center_weight == 0:
+        return
+    finger = run.accelerator.gather(torch.cat(fingers))
+    gathered = {
+        name: run.accelerator.gather(torch.cat([part[name].float() for part in branches])) for name in branches[0]
+    }
+    run.bare.loss.update_centers(gathered, finger, skip=bad)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
+    """Validates on all ranks; True if this is the best EER so far."""
+    if run.validation is None:
+        return False
+    batch_size = run.config.training.batch_size
+    metrics = validate(run.accelerator, run.bare.model, run.preprocessor, run.validation, batch_size)
+    improved = progress.best_eer is None or metrics["eer"] < progress.best_eer
+    if improved:
+        progress.best_eer, progress.best_step = metrics["eer"], progress.step
+        progress.validations_without_gain = 0
+    else:
+        progress.validations_without_gain += 1
+    reporter.validation_record(metrics)
+    return improved
+
+
+def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters) -> None:
+    progress.skipped = int(meters.bad_in_all) + meters.skipped_before
+    if int(meters.longest) < run.config.training.max_bad_steps:
+        return
+    guard.average(run.accelerator.num_processes)
+    save(run, progress)
+    raise UserError(
+        f"{run.folder}: loss NaN or infinite in {int(meters.longest)} steps in a row before step {progress.step}; lower "
+        "--training.learning-rate, lengthen --training.warmup-steps, or use --training.precision bf16 or no"
+    )

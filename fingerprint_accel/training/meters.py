@@ -1,0 +1,118 @@
+"""What happened between two records, added up on the device and read once per record."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+class Meters:
+    """Running sums of one window between records.
+
+    Args:
+        device: where the sums live.
+        skipped_before: updates skipped before the run was resumed.
+    """
+
+    def __init__(self, device: torch.device, skipped_before: int = 0) -> None:
+        self.device, self.skipped_before = device, skipped_before
+        self.bad_in_a_row = torch.zeros((), device=device)
+        self.bad_in_all = torch.zeros((), device=device)
+        self.longest = torch.zeros((), device=device)
+        self.seconds_training = 0.0
+        self.samples_training = 0
+        self.wait_training = 0.0
+        self._start(0.0)
+
+    def _start(self, waited: float) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.updates = 0
+        self.samples = 0
+        self._paused = 0.0
+        self._waited = waited
+        self._since = time.perf_counter()
+
+    def add(self, parts: dict[str, torch.Tensor], norm: torch.Tensor, bad: torch.Tensor, samples: int) -> None:
+        """One optimizer step: loss parts (() tensors), gradient norm, whether it was skipped (() bool), prints seen."""
+        for name, value in {**parts, "gradient_norm": norm}.items():
+            clean = torch.where(bad, 0.0, value.detach().float())
+            self.sums[name] = self.sums[name] + clean if name in self.sums else clean
+        self.sums["skipped"] = self.sums.get("skipped", torch.zeros((), device=self.device)) + bad
+        self.bad_in_a_row = torch.where(bad, self.bad_in_a_row + 1, 0.0)
+        self.bad_in_all = self.bad_in_all + bad
+        self.longest = torch.maximum(self.longest, self.bad_in_a_row)
+        self.updates += 1
+        self.samples += samples
+
+    def pause(self, seconds: float) -> None:
+        """Takes validation and saving out of the training time."""
+        self._paused += seconds
+
+    def flush(self, waited: float, accelerator: Accelerator) -> dict[str, float]:
+        """The record of the window that ends now, means over ranks; `waited` is the loader's total. Waits for the device."""
+        stacked = torch.stack([value.float() for value in self.sums.values()])
+        values = accelerator.reduce(stacked, "mean").tolist()
+        seconds = max(1e-9, time.perf_counter() - self._since - self._paused)
+        record: dict[str, float] = {}
+        sums = dict(zip(self.sums, values, strict=True))
+        skipped = sums.pop("skipped", 0.0)
+        for name, value in sums.items():
+            record[name] = value / max(1.0, self.updates - skipped)
+        wait = waited - self._waited
+        record |= {
+            "skipped": skipped,
+            "samples_per_second": self.samples / seconds,
+            "data_wait_share": min(1.0, wait / seconds),
+            "memory_mb": peak_memory_mb(self.device),
+        }
+        self.seconds_training += seconds
+        self.samples_training += self.samples
+        self.wait_training += wait
+        self._start(waited)
+        return record
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far, MB: of the accelerator where there is one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per line, appended.
+
+    Args:
+        path: the file.
+        resumed_at: records of later steps are dropped, because those steps are about to run again.
+    """
+
+    def __init__(self, path: Path, resumed_at: int = 0) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the line that was being written when the run was killed
+                    continue
+                if record["step"] <= resumed_at:
+                    kept.append(line + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one record and hands it to the operating system at once."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

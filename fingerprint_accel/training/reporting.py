@@ -1,0 +1,118 @@
+"""What the user sees of a run: the line at the start, records, trackers, the table at the end."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fingerprint_accel.config import to_dict
+from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
+from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.setup import Run
+
+
+def start_line(run: Run, progress: Progress) -> str:
+    """What runs where, on one line."""
+    accelerator, training, config = run.accelerator, run.config.training, run.config
+    parameters = sum(parameter.numel() for parameter in run.bare.model.parameters())
+    device = str(accelerator.device)
+    if accelerator.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(accelerator.device)})"
+    scaling = "on" if accelerator.scaler is not None else "off"
+    total = run.samples_per_step
+    held_out = f", {run.validation.classes} to validate" if run.validation else ""
+    start = f"from step {progress.step} " if progress.step else ""
+    return (
+        f"{device} x {accelerator.num_processes} | precision {accelerator.mixed_precision}, gradient scaling {scaling} | "
+        f"batch {training.batch_size} x {training.accumulation} per device, {total} in total | "
+        f"DeepPrint {config.model.variant} {config.model.trunk}, {parameters / 1e6:.1f} M parameters | "
+        f"{config.data}: {len(run.train)} prints of {run.train.classes} fingers{held_out} | "
+        f"{start}to step {run.steps}"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+class Reporter:
+    """Writes `metrics.jsonl` and the tracker on rank 0. A context manager."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.file: MetricsFile | None = None
+        self.last_record: dict[str, Any] = {}
+        self.last_validation: dict[str, float] = {}
+        self._started = time.perf_counter()
+        self._first_step = progress.step
+
+    def __enter__(self) -> Reporter:
+        if self.run.accelerator.is_main_process:
+            self.file = MetricsFile(self.run.folder / "metrics.jsonl", self.progress.step)
+        self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(to_dict(self.run.config)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.file is not None:
+            self.file.close()
+        if kind is None:
+            self.run.accelerator.end_training()
+
+    def _write(self, kind: str, values: dict[str, float]) -> None:
+        record = {"step": self.progress.step, "kind": kind, **values}
+        if self.file is not None:
+            self.file.write(record)
+        self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
+
+    def training_record(self, meters: Meters, rate: float, waited: float, bar: tqdm) -> None:
+        """Records the window since the last record; losses are means over ranks."""
+        record = meters.flush(waited, self.run.accelerator)
+        record["learning_rate"] = rate
+        record["epoch"] = self.progress.position / len(self.run.train)
+        self.last_record = record
+        self._write("train", record)
+        bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['samples_per_second']:.0f} prints/s")
+
+    def validation_record(self, metrics: dict[str, float]) -> None:
+        """Records one validation and prints it above the progress bar."""
+        self.last_validation = metrics
+        self._write("validation", metrics)
+        if self.run.accelerator.is_main_process:
+            rates = ", ".join(
+                f"{name.upper()} {100 * value:.2f} %" for name, value in metrics.items() if _is_rate(name)
+            )
+            tqdm.write(f"step {self.progress.step}: validation {rates}")
+
+    def final_table(self, meters: Meters) -> None:
+        """Prints the summary of the run on rank 0."""
+        progress, run = self.progress, self.run
+        seconds = max(1e-9, meters.seconds_training)
+        rows = [
+            ("steps", f"{progress.step}" + (" (stopped early)" if progress.step < run.steps else "")),
+            ("prints seen", f"{progress.position} ({progress.position / len(run.train):.1f} epochs)"),
+            ("seconds", f"{time.perf_counter() - self._started:.0f}"),
+            ("prints/s in training", f"{meters.samples_training / seconds:.0f}"),
+            ("data-wait share", f"{meters.wait_training / seconds:.1%}"),
+            ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
+            ("loss", f"{self.last_record.get('loss', float('nan')):.4f}"),
+            ("updates skipped", f"{progress.skipped}"),
+        ]
+        if progress.best_eer is not None:
+            rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
+        rows += [(name.upper(), f"{value:.2%}") for name, value in self.last_validation.items() if "@" in name]
+        rows.append(("run folder", str(run.folder)))
+        width = max(len(name) for name, _ in rows)
+        run.accelerator.print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _is_rate(name: str) -> bool:
+    return name == "eer" or "@" in name

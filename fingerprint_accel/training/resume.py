@@ -1,0 +1,128 @@
+"""Takes a run's state apart into a checkpoint and puts it together again."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fingerprint_accel.config import Config
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.checkpoint import (
+    Checkpoint,
+    checkpoint_names,
+    find_checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    prune,
+    restore_optimizer,
+    save_checkpoint,
+    write_json,
+)
+from fingerprint_accel.training.setup import Run
+
+RNG_RULE = (
+    "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that changes in training beside tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        position: prints consumed from the stream, over all processes.
+        best_eer, best_step: best validation so far.
+        validations_without_gain: for early stopping.
+        skipped: updates skipped because their loss was not finite.
+    """
+
+    step: int = 0
+    position: int = 0
+    best_eer: float | None = None
+    best_step: int = 0
+    validations_without_gain: int = 0
+    skipped: int = 0
+
+
+def save(run: Run, progress: Progress, best: bool = False) -> None:
+    """Writes a checkpoint on rank 0; with `best`, `best.json` names it."""
+    if not run.accelerator.is_main_process:
+        return
+    info = run.train.shards.info
+    scaler = run.accelerator.scaler
+    tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
+    tensors |= optimizer_tensors(run.optimizer.optimizer, run.parameter_names)  # type: ignore[attr-defined]
+    state = {
+        **dataclasses.asdict(progress),
+        "seed": run.config.training.seed,
+        "rng": RNG_RULE,
+        "gradient_scaler": scaler.state_dict() if scaler is not None else None,
+        "prints": len(run.train),
+        "fingers": run.train.classes,
+        "ppi": info.ppi,
+        "canvas": info.canvas,
+        "processes": run.accelerator.num_processes,
+    }
+    name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state))
+    if best:
+        write_json({"checkpoint": name, "step": progress.step, "eer": progress.best_eer}, run.folder / "best.json")
+    prune(run.folder, run.config.training.keep)
+
+
+def checkpoint_to_resume(config: Config) -> Path | None:
+    """The checkpoint that `--resume` asks for, or None to start afresh.
+
+    Raises:
+        UserError: the run folder holds a run that would be overwritten, or the checkpoint asked for is not there.
+    """
+    folder = Path(config.out)
+    newest = find_checkpoint(folder)
+    if config.resume == "auto":
+        return newest
+    if config.resume == "never":
+        if newest is not None:
+            raise UserError(f"{folder}: holds a run already; add --resume auto to go on, or choose another --out")
+        return None
+    chosen = Path(config.resume)
+    if not (chosen / "state.json").is_file():
+        raise UserError(f"--resume {chosen}: not a checkpoint folder; give RUN/checkpoints/step-XXXXXXXX, or auto")
+    if newest is not None and chosen.resolve() != newest.resolve():
+        raise UserError(f"{folder}: holds {checkpoint_names(folder)[-1]}, which would be lost; choose another --out")
+    return chosen
+
+
+def restore(run: Run, folder: Path) -> Progress:
+    """Loads a checkpoint into a run; what follows is bit-identical to never having stopped.
+
+    Raises:
+        UserError: the checkpoint belongs to other data or to another model.
+    """
+    checkpoint = load_checkpoint(folder)
+    state = checkpoint.state
+    for what, here in (("fingers", run.train.classes), ("prints", len(run.train)), ("seed", run.config.training.seed)):
+        if state[what] != here:
+            raise UserError(
+                f"{folder}: trained on {what} {state[what]}, this run has {here}; use the same data and seed"
+            )
+    heads = {key.removeprefix("loss."): t for key, t in checkpoint.training.items() if key.startswith("loss.")}
+    try:
+        run.bare.model.load_state_dict(checkpoint.model)
+        run.bare.loss.load_state_dict(heads)
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}: holds another model than configured ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    restore_optimizer(run.optimizer.optimizer, run.parameter_names, checkpoint.training)  # type: ignore[attr-defined]
+    if run.accelerator.scaler is not None and state["gradient_scaler"]:
+        run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
+    return Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds dropout for one optimizer step; the rule is written into every checkpoint."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
+    torch.manual_seed(mixed)

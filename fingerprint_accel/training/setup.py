@@ -1,0 +1,171 @@
+"""Turns a configuration into the objects that the loop works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+
+from fingerprint_accel.config import Config, TrainingConfig
+from fingerprint_accel.data.loader import Subset, subset_of_fingers
+from fingerprint_accel.data.order import SampleOrder
+from fingerprint_accel.data.shards import Shards, open_dataset, split_fingers
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.training.module import TrainingModule
+
+
+@dataclass
+class Run:
+    """Everything that one training run is made of, on this process.
+
+    Attributes:
+        module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
+        bare: the same without wrapping.
+        optimizer: wrapped by Accelerate; `optimizer.optimizer` is torch's.
+        steps: optimizer steps in all.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    train: Subset
+    validation: Subset | None
+    order: SampleOrder
+    preprocessor: Preprocessor
+    module: torch.nn.Module
+    bare: TrainingModule
+    optimizer: torch.optim.Optimizer
+    steps: int
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.out)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Prints per optimizer step over all processes and micro-batches."""
+        training = self.config.training
+        return training.batch_size * training.accumulation * self.accelerator.num_processes
+
+    @property
+    def parameter_names(self) -> dict[int, str]:
+        """Name of each trained parameter by its id()."""
+        return {id(parameter): name for name, parameter in self.bare.named_parameters()}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerator for this configuration and the way the process was launched."""
+    training = config.training
+    no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
+    if training.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(no_fp16_here)
+    try:
+        return Accelerator(
+            mixed_precision=None if training.precision == "auto" else training.precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
+            ),
+            log_with=None if training.tracker == "none" else training.tracker,
+            project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        if "fp16" in str(error):
+            raise UserError(no_fp16_here) from error
+        raise UserError(f"--training.tracker {training.tracker}: {error}") from error
+
+
+def split(config: Config, shards: Shards) -> tuple[Subset, Subset | None]:
+    """Training and validation prints: by finger, never by print.
+
+    Raises:
+        UserError: nothing is left to train on, or the validation prints hold no mated pair.
+    """
+    reading = config.reading
+    held_out = np.zeros(len(shards.key_of_finger), bool)
+    validation: Subset | None = None
+    if reading.validation_data:
+        other = open_dataset(reading.validation_data)
+        for what in ("ppi", "canvas"):
+            ours, theirs = getattr(shards.info, what), getattr(other.info, what)
+            if ours != theirs:
+                raise UserError(
+                    f"{reading.validation_data}: {what} {theirs}, but {config.data} has {ours}; re-import it"
+                )
+        validation = subset_of_fingers(other, np.ones(len(other.key_of_finger), bool))
+    elif reading.validation_fraction > 0:
+        held_out = split_fingers(shards.key_of_finger, reading.validation_fraction, seed=0)
+        validation = subset_of_fingers(shards, held_out)
+    if validation is not None:
+        prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
+        if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:
+            raise UserError(
+                f"{reading.validation_data or config.data}: validation got {validation.classes} fingers, needs two, and "
+                "two prints of one; raise --reading.validation-fraction, or set it to 0 to train without validation"
+            )
+    train = subset_of_fingers(shards, ~held_out)
+    if train.classes < 2:
+        raise UserError(f"{config.data}: {train.classes} fingers to train on, needs two; lower the validation fraction")
+    return train, validation
+
+
+def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD; vectors (biases, normalisation) are not decayed. Fused: it can skip an update on the device."""
+    matrices = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim > 1]
+    vectors = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": training.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+
+
+def set_up(config: Config) -> Run:
+    """Opens the data and builds the model, on the device that Accelerate chose.
+
+    Raises:
+        UserError: missing --data or --out, data that cannot be used, knobs that do not fit the machine.
+    """
+    if not config.data:
+        raise UserError("no data: give --data a dataset folder (`fingerprint-accel import` makes one)")
+    if not config.out:
+        raise UserError("no run folder: give --out a new folder")
+    shards = open_dataset(config.data)
+    train, validation = split(config, shards)
+    accelerator = make_accelerator(config)
+    training = config.training
+    block_size = config.reading.block_size if config.reading.order == "block" else 0
+    preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed).to(accelerator.device)
+    torch.manual_seed(training.seed)
+    model = DeepPrint(config.model)
+    loss = DeepPrintLoss(
+        config.loss, model.branch_dims, train.classes, config.model.dropout, has_map=model.needs_minutia_maps
+    )
+    bare = TrainingModule(model, loss)
+    if training.compile:
+        model.compile()
+    optimizer = make_optimizer(bare, training)
+    module, optimizer = accelerator.prepare(bare, optimizer)
+    per_step = training.batch_size * training.accumulation * accelerator.num_processes
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        train=train,
+        validation=validation,
+        order=SampleOrder(len(train), training.seed, block_size),
+        preprocessor=preprocessor,
+        module=module,
+        bare=bare,
+        optimizer=optimizer,
+        steps=training.steps or max(1, round(training.epochs * len(train) / per_step)),
+    )

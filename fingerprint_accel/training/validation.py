@@ -1,0 +1,60 @@
+"""Embeddings of the validation prints, made by all ranks together, and their error rates."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from fingerprint_accel.data.loader import Subset, read_batch
+from fingerprint_accel.evaluation.metrics import validation_metrics
+from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.preprocess.pipeline import Preprocessor
+
+
+@torch.no_grad()
+def embed(
+    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Subset, batch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeds every print of `subset`, each on one rank.
+
+    Ranks take turns print by print; short ranks repeat prints so that all gather equal shapes, and the repetitions are
+    dropped by index.
+
+    Returns:
+        (N, D) float32 embeddings and (N,) int64 labels on the CPU, in the subset's order, the same on every rank.
+    """
+    count, processes = len(subset), accelerator.num_processes
+    share = -(-count // processes)
+    mine = (np.arange(share) * processes + accelerator.process_index) % count
+    side = subset.shards.info.canvas
+    buffer = torch.empty((min(batch_size, share), side, side), dtype=torch.uint8)
+    was_training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, share, batch_size):
+        samples = mine[start : start + batch_size]
+        batch = read_batch(subset, samples, np.zeros(len(samples), np.int64), buffer).to(accelerator.device)
+        with accelerator.autocast():
+            output = model(preprocessor(batch, augment=False)[0])
+        parts.append(output.embedding.float())
+    model.train(was_training)
+    index = torch.from_numpy(mine).to(accelerator.device)
+    gathered_index = accelerator.gather(index).cpu()
+    gathered = accelerator.gather(torch.cat(parts)).cpu()
+    embeddings = torch.empty(count, gathered.shape[1])
+    embeddings[gathered_index] = gathered
+    return embeddings, torch.from_numpy(subset.labels)
+
+
+def validate(
+    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Subset, batch_size: int
+) -> dict[str, float]:
+    """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them.
+
+    Embeddings that are not finite count as an EER of 1: nothing worse can be reported, and training may recover.
+    """
+    embeddings, labels = embed(accelerator, model, preprocessor, subset, batch_size)
+    if not torch.isfinite(embeddings).all():
+        return {"eer": 1.0}
+    return {name: value for name, value in validation_metrics(embeddings, labels).items() if value is not None}
