@@ -1,7 +1,7 @@
 """Batches read ahead by one thread into reused buffers.
 
-The thread copies bytes from the memory-mapped shards; numpy releases the interpreter lock while it does, so reading runs
-beside training without worker processes.
+The thread copies bytes from the memory-mapped shards; numpy releases the interpreter lock while it does, so reading
+runs beside training without worker processes.
 """
 
 from __future__ import annotations

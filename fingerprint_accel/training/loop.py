@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-import torch
 from tqdm import tqdm
 
 from fingerprint_accel.config import save_yaml
-from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.data.loader import TrainingLoader
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.reporting import Reporter, start_line
-from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save, seed_step
+from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
 from fingerprint_accel.training.schedule import learning_rate
 from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 
 
@@ -46,7 +44,7 @@ def train(run: Run) -> Progress:
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while progress.step < run.steps:
             rate = learning_rate(progress.step, run.steps, training)
-            bad = _optimizer_step(run, batches, rate, meters, progress)
+            bad = optimizer_step(run, batches, rate, meters, progress)
             guard.step(bad)
             progress.step += 1
             progress.position += run.samples_per_step
@@ -71,52 +69,6 @@ def train(run: Run) -> Progress:
         reporter.final_table(meters)
     accelerator.wait_for_everyone()
     return progress
-
-
-def _optimizer_step(
-    run: Run, batches: Iterator[Batch], rate: float, meters: Meters, progress: Progress
-) -> torch.Tensor:
-    """One update from `accumulation` micro-batches; returns () bool on the device, True where it was skipped."""
-    accelerator, training = run.accelerator, run.config.training
-    optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
-    seed_step(training.seed, progress.step, accelerator.process_index)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    losses, fingers, branches = [], [], []
-    for _ in range(training.accumulation):
-        batch = next(batches)
-        with accelerator.accumulate(run.module):
-            image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.needs_minutia_maps)
-            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0)
-            accelerator.backward(loss)
-            losses.append({"loss": loss.detach(), **parts})
-            fingers.append(batch.finger)
-            branches.append(embeddings)
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(run.bare.parameters(), training.clip_norm or float("inf"))
-                bad = ~torch.isfinite(norm)
-                if accelerator.scaler is None:  # the protocol by which a GradScaler makes fused optimizers skip
-                    optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
-                run.optimizer.step()
-                run.optimizer.zero_grad()
-    _update_centers(run, fingers, branches, bad)
-    mean = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
-    meters.add(mean, norm, bad, run.samples_per_step)
-    return bad
-
-
-@torch.no_grad()
-def _update_centers(
-    run: Run, fingers: list[torch.Tensor], branches: list[dict[str, torch.Tensor]], bad: torch.Tensor
-) -> None:
-    """Moves the class centres once per update, by the prints of all micro-batches and ranks."""
-    if run.config.loss.center_weight == 0:
-        return
-    finger = run.accelerator.gather(torch.cat(fingers))
-    gathered = {
-        name: run.accelerator.gather(torch.cat([part[name].float() for part in branches])) for name in branches[0]
-    }
-    run.bare.loss.update_centers(gathered, finger, skip=bad)
 
 
 def _due(step: int, every: int) -> bool:
@@ -146,6 +98,6 @@ def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, me
     guard.average(run.accelerator.num_processes)
     save(run, progress)
     raise UserError(
-        f"{run.folder}: loss NaN or infinite in {int(meters.longest)} steps in a row before step {progress.step}; lower "
-        "--training.learning-rate, lengthen --training.warmup-steps, or use --training.precision bf16 or no"
+        f"{run.folder}: loss NaN or infinite {int(meters.longest)} steps in a row before step {progress.step}; "
+        "lower --training.learning-rate, lengthen --training.warmup-steps, or use --training.precision bf16 or no"
     )

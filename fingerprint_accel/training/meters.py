@@ -55,7 +55,7 @@ class Meters:
         self._paused += seconds
 
     def flush(self, waited: float, accelerator: Accelerator) -> dict[str, float]:
-        """The record of the window that ends now, means over ranks; `waited` is the loader's total. Waits for the device."""
+        """The record of the window, means over ranks; waits for the device. `waited` is the loader's total."""
         stacked = torch.stack([value.float() for value in self.sums.values()])
         values = accelerator.reduce(stacked, "mean").tolist()
         seconds = max(1e-9, time.perf_counter() - self._since - self._paused)

@@ -24,10 +24,11 @@ def start_line(run: Run, progress: Progress) -> str:
         device += f" ({torch.cuda.get_device_name(accelerator.device)})"
     scaling = "on" if accelerator.scaler is not None else "off"
     total = run.samples_per_step
+    precision = f"precision {accelerator.mixed_precision}, gradient scaling {scaling}"
     held_out = f", {run.validation.classes} to validate" if run.validation else ""
     start = f"from step {progress.step} " if progress.step else ""
     return (
-        f"{device} x {accelerator.num_processes} | precision {accelerator.mixed_precision}, gradient scaling {scaling} | "
+        f"{device} x {accelerator.num_processes} | {precision} | "
         f"batch {training.batch_size} x {training.accumulation} per device, {total} in total | "
         f"DeepPrint {config.model.variant} {config.model.trunk}, {parameters / 1e6:.1f} M parameters | "
         f"{config.data}: {len(run.train)} prints of {run.train.classes} fingers{held_out} | "

@@ -108,8 +108,8 @@ def split(config: Config, shards: Shards) -> tuple[Subset, Subset | None]:
         prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
         if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:
             raise UserError(
-                f"{reading.validation_data or config.data}: validation got {validation.classes} fingers, needs two, and "
-                "two prints of one; raise --reading.validation-fraction, or set it to 0 to train without validation"
+                f"{reading.validation_data or config.data}: validation got {validation.classes} fingers, needs two, "
+                "and two prints of one; raise --reading.validation-fraction, or set it to 0 to train without validation"
             )
     train = subset_of_fingers(shards, ~held_out)
     if train.classes < 2:

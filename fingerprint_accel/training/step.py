@@ -1,0 +1,56 @@
+"""One optimizer step: micro-batches forward and backward, clip, update, move the class centres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.training.meters import Meters
+from fingerprint_accel.training.resume import Progress, seed_step
+from fingerprint_accel.training.setup import Run
+
+
+def optimizer_step(run: Run, batches: Iterator[Batch], rate: float, meters: Meters, progress: Progress) -> torch.Tensor:
+    """One update from `accumulation` micro-batches; returns () bool on the device, True where it was skipped."""
+    accelerator, training = run.accelerator, run.config.training
+    optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
+    seed_step(training.seed, progress.step, accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    losses, fingers, branches = [], [], []
+    for _ in range(training.accumulation):
+        batch = next(batches)
+        with accelerator.accumulate(run.module):
+            image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.needs_minutia_maps)
+            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0)
+            accelerator.backward(loss)
+            losses.append({"loss": loss.detach(), **parts})
+            fingers.append(batch.finger)
+            branches.append(embeddings)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(run.bare.parameters(), training.clip_norm or float("inf"))
+                bad = ~torch.isfinite(norm)
+                if accelerator.scaler is None:  # the protocol by which a GradScaler makes fused optimizers skip
+                    optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+    _update_centers(run, fingers, branches, bad)
+    mean = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+    meters.add(mean, norm, bad, run.samples_per_step)
+    return bad
+
+
+@torch.no_grad()
+def _update_centers(
+    run: Run, fingers: list[torch.Tensor], branches: list[dict[str, torch.Tensor]], bad: torch.Tensor
+) -> None:
+    """Moves the class centres once per update, by the prints of all micro-batches and ranks."""
+    if run.config.loss.center_weight == 0:
+        return
+    finger = run.accelerator.gather(torch.cat(fingers))
+    gathered = {
+        name: run.accelerator.gather(torch.cat([part[name].float() for part in branches])) for name in branches[0]
+    }
+    run.bare.loss.update_centers(gathered, finger, skip=bad)
