@@ -49,7 +49,7 @@ def _synchronize(run: Run) -> None:
 
 
 def timed(run: Run, prints: int, work: Callable[[], None], seconds: float) -> dict[str, float]:
-    """Repeats `work` (`prints` over all processes) for about `seconds` in ROUNDS rounds; prints/s is the median round."""
+    """Repeats `work` (`prints` over all processes) for about `seconds`; prints/s is the median of ROUNDS rounds."""
     work()  # warm: kernels chosen, pages read
     _synchronize(run)
     started = time.perf_counter()

@@ -1,8 +1,8 @@
 """Which print comes when: a pure function of (seed, position), the same for any number of processes.
 
 Training consumes one endless stream: the permutation of epoch 0, then that of epoch 1, and so on. Micro-batch `m` of
-rank `r` is the stream from `(m * processes + r) * batch_size`. Batches are always full and may span two epochs, so every
-print is seen exactly once per epoch and a run resumes from one integer, its position in the stream.
+rank `r` is the stream from `(m * processes + r) * batch_size`. Batches are always full and may span two epochs: every
+print is seen exactly once per epoch, and a run resumes from one integer, its position in the stream.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def train(run: Run) -> Progress:
     with Reporter(run, progress) as reporter, loader:
         batches = iter(loader)
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
-        while progress.step < run.steps:
+        while not _finished(run, progress):
             rate = learning_rate(progress.step, run.steps, training)
             bad = optimizer_step(run, batches, rate, meters, progress)
             guard.step(bad)
@@ -58,17 +58,20 @@ def train(run: Run) -> Progress:
             if last or _due(progress.step, training.validate_every):
                 guard.average(accelerator.num_processes)
                 improved = _validate(run, progress, reporter)
-                last = last or 0 < training.patience <= progress.validations_without_gain
-            if last or improved or _due(progress.step, training.save_every):
+            if improved or _finished(run, progress) or _due(progress.step, training.save_every):
                 guard.average(accelerator.num_processes)
+                progress.skipped = meters.skipped()
                 save(run, progress, improved)
             meters.pause(time.perf_counter() - started)
-            if last:
-                break
         bar.close()
         reporter.final_table(meters)
     accelerator.wait_for_everyone()
     return progress
+
+
+def _finished(run: Run, progress: Progress) -> bool:
+    patience = run.config.training.patience
+    return progress.step >= run.steps or 0 < patience <= progress.validations_without_gain
 
 
 def _due(step: int, every: int) -> bool:
@@ -92,10 +95,10 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
 
 
 def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters) -> None:
-    progress.skipped = int(meters.bad_in_all) + meters.skipped_before
     if int(meters.longest) < run.config.training.max_bad_steps:
         return
     guard.average(run.accelerator.num_processes)
+    progress.skipped = meters.skipped()
     save(run, progress)
     raise UserError(
         f"{run.folder}: loss NaN or infinite {int(meters.longest)} steps in a row before step {progress.step}; "

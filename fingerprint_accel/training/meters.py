@@ -50,6 +50,10 @@ class Meters:
         self.updates += 1
         self.samples += samples
 
+    def skipped(self) -> int:
+        """Updates skipped in this run so far, before a resume included."""
+        return int(self.bad_in_all) + self.skipped_before
+
     def pause(self, seconds: float) -> None:
         """Takes validation and saving out of the training time."""
         self._paused += seconds

@@ -105,7 +105,7 @@ class Reporter:
             ("data-wait share", f"{meters.wait_training / seconds:.1%}"),
             ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
             ("loss", f"{self.last_record.get('loss', float('nan')):.4f}"),
-            ("updates skipped", f"{progress.skipped}"),
+            ("updates skipped", f"{meters.skipped()}"),
         ]
         if progress.best_eer is not None:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))

@@ -69,7 +69,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
     }
     name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state))
     if best:
-        write_json({"checkpoint": name, "step": progress.step, "eer": progress.best_eer}, run.folder / "best.json")
+        _name_best(run.folder, name, progress)
     prune(run.folder, run.config.training.keep)
 
 
@@ -119,7 +119,14 @@ def restore(run: Run, folder: Path) -> Progress:
     restore_optimizer(run.optimizer.optimizer, run.parameter_names, checkpoint.training)  # type: ignore[attr-defined]
     if run.accelerator.scaler is not None and state["gradient_scaler"]:
         run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
-    return Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
+    progress = Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
+    if progress.best_step == progress.step and run.accelerator.is_main_process and folder.parent.parent == run.folder:
+        _name_best(run.folder, folder.name, progress)  # a kill may have come between the checkpoint and best.json
+    return progress
+
+
+def _name_best(run: Path, name: str, progress: Progress) -> None:
+    write_json({"checkpoint": name, "step": progress.best_step, "eer": progress.best_eer}, run / "best.json")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
