@@ -1,0 +1,199 @@
+"""Which prints are compared with which, and the similarity of every such pair.
+
+A leaf module: it imports numpy and the package's errors only, so that the training loop may use it for validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fingerprint_accel.errors import UserError
+
+PROTOCOLS = {
+    "fvc": "FVC2000-2006: mated = every pair of impressions of a finger, once; "
+    "non-mated = first impression of each finger against the first of every other finger, once",
+    "all-pairs": "mated = every pair of impressions of a finger, once; "
+    "non-mated = every pair of impressions of different fingers, once",
+}
+MAX_NONMATED = 20_000_000
+"""Non-mated comparisons made at most; beyond, a fixed sample is drawn in which every print takes part equally often."""
+_BLOCK = 1024
+_SAMPLE_SEED = 2382  # fixed, so that two models meet the same comparisons
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons as row numbers of the dataset, lower row first.
+
+    Attributes:
+        mated: (n, 2) int64, pairs of the same finger.
+        nonmated: (m, 2) int64, pairs of different fingers.
+        nonmated_possible: how many non-mated comparisons the protocol defines; above m when they were sampled.
+    """
+
+    mated: np.ndarray
+    nonmated: np.ndarray
+    nonmated_possible: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Similarity of every compared pair; higher is more alike.
+
+    Attributes:
+        mated: (n,) float32.
+        nonmated: (m,) float32.
+        pairs: the compared rows, in the order of the scores.
+        fingers: (N,) finger of every row.
+    """
+
+    mated: np.ndarray
+    nonmated: np.ndarray
+    pairs: Pairs
+    fingers: np.ndarray
+
+    @property
+    def mated_fingers(self) -> np.ndarray:
+        """(n,) the finger of each mated comparison."""
+        return self.fingers[self.pairs.mated[:, 0]]
+
+    @property
+    def nonmated_fingers(self) -> np.ndarray:
+        """(m, 2) the two fingers of each non-mated comparison."""
+        return self.fingers[self.pairs.nonmated]
+
+
+def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max_nonmated: int = MAX_NONMATED) -> Pairs:
+    """Lists the comparisons of a protocol.
+
+    Args:
+        protocol: a key of `PROTOCOLS`.
+        fingers: (N,) finger of every print.
+        impressions: (N,) impression number of every print; the lowest of a finger is its first.
+        max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
+
+    Raises:
+        UserError: an unknown protocol, fewer than two fingers, or no finger with two impressions.
+    """
+    rows, mated, possible = _plan(protocol, fingers, impressions)
+    found = [np.empty((0, 2), np.int64)]
+    for first, second in _blocks(len(rows), possible, max_nonmated):
+        keep = _kept(fingers, rows[first], rows[second])
+        found.append(_ordered(rows[first], rows[second], keep))
+    return Pairs(mated, np.concatenate(found)[:max_nonmated], possible)
+
+
+def score_protocol(
+    protocol: str,
+    embeddings: np.ndarray,
+    fingers: np.ndarray,
+    impressions: np.ndarray,
+    max_nonmated: int = MAX_NONMATED,
+) -> Scores:
+    """Cosine similarity of every comparison of a protocol, by blocks of matrix products.
+
+    Args:
+        protocol: a key of `PROTOCOLS`.
+        embeddings: (N, D) float32, any length above 0.
+        fingers: (N,) finger of every print.
+        impressions: (N,) impression number of every print.
+        max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
+
+    Raises:
+        UserError: as `comparisons`; an embedding that is not finite or has no direction.
+    """
+    rows, mated, possible = _plan(protocol, fingers, impressions)
+    vectors = _unit(embeddings)
+    bound = min(possible, max_nonmated)
+    scores, pairs = np.empty(bound, np.float32), np.empty((bound, 2), np.int64)
+    filled = 0
+    for first, second in _blocks(len(rows), possible, max_nonmated):
+        keep = _kept(fingers, rows[first], rows[second])
+        block = (vectors[rows[first]] @ vectors[rows[second]].T)[keep][: bound - filled]
+        scores[filled : filled + len(block)] = block
+        pairs[filled : filled + len(block)] = _ordered(rows[first], rows[second], keep)[: len(block)]
+        filled += len(block)
+    chosen = Pairs(mated, pairs[:filled], possible)
+    return Scores(_pair_scores(vectors, mated), scores[:filled], chosen, np.asarray(fingers))
+
+
+def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows that take part in non-mated comparisons, the mated pairs, and the number of non-mated pairs."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    fingers, impressions = np.asarray(fingers), np.asarray(impressions)
+    order = np.lexsort((impressions, fingers))  # by finger, then impression, then row
+    starts = np.flatnonzero(np.diff(fingers[order], prepend=fingers[order[:1]] - 1)) if len(order) else order
+    sizes = np.diff(starts, append=len(order))
+    if len(starts) < 2:
+        raise UserError(f"{protocol}: non-mated comparisons need prints of two fingers, the dataset has {len(starts)}")
+    mated = _mated(order, starts, sizes)
+    if not len(mated):
+        raise UserError(f"{protocol}: mated comparisons need a finger with two impressions, the dataset has none")
+    if protocol == "fvc":
+        return np.sort(order[starts]), mated, len(starts) * (len(starts) - 1) // 2
+    return np.arange(len(order)), mated, len(order) * (len(order) - 1) // 2 - len(mated)
+
+
+def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(n, 2) all pairs within each finger; fingers of one size are done together."""
+    found = []
+    for size in np.unique(sizes[sizes > 1]):
+        members = order[starts[sizes == size][:, None] + np.arange(size)]  # (fingers, size)
+        first, second = np.triu_indices(size, 1)
+        found.append(np.stack([members[:, first].ravel(), members[:, second].ravel()], axis=1))
+    if not found:
+        return np.empty((0, 2), np.int64)
+    pairs = np.sort(np.concatenate(found), axis=1)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _blocks(count: int, possible: int, max_nonmated: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of position blocks that cover every pair of `count` positions, or a fixed sample of about `max_nonmated`.
+
+    The sample shuffles the positions on a ring and compares each block with the next few, so every position meets
+    nearly the same number of others and the cost is that of the comparisons drawn, not of all possible ones.
+    """
+    if possible <= max_nonmated:
+        parts = np.split(np.arange(count), range(_BLOCK, count, _BLOCK))
+        for index, part in enumerate(parts):
+            for other in parts[index:]:
+                yield part, other
+        return
+    ring = np.random.default_rng(_SAMPLE_SEED).permutation(count)
+    block = max(1, min(_BLOCK, max_nonmated // (2 * count) or 1))
+    parts = np.split(ring, range(block, count, block))
+    for lag in range(1, len(parts) // 2 + 1):
+        for index in range(len(parts) if 2 * lag != len(parts) else lag):
+            yield parts[index], parts[(index + lag) % len(parts)]
+
+
+def _kept(fingers: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(len(first), len(second)) bool: different fingers; and each pair once where a block meets itself."""
+    keep = fingers[first][:, None] != fingers[second][None, :]
+    return np.triu(keep, 1) if first is second or np.array_equal(first, second) else keep
+
+
+def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    above, below = np.nonzero(keep)
+    return np.sort(np.stack([first[above], second[below]], axis=1), axis=1)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(embeddings, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+    if len(bad):
+        raise UserError(f"{len(bad)} of {len(vectors)} embeddings are NaN, infinite or zero (first: row {bad[0]})")
+    return vectors / lengths
+
+
+def _pair_scores(vectors: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    scores = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), 65536):
+        part = pairs[start : start + 65536]
+        scores[start : start + 65536] = np.einsum("nd,nd->n", vectors[part[:, 0]], vectors[part[:, 1]])
+    return scores
