@@ -147,10 +147,8 @@ def set_up(config: Config) -> Run:
     block_size = config.reading.block_size if config.reading.order == "block" else 0
     preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed).to(accelerator.device)
     torch.manual_seed(training.seed)
-    model = DeepPrint(config.model)
-    loss = DeepPrintLoss(
-        config.loss, model.branch_dims, train.classes, config.model.dropout, has_map=model.needs_minutia_maps
-    )
+    model = DeepPrint(config.model, config.preprocess.map_size)
+    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout)
     bare = TrainingModule(model, loss)
     if training.compile:
         model.compile()

@@ -1,0 +1,131 @@
+"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fingerprint_accel.config import LossConfig
+from fingerprint_accel.losses.center import CenterLoss
+from fingerprint_accel.losses.margin import make_head
+from fingerprint_accel.models.output import Output
+
+
+class LossParts(NamedTuple):
+    """A loss and what it is made of.
+
+    Attributes:
+        total: () what is minimised.
+        parts: () each term before its weight, detached.
+    """
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+class DeepPrintLoss(nn.Module):
+    """Identity head and center loss on each branch, minutia-map loss on the minutia branch.
+
+    total = sum over branches (w_identity * cross-entropy + w_center * center loss) + w_map * map loss. Every term is a
+    mean over the batch, so the mean over micro-batches or ranks of one size is the loss of the whole batch. Everything
+    is computed in float32, under autocast too.
+
+    Args:
+        config: head, weights and rates.
+        branch_dims: length of the embedding by branch name.
+        num_fingers: number of training fingers.
+        dropout: on the embedding, in front of the softmax head.
+        has_map: the network has a minutia-map decoder.
+    """
+
+    def __init__(
+        self,
+        config: LossConfig,
+        branch_dims: dict[str, int],
+        num_fingers: int,
+        dropout: float = 0.2,
+        has_map: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.has_map = config, has_map
+        self.heads = nn.ModuleDict(
+            {
+                name: make_head(config.head, dim, num_fingers, config.scale, config.margin, dropout)
+                for name, dim in branch_dims.items()
+            }
+        )
+        self.centers = nn.ModuleDict(
+            {name: CenterLoss(dim, num_fingers, config.center_rate) for name, dim in branch_dims.items()}
+        )
+
+    def forward(
+        self,
+        output: Output,
+        finger: torch.Tensor,
+        maps: torch.Tensor | None = None,
+        has_minutiae: torch.Tensor | None = None,
+    ) -> LossParts:
+        """The loss of a batch.
+
+        Args:
+            output: of the network in training mode, batch of B.
+            finger: (B,) int64 class labels.
+            maps: (B, 6, M, M) true minutia maps, if there are any.
+            has_minutiae: (B,) bool, which of them to learn from; default all.
+        """
+        config = self.config
+        parts: dict[str, torch.Tensor] = {}
+        with torch.autocast(finger.device.type, enabled=False):
+            total = torch.zeros((), device=finger.device)
+            for name, embedding in output.branches.items():
+                embedding = embedding.float()
+                identity = F.cross_entropy(self.heads[name](embedding, finger), finger)
+                center = self.centers[name](embedding, finger)
+                total = total + config.identity_weight * identity + config.center_weight * center
+                parts |= {f"identity_{name}": identity.detach(), f"center_{name}": center.detach()}
+            if self.has_map:
+                assert output.minutia_map is not None, "the minutia map is predicted in training mode only"
+                map_loss = minutia_map_loss(output.minutia_map.float(), maps, has_minutiae)
+                total = total + config.minutia_map_weight * map_loss
+                parts["minutia_map"] = map_loss.detach()
+        return LossParts(total, parts)
+
+    @torch.no_grad()
+    def update_centers(
+        self, embeddings: dict[str, torch.Tensor], finger: torch.Tensor, skip: torch.Tensor | None = None
+    ) -> None:
+        """Moves the class centres; called once per optimizer step, with the same prints on every rank.
+
+        Args:
+            embeddings: (N, D) by branch, of all micro-batches and ranks.
+            finger: (N,) their class labels.
+            skip: () bool; True leaves the centres as they are (an update that was skipped).
+        """
+        for name, embedding in embeddings.items():
+            center = self.centers[name]
+            assert isinstance(center, CenterLoss)
+            center.update(embedding, finger, skip)
+
+
+def minutia_map_loss(
+    predicted: torch.Tensor, maps: torch.Tensor | None, has_minutiae: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean squared error of minutia maps, mean over the whole batch; prints without minutiae count as 0.
+
+    Args:
+        predicted: (B, 6, S, S) float32.
+        maps: (B, 6, M, M) or None, which gives 0 and keeps the decoder in the graph, as DDP needs. If M differs from S
+            the prediction is resampled.
+        has_minutiae: (B,) bool or None for all.
+    """
+    if maps is None:
+        return 0.0 * predicted.sum()
+    if maps.shape[-1] != predicted.shape[-1]:
+        predicted = F.interpolate(predicted, size=maps.shape[-2:], mode="bilinear", align_corners=False)
+    error = (predicted - maps.float()).square().mean(dim=(1, 2, 3))  # (B,)
+    if has_minutiae is not None:
+        error = error * has_minutiae
+    return error.mean()

@@ -1,0 +1,56 @@
+"""The aligning network in front of the `Loc` variants (Jaderberg et al. 2015; Engelsma, Cao and Jain 2019)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Localization(nn.Module):
+    """Predicts one rotation and shift per print and resamples the print accordingly.
+
+    Starts as the identity. Bounds keep it from turning prints out of the picture early in training.
+
+    Args:
+        max_degrees: largest rotation to either side.
+        max_translation: largest shift along each axis, as a share of the side.
+    """
+
+    SIDE = 128
+
+    def __init__(self, max_degrees: float, max_translation: float) -> None:
+        super().__init__()
+        self.max_angle, self.max_shift = math.radians(max_degrees), 2 * max_translation
+        layers: list[nn.Module] = []
+        channels = [1, 24, 32, 48, 64]
+        for depth in range(4):
+            size = 5 if depth == 0 else 3
+            layers += [
+                nn.Conv2d(channels[depth], channels[depth + 1], size, padding=size // 2),
+                nn.MaxPool2d(2),
+                nn.ReLU(inplace=True),
+            ]
+        self.localization = nn.Sequential(*layers)
+        self.fc_loc = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), nn.Linear(64, 3))
+        nn.init.zeros_(self.fc_loc[2].weight)
+        nn.init.zeros_(self.fc_loc[2].bias)
+
+    def transform(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) -> (B, 3): rotation in radians, shift along x and y in half sides."""
+        small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=False)
+        raw = torch.tanh(self.fc_loc(self.localization(small).flatten(1)).float())
+        return raw * raw.new_tensor([self.max_angle, self.max_shift, self.max_shift])
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) -> the same, aligned."""
+        angle, shift_x, shift_y = self.transform(image).unbind(1)
+        with torch.autocast(image.device.type, enabled=False):
+            rows = [
+                torch.stack([angle.cos(), -angle.sin(), shift_x], dim=1),
+                torch.stack([angle.sin(), angle.cos(), shift_y], dim=1),
+            ]
+            grid = F.affine_grid(torch.stack(rows, dim=1), list(image.shape), align_corners=False)
+            return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,113 @@
+"""Pose: one resampling from canvas to network input, for pixels and minutiae alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fingerprint_accel.config import AugmentConfig
+from fingerprint_accel.preprocess.random import uniform
+
+CONTROL_POINTS = 6  # along each side, of the elastic distortion
+ROTATION, TRANSLATION, SCALE, ELASTIC, ELASTIC_SIZE = range(5)  # random streams
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where each input pixel comes from: canvas = centre + matrix @ u + shift + elastic(u), in canvas pixels.
+
+    `u` is the position in the input, scaled to canvas pixels, from its centre.
+
+    Attributes:
+        matrix: (B, 2, 2).
+        shift: (B, 2), x and y.
+        elastic: (B, 2, S, S) displacement of every input pixel, or None.
+        crop: side of the input in canvas pixels.
+    """
+
+    matrix: torch.Tensor
+    shift: torch.Tensor
+    elastic: torch.Tensor | None
+    crop: float
+
+
+def upright(count: int, crop: float, device: torch.device) -> Pose:
+    """The pose that only crops the centre of the canvas."""
+    matrix = torch.eye(2, device=device).expand(count, 2, 2)
+    return Pose(matrix, torch.zeros(count, 2, device=device), None, crop)
+
+
+def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int, size: int) -> Pose:
+    """One random pose per key (B,), for inputs of `size` pixels."""
+    limit = math.radians(config.rotation_degrees)
+    angle = uniform(keys, ROTATION, 1, -limit, limit)[:, 0]
+    factor = uniform(keys, SCALE, 1, -1, 1)[:, 0].mul(math.log1p(config.scale)).exp()
+    cos, sin = angle.cos() * factor, angle.sin() * factor
+    matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
+    shift = uniform(keys, TRANSLATION, 2, -config.translation, config.translation)
+    elastic = None
+    if config.elastic > 0:
+        points = uniform(keys, ELASTIC, 2 * CONTROL_POINTS**2, -1, 1).view(-1, 2, CONTROL_POINTS, CONTROL_POINTS)
+        strength = uniform(keys, ELASTIC_SIZE, 1, 0, config.elastic)[:, :, None, None]
+        elastic = F.interpolate(points * strength, size=(size, size), mode="bicubic", align_corners=True)
+    return Pose(matrix, shift, elastic, float(crop))
+
+
+def _positions(size: int, crop: float, device: torch.device) -> torch.Tensor:
+    """(2, S, S): x and y of every input pixel, canvas pixels from the centre of the input."""
+    axis = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (crop / size) - crop / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y])
+
+
+def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
+    """ink (B, 1, H, W), 0 where there is none -> (B, 1, size, size), in one bilinear `grid_sample`.
+
+    Inputs much coarser than the canvas are averaged down first, so that ridges do not alias.
+    """
+    canvas = ink.shape[-1]
+    factor = max(1, int(pose.crop / size + 0.25))
+    if factor > 1:
+        ink = F.avg_pool2d(ink, factor, ceil_mode=True, count_include_pad=False)
+    covered = ink.shape[-1] * factor  # canvas pixels that the averaged picture covers
+    position = _positions(size, pose.crop, ink.device)
+    source = torch.einsum("bij,jhw->bihw", pose.matrix, position) + pose.shift[:, :, None, None]
+    if pose.elastic is not None:
+        source = source + pose.elastic
+    grid = (source + (canvas - covered) / 2).permute(0, 2, 3, 1) * (2 / covered)  # (B, S, S, 2)
+    return F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
+    """point (B, M, 2) canvas pixels -> (B, M, 2) input pixels: inverts the pose by fixed-point iteration."""
+    target = point - canvas / 2 - pose.shift[:, None]
+    inverse = torch.linalg.inv_ex(pose.matrix)[0].transpose(1, 2)
+    position = target @ inverse
+    if pose.elastic is not None:
+        for _ in range(4):
+            where = (position * (2 / pose.crop))[:, :, None]  # (B, M, 1, 2)
+            moved = F.grid_sample(pose.elastic, where, mode="bilinear", padding_mode="border", align_corners=False)
+            position = (target - moved[..., 0].transpose(1, 2)) @ inverse
+    return (position + pose.crop / 2) * (size / pose.crop)
+
+
+def move_minutiae(minutiae: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
+    """Carries minutiae through the transform that `resample` applies to the pixels.
+
+    Args:
+        minutiae: (B, M, 4) x, y in canvas pixels (the centre of the first pixel is 0.5), angle, quality.
+        pose: the transform.
+        canvas: side of the canvas, pixels.
+        size: side of the input, pixels.
+
+    Returns:
+        (B, M, 4) in input pixels; the angle follows a short step along the minutia's direction.
+    """
+    point, angle = minutiae[..., :2], minutiae[..., 2]
+    step = torch.stack([angle.cos(), -angle.sin()], dim=-1)
+    start, end = _to_input(point, pose, canvas, size), _to_input(point + step, pose, canvas, size)
+    turned = torch.atan2(start[..., 1] - end[..., 1], end[..., 0] - start[..., 0])
+    return torch.cat([start, turned[..., None], minutiae[..., 3:]], dim=-1)

@@ -1,0 +1,46 @@
+"""Random numbers that depend on a counter, not on history: hashes of (seed, epoch, index, stream, element).
+
+A print's augmentation is then the same whatever batch, worker or rank it falls to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(values: torch.Tensor) -> torch.Tensor:
+    """Scrambles int64 values, any shape (the finaliser of SplitMix64; Steele, Lea and Flood 2014)."""
+    values = (values ^ _shift(values, 30)) * _FIRST
+    values = (values ^ _shift(values, 27)) * _SECOND
+    return values ^ _shift(values, 31)
+
+
+def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """epoch (B,), index (B,) int64 -> (B,) int64 key of each print in each epoch."""
+    key = mix(torch.full_like(index, seed) + _GOLDEN)
+    key = mix((key ^ epoch) + _GOLDEN)
+    return mix((key ^ index) + _GOLDEN)
+
+
+def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    """(B,) keys -> (B, count) float32, uniform in [low, high). Streams are independent of each other."""
+    element = torch.arange(count, device=keys.device) + (stream << 32)
+    bits = mix(mix(keys)[:, None] + element * _GOLDEN)
+    return low + (high - low) * _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def normal(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+    """(B,) keys -> (B, count) float32, standard normal (Box and Muller 1958). Uses `stream` and `stream + 1`."""
+    radius = (-2 * torch.log1p(-uniform(keys, stream, count))).sqrt()
+    return radius * torch.cos(2 * math.pi * uniform(keys, stream + 1, count))
