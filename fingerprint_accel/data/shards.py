@@ -161,7 +161,7 @@ def _write_datasets_files(folder: Path, names: list[str], hashes: dict[str, str]
     """`dataset_info.json` and `state.json`, as `Dataset.save_to_disk` leaves them."""
     datasets.DatasetInfo(features=FEATURES).write_to_directory(str(folder))
     fingerprint = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
-    state = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": fingerprint,
         "_format_columns": None,

@@ -1,4 +1,4 @@
-"""Margins on the cosine between an embedding and its class (float32)."""
+"""Identity heads: each turns unit-length embeddings into logits over the training fingers."""
 
 from __future__ import annotations
 
@@ -6,40 +6,77 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+SOFTMAX_GAIN = 16.0  # e^16 = 9 million: a unit-length embedding can stand out among that many fingers
 
 
-def arcface_logits(cosine: torch.Tensor, finger: torch.Tensor, scale: float, margin: float) -> torch.Tensor:
-    """Additive angular margin (Deng et al. 2019, "ArcFace", CVPR).
+class SoftmaxHead(nn.Module):
+    """Fully connected layer with bias, as in DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901).
 
-    Where the angle plus the margin would pass pi, the logit falls linearly instead, so that it stays monotonic.
-
-    Args:
-        cosine: (B, C), cosine of the angle to each class.
-        finger: (B,) own class.
-        scale: of the logits.
-        margin: added to the angle of the own class, radians.
-
-    Returns:
-        (B, C) logits.
-    """
-    own = cosine.gather(1, finger[:, None])
-    clamped = own.clamp(-1 + 1e-6, 1 - 1e-6)  # the sine's slope is infinite at the ends
-    sine = (1 - clamped.square()).sqrt()
-    turned = clamped * math.cos(margin) - sine * math.sin(margin)
-    turned = torch.where(clamped > math.cos(math.pi - margin), turned, own - math.sin(margin) * margin)
-    return scale * cosine.scatter(1, finger[:, None], turned)
-
-
-def cosface_logits(cosine: torch.Tensor, finger: torch.Tensor, scale: float, margin: float) -> torch.Tensor:
-    """Additive cosine margin (Wang et al. 2018, "CosFace", CVPR).
+    Embeddings have unit length, so the logits of a layer with the usual initial weights lie within +-0.6 and the loss
+    starts flat. Weights and bias are therefore multiplied by a constant gain: the same family of functions, with
+    class vectors that turn `gain` times as fast.
 
     Args:
-        cosine: (B, C), cosine of the angle to each class.
-        finger: (B,) own class.
-        scale: of the logits.
-        margin: taken from the cosine of the own class.
-
-    Returns:
-        (B, C) logits.
+        dim: length D of the embedding.
+        classes: number C of training fingers.
+        dropout: share of embedding entries dropped in training.
     """
-    return scale * (cosine - margin * F.one_hot(finger, cosine.shape[1]))
+
+    def __init__(self, dim: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, dim) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
+        """embedding (B, D), finger (B,) (not needed here) -> logits (B, C)."""
+        return SOFTMAX_GAIN * F.linear(self.dropout(embedding), self.weight, self.bias)
+
+
+class MarginHead(nn.Module):
+    """Scaled cosine to one direction per finger, with a margin on the right one.
+
+    Args:
+        dim: length D of the embedding.
+        classes: number C of training fingers.
+        kind: `arcface` adds the margin to the angle (Deng et al. 2019, arXiv 1801.07698); `cosface` subtracts it from
+            the cosine (Wang et al. 2018, arXiv 1801.09414).
+        scale: multiplies the cosines.
+        margin: radians for arcface, cosine for cosface.
+    """
+
+    def __init__(self, dim: int, classes: int, kind: str, scale: float, margin: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, dim) / math.sqrt(dim))
+        self.scale, self.margin = scale, margin
+        self.with_margin = {"arcface": arcface, "cosface": cosface}[kind]
+
+    def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
+        """embedding (B, D) of unit length, finger (B,) -> logits (B, C)."""
+        cosine = F.linear(embedding, F.normalize(self.weight, dim=1))
+        own = finger[:, None]
+        return self.scale * cosine.scatter(1, own, self.with_margin(cosine.gather(1, own), self.margin))
+
+
+def cosface(cosine: torch.Tensor, margin: float) -> torch.Tensor:
+    """cos t - m."""
+    return cosine - margin
+
+
+def arcface(cosine: torch.Tensor, margin: float) -> torch.Tensor:
+    """cos(t + m) where t + m <= pi, and cos t - m sin m beyond, so that it falls with t all the way.
+
+    Written with the addition theorem: acos has an infinite slope at +-1. The clamp does the same for the sine.
+    """
+    sine = (1 - cosine.square()).clamp(min=1e-6).sqrt()
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    return torch.where(cosine > -math.cos(margin), shifted, cosine - margin * math.sin(margin))
+
+
+def make_head(kind: str, dim: int, classes: int, scale: float, margin: float, dropout: float) -> nn.Module:
+    """The identity head that `LossConfig.head` names."""
+    if kind == "softmax":
+        return SoftmaxHead(dim, classes, dropout)
+    return MarginHead(dim, classes, kind, scale, margin)

@@ -34,9 +34,10 @@ class Localization(nn.Module):
                 nn.ReLU(inplace=True),
             ]
         self.localization = nn.Sequential(*layers)
-        self.fc_loc = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), nn.Linear(64, 3))
-        nn.init.zeros_(self.fc_loc[2].weight)
-        nn.init.zeros_(self.fc_loc[2].bias)
+        last = nn.Linear(64, 3)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.fc_loc = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), last)
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> (B, 3): rotation in radians, shift along x and y in half sides."""

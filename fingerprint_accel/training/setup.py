@@ -148,7 +148,7 @@ def set_up(config: Config) -> Run:
     preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed).to(accelerator.device)
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model, config.preprocess.map_size)
-    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout)
+    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss)
     if training.compile:
         model.compile()
