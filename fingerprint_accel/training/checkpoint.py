@@ -172,5 +172,11 @@ def restore_optimizer(
             entries = by_name.get(names[id(parameter)])
             if entries is not None:
                 optimizer.state[parameter] = {
-                    entry: value.to(parameter.device).clone() for entry, value in entries.items()
+                    entry: _like(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
+                    for entry, value in entries.items()
                 }
+
+
+def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`value` in the memory layout of `parameter`: fused optimizers walk both in step."""
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
