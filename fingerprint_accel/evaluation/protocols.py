@@ -19,7 +19,7 @@ PROTOCOLS = {
     "non-mated = every pair of impressions of different fingers, once",
 }
 MAX_NONMATED = 20_000_000
-"""Non-mated comparisons made at most; beyond, a fixed sample is drawn in which every print takes part equally often."""
+"""Non-mated comparisons made at most; beyond, a fixed sample is drawn in which every print takes part about equally often."""
 _BLOCK = 1024
 _SAMPLE_SEED = 2382  # fixed, so that two models meet the same comparisons
 
@@ -79,10 +79,7 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
         UserError: an unknown protocol, fewer than two fingers, or no finger with two impressions.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
-    found = [np.empty((0, 2), np.int64)]
-    for first, second in _blocks(len(rows), possible, max_nonmated):
-        keep = _kept(fingers, rows[first], rows[second])
-        found.append(_ordered(rows[first], rows[second], keep))
+    found = [_ordered(*block) for block in _blocks(fingers, rows, possible, max_nonmated)]
     return Pairs(mated, np.concatenate(found)[:max_nonmated], possible)
 
 
@@ -110,11 +107,10 @@ def score_protocol(
     bound = min(possible, max_nonmated)
     scores, pairs = np.empty(bound, np.float32), np.empty((bound, 2), np.int64)
     filled = 0
-    for first, second in _blocks(len(rows), possible, max_nonmated):
-        keep = _kept(fingers, rows[first], rows[second])
-        block = (vectors[rows[first]] @ vectors[rows[second]].T)[keep][: bound - filled]
+    for first, second, keep in _blocks(fingers, rows, possible, max_nonmated):
+        block = (vectors[first] @ vectors[second].T)[keep][: bound - filled]
         scores[filled : filled + len(block)] = block
-        pairs[filled : filled + len(block)] = _ordered(rows[first], rows[second], keep)[: len(block)]
+        pairs[filled : filled + len(block)] = _ordered(first, second, keep)[: len(block)]
         filled += len(block)
     chosen = Pairs(mated, pairs[:filled], possible)
     return Scores(_pair_scores(vectors, mated), scores[:filled], chosen, np.asarray(fingers))
@@ -151,30 +147,35 @@ def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarr
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def _blocks(count: int, possible: int, max_nonmated: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of position blocks that cover every pair of `count` positions, or a fixed sample of about `max_nonmated`.
+def _blocks(
+    fingers: np.ndarray, rows: np.ndarray, possible: int, max_nonmated: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Non-mated pairs as two blocks of rows and a (len(first), len(second)) mask of the pairs meant.
 
-    The sample shuffles the positions on a ring and compares each block with the next few, so every position meets
-    nearly the same number of others and the cost is that of the comparisons drawn, not of all possible ones.
+    Covers every pair of `rows`, or a fixed sample that ends with the block in which it reaches `max_nonmated`. The
+    sample shuffles the rows on a ring and compares each block with the next few, so every print meets about the same
+    number of others and the cost is that of the comparisons drawn, not of all possible ones.
     """
+    fingers = np.asarray(fingers)
     if possible <= max_nonmated:
-        parts = np.split(np.arange(count), range(_BLOCK, count, _BLOCK))
-        for index, part in enumerate(parts):
-            for other in parts[index:]:
-                yield part, other
+        parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+        for index, first in enumerate(parts):
+            yield first, first, np.triu(fingers[first][:, None] != fingers[first], 1)
+            for second in parts[index + 1 :]:
+                yield first, second, fingers[first][:, None] != fingers[second]
         return
-    ring = np.random.default_rng(_SAMPLE_SEED).permutation(count)
-    block = max(1, min(_BLOCK, max_nonmated // (2 * count) or 1))
-    parts = np.split(ring, range(block, count, block))
+    ring = np.random.default_rng(_SAMPLE_SEED).permutation(rows)
+    size = min(_BLOCK, max(1, max_nonmated // (2 * len(rows))))
+    parts = np.split(ring, range(size, len(rows), size))
+    drawn = 0
     for lag in range(1, len(parts) // 2 + 1):
         for index in range(len(parts) if 2 * lag != len(parts) else lag):
-            yield parts[index], parts[(index + lag) % len(parts)]
-
-
-def _kept(fingers: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(len(first), len(second)) bool: different fingers; and each pair once where a block meets itself."""
-    keep = fingers[first][:, None] != fingers[second][None, :]
-    return np.triu(keep, 1) if first is second or np.array_equal(first, second) else keep
+            first, second = parts[index], parts[(index + lag) % len(parts)]
+            keep = fingers[first][:, None] != fingers[second]
+            yield first, second, keep
+            drawn += int(keep.sum())
+            if drawn >= max_nonmated:
+                return
 
 
 def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndarray:
