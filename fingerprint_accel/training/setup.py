@@ -149,7 +149,7 @@ def set_up(config: Config) -> Run:
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model, config.preprocess.map_size)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
-    bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
     if training.compile:
         model.compile()
     optimizer = make_optimizer(bare, training)

@@ -1,0 +1,132 @@
+"""Puts a print on the dataset's canvas: find the ridges, centre them, resample to one resolution."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+WHITE = 255
+BLOCK_MM = 0.8  # side of the blocks in which ridges are looked for: about two ridges
+MIN_CONTRAST = 12.0  # grey levels of standard deviation that a ridge block has at least
+MIN_BLOCKS = 12  # ridge blocks that a print has at least
+
+
+class CanvasError(ValueError):
+    """An image on which no print was found; the message says why."""
+
+
+def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
+    """Blocks that hold ridges: alternating grey values at ridge spacing.
+
+    Args:
+        grey: (H, W) uint8.
+        ppi: of the image.
+
+    Returns:
+        (rows, columns) bool, one entry per block, and the side of a block in pixels.
+    """
+    block = max(4, round(BLOCK_MM / 25.4 * ppi))
+    rows, columns = grey.shape[0] // block, grey.shape[1] // block
+    if rows < 2 or columns < 2:
+        raise CanvasError("too small to hold a print")
+    tiles = grey[: rows * block, : columns * block].reshape(rows, block, columns, block).astype(np.float32)
+    deviation = tiles.std(axis=(1, 3))
+    strong = max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
+    mask = deviation > strong
+    dark = tiles.mean(axis=(1, 3))
+    varied = (np.abs(tiles - dark[:, None, :, None]) > deviation[:, None, :, None] * 0.5).mean(axis=(1, 3)) > 0.3
+    return _main_part(_majority(mask & varied)), block
+
+
+def _neighbours(mask: np.ndarray) -> np.ndarray:
+    """Number of True among each entry and its eight neighbours."""
+    padded = np.pad(mask.astype(np.int32), 1)
+    rows, columns = mask.shape
+    return sum(padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3))  # type: ignore[return-value]
+
+
+def _majority(mask: np.ndarray) -> np.ndarray:
+    return _neighbours(mask) >= 5
+
+
+def _main_part(mask: np.ndarray) -> np.ndarray:
+    """The connected part with the most blocks, and every part at least a quarter as large."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        padded = np.pad(labels, 1)
+        rows, columns = mask.shape
+        spread = np.max([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0) * mask
+        if (spread == labels).all():
+            break
+        labels = spread
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.isin(labels, np.flatnonzero(sizes >= max(1, sizes.max() // 4))) & mask
+
+
+def place(
+    grey: np.ndarray, minutiae: np.ndarray, ppi: float, dataset_ppi: int, canvas: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres a print on a square canvas of the dataset's resolution; not turned; white where there is no print.
+
+    Args:
+        grey: (H, W) uint8, ridges dark.
+        minutiae: (n, 4) float32 x, y, angle, quality in image pixels.
+        ppi: of the image.
+        dataset_ppi: of the canvas.
+        canvas: its side, pixels.
+
+    Returns:
+        (canvas, canvas) uint8 and (m, 4) float32 in canvas pixels, m <= n: minutiae off the canvas are dropped.
+
+    Raises:
+        CanvasError: no ridges.
+    """
+    if int(grey.max()) - int(grey.min()) < 2 * MIN_CONTRAST:
+        raise CanvasError("blank")
+    mask, block = ridge_mask(grey, ppi)
+    if mask.sum() < MIN_BLOCKS:
+        raise CanvasError("no ridges found")
+    rows, columns = np.nonzero(mask)
+    # the middle between the extremes (5 % cut off) rather than the mean: half a dry print pulls a mean aside
+    centre_y = (np.percentile(rows, 5) + np.percentile(rows, 95) + 1) / 2 * block
+    centre_x = (np.percentile(columns, 5) + np.percentile(columns, 95) + 1) / 2 * block
+    scale = dataset_ppi / ppi
+    half = canvas / 2 / scale
+    left, top = centre_x - half, centre_y - half
+    contact = _contact(mask, block, left, top, 2 * half, canvas)
+    image = WHITE + contact * (_cut(grey, left, top, 2 * half, canvas) - WHITE)
+    moved = minutiae.copy()
+    moved[:, 0] = (minutiae[:, 0] - left) * scale
+    moved[:, 1] = (minutiae[:, 1] - top) * scale
+    inside = ((moved[:, :2] >= 0) & (moved[:, :2] < canvas)).all(axis=1)
+    return image.round().astype(np.uint8), moved[inside]
+
+
+def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
+    """Resamples the square (left, top, side) of an image, which may reach beyond it, to (canvas, canvas) float32.
+
+    Outside the image the border's grey value goes on, and is brought to white.
+    """
+    margin = int(np.ceil(max(0.0, -left, -top, left + side - grey.shape[1], top + side - grey.shape[0]))) + 1
+    background = _background(grey)
+    padded = Image.new("L", (grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin), background)
+    padded.paste(Image.fromarray(grey), (margin, margin))
+    box = (left + margin, top + margin, left + margin + side, top + margin + side)
+    resized = padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box)
+    return np.minimum(WHITE, np.asarray(resized, np.float32) * (WHITE / background))
+
+
+def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
+    """(canvas, canvas) float32: 1 on the print and two blocks around it, falling softly to 0 elsewhere."""
+    grown = _neighbours(_neighbours(mask) > 0) > 0
+    margin = int(np.ceil(max(mask.shape) + side / block))
+    padded = Image.fromarray(np.pad(grown.astype(np.uint8) * 255, margin))
+    box = (left / block + margin, top / block + margin, (left + side) / block + margin, (top + side) / block + margin)
+    return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BILINEAR, box=box), np.float32) / 255
+
+
+def _background(grey: np.ndarray) -> int:
+    """Grey value of the paper: the upper end of what the image's border holds, at least 128."""
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return max(128, int(np.percentile(border, 75)))

@@ -1,0 +1,159 @@
+"""Minutiae files: ISO/IEC 19794-2:2005 and :2011, INCITS 378-2004, and NBIS `.xyt` and `.min`.
+
+All end up as the same array: x and y in image pixels from the top left, angle in radians counter-clockwise from +x
+with y up, quality 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", ".xyt", ".min")  # searched in this order
+NO_MINUTIAE = np.empty((0, 4), np.float32)
+_MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.]+)\s*:", re.MULTILINE)
+
+
+class TemplateError(ValueError):
+    """A minutiae file that cannot be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Minutiae of one print.
+
+    Attributes:
+        minutiae: (n, 4) float32 x, y, angle, quality.
+        width, height: of the image they were found in, as the file states it; 0 where it does not.
+    """
+
+    minutiae: np.ndarray
+    width: int
+    height: int
+
+    def fitted(self, width: int, height: int) -> np.ndarray:
+        """(n, 4): the minutiae on an image of another size; points scale along each axis, angles bend along."""
+        if not self.width or not self.height or (self.width, self.height) == (width, height):
+            return self.minutiae
+        scale_x, scale_y = width / self.width, height / self.height
+        fitted = self.minutiae.copy()
+        fitted[:, 0] *= scale_x
+        fitted[:, 1] *= scale_y
+        angle = self.minutiae[:, 2]
+        fitted[:, 2] = np.arctan2(np.sin(angle) * scale_y, np.cos(angle) * scale_x)
+        return fitted
+
+
+def read_template(path: Path, image_height: int) -> Template:
+    """Reads a minutiae file of any known format.
+
+    Args:
+        path: the file; its content decides for binary formats, its suffix for text.
+        image_height: pixels, for formats that count y from the bottom.
+
+    Raises:
+        TemplateError: damaged, or of no known format.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TemplateError(f"cannot be read ({error.strerror})") from error
+    try:
+        if data[:4] == b"FMR\0":
+            return _read_fmr(data)
+        if path.suffix.lower() == ".xyt":
+            return _read_xyt(data.decode("ascii"), image_height)
+        if path.suffix.lower() == ".min":
+            return _read_min(data.decode("ascii"))
+    except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+        raise TemplateError(f"damaged minutiae file ({error})") from error
+    raise TemplateError("no known minutiae format")
+
+
+def _read_fmr(data: bytes) -> Template:
+    version = data[4:7]
+    if version == b"030":
+        return _read_iso_2011(data)
+    if version != b" 20":
+        raise TemplateError(f"minutiae record of version {version!r}")
+    if struct.unpack(">I", data[8:12])[0] == len(data):
+        return _read_views(data, header=24, size_at=14, views_at=22, unit=2 * math.pi / 256)
+    if struct.unpack(">H", data[8:10])[0] == len(data):
+        return _read_views(data, header=26, size_at=16, views_at=24, unit=math.radians(2))
+    if data[8:10] == b"\0\0" and struct.unpack(">I", data[10:14])[0] == len(data):  # INCITS: six-byte length
+        return _read_views(data, header=30, size_at=20, views_at=28, unit=math.radians(2))
+    raise TemplateError("record length differs from file length")
+
+
+def _read_views(data: bytes, header: int, size_at: int, views_at: int, unit: float) -> Template:
+    """ISO 2005 and INCITS 378 share everything behind the header but the unit of angles; the first view is taken."""
+    width, height = struct.unpack(">HH", data[size_at : size_at + 4])
+    if data[views_at] == 0:
+        return Template(NO_MINUTIAE, width, height)
+    count = data[header + 3]
+    return Template(_minutiae(data[header + 4 :], count, 6, unit), width, height)
+
+
+def _minutiae(data: bytes, count: int, size: int, unit: float) -> np.ndarray:
+    if len(data) < count * size:
+        raise TemplateError(f"cut off: {count} minutiae announced, {len(data) // size} there")
+    raw = np.frombuffer(data, np.uint8, count * size).reshape(count, size).astype(np.float32)
+    x = (raw[:, 0] % 64) * 256 + raw[:, 1]  # the upper two bits hold the type of minutia
+    y = (raw[:, 2] % 64) * 256 + raw[:, 3]
+    quality = np.where(raw[:, 5] <= 100, raw[:, 5] / 100, 0) if size == 6 else np.zeros(count)
+    return np.stack([x, y, raw[:, 4] * unit, quality], axis=1).astype(np.float32)
+
+
+def _read_iso_2011(data: bytes) -> Template:
+    length, representations, certified = struct.unpack(">IHB", data[8:15])
+    if length != len(data):
+        raise TemplateError("record length differs from file length")
+    if representations == 0:
+        return Template(NO_MINUTIAE, 0, 0)
+    at = 15 + 4 + 9 + 1 + 2 + 2  # length, time, technology, vendor and device of the first representation
+    at += 1 + 5 * data[at]  # quality blocks
+    if certified:
+        at += 1 + 3 * data[at]
+    at += 1 + 1 + 2 + 2 + 1  # position, number, sampling rates, impression type
+    width, height, packed, count = struct.unpack(">HHBB", data[at : at + 6])
+    size = packed >> 4
+    if size not in (5, 6):
+        raise TemplateError(f"minutiae of {size} bytes")
+    return Template(_minutiae(data[at + 6 :], count, size, 2 * math.pi / 256), width, height)
+
+
+def _read_xyt(text: str, image_height: int) -> Template:
+    """mindtct writes two kinds. Plain: y from the bottom, degrees. -m1: y from the top, units of two degrees.
+
+    Nothing in the file names its kind, but -m1 angles stay below 180, as all angles of a whole print never do otherwise.
+    """
+    rows = [[float(word) for word in line.split()[:4]] for line in text.splitlines() if line.strip()]
+    if any(len(row) < 3 for row in rows):
+        raise TemplateError("lines must hold x y theta [quality]")
+    if not rows:
+        return Template(NO_MINUTIAE, 0, 0)
+    table = np.array([[*row, 0.0][:4] for row in rows], np.float32)
+    x, y, theta, quality = table.T
+    if (theta < 180).all():
+        theta = theta * 2
+    else:
+        y = image_height - y
+        theta = theta + 180  # plain angles point the other way along the ridge
+    return Template(np.stack([x, y, np.radians(theta % 360), quality / 100], axis=1).astype(np.float32), 0, 0)
+
+
+def _read_min(text: str) -> Template:
+    """y from the top; directions in steps of 11.25 degrees, clockwise from straight up."""
+    size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
+    if size is None:
+        raise TemplateError("no line 'Image (w,h)'")
+    rows = [[float(word) for word in match] for match in _MIN_LINE.findall(text)]
+    table = np.array(rows, np.float32).reshape(-1, 4)
+    angle = np.radians((90 - table[:, 2] * 11.25) % 360)
+    minutiae = np.stack([table[:, 0], table[:, 1], angle, table[:, 3]], axis=1).astype(np.float32)
+    return Template(minutiae, int(size[1]), int(size[2]))
