@@ -119,11 +119,21 @@ def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) ->
 
 def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
     """(canvas, canvas) float32: 1 on the print and two blocks around it, falling softly to 0 elsewhere."""
-    grown = _neighbours(_neighbours(mask) > 0) > 0
+    grown = _neighbours(_neighbours(_filled(mask)) > 0) > 0
     margin = int(np.ceil(max(mask.shape) + side / block))
     padded = Image.fromarray(np.pad(grown.astype(np.uint8) * 255, margin))
     box = (left / block + margin, top / block + margin, (left + side) / block + margin, (top + side) / block + margin)
     return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BILINEAR, box=box), np.float32) / 255
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """Also what lies between parts of the mask along both axes: a wet patch inside a print is part of it."""
+    between = np.ones_like(mask)
+    for axis in (0, 1):
+        after = np.logical_or.accumulate(mask, axis)
+        before = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
+        between &= after & before
+    return mask | between
 
 
 def _background(grey: np.ndarray) -> int:

@@ -1,0 +1,166 @@
+"""Which files to import: a listing that holds a million paths compactly, as Arrow arrays."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fingerprint_accel.data.images import SUFFIXES as IMAGE_SUFFIXES
+from fingerprint_accel.data.layouts import LAYOUTS, NAMES, LayoutError, guess
+from fingerprint_accel.errors import UserError
+
+CHUNK = 65536
+FIELDS = [
+    ("path", pa.string()),
+    ("finger_key", pa.string()),
+    ("impression", pa.int32()),  # -1: rank among the finger's files
+    ("ppi", pa.int32()),  # 0: as given on the command line
+    ("minutiae", pa.string()),
+]
+
+
+@dataclass
+class Listing:
+    """Files to import and files that are not.
+
+    Attributes:
+        root: what relative paths are relative to.
+        table: columns path, finger_key, impression, ppi, minutiae.
+        rejected: path and reason.
+    """
+
+    root: Path
+    table: pa.Table
+    rejected: list[tuple[str, str]]
+
+
+class _Columns:
+    """Collects rows and turns every CHUNK of them into Arrow, so that few Python objects live at a time."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple] = []
+        self.parts: list[pa.RecordBatch] = []
+
+    def add(self, *row: object) -> None:
+        self.rows.append(row)
+        if len(self.rows) == CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        columns = [pa.array([row[i] for row in self.rows], kind) for i, (_, kind) in enumerate(FIELDS)]
+        self.parts.append(pa.record_batch(columns, names=[name for name, _ in FIELDS]))
+        self.rows = []
+
+    def table(self) -> pa.Table:
+        self.flush()
+        return pa.Table.from_batches(self.parts)
+
+
+def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Paths of image files below a folder, in sorted order, relative to it."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(folder / name, f"{prefix}{name}/")
+        elif not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+            yield prefix + name
+
+
+def list_files(source: Path, layout: str) -> Listing:
+    """Lists what a layout finds at SRC.
+
+    Raises:
+        UserError: SRC is missing, holds no image, or nothing in it follows the layout.
+    """
+    if layout not in NAMES:
+        raise UserError(f"--layout {layout}: there are {', '.join(NAMES)}")
+    if layout == "csv":
+        return _list_csv(source)
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; give the folder that holds the images")
+    columns, rejected, sample = _Columns(), [], []
+    for path in _walk(source):
+        if len(sample) < 50:
+            sample.append(PurePosixPath(path))
+        try:
+            named = LAYOUTS[layout](PurePosixPath(path))
+        except LayoutError as error:
+            rejected.append((path, str(error)))
+            continue
+        impression = -1 if named.impression is None else named.impression
+        columns.add(path, named.finger_key, impression, named.ppi, None)
+    if not sample:
+        raise UserError(f"{source}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    table = columns.table()
+    if not len(table):
+        fitting = [name for name in guess(sample) if name != layout]
+        remedy = f"try --layout {fitting[0]}" if fitting else "see `import --help`, or list the files in a csv"
+        raise UserError(f"{source}: no file follows layout {layout} ({rejected[0][0]}: {rejected[0][1]}); {remedy}")
+    return Listing(source, _ranked(table), rejected)
+
+
+def _list_csv(source: Path) -> Listing:
+    try:
+        file = source.open(newline="", encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv SRC is the file") from error
+    columns, rejected = _Columns(), []
+    with file:
+        try:
+            reader = csv.DictReader(file)
+            missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(
+                    f"{source}: no column {missing[0]}; the header is path,finger,impression[,ppi][,minutiae]"
+                )
+            for row in reader:
+                where = row["path"] or f"{source.name} line {reader.line_num}"
+                try:
+                    columns.add(*_csv_row(row))
+                except LayoutError as error:
+                    rejected.append((where, f"line {reader.line_num}: {error}"))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{source}: not a csv file in UTF-8 ({error})") from error
+    table = columns.table()
+    if not len(table):
+        raise UserError(f"{source}: no usable line" + (f" ({rejected[0][1]})" if rejected else ""))
+    return Listing(source.parent, table, rejected)
+
+
+def _csv_row(row: dict[str, str]) -> tuple:
+    path, finger = row["path"], row["finger"]
+    if not path:
+        raise LayoutError("no path")
+    if not finger:
+        raise LayoutError("no finger")
+    try:
+        impression, ppi = int(row["impression"]), int(row.get("ppi") or 0)
+    except (TypeError, ValueError):
+        raise LayoutError("impression and ppi must be whole numbers") from None
+    if not 0 <= impression < 32768:
+        raise LayoutError("impression must lie between 0 and 32767")
+    if ppi and not 50 <= ppi <= 5000:
+        raise LayoutError(f"ppi {ppi} is out of range")
+    return path, finger, impression, ppi, row.get("minutiae") or None
+
+
+def _ranked(table: pa.Table) -> pa.Table:
+    """Numbers the impressions that have none, in order of path within each finger."""
+    impressions = table["impression"].to_numpy().copy()
+    open_rows = impressions < 0
+    if open_rows.any():
+        codes = pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy()
+        order = np.argsort(codes, kind="stable")  # the listing is sorted by path
+        firsts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(len(order)) - np.repeat(firsts, np.diff(firsts, append=len(order)))
+        impressions[open_rows] = rank[open_rows]
+    return table.set_column(table.schema.get_field_index("impression"), "impression", pa.array(impressions))
