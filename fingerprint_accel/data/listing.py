@@ -86,7 +86,8 @@ def list_files(source: Path, layout: str) -> Listing:
         return _list_csv(source)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the folder that holds the images")
-    columns, rejected, sample = _Columns(), [], []
+    columns, rejected = _Columns(), []
+    sample: list[PurePosixPath] = []
     for path in _walk(source):
         if len(sample) < 50:
             sample.append(PurePosixPath(path))

@@ -128,7 +128,7 @@ def _read_iso_2011(data: bytes) -> Template:
 
 
 def _read_xyt(text: str, image_height: int) -> Template:
-    """mindtct writes two kinds: y from the bottom and degrees, or with -m1 y from the top and units of two degrees.
+    """mindtct writes y from the bottom and degrees, or with -m1 y from the top and units of two degrees.
 
     Nothing in the file names its kind, but -m1 angles stay below 180, as all angles of a whole print never do otherwise.
     """

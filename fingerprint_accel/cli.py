@@ -1,0 +1,131 @@
+"""The command line: `fingerprint-accel VERB ...`. Each verb is a thin call into the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fingerprint_accel import __version__
+from fingerprint_accel.errors import one_line_errors
+
+Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
+Positional = tyro.conf.Positional
+
+
+def import_files(
+    src: Positional[Path],
+    out: Positional[Path],
+    layout: Layout,
+    ppi: int = 0,
+    dataset_ppi: int = 300,
+    canvas: int = 320,
+    minutiae: Path | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Makes a dataset folder from image files.
+
+    Layouts, by the name of a file below SRC:
+      fvc       101_1.tif                       finger 101, impression 1
+      folders   anna-left-thumb/any.png         the folder is the finger
+      flx       10_9.png, f0001_01.png          finger and impression, in any folder
+      nist      00002302_R_500_roll_01.png      SD302, SD300: subject and finger position
+      socofing  1__M_Left_index_finger.BMP      altered versions are further impressions
+      csv       SRC is the file: path,finger,impression[,ppi][,minutiae]
+
+    fingerprint-accel import scans/DB1_B datasets/db1 --layout fvc --ppi 500
+
+    Args:
+        src: Folder of images, or the csv file.
+        out: Dataset folder to make.
+        layout: How file names tell finger and impression.
+        ppi: Resolution of the images, pixels per inch; a ppi in names or in the csv wins.
+        dataset_ppi: Resolution of the dataset.
+        canvas: Side of a print in the dataset, pixels.
+        minutiae: Folder of minutiae files with the images' stems, if they do not lie beside the images.
+        workers: Processes; 0 for one per core.
+        seed: Of the order in which prints are written.
+        overwrite: Replace OUT.
+    """
+    from fingerprint_accel.data.importing import import_dataset
+
+    summary = import_dataset(
+        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, workers=workers, seed=seed,
+        overwrite=overwrite,
+    )  # fmt: skip
+    print(summary.table())
+    if summary.rejected:
+        print(f"rejected files and reasons: {out / 'rejected.jsonl'}")
+
+
+def inspect(
+    dataset: Positional[Path],
+    out: Path = Path("contact_sheet.png"),
+    fingers: int = 5,
+    minutiae: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Prints what a dataset holds and draws a contact sheet.
+
+    Args:
+        dataset: Dataset folder.
+        out: PNG file to write.
+        fingers: Rows of the contact sheet.
+        minutiae: Draw minutiae on the prints.
+        verify: Compare every shard with its sha256.
+    """
+    from fingerprint_accel.data.inspection import describe, save_contact_sheet
+    from fingerprint_accel.data.shards import open_dataset
+
+    shards = open_dataset(dataset)
+    if verify:
+        shards.verify()
+    print(describe(shards))
+    save_contact_sheet(shards, out, fingers, minutiae)
+    print(f"contact sheet: {out}")
+
+
+def evaluate(
+    model: Positional[Path],
+    dataset: Positional[Path],
+    protocol: Literal["fvc", "all-pairs"] = "all-pairs",
+    out: Path = Path("evaluation"),
+    batch_size: int = 64,
+) -> None:
+    """Measures the error rates of a model on a dataset; writes metrics.json, plots and report.html.
+
+    fingerprint-accel evaluate runs/quickstart datasets/db1 --protocol fvc --out evaluation/db1
+
+    Args:
+        model: Run folder (its best checkpoint), checkpoint folder, or exported model folder.
+        dataset: Dataset folder.
+        protocol: fvc: every pair of a finger, first against first of other fingers. all-pairs: every pair.
+        out: Folder to write.
+        batch_size: Prints at a time.
+    """
+    from fingerprint_accel.evaluation.run import evaluate_command
+
+    evaluate_command(model, dataset, protocol, out, batch_size)
+
+
+VERBS = {"import": import_files, "inspect": inspect, "evaluate": evaluate}
+
+
+def main() -> None:
+    """Entry point of `fingerprint-accel`."""
+    if sys.argv[1:] == ["--version"]:
+        print(__version__)
+        return
+    description = (
+        "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
+    )
+    with one_line_errors():
+        try:
+            tyro.extras.subcommand_cli_from_dict(VERBS, prog="fingerprint-accel", description=description)
+        except KeyboardInterrupt:
+            print("interrupted; nothing half-made was left behind", file=sys.stderr)
+            raise SystemExit(130) from None

@@ -1,0 +1,80 @@
+"""What a dataset holds: counts, and a contact sheet to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fingerprint_accel.data.shards import Shards
+
+COLUMNS = 8
+LABEL = 18  # pixels
+
+
+def describe(shards: Shards) -> str:
+    """Counts of a dataset as aligned text."""
+    info = shards.info
+    per_finger = np.bincount(shards.fingers)
+    minutiae = shards.minutiae(np.arange(min(len(shards), 1000)))[1]
+    sizes, fingers = np.unique(per_finger, return_counts=True)
+    rows = [
+        ("prints", f"{info.prints}"),
+        ("fingers", f"{info.fingers}"),
+        ("impressions per finger", f"{per_finger.min()} to {per_finger.max()}, median {int(np.median(per_finger))}"),
+    ]
+    rows += [(f"  {size}", f"{number} fingers") for size, number in list(zip(sizes, fingers, strict=True))[:12]]
+    rows += [
+        ("ppi", f"{info.ppi}"),
+        ("canvas", f"{info.canvas} x {info.canvas} pixels ({info.canvas / info.ppi * 25.4:.1f} mm)"),
+        ("with minutiae", f"{info.with_minutiae} ({info.with_minutiae / info.prints:.0%})"),
+    ]
+    if info.with_minutiae:
+        rows.append(("minutiae per print", f"median {int(np.median(minutiae[minutiae > 0]))}"))
+    size = sum(file.stat().st_size for file in shards.folder.iterdir()) / 1e6
+    rows += [("shards", f"{len(info.sha256)}"), ("MB", f"{size:.1f}")]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False) -> Image.Image:
+    """One row per finger, its first impressions side by side.
+
+    Args:
+        shards: the dataset.
+        fingers: rows of the sheet, spread evenly over the fingers.
+        minutiae: draws minutiae: a circle, and a tick along their direction.
+    """
+    chosen = np.unique(np.linspace(0, shards.info.fingers - 1, fingers).astype(int))
+    side = shards.info.canvas
+    sheet = Image.new("RGB", (COLUMNS * side, len(chosen) * (side + LABEL)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=13)
+    for line, finger in enumerate(chosen.tolist()):
+        rows = np.flatnonzero(shards.fingers == finger)
+        rows = rows[np.argsort(shards.impressions[rows], kind="stable")][:COLUMNS]
+        for column, row in enumerate(rows.tolist()):
+            corner = (column * side, line * (side + LABEL))
+            sheet.paste(Image.fromarray(shards.image(row)), (corner[0], corner[1] + LABEL))
+            text = f"{shards.key_of_finger[finger]}  impression {shards.impressions[row]}"
+            draw.text((corner[0] + 4, corner[1] + 1), text[:40], fill="black", font=font)
+            if minutiae:
+                _draw_minutiae(draw, shards, row, corner[0], corner[1] + LABEL)
+    for column in range(1, COLUMNS):
+        draw.line([(column * side, 0), (column * side, sheet.height)], fill=(200, 200, 200))
+    return sheet
+
+
+def _draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int, top: int) -> None:
+    points, counts = shards.minutiae(np.array([row]))
+    for x, y, angle, _ in points[0, : counts[0]].tolist():
+        x, y = left + x, top + y
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=(213, 94, 0))
+        draw.line((x, y, x + 10 * np.cos(angle), y - 10 * np.sin(angle)), fill=(0, 114, 178), width=2)
+
+
+def save_contact_sheet(shards: Shards, path: Path, fingers: int = 5, minutiae: bool = False) -> None:
+    """Writes `contact_sheet` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(shards, fingers, minutiae).save(path)

@@ -1,0 +1,71 @@
+"""One file to one print, in a worker process. Imports little, because every worker pays for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fingerprint_accel.data.canvas import CanvasError, place
+from fingerprint_accel.data.images import ImageError, read_grey
+from fingerprint_accel.data.templates import NO_MINUTIAE, SUFFIXES, TemplateError, read_template
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to import: where it is, what it is called in the dataset, its resolution."""
+
+    path: Path
+    name: str
+    finger_key: str
+    impression: int
+    ppi: int
+    minutiae: Path | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a file: an image (canvas, canvas) uint8, or a reason; and a reason if its minutiae failed."""
+
+    job: Job
+    image: np.ndarray | None
+    minutiae: np.ndarray
+    reason: str = ""
+    minutiae_reason: str = ""
+
+
+def find_template(image: Path, folder: Path | None) -> Path | None:
+    """The minutiae file with the image's stem, beside it or in `folder`."""
+    base = (folder or image.parent) / image.stem
+    for suffix in SUFFIXES:
+        candidate = base.with_name(base.name + suffix)
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def prepare(job: Job, dataset_ppi: int, canvas: int) -> Prepared:
+    """Reads and places one print; never raises for what a file holds."""
+    try:
+        grey = read_grey(job.path)
+    except ImageError as error:
+        return Prepared(job, None, NO_MINUTIAE, str(error))
+    minutiae, minutiae_reason = NO_MINUTIAE, ""
+    if job.minutiae is not None:
+        try:
+            template = read_template(job.minutiae, grey.shape[0])
+            minutiae = template.fitted(grey.shape[1], grey.shape[0])
+        except TemplateError as error:
+            minutiae_reason = f"minutiae: {error}"
+    try:
+        image, minutiae = place(grey, minutiae, job.ppi, dataset_ppi, canvas)
+    except CanvasError as error:
+        return Prepared(job, None, NO_MINUTIAE, str(error), minutiae_reason)
+    return Prepared(job, image, minutiae, "", minutiae_reason)
+
+
+def prepare_many(task: tuple[list[Job], int, int]) -> list[Prepared]:
+    """`prepare` for a list of jobs, as worker processes are handed them."""
+    jobs, dataset_ppi, canvas = task
+    return [prepare(job, dataset_ppi, canvas) for job in jobs]
