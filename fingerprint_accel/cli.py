@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.conf import Positional
 
 from fingerprint_accel import __version__
 from fingerprint_accel.errors import one_line_errors
 
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
-Positional = tyro.conf.Positional
 
 
 def import_files(
@@ -112,7 +113,7 @@ def evaluate(
     evaluate_command(model, dataset, protocol, out, batch_size)
 
 
-VERBS = {"import": import_files, "inspect": inspect, "evaluate": evaluate}
+VERBS: dict[str, Callable[..., Any]] = {"import": import_files, "inspect": inspect, "evaluate": evaluate}
 
 
 def main() -> None:

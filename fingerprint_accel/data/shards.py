@@ -81,15 +81,16 @@ class ShardWriter:
         self._fingers: dict[str, int] = {}
         self._pending: list[Record] = []
         self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._closed = False
         self._rows_in_shard, self._shards, self._prints, self._with_minutiae = 0, 0, 0, 0
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None and not self._closed:
             self.close()
-        else:
+        elif kind is not None:
             if self._stream is not None:
                 self._stream.close()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -154,6 +155,7 @@ class ShardWriter:
         if self.out.exists():
             shutil.rmtree(self.out)
         self.folder.rename(self.out)
+        self._closed = True
         return info
 
 

@@ -130,7 +130,7 @@ def _read_iso_2011(data: bytes) -> Template:
 def _read_xyt(text: str, image_height: int) -> Template:
     """mindtct writes y from the bottom and degrees, or with -m1 y from the top and units of two degrees.
 
-    Nothing in the file names its kind, but -m1 angles stay below 180, as all angles of a whole print never do otherwise.
+    Nothing in the file names its kind, but -m1 angles stay below 180; those of a whole print never all do otherwise.
     """
     rows = [[float(word) for word in line.split()[:4]] for line in text.splitlines() if line.strip()]
     if any(len(row) < 3 for row in rows):
