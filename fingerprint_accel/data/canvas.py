@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 WHITE = 255
 BLOCK_MM = 0.8  # side of the blocks in which ridges are looked for: about two ridges
-MIN_CONTRAST = 12.0  # grey levels of standard deviation that a ridge block has at least
+MIN_CONTRAST = 5.0  # grey levels of standard deviation that a ridge block has at least
 MIN_BLOCKS = 12  # ridge blocks that a print has at least
 
 
@@ -29,7 +29,8 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     rows, columns = grey.shape[0] // block, grey.shape[1] // block
     if rows < 2 or columns < 2:
         raise CanvasError("too small to hold a print")
-    tiles = grey[: rows * block, : columns * block].reshape(rows, block, columns, block).astype(np.float32)
+    smooth = np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(1)))  # sensor noise is no ridge
+    tiles = smooth[: rows * block, : columns * block].reshape(rows, block, columns, block).astype(np.float32)
     deviation = tiles.std(axis=(1, 3))
     strong = max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
     mask = deviation > strong
@@ -82,7 +83,7 @@ def place(
     Raises:
         CanvasError: no ridges.
     """
-    if int(grey.max()) - int(grey.min()) < 2 * MIN_CONTRAST:
+    if int(grey.max()) - int(grey.min()) < 4 * MIN_CONTRAST:
         raise CanvasError("blank")
     mask, block = ridge_mask(grey, ppi)
     if mask.sum() < MIN_BLOCKS:
