@@ -19,7 +19,7 @@ PROTOCOLS = {
     "non-mated = every pair of impressions of different fingers, once",
 }
 MAX_NONMATED = 20_000_000
-"""Non-mated comparisons made at most; beyond, a fixed sample is drawn in which every print takes part about equally often."""
+"""Non-mated comparisons made at most; beyond, a fixed sample in which every print takes part about equally often."""
 _BLOCK = 1024
 _SAMPLE_SEED = 2382  # fixed, so that two models meet the same comparisons
 

@@ -1,0 +1,108 @@
+"""One evaluation: embeddings, comparisons, error rates, files to read."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fingerprint_accel import __version__
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
+from fingerprint_accel.evaluation.metrics import DEFINITIONS, TAR_FARS, Metrics, compute_metrics
+from fingerprint_accel.evaluation.plots import det_png, histogram_png
+from fingerprint_accel.evaluation.protocols import PROTOCOLS, Scores, score_protocol
+from fingerprint_accel.evaluation.report import report_html
+from fingerprint_accel.extraction.extractor import Extractor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, error rates, and the 95 % bootstrap interval of the EER over fingers."""
+
+    scores: Scores
+    metrics: Metrics
+    eer_interval: tuple[float, float]
+
+    def rates(self) -> list[tuple[str, str]]:
+        """Names and values to print; a dash where the comparisons cannot resolve a rate."""
+        metrics = self.metrics
+        too_few = f"- (needs more than {metrics.nonmated:,} non-mated comparisons)"
+
+        def rate(value: float | None) -> str:
+            return too_few if value is None else f"{value:.2%}"
+
+        low, high = self.eer_interval
+        rows = [
+            ("EER", f"{metrics.eer:.2%}"),
+            ("EER, 95 % interval over fingers", f"{low:.2%} to {high:.2%}"),
+            ("FMR100", rate(metrics.fmr100)),
+            ("FMR1000", rate(metrics.fmr1000)),
+            ("ZeroFMR", rate(metrics.zero_fmr)),
+        ]
+        rows += [(f"TAR at FAR {far:g}", rate(metrics.tar.get(far))) for far in TAR_FARS]
+        rows += [("mated comparisons", f"{metrics.mated:,}"), ("non-mated comparisons", f"{metrics.nonmated:,}")]
+        return rows
+
+
+def evaluate(extractor: Extractor, shards: Shards, protocol: str, batch_size: int = 64) -> Evaluation:
+    """Embeds a dataset and compares its prints.
+
+    Raises:
+        UserError: the dataset does not fit the model, or has too few fingers for the protocol.
+    """
+    embeddings = extractor.extract(shards, batch_size)["embedding"]
+    scores = score_protocol(protocol, embeddings, shards.fingers, shards.impressions)
+    metrics = compute_metrics(scores.mated, scores.nonmated)
+    return Evaluation(scores, metrics, bootstrap_eer(scores))
+
+
+def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch_size: int) -> None:
+    """Evaluates and writes `metrics.json`, `det.png`, `scores.png` and `report.html` into `out`; prints a table.
+
+    Raises:
+        UserError: a model or dataset that cannot be used.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give --out a folder")
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    extractor = Extractor.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    shards = open_dataset(dataset)
+    evaluation = evaluate(extractor, shards, protocol, batch_size)
+    plots = [det_png(evaluation.scores, evaluation.metrics), histogram_png(evaluation.scores, evaluation.metrics)]
+    config = extractor.model.config
+    facts = [
+        ("model", extractor.origin),
+        ("network", f"DeepPrint {config.variant}, {config.trunk}, {config.embedding_dim} numbers"),
+        ("dataset", str(dataset)),
+        ("prints", f"{len(shards)}"),
+        ("fingers", f"{shards.info.fingers}"),
+        ("ppi", f"{shards.info.ppi}"),
+        ("versions", f"fingerprint_accel {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
+    ]
+    values = {
+        "protocol": protocol,
+        "protocol_definition": PROTOCOLS[protocol],
+        **asdict(evaluation.metrics),
+        "tar": {f"{far:g}": evaluation.metrics.tar.get(far) for far in TAR_FARS},
+        "eer_interval_95": list(evaluation.eer_interval),
+        "nonmated_possible": evaluation.scores.pairs.nonmated_possible,
+        "facts": dict(facts),
+        "definitions": DEFINITIONS,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
+    (out / "det.png").write_bytes(plots[0])
+    (out / "scores.png").write_bytes(plots[1])
+    rates = evaluation.rates()
+    title = f"{Path(model).name} on {Path(dataset).name}"
+    page = report_html(title, facts, rates, plots, shards, evaluation.scores, protocol)
+    (out / "report.html").write_text(page)
+    width = max(len(name) for name, _ in rates)
+    print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rates))
+    print(f"\nreport: {out / 'report.html'}")
