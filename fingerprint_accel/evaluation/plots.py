@@ -42,7 +42,7 @@ def histogram_png(scores: Scores, metrics: Metrics) -> bytes:
     """Shares of mated and non-mated scores by similarity, as PNG."""
     low = min(scores.mated.min(), scores.nonmated.min())
     high = max(scores.mated.max(), scores.nonmated.max())
-    bins = np.linspace(low, high if high > low else low + 1e-3, 61)
+    bins = np.linspace(low, high if high > low else low + 1e-3, 61).tolist()
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for values, name, colour in ((scores.nonmated, "non-mated", ORANGE), (scores.mated, "mated", BLUE)):

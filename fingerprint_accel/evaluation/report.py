@@ -15,7 +15,8 @@ from fingerprint_accel.evaluation.protocols import PROTOCOLS, Scores
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}
 td.n{text-align:right;font-variant-numeric:tabular-nums}img.plot{max-width:48%;vertical-align:top}
 .pairs{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}figcaption{font-size:13px;color:#555}
 figure img{width:9rem;border:1px solid #ddd}dt{font-weight:600}dd{margin:0 0 .5rem}
