@@ -1,0 +1,151 @@
+"""flx's call names over our datasets: `get_DeepPrint_TexMinu(...)`, `.fit(...)`, `.extract(...)`.
+
+Where flx takes datasets of its own, these take the path of a dataset folder (`fingerprint-accel import ... --layout
+flx`). Dimensions are per branch, as in flx.
+"""
+
+# ruff: noqa: N802  (the names are flx's)
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fingerprint_accel.config import Config, ModelConfig, ReadingConfig, TrainingConfig, Variant
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.recipe import run_training
+
+_DEFAULT = Config(training=TrainingConfig(batch_size=16))
+
+
+class DeepPrintExtractor:
+    """A DeepPrint to train and to extract with, under flx's names.
+
+    Args:
+        num_training_subjects: number of fingers in the training data (flx's subjects).
+        config: everything else; `model` holds the variant.
+    """
+
+    def __init__(self, num_training_subjects: int, config: Config) -> None:
+        self.num_training_subjects, self.config = num_training_subjects, config
+        self.extractor: Extractor | None = None
+
+    def fit(
+        self,
+        fingerprints: str | Path,
+        validation_fingerprints: str | Path | None = None,
+        num_epochs: float = 100,
+        out_dir: str | Path = "deepprint",
+        patience: int = 0,
+        use_amp: bool = False,
+    ) -> DeepPrintExtractor:
+        """Trains; afterwards the best model is in `out_dir/model` and in this object. Interrupted runs are resumed.
+
+        Minutia maps and labels, which flx passes separately, are part of our datasets.
+
+        Args:
+            fingerprints: dataset folder to train on.
+            validation_fingerprints: dataset folder to validate on; None validates on nothing and keeps the last model.
+            num_epochs: passes over the data.
+            out_dir: run folder.
+            patience: epochs without a lower validation EER after which training stops; 0 never stops early.
+            use_amp: bf16 on processors and GPUs that have it, else fp16.
+
+        Raises:
+            UserError: data that cannot be used, or whose number of fingers is not `num_training_subjects`.
+        """
+        shards = open_dataset(fingerprints)
+        if shards.info.fingers != self.num_training_subjects:
+            raise UserError(
+                f"{fingerprints}: holds {shards.info.fingers} fingers, not num_training_subjects="
+                f"{self.num_training_subjects}"
+            )
+        training = self.config.training
+        per_step = training.batch_size * training.accumulation
+        steps_per_epoch = max(1, round(len(shards) / per_step))
+        config = replace(
+            self.config,
+            data=str(fingerprints),
+            out=str(out_dir),
+            resume="auto",
+            reading=ReadingConfig(validation_data=str(validation_fingerprints or ""), validation_fraction=0.0),
+            training=replace(
+                training,
+                epochs=float(num_epochs),
+                patience=patience,
+                validate_every=steps_per_epoch,
+                save_every=steps_per_epoch,
+                precision=_amp() if use_amp else "no",
+            ),
+        )
+        run_training(config)
+        return self.load_best_model(out_dir)
+
+    def load_best_model(self, out_dir: str | Path) -> DeepPrintExtractor:
+        """Takes the best model of a run folder.
+
+        Raises:
+            UserError: no model there.
+        """
+        self.extractor = Extractor.from_pretrained(out_dir)
+        return self
+
+    def extract(self, dataset: str | Path, batch_size: int = 64) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Embeds every print of a dataset folder, in row order.
+
+        Returns:
+            Texture and minutia embeddings, (N, num_dims) float32 each of unit length; None for a branch that the
+            variant lacks.
+
+        Raises:
+            UserError: not trained or loaded yet, or a dataset that does not fit.
+        """
+        if self.extractor is None:
+            raise UserError("no model yet: call fit(...) or load_best_model(run_folder) first")
+        found = self.extractor.extract(open_dataset(dataset), batch_size)
+        return found.get("texture"), found.get("minutia")
+
+
+def _amp() -> Literal["bf16", "fp16"]:
+    return "bf16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtractor:
+    model = ModelConfig(variant=variant, embedding_dim=embedding_dim)
+    return DeepPrintExtractor(fingers, replace(_DEFAULT, model=model))
+
+
+def get_DeepPrint_Tex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
+    """Texture branch."""
+    return _make("Tex", num_training_subjects, num_texture_dims)
+
+
+def get_DeepPrint_Minu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
+    """Minutia branch."""
+    return _make("Minu", num_training_subjects, num_minutia_dims)
+
+
+def get_DeepPrint_TexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
+    """Both branches, `num_dims` each."""
+    return _make("TexMinu", num_training_subjects, 2 * num_dims)
+
+
+def get_DeepPrint_LocTex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
+    """Aligning network and texture branch."""
+    return _make("LocTex", num_training_subjects, num_texture_dims)
+
+
+def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
+    """Aligning network and minutia branch."""
+    return _make("LocMinu", num_training_subjects, num_minutia_dims)
+
+
+def get_DeepPrint_LocTexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
+    """Aligning network and both branches, `num_dims` each."""
+    return _make("LocTexMinu", num_training_subjects, 2 * num_dims)
