@@ -12,3 +12,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real fingerprints in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder of 24 ridge-like fingers with 4 impressions each."""
+    from fingerprint_accel.synthesis.simple import write_simple_dataset
+
+    folder = tmp_path_factory.mktemp("data") / "prints"
+    write_simple_dataset(folder, fingers=24, impressions_per_finger=4, seed=3, progress=False)
+    return folder

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import wsq  # noqa: F401
+from PIL import Image
+
+from fingerprint_accel.data.images import ImageError, read_grey
+
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
+
+
+def saved(tmp_path, image, name, **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return read_grey(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.pgm", "a.gif"])
+def test_grey_is_read_exactly(tmp_path, name):
+    np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(RAMP), name), RAMP)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.wsq"])
+def test_lossy_formats_come_close(tmp_path, name):
+    smooth = np.tile((128 + 100 * np.sin(np.arange(256) / 3)).astype(np.uint8), (64, 1))
+    difference = saved(tmp_path, Image.fromarray(smooth), name).astype(int) - smooth
+    assert np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_is_scaled_not_clipped(tmp_path, name):
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(saved(tmp_path, deep, name), RAMP)
+
+
+def test_12_bits_in_16_are_stretched(tmp_path):
+    twelve = Image.fromarray((RAMP.astype(np.float64) * 4095 / 255).round().astype(np.uint16))
+    assert np.abs(saved(tmp_path, twelve, "a.png").astype(int) - RAMP).max() <= 1
+
+
+def test_1_bit_cmyk_palette_and_alpha(tmp_path):
+    half = Image.fromarray(np.where(RAMP < 128, 0, 255).astype(np.uint8))
+    assert set(np.unique(saved(tmp_path, half.convert("1"), "a.png"))) == {0, 255}
+    grey = saved(tmp_path, Image.fromarray(RAMP).convert("CMYK"), "a.tif")
+    assert np.abs(grey.astype(int) - RAMP).max() <= 2
+    np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(RAMP).convert("P"), "b.png"), RAMP)
+    clear = Image.fromarray(np.dstack([np.zeros((8, 8, 3)), np.zeros((8, 8, 1))]).astype(np.uint8), "RGBA")
+    assert (saved(tmp_path, clear, "c.png") == 255).all(), "what is transparent is paper"
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.fromarray(np.full((32, 32), value, np.uint8)) for value in (40, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (read_grey(tmp_path / "a.gif") == 40).all()
+
+
+def test_what_cannot_be_read_has_a_reason(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image at all")
+    Image.fromarray(RAMP).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    reasons = {
+        "empty": "empty file",
+        "text": "not an image",
+        "cut": "damaged",
+        "huge": "too large",
+        "gone": "cannot be read",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError, match=reason):
+            read_grey(tmp_path / f"{name}.png")
+
+
+def test_every_cut_of_every_format_is_an_image_or_a_reason(tmp_path):
+    for name in ("a.png", "a.tif", "a.bmp", "a.jpg", "a.wsq", "a.gif", "a.webp"):
+        Image.fromarray(RAMP).save(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        for cut in range(0, len(whole), max(1, len(whole) // 25)):
+            (tmp_path / name).write_bytes(whole[:cut])
+            try:
+                assert read_grey(tmp_path / name).dtype == np.uint8
+            except ImageError as error:
+                assert str(error)

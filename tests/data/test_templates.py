@@ -1,0 +1,113 @@
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fingerprint_accel.data.templates import TemplateError, read_template
+
+POINTS = [(10, 20, 64, 80), (300, 400, 0, 50), (5, 6, 128, 0)]  # x, y, angle byte, quality
+EXPECTED_ISO = [[10, 20, math.pi / 2, 0.8], [300, 400, 0, 0.5], [5, 6, math.pi, 0]]
+
+
+def minutia(x, y, angle, quality, size=6):
+    return struct.pack(">HHBB", (1 << 14) | x, (2 << 14) | y, angle, quality)[:size]
+
+
+def iso_2005(width=320, height=480):
+    body = b"".join(minutia(*point) for point in POINTS) + b"\0\0"
+    header = struct.pack(">HHHHHBB", 0, width, height, 197, 197, 1, 0)
+    view = bytes([1, 0, 90, len(POINTS)])
+    length = 12 + len(header) + len(view) + len(body)
+    return b"FMR\0 20\0" + struct.pack(">I", length) + header + view + body
+
+
+def incits_378(extended=False):
+    body = b"".join(minutia(x, y, angle % 180, quality) for x, y, angle, quality in POINTS) + b"\0\0"
+    header = struct.pack(">HHHHHHHBB", 1, 2, 0, 320, 480, 197, 197, 1, 0)
+    view = bytes([1, 0, 90, len(POINTS)])
+    rest = len(header) + len(view) + len(body)
+    length = b"\0\0" + struct.pack(">I", 14 + rest) if extended else struct.pack(">H", 10 + rest)
+    return b"FMR\0 20\0" + length + header + view + body
+
+
+def iso_2011(size=6, quality_blocks=2, certified=True):
+    body = b"".join(minutia(*point, size=size) for point in POINTS) + b"\0\0"
+    head = bytes(9) + b"\0" + bytes(4) + bytes([quality_blocks]) + bytes(5 * quality_blocks)
+    head += bytes([1]) + bytes(3) if certified else b""
+    head += struct.pack(">BBHHBHHBB", 1, 0, 197, 197, 0, 320, 480, size << 4, len(POINTS))
+    representation = struct.pack(">I", 4 + len(head) + len(body)) + head + body
+    return b"FMR\x00030\0" + struct.pack(">IHB", 15 + len(representation), 1, certified) + representation
+
+
+def read(tmp_path: Path, data: bytes, name="a.fmr", height=480):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return read_template(path, height)
+
+
+def test_iso_2005(tmp_path):
+    template = read(tmp_path, iso_2005(), "a.ist")
+    assert (template.width, template.height) == (320, 480)
+    np.testing.assert_allclose(template.minutiae, EXPECTED_ISO, atol=1e-5)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_incits_378_counts_angles_in_two_degrees(tmp_path, extended):
+    template = read(tmp_path, incits_378(extended))
+    np.testing.assert_allclose(template.minutiae[:, :2], [[10, 20], [300, 400], [5, 6]])
+    np.testing.assert_allclose(np.degrees(template.minutiae[:, 2]), [128, 0, 256], atol=1e-3)
+    assert (template.width, template.height) == (320, 480)
+
+
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("quality_blocks", [0, 2])
+@pytest.mark.parametrize("certified", [False, True])
+def test_iso_2011(tmp_path, size, quality_blocks, certified):
+    template = read(tmp_path, iso_2011(size, quality_blocks, certified))
+    expected = np.array(EXPECTED_ISO)
+    if size == 5:
+        expected[:, 3] = 0
+    np.testing.assert_allclose(template.minutiae, expected, atol=1e-5)
+    assert (template.width, template.height) == (320, 480)
+
+
+def test_xyt_of_both_kinds(tmp_path):
+    plain = read(tmp_path, b"10 460 270 80\n20 400 90 10\n", "a.xyt", height=480)
+    np.testing.assert_allclose(plain.minutiae, [[10, 20, math.pi / 2, 0.8], [20, 80, 3 * math.pi / 2, 0.1]], atol=1e-5)
+    m1 = read(tmp_path, b"10 20 45 80\n20 80 135 10\n", "a.xyt", height=480)
+    np.testing.assert_allclose(m1.minutiae, plain.minutiae, atol=1e-5)
+
+
+def test_min_and_xyt_of_mindtct_agree(shared_data):
+    folder = shared_data / "fvc2000_db1_b_nbis"
+    checked = 0
+    for path in sorted((folder / "min").glob("*.min")):
+        of_min = read_template(path, 300).minutiae
+        of_xyt = read_template(folder / "xyt" / f"{path.stem}.xyt", 300).minutiae
+        assert len(of_min) == len(of_xyt)
+        np.testing.assert_array_equal(of_min[:, :2], of_xyt[:, :2])
+        turn = np.angle(np.exp(1j * (of_min[:, 2] - of_xyt[:, 2])))
+        assert np.abs(turn).max() < math.radians(2.1), "mindtct rounds to two degrees"
+        checked += len(of_min)
+    assert checked > 1000
+
+
+def test_points_scale_to_the_real_image(tmp_path):
+    template = read(tmp_path, iso_2005(width=320, height=480))
+    fitted = template.fitted(160, 480)
+    np.testing.assert_allclose(fitted[:, 0], [5, 150, 2.5])
+    np.testing.assert_allclose(fitted[:, 1], [20, 400, 6])
+    np.testing.assert_allclose(fitted[0, 2], math.pi / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [iso_2005, incits_378, iso_2011])
+def test_damage_has_a_reason_and_no_crash(tmp_path, make):
+    whole = make()
+    for cut in range(len(whole)):
+        with pytest.raises(TemplateError):
+            read(tmp_path, whole[:cut])
+    for name, data in (("a.xyt", b"1 2\n"), ("a.xyt", b"a b c d"), ("a.min", b"nothing"), ("a.fmr", b"FMR\0 99\0")):
+        with pytest.raises(TemplateError):
+            read(tmp_path, data, name)
