@@ -1,0 +1,105 @@
+import json
+
+import datasets
+import numpy as np
+import pytest
+
+from fingerprint_accel.data.shards import Record, ShardWriter, open_dataset, split_fingers
+from fingerprint_accel.errors import UserError
+
+SIDE = 64
+
+
+def records(count):
+    generator = np.random.default_rng(1)
+    for row in range(count):
+        image = generator.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+        minutiae = generator.random((row % 5, 4)).astype(np.float32)
+        yield Record(image, f"finger {row % 7} é", row // 7, f"file{row}.png", minutiae)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with ShardWriter(tmp_path / "set", ppi=300, canvas=SIDE, rows_per_shard=1024) as writer:
+        for record in records(2500):
+            writer.add(record)
+    return tmp_path / "set"
+
+
+def test_what_is_written_is_read(folder):
+    shards, expected = open_dataset(folder), list(records(2500))
+    assert len(shards) == 2500
+    assert len(shards.info.sha256) == 3
+    assert shards.key_of_finger == [f"finger {n} é" for n in range(7)]
+    np.testing.assert_array_equal(shards.fingers, np.arange(2500) % 7)
+    np.testing.assert_array_equal(shards.impressions, np.arange(2500) // 7)
+    for rows in (np.array([0, 1, 2]), np.array([2499, 0, 1024, 1023, 1024]), np.arange(2500)[::-37]):
+        images = np.empty((len(rows), SIDE, SIDE), np.uint8)
+        shards.read(rows, images)
+        minutiae, counts = shards.minutiae(rows)
+        for place, row in enumerate(rows):
+            np.testing.assert_array_equal(images[place], expected[row].image)
+            np.testing.assert_array_equal(shards.image(int(row)), expected[row].image)
+            assert counts[place] == len(expected[row].minutiae)
+            np.testing.assert_array_equal(minutiae[place, : counts[place]], expected[row].minutiae)
+            assert (minutiae[place, counts[place] :] == 0).all()
+
+
+def test_stock_datasets_opens_it(folder):
+    table = datasets.load_from_disk(str(folder))
+    assert table.num_rows == 2500
+    assert set(table.features) == {"image", "finger", "impression", "finger_key", "source", "minutiae"}
+    row, expected = table[1500], list(records(2500))[1500]
+    assert np.frombuffer(row["image"], np.uint8).reshape(SIDE, SIDE).tolist() == expected.image.tolist()
+    assert row["source"] == "file1500.png"
+    np.testing.assert_allclose(row["minutiae"], expected.minutiae.ravel())
+
+
+def test_same_records_same_bytes(folder, tmp_path):
+    with ShardWriter(tmp_path / "again", ppi=300, canvas=SIDE, rows_per_shard=1024) as writer:
+        for record in records(2500):
+            writer.add(record)
+    assert open_dataset(folder).info == open_dataset(tmp_path / "again").info
+
+
+def test_damage_is_one_clear_line(folder, tmp_path):
+    shard = folder / "data-00001-of-00003.arrow"
+    whole = shard.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(UserError, match="sha256 differs"):
+        open_dataset(folder).verify()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="data-00001"):
+        open_dataset(folder)
+    shard.unlink()
+    with pytest.raises(UserError, match="data-00001"):
+        open_dataset(folder)
+    with pytest.raises(UserError, match="not a dataset folder"):
+        open_dataset(tmp_path)
+    info = json.loads((folder / "fingerprint.json").read_text())
+    (folder / "fingerprint.json").write_text(json.dumps({**info, "format_version": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        open_dataset(folder)
+
+
+def test_an_exception_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "set", ppi=300, canvas=SIDE) as writer:
+        writer.add(next(records(1)))
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_folder_is_not_overwritten(folder):
+    with pytest.raises(UserError, match="exists already"):
+        ShardWriter(folder, ppi=300, canvas=SIDE)
+
+
+def test_split_survives_adding_fingers():
+    keys = [f"finger {n}" for n in range(5000)]
+    some, all_of_them = split_fingers(keys[:3000], 0.1), split_fingers(keys, 0.1)
+    np.testing.assert_array_equal(some, all_of_them[:3000])
+    assert 420 < all_of_them.sum() < 580, "a tenth, within five standard deviations"
+    assert not split_fingers(keys, 0.0).any()
+    assert (split_fingers(keys, 0.1) <= split_fingers(keys, 0.2)).all(), "a larger share holds the smaller one"

@@ -1,0 +1,45 @@
+import subprocess
+import sys
+
+import pytest
+
+from fingerprint_accel import __version__
+
+
+def run(*words):
+    code = "from fingerprint_accel.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+def test_version_and_help():
+    assert run("--version").stdout.strip() == __version__
+    text = run("import", "--help").stdout
+    for word in ("fvc", "socofing", "csv", "--ppi", "--layout"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("inspect", "nowhere"), "nowhere: not a dataset folder"),
+        (("import", "nowhere", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
+        (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(words, message, tmp_path):
+    result = run(*words)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_inspect_prints_counts_and_draws(prints, tmp_path):
+    result = run("inspect", str(prints), "--out", str(tmp_path / "sheet.png"), "--verify")
+    assert result.returncode == 0, result.stderr
+    assert "96" in result.stdout
+    assert "4 to 4, median 4" in result.stdout
+    from PIL import Image
+
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 320, 5 * (320 + 18))
