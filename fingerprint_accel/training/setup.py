@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(no_fp16_here)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=None if training.precision == "auto" else training.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
@@ -81,6 +82,15 @@ def make_accelerator(config: Config) -> Accelerator:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
+    _use_all_cores(accelerator)
+    return accelerator
+
+
+def _use_all_cores(accelerator: Accelerator) -> None:
+    """Undoes the single thread that `accelerate launch` sets where it was not told that it runs on a CPU."""
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and by_accelerate:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def split(config: Config, shards: Shards) -> tuple[Subset, Subset | None]:

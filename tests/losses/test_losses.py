@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fingerprint_accel.config import LossConfig
+from fingerprint_accel.losses.center import CenterLoss
+from fingerprint_accel.losses.deepprint import DeepPrintLoss, minutia_map_loss
+from fingerprint_accel.losses.margin import MarginHead
+from fingerprint_accel.models.output import Output
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.mark.parametrize(("kind", "margin"), [("arcface", 0.5), ("arcface", 1.2), ("cosface", 0.35)])
+def test_margin_heads_equal_their_formula(kind, margin):
+    head = MarginHead(16, 50, kind, scale=30.0, margin=margin)
+    embedding, finger = unit(200, 16), torch.arange(200) % 50
+    cosine = (embedding.double() @ F.normalize(head.weight.double(), dim=1).T).clamp(-1, 1)
+    expected = cosine.clone()
+    for row, own in enumerate(finger.tolist()):
+        angle = math.acos(cosine[row, own])
+        if kind == "cosface":
+            expected[row, own] = cosine[row, own] - margin
+        elif angle + margin <= math.pi:
+            expected[row, own] = math.cos(angle + margin)
+        else:
+            expected[row, own] = cosine[row, own] - margin * math.sin(margin)
+    torch.testing.assert_close(head(embedding, finger), (30 * expected).float(), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_arcface_has_finite_gradients_at_the_ends(sign):
+    head = MarginHead(8, 3, "arcface", scale=64.0, margin=0.5)
+    embedding = (sign * F.normalize(head.weight.detach()[:1], dim=1)).requires_grad_()
+    F.cross_entropy(head(embedding, torch.tensor([0])), torch.tensor([0])).backward()
+    assert torch.isfinite(embedding.grad).all()
+
+
+def test_centres_move_by_the_formula_in_any_order():
+    embedding, finger = unit(40, 8), torch.arange(40) % 7
+    center = CenterLoss(8, 9, rate=0.1)
+    center.centers.copy_(unit(9, 8, seed=1))
+    before = center.centers.clone()
+    center.update(embedding, finger)
+    for own in range(9):
+        rows = embedding[finger == own]
+        expected = before[own] if len(rows) == 0 else before[own] + 0.1 * (rows.mean(0) - before[own])
+        torch.testing.assert_close(center.centers[own], expected, atol=1e-6, rtol=0)
+    shuffled = CenterLoss(8, 9, rate=0.1)
+    shuffled.centers.copy_(before)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    shuffled.update(embedding[order], finger[order])
+    assert torch.equal(shuffled.centers, center.centers), "bit for bit"
+    after = center.centers.clone()
+    center.update(torch.full_like(embedding, float("nan")), finger, skip=torch.tensor(True))
+    assert torch.equal(center.centers, after)
+
+
+def test_center_loss_is_the_mean_squared_distance():
+    center = CenterLoss(4, 3, rate=0.1)
+    center.centers.copy_(torch.eye(3, 4))
+    embedding = torch.tensor([[0.0, 1, 0, 0], [0, 1, 0, 0]])
+    assert center(embedding, torch.tensor([0, 1])).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("head", ["softmax", "arcface", "cosface"])
+def test_micro_batches_average_to_the_whole_batch(head):
+    torch.manual_seed(0)
+    loss = DeepPrintLoss(LossConfig(head=head), {"texture": 8, "minutia": 8}, 5, dropout=0.0, has_map=True)
+    texture, minutia, maps = unit(12, 8), unit(12, 8, seed=1), torch.rand(12, 6, 16, 16)
+    predicted, has = torch.rand(12, 6, 16, 16), torch.arange(12) % 3 > 0
+    finger = torch.arange(12) % 5
+
+    def part(rows):
+        return loss(Output(texture[rows], minutia[rows], predicted[rows]), finger[rows], maps[rows], has[rows]).total
+
+    whole = part(slice(None))
+    torch.testing.assert_close(sum(part(slice(n, n + 3)) for n in range(0, 12, 3)) / 4, whole, atol=1e-5, rtol=1e-6)
+
+
+def test_default_weights_are_those_of_deepprint():
+    loss = DeepPrintLoss(LossConfig(), {"minutia": 8}, 5, dropout=0.0, has_map=True)
+    output = Output(None, unit(6, 8), torch.rand(6, 6, 16, 16))
+    result = loss(output, torch.arange(6) % 5, torch.rand(6, 6, 16, 16))
+    parts = result.parts
+    expected = parts["identity_minutia"] + 0.125 * parts["center_minutia"] + 0.3 * parts["minutia_map"]
+    torch.testing.assert_close(result.total, expected)
+
+
+def test_prints_without_minutiae_teach_no_map():
+    predicted = torch.rand(4, 6, 8, 8, requires_grad=True)
+    minutia_map_loss(predicted, torch.rand(4, 6, 8, 8), torch.tensor([True, False, True, False])).backward()
+    assert (predicted.grad[1] == 0).all()
+    assert (predicted.grad[0] != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_under_autocast(dtype):
+    loss = DeepPrintLoss(LossConfig(head="arcface"), {"texture": 8}, 5)
+    with torch.autocast("cpu", dtype):
+        result = loss(Output(unit(6, 8).to(dtype)), torch.arange(6) % 5)
+    assert result.total.dtype == torch.float32

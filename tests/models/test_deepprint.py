@@ -1,0 +1,102 @@
+import itertools
+import typing
+
+import pytest
+import torch
+from timm.models.inception_v4 import InceptionV4
+
+from fingerprint_accel.config import LossConfig, ModelConfig, Variant
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.localization import Localization
+
+VARIANTS = typing.get_args(Variant)
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inception_variants_at_their_own_size(variant):
+    torch.manual_seed(0)
+    model = DeepPrint(ModelConfig(variant=variant, embedding_dim=512))
+    image = torch.randn(2, 1, 299, 299)
+    assert model.stem(image).shape == (2, 384, 35, 35)
+    output = model(image)
+    assert output.embedding.shape == (2, 512)
+    torch.testing.assert_close(output.embedding.norm(dim=1), torch.ones(2))
+    assert (output.texture is not None) == ("Tex" in variant)
+    assert (output.minutia is not None) == ("Minu" in variant)
+    if "Minu" in variant:
+        assert output.minutia_map.shape == (2, 6, 128, 128)
+        assert model.minutia_map.features(model.minutia_stem(model.stem(image))).shape == (2, 6, 129, 129)
+    assert model.eval()(image).minutia_map is None
+
+
+def test_texture_branch_is_inception_v4():
+    """Stem, body and classifier weigh what timm's network weighs, but for the first layer's two missing colours."""
+    ours = DeepPrint(ModelConfig(variant="Tex", embedding_dim=512))
+    theirs = InceptionV4(num_classes=512, in_chans=1)
+    assert parameters(ours) == parameters(theirs)
+
+
+@pytest.mark.parametrize(("variant", "trunk"), itertools.product(VARIANTS, ("compact", "inception_v4")))
+def test_every_parameter_gets_a_gradient(variant, trunk):
+    torch.manual_seed(0)
+    model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=16))
+    loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.needs_minutia_maps)
+    maps = torch.rand(2, 6, 128, 128) if model.needs_minutia_maps else None
+    for target in (maps, None):
+        output = model(torch.randn(2, 1, 128, 128))
+        loss(output, torch.tensor([0, 3]), target, torch.tensor([True, False])).total.backward()
+        for name, parameter in itertools.chain(model.named_parameters(), loss.named_parameters()):
+            assert parameter.grad is not None, name
+            parameter.grad = None
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 299])
+def test_compact_takes_any_size(size):
+    model = DeepPrint(ModelConfig(variant="LocTexMinu", trunk="compact", embedding_dim=64))
+    output = model(torch.randn(1, 1, size, size).repeat(2, 1, 1, 1))
+    assert output.embedding.shape == (2, 64)
+    assert output.minutia_map.shape == (2, 6, 128, 128)
+
+
+def test_compact_is_a_few_million_parameters():
+    assert 1e6 < parameters(DeepPrint(ModelConfig(variant="TexMinu", trunk="compact"))) < 9e6
+
+
+def test_group_norm_is_independent_of_the_batch():
+    torch.manual_seed(0)
+    model = DeepPrint(ModelConfig(variant="TexMinu", trunk="compact", norm="group", dropout=0.0, width=16))
+    image = torch.randn(4, 1, 96, 96)
+    together = model(image).embedding
+    alone = torch.cat([model(image[n : n + 1]).embedding for n in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_localization_starts_as_the_identity_and_is_bounded():
+    torch.manual_seed(0)
+    localization = Localization(max_degrees=60, max_translation=0.25)
+    image = torch.rand(2, 1, 150, 150)
+    torch.testing.assert_close(localization(image), image, atol=1e-4, rtol=0)
+    torch.nn.init.constant_(localization.fc_loc[2].bias, 100.0)
+    angle, x, y = localization.transform(image)[0].tolist()
+    assert (angle, x, y) == pytest.approx((torch.pi / 3, 0.5, 0.5), rel=1e-5)
+
+
+def test_embeddings_stay_float32_under_autocast():
+    model = DeepPrint(ModelConfig(variant="LocTexMinu", trunk="compact", embedding_dim=32, width=16))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(torch.randn(2, 1, 96, 96))
+    assert output.embedding.dtype == torch.float32
+    torch.testing.assert_close(output.embedding.norm(dim=1), torch.ones(2))
+
+
+def test_knobs_that_do_not_go_together():
+    with pytest.raises(UserError, match="even"):
+        ModelConfig(variant="TexMinu", embedding_dim=33)
+    with pytest.raises(UserError, match="trunk compact"):
+        ModelConfig(norm="group")

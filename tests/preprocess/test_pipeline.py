@@ -1,0 +1,151 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fingerprint_accel.config import AugmentConfig, PreprocessConfig
+from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, resample, upright
+from fingerprint_accel.preprocess.minutia_map import minutia_maps
+from fingerprint_accel.preprocess.normalize import local_normalize
+from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.preprocess.random import sample_keys
+from fingerprint_accel.synthesis.simple import impressions, orientation_fields, ridge_patterns
+
+CANVAS = 320
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    patterns = ridge_patterns(orientation_fields(6, generator), generator, rounds=6)
+    image = impressions(patterns, CANVAS, generator)
+    minutiae = torch.rand(6, 9, 4, generator=generator) * torch.tensor([200.0, 200.0, 6.28, 1.0])
+    minutiae[..., :2] += 60
+    count = torch.tensor([9, 3, 0, 9, 5, 1])
+    return Batch(image, torch.arange(6), minutiae, count, torch.arange(6) * 7, torch.tensor([0, 0, 0, 1, 1, 2]))
+
+
+def part(batch, rows):
+    fields = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)}
+    return Batch(**fields)
+
+
+@pytest.mark.parametrize("enhance", [False, True])
+def test_a_print_is_augmented_the_same_in_any_batch(batch, enhance):
+    preprocessor = Preprocessor(PreprocessConfig(crop=256, size=128, enhance=enhance), CANVAS, seed=3)
+    image, maps = preprocessor(batch, augment=True, maps=True)
+    for rows in ([0], [5, 1], [3, 2, 4]):
+        alone, alone_maps = preprocessor(part(batch, rows), augment=True, maps=True)
+        torch.testing.assert_close(alone, image[rows], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone_maps, maps[rows], rtol=0, atol=1e-6)
+
+
+def test_epochs_indices_and_seeds_differ(batch):
+    one = part(batch, [0])
+    config = PreprocessConfig(crop=256, size=128)
+    changed = [
+        Preprocessor(config, CANVAS, seed=0)(one, augment=True)[0],
+        Preprocessor(config, CANVAS, seed=1)(one, augment=True)[0],
+        Preprocessor(config, CANVAS)(dataclasses.replace(one, epoch=one.epoch + 1), augment=True)[0],
+        Preprocessor(config, CANVAS)(dataclasses.replace(one, index=one.index + 1), augment=True)[0],
+    ]
+    for n, first in enumerate(changed):
+        for second in changed[n + 1 :]:
+            assert (first - second).abs().mean() > 0.05
+
+
+def test_inference_equals_no_augmentation(batch):
+    preprocessor = Preprocessor(PreprocessConfig(crop=256, size=128), CANVAS)
+    torch.testing.assert_close(preprocessor.images(batch.image), preprocessor(batch, augment=False)[0], rtol=0, atol=0)
+    off = PreprocessConfig(crop=256, size=128, augment=AugmentConfig(enabled=False))
+    torch.testing.assert_close(preprocessor.images(batch.image), Preprocessor(off, CANVAS)(batch, augment=True)[0])
+
+
+def test_upright_pose_only_crops():
+    image = torch.rand(1, 1, CANVAS, CANVAS)
+    torch.testing.assert_close(resample(image, upright(1, 300, image.device), 300), image[:, :, 10:310, 10:310])
+    half = resample(image, upright(1, 320, image.device), 160)
+    torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(image, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("crop", "size"), [(299, 299), (256, 128), (320, 200)])
+def test_minutiae_move_with_the_pixels(crop, size):
+    """A blob is drawn at each minutia, a second one a step further along its direction; both are found again."""
+    count, step = 40, 9.0
+    generator = torch.Generator().manual_seed(1)
+    minutiae = torch.rand(count, 1, 4, generator=generator) * torch.tensor([120.0, 120.0, 2 * math.pi, 1.0])
+    minutiae[..., :2] += 100
+    axis = torch.arange(CANVAS) + 0.5
+
+    def blob(x, y):
+        spread = torch.exp(-((axis - x) ** 2) / 18)[:, None, :] * torch.exp(-((axis - y) ** 2) / 18)[:, :, None]
+        return spread[:, None]
+
+    x, y, angle = minutiae[:, :, 0], minutiae[:, :, 1], minutiae[:, :, 2]
+    first = blob(x, y)
+    second = blob(x + step * angle.cos(), y - step * angle.sin())
+    keys = sample_keys(0, torch.zeros(count, dtype=torch.long), torch.arange(count))
+    pose = random_pose(keys, AugmentConfig(rotation_degrees=40, translation=15, scale=0.1, elastic=5), crop, size)
+    moved = move_minutiae(minutiae, pose, CANVAS, size)[:, 0]
+    pixel = torch.arange(size) + 0.5
+
+    def centre(image):
+        weight = resample(image, pose, size)[:, 0]
+        total = weight.sum(dim=(1, 2))
+        return torch.stack([(weight.sum(1) * pixel).sum(1) / total, (weight.sum(2) * pixel).sum(1) / total], dim=1)
+
+    start, end = centre(first), centre(second)
+    assert (start - moved[:, :2]).norm(dim=1).max() < 0.5
+    direction = torch.atan2(start[:, 1] - end[:, 1], end[:, 0] - start[:, 0])
+    turn = torch.remainder(direction - moved[:, 2] + math.pi, 2 * math.pi) - math.pi
+    assert turn.abs().max() < math.radians(6)
+
+
+def test_minutia_maps_equal_a_plain_loop():
+    generator = torch.Generator().manual_seed(2)
+    minutiae = torch.rand(3, 5, 4, generator=generator) * torch.tensor([299.0, 299.0, 2 * math.pi, 1.0])
+    count = torch.tensor([5, 2, 0])
+    maps = minutia_maps(minutiae, count, size=299, map_size=64, sigma=1.5)
+    expected = torch.zeros(3, 6, 64, 64)
+    for b in range(3):
+        for m in range(int(count[b])):
+            x, y, angle, _ = minutiae[b, m].tolist()
+            for c in range(6):
+                turn = abs(math.remainder(angle - c * math.pi / 3, 2 * math.pi))
+                weight = math.exp(-turn / (2 * (math.pi / 6) ** 2))
+                grid = torch.arange(64) + 0.5
+                near = (grid[None, :] - x * 64 / 299) ** 2 + (grid[:, None] - y * 64 / 299) ** 2
+                expected[b, c] += weight * torch.exp(-near / (2 * 1.5**2))
+    torch.testing.assert_close(maps, expected.clamp(0, 1), atol=1e-5, rtol=0)
+    assert maps[2].abs().sum() == 0
+
+
+def test_local_normalisation_ignores_brightness_and_contrast(batch):
+    ink = 1 - batch.image[:, None].float() / 255
+    plain = local_normalize(ink, 33, floor=0)
+    torch.testing.assert_close(local_normalize(0.3 + 0.5 * ink, 33, floor=0), plain, atol=2e-2, rtol=0)
+    empty = local_normalize(torch.full((1, 1, 128, 128), 0.1), 33)
+    assert empty.abs().max() < 1e-3
+
+
+def test_enhancement_brings_ridges_out_of_noise(batch):
+    from fingerprint_accel.preprocess.enhance import Enhancer
+
+    clean = (1 - batch.image[:, None].float() / 255)[:, :, 60:260, 60:260]
+    noisy = (clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+    enhancer = Enhancer(5.6)
+
+    def likeness(a, b):
+        return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+
+    target = enhancer(clean)
+    assert likeness(enhancer(noisy), target) > likeness(noisy, target) + 0.15
+    assert enhancer(torch.zeros(1, 1, 64, 64)).max() < 0.01
+
+
+def test_crop_must_fit_the_canvas():
+    with pytest.raises(UserError, match=r"preprocess\.crop 299 is larger than the canvas 256"):
+        Preprocessor(PreprocessConfig(), 256)
