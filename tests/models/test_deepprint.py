@@ -42,7 +42,7 @@ def test_texture_branch_is_inception_v4():
     assert parameters(ours) == parameters(theirs)
 
 
-@pytest.mark.parametrize(("variant", "trunk"), itertools.product(VARIANTS, ("compact", "inception_v4")))
+@pytest.mark.parametrize(("variant", "trunk"), list(itertools.product(VARIANTS, ("compact", "inception_v4"))))
 def test_every_parameter_gets_a_gradient(variant, trunk):
     torch.manual_seed(0)
     model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=16))

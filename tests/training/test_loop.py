@@ -1,0 +1,211 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from fingerprint_accel.config import LossConfig, ModelConfig, load_yaml
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.recipe import run_training
+
+
+def changed(config, **training):
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+
+
+def records(folder, kind="train"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def restart():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def weights(folder: Path, step: int):
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def losses(folder):
+    return [record["loss"] for record in records(folder)]
+
+
+def test_accumulation_equals_a_larger_batch(tiny, tmp_path):
+    run_training(tiny)
+    restart()
+    other = dataclasses.replace(changed(tiny, batch_size=2, accumulation=4), out=str(tmp_path / "other"))
+    run_training(other)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "other"), rtol=0, atol=1e-5)
+    one, four = weights(tmp_path / "run", 6), weights(tmp_path / "other", 6)
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], atol=1e-5, rtol=0)
+
+
+def test_a_run_folder_is_complete(tiny, tmp_path):
+    config = changed(tiny, steps=9, validate_every=4, save_every=3, keep=1, tracker="tensorboard")
+    run_training(config)
+    run = tmp_path / "run"
+    assert load_yaml(run / "config.yaml") == config
+    record = records(run)[-1]
+    for name in (
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "samples_per_second",
+        "data_wait_share",
+        "memory_mb",
+        "epoch",
+    ):
+        assert np.isfinite(record[name])
+    assert [r["step"] for r in records(run, "validation")] == [4, 8, 9]
+    assert record["samples_per_second"] > 0
+    latest, best = json.loads((run / "latest.json").read_text()), json.loads((run / "best.json").read_text())
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert kept == {latest["checkpoint"], best["checkpoint"]}
+    assert latest["checkpoint"] == "step-00000009"
+    assert best["eer"] == min(r["eer"] for r in records(run, "validation"))
+    assert list((run / "tensorboard").rglob("events*"))
+    assert {path.name for path in (run / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    suffixes = {path.suffix for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
+    assert suffixes == {".safetensors", ".json", ".jsonl", ".yaml", ".md"}, "no pickle"
+    exported = load_file(run / "model" / "model.safetensors")
+    for name, tensor in load_file(run / "checkpoints" / best["checkpoint"] / "model.safetensors").items():
+        assert torch.equal(exported[name], tensor)
+
+
+def test_training_learns(tiny, tmp_path):
+    config = changed(tiny, steps=60, batch_size=16, learning_rate=3e-3, validate_every=60)
+    model = dataclasses.replace(tiny.model, variant="Tex", norm="batch")
+    run_training(dataclasses.replace(config, model=model))
+    found = losses(tmp_path / "run")
+    assert np.mean(found[-10:]) < 0.7 * np.mean(found[:10])
+
+
+def test_bad_losses_are_skipped_and_counted(tiny, tmp_path, monkeypatch):
+    """Steps 3 and 4 see a loss of NaN and of infinity; weights, centres and statistics go on as if they had not been."""
+    from fingerprint_accel.losses.deepprint import DeepPrintLoss, LossParts
+
+    calls = []
+    forward = DeepPrintLoss.forward
+
+    def poisoned(self, *arguments):
+        calls.append(1)
+        result = forward(self, *arguments)
+        bad = {3: float("nan"), 4: float("inf")}.get(len(calls), 0.0)
+        return LossParts(result.total + bad, result.parts)
+
+    monkeypatch.setattr(DeepPrintLoss, "forward", poisoned)
+    model = dataclasses.replace(tiny.model, norm="batch")
+    run_training(dataclasses.replace(changed(tiny, steps=5, save_every=1, keep=9), model=model))
+    run = tmp_path / "run"
+    assert [record["skipped"] for record in records(run)] == [0, 0, 1, 1, 0]
+    before, after = weights(run, 2), weights(run, 4)
+    for name in before:
+        if "num_batches_tracked" not in name:
+            assert torch.equal(before[name], after[name]), name
+    folders = [run / "checkpoints" / f"step-{step:08d}" / "training_state.safetensors" for step in (2, 4)]
+    states = [load_file(folder) for folder in folders]
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name]), name
+    last = weights(run, 5)
+    assert any(not torch.equal(last[name], after[name]) for name in last)
+    assert all(torch.isfinite(tensor).all() for tensor in last.values())
+    assert json.loads((run / "checkpoints" / "step-00000005" / "state.json").read_text())["skipped"] == 2
+
+
+def test_nothing_but_bad_losses_stops_with_advice(tiny, monkeypatch):
+    from fingerprint_accel.losses.deepprint import DeepPrintLoss, LossParts
+
+    forward = DeepPrintLoss.forward
+    monkeypatch.setattr(
+        DeepPrintLoss, "forward", lambda self, *a: LossParts(forward(self, *a).total * float("nan"), {})
+    )
+    with pytest.raises(UserError, match=r"NaN or infinite 4 steps in a row.*learning-rate"):
+        run_training(changed(tiny, steps=50, max_bad_steps=4))
+
+
+def test_early_stopping(tiny, tmp_path, monkeypatch):
+    rates = iter([0.4, 0.3, 0.35, 0.3, 0.2])
+    monkeypatch.setattr("fingerprint_accel.training.loop.validate", lambda *_: {"eer": next(rates)})
+    run_training(changed(tiny, steps=50, validate_every=2, patience=2))
+    run = tmp_path / "run"
+    assert json.loads((run / "latest.json").read_text())["step"] == 8
+    assert json.loads((run / "best.json").read_text()) == {"checkpoint": "step-00000004", "step": 4, "eer": 0.3}
+    restart()
+    resumed = changed(dataclasses.replace(tiny, resume="auto"), steps=50, validate_every=2, patience=2)
+    run_training(resumed)
+    assert json.loads((run / "latest.json").read_text())["step"] == 8, "a run that has stopped stays stopped"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_resumed_run_is_bit_identical(tiny, tmp_path, optimizer):
+    model = dataclasses.replace(tiny.model, norm="batch", dropout=0.3)
+    whole = dataclasses.replace(changed(tiny, steps=8, save_every=3, optimizer=optimizer, keep=9), model=model)
+    run_training(whole)
+    restart()
+    part = dataclasses.replace(whole, out=str(tmp_path / "part"))
+    first = tmp_path / "run" / "checkpoints" / "step-00000003"
+    run_training(dataclasses.replace(part, resume=str(first)))
+    for name in ("model.safetensors", "training_state.safetensors", "state.json"):
+        files = [tmp_path / run / "checkpoints" / "step-00000008" / name for run in ("run", "part")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_mistakes_name_the_remedy(tiny, tmp_path):
+    run_training(tiny)
+    cases = [
+        (tiny, "add --resume auto"),
+        (dataclasses.replace(tiny, data=""), "give --data"),
+        (dataclasses.replace(tiny, out=""), "give --out"),
+        (dataclasses.replace(tiny, resume="nowhere"), "not a checkpoint folder"),
+        (dataclasses.replace(changed(tiny, seed=9), resume="auto"), "same data and seed"),
+        (dataclasses.replace(tiny, resume="auto", model=ModelConfig(trunk="compact")), "another model than configured"),
+        (changed(tiny, precision="fp16"), "fp16 needs a GPU"),
+        (changed(tiny, tracker="abacus"), "--training.tracker abacus"),
+    ]
+    for config, message in cases:
+        restart()
+        with pytest.raises(UserError, match=message):
+            run_training(config)
+
+
+def test_validation_is_by_finger(tiny):
+    from fingerprint_accel.training.setup import set_up
+
+    run = set_up(tiny)
+    assert run.validation is not None
+    shards = run.train.shards
+    inside = set(shards.fingers[run.train.rows].tolist())
+    outside = set(shards.fingers[run.validation.rows].tolist())
+    assert not inside & outside
+    assert len(inside) + len(outside) == 24
+    assert len(outside) >= 2
+
+
+def test_bf16_trains_in_float32_losses(tiny, tmp_path):
+    run_training(changed(tiny, precision="bf16"))
+    assert all(np.isfinite(losses(tmp_path / "run")))
+
+
+def test_extractor_round_trip(tiny, tmp_path):
+    from fingerprint_accel.data.shards import open_dataset
+
+    run_training(dataclasses.replace(tiny, loss=LossConfig(center_weight=0.0)))
+    run = tmp_path / "run"
+    shards = open_dataset(tiny.data)
+    places = (run, run / "model", run / "checkpoints" / "step-00000006")
+    found = [Extractor.from_pretrained(place).extract(shards, batch_size=7, progress=False) for place in places]
+    assert found[0]["embedding"].shape == (96, 32)
+    assert found[0]["texture"].shape == found[0]["minutia"].shape == (96, 16)
+    np.testing.assert_allclose(np.linalg.norm(found[0]["embedding"], axis=1), 1, atol=1e-6)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other["embedding"], found[0]["embedding"])
+    (run / "model" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="missing or damaged"):
+        Extractor.from_pretrained(run / "model")
