@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from fingerprint_accel.config import LossConfig, ModelConfig, load_yaml
+from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import Extractor
 from fingerprint_accel.recipe import run_training
@@ -80,15 +80,16 @@ def test_a_run_folder_is_complete(tiny, tmp_path):
 
 
 def test_training_learns(tiny, tmp_path):
-    config = changed(tiny, steps=60, batch_size=16, learning_rate=3e-3, validate_every=60)
-    model = dataclasses.replace(tiny.model, variant="Tex", norm="batch")
-    run_training(dataclasses.replace(config, model=model))
+    config = changed(tiny, steps=80, batch_size=16, learning_rate=2e-3, validate_every=80)
+    model = dataclasses.replace(tiny.model, variant="Tex", norm="batch", width=16)
+    preprocess = PreprocessConfig(crop=256, size=128, augment=AugmentConfig(enabled=False))
+    run_training(dataclasses.replace(config, model=model, preprocess=preprocess))
     found = losses(tmp_path / "run")
-    assert np.mean(found[-10:]) < 0.7 * np.mean(found[:10])
+    assert np.mean(found[-10:]) < 0.5 * np.mean(found[:10])
 
 
 def test_bad_losses_are_skipped_and_counted(tiny, tmp_path, monkeypatch):
-    """Steps 3 and 4 see a loss of NaN and of infinity; weights, centres and statistics go on as if they had not been."""
+    """Steps 3 and 4 see a loss of NaN and of infinity: weights, centres and statistics stay as they were."""
     from fingerprint_accel.losses.deepprint import DeepPrintLoss, LossParts
 
     calls = []
