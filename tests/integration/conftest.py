@@ -1,0 +1,50 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"],
+    "accelerate": [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
+        *("--config_file", str(ROOT / "recipes" / "hardware" / "cpu.yaml")),
+    ],
+    "two processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+}
+TINY = [
+    "--reading.validation-fraction",
+    "0.3",
+    "--preprocess.crop",
+    "256",
+    "--preprocess.size",
+    "64",
+    "--model.variant",
+    "TexMinu",
+    "--model.trunk",
+    "compact",
+    "--model.width",
+    "8",
+    "--model.embedding-dim",
+    "32",
+    "--training.batch-size",
+    "4",
+    "--training.warmup-steps",
+    "2",
+    "--training.steps",
+    "12",
+    "--training.log-every",
+    "1",
+    "--training.tracker",
+    "none",
+    "--training.precision",
+    "no",
+]
+
+
+@pytest.fixture
+def environment():
+    """Two threads at most, and a CPU even where there is a GPU."""
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

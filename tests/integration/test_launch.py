@@ -1,0 +1,105 @@
+"""Every recipe runs under every launcher, and two processes train what one would."""
+
+import json
+import os
+import runpy
+import subprocess
+
+import numpy as np
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from fingerprint_accel.config import Config
+
+from .conftest import LAUNCHERS, ROOT, TINY
+
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
+HARDWARE = sorted((ROOT / "recipes" / "hardware").glob("*.yaml"))
+
+
+def launch(launcher, recipe, environment, *words):
+    command = [*LAUNCHERS[launcher], str(ROOT / "recipes" / recipe), *TINY, *map(str, words)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def records(folder, kind="train"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_parses(recipe):
+    names = runpy.run_path(str(ROOT / "recipes" / recipe), run_name="recipe")
+    assert isinstance(names["CONFIG"], Config)
+    assert "accelerate launch" in names["__doc__"]
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=lambda path: path.name)
+def test_hardware_parses(path):
+    config = load_config_from_file(str(path))
+    values = yaml.safe_load(path.read_text())
+    assert config.mixed_precision == values["mixed_precision"]
+    assert config.num_processes == values["num_processes"]
+
+
+@pytest.mark.parametrize("launcher", ["python", "torchrun", "accelerate"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_runs(launcher, recipe, prints, environment, tmp_path):
+    result = launch(launcher, recipe, environment, "--data", prints, "--out", tmp_path / "run")
+    assert "best validation EER" in result.stdout
+    assert len(records(tmp_path / "run")) == 12
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    if recipe == "quickstart.py":
+        metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+        assert 0 <= metrics["eer"] <= 1
+        assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
+
+
+def test_two_processes_train_what_one_does(prints, environment, tmp_path):
+    same = ["--data", prints, "--model.norm", "group", "--model.dropout", "0", "--training.validate-every", "6"]
+    one = [*same, "--out", tmp_path / "one", "--training.batch-size", "8"]
+    two = [*same, "--out", tmp_path / "two", "--training.batch-size", "4"]
+    launch("python", "small.py", environment, *one)
+    launch("two processes", "small.py", environment, *two)
+    losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
+    for kind in ("model", "training_state"):
+        place = f"checkpoints/step-00000012/{kind}.safetensors"
+        found = [load_file(tmp_path / name / place) for name in ("one", "two")]
+        for name in found[0]:
+            np.testing.assert_allclose(found[0][name], found[1][name], rtol=0, atol=1e-4, err_msg=name)
+    rates = [[record["eer"] for record in records(tmp_path / name, "validation")] for name in ("one", "two")]
+    np.testing.assert_allclose(rates[0], rates[1], atol=0.01)
+
+
+@pytest.mark.parametrize("stages", ["read,prepare,step,train"])
+def test_benchmark_runs(prints, environment, tmp_path, stages):
+    command = [*LAUNCHERS["accelerate"], str(ROOT / "benchmarks" / "throughput.py"), "--data", str(prints)]
+    command += ["--stages", stages, "--seconds", "1", "--out", str(tmp_path / "speed.json")]
+    command += ["--model.trunk", "compact", "--model.width", "8", "--preprocess.crop", "256", "--preprocess.size", "64"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads((tmp_path / "speed.json").read_text())
+    for stage in stages.split(","):
+        assert found[stage]["samples_per_second"] > 1
+    assert 0 <= found["train"]["data_wait_share"] <= 1
+    assert found["setting"]["processes"] == 1
+
+
+def test_mistake_under_a_launcher_is_one_line(environment, tmp_path):
+    command = [
+        *LAUNCHERS["python"],
+        str(ROOT / "recipes" / "small.py"),
+        "--data",
+        "nowhere",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    result = subprocess.run(command, env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: nowhere: not a dataset folder")
