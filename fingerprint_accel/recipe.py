@@ -29,6 +29,7 @@ def run_training(config: Config) -> Run:
     if run.accelerator.is_main_process:
         Extractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
     run.accelerator.wait_for_everyone()
+    run.accelerator.state.destroy_process_group()
     return run
 
 

@@ -65,8 +65,8 @@ class Reporter:
     ) -> None:
         if self.file is not None:
             self.file.close()
-        if kind is None:
-            self.run.accelerator.end_training()
+        for tracker in self.run.accelerator.trackers:
+            tracker.finish()
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         record = {"step": self.progress.step, "kind": kind, **values}
