@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fingerprint_accel.config import Config, ModelConfig, ReadingConfig, TrainingConfig, Variant
+from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import Extractor
@@ -117,7 +117,7 @@ def _amp() -> Literal["bf16", "fp16"]:
 
 
 def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtractor:
-    model = ModelConfig(variant=variant, embedding_dim=embedding_dim)
+    model = replace(_DEFAULT.model, variant=variant, embedding_dim=embedding_dim)
     return DeepPrintExtractor(fingers, replace(_DEFAULT, model=model))
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from fingerprint_accel.errors import UserError
 
 FORMAT_VERSION = 1
+FILES = ("state.json", "model.safetensors", "training_state.safetensors")
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -133,12 +134,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UserError: not a checkpoint folder, a damaged file, or one of another format version.
     """
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not a checkpoint folder (no {name})")
     try:
         state = json.loads((folder / "state.json").read_text())
         model = load_file(folder / "model.safetensors")
         training = load_file(folder / "training_state.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: not a checkpoint folder (no {Path(error.filename or 'file').name})") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged checkpoint ({error}); resume from another one") from error
     if state.get("format_version") != FORMAT_VERSION:
