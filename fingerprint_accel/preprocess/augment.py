@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
-from fingerprint_accel.preprocess.random import uniform
+from fingerprint_accel.preprocess.random import steady, uniform
 
 CONTROL_POINTS = 6  # along each side, of the elastic distortion
 ROTATION, TRANSLATION, SCALE, ELASTIC, ELASTIC_SIZE = range(5)  # random streams
@@ -44,8 +44,8 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int, size: int)
     """One random pose per key (B,), for inputs of `size` pixels."""
     limit = math.radians(config.rotation_degrees)
     angle = uniform(keys, ROTATION, 1, -limit, limit)[:, 0]
-    factor = uniform(keys, SCALE, 1, -1, 1)[:, 0].mul(math.log1p(config.scale)).exp()
-    cos, sin = angle.cos() * factor, angle.sin() * factor
+    factor = steady(torch.exp, uniform(keys, SCALE, 1, -1, 1)[:, 0] * math.log1p(config.scale))
+    cos, sin = steady(torch.cos, angle) * factor, steady(torch.sin, angle) * factor
     matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
     shift = uniform(keys, TRANSLATION, 2, -config.translation, config.translation)
     elastic = None
@@ -56,11 +56,13 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int, size: int)
     return Pose(matrix, shift, elastic, float(crop))
 
 
-def _positions(size: int, crop: float, device: torch.device) -> torch.Tensor:
-    """(2, S, S): x and y of every input pixel, canvas pixels from the centre of the input."""
-    axis = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (crop / size) - crop / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([x, y])
+def _sources(pose: Pose, size: int) -> torch.Tensor:
+    """(B, 2, S, S): x and y on the canvas of every input pixel, canvas pixels from its centre."""
+    axis = (torch.arange(size, device=pose.shift.device) + 0.5) * (pose.crop / size) - pose.crop / 2
+    along_x = pose.matrix[:, :, :1] * axis + pose.shift[:, :, None]  # (B, 2, S)
+    along_y = pose.matrix[:, :, 1:] * axis
+    source = along_x[:, :, None, :] + along_y[:, :, :, None]
+    return source if pose.elastic is None else source + pose.elastic
 
 
 def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
@@ -73,11 +75,7 @@ def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
     if factor > 1:
         ink = F.avg_pool2d(ink, factor, ceil_mode=True, count_include_pad=False)
     covered = ink.shape[-1] * factor  # canvas pixels that the averaged picture covers
-    position = _positions(size, pose.crop, ink.device)
-    source = torch.einsum("bij,jhw->bihw", pose.matrix, position) + pose.shift[:, :, None, None]
-    if pose.elastic is not None:
-        source = source + pose.elastic
-    grid = (source + (canvas - covered) / 2).permute(0, 2, 3, 1) * (2 / covered)  # (B, S, S, 2)
+    grid = (_sources(pose, size) + (canvas - covered) / 2).permute(0, 2, 3, 1) * (2 / covered)  # (B, S, S, 2)
     return F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

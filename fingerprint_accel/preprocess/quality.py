@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
-from fingerprint_accel.preprocess.random import uniform
+from fingerprint_accel.preprocess.random import steady, uniform
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 TILE = 512
@@ -31,11 +31,11 @@ def degrade(ink: torch.Tensor, keys: torch.Tensor, config: AugmentConfig, tile: 
         thin = -F.max_pool2d(-ink, 3, 1, 1)
         ink = torch.lerp(ink, torch.where(blend > 0, thick, thin), blend.abs())
     if config.contrast > 0:
-        factor = draw(CONTRAST, -1, 1).mul(math.log1p(config.contrast)).exp()
+        factor = steady(torch.exp, draw(CONTRAST, -1, 1) * math.log1p(config.contrast))
         mean = ink.mean(dim=(2, 3), keepdim=True)
         ink = torch.lerp(mean, ink, factor)
     if config.gain > 0:
-        ink = ink * draw(GAIN, -1, 1).mul(math.log1p(config.gain)).exp()
+        ink = ink * steady(torch.exp, draw(GAIN, -1, 1) * math.log1p(config.gain))
     if config.occlusion > 0:
         ink = ink * _contact(keys, config.occlusion, ink.shape[-1])
     if config.noise > 0:
@@ -55,13 +55,13 @@ def _contact(keys: torch.Tensor, share: float, size: int) -> torch.Tensor:
     """(B, 1, size, size): 0 inside one soft-edged ellipse per print that covers up to `share` of the picture."""
     place = uniform(keys, OCCLUSION, 5)
     area = place[:, 0] * share * 4  # in units of half sides squared
-    stretch = (place[:, 1] * 2 - 1).exp()
+    stretch = steady(torch.exp, place[:, 1] * 2 - 1)
     radius_x, radius_y = (area / math.pi * stretch).sqrt(), (area / math.pi / stretch).sqrt()
     angle = place[:, 2] * math.pi
     axis = (torch.arange(size, device=keys.device) + 0.5) * (2 / size) - 1
     x = axis[None, None, :] - (place[:, 3] * 2 - 1)[:, None, None]
     y = axis[None, :, None] - (place[:, 4] * 2 - 1)[:, None, None]
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    cos, sin = steady(torch.cos, angle)[:, None, None], steady(torch.sin, angle)[:, None, None]
     along = (x * cos + y * sin) / radius_x.clamp_min(1e-3)[:, None, None]
     across = (y * cos - x * sin) / radius_y.clamp_min(1e-3)[:, None, None]
     distance = (along.square() + across.square() + 1e-12).sqrt()

@@ -6,6 +6,7 @@ A print's augmentation is then the same whatever batch, worker or rank it falls 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -44,3 +45,14 @@ def normal(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
     """(B,) keys -> (B, count) float32, standard normal (Box and Muller 1958). Uses `stream` and `stream + 1`."""
     radius = (-2 * torch.log1p(-uniform(keys, stream, count))).sqrt()
     return radius * torch.cos(2 * math.pi * uniform(keys, stream + 1, count))
+
+
+def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    """function(values) in float32, with the same bits wherever in the tensor a value stands.
+
+    CPU kernels compute the end of a tensor with another library than its middle, and the last bit of a cosine moves
+    pixels; rounding from float64 hides that.
+    """
+    if values.device.type != "cpu":
+        return function(values)
+    return function(values.double()).float()
