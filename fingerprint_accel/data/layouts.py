@@ -62,7 +62,7 @@ def folders(path: PurePosixPath) -> Named:
 
 
 def flx(path: PurePosixPath) -> Named:
-    """`<finger>_<impression>`, in any folder: as flx does, impressions are counted from zero (name minus one).
+    """`<finger>_<impression>`, in any folder; the listing makes impressions count from 0, as in flx.
 
     `f0001_01` and `s0001_01`, the names of NIST SD4, are impressions 0 and 1.
     """
@@ -70,10 +70,7 @@ def flx(path: PurePosixPath) -> Named:
     if match["nist"]:
         finger = f"{int(match['finger'])}_{int(match['impression'])}"
         return Named(finger, 0 if match["nist"] == "f" else 1)
-    impression = int(match["impression"]) - 1
-    if impression < 0:
-        raise LayoutError("impressions count from 1 in file names")
-    return Named(str(int(match["finger"])), impression)
+    return Named(str(int(match["finger"])), int(match["impression"]))
 
 
 def nist(path: PurePosixPath) -> Named:

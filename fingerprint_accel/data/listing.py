@@ -105,7 +105,8 @@ def list_files(source: Path, layout: str) -> Listing:
         fitting = [name for name in guess(sample) if name != layout]
         remedy = f"try --layout {fitting[0]}" if fitting else "see `import --help`, or list the files in a csv"
         raise UserError(f"{source}: no file follows layout {layout} ({rejected[0][0]}: {rejected[0][1]}); {remedy}")
-    return Listing(source, _ranked(table), rejected)
+    table = _from_zero(table) if layout == "flx" else _ranked(table)
+    return Listing(source, _without_duplicates(table, rejected), rejected)
 
 
 def _list_csv(source: Path) -> Listing:
@@ -133,7 +134,7 @@ def _list_csv(source: Path) -> Listing:
     table = columns.table()
     if not len(table):
         raise UserError(f"{source}: no usable line" + (f" ({rejected[0][1]})" if rejected else ""))
-    return Listing(source.parent, table, rejected)
+    return Listing(source.parent, _without_duplicates(table, rejected), rejected)
 
 
 def _csv_row(row: dict[str, str]) -> tuple:
@@ -153,15 +154,45 @@ def _csv_row(row: dict[str, str]) -> tuple:
     return path, finger, impression, ppi, row.get("minutiae") or None
 
 
+def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:
+    place = table.schema.get_field_index("impression")
+    return table.set_column(place, "impression", pa.array(impressions, pa.int32()))
+
+
+def _finger_codes(table: pa.Table) -> np.ndarray:
+    """(N,) int64: a number for the finger of every row."""
+    return pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy().astype(np.int64)
+
+
+def _from_zero(table: pa.Table) -> pa.Table:
+    """Moves impressions that count from 1 to count from 0, as flx does."""
+    impressions = table["impression"].to_numpy()
+    return _with_impressions(table, impressions - min(1, int(impressions.min())))
+
+
+def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.Table:
+    """Keeps the first of the files that claim one impression of one finger, and rejects the others."""
+    claim = _finger_codes(table) << 32 | table["impression"].to_numpy().astype(np.int64)
+    _, first, whose = np.unique(claim, return_index=True, return_inverse=True)
+    if len(first) == len(table):
+        return table
+    kept = np.zeros(len(table), bool)
+    kept[first] = True
+    paths = table["path"]
+    for row in np.flatnonzero(~kept).tolist():
+        rejected.append((paths[row].as_py(), f"same finger and impression: as {paths[int(first[whose[row]])]}"))
+    return table.filter(pa.array(kept))
+
+
 def _ranked(table: pa.Table) -> pa.Table:
     """Numbers the impressions that have none, in order of path within each finger."""
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0
     if open_rows.any():
-        codes = pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy()
+        codes = _finger_codes(table)
         order = np.argsort(codes, kind="stable")  # the listing is sorted by path
         firsts = np.flatnonzero(np.diff(codes[order], prepend=-1))
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(len(order)) - np.repeat(firsts, np.diff(firsts, append=len(order)))
         impressions[open_rows] = rank[open_rows]
-    return table.set_column(table.schema.get_field_index("impression"), "impression", pa.array(impressions))
+    return _with_impressions(table, impressions)

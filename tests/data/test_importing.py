@@ -102,6 +102,29 @@ def test_csv(source, tmp_path):
     assert summary.rejected == {"no finger": 1, "impression and ppi must be whole numbers": 1, "cannot be read": 1}
 
 
+def test_two_files_for_one_impression(source, tmp_path):
+    """The first counts; the other is listed, with the file that it repeats."""
+    Image.fromarray(ridges()).save(source / "101_1.bmp")
+    summary = import_dataset(source, tmp_path / "set", "fvc", **OPTIONS)
+    assert summary.info.prints == 6
+    assert summary.rejected == {"same finger and impression": 1}
+    line = json.loads((tmp_path / "set" / "rejected.jsonl").read_text())
+    assert line == {"path": "101_1.png", "reason": "same finger and impression: as 101_1.bmp"}
+
+
+@pytest.mark.parametrize("lowest", [0, 1])
+def test_flx_impressions_count_from_zero(tmp_path, lowest):
+    folder = tmp_path / "scans" / "deep" / "er"
+    folder.mkdir(parents=True)
+    for finger in (lowest, lowest + 1):
+        for impression in range(lowest, lowest + 3):
+            Image.fromarray(ridges(finger + impression)).save(folder / f"{finger}_{impression}.png")
+    import_dataset(tmp_path / "scans", tmp_path / "set", "flx", **OPTIONS)
+    shards = open_dataset(tmp_path / "set")
+    assert sorted(shards.impressions.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert sorted(shards.key_of_finger) == [str(lowest), str(lowest + 1)]
+
+
 def test_minutiae_beside_the_image_or_elsewhere(source, tmp_path):
     (source / "101_1.xyt").write_text("150 150 45 80\n100 150 10 20\n")
     (source / "101_2.xyt").write_text("broken")

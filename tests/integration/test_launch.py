@@ -59,8 +59,10 @@ def test_recipe_runs(launcher, recipe, prints, environment, tmp_path):
         assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
 
 
-def test_two_processes_train_what_one_does(prints, environment, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])  # sgd shows wrongly scaled gradients, which adamw hides
+def test_two_processes_train_what_one_does(optimizer, prints, environment, tmp_path):
     same = ["--data", prints, "--model.norm", "group", "--model.dropout", "0", "--training.validate-every", "6"]
+    same += ["--training.optimizer", optimizer, "--training.learning-rate", {"adamw": "5e-4", "sgd": "0.05"}[optimizer]]
     one = [*same, "--out", tmp_path / "one", "--training.batch-size", "8"]
     two = [*same, "--out", tmp_path / "two", "--training.batch-size", "4"]
     launch("python", "small.py", environment, *one)
