@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fingerprint_accel.config import Config, parse
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.extraction.extractor import Extractor
-from fingerprint_accel.training.loop import train
-from fingerprint_accel.training.setup import Run, set_up
+
+if TYPE_CHECKING:
+    from fingerprint_accel.training.setup import Run
 
 
 def run_recipe(defaults: Config, description: str) -> None:
@@ -24,6 +25,11 @@ def run_training(config: Config) -> Run:
         UserError: anything the user can mend.
     """
     check_out(config)
+    # imported here, so that --help answers at once and a broken installation ends in one line
+    from fingerprint_accel.extraction.extractor import Extractor
+    from fingerprint_accel.training.loop import train
+    from fingerprint_accel.training.setup import set_up
+
     run = set_up(config)
     train(run)
     if run.accelerator.is_main_process:

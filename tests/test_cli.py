@@ -1,9 +1,12 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fingerprint_accel import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*words):
@@ -43,3 +46,22 @@ def test_inspect_prints_counts_and_draws(prints, tmp_path):
 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 320, 5 * (320 + 18))
+
+
+def test_torch_and_torchvision_of_different_builds(tmp_path):
+    """What timm raises then becomes one line with the remedy."""
+    code = """
+import importlib.abc, runpy, sys
+class Broken(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "timm":
+            raise RuntimeError("operator torchvision::nms does not exist")
+sys.meta_path.insert(0, Broken())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    words = [str(ROOT / "recipes" / "small.py"), "--data", "x", "--out", str(tmp_path / "run")]
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "pip install --force-reinstall torch torchvision" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -50,7 +50,7 @@ class Extractor(nn.Module):
         super().__init__()
         self.preprocess_config, self.ppi, self.canvas = preprocess, ppi, canvas
         self.model = DeepPrint(model, preprocess.map_size)
-        self.preprocessor = Preprocessor(preprocess, canvas)
+        self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
         self.origin = ""
         self.eval()
 

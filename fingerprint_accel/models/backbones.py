@@ -11,18 +11,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct
-from timm.models.inception_v4 import (
-    InceptionA,
-    InceptionB,
-    InceptionC,
-    Mixed3a,
-    Mixed4a,
-    Mixed5a,
-    ReductionA,
-    ReductionB,
-)
 from torch import nn
+
+from fingerprint_accel.errors import UserError
+
+try:
+    from timm.layers import ConvNormAct
+    from timm.models.inception_v4 import (
+        InceptionA,
+        InceptionB,
+        InceptionC,
+        Mixed3a,
+        Mixed4a,
+        Mixed5a,
+        ReductionA,
+        ReductionB,
+    )
+except RuntimeError as error:  # timm imports torchvision
+    if "torchvision::" not in str(error):
+        raise
+    raise UserError(
+        f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}); "
+        "install both from one place: pip install --force-reinstall torch torchvision"
+    ) from error
 
 ORIENTATIONS = 6  # channels of the minutia map
 

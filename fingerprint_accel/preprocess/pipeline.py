@@ -15,8 +15,8 @@ from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.quality import degrade, noise_tile
 from fingerprint_accel.preprocess.random import sample_keys
 
-WINDOW = 33  # canvas pixels: six ridges at 300 ppi
-PERIOD = 5.6  # canvas pixels: usual distance between ridges at 300 ppi
+PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
+WINDOW = 0.11  # inch: six ridges
 
 
 class Preprocessor(nn.Module):
@@ -26,6 +26,7 @@ class Preprocessor(nn.Module):
         config: what to do.
         canvas: side of the canvases, pixels.
         seed: of the augmentation.
+        ppi: resolution of the canvases, pixels per inch.
 
     Raises:
         UserError: the crop is larger than the canvas.
@@ -33,13 +34,14 @@ class Preprocessor(nn.Module):
 
     tile: torch.Tensor
 
-    def __init__(self, config: PreprocessConfig, canvas: int, seed: int = 0) -> None:
+    def __init__(self, config: PreprocessConfig, canvas: int, seed: int = 0, ppi: int = 300) -> None:
         super().__init__()
         if config.crop > canvas:
             raise UserError(f"preprocess.crop {config.crop} is larger than the canvas {canvas}; lower it, or re-import")
         self.config, self.canvas, self.seed = config, canvas, seed
         self.register_buffer("tile", noise_tile(seed), persistent=False)
-        self.enhancer = Enhancer(PERIOD * config.size / config.crop) if config.enhance else None
+        self.input_ppi = ppi * config.size / config.crop
+        self.enhancer = Enhancer(PERIOD * self.input_ppi) if config.enhance else None
 
     @torch.no_grad()
     def forward(self, batch: Batch, augment: bool, maps: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -76,7 +78,7 @@ class Preprocessor(nn.Module):
         if self.enhancer is not None:
             ink = self.enhancer(ink)
         if self.config.normalize == "local":
-            return local_normalize(ink, round(WINDOW * self.config.size / self.config.crop))
+            return local_normalize(ink, round(WINDOW * self.input_ppi))
         return ink
 
 

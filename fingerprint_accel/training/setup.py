@@ -155,7 +155,9 @@ def set_up(config: Config) -> Run:
     accelerator = make_accelerator(config)
     training = config.training
     block_size = config.reading.block_size if config.reading.order == "block" else 0
-    preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed).to(accelerator.device)
+    preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed, shards.info.ppi).to(
+        accelerator.device
+    )
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model, config.preprocess.map_size)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)

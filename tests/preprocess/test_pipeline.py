@@ -150,3 +150,11 @@ def test_enhancement_brings_ridges_out_of_noise(batch):
 def test_crop_must_fit_the_canvas():
     with pytest.raises(UserError, match=r"preprocess\.crop 299 is larger than the canvas 256"):
         Preprocessor(PreprocessConfig(), 256)
+
+
+def test_filters_follow_the_resolution():
+    """Twice the ppi on twice the canvas is the same print, so the same filters in inches."""
+    config = PreprocessConfig(crop=256, size=256, enhance=True)
+    coarse, fine = (Preprocessor(config, 320 * n, ppi=300 * n) for n in (1, 2))
+    assert coarse.enhancer.cell * 2 - 1 <= fine.enhancer.cell <= coarse.enhancer.cell * 2 + 1
+    assert fine.enhancer.bank.shape[-1] == pytest.approx(2 * coarse.enhancer.bank.shape[-1], abs=2)
