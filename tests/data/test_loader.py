@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -57,3 +59,25 @@ def test_an_error_in_the_thread_reaches_the_consumer(subset, monkeypatch):
     monkeypatch.setattr(type(subset.shards), "read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         batches(subset, 1, batch_size=4)
+
+
+def own_memory():
+    """Anonymous resident memory of this process, bytes: what is not a mapped file."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return 0
+    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def test_reading_takes_constant_memory(prints):
+    shards = open_dataset(prints)
+    everything = subset_of_fingers(shards, np.ones(24, bool))
+    with TrainingLoader(everything, SampleOrder(96, 0), batch_size=48) as loader:
+        batches = iter(loader)
+        for _ in range(20):
+            next(batches)
+        before = own_memory()
+        for _ in range(400):  # 19,200 canvases, 1.9 GB
+            next(batches)
+        assert own_memory() - before < 8e6, "less than two batches of 4.9 MB"
