@@ -121,7 +121,7 @@ def _normalisation(kind: str, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut (He et al. 2016); a stride averages before it drops pixels."""
+    """Two 3 x 3 convolutions around a shortcut that averages before it drops pixels (He et al. 2016 and 2019)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -129,10 +129,9 @@ class Residual(nn.Module):
         last = _normalisation(norm, outputs)
         nn.init.zeros_(last.weight)  # starts as the shortcut
         self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
             _normalisation(norm, outputs),
             nn.ReLU(inplace=True),
-            *shrink,
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             last,
         )
