@@ -102,6 +102,8 @@ def measure_read(run: Run, seconds: float) -> dict[str, float]:
     """Random batches of 256 from warm shards to the loop, nothing done with them."""
     with _loader(run, READ_BATCH) as loader:
         batches = iter(loader)
+        for _ in range(-(-len(run.train) // (READ_BATCH * run.accelerator.num_processes))):
+            next(batches)  # one epoch, so that the files are in memory
         return timed(run, READ_BATCH * run.accelerator.num_processes, lambda: (next(batches), None)[1], seconds)
 
 
