@@ -34,7 +34,7 @@ def import_files(
       fvc       101_1.tif                       finger 101, impression 1
       folders   anna-left-thumb/any.png         the folder is the finger
       flx       10_9.png, f0001_01.png          finger and impression, in any folder
-      nist      00002302_R_500_roll_01.png      SD302, SD300: subject and finger position
+      nist      00002302_R_500_roll_01.png      SD300 to SD302: subject and finger position
       socofing  1__M_Left_index_finger.BMP      altered versions are further impressions
       csv       SRC is the file: path,finger,impression[,ppi][,minutiae]
 

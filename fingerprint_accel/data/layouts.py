@@ -29,9 +29,9 @@ class LayoutError(ValueError):
 
 _FVC = re.compile(r"(\d+)_(\d+)")
 _FLX = re.compile(r"(?P<nist>[fs])?(?P<finger>\d+)_(?P<impression>\d+)")
-_NIST = re.compile(
-    r"(?P<subject>\d{4,})_(?P<device>[^_]+(?:_[^_]+)*?)_(?P<ppi>\d{3,4})_(?P<kind>[^_]+)_(?P<frgp>\d{1,2})"
-)
+_NIST = re.compile(r"(?P<subject>\d{4,})(?P<capture>(?:_[^_]+)+)_(?P<frgp>\d{1,2})")
+_PPI = re.compile(r"_(\d{3,4})(?=_|$)")
+_PLAIN_THUMBS = {11: 1, 12: 6}  # finger position codes of thumbs taken plain, beside the four fingers
 _SOCOFING = re.compile(
     r"(?P<subject>\d+)__(?P<sex>[MF])_(?P<hand>Left|Right)_(?P<name>thumb|index|middle|ring|little)_finger"
     r"(?:_(?P<altered>CR|Obl|Zcut))?",
@@ -74,15 +74,16 @@ def flx(path: PurePosixPath) -> Named:
 
 
 def nist(path: PurePosixPath) -> Named:
-    """NIST SD302 and SD300: `<subject>_<device>_<ppi>_<kind>_<position>.png`; the position is 1 to 10.
+    """NIST SD300, SD301 and SD302: `<subject>_<device, ppi and kind, as the database orders them>_<position>.png`.
 
-    Devices and kinds of capture are impressions of the same finger; the ppi of the name wins.
+    Devices and kinds of capture are impressions of the same finger; the ppi of the name, if it has one, wins.
     """
     match = _matched(_NIST, path, "00002302_R_500_roll_01.png")
-    position = int(match["frgp"])
+    position = _PLAIN_THUMBS.get(int(match["frgp"]), int(match["frgp"]))
     if not 1 <= position <= 10:
         raise LayoutError(f"finger position {position} is not one finger")
-    return Named(f"{match['subject']}_{position:02d}", None, int(match["ppi"]))
+    ppi = _PPI.search(match["capture"])
+    return Named(f"{match['subject']}_{position:02d}", None, int(ppi[1]) if ppi else 0)
 
 
 def socofing(path: PurePosixPath) -> Named:

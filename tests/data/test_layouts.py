@@ -14,6 +14,10 @@ CASES = [
     ("flx", "s0001_02.png", Named("1_2", 1)),
     ("nist", "x/00002302_R_500_roll_01.png", Named("00002302_01", None, 500)),
     ("nist", "00002302_H_1000_palm_10.png", Named("00002302_10", None, 1000)),
+    ("nist", "00001000_roll_500_01.png", Named("00001000_01", None, 500)),  # SD300
+    ("nist", "00001000_plain_1000_12.png", Named("00001000_06", None, 1000)),  # plain left thumb
+    ("nist", "00002223_01_dryrun-A_variable_roll_03.png", Named("00002223_03", None, 0)),  # SD301
+    ("nist", "00002303_A_roll_04.png", Named("00002303_04", None, 0)),  # SD302a
     ("socofing", "Real/1__M_Left_index_finger.BMP", Named("1_left_index", 0)),
     ("socofing", "Altered/Altered-Easy/1__M_Left_index_finger_CR.BMP", Named("1_left_index", 1)),
     ("socofing", "Altered/Altered-Hard/1__M_Left_index_finger_Zcut.BMP", Named("1_left_index", 9)),
