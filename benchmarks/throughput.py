@@ -174,6 +174,17 @@ def _processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
+def table(results: dict[str, dict[str, float]]) -> str:
+    """The results as aligned text."""
+    lines = [f"\n{'stage':<10}{'prints/s':>12}{'slowest':>12}{'fastest':>12}{'data wait':>12}{'peak MB':>10}"]
+    for stage, row in results.items():
+        rates = [row[name] for name in ("samples_per_second", "slowest_round", "fastest_round")]
+        wait = f"{row['data_wait_share']:.1%}" if "data_wait_share" in row else "-"
+        cells = "".join(f"{rate:>12,.0f}" if rate >= 100 else f"{rate:>12.1f}" for rate in rates)
+        lines.append(f"{stage:<10}{cells}{wait:>12}{row['peak_memory_mb']:>10,.0f}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures the chosen stages, prints a table, writes JSON."""
     words = sys.argv[1:]
@@ -193,13 +204,7 @@ def main() -> None:
     results: dict[str, Any] = {stage: MEASURES[stage](run, seconds) for stage in stages}
     if not run.accelerator.is_main_process:
         return
-    print(f"\n{'stage':<10}{'prints/s':>12}{'slowest':>12}{'fastest':>12}{'data wait':>12}{'peak MB':>10}")
-    for stage, row in results.items():
-        wait = f"{row['data_wait_share']:.1%}" if "data_wait_share" in row else "-"
-        print(
-            f"{stage:<10}{row['samples_per_second']:>12,.0f}{row['slowest_round']:>12,.0f}"
-            f"{row['fastest_round']:>12,.0f}{wait:>12}{row['peak_memory_mb']:>10,.0f}"
-        )
+    print(table(results))
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps({**results, "setting": describe(run)}, indent=2) + "\n")
