@@ -100,7 +100,8 @@ def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch
     (out / "det.png").write_bytes(plots[0])
     (out / "scores.png").write_bytes(plots[1])
     rates = evaluation.rates()
-    title = f"{Path(model).name} on {Path(dataset).name}"
+    name = model.parent.name if model.name == "model" else model.name
+    title = f"{name} on {dataset.name}"
     page = report_html(title, facts, rates, plots, shards, evaluation.scores, protocol)
     (out / "report.html").write_text(page)
     width = max(len(name) for name, _ in rates)

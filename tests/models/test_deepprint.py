@@ -1,5 +1,6 @@
 import itertools
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,8 +65,13 @@ def test_compact_takes_any_size(size):
     assert output.minutia_map.shape == (2, 6, 128, 128)
 
 
-def test_compact_is_a_few_million_parameters():
-    assert 1e6 < parameters(DeepPrint(ModelConfig(variant="TexMinu", trunk="compact"))) < 9e6
+@pytest.mark.parametrize("trunk", ["inception_v4", "compact"])
+def test_the_documented_numbers_of_parameters(trunk):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{trunk}`"))
+    documented = [float(cell) for cell in row.strip("|").split("|")[1:]]
+    counted = [parameters(DeepPrint(ModelConfig(variant=name, trunk=trunk))) / 1e6 for name in VARIANTS]
+    assert documented == pytest.approx(counted, abs=0.051)
 
 
 def test_group_norm_is_independent_of_the_batch():
