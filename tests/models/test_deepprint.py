@@ -71,7 +71,7 @@ def test_the_documented_numbers_of_parameters(trunk):
     row = next(line for line in page.splitlines() if line.startswith(f"| `{trunk}`"))
     documented = [float(cell) for cell in row.strip("|").split("|")[1:]]
     counted = [parameters(DeepPrint(ModelConfig(variant=name, trunk=trunk))) / 1e6 for name in VARIANTS]
-    assert documented == pytest.approx(counted, abs=0.051)
+    assert documented == pytest.approx(counted, abs=0.0501)
 
 
 def test_group_norm_is_independent_of_the_batch():
