@@ -37,7 +37,7 @@ CONFIG = Config(
     model=ModelConfig(variant="Tex", trunk="compact", embedding_dim=192, dropout=0.0),
     loss=LossConfig(head="cosface", scale=24.0, margin=0.1, center_weight=0.0),
     training=TrainingConfig(
-        epochs=12, batch_size=64, learning_rate=3e-3, warmup_steps=50, validate_every=135, save_every=135
+        epochs=10, batch_size=64, learning_rate=3e-3, warmup_steps=50, validate_every=135, save_every=135
     ),
 )
 FINGERS, IMPRESSIONS = 400, 8
