@@ -124,9 +124,5 @@ def main() -> None:
     description = (
         "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
     )
-    with one_line_errors():
-        try:
-            tyro.extras.subcommand_cli_from_dict(VERBS, prog="fingerprint-accel", description=description)
-        except KeyboardInterrupt:
-            print("interrupted; nothing half-made was left behind", file=sys.stderr)
-            raise SystemExit(130) from None
+    with one_line_errors("interrupted; nothing half-made was left behind"):
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="fingerprint-accel", description=description)

@@ -11,10 +11,12 @@ from fingerprint_accel.errors import UserError, one_line_errors
 if TYPE_CHECKING:
     from fingerprint_accel.training.setup import Run
 
+INTERRUPTED = "interrupted; the same command with --resume auto goes on from the last checkpoint"
+
 
 def run_recipe(defaults: Config, description: str) -> None:
     """Entry point of a recipe script: command line in, run folder out. User errors end in one line, exit code 2."""
-    with one_line_errors():
+    with one_line_errors(INTERRUPTED):
         run_training(parse(defaults, description))
 
 

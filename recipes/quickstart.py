@@ -22,7 +22,7 @@ from fingerprint_accel.config import (
     parse,
 )
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.recipe import check_out, run_training
+from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training
 from fingerprint_accel.synthesis.simple import write_simple_dataset
 
 CONFIG = Config(
@@ -78,5 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(INTERRUPTED):
         main()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fingerprint_accel import __version__
+from fingerprint_accel.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +36,24 @@ def test_mistakes_are_one_line_and_exit_code_2(words, message, tmp_path):
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_place_that_cannot_be_written(prints, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("inspect", str(prints), "--out", str(tmp_path / "file" / "sheet.png"))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path / 'file'}")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop, one_line_errors("stopped; go on with --resume auto"):
+        stopped()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped; go on with --resume auto\n"
 
 
 def test_inspect_prints_counts_and_draws(prints, tmp_path):
