@@ -1,11 +1,14 @@
-"""File-name conventions: a path below SRC tells finger and impression, or why it does not."""
+"""File-name conventions: a path below SRC tells finger and impression, or why it does not.
+
+Paths are plain strings with slashes: path objects would keep the names of a million files in the interpreter's tables.
+"""
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -39,29 +42,29 @@ _SOCOFING = re.compile(
 )
 
 
-def _matched(pattern: re.Pattern[str], path: PurePosixPath, example: str) -> re.Match[str]:
-    match = pattern.fullmatch(path.stem)
+def _matched(pattern: re.Pattern[str], path: str, example: str) -> re.Match[str]:
+    match = pattern.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
     if match is None:
         raise LayoutError(f"name does not look like {example}")
     return match
 
 
-def fvc(path: PurePosixPath) -> Named:
+def fvc(path: str) -> Named:
     """`101_1.tif`: finger 101, impression 1. Folders tell databases apart: DB1_B/101_1.tif is another finger."""
     match = _matched(_FVC, path, "101_1.tif")
-    folder = path.parent.as_posix()
-    return Named(match[1] if folder == "." else f"{folder}/{match[1]}", int(match[2]))
+    folder = posixpath.dirname(path)
+    return Named(match[1] if not folder else f"{folder}/{match[1]}", int(match[2]))
 
 
-def folders(path: PurePosixPath) -> Named:
+def folders(path: str) -> Named:
     """`finger_key/anything.png`: the folder is the finger, impressions count in order of name."""
-    folder = path.parent.as_posix()
-    if folder == ".":
+    folder = posixpath.dirname(path)
+    if not folder:
         raise LayoutError("lies in no finger's folder")
     return Named(folder, None)
 
 
-def flx(path: PurePosixPath) -> Named:
+def flx(path: str) -> Named:
     """`<finger>_<impression>`, in any folder; the listing makes impressions count from 0, as in flx.
 
     `f0001_01` and `s0001_01`, the names of NIST SD4, are impressions 0 and 1.
@@ -73,7 +76,7 @@ def flx(path: PurePosixPath) -> Named:
     return Named(str(int(match["finger"])), int(match["impression"]))
 
 
-def nist(path: PurePosixPath) -> Named:
+def nist(path: str) -> Named:
     """NIST SD300, SD301 and SD302: `<subject>_<device, ppi and kind, as the database orders them>_<position>.png`.
 
     Devices and kinds of capture are impressions of the same finger; the ppi of the name, if it has one, wins.
@@ -86,18 +89,18 @@ def nist(path: PurePosixPath) -> Named:
     return Named(f"{match['subject']}_{position:02d}", None, int(ppi[1]) if ppi else 0)
 
 
-def socofing(path: PurePosixPath) -> Named:
+def socofing(path: str) -> Named:
     """`1__M_Left_index_finger.BMP`; altered versions (`..._CR`, `_Obl`, `_Zcut`) are further impressions."""
     match = _matched(_SOCOFING, path, "1__M_Left_index_finger.BMP")
     finger = f"{int(match['subject'])}_{match['hand'].lower()}_{match['name'].lower()}"
     if match["altered"] is None:
         return Named(finger, 0)
     kinds = ("cr", "obl", "zcut")
-    level = next((n for n, word in enumerate(("easy", "medium", "hard")) if word in path.parent.as_posix().lower()), 0)
+    level = next((n for n, word in enumerate(("easy", "medium", "hard")) if word in posixpath.dirname(path).lower()), 0)
     return Named(finger, 1 + 3 * level + kinds.index(match["altered"].lower()))
 
 
-LAYOUTS: dict[str, Callable[[PurePosixPath], Named]] = {
+LAYOUTS: dict[str, Callable[[str], Named]] = {
     "fvc": fvc,
     "folders": folders,
     "flx": flx,
@@ -107,7 +110,7 @@ LAYOUTS: dict[str, Callable[[PurePosixPath], Named]] = {
 NAMES = (*LAYOUTS, "csv")
 
 
-def guess(paths: list[PurePosixPath]) -> list[str]:
+def guess(paths: list[str]) -> list[str]:
     """Layouts that every one of some sample paths follows, most particular first: a hint for error messages."""
 
     def fits(name: str) -> bool:

@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -87,12 +87,12 @@ def list_files(source: Path, layout: str) -> Listing:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the folder that holds the images")
     columns, rejected = _Columns(), []
-    sample: list[PurePosixPath] = []
+    sample: list[str] = []
     for path in _walk(source):
         if len(sample) < 50:
-            sample.append(PurePosixPath(path))
+            sample.append(path)
         try:
-            named = LAYOUTS[layout](PurePosixPath(path))
+            named = LAYOUTS[layout](path)
         except LayoutError as error:
             rejected.append((path, str(error)))
             continue
