@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
-import threading
+import signal
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,17 +122,18 @@ def import_dataset(
                 reject(path, reason)
             jobs = _jobs(listing, ppi, minutiae, seed)
             bar = tqdm(total=len(listing.table), desc="importing", unit="print", disable=not progress)
-            for prepared in _in_parallel(jobs, dataset_ppi, canvas, workers):
-                job = prepared.job
-                if prepared.minutiae_reason:
-                    reject(str(job.minutiae), prepared.minutiae_reason)
-                if prepared.image is None:
-                    reject(job.name, prepared.reason)
-                else:
-                    record = Record(prepared.image, job.finger_key, job.impression, job.name, prepared.minutiae)
-                    writer.add(record)
-                    per_finger[job.finger_key] += 1
-                bar.update()
+            with contextlib.closing(_in_parallel(jobs, dataset_ppi, canvas, workers)) as results:
+                for prepared in results:
+                    job = prepared.job
+                    if prepared.minutiae_reason:
+                        reject(str(job.minutiae), prepared.minutiae_reason)
+                    if prepared.image is None:
+                        reject(job.name, prepared.reason)
+                    else:
+                        record = Record(prepared.image, job.finger_key, job.impression, job.name, prepared.minutiae)
+                        writer.add(record)
+                        per_finger[job.finger_key] += 1
+                    bar.update()
             bar.close()
         if not per_finger:
             reasons = "; ".join(f"{number} x {reason}" for reason, number in rejected.most_common(3))
@@ -171,28 +176,35 @@ def _jobs(listing: Listing, ppi: int, minutiae: Path | None, seed: int) -> Itera
             yield Job(path, row["path"], row["finger_key"], row["impression"], row["ppi"] or ppi, template)
 
 
-def _in_parallel(jobs: Iterator[Job], dataset_ppi: int, canvas: int, workers: int) -> Iterator[Prepared]:
+def _in_parallel(jobs: Iterator[Job], dataset_ppi: int, canvas: int, workers: int) -> Generator[Prepared, None, None]:
     """Prepares jobs on several processes and yields them in order, with a bounded number in flight."""
     workers = workers or len(os.sched_getaffinity(0))
     if workers == 1:
         for job in jobs:
             yield prepare_many(([job], dataset_ppi, canvas))[0]
         return
-    in_flight = threading.Semaphore(4 * workers)
+    in_flight: deque[Future[list[Prepared]]] = deque()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context)
+    try:
+        while batch := list(itertools.islice(jobs, JOBS_PER_TASK)):
+            with _without_interrupts():  # this starts the workers
+                in_flight.append(pool.submit(prepare_many, (batch, dataset_ppi, canvas)))
+            if len(in_flight) == 4 * workers:
+                yield from in_flight.popleft().result()
+        while in_flight:
+            yield from in_flight.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed, perhaps for want of memory; give fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def tasks() -> Iterator[tuple[list[Job], int, int]]:
-        batch: list[Job] = []
-        for job in jobs:
-            batch.append(job)
-            if len(batch) == JOBS_PER_TASK:
-                in_flight.acquire()
-                yield batch, dataset_ppi, canvas
-                batch = []
-        if batch:
-            in_flight.acquire()
-            yield batch, dataset_ppi, canvas
 
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for results in pool.imap(prepare_many, tasks()):
-            in_flight.release()
-            yield from results
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Holds Ctrl-C back; processes started meanwhile never see it, and leave the answer to their parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
