@@ -34,5 +34,5 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         print(f"error: {error.filename or 'a file'}: {error.strerror}; choose another place", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(on_interrupt, file=sys.stderr)
+        print(f"\n{on_interrupt}", file=sys.stderr)  # below a progress bar
         raise SystemExit(130) from None

@@ -53,7 +53,7 @@ def test_ctrl_c(capsys):
     with pytest.raises(SystemExit) as stop, one_line_errors("stopped; go on with --resume auto"):
         stopped()
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "stopped; go on with --resume auto\n"
+    assert capsys.readouterr().err == "\nstopped; go on with --resume auto\n"
 
 
 def test_inspect_prints_counts_and_draws(prints, tmp_path):

@@ -101,12 +101,15 @@ class Reporter:
             ("steps", f"{progress.step}" + (" (stopped early)" if progress.step < run.steps else "")),
             ("prints seen", f"{progress.position} ({progress.position / len(run.train):.1f} epochs)"),
             ("seconds", f"{time.perf_counter() - self._started:.0f}"),
-            ("prints/s in training", f"{meters.samples_training / seconds:.0f}"),
-            ("data-wait share", f"{meters.wait_training / seconds:.1%}"),
             ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
-            ("loss", f"{self.last_record.get('loss', float('nan')):.4f}"),
             ("updates skipped", f"{meters.skipped()}"),
         ]
+        if self.last_record:  # a run that was finished already trains no step
+            rows += [
+                ("prints/s in training", f"{meters.samples_training / seconds:.0f}"),
+                ("data-wait share", f"{meters.wait_training / seconds:.1%}"),
+                ("loss", f"{self.last_record['loss']:.4f}"),
+            ]
         if progress.best_eer is not None:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
         rows += [(name.upper(), f"{value:.2%}") for name, value in self.last_validation.items() if "@" in name]
