@@ -17,7 +17,8 @@ INTERRUPTED = "interrupted; the same command with --resume auto goes on from the
 def run_recipe(defaults: Config, description: str) -> None:
     """Entry point of a recipe script: command line in, run folder out. User errors end in one line, exit code 2."""
     with one_line_errors(INTERRUPTED):
-        run_training(parse(defaults, description))
+        run = run_training(parse(defaults, description))
+        run.accelerator.state.destroy_process_group()
 
 
 def run_training(config: Config) -> Run:
@@ -37,7 +38,6 @@ def run_training(config: Config) -> Run:
     if run.accelerator.is_main_process:
         Extractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
     run.accelerator.wait_for_everyone()
-    run.accelerator.state.destroy_process_group()
     return run
 
 

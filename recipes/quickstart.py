@@ -75,6 +75,7 @@ def main() -> None:
         from fingerprint_accel.evaluation.run import evaluate_command
 
         evaluate_command(out / "model", Path(unseen), "all-pairs", out / "evaluation", batch_size=64)
+    run.accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

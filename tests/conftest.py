@@ -1,6 +1,8 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,3 +24,16 @@ def prints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "prints"
     write_simple_dataset(folder, fingers=24, impressions_per_finger=4, seed=3, progress=False)
     return folder
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Starts and leaves the test with Accelerate's singletons empty, as in a new process."""
+    _forget()
+    yield
+    _forget()

@@ -5,7 +5,6 @@ A print's augmentation is then the same whatever batch, worker or rank it falls 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -39,12 +38,6 @@ def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high:
     element = torch.arange(count, device=keys.device) + (stream << 32)
     bits = mix(mix(keys)[:, None] + element * _GOLDEN)
     return low + (high - low) * _shift(bits, 40).to(torch.float32) * 2.0**-24
-
-
-def normal(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
-    """(B,) keys -> (B, count) float32, standard normal (Box and Muller 1958). Uses `stream` and `stream + 1`."""
-    radius = (-2 * torch.log1p(-uniform(keys, stream, count))).sqrt()
-    return radius * torch.cos(2 * math.pi * uniform(keys, stream + 1, count))
 
 
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:

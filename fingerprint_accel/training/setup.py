@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
 from fingerprint_accel.config import Config, TrainingConfig
@@ -67,6 +68,7 @@ def make_accelerator(config: Config) -> Accelerator:
     no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(no_fp16_here)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     try:
         accelerator = Accelerator(
             mixed_precision=None if training.precision == "auto" else training.precision,

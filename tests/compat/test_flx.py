@@ -2,9 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from fingerprint_accel.compat import flx
+from fingerprint_accel.config import load_yaml
 from fingerprint_accel.errors import UserError
 
 GETTERS = {
@@ -26,19 +26,14 @@ def test_getters(variant):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, fresh_accelerator):
     """flx's getters with a network and pictures that train in seconds."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     default = flx._DEFAULT
     training = dataclasses.replace(default.training, log_every=1, tracker="none", batch_size=32)
     preprocess = dataclasses.replace(default.preprocess, crop=256, size=64)
     model = dataclasses.replace(default.model, trunk="compact", width=8)
     config = dataclasses.replace(default, training=training, preprocess=preprocess, model=model)
     monkeypatch.setattr(flx, "_DEFAULT", config)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def test_fit_and_extract(prints, small, tmp_path):
@@ -52,6 +47,13 @@ def test_fit_and_extract(prints, small, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(texture, axis=1), 1, atol=1e-5)
     loaded = flx.get_DeepPrint_Tex(24, 16).load_best_model(tmp_path)
     np.testing.assert_array_equal(loaded.extract(prints)[0], texture)
+
+
+def test_two_fits_of_one_process_may_differ_in_precision(prints, small, tmp_path):
+    for use_amp in (False, True):
+        out = tmp_path / str(use_amp)
+        flx.get_DeepPrint_Tex(24, 16).fit(prints, num_epochs=1, out_dir=out, use_amp=use_amp)
+        assert load_yaml(out / "config.yaml").training.precision == ("bf16" if use_amp else "no")
 
 
 def test_number_of_fingers_must_fit(prints, tmp_path):

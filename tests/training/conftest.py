@@ -1,17 +1,11 @@
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig, PreprocessConfig, ReadingConfig, TrainingConfig
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state in singletons; every run of a test starts without."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def every_run_starts_afresh(fresh_accelerator):
+    """For all tests of this folder."""
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, load_yaml
@@ -23,11 +22,6 @@ def records(folder, kind="train"):
     return [line for line in lines if line["kind"] == kind]
 
 
-def restart():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def weights(folder: Path, step: int):
     return load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
 
@@ -38,7 +32,6 @@ def losses(folder):
 
 def test_accumulation_equals_a_larger_batch(tiny, tmp_path):
     run_training(tiny)
-    restart()
     other = dataclasses.replace(changed(tiny, batch_size=2, accumulation=4), out=str(tmp_path / "other"))
     run_training(other)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "other"), rtol=0, atol=1e-5)
@@ -138,7 +131,6 @@ def test_early_stopping(tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
     assert json.loads((run / "latest.json").read_text())["step"] == 8
     assert json.loads((run / "best.json").read_text()) == {"checkpoint": "step-00000004", "step": 4, "eer": 0.3}
-    restart()
     resumed = changed(dataclasses.replace(tiny, resume="auto"), steps=50, validate_every=2, patience=2)
     run_training(resumed)
     assert json.loads((run / "latest.json").read_text())["step"] == 8, "a run that has stopped stays stopped"
@@ -149,7 +141,6 @@ def test_resumed_run_is_bit_identical(tiny, tmp_path, optimizer):
     model = dataclasses.replace(tiny.model, norm="batch", dropout=0.3)
     whole = dataclasses.replace(changed(tiny, steps=8, save_every=3, optimizer=optimizer, keep=9), model=model)
     run_training(whole)
-    restart()
     part = dataclasses.replace(whole, out=str(tmp_path / "part"))
     first = tmp_path / "run" / "checkpoints" / "step-00000003"
     run_training(dataclasses.replace(part, resume=str(first)))
@@ -171,7 +162,6 @@ def test_mistakes_name_the_remedy(tiny, tmp_path):
         (changed(tiny, tracker="abacus"), "--training.tracker abacus"),
     ]
     for config, message in cases:
-        restart()
         with pytest.raises(UserError, match=message):
             run_training(config)
 
