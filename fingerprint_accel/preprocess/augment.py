@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
-from fingerprint_accel.preprocess.random import steady, uniform
+from fingerprint_accel.random import steady, uniform
 
 CONTROL_POINTS = 6  # along each side, of the elastic distortion
 ROTATION, TRANSLATION, SCALE, ELASTIC, ELASTIC_SIZE = range(5)  # random streams

@@ -13,7 +13,7 @@ from fingerprint_accel.preprocess.enhance import Enhancer
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.quality import degrade, noise_tile
-from fingerprint_accel.preprocess.random import sample_keys
+from fingerprint_accel.random import sample_keys
 
 PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
 WINDOW = 0.11  # inch: six ridges

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
-from fingerprint_accel.preprocess.random import steady, uniform
+from fingerprint_accel.random import steady, uniform
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 TILE = 512

@@ -11,7 +11,7 @@ from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, res
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.preprocess.random import sample_keys
+from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.simple import impressions, orientation_fields, ridge_patterns
 
 CANVAS = 320

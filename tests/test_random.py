@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from fingerprint_accel.preprocess.random import sample_keys, uniform
+from fingerprint_accel.random import sample_keys, uniform
 
 
 def keys(count, epoch=0, seed=0):
