@@ -5,6 +5,7 @@ A print's augmentation is then the same whatever batch, worker or rank it falls 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,3 +50,14 @@ def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tenso
     if values.device.type != "cpu":
         return function(values)
     return function(values.double()).float()
+
+
+def normal(keys: torch.Tensor, stream: int, count: int, limit: float = 3.0) -> torch.Tensor:
+    """(B,) keys -> (B, count) float32, standard normal, cut off at +-limit."""
+    inside = math.erf(limit / math.sqrt(2))
+    return math.sqrt(2) * steady(torch.erfinv, uniform(keys, stream, count, -inside, inside))
+
+
+def subkeys(keys: torch.Tensor, stream: int) -> torch.Tensor:
+    """(B,) keys -> (B,) keys of another family, so that two parts of a program may number their streams freely."""
+    return mix(mix(keys) + stream * _GOLDEN)

@@ -1,0 +1,35 @@
+"""The frame that fingers live in: millimetres from the middle of the master, x to the right, y up."""
+
+from __future__ import annotations
+
+import torch
+
+PIXELS_PER_MM = 10
+HEIGHT, WIDTH = 320, 256
+"""Size of a master, pixels: 32 x 25.6 mm, a whole fingertip with room for what distortion pulls in."""
+
+
+def frame(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (1, W) and y (H, 1) of the pixel centres of a master, mm."""
+    x = (torch.arange(WIDTH, device=device) + 0.5 - WIDTH / 2) / PIXELS_PER_MM
+    y = (HEIGHT / 2 - torch.arange(HEIGHT, device=device) - 0.5) / PIXELS_PER_MM
+    return x[None, :], y[:, None]
+
+
+def cubic_basis(size: int, points: int, device: torch.device) -> torch.Tensor:
+    """(size, points) uniform cubic B-spline weights: row i holds how much each control point counts at pixel i.
+
+    The outermost control points lie one knot beyond the ends.
+    """
+    position = torch.arange(size, device=device, dtype=torch.float64) / max(1, size - 1) * (points - 3)
+    distance = (position[:, None] + 1 - torch.arange(points, device=device)).abs()
+    near = 2 / 3 - distance.square() + distance**3 / 2
+    far = (2 - distance).clamp_min(0) ** 3 / 6
+    return torch.where(distance < 1, near, far).float()
+
+
+def smooth_field(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Control points (..., P, Q) -> smooth field (..., height, width): a cubic B-spline surface, as two products."""
+    rows = cubic_basis(height, values.shape[-2], values.device)
+    columns = cubic_basis(width, values.shape[-1], values.device)
+    return rows @ values @ columns.T

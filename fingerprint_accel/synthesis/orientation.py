@@ -1,0 +1,151 @@
+"""How ridges run: pattern class, singular points and the orientation field of a finger.
+
+Loops and deltas are zeros and poles of a complex function (Sherlock and Monro 1993), their surroundings bent at random
+(Vizcaya and Gerhardt 1996); arches are a field of slopes (Cappelli, Maio and Maltoni 2002). Shares of the classes: Wilson,
+Candela and Watson 1994, as SFinGe uses them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fingerprint_accel.random import normal, uniform
+from fingerprint_accel.synthesis.geometry import HEIGHT, WIDTH, frame, smooth_field
+
+CLASSES = ("arch", "tented arch", "left loop", "right loop", "whorl", "double loop")
+SHARES = (0.037, 0.029, 0.338, 0.317, 0.209, 0.070)
+"""Natural shares; a quarter of the whorls (27.9 % together) are double loops."""
+ARCH, TENTED, LEFT, RIGHT, WHORL, DOUBLE = range(6)
+CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, SIZE, TURN = range(12)  # random streams
+SINGULARITIES = 4  # two loops, two deltas
+FAR = 1e3  # mm: where singular points are put that a class does not have
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What makes the flow of N fingers.
+
+    Attributes:
+        kind: (N,) int64, index into `CLASSES`.
+        size: (N,) relative size of the finger, about 1.
+        points: (N, 4, 2) mm: two loops (cores), two deltas.
+        present: (N, 4) bool, which of them the class has.
+        field: (N, H, W) radians: direction of the ridges, counter-clockwise from +x, modulo pi.
+    """
+
+    kind: torch.Tensor
+    size: torch.Tensor
+    points: torch.Tensor
+    present: torch.Tensor
+    field: torch.Tensor
+
+
+def pattern_classes(keys: torch.Tensor) -> torch.Tensor:
+    """keys (N,) -> (N,) int64 pattern class with natural shares."""
+    bounds = torch.tensor(SHARES, device=keys.device).cumsum(0)[:-1]
+    return torch.bucketize(uniform(keys, CLASS, 1)[:, 0], bounds, right=True)
+
+
+def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions (N, 4, 2) in mm and presence (N, 4) of the upper core, lower core, left delta and right delta."""
+    core = normal(keys, CORE, 2) * torch.tensor([0.7, 1.0], device=keys.device) + torch.tensor(
+        [0.0, 1.2], device=keys.device
+    )
+    second = uniform(keys, SECOND, 4)
+    side = torch.where(second[:, 3] < 0.5, -1.0, 1.0)
+    double = kind == DOUBLE
+    apart = torch.where(double, 2.5 + 4.0 * second[:, 0], 0.7 + 3.0 * second[:, 0] ** 2)
+    aside = torch.where(double, side * (1.2 + 1.6 * second[:, 1]), side * 0.8 * second[:, 1])
+    lower = core + torch.stack([aside, -apart], dim=1)
+    draw = uniform(keys, DELTAS, 4)
+    loop = (kind == LEFT) | (kind == RIGHT)
+    out = torch.where(loop[:, None], 3.2 + 4.6 * draw[:, :2], 4.2 + 4.2 * draw[:, :2])
+    down = torch.where(loop[:, None], 4.2 + 4.8 * draw[:, 2:], 4.6 + 4.4 * draw[:, 2:])
+    tented = kind == TENTED
+    right_x = torch.where(tented, 1.2 * draw[:, 0] - 0.6, out[:, 0])
+    right_y = torch.where(tented, 2.6 + 3.6 * draw[:, 2], down[:, 0])
+    base_y = torch.where(loop | tented, core[:, 1], lower[:, 1] + 0.5 * apart)
+    right = torch.stack([core[:, 0] + right_x, base_y - right_y], dim=1)
+    left = torch.stack([core[:, 0] - out[:, 1], base_y - down[:, 1]], dim=1)
+    left = torch.where((kind == RIGHT)[:, None], torch.stack([core[:, 0] - out[:, 0], base_y - down[:, 0]], 1), left)
+    points = torch.stack([core, lower, left, right], dim=1) * size[:, None, None]
+    whorl = (kind == WHORL) | double
+    some = kind != ARCH
+    present = torch.stack([some, whorl, whorl | (kind == RIGHT), whorl | (kind == LEFT) | tented], dim=1)
+    return torch.where(present[:, :, None], points, FAR), present
+
+
+def _openings(points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """(N, 2) radians: where each core opens to, the direction in which a ridge runs straight out of it."""
+    weight = torch.tensor([0.5, 0.5, -0.5, -0.5], device=points.device) * present
+    openings = []
+    for core in range(2):
+        apart = points[:, core, None] - points  # (N, 4, 2)
+        turned = weight * torch.atan2(apart[..., 1], apart[..., 0])
+        turned[:, core] = 0
+        openings.append(2 * turned.sum(dim=1))
+    return torch.stack(openings, dim=1)
+
+
+def _bends(keys: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sizes and phases (N, 4, 2) of the first two waves that bend the angle around each singular point.
+
+    Around a core the first wave straightens the loop: ridges inside it run side by side, those over it turn faster.
+    """
+    size = uniform(keys, BEND, 2 * SINGULARITIES, -1, 1).view(-1, SINGULARITIES, 2)
+    size = size * torch.tensor([0.18, 0.12], device=keys.device)
+    phase = uniform(keys, BEND_PHASE, 2 * SINGULARITIES, 0, 2 * math.pi).view(-1, SINGULARITIES, 2)
+    straight = uniform(keys, STRAIGHT, 2, 0.30, 0.65)
+    size[:, :2, 0] = straight
+    phase[:, :2, 0] = math.pi - _openings(points, present) + 0.3 * phase[:, :2, 0].cos()
+    return size, phase
+
+
+def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
+    """(N, H, W): half the bent angle around every core, less that around every delta."""
+    x, y = frame(points.device)
+    total = torch.zeros(len(points), HEIGHT, WIDTH, device=points.device)
+    for number in range(SINGULARITIES):
+        at = points[:, number, :, None, None]
+        angle = torch.atan2(y - at[:, 1], x - at[:, 0])
+        bent = angle
+        for wave in range(2):
+            bent = bent + size[:, number, wave, None, None] * torch.sin(
+                (wave + 1) * angle + phase[:, number, wave, None, None]
+            )
+        sign = 0.5 if number < 2 else -0.5
+        total = total + sign * bent * present[:, number, None, None]
+    return total
+
+
+def _slopes(keys: torch.Tensor) -> torch.Tensor:
+    """(N, H, W): the hill of an arch, steepest at some height, flatter above and flat below."""
+    x, y = frame(keys.device)
+    draw = uniform(keys, SLOPE, 5)[:, :, None, None]
+    top, steep = 2.5 * draw[:, 0] - 1.0, 0.9 + 0.9 * draw[:, 1]
+    above, below = 6.5 + 4 * draw[:, 2], 3.5 + 2 * draw[:, 2]
+    spread = torch.where(y > top, above, below)
+    height = torch.exp(-((y - top) / spread).square())
+    middle, width = 1.6 * draw[:, 3] - 0.8, 6.5 + 2.5 * draw[:, 4]
+    across = ((x - middle) / width).clamp(-1, 1)
+    return torch.atan(-steep * height * torch.sin(math.pi * across))
+
+
+def make_pattern(keys: torch.Tensor) -> Pattern:
+    """keys (N,) int64, one per finger -> its class, singular points and orientation field."""
+    kind = pattern_classes(keys)
+    size = 1 + 0.09 * normal(keys, SIZE, 1)[:, 0]
+    points, present = _singular_points(keys, kind, size)
+    bends = _bends(keys, points, present)
+    x, y = frame(keys.device)
+    core_x = torch.where(present[:, 0], points[:, 0, 0], 0.0)[:, None, None]
+    core_y = torch.where(present[:, 0], points[:, 0, 1], 1.0)[:, None, None]
+    bow = uniform(keys, BOW, 1, 0.0, 0.3)[:, :, None]
+    arched = -bow * torch.tanh((x - core_x) / 5.0) * torch.sigmoid((y - core_y - 1.5) / 2.0)
+    flow = torch.where((kind == ARCH)[:, None, None], _slopes(keys), _turns(points, present, *bends))
+    waves = smooth_field(normal(keys, WAVES, 7 * 8).view(-1, 8, 7), HEIGHT, WIDTH)
+    turn = 0.05 * normal(keys, TURN, 1)[:, :, None]
+    return Pattern(kind, size, points, present, flow + arched + 0.16 * waves + turn)

@@ -1,0 +1,128 @@
+"""Ridges grow out of noise: every pixel is filtered along its own direction and at its own ridge period, squashed, and
+filtered again (Cappelli, Maio and Maltoni 2002).
+
+Instead of a bank of Gabor kernels, one kernel per direction, the filter is steered (Freeman and Adelson 1991): its
+angular profile in the frequency plane is a short Fourier series, so a few inverse transforms give the answer of the
+filter in every direction at once, without blending between neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+
+from fingerprint_accel.random import normal, uniform
+from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, frame, smooth_field
+from fingerprint_accel.synthesis.orientation import Pattern
+
+ROUNDS = 14
+ANGULAR_WIDTH = 0.30  # radians, standard deviation of the filter's angular profile
+RADIAL_WIDTH = 0.26  # standard deviation of its radial profile, in the logarithm of the frequency
+HARMONICS = 5  # of twice the angle: the next would count 1 %
+GAIN = 2.5
+NOISE, PERIOD, PERIOD_WAVES = range(20, 23)  # random streams
+
+
+def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """(N, H, W) distance between ridges in mm: finer around the core, coarser towards the joint; larger on larger fingers."""
+    x, y = frame(keys.device)
+    draw = normal(keys, PERIOD, 3, 2.2)
+    base = 0.475 * (1 + 0.045 * draw[:, 0]) * pattern.size**0.6
+    core = torch.where(pattern.present[:, :1], pattern.points[:, 0], 0.0)
+    distance = (x - core[:, 0, None, None]).square() + (y - core[:, 1, None, None]).square()
+    finer = (0.04 + 0.03 * draw[:, 1, None, None]) * torch.exp(-distance / (2 * 3.5**2))
+    coarser = (0.10 + 0.04 * draw[:, 2, None, None]) * torch.sigmoid((-y - 5.0) / 1.5)
+    waves = 0.05 * smooth_field(normal(keys, PERIOD_WAVES, 42).view(-1, 7, 6), HEIGHT, WIDTH)
+    return base[:, None, None] * (1 - finer + coarser + waves)
+
+
+@lru_cache(maxsize=4)
+def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of the frequency (cycles per mm) and its direction (y up), (H, W / 2 + 1)."""
+    down = torch.fft.fftfreq(HEIGHT, device=device, dtype=torch.float64)[:, None]
+    right = torch.fft.rfftfreq(WIDTH, device=device, dtype=torch.float64)[None]
+    radius = torch.hypot(down, right) * PIXELS_PER_MM
+    radius[0, 0] = 1e-6
+    return radius.log().float(), torch.atan2(-down, right).float()
+
+
+@lru_cache(maxsize=8)
+def _angular(device: torch.device, odd: bool) -> torch.Tensor:
+    """(2 * orders, H, W / 2 + 1): cosines, then sines of the multiples of the direction, weighted."""
+    angle = _frequency(device)[1].double()
+    orders = _orders(odd)
+    weights = [math.exp(-((order * ANGULAR_WIDTH) ** 2) / 2) * (1.0 if order else 0.5) for order in orders]
+    parts = [weight * torch.cos(order * angle) for order, weight in zip(orders, weights, strict=True)]
+    parts += [weight * torch.sin(order * angle) for order, weight in zip(orders, weights, strict=True) if order]
+    return torch.stack(parts).float()
+
+
+def _orders(odd: bool) -> list[int]:
+    return [2 * k + odd for k in range(HARMONICS + 1)]
+
+
+def _steering(normal_angle: torch.Tensor, odd: bool) -> torch.Tensor:
+    """normal_angle (N, H, W) -> (N, parts, H, W): how much of each part makes the filter of that direction."""
+    orders = _orders(odd)
+    parts = [torch.cos(order * normal_angle) for order in orders]
+    parts += [torch.sin(order * normal_angle) for order in orders if order]
+    return torch.stack(parts, dim=1)
+
+
+class RidgeFilter:
+    """The filter of N fingers, ready to be applied again and again.
+
+    Args:
+        field: (N, H, W) ridge direction, radians.
+        period: (N, H, W) ridge period, mm.
+    """
+
+    def __init__(self, field: torch.Tensor, period: torch.Tensor) -> None:
+        self.normal_angle = field + math.pi / 2
+        low, high = period.amin(dim=(1, 2)), period.amax(dim=(1, 2))
+        self.coarse = ((period - low[:, None, None]) / (high - low)[:, None, None])[:, None]
+        log_frequency = _frequency(field.device)[0]
+        self.bands = [
+            torch.exp(-(log_frequency + mm.log()[:, None, None]).square() / (2 * RADIAL_WIDTH**2)) for mm in (low, high)
+        ]
+        self.even = _steering(self.normal_angle, odd=False)
+
+    def _steered(self, spectrum: torch.Tensor, steering: torch.Tensor, odd: bool) -> torch.Tensor:
+        """spectrum (N, H, W / 2 + 1) -> (N, H, W)."""
+        angular = _angular(spectrum.device, odd)
+        answers = [
+            torch.fft.irfft2((spectrum * band)[:, None] * angular, s=(HEIGHT, WIDTH)) for band in self.bands
+        ]  # (N, parts, H, W) each
+        return (torch.lerp(answers[0], answers[1], self.coarse) * steering).sum(dim=1)
+
+    def real(self, ridges: torch.Tensor) -> torch.Tensor:
+        """(N, H, W) -> (N, H, W): the even filter's answer."""
+        return self._steered(torch.fft.rfft2(ridges), self.even, odd=False)
+
+    def analytic(self, ridges: torch.Tensor) -> torch.Tensor:
+        """(N, H, W) -> (N, H, W) complex: its argument is the phase of the ridges along `normal_angle`."""
+        spectrum = torch.fft.rfft2(ridges)
+        odd = self._steered(spectrum * -1j, _steering(self.normal_angle, odd=True), odd=True)
+        return torch.complex(self._steered(spectrum, self.even, odd=False), odd)
+
+
+def grow(keys: torch.Tensor, pattern: Pattern, period: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
+    """The ridges of N fingers as an analytic signal.
+
+    Args:
+        keys: (N,) int64.
+        pattern: how ridges run.
+        period: (N, H, W) ridge period, mm.
+        rounds: of filtering; more rounds, fewer minutiae.
+
+    Returns:
+        (N, H, W) complex64; the real part is the height of the skin, zeros of the whole are the minutiae.
+    """
+    bank = RidgeFilter(pattern.field, period)
+    ridges = uniform(keys, NOISE, HEIGHT * WIDTH, -1, 1).view(-1, HEIGHT, WIDTH)
+    for _ in range(rounds):
+        answer = bank.real(ridges)
+        ridges = torch.tanh(GAIN * answer / answer.square().mean(dim=(1, 2), keepdim=True).sqrt())
+    return bank.analytic(ridges)

@@ -1,0 +1,57 @@
+"""Sensors: in what ranges each kind renders a touch. Grey levels count from 0 (black) to 255, the bare sensor, as an import
+leaves it."""
+
+from __future__ import annotations
+
+import torch
+
+Range = tuple[float, float]
+PARAMETERS = (
+    "width",  # of the sensing area, mm
+    "height",
+    "contrast",  # grey levels from valley to ridge
+    "sharpness",  # slope of ridge edges
+    "blur",  # 0 to 1: share of a 3 x 3 binomial blur at 300 ppi
+    "noise",  # grey levels, standard deviation
+    "stripes",  # grey levels of fixed column pattern
+    "vignette",  # grey levels of slow shading
+    "halo",  # grey levels by which skin darkens the valleys
+    "specks",  # strength of dirt around the print
+    "texture",  # relative variation of ink along a ridge
+    "jitter",  # mm by which rows of a swept sensor are misplaced
+    "pressure",  # added to the pressure of the touch: ridges thicker
+    "inverted",  # chance that ridges come out bright
+)
+SENSORS: dict[str, dict[str, Range]] = {
+    "optical": {
+        "width": (13, 26), "height": (15, 28), "contrast": (110, 235), "sharpness": (3.0, 6.5),
+        "blur": (0.0, 0.9), "noise": (0.5, 5), "stripes": (0, 1), "vignette": (0, 14), "halo": (0, 30), "specks": (0, 0.6),
+        "texture": (0.1, 0.5), "jitter": (0, 0), "pressure": (-0.15, 0.15), "inverted": (0, 0),
+    },
+    "capacitive": {
+        "width": (12.5, 16), "height": (14, 18.5), "contrast": (90, 190), "sharpness": (3.5, 8),
+        "blur": (0.0, 0.5), "noise": (2, 11), "stripes": (0, 6), "vignette": (0, 24), "halo": (0, 80), "specks": (0, 1),
+        "texture": (0.2, 0.7), "jitter": (0, 0), "pressure": (-0.25, 0.2), "inverted": (0, 0),
+    },
+    "thermal": {
+        "width": (12, 15.2), "height": (18, 25), "contrast": (80, 180), "sharpness": (2.5, 6),
+        "blur": (0.2, 1.0), "noise": (2, 9), "stripes": (0, 4), "vignette": (5, 30), "halo": (0, 35), "specks": (0, 0.4),
+        "texture": (0.2, 0.6), "jitter": (0.005, 0.03), "pressure": (-0.1, 0.35), "inverted": (0, 0),
+    },
+    "ink": {
+        "width": (20, 28), "height": (22, 32), "contrast": (130, 225), "sharpness": (3.5, 8),
+        "blur": (0.1, 0.8), "noise": (2, 9), "stripes": (0, 0), "vignette": (0, 12), "halo": (0, 20), "specks": (0, 0.8),
+        "texture": (0.3, 0.9), "jitter": (0, 0), "pressure": (-0.1, 0.4), "inverted": (0, 0),
+    },
+    "latent": {
+        "width": (14, 28), "height": (16, 30), "contrast": (30, 100), "sharpness": (1.8, 3.5),
+        "blur": (0.4, 1.0), "noise": (7, 18), "stripes": (0, 0), "vignette": (20, 60), "halo": (0, 40), "specks": (0.6, 2),
+        "texture": (0.6, 1.0), "jitter": (0, 0), "pressure": (-0.3, 0.4), "inverted": (0, 0.5),
+    },
+}  # fmt: skip
+DEFAULT = ("optical", "capacitive", "thermal", "ink")
+
+
+def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
+    """(sensors, parameters, 2) float32: lowest and highest value of every parameter."""
+    return torch.tensor([[SENSORS[name][parameter] for parameter in PARAMETERS] for name in names], device=device)
