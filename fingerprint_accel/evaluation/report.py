@@ -21,7 +21,7 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 img.half{width:49%;vertical-align:top}img.whole{max-width:100%}
 @media (max-width:40rem){img.half{width:100%}}
 .note{background:#fff4d6;border-left:4px solid #E69F00;padding:.5rem .8rem}
-.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}figure{margin:0}
+.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1rem}figure{margin:0}
 figcaption{font-size:13px;color:#555}figure img{width:48%;max-width:15rem;border:1px solid #ddd}
 dt{font-weight:600}dd{margin:0 0 .5rem}
 """
