@@ -64,7 +64,7 @@ def test_inspect_prints_counts_and_draws(prints, tmp_path):
     from PIL import Image
 
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (8 * 320, 5 * (320 + 18))
+        assert sheet.size == (4 * 320, 5 * (320 + 18))
 
 
 def test_torch_and_torchvision_of_different_builds(tmp_path):

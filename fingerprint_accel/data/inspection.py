@@ -38,22 +38,24 @@ def describe(shards: Shards) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False) -> Image.Image:
-    """One row per finger, its first impressions side by side.
+def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, columns: int = COLUMNS) -> Image.Image:
+    """One row per finger, its first impressions side by side; as wide as the finger with most of them needs.
 
     Args:
         shards: the dataset.
         fingers: rows of the sheet, spread evenly over the fingers.
         minutiae: draws minutiae: a circle, and a tick along their direction.
+        columns: impressions per finger, at most.
     """
     chosen = np.unique(np.linspace(0, shards.info.fingers - 1, fingers).astype(int))
     side = shards.info.canvas
-    sheet = Image.new("RGB", (COLUMNS * side, len(chosen) * (side + LABEL)), "white")
+    columns = min(columns, int(np.bincount(shards.fingers)[chosen].max()))
+    sheet = Image.new("RGB", (columns * side, len(chosen) * (side + LABEL)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
     for line, finger in enumerate(chosen.tolist()):
         rows = np.flatnonzero(shards.fingers == finger)
-        rows = rows[np.argsort(shards.impressions[rows], kind="stable")][:COLUMNS]
+        rows = rows[np.argsort(shards.impressions[rows], kind="stable")][:columns]
         for column, row in enumerate(rows.tolist()):
             corner = (column * side, line * (side + LABEL))
             sheet.paste(Image.fromarray(shards.image(row)), (corner[0], corner[1] + LABEL))
@@ -61,7 +63,7 @@ def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False) -> I
             draw.text((corner[0] + 4, corner[1] + 1), text[:40], fill="black", font=font)
             if minutiae:
                 _draw_minutiae(draw, shards, row, corner[0], corner[1] + LABEL)
-    for column in range(1, COLUMNS):
+    for column in range(1, columns):
         draw.line([(column * side, 0), (column * side, sheet.height)], fill=(200, 200, 200))
     return sheet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 from dataclasses import asdict, dataclass
@@ -10,14 +11,19 @@ from pathlib import Path
 import torch
 
 from fingerprint_accel import __version__
+from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
+from fingerprint_accel.evaluation.history import find_metrics
 from fingerprint_accel.evaluation.metrics import DEFINITIONS, TAR_FARS, Metrics, compute_metrics
-from fingerprint_accel.evaluation.plots import det_png, histogram_png
+from fingerprint_accel.evaluation.plots import det_png, histogram_png, training_png
 from fingerprint_accel.evaluation.protocols import PROTOCOLS, Scores, score_protocol
 from fingerprint_accel.evaluation.report import report_html
 from fingerprint_accel.extraction.extractor import Extractor
+
+SAMPLED_FINGERS, SAMPLED_IMPRESSIONS = 4, 4
+SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 960 wide
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,28 @@ def evaluate(extractor: Extractor, shards: Shards, protocol: str, batch_size: in
     return Evaluation(scores, metrics, bootstrap_eer(scores))
 
 
+def _samples_png(shards: Shards) -> bytes:
+    sheet = contact_sheet(shards, SAMPLED_FINGERS, columns=SAMPLED_IMPRESSIONS).convert("L")
+    sheet.thumbnail((SAMPLES_WIDTH, 4 * SAMPLES_WIDTH))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[str, bytes]:
+    """PNG files by name: `det`, `scores`, `samples`, and `training` where the model lies in a run that has records."""
+    pictures = {
+        "det": det_png(evaluation.scores, evaluation.metrics),
+        "scores": histogram_png(evaluation.scores, evaluation.metrics),
+        "samples": _samples_png(shards),
+    }
+    records = find_metrics(model)
+    training = training_png(records) if records else None
+    return {**pictures, "training": training} if training else pictures
+
+
 def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch_size: int) -> None:
-    """Evaluates and writes `metrics.json`, `det.png`, `scores.png` and `report.html` into `out`; prints a table.
+    """Evaluates and writes `metrics.json`, `report.html` and its pictures into `out`; prints a table.
 
     Raises:
         UserError: a model or dataset that cannot be used.
@@ -74,7 +100,7 @@ def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch
     extractor = Extractor.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
     shards = open_dataset(dataset)
     evaluation = evaluate(extractor, shards, protocol, batch_size)
-    plots = [det_png(evaluation.scores, evaluation.metrics), histogram_png(evaluation.scores, evaluation.metrics)]
+    pictures = draw_pictures(model, shards, evaluation)
     config = extractor.model.config
     facts = [
         ("model", extractor.origin),
@@ -97,12 +123,13 @@ def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
-    (out / "det.png").write_bytes(plots[0])
-    (out / "scores.png").write_bytes(plots[1])
+    (out / "training.png").unlink(missing_ok=True)  # an earlier model's, where this one has none
+    for name, png in pictures.items():
+        (out / f"{name}.png").write_bytes(png)
     rates = evaluation.rates()
     name = model.parent.name if model.name == "model" else model.name
     title = f"{name} on {dataset.name}"
-    page = report_html(title, facts, rates, plots, shards, evaluation.scores, protocol)
+    page = report_html(title, facts, rates, pictures, shards, evaluation.scores, protocol)
     (out / "report.html").write_text(page)
     width = max(len(name) for name, _ in rates)
     print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rates))
