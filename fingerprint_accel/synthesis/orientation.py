@@ -19,7 +19,7 @@ CLASSES = ("arch", "tented arch", "left loop", "right loop", "whorl", "double lo
 SHARES = (0.037, 0.029, 0.338, 0.317, 0.209, 0.070)
 """Natural shares; a quarter of the whorls (27.9 % together) are double loops."""
 ARCH, TENTED, LEFT, RIGHT, WHORL, DOUBLE = range(6)
-CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, SIZE, TURN = range(12)  # random streams
+CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(14)  # random streams
 SINGULARITIES = 4  # two loops, two deltas
 FAR = 1e3  # mm: where singular points are put that a class does not have
 
@@ -98,8 +98,8 @@ def _bends(keys: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> t
     size = uniform(keys, BEND, 2 * SINGULARITIES, -1, 1).view(-1, SINGULARITIES, 2)
     size = size * torch.tensor([0.18, 0.12], device=keys.device)
     phase = uniform(keys, BEND_PHASE, 2 * SINGULARITIES, 0, 2 * math.pi).view(-1, SINGULARITIES, 2)
-    straight = uniform(keys, STRAIGHT, 2, 0.30, 0.65)
-    size[:, :2, 0] = straight
+    apart = (points[:, 0] - points[:, 1]).norm(dim=1, keepdim=True)  # two close cores leave no room for straight loops
+    size[:, :2, 0] = uniform(keys, STRAIGHT, 2, 0.30, 0.65) * apart / (apart + 1.5)
     phase[:, :2, 0] = math.pi - _openings(points, present) + 0.3 * phase[:, :2, 0].cos()
     return size, phase
 
@@ -119,6 +119,19 @@ def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phas
         sign = 0.5 if number < 2 else -0.5
         total = total + sign * bent * present[:, number, None, None]
     return total
+
+
+def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """(N, H, W): the turn that makes the ridges of a whorl close around its cores instead of spiralling out of them."""
+    x, y = frame(points.device)
+    middle = points[:, :2].mean(dim=1)
+    apart = middle[:, None] - points[:, 2:]
+    wound = -0.5 * torch.atan2(apart[..., 1], apart[..., 0]).sum(dim=1) - math.pi / 2
+    wound = torch.remainder(wound + math.pi / 2, math.pi) - math.pi / 2
+    share = torch.where(kind == DOUBLE, 0.4, 1.0) * present[:, 1]
+    left = 0.10 * normal(keys, SPIRAL, 1)[:, 0] * present[:, 1]
+    distance = (x - middle[:, 0, None, None]).square() + (y - middle[:, 1, None, None]).square()
+    return (left - share * wound)[:, None, None] * torch.exp(-distance / (2 * 5.0**2))
 
 
 def _slopes(keys: torch.Tensor) -> torch.Tensor:
@@ -146,6 +159,8 @@ def make_pattern(keys: torch.Tensor) -> Pattern:
     bow = uniform(keys, BOW, 1, 0.0, 0.3)[:, :, None]
     arched = -bow * torch.tanh((x - core_x) / 5.0) * torch.sigmoid((y - core_y - 1.5) / 2.0)
     flow = torch.where((kind == ARCH)[:, None, None], _slopes(keys), _turns(points, present, *bends))
+    flow = flow + _unwinding(keys, kind, points, present)
     waves = smooth_field(normal(keys, WAVES, 7 * 8).view(-1, 8, 7), HEIGHT, WIDTH)
+    ripples = smooth_field(normal(keys, RIPPLES, 18 * 22).view(-1, 22, 18), HEIGHT, WIDTH)
     turn = 0.05 * normal(keys, TURN, 1)[:, :, None]
-    return Pattern(kind, size, points, present, flow + arched + 0.16 * waves + turn)
+    return Pattern(kind, size, points, present, flow + arched + 0.16 * waves + 0.07 * ripples + turn)

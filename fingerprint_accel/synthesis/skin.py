@@ -116,7 +116,7 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
     """(N, H, W) in 0..1: folds of the skin, most of them across the finger."""
     x, y = frame(keys.device)
     number = uniform(keys, CREASE_COUNT, 1)[:, 0]
-    rough = 0.12 * smooth_field(normal(keys, ROUGH, 64 * 52).view(-1, 64, 52), HEIGHT, WIDTH)
+    rough = 0.16 * smooth_field(normal(keys, ROUGH, 64 * 52).view(-1, 64, 52), HEIGHT, WIDTH)
     total = torch.zeros(len(keys), HEIGHT, WIDTH, device=keys.device)
     for line in range(CREASES):
         draw = uniform(keys, CREASE * 1000 + line, 7)[:, :, None, None]
@@ -125,7 +125,7 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
         from_x, from_y = x - (14 * draw[:, 2] - 7), y - (18 * draw[:, 3] - 9)
         along = from_x * angle.cos() + from_y * angle.sin()
         across = from_y * angle.cos() - from_x * angle.sin() + 0.02 * (draw[:, 4] - 0.5) * along.square() + rough
-        half, width = 1.5 + 5 * draw[:, 5], 0.09 + 0.16 * draw[:, 6].square()
+        half, width = 1.5 + 5 * draw[:, 5], 0.10 + 0.26 * draw[:, 6].square()
         fold = torch.exp(-(across / width).square()) * torch.sigmoid((half - along.abs()) / 0.4)
         total = torch.maximum(total, there * fold * (0.55 + 0.45 * draw[:, 1]))
     return total
