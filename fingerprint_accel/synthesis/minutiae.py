@@ -22,8 +22,8 @@ class Minutiae:
 
     Attributes:
         position: (N, M, 2) mm, x to the right and y up.
-        angle: (N, M) radians, counter-clockwise from +x, towards the side with one ridge more (ISO/IEC 19794-2: along an
-            ending ridge, into the fork of a bifurcation).
+        angle: (N, M) radians, counter-clockwise from +x, towards the side with one ridge more (ISO/IEC 19794-2: along
+            an ending ridge, into the fork of a bifurcation).
         ending: (N, M) bool, ridge ending; else bifurcation.
         count: (N,) int64, how many of the M are there.
     """
@@ -40,7 +40,7 @@ def _corners(values: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _winding(real: list[torch.Tensor], imaginary: list[torch.Tensor]) -> torch.Tensor:
-    """Turns around 0 of the polygon through four complex numbers, by counting where it crosses the positive real axis."""
+    """Turns around 0 of the polygon through four complex numbers: how often it crosses the positive real axis."""
     turns = torch.zeros_like(real[0])
     for here in range(4):
         there = (here + 1) % 4

@@ -1,8 +1,8 @@
 """How ridges run: pattern class, singular points and the orientation field of a finger.
 
 Loops and deltas are zeros and poles of a complex function (Sherlock and Monro 1993), their surroundings bent at random
-(Vizcaya and Gerhardt 1996); arches are a field of slopes (Cappelli, Maio and Maltoni 2002). Shares of the classes: Wilson,
-Candela and Watson 1994, as SFinGe uses them.
+(Vizcaya and Gerhardt 1996); arches are a field of slopes (Cappelli, Maio and Maltoni 2002). Shares of the classes:
+Wilson, Candela and Watson 1994, as SFinGe uses them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ CLASSES = ("arch", "tented arch", "left loop", "right loop", "whorl", "double lo
 SHARES = (0.037, 0.029, 0.338, 0.317, 0.209, 0.070)
 """Natural shares; a quarter of the whorls (27.9 % together) are double loops."""
 ARCH, TENTED, LEFT, RIGHT, WHORL, DOUBLE = range(6)
-CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(14)  # random streams
+CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(
+    14
+)  # random streams
 SINGULARITIES = 4  # two loops, two deltas
 FAR = 1e3  # mm: where singular points are put that a class does not have
 

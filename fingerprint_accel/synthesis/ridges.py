@@ -26,7 +26,7 @@ NOISE, PERIOD, PERIOD_WAVES = range(20, 23)  # random streams
 
 
 def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """(N, H, W) distance between ridges in mm: finer around the core, coarser towards the joint; larger on larger fingers."""
+    """(N, H, W) mm between ridges: finer around the core, coarser towards the joint, larger on larger fingers."""
     x, y = frame(keys.device)
     draw = normal(keys, PERIOD, 3, 2.2)
     base = 0.475 * (1 + 0.045 * draw[:, 0]) * pattern.size**0.6

@@ -1,9 +1,15 @@
-"""Sensors: in what ranges each kind renders a touch. Grey levels count from 0 (black) to 255, the bare sensor, as an import
-leaves it."""
+"""Sensors: in what ranges each kind renders a touch.
+
+Grey levels count from 0 (black) to 255, the bare sensor, as an import leaves it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+from fingerprint_accel.errors import UserError
 
 Range = tuple[float, float]
 PARAMETERS = (
@@ -25,28 +31,28 @@ PARAMETERS = (
 SENSORS: dict[str, dict[str, Range]] = {
     "optical": {
         "width": (13, 26), "height": (15, 28), "contrast": (140, 250), "sharpness": (3.5, 9.0),
-        "blur": (0.0, 0.7), "noise": (0.5, 5), "stripes": (0, 1), "vignette": (0, 14), "halo": (0, 30), "specks": (0, 0.6),
-        "texture": (0.1, 0.5), "jitter": (0, 0), "pressure": (-0.15, 0.15), "inverted": (0, 0),
+        "blur": (0.0, 0.7), "noise": (0.5, 5), "stripes": (0, 1), "vignette": (0, 14), "halo": (0, 30),
+        "specks": (0, 0.6), "texture": (0.1, 0.5), "jitter": (0, 0), "pressure": (-0.15, 0.15), "inverted": (0, 0),
     },
     "capacitive": {
         "width": (12.5, 16), "height": (14, 18.5), "contrast": (100, 220), "sharpness": (4, 10),
-        "blur": (0.0, 0.5), "noise": (2, 11), "stripes": (0, 6), "vignette": (0, 24), "halo": (0, 80), "specks": (0, 1),
-        "texture": (0.2, 0.7), "jitter": (0, 0), "pressure": (-0.25, 0.2), "inverted": (0, 0),
+        "blur": (0.0, 0.5), "noise": (2, 11), "stripes": (0, 6), "vignette": (0, 24), "halo": (0, 80),
+        "specks": (0, 1), "texture": (0.2, 0.7), "jitter": (0, 0), "pressure": (-0.25, 0.2), "inverted": (0, 0),
     },
     "thermal": {
         "width": (12, 15.2), "height": (18, 25), "contrast": (80, 180), "sharpness": (2.5, 6),
-        "blur": (0.2, 1.0), "noise": (2, 9), "stripes": (0, 4), "vignette": (5, 30), "halo": (0, 35), "specks": (0, 0.4),
-        "texture": (0.2, 0.6), "jitter": (0.005, 0.03), "pressure": (-0.1, 0.35), "inverted": (0, 0),
+        "blur": (0.2, 1.0), "noise": (2, 9), "stripes": (0, 4), "vignette": (5, 30), "halo": (0, 35),
+        "specks": (0, 0.4), "texture": (0.2, 0.6), "jitter": (0.005, 0.03), "pressure": (-0.1, 0.35), "inverted": (0, 0),
     },
     "ink": {
         "width": (20, 28), "height": (22, 32), "contrast": (150, 240), "sharpness": (4, 9),
-        "blur": (0.1, 0.8), "noise": (2, 9), "stripes": (0, 0), "vignette": (0, 12), "halo": (0, 20), "specks": (0, 0.8),
-        "texture": (0.3, 0.9), "jitter": (0, 0), "pressure": (-0.1, 0.4), "inverted": (0, 0),
+        "blur": (0.1, 0.8), "noise": (2, 9), "stripes": (0, 0), "vignette": (0, 12), "halo": (0, 20),
+        "specks": (0, 0.8), "texture": (0.3, 0.9), "jitter": (0, 0), "pressure": (-0.1, 0.4), "inverted": (0, 0),
     },
     "latent": {
         "width": (14, 28), "height": (16, 30), "contrast": (30, 100), "sharpness": (1.8, 3.5),
-        "blur": (0.4, 1.0), "noise": (7, 18), "stripes": (0, 0), "vignette": (20, 60), "halo": (0, 40), "specks": (0.6, 2),
-        "texture": (0.6, 1.0), "jitter": (0, 0), "pressure": (-0.3, 0.4), "inverted": (0, 0.5),
+        "blur": (0.4, 1.0), "noise": (7, 18), "stripes": (0, 0), "vignette": (20, 60), "halo": (0, 40),
+        "specks": (0.6, 2), "texture": (0.6, 1.0), "jitter": (0, 0), "pressure": (-0.3, 0.4), "inverted": (0, 0.5),
     },
 }  # fmt: skip
 DEFAULT = ("optical", "capacitive", "thermal", "ink")
@@ -55,3 +61,40 @@ DEFAULT = ("optical", "capacitive", "thermal", "ink")
 def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
     """(sensors, parameters, 2) float32: lowest and highest value of every parameter."""
     return torch.tensor([[SENSORS[name][parameter] for parameter in PARAMETERS] for name in names], device=device)
+
+
+QUALITIES = {"clean": (0.15, 0.3), "default": (0.3, 1.1), "poor": (0.9, 1.6), "mixed": (0.15, 1.6)}
+"""Severity of what goes wrong at a touch is drawn from these ranges."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """What impressions look like.
+
+    Attributes:
+        sensors: names of `SENSORS`; every impression is taken by one of them.
+        quality: name of `QUALITIES`.
+        ppi: resolution, pixels per inch.
+        canvas: side of an impression, pixels.
+
+    Raises:
+        UserError: an unknown sensor or quality, or a size out of range.
+    """
+
+    sensors: tuple[str, ...] = DEFAULT
+    quality: str = "default"
+    ppi: int = 300
+    canvas: int = 320
+
+    def __post_init__(self) -> None:
+        for name in self.sensors:
+            if name not in SENSORS:
+                raise UserError(f"sensor {name!r}: unknown; there are {', '.join(SENSORS)}")
+        if not self.sensors:
+            raise UserError(f"no sensor: name at least one of {', '.join(SENSORS)}")
+        if self.quality not in QUALITIES:
+            raise UserError(f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
+        if not 150 <= self.ppi <= 1000:
+            raise UserError(f"ppi {self.ppi}: must lie between 150 and 1000")
+        if not 64 <= self.canvas <= 2048:
+            raise UserError(f"canvas {self.canvas}: must lie between 64 and 2048")

@@ -1,4 +1,4 @@
-"""From the ridge signal to a master: what belongs to the finger besides its ridges, and everything in one byte a pixel."""
+"""From the ridge signal to a master: what a finger has besides its ridges, and all of it in one byte a pixel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Masters:
     """Fingers, ready to leave impressions.
 
     Attributes:
-        ridges: (N, H, W) uint8, height of the skin: 7 in a valley, 247 on a ridge; `geometry` says how many mm it spans.
+        ridges: (N, H, W) uint8, height of the skin: 7 in a valley, 247 on a ridge; in the frame of `geometry`.
         minutiae: what a person would mark; those under a crease are left out.
         kind: (N,) int64, index into `orientation.CLASSES`.
         size: (N,) relative size of the finger.
@@ -153,5 +153,8 @@ def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
         taken = values.gather(1, order if values.ndim == 2 else order[:, :, None].expand_as(values))
         return taken * (kept if values.ndim == 2 else kept[:, :, None])
 
-    picked = [pick(getattr(minutiae, name))[:, : max(1, int(count.max()))] for name in ("position", "angle", "ending")]
-    return Minutiae(*picked, count)
+    most = max(1, int(count.max()))
+    position, angle, ending = (
+        pick(values)[:, :most] for values in (minutiae.position, minutiae.angle, minutiae.ending)
+    )
+    return Minutiae(position, angle, ending, count)

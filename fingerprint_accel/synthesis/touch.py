@@ -1,0 +1,162 @@
+"""A finger touches a sensor: where, turned how, stretched and pressed how.
+
+Plastic distortion follows Cappelli, Maio and Maltoni 2001 ("Modelling plastic distortion in fingerprint images"): a
+middle that sticks, an edge that moves with the finger, skin stretched in between; a smooth random field lies on top.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+
+from fingerprint_accel.random import mix, normal, uniform
+from fingerprint_accel.synthesis.geometry import smooth_field
+from fingerprint_accel.synthesis.sensors import PARAMETERS, QUALITIES, Style, sensor_ranges
+
+TOUCH = (
+    "severity", "sensor", "angle", "x", "y", "width", "height", "square", "pressure", "gradient", "dry", "wet",
+    "torsion", "slip", "slip_angle", "grip", "window_x", "window_y", "noise_x", "noise_y", "grain_x", "grain_y",
+)  # fmt: skip
+POINTS = 35  # control points along each side of the slow fields
+TILE = 512  # pixels, side of the noise that every impression takes a window of
+DRAWS, SENSOR_DRAWS, BORDER, ELASTIC, PRESSURE, DRYNESS, BLOTS, SHADE, STRIPES, ROWS, SCRATCH = range(60, 71)  # streams
+SCRATCHES = 2  # at most
+
+
+@lru_cache(maxsize=4)
+def noise_tiles(ppi: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(TILE, TILE) standard noise twice: independent pixels, and grain of about a fifth of a millimetre."""
+    keys = mix(torch.arange(2 * TILE, device=device) + 2382)
+    white, other = normal(keys, 0, TILE).double().split(TILE)
+    frequency = torch.fft.fftfreq(TILE, device=device, dtype=torch.float64)
+    sigma = 0.085 * ppi / 25.4
+    response = torch.exp(-2 * (math.pi * sigma) ** 2 * (frequency[:, None] ** 2 + frequency[None] ** 2))
+    grain = torch.fft.ifft2(torch.fft.fft2(other) * response).real
+    return white.float(), (grain / grain.std()).float()
+
+
+class Touch:
+    """B touches; tensors are (B, 1, 1) unless said otherwise, lengths in mm.
+
+    Args:
+        size: (B,) relative size of each finger.
+        keys: (B,) int64 keys of the impressions.
+        style: sensors, quality, resolution.
+
+    Attributes:
+        draw: uniform numbers in 0..1 by the names in `TOUCH`.
+        sensor: what the sensor does, by the names in `sensors.PARAMETERS`.
+        severity: of everything that goes wrong.
+        angle: radians by which the finger is turned, counter-clockwise.
+        spot_x, spot_y: the point of the finger in the middle of the contact.
+        shift_x, shift_y: from the middle of the canvas to the middle of the contact, negative.
+        left, right, bottom, top: edges of the sensing area on the canvas.
+    """
+
+    def __init__(self, size: torch.Tensor, keys: torch.Tensor, style: Style) -> None:
+        self.keys, self.style = keys, style
+        self.device = keys.device
+        self.mm = 25.4 / style.ppi  # side of a pixel
+        draws = uniform(keys, DRAWS, len(TOUCH))
+        self.draw = {name: draws[:, i, None, None] for i, name in enumerate(TOUCH)}
+        low, high = QUALITIES[style.quality]
+        self.severity = low + (high - low) * self.draw["severity"]
+        number = (self.draw["sensor"][:, 0, 0] * len(style.sensors)).long()
+        ranges = sensor_ranges(style.sensors, self.device)[number]
+        values = torch.lerp(ranges[..., 0], ranges[..., 1], uniform(keys, SENSOR_DRAWS, len(PARAMETERS)))
+        self.sensor = {name: values[:, i, None, None] for i, name in enumerate(PARAMETERS)}
+        self._place(size[:, None, None])
+
+    def _signed(self, name: str, size: float) -> torch.Tensor:
+        return (2 * self.draw[name] - 1) * size
+
+    def _place(self, size: torch.Tensor) -> None:
+        """Which part of the finger touches, how it is turned, and where the sensing area ends."""
+        strong = self.severity
+        self.angle = self._signed("angle", 0.38) * strong.clamp(max=1.2)
+        spot = (0.5 + strong).clamp(max=1.6)
+        self.spot_x, self.spot_y = self._signed("x", 1.8) * spot, 0.3 + self._signed("y", 2.8) * spot
+        smaller = 1 - 0.28 * strong * self.draw["square"] * self.draw["width"]
+        self.half_x = (6.4 + 2.4 * self.draw["width"]) * size * smaller
+        self.half_y = (8.2 + 3.6 * self.draw["height"]) * size * smaller
+        cos, sin = self.angle.cos(), self.angle.sin()
+        reach_x = ((self.half_x * cos).square() + (self.half_y * sin).square()).sqrt()
+        reach_y = ((self.half_x * sin).square() + (self.half_y * cos).square()).sqrt()
+        limits = []
+        for name, reach, extent in (("window_x", reach_x, "width"), ("window_y", reach_y, "height")):
+            half = self.sensor[extent] / 2
+            off = self._signed(name, 3.2) * strong.clamp(max=1.2)
+            low, high = torch.maximum(off - half, -reach), torch.minimum(off + half, reach)
+            middle = (low + high) / 2  # goes to the middle of the canvas
+            limits.append((off - half - middle, off + half - middle, middle))
+        self.left, self.right, self.shift_x = limits[0]
+        self.bottom, self.top, self.shift_y = limits[1]
+
+    def grid(self, points: int, over: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (1, 1, points) and y (1, points, 1) in mm of a grid over the canvas, `over` steps beyond its ends."""
+        half = (self.style.canvas - 1) / 2 * self.mm
+        step = 2 * half / (points - 1 - 2 * over)
+        axis = (torch.arange(points, device=self.device) - over) * step - half
+        return axis[None, None, :], -axis[None, :, None]
+
+    def _slow(self, stream: int, points: int, count: int = 1) -> torch.Tensor:
+        """(B, count, POINTS, POINTS) smooth random values with `points` random numbers along each side."""
+        values = normal(self.keys, stream, count * points * points).view(-1, count, points, points)
+        return smooth_field(values, POINTS, POINTS)
+
+    def skin_frame(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Canvas mm -> mm along the axes of the finger, from the middle of the contact."""
+        x, y = x + self.shift_x, y + self.shift_y
+        cos, sin = self.angle.cos(), self.angle.sin()
+        return x * cos + y * sin, y * cos - x * sin
+
+    def fields(self) -> torch.Tensor:
+        """(B, 6, canvas, canvas): displacement x and y, depth inside the contact (mm), pressure, dryness, shading."""
+        x, y = self.grid(POINTS, over=1)
+        u, v = self.skin_frame(x, y)
+        strong = self.severity
+        power = 2 + 1.2 * self.draw["square"]
+        radius = ((u / self.half_x).abs() ** power + (v / self.half_y).abs() ** power + 1e-6) ** (1 / power)
+        border = self._slow(BORDER, 14)[:, 0] * (0.25 + 0.55 * strong)
+        depth = (1 - radius) * self.half_x + border
+        away = (
+            (u / (self.half_x * (0.25 + 0.35 * self.draw["grip"]))).square() + (v / self.half_y * 2).square()
+        ).sqrt()
+        brake = 0.5 - 0.5 * torch.cos(math.pi * ((away - 1) / 1.5).clamp(0, 1))
+        torsion = self._signed("torsion", 0.14) * strong * brake
+        slip, toward = self.draw["slip"] * 0.9 * strong * brake, self.draw["slip_angle"] * (2 * math.pi)
+        elastic = self._slow(ELASTIC, 6, 2) * (0.22 * strong)[:, None]
+        move_x = slip * toward.cos() - torsion * v + elastic[:, 0]
+        move_y = slip * toward.sin() + torsion * u + elastic[:, 1]
+        lean = (u * self._signed("gradient", 1.0) / self.half_x + v * self._signed("grip", 1.0) / self.half_y) * 0.22
+        pressure = self._signed("pressure", 0.62) * strong + self.sensor["pressure"]
+        pressure = pressure + (0.24 * self._slow(PRESSURE, 8)[:, 0] + lean) * strong
+        blots = (self._slow(BLOTS, 14)[:, 0] - 1.1).clamp_min(0) * 1.6 * (self.draw["wet"] - 0.45).clamp_min(0)
+        pressure = pressure + blots * strong - 0.75 * torch.exp(-depth.clamp_min(0) / 0.8)
+        dry = (0.16 + 1.0 * self.draw["dry"] ** 3 * strong) * (1 + 0.6 * self._slow(DRYNESS, 8)[:, 0]).clamp(0.1, 2.2)
+        shade = self._slow(SHADE, 5)[:, 0]
+        slow = torch.stack([move_x, move_y, depth, pressure, dry, shade], dim=1)
+        return smooth_field(slow, self.style.canvas, self.style.canvas)
+
+    def noise(self, tile: torch.Tensor, across: str, down: str) -> torch.Tensor:
+        """(B, canvas, canvas): a window of a repeating tile per impression."""
+        axis = torch.arange(self.style.canvas, device=self.device)
+        rows = (axis[None] + (self.draw[down][:, :, 0] * TILE).long()) % TILE
+        columns = (axis[None] + (self.draw[across][:, :, 0] * TILE).long()) % TILE
+        return tile[rows[:, :, None], columns[:, None, :]]
+
+    def scratches(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(B, canvas, canvas) in 0..1: what is left of the ink under scratches and hairs."""
+        left: torch.Tensor = torch.ones(1, device=self.device)
+        for line in range(SCRATCHES):
+            draw = uniform(self.keys, SCRATCH * 1000 + line, 6)[:, :, None, None]
+            angle = math.pi * draw[:, 0]
+            across = x * angle.cos() + y * angle.sin() - (12 * draw[:, 1] - 6)
+            along = y * angle.cos() - x * angle.sin() - (12 * draw[:, 2] - 6)
+            width, half = 0.06 + 0.10 * draw[:, 3].square(), 1.0 + 5.0 * draw[:, 4]
+            depth = (draw[:, 5] < 0.45 * self.severity) * (0.5 + 0.5 * draw[:, 3])
+            line_there = torch.exp(-(across / width).square()) * torch.sigmoid((half - along.abs()) / 0.3)
+            left = left * (1 - depth * line_there)
+        return left
