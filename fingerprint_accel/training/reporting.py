@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fingerprint_accel.config import to_dict
+from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.setup import Run
