@@ -67,13 +67,28 @@ class AugmentConfig:
     """Standard deviation of sensor noise, as a share of the grey range."""
     occlusion: float = 0.15
     """Largest share of the input's area lost to a missing contact patch."""
+    start: float = 1.0
+    """Share of every amplitude at the first step; below 1 augmentation starts mild."""
+    ramp: float = 0.0
+    """Share of the run over which augmentation rises, linearly, from `start` to full strength; 0 starts with it."""
 
     def __post_init__(self) -> None:
         for knob in dataclasses.fields(self):
             value = getattr(self, knob.name)
             _require(value >= 0, f"preprocess.augment.{knob.name} must not be negative, not {value}")
+        for name in ("start", "ramp"):
+            _require(getattr(self, name) <= 1, f"preprocess.augment.{name} must be at most 1")
         _require(self.ridge_thickness <= 1, "preprocess.augment.ridge_thickness must be at most 1")
         _require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
+
+    def scaled(self, strength: float) -> AugmentConfig:
+        """The same with every amplitude multiplied by `strength`, 0 to 1."""
+        amplitudes = {
+            knob.name: strength * getattr(self, knob.name)
+            for knob in dataclasses.fields(self)
+            if knob.name not in ("enabled", "start", "ramp")
+        }
+        return dataclasses.replace(self, **amplitudes)
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,10 @@ class LossConfig:
     """Scale of the cosine for arcface and cosface."""
     margin: float = 0.35
     """Additive margin: radians for arcface, cosine for cosface."""
+    margin_start: float = 0.0
+    """Share of the run before which the margin is 0."""
+    margin_ramp: float = 0.0
+    """Share of the run over which the margin then rises, linearly, to `margin`."""
     identity_weight: float = 1.0
     center_weight: float = 0.125
     minutia_map_weight: float = 0.3
@@ -154,6 +173,9 @@ class LossConfig:
         _require(self.scale > 0, "loss.scale must be above 0")
         for name in ("identity_weight", "center_weight", "minutia_map_weight", "margin"):
             _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
+        for name in ("margin_start", "margin_ramp"):
+            _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
+        _require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         _require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 
 

@@ -67,6 +67,7 @@ class DeepPrintLoss(nn.Module):
         finger: torch.Tensor,
         maps: torch.Tensor | None = None,
         has_minutiae: torch.Tensor | None = None,
+        margin: float | None = None,
     ) -> LossParts:
         """The loss of a batch.
 
@@ -75,6 +76,7 @@ class DeepPrintLoss(nn.Module):
             finger: (B,) int64 class labels.
             maps: (B, 6, M, M) true minutia maps, if there are any.
             has_minutiae: (B,) bool, which of them to learn from; default all.
+            margin: of this step; default `config.margin`. An argument, not a state: it follows from the step.
         """
         config = self.config
         parts: dict[str, torch.Tensor] = {}
@@ -82,7 +84,7 @@ class DeepPrintLoss(nn.Module):
             total = torch.zeros((), device=finger.device)
             for name, embedding in output.branches.items():
                 embedding = embedding.float()
-                identity = F.cross_entropy(self.heads[name](embedding, finger), finger)
+                identity = F.cross_entropy(self.heads[name](embedding, finger, margin), finger)
                 center = self.centers[name](embedding, finger)
                 total = total + config.identity_weight * identity + config.center_weight * center
                 parts |= {f"identity_{name}": identity.detach(), f"center_{name}": center.detach()}

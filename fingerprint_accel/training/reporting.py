@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.schedule import Pace, pace_record
 from fingerprint_accel.training.setup import Run
 
 
@@ -74,10 +75,10 @@ class Reporter:
             self.file.write(record)
         self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
 
-    def training_record(self, meters: Meters, rate: float, waited: float, bar: tqdm) -> None:
+    def training_record(self, meters: Meters, now: Pace, waited: float, bar: tqdm) -> None:
         """Records the window since the last record; losses are means over ranks."""
         record = meters.flush(waited, self.run.accelerator)
-        record["learning_rate"] = rate
+        record |= pace_record(now, self.run.config)
         record["epoch"] = self.progress.position / len(self.run.train)
         self.last_record = record
         self._write("train", record)
