@@ -34,12 +34,15 @@ class ReadingConfig:
     """`permutation` shuffles all prints; `block` shuffles blocks of neighbouring prints (data larger than memory)."""
     block_size: int = 16384
     """Prints per block for `block` order."""
+    impressions_per_finger: int = 1
+    """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
     prefetch: int = 3
     """Batches read ahead by the reading thread."""
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
-        _require(self.block_size >= 1, "reading.block_size must be at least 1")
+        for name in ("block_size", "impressions_per_finger"):
+            _require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
         _require(self.prefetch >= 1, "reading.prefetch must be at least 1")
 
 
@@ -248,6 +251,13 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        batch_size, per_finger = self.training.batch_size, self.reading.impressions_per_finger
+        _require(
+            batch_size % per_finger == 0,
+            f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
+        )
 
 
 def _require(holds: bool, message: str) -> None:

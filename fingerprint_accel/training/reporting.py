@@ -79,7 +79,7 @@ class Reporter:
         """Records the window since the last record; losses are means over ranks."""
         record = meters.flush(waited, self.run.accelerator)
         record |= pace_record(now, self.run.config)
-        record["epoch"] = self.progress.position / len(self.run.train)
+        record["epoch"] = self.progress.position / self.run.order.length
         self.last_record = record
         self._write("train", record)
         bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['samples_per_second']:.0f} prints/s")
@@ -100,7 +100,7 @@ class Reporter:
         seconds = max(1e-9, meters.seconds_training)
         rows = [
             ("steps", f"{progress.step}" + (" (stopped early)" if progress.step < run.steps else "")),
-            ("prints seen", f"{progress.position} ({progress.position / len(run.train):.1f} epochs)"),
+            ("prints seen", f"{progress.position} ({progress.position / run.order.length:.1f} epochs)"),
             ("seconds", f"{time.perf_counter() - self._started:.0f}"),
             ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
             ("updates skipped", f"{meters.skipped()}"),
