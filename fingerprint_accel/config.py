@@ -154,7 +154,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: identity head + center loss + minutia-map loss."""
+    """What is minimised: identity head + center loss + contrastive loss + minutia-map loss."""
 
     head: Literal["softmax", "arcface", "cosface"] = "softmax"
     """Identity head on each branch."""
@@ -169,14 +169,19 @@ class LossConfig:
     identity_weight: float = 1.0
     center_weight: float = 0.125
     minutia_map_weight: float = 0.3
+    contrastive_weight: float = 0.0
+    """Weight of the InfoNCE term; it learns from fingers with several prints in a micro-batch
+    (`reading.impressions_per_finger`)."""
+    contrastive_temperature: float = 0.1
+    """Temperature of the InfoNCE term: smaller looks at the most similar other fingers only."""
     center_rate: float = 0.01
     """Share by which a class centre moves towards the mean of its prints in each step."""
 
     def __post_init__(self) -> None:
         _require(self.scale > 0, "loss.scale must be above 0")
-        for name in ("identity_weight", "center_weight", "minutia_map_weight", "margin"):
-            _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
-        for name in ("margin_start", "margin_ramp"):
+        _require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
+        weights = ("identity_weight", "center_weight", "minutia_map_weight", "contrastive_weight")
+        for name in (*weights, "margin", "margin_start", "margin_ramp"):
             _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
         _require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         _require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
