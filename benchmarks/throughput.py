@@ -23,6 +23,7 @@ from fingerprint_accel.data.loader import TrainingLoader
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.training.meters import Meters, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run, set_up
 from fingerprint_accel.training.step import optimizer_step
 
@@ -120,10 +121,11 @@ def measure_prepare(run: Run, seconds: float) -> dict[str, float]:
 
 def _measure_steps(run: Run, batches: Iterator[Batch], seconds: float) -> dict[str, float]:
     meters, progress = Meters(run.accelerator.device), Progress()
+    full = Pace(run.config.training.learning_rate, 1.0, run.config.loss.margin)
     run.module.train()
 
     def work() -> None:
-        optimizer_step(run, batches, run.config.training.learning_rate, meters, progress)
+        optimizer_step(run, batches, full, meters, progress)
         progress.step += 1
 
     return timed(run, run.samples_per_step, work, seconds)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 import yaml
 
+from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.errors import UserError
 
-T = typing.TypeVar("T")
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu"]
 
 
@@ -35,12 +34,15 @@ class ReadingConfig:
     """`permutation` shuffles all prints; `block` shuffles blocks of neighbouring prints (data larger than memory)."""
     block_size: int = 16384
     """Prints per block for `block` order."""
+    impressions_per_finger: int = 1
+    """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
     prefetch: int = 3
     """Batches read ahead by the reading thread."""
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
-        _require(self.block_size >= 1, "reading.block_size must be at least 1")
+        for name in ("block_size", "impressions_per_finger"):
+            _require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
         _require(self.prefetch >= 1, "reading.prefetch must be at least 1")
 
 
@@ -68,13 +70,28 @@ class AugmentConfig:
     """Standard deviation of sensor noise, as a share of the grey range."""
     occlusion: float = 0.15
     """Largest share of the input's area lost to a missing contact patch."""
+    start: float = 1.0
+    """Share of every amplitude at the first step; below 1 augmentation starts mild."""
+    ramp: float = 0.0
+    """Share of the run over which augmentation rises, linearly, from `start` to full strength; 0 starts with it."""
 
     def __post_init__(self) -> None:
         for knob in dataclasses.fields(self):
             value = getattr(self, knob.name)
             _require(value >= 0, f"preprocess.augment.{knob.name} must not be negative, not {value}")
+        for name in ("start", "ramp"):
+            _require(getattr(self, name) <= 1, f"preprocess.augment.{name} must be at most 1")
         _require(self.ridge_thickness <= 1, "preprocess.augment.ridge_thickness must be at most 1")
         _require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
+
+    def scaled(self, strength: float) -> AugmentConfig:
+        """The same with every amplitude multiplied by `strength`, 0 to 1."""
+        amplitudes = {
+            knob.name: strength * getattr(self, knob.name)
+            for knob in dataclasses.fields(self)
+            if knob.name not in ("enabled", "start", "ramp")
+        }
+        return dataclasses.replace(self, **amplitudes)
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: identity head + center loss + minutia-map loss."""
+    """What is minimised: identity head + center loss + contrastive loss + minutia-map loss."""
 
     head: Literal["softmax", "arcface", "cosface"] = "softmax"
     """Identity head on each branch."""
@@ -145,16 +162,28 @@ class LossConfig:
     """Scale of the cosine for arcface and cosface."""
     margin: float = 0.35
     """Additive margin: radians for arcface, cosine for cosface."""
+    margin_start: float = 0.0
+    """Share of the run before which the margin is 0."""
+    margin_ramp: float = 0.0
+    """Share of the run over which the margin then rises, linearly, to `margin`."""
     identity_weight: float = 1.0
     center_weight: float = 0.125
     minutia_map_weight: float = 0.3
+    contrastive_weight: float = 0.0
+    """Weight of the InfoNCE term; it learns from fingers with several prints in a micro-batch
+    (`reading.impressions_per_finger`)."""
+    contrastive_temperature: float = 0.1
+    """Temperature of the InfoNCE term: smaller looks at the most similar other fingers only."""
     center_rate: float = 0.01
     """Share by which a class centre moves towards the mean of its prints in each step."""
 
     def __post_init__(self) -> None:
         _require(self.scale > 0, "loss.scale must be above 0")
-        for name in ("identity_weight", "center_weight", "minutia_map_weight", "margin"):
+        _require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
+        weights = ("identity_weight", "center_weight", "minutia_map_weight", "contrastive_weight")
+        for name in (*weights, "margin", "margin_start", "margin_ramp"):
             _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
+        _require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         _require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 
 
@@ -228,55 +257,17 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        batch_size, per_finger = self.training.batch_size, self.reading.impressions_per_finger
+        _require(
+            batch_size % per_finger == 0,
+            f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
+        )
+
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise UserError(message)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration (or one group of it) as nested plain dictionaries."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
-    """Builds `cls` from nested dictionaries over the values of `base` (default: the class's defaults).
-
-    Raises:
-        UserError: a key that is not a knob, a value of another type, or knobs that do not go together.
-    """
-    base = cls() if base is None else base  # every configuration class has defaults
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of knobs, found {values!r}")
-    hints = typing.get_type_hints(cls)
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise UserError(f"{where}: no knob named {key!r}; there are {', '.join(hints)}")
-        here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
-        if dataclasses.is_dataclass(hints[key]):
-            changes[key] = from_dict(typing.cast(type, hints[key]), value, getattr(base, key), here)
-        else:
-            changes[key] = _checked(value, hints[key], here)
-    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    choices = typing.get_args(hint)
-    if choices:
-        if value not in choices:
-            raise UserError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if type(value) is not hint:
-        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
-    return value
 
 
 def load_yaml(path: Path, base: Config | None = None) -> Config:

@@ -34,6 +34,10 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
         ("model:\n  variant: Text", "model.variant must be one of Tex, "),
         ("model:\n  embedding_dim: 33", "embedding_dim must be even for TexMinu"),
         ("model:\n  norm: group", "add --model.trunk compact"),
+        (
+            "training:\n  batch_size: 10\nreading:\n  impressions_per_finger: 4",
+            "training.batch_size 10 is not a multiple of reading.impressions_per_finger 4",
+        ),
         ("a: [", "not valid YAML"),
     ],
 )
@@ -51,6 +55,7 @@ def test_mistakes_in_a_file_name_file_and_knob(tmp_path, text, message):
         (["--training.batch-size", "0"], "training.batch_size must be at least 1"),
         (["--training.batch-siz", "0"], "Unrecognized options: --training.batch-siz"),
         (["--model.variant", "Text"], "LocTexMinu"),
+        (["--reading.impressions-per-finger", "2"], "training.batch_size 7 is not a multiple of"),
     ],
 )
 def test_mistakes_on_the_command_line(words, message, capsys):

@@ -18,7 +18,7 @@ class Batch:
             with y up) and quality; rows from `minutia_count` on are padding.
         minutia_count: (B,) int64; 0 where a print has no minutiae.
         index: (B,) int64, row in the dataset.
-        epoch: (B,) int64, pass over the data that the print belongs to.
+        epoch: (B,) int64, pass over the data that the print belongs to (`SampleOrder.take`).
     """
 
     image: torch.Tensor

@@ -16,7 +16,8 @@ from torch import nn
 from tqdm import tqdm
 
 from fingerprint_accel import __version__
-from fingerprint_accel.config import ModelConfig, PreprocessConfig, from_dict, load_yaml, to_dict
+from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
+from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.deepprint import DeepPrint

@@ -10,6 +10,7 @@ from torch import nn
 
 from fingerprint_accel.config import LossConfig
 from fingerprint_accel.losses.center import CenterLoss
+from fingerprint_accel.losses.contrastive import contrastive_loss
 from fingerprint_accel.losses.margin import make_head
 from fingerprint_accel.models.output import Output
 
@@ -27,11 +28,12 @@ class LossParts(NamedTuple):
 
 
 class DeepPrintLoss(nn.Module):
-    """Identity head and center loss on each branch, minutia-map loss on the minutia branch.
+    """Identity head, center loss and contrastive loss on each branch, minutia-map loss on the minutia branch.
 
-    total = sum over branches (w_identity * cross-entropy + w_center * center loss) + w_map * map loss. Every term is a
-    mean over the batch, so the mean over micro-batches or ranks of one size is the loss of the whole batch. Everything
-    is computed in float32, under autocast too.
+    total = sum over branches (w_identity * cross-entropy + w_center * center loss + w_contrastive * contrastive loss)
+    + w_map * map loss. Every term is a mean over the batch, so the mean over micro-batches or ranks of one size is the
+    loss of the whole batch; but the contrastive loss compares prints of one micro-batch, over all ranks, so its mean
+    over micro-batches is not. Everything is computed in float32, under autocast too.
 
     Args:
         config: head, weights and rates.
@@ -67,6 +69,7 @@ class DeepPrintLoss(nn.Module):
         finger: torch.Tensor,
         maps: torch.Tensor | None = None,
         has_minutiae: torch.Tensor | None = None,
+        margin: float | None = None,
     ) -> LossParts:
         """The loss of a batch.
 
@@ -75,6 +78,7 @@ class DeepPrintLoss(nn.Module):
             finger: (B,) int64 class labels.
             maps: (B, 6, M, M) true minutia maps, if there are any.
             has_minutiae: (B,) bool, which of them to learn from; default all.
+            margin: of this step; default `config.margin`. An argument, not a state: it follows from the step.
         """
         config = self.config
         parts: dict[str, torch.Tensor] = {}
@@ -82,10 +86,14 @@ class DeepPrintLoss(nn.Module):
             total = torch.zeros((), device=finger.device)
             for name, embedding in output.branches.items():
                 embedding = embedding.float()
-                identity = F.cross_entropy(self.heads[name](embedding, finger), finger)
+                identity = F.cross_entropy(self.heads[name](embedding, finger, margin), finger)
                 center = self.centers[name](embedding, finger)
                 total = total + config.identity_weight * identity + config.center_weight * center
                 parts |= {f"identity_{name}": identity.detach(), f"center_{name}": center.detach()}
+                if config.contrastive_weight > 0:
+                    contrastive = contrastive_loss(embedding, finger, config.contrastive_temperature)
+                    total = total + config.contrastive_weight * contrastive
+                    parts[f"contrastive_{name}"] = contrastive.detach()
             if self.has_map:
                 assert output.minutia_map is not None, "the minutia map is predicted in training mode only"
                 map_loss = minutia_map_loss(output.minutia_map.float(), maps, has_minutiae)

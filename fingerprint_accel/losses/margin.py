@@ -30,8 +30,8 @@ class SoftmaxHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
-        """embedding (B, D), finger (B,) (not needed here) -> logits (B, C)."""
+    def forward(self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | None = None) -> torch.Tensor:
+        """embedding (B, D), finger (B,) and margin (not needed here) -> logits (B, C)."""
         return SOFTMAX_GAIN * F.linear(self.dropout(embedding), self.weight, self.bias)
 
 
@@ -53,11 +53,12 @@ class MarginHead(nn.Module):
         self.scale, self.margin = scale, margin
         self.with_margin = {"arcface": arcface, "cosface": cosface}[kind]
 
-    def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
-        """embedding (B, D) of unit length, finger (B,) -> logits (B, C)."""
+    def forward(self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | None = None) -> torch.Tensor:
+        """embedding (B, D) of unit length, finger (B,) -> logits (B, C); `margin` in place of the head's own."""
+        margin = self.margin if margin is None else margin
         cosine = F.linear(embedding, F.normalize(self.weight, dim=1))
         own = finger[:, None]
-        return self.scale * cosine.scatter(1, own, self.with_margin(cosine.gather(1, own), self.margin))
+        return self.scale * cosine.scatter(1, own, self.with_margin(cosine.gather(1, own), margin))
 
 
 def cosface(cosine: torch.Tensor, margin: float) -> torch.Tensor:

@@ -44,23 +44,27 @@ class Preprocessor(nn.Module):
         self.enhancer = Enhancer(PERIOD * self.input_ppi) if config.enhance else None
 
     @torch.no_grad()
-    def forward(self, batch: Batch, augment: bool, maps: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, batch: Batch, augment: bool, maps: bool = False, strength: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A batch on the device -> (B, 1, S, S) float32 input, and (B, 6, M, M) minutia maps if asked for.
 
-        The augmentation of a print depends on the seed, its epoch and its index, not on the batch it is in.
+        The augmentation of a print depends on the seed, its epoch and its index, not on the batch it is in;
+        `strength`, 0 to 1, multiplies every amplitude.
         """
         config = self.config
+        amplitudes = config.augment.scaled(strength)
         with torch.autocast(batch.image.device.type, enabled=False):
             ink = _ink(batch.image)
             augment = augment and config.augment.enabled
             keys = sample_keys(self.seed, batch.epoch, batch.index)
             if augment:
-                pose = random_pose(keys, config.augment, config.crop, config.size)
+                pose = random_pose(keys, amplitudes, config.crop, config.size)
             else:
                 pose = upright(len(batch), float(config.crop), ink.device)
             ink = resample(ink, pose, config.size)
             if augment:
-                ink = degrade(ink, keys, config.augment, self.tile)
+                ink = degrade(ink, keys, amplitudes, self.tile)
             drawn = None
             if maps:
                 moved = move_minutiae(batch.minutiae, pose, self.canvas, config.size)

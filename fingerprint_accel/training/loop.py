@@ -13,7 +13,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
-from fingerprint_accel.training.schedule import learning_rate
+from fingerprint_accel.training.schedule import pace
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
@@ -43,15 +43,15 @@ def train(run: Run) -> Progress:
         batches = iter(loader)
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while not _finished(run, progress):
-            rate = learning_rate(progress.step, run.steps, training)
-            bad = optimizer_step(run, batches, rate, meters, progress)
+            now = pace(progress.step, run.steps, run.config)
+            bad = optimizer_step(run, batches, now, meters, progress)
             guard.step(bad)
             progress.step += 1
             progress.position += run.samples_per_step
             bar.update()
             last = progress.step == run.steps
             if last or progress.step % training.log_every == 0:
-                reporter.training_record(meters, rate, loader.waited, bar)
+                reporter.training_record(meters, now, loader.waited, bar)
                 _stop_if_all_is_nan(run, progress, guard, meters)
             started = time.perf_counter()
             improved = False

@@ -22,15 +22,21 @@ class TrainingModule(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(
-        self, image: torch.Tensor, finger: torch.Tensor, maps: torch.Tensor | None, has_minutiae: torch.Tensor | None
+        self,
+        image: torch.Tensor,
+        finger: torch.Tensor,
+        maps: torch.Tensor | None,
+        has_minutiae: torch.Tensor | None,
+        margin: float | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """image (B, 1, S, S), finger (B,), maps (B, 6, M, M), has_minutiae (B,) bool -> loss, its parts, embeddings.
+        `margin` is the identity heads' at this step.
 
         A loss that is not finite makes every gradient not finite, on all ranks after their gradients are averaged: the
         update is skipped on the device, without asking the host.
         """
         output = self.model(image)
-        result = self.loss(output, finger, maps, has_minutiae)
+        result = self.loss(output, finger, maps, has_minutiae, margin)
         poison = result.total.detach() * 0 + 1  # 1, or NaN where the loss is NaN or infinite
         branches = {name: value.detach() for name, value in output.branches.items()}
         return result.total * poison, result.parts, branches

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fingerprint_accel.config import to_dict
+from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.schedule import Pace, pace_record
 from fingerprint_accel.training.setup import Run
 
 
@@ -74,11 +75,11 @@ class Reporter:
             self.file.write(record)
         self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
 
-    def training_record(self, meters: Meters, rate: float, waited: float, bar: tqdm) -> None:
+    def training_record(self, meters: Meters, now: Pace, waited: float, bar: tqdm) -> None:
         """Records the window since the last record; losses are means over ranks."""
         record = meters.flush(waited, self.run.accelerator)
-        record["learning_rate"] = rate
-        record["epoch"] = self.progress.position / len(self.run.train)
+        record |= pace_record(now, self.run.config)
+        record["epoch"] = self.progress.position / self.run.order.length
         self.last_record = record
         self._write("train", record)
         bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['samples_per_second']:.0f} prints/s")
@@ -99,7 +100,7 @@ class Reporter:
         seconds = max(1e-9, meters.seconds_training)
         rows = [
             ("steps", f"{progress.step}" + (" (stopped early)" if progress.step < run.steps else "")),
-            ("prints seen", f"{progress.position} ({progress.position / len(run.train):.1f} epochs)"),
+            ("prints seen", f"{progress.position} ({progress.position / run.order.length:.1f} epochs)"),
             ("seconds", f"{time.perf_counter() - self._started:.0f}"),
             ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
             ("updates skipped", f"{meters.skipped()}"),

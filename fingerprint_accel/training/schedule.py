@@ -1,10 +1,45 @@
-"""Learning rate as a function of the optimizer step."""
+"""What changes from step to step, as pure functions of the optimizer step: nothing of it is stored or resumed."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-from fingerprint_accel.config import TrainingConfig
+from fingerprint_accel.config import AugmentConfig, Config, LossConfig, TrainingConfig
+
+
+class Pace(NamedTuple):
+    """Settings of one optimizer step.
+
+    Attributes:
+        learning_rate: of the optimizer.
+        augmentation: share of every augmentation amplitude, 0 to 1.
+        margin: of the identity heads.
+    """
+
+    learning_rate: float
+    augmentation: float
+    margin: float
+
+
+def pace(step: int, steps: int, config: Config) -> Pace:
+    """Settings of optimizer step `step` (from 0) of `steps`."""
+    return Pace(
+        learning_rate(step, steps, config.training),
+        augmentation_strength(step, steps, config.preprocess.augment),
+        scheduled_margin(step, steps, config.loss),
+    )
+
+
+def pace_record(now: Pace, config: Config) -> dict[str, float]:
+    """What of it belongs in a record: the learning rate, and the others where they are scheduled."""
+    augment, loss = config.preprocess.augment, config.loss
+    record = {"learning_rate": now.learning_rate}
+    if augment.enabled and augment.start < 1 and augment.ramp > 0:
+        record["augmentation"] = now.augmentation
+    if loss.head != "softmax" and loss.margin_start + loss.margin_ramp > 0:
+        record["margin"] = now.margin
+    return record
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
@@ -18,3 +53,18 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     progress = (step - warmup) / max(1, steps - 1 - warmup)
     share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * share
+
+
+def augmentation_strength(step: int, steps: int, config: AugmentConfig) -> float:
+    """Rises linearly from `start` to 1 over the first `ramp` of the run."""
+    return config.start + (1 - config.start) * _risen(step / steps, config.ramp)
+
+
+def scheduled_margin(step: int, steps: int, config: LossConfig) -> float:
+    """0 before `margin_start` of the run, then rises linearly to `margin` over `margin_ramp` of it."""
+    since = step / steps - config.margin_start
+    return config.margin * _risen(since, config.margin_ramp) if since >= 0 else 0.0
+
+
+def _risen(since: float, ramp: float) -> float:
+    return min(1.0, since / ramp) if ramp > 0 else 1.0

@@ -156,7 +156,9 @@ def set_up(config: Config) -> Run:
     train, validation = split(config, shards)
     accelerator = make_accelerator(config)
     training = config.training
-    block_size = config.reading.block_size if config.reading.order == "block" else 0
+    reading = config.reading
+    block_size = reading.block_size if reading.order == "block" else 0
+    order = SampleOrder(len(train), training.seed, block_size, train.labels, reading.impressions_per_finger)
     preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed, shards.info.ppi).to(
         accelerator.device
     )
@@ -174,10 +176,10 @@ def set_up(config: Config) -> Run:
         accelerator=accelerator,
         train=train,
         validation=validation,
-        order=SampleOrder(len(train), training.seed, block_size),
+        order=order,
         preprocessor=preprocessor,
         module=module,
         bare=bare,
         optimizer=optimizer,
-        steps=training.steps or max(1, round(training.epochs * len(train) / per_step)),
+        steps=training.steps or max(1, round(training.epochs * order.length / per_step)),
     )

@@ -47,6 +47,16 @@ def test_every_print_once_per_epoch(subset, processes):
     assert sorted(seen) == [(epoch, row) for epoch in range(3) for row in sorted(subset.rows.tolist())]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fingers_come_in_groups(subset, processes):
+    order = SampleOrder(len(subset), 4, labels=subset.labels, per_finger=2)
+    options = {"batch_size": 16 // processes, "rank": processes - 1, "processes": processes}
+    with TrainingLoader(subset, order, **options) as loader:
+        for batch, _ in zip(loader, range(8), strict=False):
+            assert len(np.unique(batch.index)) == len(batch)
+            assert (np.unique(batch.finger, return_counts=True)[1] % 2 == 0).all()
+
+
 def test_starts_anywhere_in_the_stream(subset):
     whole = batches(subset, 9, batch_size=12)
     rest = batches(subset, 4, batch_size=12, position=60)

@@ -59,9 +59,18 @@ def test_recipe_runs(launcher, recipe, prints, environment, tmp_path):
         assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])  # sgd shows wrongly scaled gradients, which adamw hides
-def test_two_processes_train_what_one_does(optimizer, prints, environment, tmp_path):
-    same = ["--data", prints, "--model.norm", "group", "--model.dropout", "0", "--training.validate-every", "6"]
+PAIRS = [
+    *("--reading.impressions-per-finger", "2", "--loss.contrastive-weight", "1.0"),
+    *("--preprocess.augment.start", "0.2", "--preprocess.augment.ramp", "0.5"),
+    *("--loss.margin-start", "0.25", "--loss.margin-ramp", "0.5"),
+]
+
+
+# sgd shows wrongly scaled gradients, which adamw hides
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("words", [[], PAIRS], ids=["plain", "pairs"])
+def test_two_processes_train_what_one_does(optimizer, words, prints, environment, tmp_path):
+    same = [*words, "--data", prints, "--model.norm", "group", "--model.dropout", "0", "--training.validate-every", "6"]
     same += ["--training.optimizer", optimizer, "--training.learning-rate", {"adamw": "5e-4", "sgd": "0.05"}[optimizer]]
     one = [*same, "--out", tmp_path / "one", "--training.batch-size", "8"]
     two = [*same, "--out", tmp_path / "two", "--training.batch-size", "4"]
@@ -77,6 +86,56 @@ def test_two_processes_train_what_one_does(optimizer, prints, environment, tmp_p
             np.testing.assert_allclose(found[0][name], found[1][name], rtol=0, atol=1e-4, err_msg=name)
     steps = [[record["step"] for record in records(tmp_path / name, "validation")] for name in ("one", "two")]
     assert steps == [[6, 12], [6, 12]]
+    if words:
+        found = records(tmp_path / "two")
+        assert all(record["contrastive_texture"] > 0.1 and record["contrastive_minutia"] > 0.1 for record in found)
+        strengths, margins = ([record[name] for record in found] for name in ("augmentation", "margin"))
+        np.testing.assert_allclose(strengths[:6], 0.2 + 0.8 * np.arange(6) / 6)
+        np.testing.assert_allclose(margins, 0.2 * np.clip((np.arange(12) - 3) / 6, 0, 1))
+
+
+CONTRAST = """
+import sys
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from fingerprint_accel.losses.contrastive import contrastive_loss
+
+class Embed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(5, 4, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, inputs, finger):
+        return contrastive_loss(torch.nn.functional.normalize(inputs @ self.weight, dim=1), finger, 0.1)
+
+accelerator = Accelerator()
+module, rank, processes = accelerator.prepare(Embed()), accelerator.process_index, accelerator.num_processes
+inputs = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+finger = torch.tensor([0, 0, 1, 2, 3, 3, 1, 1, 4, 5, 0, 2])  # mates within ranks, across ranks, and none
+mine = slice(rank * 12 // processes, (rank + 1) * 12 // processes)
+loss = module(inputs[mine], finger[mine])
+accelerator.backward(loss)
+mean = accelerator.reduce(loss.detach(), "mean")
+weight = accelerator.unwrap_model(module).weight
+save_file({"loss": mean, "gradient": weight.grad}, f"{sys.argv[1]}/{processes}-{rank}")
+accelerator.end_training()
+"""
+
+
+def test_contrastive_gradients_of_two_ranks_are_those_of_one(environment, tmp_path):
+    script = tmp_path / "contrast.py"
+    script.write_text(CONTRAST)
+    for launcher in ("python", "two processes"):
+        command = [*LAUNCHERS[launcher], str(script), str(tmp_path)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+    alone = load_file(tmp_path / "1-0")
+    assert np.linalg.norm(alone["gradient"]) > 0.1
+    for rank in (0, 1):
+        shared = load_file(tmp_path / f"2-{rank}")
+        for name in ("loss", "gradient"):
+            np.testing.assert_allclose(shared[name], alone[name], rtol=0, atol=1e-6, err_msg=name)
 
 
 EMBED = """

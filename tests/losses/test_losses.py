@@ -32,6 +32,26 @@ def test_margin_heads_equal_their_formula(kind, margin):
     torch.testing.assert_close(head(embedding, finger), (30 * expected).float(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["arcface", "cosface", "softmax"])
+def test_the_margin_of_a_step_replaces_the_heads_own(kind):
+    """Loss and gradients are those of a head made with that margin; softmax has none."""
+    embedding, finger = unit(20, 16), torch.arange(20) % 5
+
+    def measure(own, *given):
+        torch.manual_seed(0)
+        loss = DeepPrintLoss(LossConfig(head=kind, margin=own), {"texture": 16}, 5, dropout=0.0)
+        leaf = embedding.clone().requires_grad_()
+        total = loss(Output(leaf), finger, None, None, *given).total
+        total.backward()
+        return total.item(), leaf.grad
+
+    for margin in (0.0, 0.2):
+        (found, slope), (wanted, wanted_slope) = measure(0.5, margin), measure(margin)
+        assert found == wanted
+        assert torch.equal(slope, wanted_slope)
+        assert (found == measure(0.5)[0]) == (kind == "softmax")
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_arcface_has_finite_gradients_at_the_ends(sign):
     head = MarginHead(8, 3, "arcface", scale=64.0, margin=0.5)

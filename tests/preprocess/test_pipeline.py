@@ -64,6 +64,32 @@ def test_inference_equals_no_augmentation(batch):
     torch.testing.assert_close(preprocessor.images(batch.image), Preprocessor(off, CANVAS)(batch, augment=True)[0])
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_strength_multiplies_every_amplitude(batch, strength):
+    """Written out knob by knob, so that an amplitude which is added later cannot be forgotten."""
+    full = AugmentConfig(start=0.1, ramp=0.5)
+    scaled = AugmentConfig(
+        rotation_degrees=20.0 * strength,
+        translation=20.0 * strength,
+        scale=0.05 * strength,
+        elastic=3.0 * strength,
+        contrast=0.4 * strength,
+        gain=0.2 * strength,
+        ridge_thickness=0.5 * strength,
+        noise=0.06 * strength,
+        occlusion=0.15 * strength,
+        start=0.1,
+        ramp=0.5,
+    )
+    assert full.scaled(strength) == scaled
+    found = Preprocessor(PreprocessConfig(crop=256, size=128, augment=full), CANVAS)(batch, True, True, strength)
+    wanted = Preprocessor(PreprocessConfig(crop=256, size=128, augment=scaled), CANVAS)(batch, True, True)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    plain = Preprocessor(PreprocessConfig(crop=256, size=128), CANVAS)(batch, augment=False)[0]
+    assert torch.allclose(found[0], plain, rtol=0, atol=1e-3) == (strength == 0)
+
+
 def test_upright_pose_only_crops():
     image = torch.rand(1, 1, CANVAS, CANVAS)
     cropped = resample(image, upright(1, 300, image.device), 300)

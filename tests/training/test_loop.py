@@ -124,6 +124,40 @@ def test_nothing_but_bad_losses_stops_with_advice(tiny, monkeypatch):
         run_training(changed(tiny, steps=50, max_bad_steps=4))
 
 
+def test_the_network_sees_the_schedule(tiny, tmp_path):
+    """The first step is that of a plain run with mild augmentation and no margin, to the bit; so the last with both."""
+    run_training(changed(scheduled(tiny), steps=4, save_every=1, keep=9))
+    run = tmp_path / "run"
+    found = records(run)
+    assert [record["augmentation"] for record in found] == pytest.approx([0.2, 0.2 + 0.8 / 3, 0.2 + 1.6 / 3, 1.0])
+    assert [record["margin"] for record in found] == pytest.approx([0, 0, 0.05, 0.1])
+    plain = scheduled(tiny)
+    for step, share in ((0, 0.2), (3, 1.0)):
+        augment = AugmentConfig().scaled(share)
+        constant = dataclasses.replace(
+            plain,
+            out=str(tmp_path / f"constant-{step}"),
+            resume=str(run / "checkpoints" / f"step-{step:08d}") if step else "never",
+            preprocess=dataclasses.replace(plain.preprocess, augment=augment),
+            loss=dataclasses.replace(plain.loss, margin=0.1 if step else 0.0, margin_start=0.0, margin_ramp=0.0),
+        )
+        run_training(changed(constant, steps=4, save_every=1, keep=9))
+        record = records(tmp_path / f"constant-{step}")[0]
+        assert record["step"] == step + 1
+        assert record["loss"] == found[step]["loss"]
+        assert "augmentation" not in record
+        assert "margin" not in record
+
+
+def test_an_epoch_counts_what_fills_up_groups(tiny):
+    from fingerprint_accel.training.setup import set_up
+
+    config = changed(tiny, steps=0, epochs=3, batch_size=9)
+    run = set_up(dataclasses.replace(config, reading=dataclasses.replace(config.reading, impressions_per_finger=3)))
+    assert run.order.length == 6 * run.train.classes, "4 impressions in groups of 3"
+    assert run.steps == round(3 * run.order.length / 9)
+
+
 def test_early_stopping(tiny, tmp_path, monkeypatch):
     rates = iter([0.4, 0.3, 0.35, 0.3, 0.2])
     monkeypatch.setattr("fingerprint_accel.training.loop.validate", lambda *_: {"eer": next(rates)})
@@ -136,10 +170,23 @@ def test_early_stopping(tiny, tmp_path, monkeypatch):
     assert json.loads((run / "latest.json").read_text())["step"] == 8, "a run that has stopped stays stopped"
 
 
+def scheduled(config):
+    """Pairs of each finger, InfoNCE, augmentation that rises and a margin that comes late."""
+    augment = AugmentConfig(start=0.2, ramp=0.75)
+    return dataclasses.replace(
+        config,
+        reading=dataclasses.replace(config.reading, impressions_per_finger=2),
+        preprocess=dataclasses.replace(config.preprocess, augment=augment),
+        loss=dataclasses.replace(config.loss, contrastive_weight=1.0, margin_start=0.25, margin_ramp=0.5),
+    )
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_resumed_run_is_bit_identical(tiny, tmp_path, optimizer):
+@pytest.mark.parametrize("schedule", [lambda config: config, scheduled], ids=["plain", "scheduled"])
+def test_resumed_run_is_bit_identical(tiny, tmp_path, optimizer, schedule):
     model = dataclasses.replace(tiny.model, norm="batch", dropout=0.3)
     whole = dataclasses.replace(changed(tiny, steps=8, save_every=3, optimizer=optimizer, keep=9), model=model)
+    whole = schedule(whole)
     run_training(whole)
     part = dataclasses.replace(whole, out=str(tmp_path / "part"))
     first = tmp_path / "run" / "checkpoints" / "step-00000003"
