@@ -16,6 +16,11 @@ def frame(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return x[None, :], y[:, None]
 
 
+def bell(distance: torch.Tensor) -> torch.Tensor:
+    """exp(-distance^2), cut off where it is nothing: CPUs are slow at numbers near the smallest."""
+    return torch.exp(-distance.square().clamp_max(30.0))
+
+
 def cubic_basis(size: int, points: int, device: torch.device) -> torch.Tensor:
     """(size, points) uniform cubic B-spline weights: row i holds how much each control point counts at pixel i.
 

@@ -63,12 +63,11 @@ def _orders(odd: bool) -> list[int]:
     return [2 * k + odd for k in range(HARMONICS + 1)]
 
 
-def _steering(normal_angle: torch.Tensor, odd: bool) -> torch.Tensor:
-    """normal_angle (N, H, W) -> (N, parts, H, W): how much of each part makes the filter of that direction."""
+def _steering(normal_angle: torch.Tensor, odd: bool) -> list[torch.Tensor]:
+    """normal_angle (N, H, W) -> one (N, H, W) per part: how much of it makes the filter of that direction."""
     orders = _orders(odd)
     parts = [torch.cos(order * normal_angle) for order in orders]
-    parts += [torch.sin(order * normal_angle) for order in orders if order]
-    return torch.stack(parts, dim=1)
+    return parts + [torch.sin(order * normal_angle) for order in orders if order]
 
 
 class RidgeFilter:
@@ -82,20 +81,21 @@ class RidgeFilter:
     def __init__(self, field: torch.Tensor, period: torch.Tensor) -> None:
         self.normal_angle = field + math.pi / 2
         low, high = period.amin(dim=(1, 2)), period.amax(dim=(1, 2))
-        self.coarse = ((period - low[:, None, None]) / (high - low)[:, None, None])[:, None]
+        self.coarse = (period - low[:, None, None]) / (high - low)[:, None, None]
         log_frequency = _frequency(field.device)[0]
         self.bands = [
             torch.exp(-(log_frequency + mm.log()[:, None, None]).square() / (2 * RADIAL_WIDTH**2)) for mm in (low, high)
         ]
         self.even = _steering(self.normal_angle, odd=False)
 
-    def _steered(self, spectrum: torch.Tensor, steering: torch.Tensor, odd: bool) -> torch.Tensor:
-        """spectrum (N, H, W / 2 + 1) -> (N, H, W)."""
-        angular = _angular(spectrum.device, odd)
-        answers = [
-            torch.fft.irfft2((spectrum * band)[:, None] * angular, s=(HEIGHT, WIDTH)) for band in self.bands
-        ]  # (N, parts, H, W) each
-        return (torch.lerp(answers[0], answers[1], self.coarse) * steering).sum(dim=1)
+    def _steered(self, spectrum: torch.Tensor, steering: list[torch.Tensor], odd: bool) -> torch.Tensor:
+        """spectrum (N, H, W / 2 + 1) -> (N, H, W). One part at a time, so that it stays in the cache of a CPU."""
+        fine, coarse = (spectrum * band for band in self.bands)
+        total = torch.zeros_like(self.coarse)
+        for angular, steer in zip(_angular(spectrum.device, odd), steering, strict=True):
+            answers = [torch.fft.irfft2(band * angular, s=(HEIGHT, WIDTH)) for band in (fine, coarse)]
+            total.addcmul_(torch.lerp(answers[0], answers[1], self.coarse), steer)
+        return total
 
     def real(self, ridges: torch.Tensor) -> torch.Tensor:
         """(N, H, W) -> (N, H, W): the even filter's answer."""

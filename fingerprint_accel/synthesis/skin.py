@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from fingerprint_accel.random import normal, sample_keys, uniform
-from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, frame, smooth_field
+from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, bell, frame, smooth_field
 from fingerprint_accel.synthesis.minutiae import Minutiae, find_minutiae
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import grow, period_field
@@ -126,7 +126,7 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
         along = from_x * angle.cos() + from_y * angle.sin()
         across = from_y * angle.cos() - from_x * angle.sin() + 0.02 * (draw[:, 4] - 0.5) * along.square() + rough
         half, width = 1.5 + 5 * draw[:, 5], 0.10 + 0.26 * draw[:, 6].square()
-        fold = torch.exp(-(across / width).square()) * torch.sigmoid((half - along.abs()) / 0.4)
+        fold = bell(across / width) * torch.sigmoid((half - along.abs()) / 0.4)
         total = torch.maximum(total, there * fold * (0.55 + 0.45 * draw[:, 1]))
     return total
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 
 from fingerprint_accel.random import mix, normal, uniform
-from fingerprint_accel.synthesis.geometry import smooth_field
+from fingerprint_accel.synthesis.geometry import bell, smooth_field
 from fingerprint_accel.synthesis.sensors import PARAMETERS, QUALITIES, Style, sensor_ranges
 
 TOUCH = (
@@ -157,6 +157,6 @@ class Touch:
             along = y * angle.cos() - x * angle.sin() - (12 * draw[:, 2] - 6)
             width, half = 0.06 + 0.10 * draw[:, 3].square(), 1.0 + 5.0 * draw[:, 4]
             depth = (draw[:, 5] < 0.45 * self.severity) * (0.5 + 0.5 * draw[:, 3])
-            line_there = torch.exp(-(across / width).square()) * torch.sigmoid((half - along.abs()) / 0.3)
+            line_there = bell(across / width) * torch.sigmoid((half - along.abs()) / 0.3)
             left = left * (1 - depth * line_there)
         return left
