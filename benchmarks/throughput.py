@@ -21,6 +21,7 @@ from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, pars
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.data.loader import TrainingLoader
 from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.synthesis.source import RenderLoader
 from fingerprint_accel.training.meters import Meters, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Pace
@@ -75,10 +76,9 @@ def timed(run: Run, prints: int, work: Callable[[], None], seconds: float) -> di
     }
 
 
-def _loader(run: Run, batch_size: int) -> TrainingLoader:
+def _loader(run: Run, batch_size: int) -> TrainingLoader | RenderLoader:
     accelerator = run.accelerator
-    return TrainingLoader(
-        run.train,
+    return run.train.loader(
         run.order,
         batch_size,
         accelerator.process_index,
@@ -163,7 +163,7 @@ def describe(run: Run) -> dict[str, Any]:
         "input": config.preprocess.size,
         "batch_size": config.training.batch_size,
         "prints": len(run.train),
-        "canvas": run.train.shards.info.canvas,
+        "canvas": run.train.info.canvas,
         "command": " ".join(sys.argv),
     }
 

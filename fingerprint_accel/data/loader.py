@@ -21,6 +21,14 @@ from fingerprint_accel.data.shards import Shards
 
 
 @dataclass(frozen=True)
+class PrintInfo:
+    """Resolution (pixels per inch) and side (pixels) of prints."""
+
+    ppi: int
+    canvas: int
+
+
+@dataclass(frozen=True)
 class Subset:
     """Prints of a dataset that take part, with the class label of each.
 
@@ -41,6 +49,47 @@ class Subset:
     def classes(self) -> int:
         """Number of different labels."""
         return int(self.labels.max()) + 1 if len(self.labels) else 0
+
+    @property
+    def info(self) -> PrintInfo:
+        """Resolution and size of the prints."""
+        return PrintInfo(self.shards.info.ppi, self.shards.info.canvas)
+
+    def read(self, samples: np.ndarray, epochs: np.ndarray, buffer: torch.Tensor | None = None) -> Batch:
+        """Reads prints.
+
+        Args:
+            samples: (B,) int64, positions in the subset.
+            epochs: (B,) int64, pass over the data of each.
+            buffer: (>=B, H, W) uint8; the batch's image is a view of it.
+        """
+        rows = self.rows[samples]
+        if buffer is None:
+            buffer = torch.empty(len(rows), self.info.canvas, self.info.canvas, dtype=torch.uint8)
+        image = buffer[: len(rows)]
+        self.shards.read(rows, image.numpy())
+        minutiae, counts = self.shards.minutiae(rows)
+        return Batch(
+            image=image,
+            finger=torch.from_numpy(self.labels[samples]),
+            minutiae=torch.from_numpy(minutiae),
+            minutia_count=torch.from_numpy(counts),
+            index=torch.from_numpy(rows),
+            epoch=torch.from_numpy(epochs),
+        )
+
+    def loader(
+        self,
+        order: SampleOrder,
+        batch_size: int,
+        rank: int = 0,
+        processes: int = 1,
+        device: torch.device | str = "cpu",
+        position: int = 0,
+        prefetch: int = 3,
+    ) -> TrainingLoader:
+        """Endless micro-batches of one process; arguments as of `TrainingLoader`."""
+        return TrainingLoader(self, order, batch_size, rank, processes, device, position, prefetch)
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
@@ -85,7 +134,7 @@ class TrainingLoader:
         self.rank, self.processes, self.device = rank, processes, torch.device(device)
         self.position = position
         self.waited = 0.0
-        side = subset.shards.info.canvas
+        side = subset.info.canvas
         shape = (batch_size, side, side)
         self._pin = self.device.type == "cuda"
         buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin) for _ in range(prefetch + 2)]
@@ -141,30 +190,7 @@ class TrainingLoader:
         samples, epochs = self.order.take(position, self.batch_size)
         rows = self.subset.rows[samples]
         by_row = np.argsort(rows, kind="stable")  # neighbours in the file are read together
-        return read_batch(self.subset, samples[by_row], epochs[by_row], buffer)
-
-
-def read_batch(subset: Subset, samples: np.ndarray, epochs: np.ndarray, buffer: torch.Tensor) -> Batch:
-    """Reads prints into `buffer`.
-
-    Args:
-        subset: where `samples` (B,) int64 point into.
-        samples: (B,) int64, positions in the subset.
-        epochs: (B,) int64, pass over the data of each.
-        buffer: (>=B, H, W) uint8; the batch's image is a view of it.
-    """
-    rows = subset.rows[samples]
-    image = buffer[: len(rows)]
-    subset.shards.read(rows, image.numpy())
-    minutiae, counts = subset.shards.minutiae(rows)
-    return Batch(
-        image=image,
-        finger=torch.from_numpy(subset.labels[samples]),
-        minutiae=torch.from_numpy(minutiae),
-        minutia_count=torch.from_numpy(counts),
-        index=torch.from_numpy(rows),
-        epoch=torch.from_numpy(epochs),
-    )
+        return self.subset.read(samples[by_row], epochs[by_row], buffer)
 
 
 def _drain(items: queue.Queue) -> None:

@@ -32,27 +32,32 @@ SENSORS: dict[str, dict[str, Range]] = {
     "optical": {
         "width": (13, 26), "height": (15, 28), "contrast": (140, 250), "sharpness": (3.5, 9.0),
         "blur": (0.0, 0.7), "noise": (0.5, 5), "stripes": (0, 1), "vignette": (0, 14), "halo": (0, 30),
-        "specks": (0, 0.6), "texture": (0.1, 0.5), "jitter": (0, 0), "pressure": (-0.15, 0.15), "inverted": (0, 0),
+        "specks": (0, 0.6), "texture": (0.1, 0.5), "jitter": (0, 0), "pressure": (-0.15, 0.15),
+        "inverted": (0, 0),
     },
     "capacitive": {
         "width": (12.5, 16), "height": (14, 18.5), "contrast": (100, 220), "sharpness": (4, 10),
         "blur": (0.0, 0.5), "noise": (2, 11), "stripes": (0, 6), "vignette": (0, 24), "halo": (0, 80),
-        "specks": (0, 1), "texture": (0.2, 0.7), "jitter": (0, 0), "pressure": (-0.25, 0.2), "inverted": (0, 0),
+        "specks": (0, 1), "texture": (0.2, 0.7), "jitter": (0, 0), "pressure": (-0.25, 0.2),
+        "inverted": (0, 0),
     },
     "thermal": {
         "width": (12, 15.2), "height": (18, 25), "contrast": (80, 180), "sharpness": (2.5, 6),
         "blur": (0.2, 1.0), "noise": (2, 9), "stripes": (0, 4), "vignette": (5, 30), "halo": (0, 35),
-        "specks": (0, 0.4), "texture": (0.2, 0.6), "jitter": (0.005, 0.03), "pressure": (-0.1, 0.35), "inverted": (0, 0),
+        "specks": (0, 0.4), "texture": (0.2, 0.6), "jitter": (0.005, 0.03), "pressure": (-0.1, 0.35),
+        "inverted": (0, 0),
     },
     "ink": {
         "width": (20, 28), "height": (22, 32), "contrast": (150, 240), "sharpness": (4, 9),
         "blur": (0.1, 0.8), "noise": (2, 9), "stripes": (0, 0), "vignette": (0, 12), "halo": (0, 20),
-        "specks": (0, 0.8), "texture": (0.3, 0.9), "jitter": (0, 0), "pressure": (-0.1, 0.4), "inverted": (0, 0),
+        "specks": (0, 0.8), "texture": (0.3, 0.9), "jitter": (0, 0), "pressure": (-0.1, 0.4),
+        "inverted": (0, 0),
     },
     "latent": {
         "width": (14, 28), "height": (16, 30), "contrast": (30, 100), "sharpness": (1.8, 3.5),
         "blur": (0.4, 1.0), "noise": (7, 18), "stripes": (0, 0), "vignette": (20, 60), "halo": (0, 40),
-        "specks": (0.6, 2), "texture": (0.6, 1.0), "jitter": (0, 0), "pressure": (-0.3, 0.4), "inverted": (0, 0.5),
+        "specks": (0.6, 2), "texture": (0.6, 1.0), "jitter": (0, 0), "pressure": (-0.3, 0.4),
+        "inverted": (0, 0.5),
     },
 }  # fmt: skip
 DEFAULT = ("optical", "capacitive", "thermal", "ink")

@@ -39,10 +39,10 @@ class Masters:
     def __len__(self) -> int:
         return len(self.ridges)
 
-    def to(self, device: torch.device | str) -> Masters:
-        """The same on another device."""
-        minutiae = Minutiae(*(getattr(self.minutiae, field.name).to(device) for field in fields(Minutiae)))
-        return Masters(self.ridges.to(device), minutiae, self.kind.to(device), self.size.to(device))
+    def __getitem__(self, fingers: slice) -> Masters:
+        """Some of them; views."""
+        minutiae = Minutiae(*(getattr(self.minutiae, field.name)[fingers] for field in fields(Minutiae)))
+        return Masters(self.ridges[fingers], minutiae, self.kind[fingers], self.size[fingers])
 
 
 def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ import time
 from tqdm import tqdm
 
 from fingerprint_accel.config import save_yaml
-from fingerprint_accel.data.loader import TrainingLoader
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
@@ -34,8 +33,8 @@ def train(run: Run) -> Progress:
         save_yaml(run.config, run.folder / "config.yaml")
     accelerator.print(start_line(run, progress))
     guard, meters = StatisticsGuard(run.bare), Meters(accelerator.device, progress.skipped)
-    loader = TrainingLoader(
-        run.train, run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
+    loader = run.train.loader(
+        run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
         accelerator.device, progress.position, run.config.reading.prefetch,
     )  # fmt: skip
     run.module.train()

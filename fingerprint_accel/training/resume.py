@@ -52,7 +52,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
     """Writes a checkpoint on rank 0; with `best`, `best.json` names it."""
     if not run.accelerator.is_main_process:
         return
-    info = run.train.shards.info
+    info = run.train.info
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
     tensors |= optimizer_tensors(run.optimizer.optimizer, run.parameter_names)  # type: ignore[attr-defined]

@@ -6,20 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
 from fingerprint_accel.config import Config, TrainingConfig
-from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.data.shards import Shards, open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.training.data import Prints, open_data
 from fingerprint_accel.training.module import TrainingModule
 
 
@@ -36,8 +34,8 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    train: Subset
-    validation: Subset | None
+    train: Prints
+    validation: Prints | None
     order: SampleOrder
     preprocessor: Preprocessor
     module: torch.nn.Module
@@ -95,40 +93,6 @@ def _use_all_cores(accelerator: Accelerator) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-def split(config: Config, shards: Shards) -> tuple[Subset, Subset | None]:
-    """Training and validation prints: by finger, never by print.
-
-    Raises:
-        UserError: nothing is left to train on, or the validation prints hold no mated pair.
-    """
-    reading = config.reading
-    held_out = np.zeros(len(shards.key_of_finger), bool)
-    validation: Subset | None = None
-    if reading.validation_data:
-        other = open_dataset(reading.validation_data)
-        for what in ("ppi", "canvas"):
-            ours, theirs = getattr(shards.info, what), getattr(other.info, what)
-            if ours != theirs:
-                raise UserError(
-                    f"{reading.validation_data}: {what} {theirs}, but {config.data} has {ours}; re-import it"
-                )
-        validation = subset_of_fingers(other, np.ones(len(other.key_of_finger), bool))
-    elif reading.validation_fraction > 0:
-        held_out = split_fingers(shards.key_of_finger, reading.validation_fraction, seed=0)
-        validation = subset_of_fingers(shards, held_out)
-    if validation is not None:
-        prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
-        if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:
-            raise UserError(
-                f"{reading.validation_data or config.data}: validation got {validation.classes} fingers, needs two, "
-                "and two prints of one; raise --reading.validation-fraction, or set it to 0 to train without validation"
-            )
-    train = subset_of_fingers(shards, ~held_out)
-    if train.classes < 2:
-        raise UserError(f"{config.data}: {train.classes} fingers to train on, needs two; lower the validation fraction")
-    return train, validation
-
-
 def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or SGD; vectors (biases, normalisation) are not decayed. Fused: it can skip an update on the device."""
     matrices = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim > 1]
@@ -149,17 +113,18 @@ def set_up(config: Config) -> Run:
         UserError: missing --data or --out, data that cannot be used, knobs that do not fit the machine.
     """
     if not config.data:
-        raise UserError("no data: give --data a dataset folder (`fingerprint-accel import` makes one)")
+        raise UserError(
+            "no data: give --data a dataset folder (`fingerprint-accel import` makes one) or synth:fingers=2000"
+        )
     if not config.out:
         raise UserError("no run folder: give --out a new folder")
-    shards = open_dataset(config.data)
-    train, validation = split(config, shards)
     accelerator = make_accelerator(config)
+    train, validation = open_data(config, accelerator)
     training = config.training
     reading = config.reading
     block_size = reading.block_size if reading.order == "block" else 0
     order = SampleOrder(len(train), training.seed, block_size, train.labels, reading.impressions_per_finger)
-    preprocessor = Preprocessor(config.preprocess, shards.info.canvas, training.seed, shards.info.ppi).to(
+    preprocessor = Preprocessor(config.preprocess, train.info.canvas, training.seed, train.info.ppi).to(
         accelerator.device
     )
     torch.manual_seed(training.seed)

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from fingerprint_accel.data.loader import Subset, read_batch
 from fingerprint_accel.evaluation.metrics import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.training.data import Prints
 
 
 @torch.no_grad()
 def embed(
-    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Subset, batch_size: int
+    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Prints, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeds every print of `subset`, each on one rank.
 
@@ -27,14 +27,14 @@ def embed(
     count, processes = len(subset), accelerator.num_processes
     share = -(-count // processes)
     mine = (np.arange(share) * processes + accelerator.process_index) % count
-    side = subset.shards.info.canvas
+    side = subset.info.canvas
     buffer = torch.empty((min(batch_size, share), side, side), dtype=torch.uint8)
     was_training = model.training
     model.eval()
     parts = []
     for start in range(0, share, batch_size):
         samples = mine[start : start + batch_size]
-        batch = read_batch(subset, samples, np.zeros(len(samples), np.int64), buffer).to(accelerator.device)
+        batch = subset.read(samples, np.zeros(len(samples), np.int64), buffer).to(accelerator.device)
         with accelerator.autocast():
             output = model(preprocessor(batch, augment=False)[0])
         parts.append(output.embedding.float())
@@ -48,7 +48,7 @@ def embed(
 
 
 def validate(
-    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Subset, batch_size: int
+    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Prints, batch_size: int
 ) -> dict[str, float]:
     """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them.
 

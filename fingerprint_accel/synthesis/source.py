@@ -1,0 +1,252 @@
+"""Endless training data from nothing: masters stay on the device, every step renders new impressions of them.
+
+Takes the place of a dataset folder: `--data synth:fingers=20000`. Which finger and impression comes when follows the
+same order as prints from shards, so runs resume exactly and do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.data.loader import PrintInfo
+from fingerprint_accel.data.order import SampleOrder
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.synthesis.impressions import impression_keys, render
+from fingerprint_accel.synthesis.minutiae import Minutiae
+from fingerprint_accel.synthesis.sensors import DEFAULT, Style
+from fingerprint_accel.synthesis.skin import Masters, finger_keys, join, make_masters
+
+PREFIX = "synth:"
+CHUNK = 32  # masters made at a time, per process
+MOST_MINUTIAE = 512  # of a master; while processes exchange them, all are padded to so many
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What `--data synth:fingers=20000,impressions=8,...` says.
+
+    Attributes:
+        fingers: to train on.
+        impressions: of each finger per epoch; new ones in every epoch.
+        seed: of the fingers and impressions.
+        first: number of the first finger.
+        style: sensors (joined by +), quality, ppi, canvas.
+    """
+
+    fingers: int
+    impressions: int = 8
+    seed: int = 0
+    first: int = 0
+    style: Style = dataclasses.field(default_factory=Style)
+
+
+def is_source(data: str) -> bool:
+    """Whether `--data` names a synthetic source rather than a folder."""
+    return data.startswith(PREFIX)
+
+
+def parse_source(data: str) -> SourceSpec:
+    """Reads `synth:fingers=20000,impressions=8,seed=1,first=0,quality=default,sensors=optical+ink,ppi=300,canvas=320`.
+
+    Raises:
+        UserError: a key or value that does not fit; the message shows how it is written.
+    """
+    numbers: dict[str, int] = {}
+    looks: dict[str, str | int | tuple[str, ...]] = {}
+    for part in filter(None, data.removeprefix(PREFIX).split(",")):
+        key, _, value = part.partition("=")
+        if key == "quality":
+            looks[key] = value
+        elif key == "sensors":
+            looks[key] = tuple(value.split("+")) if value else DEFAULT
+        elif key in ("fingers", "impressions", "seed", "first", "ppi", "canvas") and value.isdecimal():
+            (looks if key in ("ppi", "canvas") else numbers)[key] = int(value)
+        else:
+            raise UserError(
+                f"--data {data}: cannot read {part!r}; write synth:fingers=20000,impressions=8,seed=0,first=0,"
+                "quality=default,sensors=optical+ink,ppi=300,canvas=320 (all but fingers may be left out)"
+            )
+    if numbers.get("fingers", 0) < 2 or numbers.get("impressions", 2) < 2:
+        raise UserError(f"--data {data}: needs at least two fingers and two impressions of each")
+    return SourceSpec(**numbers, style=Style(**looks))  # type: ignore[arg-type]
+
+
+def shared_masters(
+    spec: SourceSpec,
+    count: int,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Masters:
+    """Fingers `spec.first` to `spec.first + count`, the same on every rank; each rank makes its share.
+
+    Args:
+        spec: whose seed is used.
+        count: number of fingers.
+        device: where they are made and stay.
+        rank, processes: which share is this process's.
+        gather: concatenates tensors of all ranks along the first dimension; needed with several processes.
+    """
+    numbers = spec.first + torch.arange(count, device=device)
+    parts = []
+    bar = tqdm(total=count, desc="making fingers", unit="finger", disable=rank > 0)
+    for chunk in finger_keys(spec.seed, numbers).split(CHUNK * processes):
+        share = -(-len(chunk) // processes)
+        mine = chunk[torch.arange(rank * share, (rank + 1) * share, device=device).clamp(max=len(chunk) - 1)]
+        made = make_masters(mine)
+        if processes > 1:
+            assert gather is not None, "several processes exchange their masters"
+            made = _gathered(made, gather, len(chunk))
+        parts.append(made)
+        bar.update(len(chunk))
+    bar.close()
+    return join(parts)
+
+
+def _gathered(masters: Masters, gather: Callable[[torch.Tensor], torch.Tensor], count: int) -> Masters:
+    """The first `count` masters of all ranks."""
+
+    def padded(values: torch.Tensor) -> torch.Tensor:
+        room = values.new_zeros(len(values), MOST_MINUTIAE, *values.shape[2:])
+        room[:, : values.shape[1]] = values
+        return room
+
+    own = masters.minutiae
+    together = [
+        gather(values)[:count]
+        for values in (
+            masters.ridges, masters.kind, masters.size, own.count,
+            padded(own.position), padded(own.angle), padded(own.ending.to(torch.uint8)),
+        )
+    ]  # fmt: skip
+    ridges, kind, size, number, position, angle, ending = together
+    most = max(1, int(number.max()))
+    minutiae = Minutiae(position[:, :most], angle[:, :most], ending[:, :most].bool(), number)
+    return Masters(ridges, minutiae, kind, size)
+
+
+@dataclass(frozen=True)
+class SyntheticPrints:
+    """Impressions of some fingers, rendered when asked for; the counterpart of `data.loader.Subset`.
+
+    Attributes:
+        spec: what they look like.
+        masters: the fingers, on the device.
+        numbers: (F,) int64 number of each finger, on the device.
+    """
+
+    spec: SourceSpec
+    masters: Masters
+    numbers: torch.Tensor
+
+    def __len__(self) -> int:
+        """Prints per epoch."""
+        return len(self.masters) * self.spec.impressions
+
+    @property
+    def classes(self) -> int:
+        """Number of fingers."""
+        return len(self.masters)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 finger of each print, dense."""
+        return np.arange(len(self)) // self.spec.impressions
+
+    @property
+    def info(self) -> PrintInfo:
+        """Resolution and size of the prints."""
+        return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
+
+    def read(self, samples: np.ndarray, epochs: np.ndarray, buffer: torch.Tensor | None = None) -> Batch:
+        """Renders prints on the masters' device.
+
+        Args:
+            samples: (B,) int64 in 0..N-1.
+            epochs: (B,) int64; an epoch has its own impressions.
+            buffer: not used.
+        """
+        device = self.numbers.device
+        index, epoch = torch.from_numpy(samples).to(device), torch.from_numpy(epochs).to(device)
+        which = index // self.spec.impressions
+        impression = epoch * self.spec.impressions + index % self.spec.impressions
+        keys = impression_keys(self.spec.seed, self.numbers[which], impression)
+        prints = render(self.masters, which, keys, self.spec.style)
+        return Batch(prints.image, which, prints.minutiae, prints.count, index, epoch)
+
+    def loader(
+        self,
+        order: SampleOrder,
+        batch_size: int,
+        rank: int = 0,
+        processes: int = 1,
+        device: torch.device | str = "cpu",
+        position: int = 0,
+        prefetch: int = 3,
+    ) -> RenderLoader:
+        """Endless micro-batches of one process, as `data.loader.Subset.loader`."""
+        return RenderLoader(self, order, batch_size, rank, processes, position)
+
+
+class RenderLoader:
+    """Endless micro-batches, rendered one after the other. Use as a context manager, then iterate.
+
+    Attributes:
+        waited: seconds spent on rendering; on a GPU, on handing the work to it.
+    """
+
+    def __init__(
+        self, prints: SyntheticPrints, order: SampleOrder, batch_size: int, rank: int, processes: int, position: int
+    ) -> None:
+        self.prints, self.order, self.batch_size = prints, order, batch_size
+        self.rank, self.processes, self.position = rank, processes, position
+        self.waited = 0.0
+
+    def __enter__(self) -> RenderLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        position = self.position
+        while True:
+            start = time.perf_counter()
+            batch = self.prints.read(*self.order.take(position + self.rank * self.batch_size, self.batch_size))
+            position += self.batch_size * self.processes
+            self.waited += time.perf_counter() - start
+            yield batch
+
+
+def open_source(
+    data: str,
+    held_out: float,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[SyntheticPrints, SyntheticPrints | None]:
+    """Fingers to train on, and others to validate on.
+
+    Args:
+        data: see `parse_source`.
+        held_out: validation fingers as a share of the training fingers, at least two; 0 for none.
+        device, rank, processes, gather: see `shared_masters`.
+    """
+    spec = parse_source(data)
+    validation = max(2, round(held_out * spec.fingers)) if held_out > 0 else 0
+    masters = shared_masters(spec, spec.fingers + validation, device, rank, processes, gather)
+    numbers = spec.first + torch.arange(len(masters), device=device)
+    train = SyntheticPrints(spec, masters[: spec.fingers], numbers[: spec.fingers])
+    if not validation:
+        return train, None
+    return train, SyntheticPrints(spec, masters[spec.fingers :], numbers[spec.fingers :])

@@ -1,0 +1,73 @@
+"""Which prints a run trains on and validates on: from a dataset folder or from a synthetic source."""
+
+from __future__ import annotations
+
+import numpy as np
+from accelerate import Accelerator
+
+from fingerprint_accel.config import Config
+from fingerprint_accel.data.loader import PrintInfo, Subset, subset_of_fingers
+from fingerprint_accel.data.shards import open_dataset, split_fingers
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.synthesis.source import SyntheticPrints, is_source, open_source
+
+Prints = Subset | SyntheticPrints
+
+
+def open_data(config: Config, accelerator: Accelerator) -> tuple[Prints, Prints | None]:
+    """Training and validation prints: by finger, never by print.
+
+    Raises:
+        UserError: data that cannot be used, nothing left to train on, or no mated pair to validate on.
+    """
+    reading = config.reading
+    apart = bool(reading.validation_data)
+    share = 0.0 if apart else reading.validation_fraction
+    train: Prints
+    validation: Prints | None
+    if is_source(config.data):
+        train, validation = open_source(
+            config.data,
+            share,
+            accelerator.device,
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.gather,
+        )
+    else:
+        train, validation = _split(config.data, share)
+    if apart:
+        validation = _all_of(reading.validation_data, train.info, config.data)
+    if validation is not None:
+        _check_validation(validation, reading.validation_data or config.data)
+    if train.classes < 2:
+        raise UserError(f"{config.data}: {train.classes} fingers to train on, needs two; lower the validation fraction")
+    return train, validation
+
+
+def _split(folder: str, held_out: float) -> tuple[Subset, Subset | None]:
+    """A dataset's training fingers, and those that are held out."""
+    shards = open_dataset(folder)
+    out = np.zeros(len(shards.key_of_finger), bool)
+    if held_out > 0:
+        out = split_fingers(shards.key_of_finger, held_out, seed=0)
+    return subset_of_fingers(shards, ~out), subset_of_fingers(shards, out) if held_out > 0 else None
+
+
+def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
+    """Every print of a validation dataset that fits the training data."""
+    shards = open_dataset(folder)
+    for what in ("ppi", "canvas"):
+        ours, theirs = getattr(trained, what), getattr(shards.info, what)
+        if ours != theirs:
+            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; re-import it")
+    return subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
+
+
+def _check_validation(validation: Prints, data: str) -> None:
+    prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
+    if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:
+        raise UserError(
+            f"{data}: validation got {validation.classes} fingers, needs two, "
+            "and two prints of one; raise --reading.validation-fraction, or set it to 0 to train without validation"
+        )
