@@ -29,7 +29,7 @@ def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """(N, H, W) mm between ridges: finer around the core, coarser towards the joint, larger on larger fingers."""
     x, y = frame(keys.device)
     draw = normal(keys, PERIOD, 3, 2.2)
-    base = 0.475 * (1 + 0.045 * draw[:, 0]) * pattern.size**0.6
+    base = 0.455 * (1 + 0.045 * draw[:, 0]) * pattern.size**0.6
     core = torch.where(pattern.present[:, :1], pattern.points[:, 0], 0.0)
     distance = (x - core[:, 0, None, None]).square() + (y - core[:, 1, None, None]).square()
     finer = (0.04 + 0.03 * draw[:, 1, None, None]) * torch.exp(-distance / (2 * 3.5**2))

@@ -68,7 +68,7 @@ def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor([[SENSORS[name][parameter] for parameter in PARAMETERS] for name in names], device=device)
 
 
-QUALITIES = {"clean": (0.15, 0.3), "default": (0.3, 1.1), "poor": (0.9, 1.6), "mixed": (0.15, 1.6)}
+QUALITIES = {"clean": (0.15, 0.3), "default": (0.4, 1.3), "poor": (0.9, 1.6), "mixed": (0.15, 1.6)}
 """Severity of what goes wrong at a touch is drawn from these ranges."""
 
 

@@ -79,8 +79,8 @@ class Touch:
         spot = (0.5 + strong).clamp(max=1.6)
         self.spot_x, self.spot_y = self._signed("x", 1.8) * spot, 0.3 + self._signed("y", 2.8) * spot
         smaller = 1 - 0.28 * strong * self.draw["square"] * self.draw["width"]
-        self.half_x = (6.4 + 2.4 * self.draw["width"]) * size * smaller
-        self.half_y = (8.2 + 3.6 * self.draw["height"]) * size * smaller
+        self.half_x = (5.9 + 2.4 * self.draw["width"]) * size * smaller
+        self.half_y = (7.4 + 3.6 * self.draw["height"]) * size * smaller
         cos, sin = self.angle.cos(), self.angle.sin()
         reach_x = ((self.half_x * cos).square() + (self.half_y * sin).square()).sqrt()
         reach_y = ((self.half_x * sin).square() + (self.half_y * cos).square()).sqrt()
@@ -135,7 +135,7 @@ class Touch:
         pressure = pressure + (0.24 * self._slow(PRESSURE, 8)[:, 0] + lean) * strong
         blots = (self._slow(BLOTS, 14)[:, 0] - 1.1).clamp_min(0) * 1.6 * (self.draw["wet"] - 0.45).clamp_min(0)
         pressure = pressure + blots * strong - 0.75 * torch.exp(-depth.clamp_min(0) / 0.8)
-        dry = (0.16 + 1.0 * self.draw["dry"] ** 3 * strong) * (1 + 0.6 * self._slow(DRYNESS, 8)[:, 0]).clamp(0.1, 2.2)
+        dry = (0.16 + 1.1 * self.draw["dry"].square() * strong) * (1 + 0.6 * self._slow(DRYNESS, 8)[:, 0]).clamp(0.1, 2.2)
         shade = self._slow(SHADE, 5)[:, 0]
         slow = torch.stack([move_x, move_y, depth, pressure, dry, shade], dim=1)
         return smooth_field(slow, self.style.canvas, self.style.canvas)
