@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import device_name
 
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, parse
 from fingerprint_accel.data.batch import Batch
@@ -151,9 +152,8 @@ MEASURES = {"read": measure_read, "prepare": measure_prepare, "step": measure_st
 def describe(run: Run) -> dict[str, Any]:
     """Machine, versions and what was run."""
     accelerator, config = run.accelerator, run.config
-    name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else _processor()
     return {
-        "device": name,
+        "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
@@ -166,14 +166,6 @@ def describe(run: Run) -> dict[str, Any]:
         "canvas": run.train.info.canvas,
         "command": " ".join(sys.argv),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
-    return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

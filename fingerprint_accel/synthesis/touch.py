@@ -135,7 +135,9 @@ class Touch:
         pressure = pressure + (0.24 * self._slow(PRESSURE, 8)[:, 0] + lean) * strong
         blots = (self._slow(BLOTS, 14)[:, 0] - 1.1).clamp_min(0) * 1.6 * (self.draw["wet"] - 0.45).clamp_min(0)
         pressure = pressure + blots * strong - 0.75 * torch.exp(-depth.clamp_min(0) / 0.8)
-        dry = (0.16 + 1.1 * self.draw["dry"].square() * strong) * (1 + 0.6 * self._slow(DRYNESS, 8)[:, 0]).clamp(0.1, 2.2)
+        dry = (0.16 + 1.1 * self.draw["dry"].square() * strong) * (1 + 0.6 * self._slow(DRYNESS, 8)[:, 0]).clamp(
+            0.1, 2.2
+        )
         shade = self._slow(SHADE, 5)[:, 0]
         slow = torch.stack([move_x, move_y, depth, pressure, dry, shade], dim=1)
         return smooth_field(slow, self.style.canvas, self.style.canvas)

@@ -1,6 +1,8 @@
 """Impressions: the same in any batch, and minutiae lie exactly where the picture shows them."""
 
 import dataclasses
+import math
+import statistics
 
 import pytest
 import torch
@@ -80,7 +82,7 @@ def blobs(masters, number):
 @pytest.mark.parametrize(("ppi", "canvas"), [(300, 320), (500, 512)])
 def test_minutiae_lie_where_the_picture_shows_them(masters, ppi, canvas):
     style = Style(sensors=("optical",), quality="default", ppi=ppi, canvas=canvas)
-    seen = 0
+    errors = []
     for number in range(1, 50, 2):
         prints = render(blobs(masters, number), FINGERS, keys_of(FINGERS, number), style)
         axis = torch.arange(canvas) + 0.5
@@ -94,10 +96,10 @@ def test_minutiae_lie_where_the_picture_shows_them(masters, ppi, canvas):
             if min(x, y) < 20 or max(x, y) > canvas - 20 or ink[near].max() < 60 or not prints.skin[finger][near].all():
                 continue
             found = (dark * axis[None]).sum() / dark.sum(), (dark * axis[:, None]).sum() / dark.sum()
-            assert float(found[0]) == pytest.approx(x, abs=0.1 * ppi / 25.4)
-            assert float(found[1]) == pytest.approx(y, abs=0.1 * ppi / 25.4)
-            seen += 1
-    assert seen > 15
+            errors.append(math.hypot(float(found[0]) - x, float(found[1]) - y) * 25.4 / ppi)
+    assert len(errors) > 15
+    assert statistics.median(errors) < 0.05, "mm: half a pixel at 300 ppi"
+    assert max(errors) < 0.2, "mm: dryness and texture pull at a bump"
 
 
 def test_minutiae_are_kept_where_the_finger_touched_and_nowhere_else(masters):
@@ -180,6 +182,4 @@ def test_geometry_in_millimetres(masters):
     assert (coarse.count - fine.count).abs().max() <= 2
     row = int((coarse.count == fine.count).nonzero()[0])
     count = int(coarse.count[row])
-    torch.testing.assert_close(
-        fine.minutiae[row, :count, :2] / 2, coarse.minutiae[row, :count, :2], rtol=0, atol=0.25
-    )
+    torch.testing.assert_close(fine.minutiae[row, :count, :2] / 2, coarse.minutiae[row, :count, :2], rtol=0, atol=0.25)

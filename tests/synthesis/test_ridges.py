@@ -12,7 +12,7 @@ from fingerprint_accel.synthesis.skin import finger_keys
 
 
 def wave(cycles_right, cycles_down):
-    """A plane wave that fits the master's frame, so that nothing leaks: (1, H, W), period in mm and normal direction."""
+    """A plane wave that fits the frame of a master: (1, H, W), its period in mm and the direction of its normal."""
     row, column = torch.arange(HEIGHT)[:, None], torch.arange(WIDTH)[None]
     phase = 2 * math.pi * (cycles_right * column / WIDTH + cycles_down * row / HEIGHT)
     right, down = cycles_right / WIDTH, cycles_down / HEIGHT
@@ -52,7 +52,7 @@ def test_ridges_follow_direction_and_period():
     pattern = make_pattern(keys)
     period = period_field(keys, pattern)
     signal = grow(keys, pattern, period)
-    # the phase grows by 2 pi per period along the normal: compare neighbours half a ridge apart, away from singularities
+    # along the normal the phase grows by 2 pi per period: compare neighbours, away from singular points
     normal_angle = pattern.field + math.pi / 2
     right = torch.angle(signal[:, :, 1:] * signal[:, :, :-1].conj())
     turned = torch.cos(normal_angle[:, :, 1:] - normal_angle[:, :, :-1]) < 0.9  # where the direction jumps by pi

@@ -76,10 +76,7 @@ def test_ranks_share_a_batch(opened, processes):
     order = SampleOrder(len(train), 9, labels=train.labels, per_finger=2)
     one = next(iter(train.loader(order, 6, position=12)))
     size = 6 // processes
-    parts = [
-        next(iter(train.loader(order, size, rank, processes, position=12)))
-        for rank in range(processes)
-    ]
+    parts = [next(iter(train.loader(order, size, rank, processes, position=12))) for rank in range(processes)]
     assert torch.equal(torch.cat([part.image for part in parts]), one.image)
     assert torch.equal(torch.cat([part.index for part in parts]), one.index)
     assert torch.equal(torch.cat([part.epoch for part in parts]), one.epoch)
