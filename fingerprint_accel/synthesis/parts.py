@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from fingerprint_accel.data.parallel import stopping
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import Masters, finger_keys, join, make_masters
+from fingerprint_accel.synthesis.skin import finger_keys, make_masters
 
 FINGERS_PER_PART, PRINTS_PER_PART = 64, 1024  # at most
 PARTS_ON_CPU = 256  # at least, if there are as many fingers: work for every core
@@ -81,14 +80,36 @@ class Plan:
 
     @property
     def prints_at_once(self) -> int:
-        """Prints that are rendered together, and rows of a record batch of a part."""
+        """Prints that are rendered together, and rows of a record batch of a part, at most."""
         return max(1, min(128, PIXELS_AT_ONCE // self.style.canvas**2))
+
+    @property
+    def masters_at_once(self) -> int:
+        """Fingers that are made together."""
+        return 1 if self.device == "cpu" else self.fingers_per_part
+
+    @property
+    def fingers_at_once(self) -> int:
+        """Fingers that are rendered together."""
+        return 1 if self.device == "cpu" else max(1, self.prints_at_once // self.impressions)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Record batch, and row in it, of a part's row; the rows of a part count finger by finger."""
+        group, row = divmod(row, self.fingers_at_once * self.impressions)
+        batches = -(-self.fingers_at_once * self.impressions // self.prints_at_once)
+        return group * batches + row // self.prints_at_once, row % self.prints_at_once
 
     def fingers_of(self, part: int) -> range:
         """Numbers of the fingers in a part."""
         start = part * self.fingers_per_part
         stop = min(self.fingers, start + self.fingers_per_part)
         return range(self.first_finger + start, self.first_finger + stop)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of a part."""
+        image = pa.binary(self.style.canvas**2)
+        return pa.schema({"image": image, "minutiae": pa.list_(pa.float32()), "kind": pa.int8()})
 
     def arguments(self) -> dict[str, Any]:
         """The plan as JSON, with the versions whose bits it means."""
@@ -176,7 +197,7 @@ class Parts:
                 with pa.memory_map(str(self.path(part))) as file:
                     reader = pa.ipc.open_file(file)
                     for row in here.tolist():
-                        batch, place = divmod(row - part * per_part, self.plan.prints_at_once)
+                        batch, place = self.plan.place(row - part * per_part)
                         yield row, *_row(reader.get_batch(batch), place, self.plan.style.canvas)
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"{self.path(part)}: damaged; delete it and run the same command again") from error
@@ -192,41 +213,38 @@ def make_part(task: tuple[Parts, int]) -> int:
     """Makes one part and says how many prints it holds; 0 if it was told to stop."""
     parts, number = task
     plan = parts.plan
-    fingers = torch.tensor(plan.fingers_of(number), device=plan.device)
-    masters = []
-    for keys in finger_keys(plan.seed, fingers).split(1 if plan.device == "cpu" else len(fingers)):
-        if stopping():
-            return 0
-        masters.append(make_masters(keys))
     unfinished = parts.folder / f"{number:05d}-{os.getpid()}.tmp"
+    prints = 0
     try:
         with unfinished.open("wb") as file:
-            if not _write(file, plan, fingers, join(masters)):
-                return 0
+            with pa.ipc.new_file(file, plan.schema) as writer:
+                for batch in _batches(plan, plan.fingers_of(number)):
+                    if stopping():
+                        return 0
+                    writer.write_batch(batch)
+                    prints += len(batch)
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(parts.path(number))
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
-    return len(fingers) * plan.impressions
+        unfinished.unlink(missing_ok=True)
+    return prints
 
 
-def _write(file: Any, plan: Plan, fingers: torch.Tensor, masters: Masters) -> bool:
-    """Renders all impressions of some fingers to an Arrow file; False if it was told to stop."""
-    schema = pa.schema(
-        {"image": pa.binary(plan.style.canvas**2), "minutiae": pa.list_(pa.float32()), "kind": pa.int8()}
-    )
-    which = torch.arange(len(fingers), device=plan.device).repeat_interleave(plan.impressions)
-    impressions = torch.arange(plan.impressions, device=plan.device).repeat(len(fingers))
+def _batches(plan: Plan, numbers: range) -> Iterator[pa.RecordBatch]:
+    """All impressions of some fingers, as `Plan.place` finds them.
+
+    A CPU goes finger by finger: the last bit of an angle can hang on how far its minutiae are padded.
+    """
     at_once = plan.prints_at_once
-    with pa.ipc.new_file(file, schema) as writer:
-        for some, touches in zip(which.split(at_once), impressions.split(at_once), strict=True):
-            if stopping():
-                return False
-            prints = render(masters, some, impression_keys(plan.seed, fingers[some], touches), plan.style)
-            writer.write_batch(_batch(prints, masters.kind[some], schema))
-    return True
+    every = torch.arange(plan.impressions, device=plan.device)
+    for fingers in torch.tensor(numbers, device=plan.device).split(plan.masters_at_once):
+        masters = make_masters(finger_keys(plan.seed, fingers))
+        for group in torch.arange(len(fingers), device=plan.device).split(plan.fingers_at_once):
+            which, impressions = group.repeat_interleave(len(every)), every.repeat(len(group))
+            for some, touches in zip(which.split(at_once), impressions.split(at_once), strict=True):
+                prints = render(masters, some, impression_keys(plan.seed, fingers[some], touches), plan.style)
+                yield _batch(prints, masters.kind[some], plan.schema)
 
 
 def _batch(prints: Prints, kind: torch.Tensor, schema: pa.Schema) -> pa.RecordBatch:

@@ -99,17 +99,9 @@ def test_killed_worker(tmp_path, environment):
     assert not any("Traceback" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--sensors", "optical", "acoustic"), "sensor 'acoustic': unknown"),
-        (("--quality", "superb"), "quality 'superb': unknown"),
-        (("--impressions", "40000"), "--impressions 40000: must lie between"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(words, message, tmp_path, environment):
-    result = run(tmp_path / "set", *words, environment=environment)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, environment):
+    result = run(tmp_path / "set", "--sensors", "optical", "acoustic", environment=environment)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.startswith("error: sensor 'acoustic': unknown; there are optical, ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -52,11 +52,24 @@ def test_the_same_bytes_again_and_with_two_workers(folder, tmp_path):
 
 def test_larger_parts_change_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "PARTS_ON_CPU", 2)
-    monkeypatch.setattr(parts_module, "PIXELS_AT_ONCE", 4 * 320**2)
+    monkeypatch.setattr(parts_module, "PIXELS_AT_ONCE", 2 * 320**2)
     monkeypatch.setattr(writing, "BYTES_AT_ONCE", 5 * 320**2)
     assert Plan(4, 3, 5, 0, Style(), "cpu").fingers_per_part == 2
     write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS)
     assert files(tmp_path / "set") == files(folder)
+
+
+def test_several_fingers_at_once(folder, tmp_path, monkeypatch):
+    """As on a GPU: same prints, though angles may differ in their last bit."""
+    monkeypatch.setattr(parts_module, "PARTS_ON_CPU", 1)
+    monkeypatch.setattr(Plan, "masters_at_once", 4)
+    monkeypatch.setattr(Plan, "fingers_at_once", 3)
+    write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS)
+    ours, whole = images(tmp_path / "set"), images(folder)
+    assert ours.keys() == whole.keys()
+    for key, (image, minutiae) in ours.items():
+        np.testing.assert_array_equal(image, whole[key][0])
+        np.testing.assert_allclose(minutiae, whole[key][1], atol=1e-6)
 
 
 def test_a_finger_is_the_same_in_any_set(folder, tmp_path):
