@@ -22,6 +22,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 IN_FLIGHT = 4  # tasks per worker
 _stop: Event | None = None  # of the pool that this process works for
+_working = False  # whether this process has been given a task
 
 
 def cores() -> int:
@@ -30,7 +31,7 @@ def cores() -> int:
 
 
 def in_parallel(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, begin: Callable[[], None] | None = None
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Generator[Result, None, None]:
     """Yields function(task) for every task, in order, with a bounded number in flight.
 
@@ -41,7 +42,6 @@ def in_parallel(
         function: a module's function; it and the tasks travel to the workers.
         tasks: taken as they are needed.
         workers: processes; 1 works in this one.
-        begin: called in every worker before its first task; not in this process.
 
     Raises:
         UserError: a worker was killed.
@@ -53,12 +53,12 @@ def in_parallel(
     context = multiprocessing.get_context("spawn")
     their_end, our_end = context.Pipe(duplex=False)
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(their_end, stop, begin))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(their_end, stop))
     in_flight: deque[Future[Result]] = deque()
     try:
         for task in tasks:
             with _without_interrupts():  # this starts the workers
-                in_flight.append(pool.submit(function, task))
+                in_flight.append(pool.submit(_work, function, task))
             if len(in_flight) == IN_FLIGHT * workers:
                 yield in_flight.popleft().result()
         while in_flight:
@@ -83,18 +83,25 @@ def stopping() -> bool:
     return _stop is not None and _stop.is_set()
 
 
-def _start(parent: Connection, stop: Event, begin: Callable[[], None] | None) -> None:
-    """First thing in a worker."""
+def _start(parent: Connection, stop: Event) -> None:
+    """First thing in a worker: watches its parent."""
     global _stop
     _stop = stop
 
     def watch() -> None:
-        parent.poll(None)  # until nobody holds the other end
+        while not parent.poll(0.2):  # true as soon as nobody holds the other end
+            if stop.is_set() and not _working:
+                break  # it still imports what its first task needs
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-    if begin is not None:
-        begin()
+
+
+def _work(function: Callable[[Task], Result], task: Task) -> Result:
+    """Does a task. From now on the worker must not be cut off: the parent would wait for the rest of a result."""
+    global _working
+    _working = True
+    return function(task)
 
 
 @contextlib.contextmanager

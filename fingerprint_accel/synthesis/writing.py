@@ -12,7 +12,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,8 +164,7 @@ def _make(parts: Parts, workers: int, progress: bool) -> int:
         tqdm(
             total=plan.prints, initial=plan.prints - to_make, desc="making", unit="print", disable=not progress
         ) as bar,
-        _one_thread(workers == 1),
-        contextlib.closing(in_parallel(make_part, tasks, workers, begin=_take_one_thread)) as results,
+        contextlib.closing(in_parallel(_make_on_one_thread, tasks, workers)) as results,
     ):
         for prints in results:
             made += prints
@@ -186,18 +184,12 @@ def _check_room(parts: Parts) -> None:
         )
 
 
-def _take_one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def _one_thread(here: bool) -> Iterator[None]:
-    """One process, one core: torch works on one thread meanwhile."""
+def _make_on_one_thread(task: tuple[Parts, int]) -> int:
+    """One process, one core."""
     before = torch.get_num_threads()
-    if here:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
-        yield
+        return make_part(task)
     finally:
         torch.set_num_threads(before)
 
