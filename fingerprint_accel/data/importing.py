@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import multiprocessing
-import os
-import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +15,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.data.listing import Listing, list_files
 from fingerprint_accel.data.order import permutation
+from fingerprint_accel.data.parallel import batched, cores, in_parallel
 from fingerprint_accel.data.print_file import Job, Prepared, find_template, prepare_many
 from fingerprint_accel.data.shards import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.errors import UserError
@@ -122,7 +117,7 @@ def import_dataset(
                 reject(path, reason)
             jobs = _jobs(listing, ppi, minutiae, seed)
             bar = tqdm(total=len(listing.table), desc="importing", unit="print", disable=not progress)
-            with contextlib.closing(_in_parallel(jobs, dataset_ppi, canvas, workers)) as results:
+            with contextlib.closing(_prepared(jobs, dataset_ppi, canvas, workers)) as results:
                 for prepared in results:
                     job = prepared.job
                     if prepared.minutiae_reason:
@@ -176,35 +171,10 @@ def _jobs(listing: Listing, ppi: int, minutiae: Path | None, seed: int) -> Itera
             yield Job(path, row["path"], row["finger_key"], row["impression"], row["ppi"] or ppi, template)
 
 
-def _in_parallel(jobs: Iterator[Job], dataset_ppi: int, canvas: int, workers: int) -> Generator[Prepared, None, None]:
-    """Prepares jobs on several processes and yields them in order, with a bounded number in flight."""
-    workers = workers or len(os.sched_getaffinity(0))
-    if workers == 1:
-        for job in jobs:
-            yield prepare_many(([job], dataset_ppi, canvas))[0]
-        return
-    in_flight: deque[Future[list[Prepared]]] = deque()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context)
-    try:
-        while batch := list(itertools.islice(jobs, JOBS_PER_TASK)):
-            with _without_interrupts():  # this starts the workers
-                in_flight.append(pool.submit(prepare_many, (batch, dataset_ppi, canvas)))
-            if len(in_flight) == 4 * workers:
-                yield from in_flight.popleft().result()
-        while in_flight:
-            yield from in_flight.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, perhaps for want of memory; give fewer --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Holds Ctrl-C back; processes started meanwhile never see it, and leave the answer to their parent."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _prepared(jobs: Iterator[Job], dataset_ppi: int, canvas: int, workers: int) -> Generator[Prepared, None, None]:
+    """Prepares jobs on several processes and yields them in order."""
+    workers = workers or cores()
+    tasks = ((batch, dataset_ppi, canvas) for batch in batched(jobs, 1 if workers == 1 else JOBS_PER_TASK))
+    with contextlib.closing(in_parallel(prepare_many, tasks, workers)) as batches:
+        for batch in batches:
+            yield from batch

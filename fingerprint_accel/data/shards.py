@@ -17,7 +17,8 @@ from fingerprint_accel.data.order import mix64
 from fingerprint_accel.errors import UserError
 
 FORMAT_VERSION = 1
-ROWS_PER_RECORD_BATCH = 1024  # 100 MB of 320 x 320 canvases; an Arrow chunk must stay below 2 GiB
+ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
+BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
 FEATURES = datasets.Features(
     {
         "image": datasets.Value("binary"),
@@ -81,6 +82,7 @@ class ShardWriter:
         self._fingers: dict[str, int] = {}
         self._pending: list[Record] = []
         self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._rows_per_batch = max(1, min(ROWS_PER_RECORD_BATCH, BYTES_PER_RECORD_BATCH // canvas**2))
         self._closed = False
         self._rows_in_shard, self._shards, self._prints, self._with_minutiae = 0, 0, 0, 0
 
@@ -100,7 +102,7 @@ class ShardWriter:
         assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
         assert record.image.dtype == np.uint8, "canvases are uint8"
         self._pending.append(record)
-        if len(self._pending) == ROWS_PER_RECORD_BATCH:
+        if len(self._pending) == self._rows_per_batch:
             self._flush()
 
     def _flush(self) -> None:

@@ -26,6 +26,16 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
+def test_chunks_of_large_canvases_stay_small(tmp_path, monkeypatch):
+    """An Arrow chunk holds less than 2 GiB: 512 prints of 2048 x 2048 would be too many."""
+    monkeypatch.setattr("fingerprint_accel.data.shards.BYTES_PER_RECORD_BATCH", 3 * SIDE**2 + 1)
+    with ShardWriter(tmp_path / "set", ppi=300, canvas=SIDE) as writer:
+        for record in records(7):
+            writer.add(record)
+    shards = open_dataset(tmp_path / "set")
+    assert [len(chunk) for chunk in shards.table["image"].chunks] == [3, 3, 1]
+
+
 def test_what_is_written_is_read(folder):
     shards, expected = open_dataset(folder), list(records(2500))
     assert len(shards) == 2500

@@ -1,0 +1,260 @@
+"""Parts of a synthetic dataset, made one by one, each whole on disk or absent: a killed run goes on from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from fingerprint_accel import __version__
+from fingerprint_accel.data.parallel import stopping
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
+from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+
+FINGERS_PER_PART, PRINTS_PER_PART = 64, 1024  # at most
+PARTS_ON_CPU = 256  # at least, if there are as many fingers: work for every core
+PIXELS_AT_ONCE = 2**24  # 163 prints of 320 x 320; a GPU needs about 200 bytes for each pixel
+MOST_FINGERS, MOST_IMPRESSIONS = 2**31 - 1, 2**15 - 1  # int32 and int16 in the dataset
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the bytes of a synthetic dataset depend on.
+
+    Attributes:
+        fingers: how many, numbered from `first_finger`.
+        impressions: of each finger, numbered from 0.
+        seed: with a finger's number it decides all about the finger.
+        first_finger: number of the first finger.
+        style: of the impressions.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    fingers: int
+    impressions: int
+    seed: int
+    first_finger: int
+    style: Style
+    device: str
+
+    def __post_init__(self) -> None:
+        for option, value, low, high in (
+            ("--fingers", self.fingers, 1, MOST_FINGERS),
+            ("--impressions", self.impressions, 1, MOST_IMPRESSIONS),
+            ("--seed", self.seed, 0, 2**63 - 1),
+            ("--first-finger", self.first_finger, 0, MOST_FINGERS),
+        ):
+            if not low <= value <= high:
+                raise UserError(f"{option} {value}: must lie between {low} and {high}")
+
+    @property
+    def prints(self) -> int:
+        """Rows of the dataset."""
+        return self.fingers * self.impressions
+
+    @property
+    def fingers_per_part(self) -> int:
+        """Enough to fill a GPU, few enough to be soon done."""
+        most = min(FINGERS_PER_PART, PRINTS_PER_PART // self.impressions)
+        if self.device == "cpu":
+            most = min(most, -(-self.fingers // PARTS_ON_CPU))
+        return max(1, most)
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return -(-self.fingers // self.fingers_per_part)
+
+    @property
+    def prints_at_once(self) -> int:
+        """Prints that are rendered together, and rows of a record batch of a part, at most."""
+        return max(1, min(128, PIXELS_AT_ONCE // self.style.canvas**2))
+
+    @property
+    def masters_at_once(self) -> int:
+        """Fingers that are made together."""
+        return 1 if self.device == "cpu" else self.fingers_per_part
+
+    @property
+    def fingers_at_once(self) -> int:
+        """Fingers that are rendered together."""
+        return 1 if self.device == "cpu" else max(1, self.prints_at_once // self.impressions)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Record batch, and row in it, of a part's row; the rows of a part count finger by finger."""
+        group, row = divmod(row, self.fingers_at_once * self.impressions)
+        batches = -(-self.fingers_at_once * self.impressions // self.prints_at_once)
+        return group * batches + row // self.prints_at_once, row % self.prints_at_once
+
+    def fingers_of(self, part: int) -> range:
+        """Numbers of the fingers in a part."""
+        start = part * self.fingers_per_part
+        stop = min(self.fingers, start + self.fingers_per_part)
+        return range(self.first_finger + start, self.first_finger + stop)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of a part."""
+        image = pa.binary(self.style.canvas**2)
+        return pa.schema({"image": image, "minutiae": pa.list_(pa.float32()), "kind": pa.int8()})
+
+    def arguments(self) -> dict[str, Any]:
+        """The plan as JSON, with the versions whose bits it means."""
+        style = self.style
+        return {
+            "fingers": self.fingers,
+            "impressions": self.impressions,
+            "seed": self.seed,
+            "first_finger": self.first_finger,
+            "sensors": list(style.sensors),
+            "quality": style.quality,
+            "ppi": style.ppi,
+            "canvas": style.canvas,
+            "device": self.device,
+            "fingerprint_accel": __version__,
+            "torch": torch.__version__,
+        }
+
+
+class Parts:
+    """The folder of parts of one plan: `arguments.json`, and `part-00000.arrow`, ... as far as they are made."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+
+    def stored(self) -> dict[str, Any] | None:
+        """The arguments of the parts that are there; None where there is nothing to be read."""
+        try:
+            stored = json.loads((self.folder / "arguments.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return stored if isinstance(stored, dict) else None
+
+    def begin(self, overwrite: bool) -> None:
+        """Makes the folder, or takes over what an interrupted run of the same plan has left.
+
+        Raises:
+            UserError: it holds parts of another plan, and `overwrite` is not set.
+        """
+        stored, ours = self.stored(), self.plan.arguments()
+        if stored == ours:
+            for unfinished in self.folder.glob("*.tmp"):
+                unfinished.unlink()
+            return
+        if any(self.folder.glob("part-*.arrow")) and not overwrite:
+            other = stored or {}
+            differing = ", ".join(
+                f"{name} {other.get(name)} not {ours[name]}" for name in ours if other.get(name) != ours[name]
+            )
+            raise UserError(
+                f"{self.folder}: unfinished parts of another command ({differing}); "
+                "end that command, delete the folder, or add --overwrite"
+            )
+        self.remove()
+        self.folder.mkdir(parents=True)
+        (self.folder / "arguments.json").write_text(json.dumps(ours, indent=2) + "\n")
+
+    def path(self, part: int) -> Path:
+        """Where a part lies once it is made."""
+        return self.folder / f"part-{part:05d}.arrow"
+
+    def missing(self) -> list[int]:
+        """Parts still to be made."""
+        return [part for part in range(self.plan.parts) if not self.path(part).exists()]
+
+    def remove(self) -> None:
+        """Deletes parts first and arguments last, so that what a kill leaves can still be told."""
+        for path in self.folder.glob("part-*"):
+            path.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def read(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+        """Yields row, image (canvas, canvas) uint8, minutiae (n, 4) float32 and pattern class of some rows, ascending.
+
+        Rows count finger by finger. One part is open at a time: there may be more than a process can open files.
+
+        Raises:
+            UserError: a part is damaged.
+        """
+        per_part = self.plan.fingers_per_part * self.plan.impressions
+        rows = np.sort(rows)
+        for part in np.unique(rows // per_part).tolist():
+            here = rows[rows // per_part == part]
+            try:
+                with pa.memory_map(str(self.path(part))) as file:
+                    reader = pa.ipc.open_file(file)
+                    for row in here.tolist():
+                        batch, place = self.plan.place(row - part * per_part)
+                        yield row, *_row(reader.get_batch(batch), place, self.plan.style.canvas)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{self.path(part)}: damaged; delete it and run the same command again") from error
+
+
+def _row(batch: pa.RecordBatch, place: int, canvas: int) -> tuple[np.ndarray, np.ndarray, int]:
+    image = np.frombuffer(batch["image"].buffers()[1], np.uint8)[place * canvas**2 : (place + 1) * canvas**2]
+    minutiae = batch["minutiae"][place].values.to_numpy().reshape(-1, 4)
+    return image.reshape(canvas, canvas).copy(), minutiae.copy(), batch["kind"][place].as_py()
+
+
+def make_part(task: tuple[Parts, int]) -> int:
+    """Makes one part and says how many prints it holds; 0 if it was told to stop."""
+    parts, number = task
+    plan = parts.plan
+    unfinished = parts.folder / f"{number:05d}-{os.getpid()}.tmp"
+    prints = 0
+    try:
+        with unfinished.open("wb") as file:
+            with pa.ipc.new_file(file, plan.schema) as writer:
+                for batch in _batches(plan, plan.fingers_of(number)):
+                    if stopping():
+                        return 0
+                    writer.write_batch(batch)
+                    prints += len(batch)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(parts.path(number))
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return prints
+
+
+def _batches(plan: Plan, numbers: range) -> Iterator[pa.RecordBatch]:
+    """All impressions of some fingers, as `Plan.place` finds them.
+
+    A CPU goes finger by finger: the last bit of an angle can hang on how far its minutiae are padded.
+    """
+    at_once = plan.prints_at_once
+    every = torch.arange(plan.impressions, device=plan.device)
+    for fingers in torch.tensor(numbers, device=plan.device).split(plan.masters_at_once):
+        masters = make_masters(finger_keys(plan.seed, fingers))
+        for group in torch.arange(len(fingers), device=plan.device).split(plan.fingers_at_once):
+            which, impressions = group.repeat_interleave(len(every)), every.repeat(len(group))
+            for some, touches in zip(which.split(at_once), impressions.split(at_once), strict=True):
+                prints = render(masters, some, impression_keys(plan.seed, fingers[some], touches), plan.style)
+                yield _batch(prints, masters.kind[some], plan.schema)
+
+
+def _batch(prints: Prints, kind: torch.Tensor, schema: pa.Schema) -> pa.RecordBatch:
+    images = np.ascontiguousarray(prints.image.cpu().numpy())
+    minutiae, counts = prints.minutiae.cpu().numpy(), prints.count.cpu().numpy()
+    there = np.arange(minutiae.shape[1]) < counts[:, None]
+    offsets = np.concatenate([[0], 4 * np.cumsum(counts)]).astype(np.int32)
+    arrays = [
+        pa.Array.from_buffers(schema.field("image").type, len(images), [None, pa.py_buffer(images)]),
+        pa.ListArray.from_arrays(offsets, minutiae[there].ravel()),
+        pa.array(kind.cpu().numpy().astype(np.int8)),
+    ]
+    return pa.record_batch(arrays, schema=schema)

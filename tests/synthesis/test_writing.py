@@ -1,0 +1,207 @@
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.synthesis import parts as parts_module
+from fingerprint_accel.synthesis import writing
+from fingerprint_accel.synthesis.orientation import CLASSES
+from fingerprint_accel.synthesis.parts import Parts, Plan, make_part
+from fingerprint_accel.synthesis.sensors import DEFAULT, QUALITIES, SENSORS, Style
+from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+
+OPTIONS = {"device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four fingers of seed 5 with three impressions each."""
+    folder = tmp_path_factory.mktemp("synthetic") / "set"
+    write_synthetic_dataset(folder, 4, 3, seed=5, workers=1, **OPTIONS)
+    return folder
+
+
+def images(folder):
+    """(finger_key, impression) -> image, minutiae."""
+    shards = open_dataset(folder)
+    minutiae, counts = shards.minutiae(np.arange(len(shards)))
+    found = {}
+    for row in range(len(shards)):
+        key = (shards.key_of_finger[shards.fingers[row]], int(shards.impressions[row]))
+        found[key] = (shards.image(row), minutiae[row, : counts[row]])
+    return found
+
+
+def files(folder):
+    """Bytes of all files in a folder, by name."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_the_same_bytes_again_and_with_two_workers(folder, tmp_path):
+    write_synthetic_dataset(tmp_path / "two", 4, 3, seed=5, workers=2, **OPTIONS)
+    assert files(tmp_path / "two") == files(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["two"], "parts are deleted"
+    write_synthetic_dataset(tmp_path / "two", 4, 3, seed=5, workers=1, overwrite=True, **OPTIONS)
+    assert files(tmp_path / "two") == files(folder)
+
+
+def test_larger_parts_change_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "PARTS_ON_CPU", 2)
+    monkeypatch.setattr(parts_module, "PIXELS_AT_ONCE", 2 * 320**2)
+    monkeypatch.setattr(writing, "BYTES_AT_ONCE", 5 * 320**2)
+    assert Plan(4, 3, 5, 0, Style(), "cpu").fingers_per_part == 2
+    write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS)
+    assert files(tmp_path / "set") == files(folder)
+
+
+def test_several_fingers_at_once(folder, tmp_path, monkeypatch):
+    """As on a GPU: same prints, though angles may differ in their last bit."""
+    monkeypatch.setattr(parts_module, "PARTS_ON_CPU", 1)
+    monkeypatch.setattr(Plan, "masters_at_once", 4)
+    monkeypatch.setattr(Plan, "fingers_at_once", 3)
+    write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS)
+    ours, whole = images(tmp_path / "set"), images(folder)
+    assert ours.keys() == whole.keys()
+    for key, (image, minutiae) in ours.items():
+        np.testing.assert_array_equal(image, whole[key][0])
+        np.testing.assert_allclose(minutiae, whole[key][1], atol=1e-6)
+
+
+def test_a_finger_is_the_same_in_any_set(folder, tmp_path):
+    write_synthetic_dataset(tmp_path / "set", 1, 2, seed=5, first_finger=3, workers=1, **OPTIONS)
+    ours, whole = images(tmp_path / "set"), images(folder)
+    assert set(ours) == {("synthetic-5-000003", 0), ("synthetic-5-000003", 1)}
+    for key, (image, minutiae) in ours.items():
+        np.testing.assert_array_equal(image, whole[key][0])
+        np.testing.assert_array_equal(minutiae, whole[key][1])
+
+
+def test_what_a_row_holds(folder):
+    rows = datasets.load_from_disk(str(folder))
+    assert len(rows) == 12
+    assert len({row["finger_key"] for row in rows}) == 4
+    assert sorted(rows["impression"]) == sorted(4 * [0, 1, 2])
+    assert {row["source"].rsplit("/", 1)[0] for row in rows} == {"synthetic/default"}
+    assert {row["source"].rsplit("/", 1)[1] for row in rows} <= set(CLASSES)
+    shards = open_dataset(folder)
+    shards.verify()
+    assert (np.diff(shards.fingers) == 0).sum() < 6, "sorted by finger it would be 8"
+    sources = {(row["finger_key"], row["source"]) for row in rows}
+    assert len(sources) == 4, "the class belongs to the finger"
+
+
+def test_minutiae_lie_on_the_print(folder):
+    for image, minutiae in images(folder).values():
+        assert 10 <= len(minutiae) <= 80
+        assert (minutiae[:, :2] >= 0).all()
+        assert (minutiae[:, :2] <= 320).all()
+        assert (minutiae[:, 2] >= 0).all()
+        assert (minutiae[:, 2] <= 2 * np.pi + 1e-3).all()
+        assert (minutiae[:, 3] > 0).all()
+        assert (minutiae[:, 3] <= 1).all()
+        column, row = minutiae[:, :2].astype(int).clip(8, 311).T
+        darkest = [image[y - 8 : y + 9, x - 8 : x + 9].min() for x, y in zip(column, row, strict=True)]
+        assert np.mean(np.array(darkest) < 200) > 0.9, "where there is ink"
+
+
+def test_contact_sheet_and_summary(tmp_path):
+    style = Style(("capacitive",), "poor", 250, 200)
+    summary = write_synthetic_dataset(tmp_path / "set", 2, 2, style=style, workers=1, **OPTIONS)
+    with Image.open(tmp_path / "set" / "contact_sheet.png") as sheet:
+        assert sheet.size[1] == 2 * (200 + 18)
+    assert (summary.info.ppi, summary.info.canvas, summary.info.prints, summary.made) == (250, 200, 4, 4)
+    assert summary.classes.total() == 2
+    assert len(summary.minutiae) == 4
+    for word in ("minutiae per print", "left loop", "prints/s", str(tmp_path / "set")):
+        assert word in summary.table()
+    arguments = json.loads((tmp_path / "set" / "synthesis.json").read_text())
+    assert (arguments["sensors"], arguments["quality"], arguments["seed"]) == (["capacitive"], "poor", 0)
+
+
+def test_goes_on_from_parts(folder, tmp_path, capsys):
+    parts = Parts(tmp_path / ".set.parts", Plan(4, 3, 5, 0, Style(), "cpu"))
+    parts.begin(overwrite=False)
+    make_part((parts, 2))
+    (parts.folder / "00001-99.tmp").write_bytes(b"cut off")
+    before = parts.path(2).stat().st_mtime_ns
+    parts.begin(overwrite=True)
+    assert parts.path(2).stat().st_mtime_ns == before
+    summary = write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, device="cpu")
+    assert "going on: 1 of 4 parts are there" in capsys.readouterr().err
+    assert summary.made == 9
+    assert files(tmp_path / "set") == files(folder)
+
+
+def test_cut_off_between_joining_and_deleting(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Parts, "remove", lambda parts: None)
+    write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS)
+    (tmp_path / "set" / "contact_sheet.png").unlink()
+    monkeypatch.undo()
+    assert write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS).made == 0
+    assert files(tmp_path / "set") == files(folder)
+    assert not (tmp_path / ".set.parts").exists()
+    with pytest.raises(UserError, match="exists already"):
+        write_synthetic_dataset(tmp_path / "set", 4, 3, seed=5, workers=1, **OPTIONS)
+
+
+def test_parts_of_other_arguments(tmp_path):
+    parts = Parts(tmp_path / ".set.parts", Plan(2, 1, 0, 0, Style(), "cpu"))
+    parts.begin(overwrite=False)
+    make_part((parts, 0))
+    with pytest.raises(UserError, match=r"\.set\.parts: .*\(seed 0 not 1\).*--overwrite"):
+        write_synthetic_dataset(tmp_path / "set", 2, 1, seed=1, workers=1, **OPTIONS)
+    assert parts.path(0).exists()
+    assert not (tmp_path / "set").exists()
+    summary = write_synthetic_dataset(tmp_path / "set", 2, 1, seed=1, workers=1, overwrite=True, **OPTIONS)
+    assert summary.made == 2
+
+
+def test_a_damaged_part(tmp_path):
+    parts = Parts(tmp_path / ".set.parts", Plan(1, 1, 0, 0, Style(), "cpu"))
+    parts.begin(overwrite=False)
+    parts.path(0).write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"part-00000\.arrow: damaged; delete it"):
+        write_synthetic_dataset(tmp_path / "set", 1, 1, workers=1, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [".set.parts"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fingers": 0}, "--fingers 0"),
+        ({"impressions": 0}, "--impressions 0"),
+        ({"impressions": 32768}, "--impressions 32768: must lie between 1 and 32767"),
+        ({"seed": -1}, "--seed -1"),
+        ({"first_finger": -1}, "--first-finger -1"),
+        ({"workers": -1}, "--workers -1"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"fingers": 2**31 - 1, "impressions": 1000}, "GB needed"),
+    ],
+)
+def test_mistakes(tmp_path, options, message):
+    arguments = {"fingers": 1, "impressions": 1, **OPTIONS, **options}
+    with pytest.raises(UserError, match=message):
+        write_synthetic_dataset(tmp_path / "set", **arguments)
+    assert not (tmp_path / "set").exists()
+
+
+def test_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds no GPU here; take --device cpu"):
+        write_synthetic_dataset(tmp_path / "set", 1, 1, device="cuda")
+
+
+def test_the_command_line_knows_sensors_and_qualities():
+    """It names them without importing the generator; here is what keeps the two together."""
+    import inspect
+
+    from fingerprint_accel.cli import synth
+
+    assert inspect.signature(synth).parameters["sensors"].default == DEFAULT
+    for word in (*SENSORS, *QUALITIES):
+        assert f"      {word} " in (synth.__doc__ or "")
