@@ -18,11 +18,12 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def prints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder of 24 ridge-like fingers with 4 impressions each."""
-    from fingerprint_accel.synthesis.simple import write_simple_dataset
+    """A dataset folder of 24 synthetic fingers with 4 impressions each."""
+    from fingerprint_accel.synthesis.sensors import Style
+    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
     folder = tmp_path_factory.mktemp("data") / "prints"
-    write_simple_dataset(folder, fingers=24, impressions_per_finger=4, seed=3, progress=False)
+    write_synthetic_dataset(folder, 24, 4, seed=3, style=Style(quality="clean"), workers=1, progress=False)
     return folder
 
 
