@@ -150,7 +150,11 @@ def _minutiae(
         (B, M, 4) rows as in a dataset, (B,) counts, (B, M) which are endings.
     """
     own, canvas = masters.minutiae, touch.style.canvas
-    position, angle, count = own.position[which], own.angle[which], own.count[which]
+    count = own.count[which]
+    longest = max(
+        1, int(count.max())
+    )  # not that of all fingers: the last bit of an angle depends on the tensor's length
+    position, angle, ending = (values[which, :longest] for values in (own.position, own.angle, own.ending))
     step = 0.15 * torch.stack([angle.cos(), angle.sin()], dim=-1)
     start, ahead = _on_canvas(touch, position, source), _on_canvas(touch, position + step, source)
     turned = torch.remainder(torch.atan2(start[..., 1] - ahead[..., 1], ahead[..., 0] - start[..., 0]), 2 * math.pi)
@@ -165,7 +169,7 @@ def _minutiae(
     order = torch.argsort(~keep, dim=1, stable=True)
     kept = keep.sum(dim=1)
     order = order[:, : max(1, int(kept.max()))]
-    ending = (own.ending[which] & keep).gather(1, order)
+    ending = (ending & keep).gather(1, order)
     return rows.gather(1, order[:, :, None].expand(-1, -1, 4)), kept, ending
 
 

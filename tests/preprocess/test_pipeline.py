@@ -12,7 +12,9 @@ from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.random import sample_keys
-from fingerprint_accel.synthesis.simple import impressions, orientation_fields, ridge_patterns
+from fingerprint_accel.synthesis.impressions import impression_keys, render
+from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.synthesis.skin import finger_keys, make_masters
 
 CANVAS = 320
 
@@ -20,8 +22,9 @@ CANVAS = 320
 @pytest.fixture(scope="module")
 def batch():
     generator = torch.Generator().manual_seed(0)
-    patterns = ridge_patterns(orientation_fields(6, generator), generator, rounds=6)
-    image = impressions(patterns, CANVAS, generator)
+    fingers = torch.arange(6)
+    masters = make_masters(finger_keys(0, fingers))
+    image = render(masters, fingers, impression_keys(0, fingers, fingers), Style(canvas=CANVAS)).image
     minutiae = torch.rand(6, 9, 4, generator=generator) * torch.tensor([200.0, 200.0, 6.28, 1.0])
     minutiae[..., :2] += 60
     count = torch.tensor([9, 3, 0, 9, 5, 1])

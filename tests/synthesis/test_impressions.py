@@ -49,7 +49,10 @@ def test_same_impression_in_any_batch_and_on_any_number_of_threads(masters, thre
     for row in (0, 5, 11):
         alone = render(masters, which[row : row + 1], keys[row : row + 1], Style())
         assert torch.equal(alone.image[0], together.image[row])
+        finger = row % 6
+        few = render(masters[finger : finger + 1], torch.tensor([0]), keys[row : row + 1], Style())
         count = int(alone.count[0])
+        assert torch.equal(few.minutiae[0, :count], together.minutiae[row, :count]), "beside other fingers"
         assert torch.equal(alone.minutiae[0, :count], together.minutiae[row, :count])
         assert together.count[row] == count
 
