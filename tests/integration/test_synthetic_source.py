@@ -1,0 +1,27 @@
+"""Training on `--data synth:...`: two processes do what one does, and a killed run ends as one that was left alone."""
+
+import numpy as np
+
+from .test_kill import finish, kill_at_step
+from .test_launch import launch, records
+
+DATA = "synth:fingers=8,impressions=4,seed=1,quality=clean"
+
+
+def test_two_processes_train_what_one_does(environment, tmp_path):
+    same = ["--data", DATA, "--model.norm", "group", "--model.dropout", "0", "--reading.impressions-per-finger", "2"]
+    same += ["--loss.contrastive-weight", "1", "--training.validate-every", "6"]
+    launch("python", "small.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")
+    launch("two processes", "small.py", environment, *same, "--out", tmp_path / "two", "--training.batch-size", "4")
+    losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
+    rates = [[record["eer"] for record in records(tmp_path / name, "validation")] for name in ("one", "two")]
+    np.testing.assert_allclose(rates[0], rates[1], rtol=0, atol=0.05)
+
+
+def test_killed_and_resumed(environment, tmp_path):
+    untouched = finish("python", DATA, tmp_path / "untouched", environment)
+    for step in (3, 8):
+        kill_at_step("python", DATA, tmp_path / "run", environment, step, 0.01)
+    assert finish("python", DATA, tmp_path / "run", environment) == untouched
