@@ -156,7 +156,7 @@ def _minutiae(
     )  # not that of all fingers: the last bit of an angle depends on the tensor's length
     position, angle, ending = (values[which, :longest] for values in (own.position, own.angle, own.ending))
     step = 0.15 * torch.stack([angle.cos(), angle.sin()], dim=-1)
-    start, ahead = _on_canvas(touch, position, source), _on_canvas(touch, position + step, source)
+    start, ahead = _on_canvas(touch, torch.cat([position, position + step], dim=1), source).chunk(2, dim=1)
     turned = torch.remainder(torch.atan2(start[..., 1] - ahead[..., 1], ahead[..., 0] - start[..., 0]), 2 * math.pi)
     where = (start * (2 / canvas) - 1)[:, :, None]
     sampled = F.grid_sample(maps, where, mode="bilinear", padding_mode="zeros", align_corners=False)[..., 0]
