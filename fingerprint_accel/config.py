@@ -246,7 +246,7 @@ class Config:
     """One training run."""
 
     data: str = ""
-    """Dataset folder to train on (`fingerprint-accel import` or `synth` makes one), or a source: synth:fingers=20000."""
+    """Dataset folder to train on (`fingerprint-accel import` or `synth` makes one), or synth:fingers=20000."""
     out: str = ""
     """Run folder to write."""
     resume: str = "never"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 PIXELS_PER_MM = 10
@@ -21,10 +23,11 @@ def bell(distance: torch.Tensor) -> torch.Tensor:
     return torch.exp(-distance.square().clamp_max(30.0))
 
 
+@lru_cache(maxsize=64)
 def cubic_basis(size: int, points: int, device: torch.device) -> torch.Tensor:
     """(size, points) uniform cubic B-spline weights: row i holds how much each control point counts at pixel i.
 
-    The outermost control points lie one knot beyond the ends.
+    The outermost control points lie one knot beyond the ends. Kept, because every slow field needs it.
     """
     position = torch.arange(size, device=device, dtype=torch.float64) / max(1, size - 1) * (points - 3)
     distance = (position[:, None] + 1 - torch.arange(points, device=device)).abs()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -151,9 +152,7 @@ def _minutiae(
     """
     own, canvas = masters.minutiae, touch.style.canvas
     count = own.count[which]
-    longest = max(
-        1, int(count.max())
-    )  # not that of all fingers: the last bit of an angle depends on the tensor's length
+    longest = _longest(count, own.angle.shape[1])  # not of all fingers: an angle's last bit depends on the length
     position, angle, ending = (values[which, :longest] for values in (own.position, own.angle, own.ending))
     step = 0.15 * torch.stack([angle.cos(), angle.sin()], dim=-1)
     start, ahead = _on_canvas(touch, torch.cat([position, position + step], dim=1), source).chunk(2, dim=1)
@@ -168,16 +167,27 @@ def _minutiae(
     rows = torch.cat([start, turned[..., None], quality[..., None]], dim=-1) * keep[..., None]
     order = torch.argsort(~keep, dim=1, stable=True)
     kept = keep.sum(dim=1)
-    order = order[:, : max(1, int(kept.max()))]
+    order = order[:, : _longest(kept, longest)]
     ending = (ending & keep).gather(1, order)
     return rows.gather(1, order[:, :, None].expand(-1, -1, 4)), kept, ending
+
+
+@lru_cache(maxsize=8)
+def _pair(x: float, y: float, device: torch.device) -> torch.Tensor:
+    """(2,): kept on the device, where sending it would wait."""
+    return torch.tensor([x, y], device=device, dtype=torch.float32)
+
+
+def _longest(count: torch.Tensor, there: int) -> int:
+    """Room that the fullest of a batch needs; on a GPU what is there, rather than waiting for the device."""
+    return max(1, int(count.max())) if count.device.type == "cpu" else there
 
 
 def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """position (B, M, 2) mm on the finger -> (B, M, 2) canvas pixels, y down: where `source` looks that position up."""
     device, canvas = position.device, touch.style.canvas
-    y_down = torch.tensor([1.0, -1.0], device=device)
-    scale = torch.tensor([WIDTH, -HEIGHT], device=device) / (2 * PIXELS_PER_MM)  # of `source`, to mm
+    y_down = _pair(1.0, -1.0, device)
+    scale = _pair(WIDTH, -HEIGHT, device) / (2 * PIXELS_PER_MM)  # of `source`, to mm
     looked_up = source.permute(0, 3, 1, 2)  # (B, 2, canvas, canvas)
     spot = torch.cat([touch.spot_x, touch.spot_y], dim=-1)
     shift = torch.cat([touch.shift_x, touch.shift_y], dim=-1)

@@ -6,6 +6,7 @@ Grey levels count from 0 (black) to 255, the bare sensor, as an import leaves it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -63,6 +64,7 @@ SENSORS: dict[str, dict[str, Range]] = {
 DEFAULT = ("optical", "capacitive", "thermal", "ink")
 
 
+@lru_cache(maxsize=16)
 def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
     """(sensors, parameters, 2) float32: lowest and highest value of every parameter."""
     return torch.tensor([[SENSORS[name][parameter] for parameter in PARAMETERS] for name in names], device=device)

@@ -51,7 +51,7 @@ class Touch:
         severity: of everything that goes wrong.
         angle: radians by which the finger is turned, counter-clockwise.
         spot_x, spot_y: the point of the finger in the middle of the contact.
-        shift_x, shift_y: from the middle of the canvas to the middle of the contact, negative.
+        shift_x, shift_y: the middle of the canvas, seen from the middle of the contact.
         left, right, bottom, top: edges of the sensing area on the canvas.
     """
 

@@ -8,7 +8,7 @@ import torch
 from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, frame, smooth_field
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import ANGULAR_WIDTH, RADIAL_WIDTH, RidgeFilter, grow, period_field
-from fingerprint_accel.synthesis.skin import finger_keys
+from fingerprint_accel.synthesis.skin import finger_keys, make_masters
 
 
 def wave(cycles_right, cycles_down):
@@ -79,3 +79,23 @@ def test_smooth_field_is_a_cubic_spline():
     torch.testing.assert_close(surface, torch.linspace(1, 5, 41).expand(50, 41))  # reproduces straight lines
     x, y = frame(torch.device("cpu"))
     assert (float(x[0, 0]), float(y[0, 0])) == pytest.approx((-12.75, 15.95))
+
+
+def test_rounding_does_not_grow(monkeypatch):
+    """Another device rounds otherwise in every round; the master must not notice. The error here is ten times larger."""
+    keys = finger_keys(4, torch.arange(1))
+    exact = make_masters(keys)
+    generator = torch.Generator().manual_seed(0)
+    real = RidgeFilter.real
+
+    def rounded(bank, ridges):
+        answer = real(bank, ridges)
+        return answer * (1 + 1e-6 * torch.randn(answer.shape, generator=generator))
+
+    monkeypatch.setattr(RidgeFilter, "real", rounded)
+    other = make_masters(keys)
+    difference = (exact.ridges.int() - other.ridges.int()).abs()
+    assert difference.max() > 0
+    assert (difference > 8).float().mean() < 0.002
+    assert exact.minutiae.count.tolist() == other.minutiae.count.tolist()
+    torch.testing.assert_close(other.minutiae.position, exact.minutiae.position, rtol=0, atol=0.02)
