@@ -82,7 +82,7 @@ def test_smooth_field_is_a_cubic_spline():
 
 
 def test_rounding_does_not_grow(monkeypatch):
-    """Another device rounds otherwise in every round; the master must not notice. The error here is ten times larger."""
+    """Another device rounds otherwise, by a tenth of the error that is made here; the master must not notice."""
     keys = finger_keys(4, torch.arange(1))
     exact = make_masters(keys)
     generator = torch.Generator().manual_seed(0)
