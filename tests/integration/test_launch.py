@@ -120,6 +120,8 @@ accelerator.backward(loss)
 mean = accelerator.reduce(loss.detach(), "mean")
 weight = accelerator.unwrap_model(module).weight
 save_file({"loss": mean, "gradient": weight.grad}, f"{sys.argv[1]}/{processes}-{rank}")
+del module, loss, weight  # DDP keeps the process group alive: it must not outlive the interpreter
+accelerator.wait_for_everyone()
 accelerator.end_training()
 """
 
