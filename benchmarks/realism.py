@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
+from machine import device_name
 from nbis_judge import ENDING, PPI, Nbis
 from PIL import Image
 from realism_measures import image_measures
@@ -243,7 +245,7 @@ def main(
     print(table(results))
     if out is not None:
         setting = {
-            "machine": f"{platform.machine()} {platform.system()}",
+            "device": device_name(torch.device("cpu")),
             "python": platform.python_version(),
             **{name: version(name) for name in ("nbis-py", "numpy", "pillow")},
             "confident": CONFIDENT,

@@ -234,7 +234,7 @@ def make_part(task: tuple[Parts, int]) -> int:
 def _batches(plan: Plan, numbers: range) -> Iterator[pa.RecordBatch]:
     """All impressions of some fingers, as `Plan.place` finds them.
 
-    A CPU goes finger by finger: the last bit of an angle can hang on how far its minutiae are padded.
+    A CPU goes finger by finger, so that it soon notices when it is to stop.
     """
     at_once = plan.prints_at_once
     every = torch.arange(plan.impressions, device=plan.device)

@@ -11,10 +11,10 @@ from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.source import SyntheticPrints, is_source, open_source
 
-Prints = Subset | SyntheticPrints
+PrintSource = Subset | SyntheticPrints
 
 
-def open_data(config: Config, accelerator: Accelerator) -> tuple[Prints, Prints | None]:
+def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, PrintSource | None]:
     """Training and validation prints: by finger, never by print.
 
     Raises:
@@ -23,8 +23,8 @@ def open_data(config: Config, accelerator: Accelerator) -> tuple[Prints, Prints 
     reading = config.reading
     apart = bool(reading.validation_data)
     share = 0.0 if apart else reading.validation_fraction
-    train: Prints
-    validation: Prints | None
+    train: PrintSource
+    validation: PrintSource | None
     if is_source(config.data):
         train, validation = open_source(
             config.data,
@@ -64,7 +64,7 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
     return subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
 
 
-def _check_validation(validation: Prints, data: str) -> None:
+def _check_validation(validation: PrintSource, data: str) -> None:
     prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
     if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:
         raise UserError(

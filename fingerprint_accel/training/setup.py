@@ -17,7 +17,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.training.data import Prints, open_data
+from fingerprint_accel.training.data import PrintSource, open_data
 from fingerprint_accel.training.module import TrainingModule
 
 
@@ -34,8 +34,8 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    train: Prints
-    validation: Prints | None
+    train: PrintSource
+    validation: PrintSource | None
     order: SampleOrder
     preprocessor: Preprocessor
     module: torch.nn.Module

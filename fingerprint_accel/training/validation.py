@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from fingerprint_accel.evaluation.metrics import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.training.data import Prints
+from fingerprint_accel.training.data import PrintSource
 
 
 @torch.no_grad()
 def embed(
-    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Prints, batch_size: int
+    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: PrintSource, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeds every print of `subset`, each on one rank.
 
@@ -48,7 +48,7 @@ def embed(
 
 
 def validate(
-    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: Prints, batch_size: int
+    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: PrintSource, batch_size: int
 ) -> dict[str, float]:
     """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them.
 

@@ -10,7 +10,7 @@ DATA = "synth:fingers=8,impressions=4,seed=1,quality=clean"
 
 def test_two_processes_train_what_one_does(environment, tmp_path):
     same = ["--data", DATA, "--model.norm", "group", "--model.dropout", "0", "--reading.impressions-per-finger", "2"]
-    same += ["--loss.contrastive-weight", "1", "--training.validate-every", "6"]
+    same += ["--loss.contrastive-weight", "1", "--loss.scale", "16", "--training.validate-every", "6"]
     launch("python", "small.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")
     launch("two processes", "small.py", environment, *same, "--out", tmp_path / "two", "--training.batch-size", "4")
     losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
