@@ -17,7 +17,7 @@ from fingerprint_accel.data.listing import Listing, list_files
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.parallel import batched, cores, in_parallel
 from fingerprint_accel.data.print_file import Job, Prepared, find_template, prepare_many
-from fingerprint_accel.data.shards import DatasetInfo, Record, ShardWriter
+from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.errors import UserError
 
 JOBS_PER_TASK = 16

@@ -1,185 +1,18 @@
-"""The dataset folder: Arrow shards that stock `datasets` opens, read here through zero-copy views."""
+"""The dataset folder, read through zero-copy views of its memory-mapped shards."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.order import mix64
+from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
 from fingerprint_accel.errors import UserError
-
-FORMAT_VERSION = 1
-ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
-BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
-FEATURES = datasets.Features(
-    {
-        "image": datasets.Value("binary"),
-        "finger": datasets.Value("int32"),
-        "impression": datasets.Value("int16"),
-        "finger_key": datasets.Value("string"),
-        "source": datasets.Value("string"),
-        "minutiae": datasets.List(datasets.Value("float32")),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One print: image (canvas, canvas) uint8, and minutiae (n, 4) float32 of x, y, angle, quality in canvas pixels."""
-
-    image: np.ndarray
-    finger_key: str
-    impression: int
-    source: str
-    minutiae: np.ndarray
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What `fingerprint.json` says."""
-
-    format_version: int
-    ppi: int
-    canvas: int
-    encoding: str
-    prints: int
-    fingers: int
-    with_minutiae: int
-    sha256: dict[str, str]
-
-
-class ShardWriter:
-    """Writes a dataset folder row by row in constant memory; the folder appears, whole, on `close`.
-
-    Use as a context manager: an exception leaves nothing behind.
-
-    Args:
-        out: folder to make.
-        ppi: resolution of the canvases, pixels per inch.
-        canvas: side of a canvas, pixels.
-        rows_per_shard: prints per file.
-        overwrite: replace an existing folder.
-
-    Raises:
-        UserError: `out` exists.
-    """
-
-    def __init__(self, out: Path, ppi: int, canvas: int, rows_per_shard: int = 8192, overwrite: bool = False) -> None:
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
-        self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
-        self.folder = self.out.with_name(f".{self.out.name}.tmp")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        self._fingers: dict[str, int] = {}
-        self._pending: list[Record] = []
-        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
-        self._rows_per_batch = max(1, min(ROWS_PER_RECORD_BATCH, BYTES_PER_RECORD_BATCH // canvas**2))
-        self._closed = False
-        self._rows_in_shard, self._shards, self._prints, self._with_minutiae = 0, 0, 0, 0
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and not self._closed:
-            self.close()
-        elif kind is not None:
-            if self._stream is not None:
-                self._stream.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def add(self, record: Record) -> None:
-        """Appends one print; fingers are numbered as they first appear."""
-        assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
-        assert record.image.dtype == np.uint8, "canvases are uint8"
-        self._pending.append(record)
-        if len(self._pending) == self._rows_per_batch:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        rows, self._pending = self._pending, []
-        fingers = [self._fingers.setdefault(row.finger_key, len(self._fingers)) for row in rows]
-        columns = {
-            "image": [row.image.tobytes() for row in rows],
-            "finger": fingers,
-            "impression": [row.impression for row in rows],
-            "finger_key": [row.finger_key for row in rows],
-            "source": [row.source for row in rows],
-            "minutiae": [np.ascontiguousarray(row.minutiae, np.float32).ravel() for row in rows],
-        }
-        schema = FEATURES.arrow_schema
-        if self._stream is None:
-            self._stream = pa.ipc.new_stream(str(self.folder / f"data-{self._shards:05d}.arrow"), schema)
-            self._shards += 1
-        arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
-        self._stream.write_batch(pa.record_batch(arrays, schema=schema))
-        self._prints += len(rows)
-        self._rows_in_shard += len(rows)
-        self._with_minutiae += sum(len(row.minutiae) > 0 for row in rows)
-        if self._rows_in_shard >= self.rows_per_shard:
-            self._stream.close()
-            self._stream, self._rows_in_shard = None, 0
-
-    def close(self) -> DatasetInfo:
-        """Completes the folder and puts it in its place.
-
-        Raises:
-            UserError: no print was added.
-        """
-        self._flush()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-        if self._prints == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise UserError(f"{self.out}: no print to write")
-        names = []
-        for shard in range(self._shards):
-            names.append(f"data-{shard:05d}-of-{self._shards:05d}.arrow")
-            (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / names[-1])
-        hashes = {name: _sha256(self.folder / name) for name in names}
-        info = DatasetInfo(
-            FORMAT_VERSION, self.ppi, self.canvas, "raw", self._prints, len(self._fingers), self._with_minutiae, hashes
-        )
-        (self.folder / "fingerprint.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-        _write_datasets_files(self.folder, names, hashes)
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        self.folder.rename(self.out)
-        self._closed = True
-        return info
-
-
-def _write_datasets_files(folder: Path, names: list[str], hashes: dict[str, str]) -> None:
-    """`dataset_info.json` and `state.json`, as `Dataset.save_to_disk` leaves them."""
-    datasets.DatasetInfo(features=FEATURES).write_to_directory(str(folder))
-    fingerprint = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
-    state: dict[str, object] = {
-        "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Shards:
@@ -285,7 +118,7 @@ class Shards:
             UserError: a shard has changed since it was written.
         """
         for name, expected in self.info.sha256.items():
-            if _sha256(self.folder / name) != expected:
+            if file_sha256(self.folder / name) != expected:
                 raise UserError(f"{self.folder / name}: sha256 differs from fingerprint.json; copy or import it again")
 
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.parallel import cores, in_parallel
-from fingerprint_accel.data.shards import DatasetInfo, Record, Shards, ShardWriter, open_dataset
+from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
+from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.parts import Parts, Plan, make_part

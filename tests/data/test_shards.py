@@ -4,7 +4,8 @@ import datasets
 import numpy as np
 import pytest
 
-from fingerprint_accel.data.shards import Record, ShardWriter, open_dataset, split_fingers
+from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 
 SIDE = 64
@@ -28,7 +29,7 @@ def folder(tmp_path):
 
 def test_chunks_of_large_canvases_stay_small(tmp_path, monkeypatch):
     """An Arrow chunk holds less than 2 GiB: 512 prints of 2048 x 2048 would be too many."""
-    monkeypatch.setattr("fingerprint_accel.data.shards.BYTES_PER_RECORD_BATCH", 3 * SIDE**2 + 1)
+    monkeypatch.setattr("fingerprint_accel.data.shard_writing.BYTES_PER_RECORD_BATCH", 3 * SIDE**2 + 1)
     with ShardWriter(tmp_path / "set", ppi=300, canvas=SIDE) as writer:
         for record in records(7):
             writer.add(record)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.inspection import contact_sheet
-from fingerprint_accel.data.shards import Record, ShardWriter, open_dataset
+from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.evaluation.plots import training_png
 from fingerprint_accel.evaluation.report import SYNTHETIC, is_synthetic
 from fingerprint_accel.evaluation.run import evaluate_command
