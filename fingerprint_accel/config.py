@@ -31,11 +31,13 @@ class ReadingConfig:
     validation_fraction: float = 0.05
     """Share of fingers held out for validation, chosen by a hash of the finger key (stable when data is added)."""
     order: Literal["permutation", "block"] = "permutation"
-    """`permutation` shuffles all prints; `block` shuffles blocks of neighbouring prints (data larger than memory)."""
+    """`permutation` shuffles all prints; `block` reads block by block, each shuffled (data larger than memory)."""
     block_size: int = 16384
-    """Prints per block for `block` order."""
+    """Prints per block for `block` order; a block is made of runs of 1,024 neighbouring prints from all over the data."""
     impressions_per_finger: int = 1
     """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
+    balanced: bool = False
+    """Every finger equally often, however many prints it has."""
     prefetch: int = 3
     """Batches read ahead by the reading thread."""
 
@@ -44,6 +46,11 @@ class ReadingConfig:
         for name in ("block_size", "impressions_per_finger"):
             _require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
         _require(self.prefetch >= 1, "reading.prefetch must be at least 1")
+        _require(
+            self.order == "permutation" or (self.impressions_per_finger == 1 and not self.balanced),
+            "reading.order block reads neighbouring prints, but impressions_per_finger and balanced gather a finger's "
+            "prints from all over the data: leave reading.order at permutation",
+        )
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         "seed": run.config.training.seed,
         "rng": RNG_RULE,
         "gradient_scaler": scaler.state_dict() if scaler is not None else None,
+        "order": run.order.rule,
         "prints": len(run.train),
         "fingers": run.train.classes,
         "ppi": info.ppi,
@@ -103,10 +104,17 @@ def restore(run: Run, folder: Path) -> Progress:
     """
     checkpoint = load_checkpoint(folder)
     state = checkpoint.state
-    for what, here in (("fingers", run.train.classes), ("prints", len(run.train)), ("seed", run.config.training.seed)):
-        if state[what] != here:
+    here = {
+        "fingers": run.train.classes,
+        "prints": len(run.train),
+        "seed": run.config.training.seed,
+        "order": run.order.rule,
+    }
+    for what, value in here.items():
+        if state.get(what) != value:
             raise UserError(
-                f"{folder}: trained on {what} {state[what]}, this run has {here}; use the same data and seed"
+                f"{folder}: trained on {what} {state.get(what, 'of an earlier version')}, this run has {value}; "
+                "use the same data, seed and reading knobs"
             )
     heads = {key.removeprefix("loss."): t for key, t in checkpoint.training.items() if key.startswith("loss.")}
     try:

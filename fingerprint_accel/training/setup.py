@@ -123,7 +123,9 @@ def set_up(config: Config) -> Run:
     training = config.training
     reading = config.reading
     block_size = reading.block_size if reading.order == "block" else 0
-    order = SampleOrder(len(train), training.seed, block_size, train.labels, reading.impressions_per_finger)
+    order = SampleOrder(
+        len(train), training.seed, block_size, train.labels, reading.impressions_per_finger, reading.balanced
+    )
     preprocessor = Preprocessor(config.preprocess, train.info.canvas, training.seed, train.info.ppi).to(
         accelerator.device
     )
