@@ -33,7 +33,7 @@ class ReadingConfig:
     order: Literal["permutation", "block"] = "permutation"
     """`permutation` shuffles all prints; `block` reads block by block, each shuffled (data larger than memory)."""
     block_size: int = 16384
-    """Prints per block for `block` order; a block is made of runs of 1,024 neighbouring prints from all over the data."""
+    """Prints per block for `block` order; a block is made of runs of 1,024 neighbours from all over the data."""
     impressions_per_finger: int = 1
     """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
     balanced: bool = False

@@ -123,9 +123,7 @@ class _Blocks:
         blocks = places // self.block
         for block in np.unique(blocks).tolist():
             here, start = blocks == block, block * self.block
-            inside = Permutation(
-                min(self.block, self.length - start), stream_key(self.seed, epoch, INSIDE, block)
-            )
+            inside = Permutation(min(self.block, self.length - start), stream_key(self.seed, epoch, INSIDE, block))
             shuffled[here] = start + inside(places[here] - start)
         order = Permutation(self.runs, stream_key(self.seed, epoch, RUNS))
         last = int(order.inverse(np.array([self.runs - 1]))[0])  # when the run comes that may be shorter
@@ -163,7 +161,7 @@ class _Groups:
         return self._shuffled(finger, place, epoch), repetition
 
     def _shuffled(self, finger: np.ndarray, place: np.ndarray, epoch: int) -> np.ndarray:
-        """finger (N,), place (N,) among the prints of that finger -> (N,) print, in this epoch's order of the finger."""
+        """finger (N,), place (N,) among the prints of that finger -> (N,) print, in this epoch's order."""
         fingers, which = np.unique(finger, return_inverse=True)
         prints = self.prints[fingers]
         start = np.cumsum(prints) - prints
