@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -32,6 +33,41 @@ class Batch:
         return self.image.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Moves every tensor, without waiting where the source is pinned."""
-        names = ("image", "finger", "minutiae", "minutia_count", "index", "epoch")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        """Moves every tensor."""
+        return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
+
+
+class BatchLayout:
+    """Where the parts of a batch lie in one flat piece of memory, so that it travels to a device in one copy.
+
+    Args:
+        prints: B.
+        canvas: H and W, pixels.
+        minutiae: M, the same for every batch: static shapes, and nothing depends on what else is in the batch.
+    """
+
+    def __init__(self, prints: int, canvas: int, minutiae: int) -> None:
+        self.shapes = {
+            "numbers": ((4, prints), torch.int64),  # finger, minutia_count, index, epoch
+            "minutiae": ((prints, minutiae, 4), torch.float32),
+            "image": ((prints, canvas, canvas), torch.uint8),
+        }
+
+    def empty(self, pinned: bool = False) -> torch.Tensor:
+        """() -> (bytes,) uint8 that holds a batch; `pinned` memory is copied to CUDA without waiting."""
+        size = sum(math.prod(shape) * kind.itemsize for shape, kind in self.shapes.values())
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+
+    def view(self, flat: torch.Tensor, keep_numbers: bool = False) -> Batch:
+        """flat (bytes,) uint8 on any device -> the batch that lies in it, without a copy.
+
+        `keep_numbers` copies finger, index, epoch and minutia_count, which loops like to hold on to.
+        """
+        parts, start = {}, 0
+        for name, (shape, kind) in self.shapes.items():
+            end = start + math.prod(shape) * kind.itemsize
+            parts[name] = flat[start:end].view(kind).view(shape)
+            start = end
+        numbers = parts["numbers"].clone() if keep_numbers else parts["numbers"]
+        finger, count, index, epoch = numbers.unbind()
+        return Batch(parts["image"], finger, parts["minutiae"], count, index, epoch)

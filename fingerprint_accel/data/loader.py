@@ -6,18 +6,23 @@ runs beside training without worker processes.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.data.batch import Batch, BatchLayout
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shards import Shards
+
+ANNOUNCED = 4  # batches that the system fetches ahead of the reading thread, where the data is larger than memory
+PATIENCE = 1.0  # seconds after which the consumer looks whether anybody reads
 
 
 @dataclass(frozen=True)
@@ -55,28 +60,38 @@ class Subset:
         """Resolution and size of the prints."""
         return PrintInfo(self.shards.info.ppi, self.shards.info.canvas)
 
-    def read(self, samples: np.ndarray, epochs: np.ndarray, buffer: torch.Tensor | None = None) -> Batch:
+    def layout(self, prints: int) -> BatchLayout:
+        """How a batch of so many prints lies in memory."""
+        return BatchLayout(prints, self.info.canvas, max(1, self.shards.most_minutiae))
+
+    def read(
+        self,
+        samples: np.ndarray,
+        epochs: np.ndarray,
+        buffer: torch.Tensor | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Batch:
         """Reads prints.
 
         Args:
             samples: (B,) int64, positions in the subset.
             epochs: (B,) int64, pass over the data of each.
-            buffer: (>=B, H, W) uint8; the batch's image is a view of it.
+            buffer: (bytes,) uint8 of `layout(B)`; the batch is a view of it.
+            seconds: what reading and decoding take is added to it (`Shards.read`).
         """
         rows = self.rows[samples]
-        if buffer is None:
-            buffer = torch.empty(len(rows), self.info.canvas, self.info.canvas, dtype=torch.uint8)
-        image = buffer[: len(rows)]
-        self.shards.read(rows, image.numpy())
-        minutiae, counts = self.shards.minutiae(rows)
-        return Batch(
-            image=image,
-            finger=torch.from_numpy(self.labels[samples]),
-            minutiae=torch.from_numpy(minutiae),
-            minutia_count=torch.from_numpy(counts),
-            index=torch.from_numpy(rows),
-            epoch=torch.from_numpy(epochs),
-        )
+        layout = self.layout(len(rows))
+        batch = layout.view(layout.empty() if buffer is None else buffer)
+        self.shards.read(rows, batch.image.numpy(), seconds)
+        _, counts = self.shards.minutiae(rows, batch.minutiae.numpy())
+        for part, values in (
+            (batch.finger, self.labels[samples]),
+            (batch.minutia_count, counts),
+            (batch.index, rows),
+            (batch.epoch, epochs),
+        ):
+            part.numpy()[:] = values
+        return batch
 
     def loader(
         self,
@@ -104,19 +119,32 @@ def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
     return Subset(shards, np.flatnonzero(chosen), labels[shards.fingers[chosen]].astype(np.int64))
 
 
+class _Slot:
+    """A buffer that is used again and again, and on CUDA the copy that must have ended before."""
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        self.buffer = buffer
+        self.copied: torch.cuda.Event | None = None
+
+
 class TrainingLoader:
     """Endless micro-batches of one process, starting anywhere in the stream. Use as a context manager, then iterate.
 
-    The image tensor of a batch lives in a reused buffer: on a CPU it is valid until the next batch is asked for.
+    One thread reads ahead. On a CPU image and minutiae lie in a reused buffer until the next batch is asked for; for
+    CUDA the thread copies it from pinned memory on a stream of its own, beside training.
 
     Args:
         subset: prints to train on.
         order: the stream over them.
         batch_size: prints per micro-batch of this process.
         rank, processes: which share of each global micro-batch is this process's.
-        device: where batches are delivered; pinned memory and asynchronous copies for CUDA.
+        device: where batches are delivered.
         position: position in the stream to start from, prints over all processes.
         prefetch: batches read ahead.
+
+    Attributes:
+        waited: seconds that the consumer spent waiting for batches.
+        seconds: that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
     """
 
     def __init__(
@@ -134,15 +162,16 @@ class TrainingLoader:
         self.rank, self.processes, self.device = rank, processes, torch.device(device)
         self.position = position
         self.waited = 0.0
-        side = subset.info.canvas
-        shape = (batch_size, side, side)
-        self._pin = self.device.type == "cuda"
-        buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin) for _ in range(prefetch + 2)]
-        self._free: queue.Queue[tuple[torch.Tensor, torch.cuda.Event | None]] = queue.Queue()
-        for buffer in buffers:
-            self._free.put((buffer, None))
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(prefetch)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._layout = subset.layout(batch_size)
+        cuda = self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if cuda else None
+        self._free: queue.Queue[_Slot] = queue.Queue()
+        for _ in range(prefetch + 2):
+            self._free.put(_Slot(self._layout.empty(pinned=cuda)))
+        self._ready: queue.Queue[tuple[torch.Tensor, _Slot] | BaseException] = queue.Queue(prefetch)
         self._stop = threading.Event()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._read_ahead, name="read-ahead", daemon=True)
 
     def __enter__(self) -> TrainingLoader:
@@ -156,41 +185,83 @@ class TrainingLoader:
             self._thread.join(timeout=0.01)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields batches for ever; `waited` adds up the seconds spent waiting for them."""
+        """Yields batches for ever.
+
+        Raises:
+            RuntimeError: outside `with`, or in a process forked from the one that reads.
+        """
         while True:
             start = time.perf_counter()
-            item = self._ready.get()
+            flat, slot = self._next()
             self.waited += time.perf_counter() - start
+            if slot.copied is not None:
+                stream = torch.cuda.current_stream(self.device)
+                stream.wait_event(slot.copied)
+                flat.record_stream(stream)
+                self._free.put(slot)
+            yield self._layout.view(flat, keep_numbers=slot.copied is None)
+            if slot.copied is None:
+                self._free.put(slot)
+
+    def _next(self) -> tuple[torch.Tensor, _Slot]:
+        while True:
+            if os.getpid() != self._process:
+                raise RuntimeError("this loader reads in the process that made it; make another one after a fork")
+            try:
+                item = self._ready.get(timeout=PATIENCE)
+            except queue.Empty:
+                if self._thread.is_alive():
+                    continue
+                raise RuntimeError("this loader is not reading: use it inside `with loader:`") from None
             if isinstance(item, BaseException):
                 raise item
-            yield item.to(self.device) if self._pin else item
-            event = None
-            if self._pin:
-                event = torch.cuda.Event()
-                event.record()
-            self._free.put((item.image, event))
+            return item
 
     def _read_ahead(self) -> None:
         try:
-            position = self.position
+            batches = self._announced() if self.subset.shards.larger_than_memory else self._samples()
             while not self._stop.is_set():
                 try:
-                    buffer, event = self._free.get(timeout=0.1)
+                    slot = self._free.get(timeout=0.1)
                 except queue.Empty:
                     continue
-                if event is not None:
-                    event.synchronize()
-                batch = self._read(position + self.rank * self.batch_size, buffer)
-                position += self.batch_size * self.processes
-                _put(self._ready, batch, self._stop)
+                if slot.copied is not None:
+                    slot.copied.synchronize()
+                samples, epochs = next(batches)
+                self.subset.read(samples, epochs, slot.buffer, self.seconds)
+                _put(self._ready, (self._deliver(slot), slot), self._stop)
         except BaseException as error:  # handed to the consumer, which raises it
             _put(self._ready, error, self._stop)
 
-    def _read(self, position: int, buffer: torch.Tensor) -> Batch:
-        samples, epochs = self.order.take(position, self.batch_size)
-        rows = self.subset.rows[samples]
-        by_row = np.argsort(rows, kind="stable")  # neighbours in the file are read together
-        return self.subset.read(samples[by_row], epochs[by_row], buffer)
+    def _samples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Samples and passes of this process's micro-batches, in the order in which they lie in the files."""
+        position = self.position + self.rank * self.batch_size
+        while True:
+            start = time.perf_counter()
+            samples, epochs = self.order.take(position, self.batch_size)
+            by_row = np.argsort(self.subset.rows[samples], kind="stable")
+            position += self.batch_size * self.processes
+            self.seconds["order"] += time.perf_counter() - start
+            yield samples[by_row], epochs[by_row]
+
+    def _announced(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same; the system is told of each batch when ANNOUNCED others come before it."""
+        waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
+        for samples, epochs in self._samples():
+            self.subset.shards.wanted(self.subset.rows[samples])
+            waiting.append((samples, epochs))
+            if len(waiting) > ANNOUNCED:
+                yield waiting.popleft()
+
+    def _deliver(self, slot: _Slot) -> torch.Tensor:
+        """The buffer itself, or its copy on the device, under way."""
+        if self._stream is None:
+            return slot.buffer
+        with torch.cuda.stream(self._stream):
+            flat = slot.buffer.to(self.device, non_blocking=True)
+            slot.copied = torch.cuda.Event()
+            slot.copied.record()
+        return flat
 
 
 def _drain(items: queue.Queue) -> None:

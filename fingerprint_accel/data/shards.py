@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data.encoding import ENCODINGS, ImageChunk
+from fingerprint_accel.data.mapping import MappedFile, memory_of_machine
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
 from fingerprint_accel.errors import UserError
+
+RESIDENT = 2**30  # bytes of mapped files that may lie in this process's resident memory
 
 
 class Shards:
@@ -20,23 +25,38 @@ class Shards:
 
     Attributes:
         folder: where it lies.
-        info: ppi, canvas and counts.
+        info: ppi, canvas, encoding and counts.
         fingers: (N,) int32 dense finger id of each row.
         impressions: (N,) int16.
         key_of_finger: the owner's id of each dense finger id.
+        most_minutiae: of any print.
+        larger_than_memory: the files are larger than the memory that this process may use.
     """
 
-    def __init__(self, folder: Path, info: DatasetInfo, tables: list[tuple[pa.Buffer, pa.Table]]) -> None:
+    def __init__(self, folder: Path, info: DatasetInfo, files: list[MappedFile], tables: list[pa.Table]) -> None:
         self.folder, self.info = folder, info
-        self.table = pa.concat_tables([table for _, table in tables])
+        self.table = pa.concat_tables(tables)
         self.fingers = self._numbers("finger").astype(np.int32)
         self.impressions = self._numbers("impression").astype(np.int16)
-        _, first = np.unique(self.fingers, return_index=True)
-        self.key_of_finger: list[str] = self.table["finger_key"].take(pa.array(first)).to_pylist()
-        self._views = [self._image_view(chunk) for chunk in self.table["image"].chunks]
-        self._chunk_start = np.cumsum([0] + [len(view) for view in self._views])
-        self._files = [np.frombuffer(buffer, np.uint8)[: buffer.size // 4 * 4].view(np.float32) for buffer, _ in tables]
+        self.key_of_finger = self._keys()
+        self._files = files
+        self._images = [
+            ImageChunk(chunk, info, folder, file)
+            for file, table in zip(files, tables, strict=True)
+            for chunk in table["image"].chunks
+        ]
+        self._chunk_start = np.cumsum([0] + [len(chunk) for chunk in self._images])
+        self._floats = [np.frombuffer(file.buffer, np.float32, len(file) // 4) for file in files]
         self._minutia_index(tables)
+        self.most_minutiae = int(self._minutia_count.max(initial=0))
+        size = sum(map(len, files))
+        self.larger_than_memory = size > memory_of_machine()
+        self._unmaps = size > RESIDENT
+        self._touched = RESIDENT  # opening has touched some of every record batch
+        self._bound_residence(0)
+        if self.larger_than_memory:
+            for file in files:
+                file.read_only_what_is_touched()
 
     def __len__(self) -> int:
         return len(self.fingers)
@@ -44,28 +64,24 @@ class Shards:
     def _numbers(self, column: str) -> np.ndarray:
         return self.table[column].to_numpy()
 
-    def _image_view(self, chunk: pa.BinaryArray) -> np.ndarray:
-        _, offset_buffer, data = chunk.buffers()
-        offsets = np.frombuffer(offset_buffer, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-        length = self.info.canvas**2
-        if not (np.diff(offsets) == length).all():
-            raise UserError(
-                f"{self.folder}: images are not all {self.info.canvas} x {self.info.canvas} bytes; re-import"
-            )
-        return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]].reshape(len(chunk), length)
+    def _keys(self) -> list[str]:
+        """The key in the first row of each finger."""
+        first = np.full(self.info.fingers, len(self), np.int64)
+        np.minimum.at(first, self.fingers, np.arange(len(self)))
+        return self.table["finger_key"].combine_chunks().take(pa.array(first)).to_pylist()
 
-    def _minutia_index(self, tables: list[tuple[pa.Buffer, pa.Table]]) -> None:
+    def _minutia_index(self, tables: list[pa.Table]) -> None:
         """Where each row's minutiae start, counted in float32 from the start of its file."""
         self._minutia_file = np.empty(len(self), np.int32)
         self._minutia_start = np.empty(len(self), np.int64)
         self._minutia_count = np.empty(len(self), np.int32)
         row = 0
-        for number, (whole, table) in enumerate(tables):
+        for number, (file, table) in enumerate(zip(self._files, tables, strict=True)):
             for chunk in table["minutiae"].chunks:
                 offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
                 data = chunk.values.buffers()[1]
                 stored = data is not None and data.size > 0
-                origin = np.int64((data.address - whole.address) // 4 + chunk.values.offset if stored else 0)
+                origin = np.int64(file.offset(data.address) // 4 + chunk.values.offset if stored else 0)
                 here = slice(row, row + len(chunk))
                 self._minutia_file[here] = number
                 self._minutia_start[here] = origin + offsets[:-1]
@@ -73,43 +89,69 @@ class Shards:
                 row += len(chunk)
 
     def image(self, row: int) -> np.ndarray:
-        """(canvas, canvas) uint8 view of one print; no copy."""
+        """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
         chunk = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
         side = self.info.canvas
-        return self._views[chunk][row - self._chunk_start[chunk]].reshape(side, side)
+        return self._images[chunk].one(row - int(self._chunk_start[chunk])).reshape(side, side)
 
-    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+    def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
         """Copies prints into `out`; fastest when `rows` ascend.
 
         Args:
             rows: (B,) int64.
             out: (B, canvas, canvas) uint8, contiguous.
+            seconds: what reading (`disk`) and decoding (`decode`) take is added to it.
         """
         flat = out.reshape(len(rows), -1)
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
         if (np.diff(chunks) >= 0).all():
-            bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=len(self._views)))
-            for start, stop in itertools.pairwise(bounds):
-                chunk = chunks[start]
-                local = rows[start:stop] - self._chunk_start[chunk]
-                np.take(self._views[chunk], local, axis=0, out=flat[start:stop], mode="clip")
+            for chunk, here in self._by_chunk(chunks):
+                self._images[chunk].read(rows[here] - self._chunk_start[chunk], flat[here], seconds)
         else:
             order = np.argsort(chunks, kind="stable")
             ascending = np.empty_like(flat)
-            self.read(rows[order], ascending.reshape(out.shape))
+            self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
+        self._bound_residence(flat.nbytes)
 
-    def minutiae(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64."""
+    def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
+        """Ascending chunk of each row -> every chunk that occurs, and which rows are its."""
+        bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=len(self._images)))
+        for start, stop in itertools.pairwise(bounds.tolist()):
+            yield int(chunks[start]), slice(start, stop)
+
+    def wanted(self, rows: np.ndarray) -> None:
+        """Has the system fetch the images of ascending `rows` (B,) in the background."""
+        chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
+        for chunk, here in self._by_chunk(chunks):
+            self._images[chunk].wanted(rows[here] - self._chunk_start[chunk])
+
+    def _bound_residence(self, touched: int) -> None:
+        """Keeps the pages mapped into this process near RESIDENT bytes, however large the files are."""
+        self._touched += touched
+        if self._unmaps and self._touched >= RESIDENT:
+            for file in self._files:
+                file.unmap_pages()
+            self._touched = 0
+
+    def minutiae(self, rows: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64.
+
+        Args:
+            rows: (B,) int64.
+            out: (B, M, 4) float32 to fill, M at least `most_minutiae`; default: made to the measure of these rows.
+        """
         counts = self._minutia_count[rows].astype(np.int64)
-        padded = np.zeros((len(rows), max(1, int(counts.max(initial=0))), 4), np.float32)
+        if out is None:
+            out = np.empty((len(rows), max(1, int(counts.max(initial=0))), 4), np.float32)
+        out[:] = 0
         for number in np.unique(self._minutia_file[rows]) if counts.any() else ():
             chosen = np.flatnonzero((self._minutia_file[rows] == number) & (counts > 0))
-            wanted = np.arange(padded.shape[1])[None] < counts[chosen, None]
+            wanted = np.arange(out.shape[1])[None] < counts[chosen, None]
             which, place = np.nonzero(wanted)
             position = self._minutia_start[rows[chosen]][which] + 4 * place
-            padded[chosen[which], place] = self._files[number][position[:, None] + np.arange(4)]
-        return padded, counts
+            out[chosen[which], place] = self._floats[number][position[:, None] + np.arange(4)]
+        return out, counts
 
     def verify(self) -> None:
         """Compares every shard with its sha256.
@@ -126,7 +168,8 @@ def open_dataset(folder: Path | str) -> Shards:
     """Opens a dataset folder.
 
     Raises:
-        UserError: not a dataset folder, another format version, or a shard that is missing or cut off.
+        UserError: not a dataset folder, another format version, or a shard that is missing, cut off or in another
+            encoding than the folder's.
     """
     folder = Path(folder)
     try:
@@ -135,24 +178,23 @@ def open_dataset(folder: Path | str) -> Shards:
         raise UserError(f"{folder}: not a dataset folder (no fingerprint.json); make one with `import`") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / 'fingerprint.json'}: damaged or of another version; import again") from error
-    if info.format_version != FORMAT_VERSION or info.encoding != "raw":
+    if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
         raise UserError(
             f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
         )
-    tables = []
+    files, tables = [], []
     for name in info.sha256:
         try:
-            file = pa.memory_map(str(folder / name))
-            whole = file.read_buffer(file.size())
-            tables.append((whole, pa.ipc.open_stream(whole).read_all()))
-        except (OSError, pa.ArrowException) as error:
+            files.append(MappedFile(folder / name))
+            tables.append(pa.ipc.open_stream(files[-1].buffer).read_all())
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"{folder / name}: missing or damaged ({str(error)[:80]}); copy or import it again"
             ) from error
-    shards = Shards(folder, info, tables)
-    if len(shards) != info.prints:
-        raise UserError(f"{folder}: holds {len(shards)} prints, fingerprint.json says {info.prints}; import it again")
-    return shards
+    rows = sum(map(len, tables))
+    if rows != info.prints:
+        raise UserError(f"{folder}: holds {rows} prints, fingerprint.json says {info.prints}; import it again")
+    return Shards(folder, info, files, tables)
 
 
 def split_fingers(keys: list[str], fraction: float, seed: int = 0) -> np.ndarray:

@@ -167,13 +167,12 @@ class SyntheticPrints:
         """Resolution and size of the prints."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
 
-    def read(self, samples: np.ndarray, epochs: np.ndarray, buffer: torch.Tensor | None = None) -> Batch:
+    def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch:
         """Renders prints on the masters' device.
 
         Args:
             samples: (B,) int64 in 0..N-1.
             epochs: (B,) int64; an epoch has its own impressions.
-            buffer: not used.
         """
         device = self.numbers.device
         index, epoch = torch.from_numpy(samples).to(device), torch.from_numpy(epochs).to(device)

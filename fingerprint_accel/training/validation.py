@@ -27,14 +27,12 @@ def embed(
     count, processes = len(subset), accelerator.num_processes
     share = -(-count // processes)
     mine = (np.arange(share) * processes + accelerator.process_index) % count
-    side = subset.info.canvas
-    buffer = torch.empty((min(batch_size, share), side, side), dtype=torch.uint8)
     was_training = model.training
     model.eval()
     parts = []
     for start in range(0, share, batch_size):
         samples = mine[start : start + batch_size]
-        batch = subset.read(samples, np.zeros(len(samples), np.int64), buffer).to(accelerator.device)
+        batch = subset.read(samples, np.zeros(len(samples), np.int64)).to(accelerator.device)
         with accelerator.autocast():
             output = model(preprocessor(batch, augment=False)[0])
         parts.append(output.embedding.float())

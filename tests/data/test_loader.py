@@ -1,10 +1,15 @@
+import contextlib
+import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fingerprint_accel.data.loader import TrainingLoader, subset_of_fingers
+from fingerprint_accel.data.batch import BatchLayout
+from fingerprint_accel.data.loader import ANNOUNCED, TrainingLoader, subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shards import open_dataset
 
@@ -69,6 +74,103 @@ def test_an_error_in_the_thread_reaches_the_consumer(subset, monkeypatch):
     monkeypatch.setattr(type(subset.shards), "read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         batches(subset, 1, batch_size=4)
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+class EnoughError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("reason", [None, EnoughError, KeyboardInterrupt])
+@pytest.mark.parametrize("consumed", [0, 1, 7])
+def test_no_thread_is_left_behind(subset, reason, consumed):
+    """However the loop ends: by break, exception or Ctrl-C, before the first batch or later."""
+    with contextlib.suppress(EnoughError, KeyboardInterrupt), TrainingLoader(subset, SampleOrder(64, 0), 8) as loader:
+        assert len(reading_threads()) == 1
+        for number, _ in enumerate(loader):
+            if number == consumed:
+                break
+        if reason is KeyboardInterrupt:
+            signal.raise_signal(signal.SIGINT)
+        elif reason is not None:
+            raise reason
+    assert reading_threads() == []
+
+
+def test_a_fork_is_refused_and_ends_by_itself(subset):
+    with TrainingLoader(subset, SampleOrder(64, 0), 8) as loader:
+        batches = iter(loader)
+        next(batches)
+        child = os.fork()
+        if child == 0:
+            try:
+                next(batches)
+            except RuntimeError as error:
+                os._exit(7 if "fork" in str(error) else 1)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        next(batches)
+
+
+def test_outside_with_it_says_so(subset, monkeypatch):
+    monkeypatch.setattr("fingerprint_accel.data.loader.PATIENCE", 0.01)
+    with pytest.raises(RuntimeError, match="with loader"):
+        next(iter(TrainingLoader(subset, SampleOrder(64, 0), 8)))
+
+
+def test_minutiae_come_along_padded_to_one_width(subset):
+    with TrainingLoader(subset, SampleOrder(64, 0), 8) as loader:
+        for batch, _ in zip(loader, range(4), strict=False):
+            assert batch.minutiae.shape == (8, max(1, subset.shards.most_minutiae), 4)
+            expected, counts = subset.shards.minutiae(batch.index.numpy())
+            np.testing.assert_array_equal(batch.minutiae[:, : expected.shape[1]].numpy(), expected)
+            assert not batch.minutiae[:, expected.shape[1] :].any()
+            assert batch.minutia_count.tolist() == counts.tolist()
+
+
+def test_what_a_loop_holds_on_to_stays(subset):
+    with TrainingLoader(subset, SampleOrder(64, 0), 8, prefetch=1) as loader:
+        held = [(batch.finger, batch.index, batch.index.tolist()) for batch, _ in zip(loader, range(12), strict=False)]
+    for finger, index, then in held:
+        assert index.tolist() == then
+        assert finger.tolist() == subset.labels[np.searchsorted(subset.rows, then)].tolist()
+
+
+def test_a_batch_lies_in_one_piece():
+    layout = BatchLayout(3, 5, 2)
+    flat = layout.empty()
+    batch = layout.view(flat)
+    start, size = flat.untyped_storage().data_ptr(), flat.numel()
+    for part in (batch.image, batch.finger, batch.minutiae, batch.minutia_count, batch.index, batch.epoch):
+        assert part.untyped_storage().data_ptr() == start
+        part.copy_(torch.arange(part.numel()).view(part.shape) % 7)
+    assert size == 4 * 3 * 8 + 3 * 2 * 4 * 4 + 3 * 25
+    again = layout.view(flat.clone())
+    assert torch.equal(again.image, batch.image)
+    assert torch.equal(again.epoch, torch.arange(3))
+    assert torch.equal(again.minutiae.flatten(), torch.arange(24.0) % 7)
+
+
+def test_data_larger_than_memory_is_announced_ahead(subset, monkeypatch):
+    """The same batches, and the system hears of each before it is read."""
+    plain = batches(subset, 6, batch_size=12)
+    wanted, read = [], []
+    shards = subset.shards
+    monkeypatch.setattr(shards, "larger_than_memory", True)
+    tell, fetch = shards.wanted, shards.read
+    monkeypatch.setattr(shards, "wanted", lambda rows: (wanted.append(rows.tolist()), tell(rows)))
+    monkeypatch.setattr(
+        shards, "read", lambda rows, *rest: (read.append((rows.tolist(), len(wanted))), fetch(rows, *rest))
+    )
+    for (a, b, c, image), (d, e, f, again) in zip(plain, batches(subset, 6, batch_size=12), strict=True):
+        assert (a, b, c) == (d, e, f)
+        assert torch.equal(image, again)
+    for number, (rows, told) in enumerate(read):
+        assert wanted[number] == rows
+        assert told == number + 1 + ANNOUNCED
 
 
 def own_memory():

@@ -203,7 +203,11 @@ def test_mistakes_name_the_remedy(tiny, tmp_path):
         (dataclasses.replace(tiny, data=""), "give --data"),
         (dataclasses.replace(tiny, out=""), "give --out"),
         (dataclasses.replace(tiny, resume="nowhere"), "not a checkpoint folder"),
-        (dataclasses.replace(changed(tiny, seed=9), resume="auto"), "same data and seed"),
+        (dataclasses.replace(changed(tiny, seed=9), resume="auto"), "same data, seed"),
+        (
+            dataclasses.replace(tiny, resume="auto", reading=dataclasses.replace(tiny.reading, balanced=True)),
+            "trained on order permutation, this run has groups of 1, balanced",
+        ),
         (dataclasses.replace(tiny, resume="auto", model=ModelConfig(trunk="compact")), "another model than configured"),
         (changed(tiny, precision="fp16"), "fp16 needs a GPU"),
         (changed(tiny, tracker="abacus"), "--training.tracker abacus"),

@@ -1,0 +1,88 @@
+"""Memory-mapped files: what the system is told about the pages that are wanted next, or no longer."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+PAGE = mmap.PAGESIZE
+
+
+class MappedFile:
+    """A file mapped into memory for reading.
+
+    Attributes:
+        buffer: all of it, without a copy; it keeps the mapping alive.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.buffer = pa.py_buffer(self._map)
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def offset(self, address: int) -> int:
+        """Where in the file a memory address of the mapping lies, bytes."""
+        return address - self.buffer.address
+
+    def read_only_what_is_touched(self) -> None:
+        """Switches off the system's own read-ahead, which guesses wrong where rows come in random order."""
+        self._advise("MADV_RANDOM", 0, len(self))
+
+    def wanted(self, starts: np.ndarray, length: np.ndarray | int) -> None:
+        """Has the system fetch pieces in the background: starts (N,) ascending and length (N,), bytes."""
+        for start, end in _merged(starts // PAGE * PAGE, starts + length):
+            self._advise("MADV_WILLNEED", start, end - start)
+
+    def unmap_pages(self) -> None:
+        """Takes its pages out of this process's memory; they stay in the system's cache while there is room."""
+        self._advise("MADV_DONTNEED", 0, len(self))
+
+    def _advise(self, advice: str, start: int, length: int) -> None:
+        option = getattr(mmap, advice, None)
+        if option is not None:
+            self._map.madvise(option, start, min(length, len(self) - start))
+
+
+def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Ascending pieces, joined where they touch."""
+    apart = np.flatnonzero(starts[1:] > ends[:-1])
+    first, last = np.concatenate([[0], apart + 1]), np.concatenate([apart, [len(starts) - 1]])
+    return zip(starts[first].tolist(), ends[last].tolist(), strict=True)
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory that this process may use at most: of the machine, or of its control group."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _control_group_files():
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(limits)
+
+
+def _control_group_files() -> Iterable[Path]:
+    root = Path("/sys/fs/cgroup")
+    yield from (root / "memory.max", root / "memory" / "memory.limit_in_bytes")
+    try:
+        memberships = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in memberships:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            yield root / group.lstrip("/") / "memory.max"
+        elif "memory" in controllers.split(","):
+            yield root / "memory" / group.lstrip("/") / "memory.limit_in_bytes"
