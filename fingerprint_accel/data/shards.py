@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import ENCODINGS, ImageChunk
-from fingerprint_accel.data.mapping import MappedFile, memory_of_machine
+from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
 from fingerprint_accel.errors import UserError
@@ -52,8 +52,9 @@ class Shards:
         size = sum(map(len, files))
         self.larger_than_memory = size > memory_of_machine()
         self._unmaps = size > RESIDENT
-        self._touched = RESIDENT  # opening has touched some of every record batch
-        self._bound_residence(0)
+        if self._unmaps:  # opening has touched some of every record batch
+            self._unmap()
+        self._resident_before = resident_files()
         if self.larger_than_memory:
             for file in files:
                 file.read_only_what_is_touched()
@@ -112,7 +113,7 @@ class Shards:
             ascending = np.empty_like(flat)
             self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
-        self._bound_residence(flat.nbytes)
+        self._bound_residence()
 
     def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
         """Ascending chunk of each row -> every chunk that occurs, and which rows are its."""
@@ -126,13 +127,14 @@ class Shards:
         for chunk, here in self._by_chunk(chunks):
             self._images[chunk].wanted(rows[here] - self._chunk_start[chunk])
 
-    def _bound_residence(self, touched: int) -> None:
+    def _bound_residence(self) -> None:
         """Keeps the pages mapped into this process near RESIDENT bytes, however large the files are."""
-        self._touched += touched
-        if self._unmaps and self._touched >= RESIDENT:
-            for file in self._files:
-                file.unmap_pages()
-            self._touched = 0
+        if self._unmaps and resident_files() - self._resident_before > RESIDENT:
+            self._unmap()
+
+    def _unmap(self) -> None:
+        for file in self._files:
+            file.unmap_pages()
 
     def minutiae(self, rows: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64.

@@ -1,9 +1,13 @@
 import json
+import sys
+import time
+import tracemalloc
 
 import datasets
 import numpy as np
 import pytest
 
+from fingerprint_accel.data.mapping import resident_files
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
@@ -93,6 +97,55 @@ def test_damage_is_one_clear_line(folder, tmp_path):
     (folder / "fingerprint.json").write_text(json.dumps({**info, "format_version": 99}))
     with pytest.raises(UserError, match="format 99"):
         open_dataset(folder)
+
+
+def test_a_row_that_is_not_in_the_folders_encoding_is_refused(folder):
+    """Shards of different encodings were copied together."""
+    info = json.loads((folder / "fingerprint.json").read_text())
+    (folder / "fingerprint.json").write_text(json.dumps({**info, "encoding": "lz4"}))
+    with pytest.raises(UserError, match=r"mixed encodings: fingerprint\.json says lz4, but 1024 prints are raw"):
+        open_dataset(folder)
+    (folder / "fingerprint.json").write_text(json.dumps({**info, "canvas": 32}))
+    with pytest.raises(UserError, match="says raw, but 1024 prints are not 32 x 32 bytes each"):
+        open_dataset(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for resident pages")
+def test_resident_memory_is_bounded(tmp_path, monkeypatch):
+    """Every row of 200 MB is read, in random order, and never are more than 128 MB of it mapped."""
+    monkeypatch.setattr("fingerprint_accel.data.shards.RESIDENT", 2**25)
+    image = np.random.default_rng(0).integers(0, 256, (320, 320), dtype=np.uint8)
+    with ShardWriter(tmp_path / "set", 300, 320, rows_per_shard=1024) as writer:
+        for row in range(2048):
+            writer.add(Record(image, f"{row}", 0, "", np.zeros((0, 4), np.float32)))
+    shards = open_dataset(tmp_path / "set")
+    before, most = resident_files(), 0
+    order = np.random.default_rng(1).permutation(2048)
+    out = np.empty((8, 320, 320), np.uint8)
+    for start in range(0, 2048, 8):
+        shards.read(np.sort(order[start : start + 8]), out)
+        most = max(most, resident_files())
+    assert (out == image).all()
+    assert 2**23 < most - before < 2**27, "32 MB, and what eight prints touch"
+
+
+def test_a_million_rows_open_at_once(tmp_path):
+    """A tenth of 1.5 M rows: in a tenth of a second and of 150 MB; then any batch comes within a second."""
+    image = np.zeros((8, 8), np.uint8)
+    minutiae = np.ones((10, 4), np.float32)
+    with ShardWriter(tmp_path / "set", 300, 8) as writer:
+        for row in range(150_000):
+            writer.add(Record(image, f"{row // 10}", row % 10, "", minutiae))
+    open_dataset(tmp_path / "set")
+    tracemalloc.start()
+    started = time.process_time()
+    shards = open_dataset(tmp_path / "set")
+    assert time.process_time() - started < 0.5, "0.02 s where nothing else runs"
+    assert tracemalloc.get_traced_memory()[0] < 15e6
+    tracemalloc.stop()
+    assert shards.most_minutiae == 10
+    assert len(shards.key_of_finger) == 15_000
+    assert shards.key_of_finger[1234] == "1234"
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path):
