@@ -259,7 +259,7 @@ class TrainingLoader:
             return slot.buffer
         with torch.cuda.stream(self._stream):
             flat = slot.buffer.to(self.device, non_blocking=True)
-            slot.copied = torch.cuda.Event()
+            slot.copied = torch.cuda.Event(blocking=True)  # the thread sleeps until it has ended
             slot.copied.record()
         return flat
 

@@ -52,6 +52,21 @@ def test_every_print_once_per_epoch(subset, processes):
     assert sorted(seen) == [(epoch, row) for epoch in range(3) for row in sorted(subset.rows.tolist())]
 
 
+def test_global_batches_do_not_depend_on_the_number_of_processes(subset):
+    def global_batches(processes):
+        ranks = [
+            batches(subset, 6, batch_size=24 // processes, rank=rank, processes=processes) for rank in range(processes)
+        ]
+        for parts in zip(*ranks, strict=True):
+            yield sorted(
+                (row, epoch) for index, epochs, _, _ in parts for row, epoch in zip(index, epochs, strict=True)
+            )
+
+    alone = list(global_batches(1))
+    for processes in (2, 3, 8):
+        assert list(global_batches(processes)) == alone
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_fingers_come_in_groups(subset, processes):
     order = SampleOrder(len(subset), 4, labels=subset.labels, per_finger=2)
