@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data.encoding import ENCODINGS, decode
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
 from fingerprint_accel.errors import UserError
@@ -33,7 +34,8 @@ class Shards:
         self.impressions = self._numbers("impression").astype(np.int16)
         _, first = np.unique(self.fingers, return_index=True)
         self.key_of_finger: list[str] = self.table["finger_key"].take(pa.array(first)).to_pylist()
-        self._views = [self._image_view(chunk) for chunk in self.table["image"].chunks]
+        raw = info.encoding == "raw"
+        self._views = [self._image_view(chunk) for chunk in self.table["image"].chunks] if raw else []
         self._chunk_start = np.cumsum([0] + [len(view) for view in self._views])
         self._files = [np.frombuffer(buffer, np.uint8)[: buffer.size // 4 * 4].view(np.float32) for buffer, _ in tables]
         self._minutia_index(tables)
@@ -74,6 +76,8 @@ class Shards:
 
     def image(self, row: int) -> np.ndarray:
         """(canvas, canvas) uint8 view of one print; no copy."""
+        if self.info.encoding != "raw":
+            return decode(self.table["image"][int(row)].as_buffer(), self.info.encoding, self.info.canvas)
         chunk = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
         side = self.info.canvas
         return self._views[chunk][row - self._chunk_start[chunk]].reshape(side, side)
@@ -85,6 +89,10 @@ class Shards:
             rows: (B,) int64.
             out: (B, canvas, canvas) uint8, contiguous.
         """
+        if self.info.encoding != "raw":
+            for place, row in enumerate(rows):
+                out[place] = self.image(row)
+            return
         flat = out.reshape(len(rows), -1)
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
         if (np.diff(chunks) >= 0).all():
@@ -135,7 +143,7 @@ def open_dataset(folder: Path | str) -> Shards:
         raise UserError(f"{folder}: not a dataset folder (no fingerprint.json); make one with `import`") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / 'fingerprint.json'}: damaged or of another version; import again") from error
-    if info.format_version != FORMAT_VERSION or info.encoding != "raw":
+    if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
         raise UserError(
             f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
         )
