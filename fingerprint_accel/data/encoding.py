@@ -1,4 +1,4 @@
-"""How one canvas becomes the bytes of one row, and back: raw, or one lz4 block. Imports little, for worker processes."""
+"""How a canvas becomes the bytes of its row, and back: raw, or one lz4 block. Imports little, for worker processes."""
 
 from __future__ import annotations
 

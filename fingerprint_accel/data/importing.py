@@ -114,13 +114,11 @@ def import_dataset(
     per_finger: Counter[str] = Counter()
     target = Target(dataset_ppi, canvas, enhance)
     enhanced = enhance is not None
-    with ShardWriter(
-        out, dataset_ppi, canvas, overwrite=overwrite, encoding=encoding, enhanced=enhanced
-    ) as writer:
+    with ShardWriter(out, dataset_ppi, canvas, overwrite=overwrite, encoding=encoding, enhanced=enhanced) as writer:
         with (writer.folder / "rejected.jsonl").open("w") as log:
 
             def reject(path: str, reason: str) -> None:
-                rejected[_kind(reason)] += 1
+                rejected[kind_of(reason)] += 1
                 log.write(json.dumps({"path": path, "reason": reason}) + "\n")
 
             for path, reason in listing.rejected:
@@ -149,7 +147,7 @@ def import_dataset(
     return ImportSummary(out, info, Counter(per_finger.values()), size, seconds, rejected)
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """What reasons have in common, for the summary: `line 7: no path` is `no path`, `damaged: ...` is `damaged`."""
     if reason.startswith("line "):
         reason = reason.partition(": ")[2]
@@ -157,13 +155,19 @@ def _kind(reason: str) -> str:
 
 
 def _check_numbers(ppi: int, dataset_ppi: int, canvas: int, minutiae: Path | None) -> None:
-    for option, value, low, high in (("--ppi", ppi or 500, 50, 5000), ("--dataset-ppi", dataset_ppi, 50, 2000)):
-        if not low <= value <= high:
-            raise UserError(f"{option} {value}: must lie between {low} and {high}")
-    if not 64 <= canvas <= 2048:
-        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
+    if not 50 <= (ppi or 500) <= 5000:
+        raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
+    check_canvas("--dataset-ppi", dataset_ppi, canvas)
     if minutiae is not None and not minutiae.is_dir():
         raise UserError(f"--minutiae {minutiae}: no such folder")
+
+
+def check_canvas(option: str, ppi: int, canvas: int) -> None:
+    """Raises UserError where a dataset cannot have this ppi, given as `option`, or this canvas."""
+    if not 50 <= ppi <= 2000:
+        raise UserError(f"{option} {ppi}: must lie between 50 and 2000")
+    if not 64 <= canvas <= 2048:
+        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
 
 
 def _jobs(listing: Listing, ppi: int, minutiae: Path | None, seed: int) -> Iterator[Job]:
