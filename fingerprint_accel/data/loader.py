@@ -22,10 +22,11 @@ from fingerprint_accel.data.shards import Shards
 
 @dataclass(frozen=True)
 class PrintInfo:
-    """Resolution (pixels per inch) and side (pixels) of prints."""
+    """Resolution (pixels per inch) and side (pixels) of prints, and whether they are stored enhanced."""
 
     ppi: int
     canvas: int
+    enhanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Subset:
 
     @property
     def info(self) -> PrintInfo:
-        """Resolution and size of the prints."""
-        return PrintInfo(self.shards.info.ppi, self.shards.info.canvas)
+        """Resolution and size of the prints, and whether they are enhanced."""
+        info = self.shards.info
+        return PrintInfo(info.ppi, info.canvas, info.enhanced)
 
     def read(self, samples: np.ndarray, epochs: np.ndarray, buffer: torch.Tensor | None = None) -> Batch:
         """Reads prints.

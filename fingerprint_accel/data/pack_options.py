@@ -105,7 +105,7 @@ def arguments(options: PackOptions, sources: Sequence[Path]) -> dict[str, Any]:
         "seed": options.seed,
         "source_ppi": options.source_ppi,
         "fingerprint_accel": __version__,
-        "pyarrow": pa.__version__,
+        "pyarrow": version("pyarrow"),
         "pillow": version("pillow"),
         "torch": version("torch") if options.enhance else "",
     }

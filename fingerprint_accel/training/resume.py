@@ -65,6 +65,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         "fingers": run.train.classes,
         "ppi": info.ppi,
         "canvas": info.canvas,
+        "enhanced": info.enhanced,
         "processes": run.accelerator.num_processes,
     }
     name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state))
@@ -103,8 +104,13 @@ def restore(run: Run, folder: Path) -> Progress:
     """
     checkpoint = load_checkpoint(folder)
     state = checkpoint.state
-    for what, here in (("fingers", run.train.classes), ("prints", len(run.train)), ("seed", run.config.training.seed)):
-        if state[what] != here:
+    for what, here in (
+        ("fingers", run.train.classes),
+        ("prints", len(run.train)),
+        ("seed", run.config.training.seed),
+        ("enhanced", run.train.info.enhanced),
+    ):
+        if state.get(what, False) != here:  # the first checkpoints know nothing of enhanced prints
             raise UserError(
                 f"{folder}: trained on {what} {state[what]}, this run has {here}; use the same data and seed"
             )
