@@ -101,7 +101,9 @@ def _import_images(source: Path, folder: Path, options: PackOptions, workers: in
             encoding=options.encoding, workers=workers, overwrite=True, progress=progress,
         )  # fmt: skip
     except UserError as error:
-        raise UserError(f"{error}; `import` reads other layouts, then pack what it makes") from error
+        if "layout" not in str(error):
+            raise
+        raise UserError(f"{error} with `import`, then pack what it makes") from error
 
 
 def _write(
