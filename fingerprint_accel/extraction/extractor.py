@@ -78,7 +78,8 @@ class Extractor(nn.Module):
             if ours != theirs:
                 option = "--dataset-ppi" if what == "ppi" else "--canvas"
                 raise UserError(
-                    f"{shards.folder}: {what} {theirs}, the model wants {ours}; import it with {option} {ours}"
+                    f"{shards.folder}: {what} {theirs}, the model wants {ours}; "
+                    f"import it with {option} {ours}, or `pack` it with --{what} {ours}"
                 )
         if self.enhanced and not shards.info.enhanced:
             raise UserError(

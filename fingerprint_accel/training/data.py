@@ -62,7 +62,7 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
     for what in ("ppi", "canvas"):
         ours, theirs = getattr(trained, what), getattr(shards.info, what)
         if ours != theirs:
-            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; re-import it")
+            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; `pack` it with --{what} {ours}")
     if trained.enhanced != shards.info.enhanced:
         which, other = (trained_on, folder) if trained.enhanced else (folder, trained_on)
         raise UserError(f"{which}: enhanced, but {other} is not; `pack {other} OUT --enhance` makes them alike")
