@@ -24,6 +24,8 @@ def import_files(
     dataset_ppi: int = 300,
     canvas: int = 320,
     minutiae: Path | None = None,
+    encoding: Literal["raw", "lz4"] = "raw",
+    enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     workers: int = 0,
     seed: int = 0,
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -48,6 +50,8 @@ def import_files(
         dataset_ppi: Resolution of the dataset.
         canvas: Side of a print in the dataset, pixels.
         minutiae: Folder of minutiae files with the images' stems, if they do not lie beside the images.
+        encoding: Of the images in the dataset; lz4 takes less room, without loss.
+        enhance: Store prints whose ridges are enhanced, once and for all.
         workers: Processes; 0 for one per core.
         seed: Of the order in which prints are written.
         overwrite: Replace OUT.
@@ -55,12 +59,71 @@ def import_files(
     from fingerprint_accel.data.importing import import_dataset
 
     summary = import_dataset(
-        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, workers=workers, seed=seed,
-        overwrite=overwrite,
+        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
+        enhance=_enhancement(enhance), workers=workers, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     print(summary.table())
     if summary.rejected:
         print(f"rejected files and reasons: {out / 'rejected.jsonl'}")
+
+
+def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
+    """The filters that `import` and `pack` hand to their workers; torch is loaded only where they are wanted."""
+    if not wanted:
+        return None
+    from fingerprint_accel.preprocess.stored import enhance_canvas
+
+    return enhance_canvas
+
+
+def pack(
+    paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(name="src-out", metavar="SRC [SRC ...] OUT")],
+    rows_per_shard: int = 8192,
+    ppi: int = 0,
+    canvas: int = 0,
+    encoding: Literal["raw", "lz4"] | None = None,
+    enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    join_fingers: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    source_ppi: int = 500,
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    seed: int = 0,
+    workers: int = 0,
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Makes one dataset folder from one or more, with other shards, encoding, resolution or canvas.
+
+    SRC is a dataset folder, or a folder of images in flx's naming (10_9.png) with minutiae files beside them. Fingers
+    of different SRC are kept apart: where two have the same key, the folder's name goes before it.
+
+    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
+
+    fingerprint-accel pack datasets/db1 datasets/db2 datasets/both --encoding lz4
+
+    fingerprint-accel pack datasets/db1 datasets/fast --enhance
+
+    fingerprint-accel pack datasets/db1 --verify
+
+    Args:
+        paths: Dataset folders, and last the dataset folder to make; one alone with --verify is only verified.
+        rows_per_shard: Prints per file.
+        ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
+        canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
+        encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
+        enhance: Store prints whose ridges are enhanced, once and for all.
+        join_fingers: Fingers of different SRC with the same key are one; impressions that collide are renumbered.
+        source_ppi: Resolution of the images in a SRC that is a folder of images.
+        verify: Compare every shard of every SRC with its sha256 before.
+        seed: Of the order in which prints are written.
+        workers: Processes; 0 for one per core.
+        overwrite: Replace OUT, and unfinished shards of another command beside it.
+    """
+    from fingerprint_accel.data.packing import PackOptions, pack_command
+
+    with one_line_errors("interrupted; the same command goes on from here"):
+        options = PackOptions(
+            ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed, source_ppi
+        )
+        pack_command(paths, options, verify, workers, overwrite)
 
 
 def synth(
@@ -177,6 +240,7 @@ def evaluate(
 VERBS: dict[str, Callable[..., Any]] = {
     "synth": synth,
     "import": import_files,
+    "pack": pack,
     "inspect": inspect,
     "evaluate": evaluate,
 }

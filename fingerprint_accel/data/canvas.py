@@ -100,8 +100,44 @@ def place(
     moved = minutiae.copy()
     moved[:, 0] = (minutiae[:, 0] - left) * scale
     moved[:, 1] = (minutiae[:, 1] - top) * scale
-    inside = ((moved[:, :2] >= 0) & (moved[:, :2] < canvas)).all(axis=1)
-    return image.round().astype(np.uint8), moved[inside]
+    return image.round().astype(np.uint8), _on_canvas(moved, canvas)
+
+
+def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Takes a print from one canvas to another around their common centre.
+
+    Without a change of scale pixels are moved as they are; where the two sides differ by an odd number the centre then
+    moves by half a pixel.
+
+    Args:
+        image: (C, C) uint8.
+        minutiae: (n, 4) float32 x, y, angle, quality in its pixels.
+        scale: pixels of the new canvas to one of the old.
+        canvas: side of the new canvas, pixels.
+
+    Returns:
+        (canvas, canvas) uint8, white where the old canvas does not reach, and (m, 4) float32 in its pixels, m <= n:
+        minutiae off the canvas are dropped.
+    """
+    before = image.shape[0]
+    side = canvas / scale
+    left = float((before - canvas) // 2) if scale == 1 else (before - side) / 2
+    margin = max(0, int(np.ceil(-left))) + 2  # further than bicubic filters reach beyond the box, which is 2 pixels
+    padded = Image.new("L", (before + 2 * margin, before + 2 * margin), WHITE)
+    padded.paste(Image.fromarray(image), (margin, margin))
+    start = left + margin
+    box = (start, start, start + side, start + side)
+    if scale == 1:
+        moved_image = padded.crop(tuple(int(edge) for edge in box))  # type: ignore[arg-type]
+    else:
+        moved_image = padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box)
+    moved = minutiae.copy()
+    moved[:, :2] = (minutiae[:, :2] - left) * scale
+    return np.asarray(moved_image), _on_canvas(moved, canvas)
+
+
+def _on_canvas(minutiae: np.ndarray, canvas: int) -> np.ndarray:
+    return minutiae[((minutiae[:, :2] >= 0) & (minutiae[:, :2] < canvas)).all(axis=1)]
 
 
 def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:

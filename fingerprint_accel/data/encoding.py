@@ -1,81 +1,43 @@
-"""How the image column holds a print: raw bytes, or each row as one lz4 block."""
+"""How a canvas becomes the bytes of its row, and back: raw, or one lz4 block. Imports little, for worker processes."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.mapping import MappedFile
-from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.errors import UserError
 
-ENCODINGS = ("raw", "lz4")
+Encoding = Literal["raw", "lz4"]
+ENCODINGS: tuple[Encoding, ...] = ("raw", "lz4")
+_LZ4 = pa.Codec("lz4_raw")  # a bare block: the length of its content is that of the canvas
 
 
-class ImageChunk:
-    """The image column of one record batch.
+def check_encoding(encoding: str) -> None:
+    """Raises UserError where there is no such encoding."""
+    if encoding not in ENCODINGS:
+        raise UserError(f"--encoding {encoding}: there are {', '.join(ENCODINGS)}")
 
-    Args:
-        column: of the record batch.
-        info: canvas and encoding of the dataset.
-        folder: the dataset, for messages.
-        file: that holds it.
+
+def encode(image: np.ndarray, encoding: str) -> bytes:
+    """image (canvas, canvas) uint8 -> the bytes of its row; no loss."""
+    raw = np.ascontiguousarray(image).data.cast("B")
+    return _LZ4.compress(raw, asbytes=True) if encoding == "lz4" else bytes(raw)
+
+
+def decode(stored: pa.Buffer, encoding: str, canvas: int) -> np.ndarray:
+    """The bytes of a row -> (canvas, canvas) uint8, a view of them where they are raw.
 
     Raises:
-        UserError: the rows are not in the dataset's encoding.
+        ValueError: they are damaged.
     """
-
-    def __init__(self, column: pa.BinaryArray, info: DatasetInfo, folder: Path, file: MappedFile) -> None:
-        _, offset_buffer, data = column.buffers()
-        self._offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
-        self._file, self._start = file, file.offset(data.address)
-        self._length = info.canvas**2
-        raw = bool((np.diff(self._offsets) == self._length).all())
-        if raw != (info.encoding == "raw"):
-            found = "raw" if raw else f"not {info.canvas} x {info.canvas} bytes each"
-            raise UserError(
-                f"{folder}: mixed encodings: fingerprint.json says {info.encoding}, but {len(column)} prints are "
-                f"{found}; import it again"
-            )
-        self._bytes = np.frombuffer(data, np.uint8)
-        self._rows = None
-        if raw:
-            self._rows = self._bytes[self._offsets[0] : self._offsets[-1]].reshape(len(column), self._length)
-        else:
-            self._codec = pa.Codec("lz4_raw")
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def one(self, row: int) -> np.ndarray:
-        """(canvas ** 2,) uint8 of a print; a view where the encoding is raw."""
-        if self._rows is not None:
-            return self._rows[row]
-        return self._decoded(self._bytes[self._offsets[row] : self._offsets[row + 1]])
-
-    def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
-        """Copies rows (B,) into `out` (B, canvas ** 2) uint8."""
-        started = time.perf_counter()
-        if self._rows is not None:
-            np.take(self._rows, rows, axis=0, out=out, mode="clip")
-            if seconds is not None:
-                seconds["disk"] += time.perf_counter() - started
-            return
-        stored = [self._bytes[self._offsets[row] : self._offsets[row + 1]].copy() for row in rows.tolist()]
-        read = time.perf_counter()
-        for place, row in enumerate(stored):
-            out[place] = self._decoded(row)
-        if seconds is not None:
-            seconds["disk"] += read - started
-            seconds["decode"] += time.perf_counter() - read
-
-    def _decoded(self, stored: np.ndarray) -> np.ndarray:
-        return np.frombuffer(self._codec.decompress(stored, self._length), np.uint8)
-
-    def wanted(self, rows: np.ndarray) -> None:
-        """Has the system fetch ascending rows (B,) in the background."""
-        starts = self._offsets[rows].astype(np.int64)
-        self._file.wanted(self._start + starts, self._offsets[rows + 1] - starts)
+    raw = stored
+    if encoding == "lz4":
+        try:
+            raw = _LZ4.decompress(stored, canvas**2)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+    if len(raw) != canvas**2:
+        raise ValueError(f"{len(raw)} bytes where {canvas**2} belong")
+    return np.frombuffer(raw, np.uint8).reshape(canvas, canvas)

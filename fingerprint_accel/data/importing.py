@@ -13,10 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.listing import Listing, list_files
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.parallel import batched, cores, in_parallel
-from fingerprint_accel.data.print_file import Job, Prepared, find_template, prepare_many
+from fingerprint_accel.data.print_file import Enhance, Job, Prepared, Target, find_template, prepare_many
 from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.errors import UserError
 
@@ -73,6 +74,8 @@ def import_dataset(
     dataset_ppi: int = 300,
     canvas: int = 320,
     minutiae: Path | None = None,
+    encoding: str = "raw",
+    enhance: Enhance | None = None,
     workers: int = 0,
     seed: int = 0,
     overwrite: bool = False,
@@ -88,6 +91,8 @@ def import_dataset(
         dataset_ppi: resolution of the dataset.
         canvas: side of a print in the dataset, pixels.
         minutiae: folder of minutiae files with the images' stems; default: beside the images.
+        encoding: of the images in the dataset, "raw" or "lz4".
+        enhance: done once to every canvas (`preprocess.stored.enhance_canvas`); None leaves prints as they are.
         workers: processes; 0 for one per core.
         seed: of the order in which prints are written.
         overwrite: replace `out`.
@@ -100,24 +105,27 @@ def import_dataset(
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
     _check_numbers(ppi, dataset_ppi, canvas, minutiae)
+    check_encoding(encoding)
     listing = list_files(source, layout)
     ppi = ppi or DEFAULT_PPI.get(layout, 0)
     if not ppi and (listing.table["ppi"].to_numpy() == 0).any():
         raise UserError(f"{source}: resolution unknown; add --ppi, for example --ppi 500")
     rejected: Counter[str] = Counter()
     per_finger: Counter[str] = Counter()
-    with ShardWriter(out, dataset_ppi, canvas, overwrite=overwrite) as writer:
+    target = Target(dataset_ppi, canvas, enhance)
+    enhanced = enhance is not None
+    with ShardWriter(out, dataset_ppi, canvas, overwrite=overwrite, encoding=encoding, enhanced=enhanced) as writer:
         with (writer.folder / "rejected.jsonl").open("w") as log:
 
             def reject(path: str, reason: str) -> None:
-                rejected[_kind(reason)] += 1
+                rejected[kind_of(reason)] += 1
                 log.write(json.dumps({"path": path, "reason": reason}) + "\n")
 
             for path, reason in listing.rejected:
                 reject(path, reason)
             jobs = _jobs(listing, ppi, minutiae, seed)
             bar = tqdm(total=len(listing.table), desc="importing", unit="print", disable=not progress)
-            with contextlib.closing(_prepared(jobs, dataset_ppi, canvas, workers)) as results:
+            with contextlib.closing(_prepared(jobs, target, workers)) as results:
                 for prepared in results:
                     job = prepared.job
                     if prepared.minutiae_reason:
@@ -139,7 +147,7 @@ def import_dataset(
     return ImportSummary(out, info, Counter(per_finger.values()), size, seconds, rejected)
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """What reasons have in common, for the summary: `line 7: no path` is `no path`, `damaged: ...` is `damaged`."""
     if reason.startswith("line "):
         reason = reason.partition(": ")[2]
@@ -147,13 +155,19 @@ def _kind(reason: str) -> str:
 
 
 def _check_numbers(ppi: int, dataset_ppi: int, canvas: int, minutiae: Path | None) -> None:
-    for option, value, low, high in (("--ppi", ppi or 500, 50, 5000), ("--dataset-ppi", dataset_ppi, 50, 2000)):
-        if not low <= value <= high:
-            raise UserError(f"{option} {value}: must lie between {low} and {high}")
-    if not 64 <= canvas <= 2048:
-        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
+    if not 50 <= (ppi or 500) <= 5000:
+        raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
+    check_canvas("--dataset-ppi", dataset_ppi, canvas)
     if minutiae is not None and not minutiae.is_dir():
         raise UserError(f"--minutiae {minutiae}: no such folder")
+
+
+def check_canvas(option: str, ppi: int, canvas: int) -> None:
+    """Raises UserError where a dataset cannot have this ppi, given as `option`, or this canvas."""
+    if not 50 <= ppi <= 2000:
+        raise UserError(f"{option} {ppi}: must lie between 50 and 2000")
+    if not 64 <= canvas <= 2048:
+        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
 
 
 def _jobs(listing: Listing, ppi: int, minutiae: Path | None, seed: int) -> Iterator[Job]:
@@ -171,10 +185,10 @@ def _jobs(listing: Listing, ppi: int, minutiae: Path | None, seed: int) -> Itera
             yield Job(path, row["path"], row["finger_key"], row["impression"], row["ppi"] or ppi, template)
 
 
-def _prepared(jobs: Iterator[Job], dataset_ppi: int, canvas: int, workers: int) -> Generator[Prepared, None, None]:
+def _prepared(jobs: Iterator[Job], target: Target, workers: int) -> Generator[Prepared, None, None]:
     """Prepares jobs on several processes and yields them in order."""
     workers = workers or cores()
-    tasks = ((batch, dataset_ppi, canvas) for batch in batched(jobs, 1 if workers == 1 else JOBS_PER_TASK))
+    tasks = ((batch, target) for batch in batched(jobs, 1 if workers == 1 else JOBS_PER_TASK))
     with contextlib.closing(in_parallel(prepare_many, tasks, workers)) as batches:
         for batch in batches:
             yield from batch

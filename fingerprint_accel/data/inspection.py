@@ -28,6 +28,8 @@ def describe(shards: Shards) -> str:
     rows += [
         ("ppi", f"{info.ppi}"),
         ("canvas", f"{info.canvas} x {info.canvas} pixels ({info.canvas / info.ppi * 25.4:.1f} mm)"),
+        ("encoding", info.encoding),
+        ("enhanced", "yes" if info.enhanced else "no"),
         ("with minutiae", f"{info.with_minutiae} ({info.with_minutiae / info.prints:.0%})"),
     ]
     if info.with_minutiae:

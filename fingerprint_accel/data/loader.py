@@ -27,10 +27,11 @@ PATIENCE = 1.0  # seconds after which the consumer looks whether anybody reads
 
 @dataclass(frozen=True)
 class PrintInfo:
-    """Resolution (pixels per inch) and side (pixels) of prints."""
+    """Resolution (pixels per inch) and side (pixels) of prints, and whether they are stored enhanced."""
 
     ppi: int
     canvas: int
+    enhanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Subset:
 
     @property
     def info(self) -> PrintInfo:
-        """Resolution and size of the prints."""
-        return PrintInfo(self.shards.info.ppi, self.shards.info.canvas)
+        """Resolution and size of the prints, and whether they are enhanced."""
+        info = self.shards.info
+        return PrintInfo(info.ppi, info.canvas, info.enhanced)
 
     def layout(self, prints: int) -> BatchLayout:
         """How a batch of so many prints lies in memory."""

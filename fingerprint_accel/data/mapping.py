@@ -25,6 +25,7 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.buffer = pa.py_buffer(self._map)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,29 @@ import numpy as np
 from fingerprint_accel.data.canvas import CanvasError, place
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.templates import NO_MINUTIAE, SUFFIXES, TemplateError, read_template
+
+# (canvas (S, S) uint8, ppi) -> the same, enhanced. The filters live in `preprocess`, which stands after `data`, so
+# whoever asks for them passes the function in; it is a module's function, so that worker processes can be sent it.
+Enhance = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the prints of a dataset look like.
+
+    Attributes:
+        ppi: resolution, pixels per inch.
+        canvas: side, pixels.
+        enhance: done once to every canvas.
+    """
+
+    ppi: int
+    canvas: int
+    enhance: Enhance | None = None
+
+    def finish(self, image: np.ndarray) -> np.ndarray:
+        """(canvas, canvas) uint8 on its canvas -> the same as it is stored."""
+        return image if self.enhance is None else self.enhance(image, self.ppi)
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ def find_template(image: Path, folder: Path | None) -> Path | None:
     return None
 
 
-def prepare(job: Job, dataset_ppi: int, canvas: int) -> Prepared:
+def prepare(job: Job, target: Target) -> Prepared:
     """Reads and places one print; never raises for what a file holds."""
     try:
         grey = read_grey(job.path)
@@ -59,13 +83,13 @@ def prepare(job: Job, dataset_ppi: int, canvas: int) -> Prepared:
         except TemplateError as error:
             minutiae_reason = f"minutiae: {error}"
     try:
-        image, minutiae = place(grey, minutiae, job.ppi, dataset_ppi, canvas)
+        image, minutiae = place(grey, minutiae, job.ppi, target.ppi, target.canvas)
     except CanvasError as error:
         return Prepared(job, None, NO_MINUTIAE, str(error), minutiae_reason)
-    return Prepared(job, image, minutiae, "", minutiae_reason)
+    return Prepared(job, target.finish(image), minutiae, "", minutiae_reason)
 
 
-def prepare_many(task: tuple[list[Job], int, int]) -> list[Prepared]:
+def prepare_many(task: tuple[list[Job], Target]) -> list[Prepared]:
     """`prepare` for a list of jobs, as worker processes are handed them."""
-    jobs, dataset_ppi, canvas = task
-    return [prepare(job, dataset_ppi, canvas) for job in jobs]
+    jobs, target = task
+    return [prepare(job, target) for job in jobs]

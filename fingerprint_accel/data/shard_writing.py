@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.errors import UserError
 
 FORMAT_VERSION = 1
+ROWS_PER_SHARD = 8192
 ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
 FEATURES = datasets.Features(
@@ -42,7 +45,7 @@ class Record:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `fingerprint.json` says."""
+    """What `fingerprint.json` says; `enhanced` prints have been through the ridge filters once and for all."""
 
     format_version: int
     ppi: int
@@ -52,6 +55,7 @@ class DatasetInfo:
     fingers: int
     with_minutiae: int
     sha256: dict[str, str]
+    enhanced: bool = False
 
 
 class ShardWriter:
@@ -65,22 +69,35 @@ class ShardWriter:
         canvas: side of a canvas, pixels.
         rows_per_shard: prints per file.
         overwrite: replace an existing folder.
+        encoding: of the images, "raw" or "lz4".
+        enhanced: whether the images that will be added are enhanced.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` exists, or an unknown encoding.
     """
 
-    def __init__(self, out: Path, ppi: int, canvas: int, rows_per_shard: int = 8192, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        ppi: int,
+        canvas: int,
+        rows_per_shard: int = ROWS_PER_SHARD,
+        overwrite: bool = False,
+        encoding: str = "raw",
+        enhanced: bool = False,
+    ) -> None:
+        check_encoding(encoding)
         if out.exists() and not overwrite:
             raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
         self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
+        self.encoding, self.enhanced = encoding, enhanced
         self.folder = self.out.with_name(f".{self.out.name}.tmp")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self._fingers: dict[str, int] = {}
         self._pending: list[Record] = []
         self._stream: pa.ipc.RecordBatchStreamWriter | None = None
-        self._rows_per_batch = max(1, min(ROWS_PER_RECORD_BATCH, BYTES_PER_RECORD_BATCH // canvas**2))
+        self._rows_per_batch = rows_per_record_batch(canvas)
         self._closed = False
         self._rows_in_shard, self._shards, self._prints, self._with_minutiae = 0, 0, 0, 0
 
@@ -100,28 +117,25 @@ class ShardWriter:
         assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
         assert record.image.dtype == np.uint8, "canvases are uint8"
         self._pending.append(record)
-        if len(self._pending) == self._rows_per_batch:
+        if len(self._pending) == min(self._rows_per_batch, self.rows_per_shard - self._rows_in_shard):
             self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
         rows, self._pending = self._pending, []
-        fingers = [self._fingers.setdefault(row.finger_key, len(self._fingers)) for row in rows]
-        columns = {
-            "image": [row.image.tobytes() for row in rows],
-            "finger": fingers,
-            "impression": [row.impression for row in rows],
-            "finger_key": [row.finger_key for row in rows],
-            "source": [row.source for row in rows],
-            "minutiae": [np.ascontiguousarray(row.minutiae, np.float32).ravel() for row in rows],
-        }
-        schema = FEATURES.arrow_schema
+        batch = record_batch(
+            [encode(row.image, self.encoding) for row in rows],
+            [self._fingers.setdefault(row.finger_key, len(self._fingers)) for row in rows],
+            [row.impression for row in rows],
+            [row.finger_key for row in rows],
+            [row.source for row in rows],
+            [row.minutiae for row in rows],
+        )
         if self._stream is None:
-            self._stream = pa.ipc.new_stream(str(self.folder / f"data-{self._shards:05d}.arrow"), schema)
+            self._stream = pa.ipc.new_stream(str(self.folder / f"data-{self._shards:05d}.arrow"), batch.schema)
             self._shards += 1
-        arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
-        self._stream.write_batch(pa.record_batch(arrays, schema=schema))
+        self._stream.write_batch(batch)
         self._prints += len(rows)
         self._rows_in_shard += len(rows)
         self._with_minutiae += sum(len(row.minutiae) > 0 for row in rows)
@@ -144,14 +158,20 @@ class ShardWriter:
             raise UserError(f"{self.out}: no print to write")
         names = []
         for shard in range(self._shards):
-            names.append(f"data-{shard:05d}-of-{self._shards:05d}.arrow")
+            names.append(shard_name(shard, self._shards))
             (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / names[-1])
-        hashes = {name: file_sha256(self.folder / name) for name in names}
         info = DatasetInfo(
-            FORMAT_VERSION, self.ppi, self.canvas, "raw", self._prints, len(self._fingers), self._with_minutiae, hashes
+            FORMAT_VERSION,
+            self.ppi,
+            self.canvas,
+            self.encoding,
+            self._prints,
+            len(self._fingers),
+            self._with_minutiae,
+            {name: file_sha256(self.folder / name) for name in names},
+            self.enhanced,
         )
-        (self.folder / "fingerprint.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-        _write_datasets_files(self.folder, names, hashes)
+        write_info(self.folder, info)
         if self.out.exists():
             shutil.rmtree(self.out)
         self.folder.rename(self.out)
@@ -159,12 +179,39 @@ class ShardWriter:
         return info
 
 
-def _write_datasets_files(folder: Path, names: list[str], hashes: dict[str, str]) -> None:
-    """`dataset_info.json` and `state.json`, as `Dataset.save_to_disk` leaves them."""
+def rows_per_record_batch(canvas: int) -> int:
+    """Prints that lie together in a shard, at most."""
+    return max(1, min(ROWS_PER_RECORD_BATCH, BYTES_PER_RECORD_BATCH // canvas**2))
+
+
+def shard_name(shard: int, shards: int) -> str:
+    """File name of shard number `shard`, from 0."""
+    return f"data-{shard:05d}-of-{shards:05d}.arrow"
+
+
+def record_batch(
+    images: Sequence[bytes],
+    fingers: Sequence[int] | np.ndarray,
+    impressions: Sequence[int] | np.ndarray,
+    finger_keys: Sequence[str] | pa.Array,
+    sources: Sequence[str],
+    minutiae: Sequence[np.ndarray],
+) -> pa.RecordBatch:
+    """Rows as a shard holds them; images encoded, minutiae (n, 4) each."""
+    flat = [np.ascontiguousarray(points, np.float32).ravel() for points in minutiae]
+    columns = (images, fingers, impressions, finger_keys, sources, flat)
+    schema = FEATURES.arrow_schema
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
+
+
+def write_info(folder: Path, info: DatasetInfo) -> None:
+    """`fingerprint.json`, and `dataset_info.json` and `state.json` as `Dataset.save_to_disk` leaves them."""
+    (folder / "fingerprint.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
     datasets.DatasetInfo(features=FEATURES).write_to_directory(str(folder))
-    fingerprint = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256("".join(info.sha256.values()).encode()).hexdigest()[:16]
     state: dict[str, object] = {
-        "_data_files": [{"filename": name} for name in names],
+        "_data_files": [{"filename": name} for name in info.sha256],
         "_fingerprint": fingerprint,
         "_format_columns": None,
         "_format_kwargs": {},

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.encoding import ENCODINGS, ImageChunk
+from fingerprint_accel.data.encoding import ENCODINGS
+from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256

@@ -27,7 +27,7 @@ from fingerprint_accel.training.checkpoint import find_checkpoint, read_pointer
 CARD = """# {title}
 
 Fixed-length fingerprint embedding, {dims} numbers of unit length; compare two by their dot product.
-Canvases: {canvas} x {canvas} pixels at {ppi} ppi. Trained with fingerprint_accel {version}.
+Canvases: {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Trained with fingerprint_accel {version}.
 
 ```python
 from fingerprint_accel.extraction.extractor import Extractor
@@ -45,11 +45,14 @@ class Extractor(nn.Module):
         preprocess: configuration of the preparation.
         ppi: resolution that the network was trained at, pixels per inch.
         canvas: side of the canvases, pixels.
+        enhanced: whether the network was trained on prints that are stored enhanced, and wants such.
     """
 
-    def __init__(self, model: ModelConfig, preprocess: PreprocessConfig, ppi: int, canvas: int) -> None:
+    def __init__(
+        self, model: ModelConfig, preprocess: PreprocessConfig, ppi: int, canvas: int, enhanced: bool = False
+    ) -> None:
         super().__init__()
-        self.preprocess_config, self.ppi, self.canvas = preprocess, ppi, canvas
+        self.preprocess_config, self.ppi, self.canvas, self.enhanced = preprocess, ppi, canvas, enhanced
         self.model = DeepPrint(model, preprocess.map_size)
         self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
         self.origin = ""
@@ -68,15 +71,24 @@ class Extractor(nn.Module):
             (N, D) float32 by name: `embedding`, and each branch (`texture`, `minutia`) that the network has.
 
         Raises:
-            UserError: the dataset has another ppi or canvas than the network was trained on.
+            UserError: the dataset has another ppi or canvas than the network was trained on, or only one is enhanced.
         """
         for what in ("ppi", "canvas"):
             ours, theirs = getattr(self, what), getattr(shards.info, what)
             if ours != theirs:
                 option = "--dataset-ppi" if what == "ppi" else "--canvas"
                 raise UserError(
-                    f"{shards.folder}: {what} {theirs}, the model wants {ours}; import it with {option} {ours}"
+                    f"{shards.folder}: {what} {theirs}, the model wants {ours}; "
+                    f"import it with {option} {ours}, or `pack` it with --{what} {ours}"
                 )
+        if self.enhanced and not shards.info.enhanced:
+            raise UserError(
+                f"{shards.folder}: the model wants enhanced prints; `pack {shards.folder} OUT --enhance` makes them"
+            )
+        if shards.info.enhanced and not self.enhanced:
+            raise UserError(
+                f"{shards.folder}: enhanced, the model wants prints as they are; import them again without --enhance"
+            )
         device = next(self.model.parameters()).device
         parts: dict[str, list[torch.Tensor]] = {}
         buffer = np.empty((batch_size, self.canvas, self.canvas), np.uint8)
@@ -109,6 +121,7 @@ class Extractor(nn.Module):
             "preprocess": to_dict(self.preprocess_config),
             "ppi": self.ppi,
             "canvas": self.canvas,
+            "enhanced": self.enhanced,
             "notes": notes or {},
         }
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -117,6 +130,7 @@ class Extractor(nn.Module):
             dims=self.model.config.embedding_dim,
             canvas=self.canvas,
             ppi=self.ppi,
+            enhanced=", ridges enhanced as `import --enhance` does" if self.enhanced else "",
             version=__version__,
             folder=folder.name,
         )
@@ -153,13 +167,14 @@ class Extractor(nn.Module):
         try:
             values = json.loads((path / "config.json").read_text())
             ppi, canvas = int(values["ppi"]), int(values["canvas"])
+            enhanced = bool(values.get("enhanced", False))
             groups = values["model"], values["preprocess"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path / 'config.json'}: damaged; export the model again") from error
         where = f"{path / 'config.json'}:"
         model = from_dict(ModelConfig, groups[0], where=where)
         preprocess = from_dict(PreprocessConfig, groups[1], where=where)
-        return cls(model, preprocess, ppi, canvas)._load(path)
+        return cls(model, preprocess, ppi, canvas, enhanced)._load(path)
 
     @classmethod
     def _from_checkpoint(cls, path: Path, config_file: Path) -> Extractor:
@@ -167,9 +182,10 @@ class Extractor(nn.Module):
         try:
             state = json.loads((path / "state.json").read_text())
             ppi, canvas = int(state["ppi"]), int(state["canvas"])
+            enhanced = bool(state.get("enhanced", False))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
-        return cls(config.model, config.preprocess, ppi, canvas)._load(path)
+        return cls(config.model, config.preprocess, ppi, canvas, enhanced)._load(path)
 
     def _load(self, path: Path) -> Extractor:
         file = path / "model.safetensors"

@@ -36,6 +36,8 @@ def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, Pr
         )
     else:
         train, validation = _split(config.data, share)
+    if config.preprocess.enhance and train.info.enhanced:
+        raise UserError(f"{config.data}: enhanced already; leave out --preprocess.enhance")
     if apart:
         validation = _all_of(reading.validation_data, train.info, config.data)
     if validation is not None:
@@ -60,7 +62,10 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
     for what in ("ppi", "canvas"):
         ours, theirs = getattr(trained, what), getattr(shards.info, what)
         if ours != theirs:
-            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; re-import it")
+            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; `pack` it with --{what} {ours}")
+    if trained.enhanced != shards.info.enhanced:
+        which, other = (trained_on, folder) if trained.enhanced else (folder, trained_on)
+        raise UserError(f"{which}: enhanced, but {other} is not; `pack {other} OUT --enhance` makes them alike")
     return subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
 
 

@@ -66,6 +66,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         "fingers": run.train.classes,
         "ppi": info.ppi,
         "canvas": info.canvas,
+        "enhanced": info.enhanced,
         "processes": run.accelerator.num_processes,
     }
     name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state))
@@ -107,6 +108,7 @@ def restore(run: Run, folder: Path) -> Progress:
     here = {
         "fingers": run.train.classes,
         "prints": len(run.train),
+        "enhanced": run.train.info.enhanced,
         "seed": run.config.training.seed,
         "order": run.order.rule,
     }

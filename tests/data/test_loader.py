@@ -11,7 +11,9 @@ import torch
 from fingerprint_accel.data.batch import BatchLayout
 from fingerprint_accel.data.loader import ANNOUNCED, TrainingLoader, subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
+from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
 
 
 @pytest.fixture
@@ -186,6 +188,35 @@ def test_data_larger_than_memory_is_announced_ahead(subset, monkeypatch):
     for number, (rows, told) in enumerate(read):
         assert wanted[number] == rows
         assert told == number + 1 + ANNOUNCED
+
+
+def test_lz4_delivers_the_same_batches(subset, tmp_path):
+    with ShardWriter(tmp_path / "lz4", 300, 320, encoding="lz4") as writer:
+        for row in range(96):
+            key = subset.shards.key_of_finger[subset.shards.fingers[row]]
+            minutiae = subset.shards.minutiae(np.array([row]))[0][0]
+            writer.add(Record(subset.shards.image(row), key, int(subset.shards.impressions[row]), "", minutiae))
+    packed = subset_of_fingers(open_dataset(tmp_path / "lz4"), np.arange(24) % 3 > 0)
+    for (a, b, c, image), (d, e, f, again) in zip(
+        batches(subset, 5, batch_size=12), batches(packed, 5, batch_size=12), strict=True
+    ):
+        assert (a, b, c) == (d, e, f)
+        assert torch.equal(image, again)
+    with TrainingLoader(packed, SampleOrder(64, 0), 32) as loader:
+        next(iter(loader))
+    assert loader.seconds["decode"] > 0
+    assert loader.seconds["disk"] > 0
+
+
+def test_a_damaged_lz4_print_is_one_clear_line(tmp_path):
+    with ShardWriter(tmp_path / "lz4", 300, 64, encoding="lz4") as writer:
+        writer.add(Record(np.zeros((64, 64), np.uint8), "a", 0, "", np.zeros((0, 4), np.float32)))
+    shards = open_dataset(tmp_path / "lz4")
+    stored = shards.table["image"][0].as_buffer()
+    file = next((tmp_path / "lz4").glob("*.arrow"))
+    file.write_bytes(file.read_bytes().replace(stored.to_pybytes(), b"\xff" * stored.size))
+    with pytest.raises(UserError, match="data-00000-of-00001.arrow: holds a damaged print"):
+        open_dataset(tmp_path / "lz4").read(np.array([0]), np.empty((1, 64, 64), np.uint8))
 
 
 def own_memory():

@@ -1,0 +1,101 @@
+"""Rows of datasets as another dataset stores them, in a worker process. Imports little: every worker pays for it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from fingerprint_accel.data.canvas import recanvas
+from fingerprint_accel.data.encoding import decode, encode
+from fingerprint_accel.data.print_file import Target
+from fingerprint_accel.errors import UserError
+
+OPEN_FILES = 4096  # mapped at a time; a mapping outlives its file descriptor, so that few of those are needed
+
+
+@dataclass(frozen=True)
+class ShardPath:
+    """A shard of a source: where it is, a mark that changes when it is replaced, and what its prints look like."""
+
+    path: str
+    changed: int
+    ppi: int
+    canvas: int
+    encoding: str
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """Rows to pack.
+
+    Attributes:
+        shards: those that the rows lie in.
+        shard: (n,) which of them each row lies in.
+        row: (n,) where in it.
+        target: what prints are to look like.
+        encoding: how they are to be stored.
+    """
+
+    shards: list[ShardPath]
+    shard: np.ndarray
+    row: np.ndarray
+    target: Target
+    encoding: str
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """A print as it will be stored: bytes of its image, minutiae (n, 4) float32, and where it came from."""
+
+    image: bytes
+    minutiae: np.ndarray
+    source: str
+
+
+def pack_rows(task: RowTask) -> list[PackedRow]:
+    """Reads rows, neighbours in a file one after the other, and returns them in the order of the task.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    packed: dict[int, PackedRow] = {}
+    for place in np.lexsort((task.row, task.shard)).tolist():
+        shard = task.shards[task.shard[place]]
+        try:
+            packed[place] = _packed(shard, int(task.row[place]), task)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise UserError(f"{shard.path}: missing or damaged ({str(error)[:80]}); copy or import it again") from error
+    return [packed[place] for place in range(len(task.row))]
+
+
+def _packed(shard: ShardPath, row: int, task: RowTask) -> PackedRow:
+    table, target = open_shard(shard), task.target
+    stored = table["image"][row].as_buffer()
+    minutiae = table["minutiae"][row].values.to_numpy().reshape(-1, 4)
+    source = table["source"][row].as_py()
+    same = (shard.ppi, shard.canvas) == (target.ppi, target.canvas)
+    if same and target.enhance is None and shard.encoding == task.encoding:
+        if task.encoding == "raw" and len(stored) != target.canvas**2:
+            raise ValueError(f"{len(stored)} bytes where {target.canvas**2} belong")
+        return PackedRow(stored.to_pybytes(), minutiae.copy(), source)
+    image = decode(stored, shard.encoding, shard.canvas)
+    if not same:
+        image, minutiae = recanvas(image, minutiae, target.ppi / shard.ppi, target.canvas)
+    return PackedRow(encode(target.finish(image), task.encoding), minutiae.copy(), source)
+
+
+@functools.lru_cache(OPEN_FILES)
+def open_shard(shard: ShardPath) -> pa.Table:
+    """The shard, mapped into memory.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be read.
+    """
+    with pa.memory_map(shard.path) as file:
+        table = pa.ipc.open_stream(file.read_buffer(file.size())).read_all()
+    for column in ("image", "minutiae"):  # a wrong offset would read past the end of the file
+        table[column].validate(full=True)
+    return table

@@ -1,0 +1,154 @@
+"""The folder in which a packing works: its plan, the shards it has finished, and how the dataset appears from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fingerprint_accel.data.shard_writing import FEATURES, DatasetInfo, file_sha256, shard_name, write_info
+from fingerprint_accel.errors import UserError
+
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished shard: its hash, and how many of its prints have minutiae."""
+
+    sha256: str
+    with_minutiae: int
+
+
+class Work:
+    """`.OUT.pack` beside OUT: `plan.json`, `dataset/` with finished shards, `done/` with what is known of them.
+
+    A shard counts as finished when it has its name: it is written under another, synchronised, hashed, entered in
+    `done/`, and only then renamed. `finished.json` says that all is ready to be moved to OUT.
+    """
+
+    def __init__(self, out: Path, arguments: dict[str, Any]) -> None:
+        self.out, self.arguments = out, arguments
+        self.folder = out.with_name(f".{out.name}.pack")
+        self.dataset, self.done = self.folder / "dataset", self.folder / "done"
+
+    def finished(self) -> bool:
+        """Whether this plan was cut off at the very end: OUT is there, this folder not yet deleted."""
+        ready = _read_json(self.folder / "finished.json")
+        if ready is None or _read_json(self.folder / "plan.json") != self.arguments:
+            return False
+        file = self.out / "fingerprint.json"
+        return file.is_file() and file_sha256(file) == ready["fingerprint"]
+
+    def begin(self, overwrite: bool) -> None:
+        """Makes the folder, or takes over what an interrupted run of the same plan has left.
+
+        Raises:
+            UserError: it holds shards of another plan, and `overwrite` is not set.
+        """
+        stored = _read_json(self.folder / "plan.json")
+        if stored == self.arguments:
+            for unfinished in self.dataset.glob("*.tmp"):
+                unfinished.unlink()
+            return
+        if any(self.dataset.glob("data-*.arrow")) and not overwrite:
+            other = stored or {}
+            differing = ", ".join(
+                f"{name} {other.get(name)} not {value}"
+                for name, value in self.arguments.items()
+                if other.get(name) != value
+            )
+            raise UserError(
+                f"{self.folder}: unfinished shards of another command ({differing}); "
+                "end that command, delete the folder, or add --overwrite"
+            )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.dataset, self.done):
+            folder.mkdir(parents=True)
+        _write_json(self.folder / "plan.json", self.arguments)
+
+    def shard(self, number: int, shards: int) -> Done | None:
+        """What is known of a shard, if it is finished."""
+        values = _read_json(self.done / f"{number:05d}.json")
+        if values is None or not (self.dataset / shard_name(number, shards)).is_file():
+            return None
+        return Done(**values)
+
+    def write_shard(self, number: int, shards: int, batches: Iterator[pa.RecordBatch]) -> Done:
+        """Writes a shard, which is finished once this returns."""
+        path = self.dataset / shard_name(number, shards)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with_minutiae = 0
+        with temporary.open("wb") as file:
+            with pa.ipc.new_stream(file, FEATURES.arrow_schema) as stream:
+                for batch in batches:
+                    stream.write_batch(batch)
+                    with_minutiae += pc.sum(pc.greater(pc.list_value_length(batch["minutiae"]), 0)).as_py()
+            file.flush()
+            os.fsync(file.fileno())
+        done = Done(file_sha256(temporary), with_minutiae)
+        _write_json(self.done / f"{number:05d}.json", vars(done))
+        temporary.rename(path)
+        _sync(self.dataset)
+        return done
+
+    def publish(self, info: DatasetInfo) -> None:
+        """Puts the dataset in its place and deletes the folder."""
+        write_info(self.dataset, info)
+        rejected = sorted(self.folder.glob("import-*/rejected.jsonl"))
+        if rejected:
+            (self.dataset / REJECTED).write_text("".join(path.read_text() for path in rejected))
+        for path in self.dataset.glob("*.json*"):
+            _sync(path)
+        _write_json(self.folder / "finished.json", {"fingerprint": file_sha256(self.dataset / "fingerprint.json")})
+        if self.out.exists():
+            shutil.rmtree(self.out)
+        self.dataset.rename(self.out)
+        _sync(self.out.parent)
+        self.remove()
+
+    def remove(self) -> None:
+        """Deletes the folder, what tells its plan last."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        shutil.rmtree(self.folder)
+
+    def remove_if_empty(self) -> None:
+        """Deletes the folder where nothing in it is worth going on from."""
+        worth = [*self.dataset.glob("data-*.arrow"), *self.folder.glob("import-*/fingerprint.json")]
+        if self.folder.is_dir() and not worth:
+            shutil.rmtree(self.folder)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """Whole and on the disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    _sync(temporary)
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Has a file, or the names in a folder, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,225 @@
+"""`fingerprint-accel pack`: datasets become one, with other shards, encoding, resolution or canvas. Resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from fingerprint_accel.data.importing import ImportSummary, import_dataset, kind_of
+from fingerprint_accel.data.merging import Merged, Source, open_source
+from fingerprint_accel.data.pack_options import PackOptions, arguments, check_places, completed, is_dataset
+from fingerprint_accel.data.pack_rows import PackedRow, pack_rows
+from fingerprint_accel.data.pack_work import REJECTED, Done, Work
+from fingerprint_accel.data.parallel import cores, in_parallel
+from fingerprint_accel.data.print_file import Target
+from fingerprint_accel.data.shard_writing import (
+    FORMAT_VERSION,
+    DatasetInfo,
+    record_batch,
+    rows_per_record_batch,
+    shard_name,
+)
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.verifying import verify_datasets
+from fingerprint_accel.errors import UserError
+
+ROWS_PER_TASK, BYTES_PER_TASK = 64, 2**22  # at most
+SAMPLED = 16  # prints encoded beforehand to tell how much room all will need
+MINUTIAE_BYTES = 1000  # of a print, roughly
+
+
+def pack(
+    sources: Sequence[Path],
+    out: Path,
+    options: PackOptions | None = None,
+    *,
+    verify: bool = False,
+    workers: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ImportSummary:
+    """Writes one dataset folder from one or more; goes on from what an interrupted call with these arguments has left.
+
+    The bytes depend on the sources and the options alone, not on the number of workers nor on interruptions.
+
+    Args:
+        sources: dataset folders, or folders of images in flx's naming with minutiae beside them.
+        out: dataset folder to make.
+        options: what it is to be like.
+        verify: compare every shard of the sources with its sha256 before.
+        workers: processes; 0 for one per core.
+        overwrite: replace `out`, and shards that another call has left.
+        progress: shows progress bars.
+
+    Raises:
+        UserError: a source missing, damaged, or enhanced where others are not; `out` exists or lies in a source; a
+            number out of range; too little room on the disk; shards of another call beside `out`.
+    """
+    started = time.perf_counter()
+    options = options or PackOptions()
+    sources, out = [source.resolve() for source in sources], Path(out).absolute()
+    check_places(sources, out)
+    options = completed(options, sources)
+    work = Work(out, arguments(options, sources))
+    if work.finished():
+        work.remove()
+        return _summary(out, started)
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+    work.begin(overwrite)
+    try:
+        if verify:
+            verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
+        opened = []
+        for number, source in enumerate(sources):
+            folder = source if is_dataset(source) else work.folder / f"import-{number}"
+            if folder != source and not is_dataset(folder):
+                _import_images(source, folder, options, workers, progress)
+            opened.append(open_source(folder, source.name))
+        _write(work, Merged(opened, options.join_fingers, options.seed), opened, options, workers, progress)
+    except UserError:
+        work.remove_if_empty()
+        raise
+    return _summary(out, started)
+
+
+def _import_images(source: Path, folder: Path, options: PackOptions, workers: int, progress: bool) -> None:
+    """A folder of images becomes a dataset that the packed rows can be copied from."""
+    try:
+        import_dataset(
+            source, folder, "flx", options.source_ppi, dataset_ppi=options.ppi, canvas=options.canvas,
+            encoding=options.encoding, workers=workers, overwrite=True, progress=progress,
+        )  # fmt: skip
+    except UserError as error:
+        if "layout" not in str(error):
+            raise
+        raise UserError(f"{error} with `import`, then pack what it makes") from error
+
+
+def _write(
+    work: Work, merged: Merged, sources: Sequence[Source], options: PackOptions, workers: int, progress: bool
+) -> None:
+    """Writes the shards that are missing, and with them the dataset."""
+    target = Target(options.ppi, options.canvas, options.enhance)
+    shards = -(-len(merged) // options.rows_per_shard)
+    done = [work.shard(number, shards) for number in range(shards)]
+    missing = [number for number in range(shards) if done[number] is None]
+    rows = {number: _rows_of(number, len(merged), options.rows_per_shard) for number in missing}
+    to_write = sum(len(some) for some in rows.values())
+    if len(missing) < shards and progress:
+        print(f"going on: {shards - len(missing)} of {shards} shards are there", file=sys.stderr)
+    _check_room(work, merged, to_write, target, options.encoding)
+    size = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // options.canvas**2))
+    tasks = (
+        merged.task(piece, target, options.encoding)
+        for number in missing
+        for batch in _pieces(rows[number], rows_per_record_batch(options.canvas))
+        for piece in _pieces(range(batch.start, batch.stop), size)
+    )
+    workers = max(1, min(workers or cores(), -(-to_write // size)))
+    with (
+        tqdm(
+            total=len(merged), initial=len(merged) - to_write, desc="packing", unit="print", disable=not progress
+        ) as bar,
+        contextlib.closing(in_parallel(pack_rows, tasks, workers)) as results,
+    ):
+        for number in missing:
+            batches = _batches(merged, rows[number], options.canvas, results, bar)
+            done[number] = work.write_shard(number, shards, batches)
+    work.publish(_info(merged, done, sources, options))
+
+
+def _info(merged: Merged, done: Sequence[Done | None], sources: Sequence[Source], options: PackOptions) -> DatasetInfo:
+    known = [shard for shard in done if shard is not None]
+    return DatasetInfo(
+        FORMAT_VERSION,
+        options.ppi,
+        options.canvas,
+        options.encoding,
+        len(merged),
+        int(merged.fingers.max()) + 1,
+        sum(shard.with_minutiae for shard in known),
+        {shard_name(number, len(done)): shard.sha256 for number, shard in enumerate(known)},
+        options.enhance is not None or sources[0].info.enhanced,
+    )
+
+
+def _rows_of(shard: int, rows: int, per_shard: int) -> range:
+    return range(shard * per_shard, min(rows, (shard + 1) * per_shard))
+
+
+def _pieces(rows: range, size: int) -> Iterator[slice]:
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(rows.stop, start + size))
+
+
+def _batches(
+    merged: Merged, rows: range, canvas: int, results: Generator[list[PackedRow], None, None], bar: tqdm
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard from the results of its tasks, which come in order."""
+    for batch in _pieces(rows, rows_per_record_batch(canvas)):
+        packed: list[PackedRow] = []
+        while len(packed) < batch.stop - batch.start:
+            packed += next(results)
+        yield record_batch(
+            [row.image for row in packed],
+            merged.fingers[batch],
+            merged.impressions[batch],
+            merged.keys(batch),
+            [row.source for row in packed],
+            [row.minutiae for row in packed],
+        )
+        bar.update(len(packed))
+
+
+def _check_room(work: Work, merged: Merged, rows: int, target: Target, encoding: str) -> None:
+    """Refuses to begin what the disk cannot hold; how small lz4 makes prints is measured on some of them."""
+    per_print = target.canvas**2
+    if encoding == "lz4" and rows:
+        chosen = np.unique(np.linspace(0, len(merged) - 1, SAMPLED).astype(int))
+        sample = pack_rows(merged.task(chosen, target, encoding))
+        per_print = round(1.1 * np.mean([len(row.image) for row in sample]))
+    needed, free = rows * (per_print + MINUTIAE_BYTES), shutil.disk_usage(work.folder).free
+    if needed > free:
+        raise UserError(
+            f"{work.out}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose another disk"
+        )
+
+
+def _summary(out: Path, started: float) -> ImportSummary:
+    dataset = open_dataset(out)
+    rejected: Counter[str] = Counter()
+    if (out / REJECTED).is_file():
+        lines = (out / REJECTED).read_text().splitlines()
+        rejected.update(kind_of(json.loads(line)["reason"]) for line in lines)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    per_finger = Counter(np.bincount(dataset.fingers).tolist())
+    return ImportSummary(out, dataset.info, per_finger, size, time.perf_counter() - started, rejected)
+
+
+def pack_command(paths: Sequence[Path], options: PackOptions, verify: bool, workers: int, overwrite: bool) -> None:
+    """`fingerprint-accel pack`: packs all paths but the last into the last, or verifies the only one.
+
+    Raises:
+        UserError: as `pack`, or too few paths.
+    """
+    if len(paths) == 1 and verify:
+        shards, size = verify_datasets(paths, workers or cores())
+        print(f"{paths[0]}: {shards} shards, {size / 1e6:.1f} MB, all as they were written")
+        return
+    if len(paths) < 2:
+        raise UserError("pack: give SRC and OUT, or SRC and --verify")
+    summary = pack(paths[:-1], paths[-1], options, verify=verify, workers=workers, overwrite=overwrite)
+    print(summary.table())
+    if summary.rejected:
+        print(f"rejected files and reasons: {summary.out / REJECTED}")

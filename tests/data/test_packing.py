@@ -1,0 +1,166 @@
+import shutil
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from fingerprint_accel.data.merging import renumbered
+from fingerprint_accel.data.pack_options import PackOptions
+from fingerprint_accel.data.packing import pack, pack_command
+from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
+from tests.data.small_datasets import QUIET, SIDE, assert_same_prints, contents, dataset, picture, ridges
+
+
+@pytest.fixture
+def source(tmp_path):
+    return dataset(tmp_path / "one", [f"finger {n}" for n in range(10)])
+
+
+@pytest.mark.parametrize("encoding", ["raw", "lz4"])
+def test_new_shards_same_prints(source, tmp_path, encoding):
+    summary = pack([source], tmp_path / "out", PackOptions(encoding=encoding, rows_per_shard=6), **QUIET)
+    assert (summary.info.prints, summary.info.fingers, summary.info.with_minutiae) == (20, 10, 12)
+    assert (summary.info.encoding, summary.info.ppi, summary.info.canvas) == (encoding, 300, SIDE)
+    assert list(summary.info.sha256) == [f"data-0000{n}-of-00004.arrow" for n in range(4)]
+    assert "median 2" in summary.table()
+    assert_same_prints(contents(source), contents(tmp_path / "out"))
+    shards = open_dataset(tmp_path / "out")
+    shards.verify()
+    assert (np.diff(shards.fingers) == 0).sum() < 7, "sorted by finger it would be 10"
+    first = [int(np.flatnonzero(shards.fingers == finger)[0]) for finger in range(10)]
+    assert first == sorted(first), "fingers are numbered as they appear"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "out"]
+    table = datasets.load_from_disk(str(tmp_path / "out"))
+    assert (table.num_rows, table[3]["source"]) == (20, shards.table["source"][3].as_py())
+
+
+def test_lz4_and_back(source, tmp_path):
+    pack([source], tmp_path / "small", PackOptions(encoding="lz4", seed=1), **QUIET)
+    pack([tmp_path / "small"], tmp_path / "again", **QUIET)
+    assert open_dataset(tmp_path / "again").info.encoding == "lz4", "that of the first source"
+    pack([tmp_path / "again"], tmp_path / "large", PackOptions(encoding="raw"), **QUIET)
+    assert_same_prints(contents(source), contents(tmp_path / "large"))
+    sizes = [sum(path.stat().st_size for path in (tmp_path / name).glob("*.arrow")) for name in ("small", "large")]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_merging_keeps_fingers_apart(source, tmp_path):
+    other = dataset(tmp_path / "two", ["finger 9", "finger 10", "finger 11"], first=100)
+    namesake = dataset(tmp_path / "deep" / "two", ["finger 9", "new"], first=200, encoding="lz4")
+    summary = pack([source, other, namesake], tmp_path / "out", **QUIET)
+    assert (summary.info.prints, summary.info.fingers, summary.info.encoding) == (30, 15, "raw")
+    found = contents(tmp_path / "out")
+    keys = {key for key, _ in found}
+    assert keys == {
+        *(f"finger {n}" for n in range(9)),
+        *("one/finger 9", "two/finger 9", "two-2/finger 9", "finger 10", "finger 11", "new"),
+    }
+    for key, row in (("one/finger 9", 18), ("two/finger 9", 100), ("two-2/finger 9", 200), ("new", 202)):
+        for impression in (0, 1):
+            np.testing.assert_array_equal(found[key, impression][0], picture(row + impression))
+
+
+def test_a_prefixed_key_meets_no_other(tmp_path):
+    one = dataset(tmp_path / "one", ["a", "one/a"])
+    two = dataset(tmp_path / "two", ["a"])
+    pack([one, two], tmp_path / "out", **QUIET)
+    assert set(open_dataset(tmp_path / "out").key_of_finger) == {"one-2/a", "one/a", "two/a"}
+
+
+def test_joining_fingers(source, tmp_path):
+    other = dataset(tmp_path / "two", ["finger 9", "finger 10"], impressions=3, first=100)
+    options = PackOptions(join_fingers=True)
+    summary = pack([source, other], tmp_path / "out", options, **QUIET)
+    assert (summary.info.prints, summary.info.fingers) == (26, 11)
+    found = contents(tmp_path / "out")
+    assert sorted(number for key, number in found if key == "finger 9") == [0, 1, 2, 3, 4]
+    for impression, row in ((0, 18), (1, 19), (2, 102), (3, 100), (4, 101)):
+        np.testing.assert_array_equal(found["finger 9", impression][0], picture(row), err_msg=str(impression))
+
+
+def test_renumbering():
+    finger = np.array([0, 0, 1, 0, 0, 0, 1])
+    impression = np.array([5, 1, 3, 5, 1, 2, 4])
+    origin = np.array([0, 0, 0, 1, 1, 1, 1])
+    assert renumbered(finger, impression, origin).tolist() == [5, 1, 3, 7, 6, 2, 4]
+
+
+def test_too_many_impressions_to_join(tmp_path):
+    sources = []
+    for name in ("one", "two"):
+        with ShardWriter(tmp_path / name, 300, SIDE) as writer:
+            writer.add(Record(picture(0), "a", 32767, "", np.empty((0, 4), np.float32)))
+        sources.append(tmp_path / name)
+    with pytest.raises(UserError, match="--join-fingers: a finger would have impression 32768"):
+        pack(sources, tmp_path / "out", PackOptions(join_fingers=True), **QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_verify(source, tmp_path, capsys):
+    pack_command([source], PackOptions(), True, 1, False)
+    assert "3 shards" in capsys.readouterr().out
+    shard = source / "data-00001-of-00003.arrow"
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"data-00001-of-00003.arrow: sha256 differs"):
+        pack_command([source], PackOptions(), True, 1, False)
+    with pytest.raises(UserError, match=r"data-00001-of-00003.arrow: sha256 differs"):
+        pack([source], tmp_path / "out", verify=True, **QUIET)
+    shard.write_bytes(damaged[: len(damaged) // 2])
+    with pytest.raises(UserError, match=r"data-00001-of-00003.arrow: missing or damaged"):
+        pack([source], tmp_path / "out", **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_damaged_lz4_row(tmp_path):
+    source = dataset(tmp_path / "one", ["a", "b"], encoding="lz4")
+    (path,) = source.glob("*.arrow")
+    data = bytearray(path.read_bytes())
+    first = pa.ipc.open_stream(bytes(data)).read_all()["image"][0].as_py()
+    at = bytes(data).index(first)
+    data[at : at + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"one/data-00000-of-00001.arrow: missing or damaged \(.*; copy or import"):
+        pack([source], tmp_path / "out", PackOptions(encoding="raw"), **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
+    def refused(match, sources, out, options=None, **more):
+        with pytest.raises(UserError, match=match) as caught:
+            pack(sources, out, options, **{**QUIET, **more})
+        assert len(str(caught.value).splitlines()) == 1
+
+    out = tmp_path / "out"
+    refused("gone: no such folder; give", [source, tmp_path / "gone"], out)
+    refused("lies in the source", [source], source / "out")
+    refused("lies in the source", [source], source, overwrite=True)
+    refused("holds the source", [source], tmp_path, overwrite=True)
+    refused("given 2 times", [source, source], out)
+    refused("--ppi 7: must lie", [source], out, PackOptions(ppi=7))
+    refused("--canvas 7: must lie", [source], out, PackOptions(canvas=7))
+    refused("--rows-per-shard 0: must be", [source], out, PackOptions(rows_per_shard=0))
+    refused("--encoding zip", [source], out, PackOptions(encoding="zip"))
+    refused("--source-ppi 3", [source], out, PackOptions(source_ppi=3))
+    (tmp_path / "empty").mkdir()
+    refused("holds no image file", [tmp_path / "empty"], out)
+    Image.fromarray(ridges(0)).save(tmp_path / "empty" / "anna.png")
+    refused("`import`", [tmp_path / "empty"], out)
+    enhanced = dataset(tmp_path / "enhanced", ["x"], enhanced=True)
+    refused(f"{enhanced}: enhanced, but .*one is not; pack .*one with --enhance", [source, enhanced], out)
+    refused("enhanced already; leave out --enhance", [enhanced], out, PackOptions(enhance=lambda image, ppi: image))
+    full = SimpleNamespace(free=50_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    refused(r"out: 0.0 GB needed, 0.0 GB are free; make room", [source], out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "enhanced", "one"]
+    full.free = 70_000
+    pack([source], out, PackOptions(encoding="lz4"), **QUIET)  # what lz4 saves counts
+    refused("exists already; choose another folder, or add --overwrite", [source], out)
+    with pytest.raises(UserError, match="give SRC and OUT"):
+        pack_command([source], PackOptions(), False, 1, False)
