@@ -215,7 +215,7 @@ def test_a_damaged_lz4_print_is_one_clear_line(tmp_path):
     stored = shards.table["image"][0].as_buffer()
     file = next((tmp_path / "lz4").glob("*.arrow"))
     file.write_bytes(file.read_bytes().replace(stored.to_pybytes(), b"\xff" * stored.size))
-    with pytest.raises(UserError, match="data-00000-of-00001.arrow: holds a damaged print"):
+    with pytest.raises(UserError, match=r"data-00000-of-00001\.arrow: holds a damaged print"):
         open_dataset(tmp_path / "lz4").read(np.array([0]), np.empty((1, 64, 64), np.uint8))
 
 
