@@ -6,7 +6,6 @@ file of the same shape (`--config run.yaml`), or both, the command line last.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,10 @@ import tyro
 import yaml
 
 from fingerprint_accel.config_dict import from_dict, to_dict
+from fingerprint_accel.config_preprocess import AugmentConfig, PreprocessConfig, require
 from fingerprint_accel.errors import UserError
+
+__all__ = ["AugmentConfig", "PreprocessConfig"]  # where all knobs are found
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu"]
 
@@ -42,88 +44,15 @@ class ReadingConfig:
     """Batches read ahead by the reading thread."""
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
+        require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
         for name in ("block_size", "impressions_per_finger"):
-            _require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
-        _require(self.prefetch >= 1, "reading.prefetch must be at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
+        require(self.prefetch >= 1, "reading.prefetch must be at least 1")
+        require(
             self.order == "permutation" or (self.impressions_per_finger == 1 and not self.balanced),
             "reading.order block reads neighbouring prints, but impressions_per_finger and balanced gather a finger's "
             "prints from all over the data: leave reading.order at permutation",
         )
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of pose and quality during training. Amplitudes are maxima of uniform draws; 0 means none."""
-
-    enabled: bool = True
-    """Switches all of it."""
-    rotation_degrees: float = 20.0
-    """Rotation to either side, degrees."""
-    translation: float = 20.0
-    """Shift along each axis, canvas pixels."""
-    scale: float = 0.05
-    """Relative change of size: 0.05 draws from 1/1.05 to 1.05, uniform in the logarithm."""
-    elastic: float = 3.0
-    """Largest displacement of the smooth skin distortion, canvas pixels."""
-    contrast: float = 0.4
-    """Relative change of contrast around the mean grey of the print."""
-    gain: float = 0.2
-    """Relative change of brightness."""
-    ridge_thickness: float = 0.5
-    """Ridges made thicker (wet) or thinner (dry): blend with the local minimum or maximum, 0 to 1."""
-    noise: float = 0.06
-    """Standard deviation of sensor noise, as a share of the grey range."""
-    occlusion: float = 0.15
-    """Largest share of the input's area lost to a missing contact patch."""
-    start: float = 1.0
-    """Share of every amplitude at the first step; below 1 augmentation starts mild."""
-    ramp: float = 0.0
-    """Share of the run over which augmentation rises, linearly, from `start` to full strength; 0 starts with it."""
-
-    def __post_init__(self) -> None:
-        for knob in dataclasses.fields(self):
-            value = getattr(self, knob.name)
-            _require(value >= 0, f"preprocess.augment.{knob.name} must not be negative, not {value}")
-        for name in ("start", "ramp"):
-            _require(getattr(self, name) <= 1, f"preprocess.augment.{name} must be at most 1")
-        _require(self.ridge_thickness <= 1, "preprocess.augment.ridge_thickness must be at most 1")
-        _require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
-
-    def scaled(self, strength: float) -> AugmentConfig:
-        """The same with every amplitude multiplied by `strength`, 0 to 1."""
-        amplitudes = {
-            knob.name: strength * getattr(self, knob.name)
-            for knob in dataclasses.fields(self)
-            if knob.name not in ("enabled", "start", "ramp")
-        }
-        return dataclasses.replace(self, **amplitudes)
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """From uint8 canvases to the network's input, on the device."""
-
-    crop: int = 299
-    """Side of the central part of the canvas that the network sees, canvas pixels."""
-    size: int = 299
-    """Side of the network's input, pixels; differs from `crop` to see the same area at another resolution."""
-    normalize: Literal["local", "none"] = "local"
-    """`local` evens out brightness and contrast around each pixel; `none` only scales to 0..1, ridges bright."""
-    enhance: bool = False
-    """Multi-scale Gabor ridge enhancement before normalisation."""
-    map_size: int = 128
-    """Side of the minutia map, pixels."""
-    map_sigma: float = 1.5
-    """Spread of one minutia in the map, map pixels."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        _require(self.crop >= 32, "preprocess.crop must be at least 32")
-        _require(self.size >= 32, "preprocess.size must be at least 32")
-        _require(self.map_size >= 8, "preprocess.map_size must be at least 8")
-        _require(self.map_sigma > 0, "preprocess.map_sigma must be above 0")
 
 
 @dataclass(frozen=True)
@@ -149,11 +78,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         both = self.variant.endswith("TexMinu")
-        _require(self.embedding_dim >= 2, "model.embedding_dim must be at least 2")
-        _require(not both or self.embedding_dim % 2 == 0, f"model.embedding_dim must be even for {self.variant}")
-        _require(self.width >= 8 and self.width % 8 == 0, "model.width must be a positive multiple of 8")
-        _require(0 <= self.dropout < 1, "model.dropout must be at least 0 and below 1")
-        _require(
+        require(self.embedding_dim >= 2, "model.embedding_dim must be at least 2")
+        require(not both or self.embedding_dim % 2 == 0, f"model.embedding_dim must be even for {self.variant}")
+        require(self.width >= 8 and self.width % 8 == 0, "model.width must be a positive multiple of 8")
+        require(0 <= self.dropout < 1, "model.dropout must be at least 0 and below 1")
+        require(
             self.norm == "batch" or self.trunk == "compact",
             "model.norm group exists for the compact trunk only: add --model.trunk compact",
         )
@@ -185,13 +114,13 @@ class LossConfig:
     """Share by which a class centre moves towards the mean of its prints in each step."""
 
     def __post_init__(self) -> None:
-        _require(self.scale > 0, "loss.scale must be above 0")
-        _require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
+        require(self.scale > 0, "loss.scale must be above 0")
+        require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
         weights = ("identity_weight", "center_weight", "minutia_map_weight", "contrastive_weight")
         for name in (*weights, "margin", "margin_start", "margin_ramp"):
-            _require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
-        _require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
-        _require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
+            require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
+        require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
+        require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -234,18 +163,24 @@ class TrainingConfig:
     """Steps in a row with a NaN or infinite loss after which training stops."""
     tracker: str = "tensorboard"
     """Any tracker Accelerate knows, by name (`wandb`, `mlflow`, ...), or `none`."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """Compile the network with torch.compile; `reduce-overhead` replays CUDA graphs, `max-autotune` tries kernels."""
+    tf32: bool = True
+    """Multiply float32 matrices on the tensor cores of a GPU, with 10 bits of mantissa; CPUs are not concerned."""
+    gradient_compression: Literal["no", "bf16", "fp16"] = "no"
+    """Halve what several processes exchange of gradients in each step."""
+    bucket_mb: int = 25
+    """Gradients that are exchanged together, MB: fewer and larger messages, or more overlap with the backward pass."""
     seed: int = 0
     """Seed of initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "log_every", "keep", "max_bad_steps"):
-            _require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
+        for name in ("batch_size", "accumulation", "log_every", "keep", "max_bad_steps", "bucket_mb"):
+            require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
         for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
-            _require(getattr(self, name) >= 0, f"training.{name} must not be negative")
-        _require(self.learning_rate > 0, "training.learning_rate must be above 0")
-        _require(self.steps > 0 or self.epochs > 0, "training.epochs must be above 0")
+            require(getattr(self, name) >= 0, f"training.{name} must not be negative")
+        require(self.learning_rate > 0, "training.learning_rate must be above 0")
+        require(self.steps > 0 or self.epochs > 0, "training.epochs must be above 0")
 
 
 @dataclass(frozen=True)
@@ -266,15 +201,10 @@ class Config:
 
     def __post_init__(self) -> None:
         batch_size, per_finger = self.training.batch_size, self.reading.impressions_per_finger
-        _require(
+        require(
             batch_size % per_finger == 0,
             f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
         )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
 
 
 def load_yaml(path: Path, base: Config | None = None) -> Config:

@@ -26,11 +26,12 @@ def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meter
         batch = next(batches)
         with accelerator.accumulate(run.module):
             image, maps = run.preprocessor(batch, augment=True, maps=maps_needed, strength=pace.augmentation)
+            torch.compiler.cudagraph_mark_step_begin()
             loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, pace.margin)
             accelerator.backward(loss)
             losses.append({"loss": loss.detach(), **parts})
             fingers.append(batch.finger)
-            branches.append(embeddings)
+            branches.append({name: value.clone() for name, value in embeddings.items()})  # a CUDA graph reuses memory
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(run.bare.parameters(), training.clip_norm or float("inf"))
                 bad = ~torch.isfinite(norm)
