@@ -77,20 +77,22 @@ def pack(
         return _summary(out, started)
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
-    work.begin(overwrite)
-    try:
-        if verify:
-            verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
-        opened = []
-        for number, source in enumerate(sources):
-            folder = source if is_dataset(source) else work.folder / f"import-{number}"
-            if folder != source and not is_dataset(folder):
-                _import_images(source, folder, options, workers, progress)
-            opened.append(open_source(folder, source.name))
-        _write(work, Merged(opened, options.join_fingers, options.seed), opened, options, workers, progress)
-    except UserError:
-        work.remove_if_empty()
-        raise
+    with work.locked():
+        try:
+            work.begin(overwrite)
+            if verify:
+                verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
+            opened = []
+            for number, source in enumerate(sources):
+                folder = source if is_dataset(source) else work.folder / f"import-{number}"
+                if not is_dataset(folder):
+                    _import_images(source, folder, options, workers, progress)
+                opened.append(open_source(folder, source.name))
+            merged = Merged(opened, options.join_fingers, options.seed)
+            _write(work, merged, opened, options, workers, progress)
+        except UserError:
+            work.remove_if_empty()
+            raise
     return _summary(out, started)
 
 
