@@ -114,7 +114,7 @@ def pack(
         source_ppi: Resolution of the images in a SRC that is a folder of images.
         verify: Compare every shard of every SRC with its sha256 before.
         seed: Of the order in which prints are written.
-        workers: Processes; 0 for one per core.
+        workers: Processes; 0 for one per core, or one where prints are only copied or compressed.
         overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.packing import PackOptions, pack_command

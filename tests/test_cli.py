@@ -27,6 +27,9 @@ def test_version_and_help():
     [
         (("inspect", "nowhere"), "nowhere: not a dataset folder"),
         (("import", "nowhere", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
+        (("pack", "nowhere", "out"), "nowhere: no such folder"),
+        (("pack", "nowhere", "--verify"), "nowhere: not a dataset folder"),
+        (("pack", "nowhere"), "give SRC and OUT, or SRC and --verify"),
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
     ],
 )
@@ -65,6 +68,20 @@ def test_inspect_prints_counts_and_draws(prints, tmp_path):
 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 320, 5 * (320 + 18))
+
+
+def test_pack_and_verify(prints, tmp_path):
+    out = str(tmp_path / "out")
+    result = run("pack", str(prints), out, "--encoding", "lz4", "--rows-per-shard", "40", "--canvas", "256", "--verify")
+    assert result.returncode == 0, result.stderr
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert (lines["fingers"], lines["impressions"], lines["shards"], lines["rejected"]) == ("24", "96", "3", "0")
+    result = run("pack", out, "--verify")
+    assert result.returncode == 0, result.stderr
+    assert "3 shards" in result.stdout
+    text = run("inspect", out, "--out", str(tmp_path / "sheet.png")).stdout
+    assert "lz4" in text
+    assert "256 x 256" in text
 
 
 def test_torch_and_torchvision_of_different_builds(tmp_path):

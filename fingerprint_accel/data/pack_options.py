@@ -56,6 +56,8 @@ def check_places(sources: Sequence[Path], out: Path) -> None:
     for source in sources:
         if not source.is_dir():
             raise UserError(f"{source}: no such folder; give a dataset folder, or a folder of images named as flx does")
+        if not is_dataset(source) and any(source.glob("*.arrow")):
+            raise UserError(f"{source}: no fingerprint.json beside its shards; copy or import it again")
         if real_out == source or source in real_out.parents:
             raise UserError(f"{out}: lies in the source {source}; choose a folder outside of it")
         if real_out in source.parents:

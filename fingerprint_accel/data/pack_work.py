@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -47,8 +49,26 @@ class Work:
         file = self.out / "fingerprint.json"
         return file.is_file() and file_sha256(file) == ready["fingerprint"]
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder, and keeps other processes from working in it; a killed one keeps nobody.
+
+        Raises:
+            UserError: another process works in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.out}: another `pack` is making it; wait for it, or end it") from error
+            yield
+        finally:
+            os.close(descriptor)
+
     def begin(self, overwrite: bool) -> None:
-        """Makes the folder, or takes over what an interrupted run of the same plan has left.
+        """Makes ready, or takes over what an interrupted run of the same plan has left.
 
         Raises:
             UserError: it holds shards of another plan, and `overwrite` is not set.
@@ -69,9 +89,9 @@ class Work:
                 f"{self.folder}: unfinished shards of another command ({differing}); "
                 "end that command, delete the folder, or add --overwrite"
             )
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         for folder in (self.dataset, self.done):
-            folder.mkdir(parents=True)
+            folder.mkdir()
         _write_json(self.folder / "plan.json", self.arguments)
 
     def shard(self, number: int, shards: int) -> Done | None:
@@ -115,17 +135,23 @@ class Work:
         self.remove()
 
     def remove(self) -> None:
-        """Deletes the folder, what tells its plan last."""
-        for path in self.folder.iterdir():
+        """Deletes the folder."""
+        self._clear()
+        self.folder.rmdir()
+
+    def _clear(self) -> None:
+        """Deletes what is in the folder, what tells its plan last."""
+        for path in sorted(self.folder.iterdir(), key=Path.is_file):
             if path.is_dir():
                 shutil.rmtree(path)
-        shutil.rmtree(self.folder)
+            else:
+                path.unlink()
 
     def remove_if_empty(self) -> None:
         """Deletes the folder where nothing in it is worth going on from."""
         worth = [*self.dataset.glob("data-*.arrow"), *self.folder.glob("import-*/fingerprint.json")]
-        if self.folder.is_dir() and not worth:
-            shutil.rmtree(self.folder)
+        if not worth:
+            self.remove()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -57,7 +57,8 @@ def pack(
         out: dataset folder to make.
         options: what it is to be like.
         verify: compare every shard of the sources with its sha256 before.
-        workers: processes; 0 for one per core.
+        workers: processes; 0 for one per core, or this one alone where prints are only copied or compressed. A script
+            that asks for more needs `if __name__ == "__main__":` around the call.
         overwrite: replace `out`, and shards that another call has left.
         progress: shows progress bars.
 
@@ -76,20 +77,22 @@ def pack(
         return _summary(out, started)
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
-    work.begin(overwrite)
-    try:
-        if verify:
-            verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
-        opened = []
-        for number, source in enumerate(sources):
-            folder = source if is_dataset(source) else work.folder / f"import-{number}"
-            if folder != source and not is_dataset(folder):
-                _import_images(source, folder, options, workers, progress)
-            opened.append(open_source(folder, source.name))
-        _write(work, Merged(opened, options.join_fingers, options.seed), opened, options, workers, progress)
-    except UserError:
-        work.remove_if_empty()
-        raise
+    with work.locked():
+        try:
+            work.begin(overwrite)
+            if verify:
+                verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
+            opened = []
+            for number, source in enumerate(sources):
+                folder = source if is_dataset(source) else work.folder / f"import-{number}"
+                if not is_dataset(folder):
+                    _import_images(source, folder, options, workers, progress)
+                opened.append(open_source(folder, source.name))
+            merged = Merged(opened, options.join_fingers, options.seed)
+            _write(work, merged, opened, options, workers, progress)
+        except UserError:
+            work.remove_if_empty()
+            raise
     return _summary(out, started)
 
 
@@ -126,7 +129,9 @@ def _write(
         for batch in _pieces(rows[number], rows_per_record_batch(options.canvas))
         for piece in _pieces(range(batch.start, batch.stop), size)
     )
-    workers = max(1, min(workers or cores(), -(-to_write // size)))
+    if not workers:  # handing a print over costs more than copying or compressing it
+        workers = cores() if any(_moves(source.info, options) for source in sources) else 1
+    workers = max(1, min(workers, -(-to_write // size)))
     with (
         tqdm(
             total=len(merged), initial=len(merged) - to_write, desc="packing", unit="print", disable=not progress
@@ -137,6 +142,11 @@ def _write(
             batches = _batches(merged, rows[number], options.canvas, results, bar)
             done[number] = work.write_shard(number, shards, batches)
     work.publish(_info(merged, done, sources, options))
+
+
+def _moves(info: DatasetInfo, options: PackOptions) -> bool:
+    """Whether prints of a source are to be resampled or enhanced."""
+    return options.enhance is not None or (info.ppi, info.canvas) != (options.ppi, options.canvas)
 
 
 def _info(merged: Merged, done: Sequence[Done | None], sources: Sequence[Source], options: PackOptions) -> DatasetInfo:
@@ -170,7 +180,9 @@ def _batches(
     for batch in _pieces(rows, rows_per_record_batch(canvas)):
         packed: list[PackedRow] = []
         while len(packed) < batch.stop - batch.start:
-            packed += next(results)
+            piece = next(results)
+            packed += piece
+            bar.update(len(piece))
         yield record_batch(
             [row.image for row in packed],
             merged.fingers[batch],
@@ -179,7 +191,6 @@ def _batches(
             [row.source for row in packed],
             [row.minutiae for row in packed],
         )
-        bar.update(len(packed))
 
 
 def _check_room(work: Work, merged: Merged, rows: int, target: Target, encoding: str) -> None:

@@ -148,6 +148,10 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
     refused("--rows-per-shard 0: must be", [source], out, PackOptions(rows_per_shard=0))
     refused("--encoding zip", [source], out, PackOptions(encoding="zip"))
     refused("--source-ppi 3", [source], out, PackOptions(source_ppi=3))
+    info = source / "fingerprint.json"
+    info.rename(tmp_path / "elsewhere.json")
+    refused("no fingerprint.json beside its shards", [source], out)
+    (tmp_path / "elsewhere.json").rename(info)
     (tmp_path / "empty").mkdir()
     refused("holds no image file", [tmp_path / "empty"], out)
     Image.fromarray(ridges(0)).save(tmp_path / "empty" / "anna.png")
