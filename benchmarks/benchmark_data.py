@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
@@ -21,8 +21,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fingerprint-accel"
 
 
-def default_dataset(fingers: int = FINGERS, impressions: int = IMPRESSIONS, copies: int = COPIES) -> str:
-    """The folder of the dataset; one process makes it, with progress bars, if it is not there.
+def default_dataset(
+    accelerator: Accelerator, fingers: int = FINGERS, impressions: int = IMPRESSIONS, copies: int = COPIES
+) -> str:
+    """The folder of the dataset; the first process makes it, with progress bars, if it is not there.
 
     Every print is written `copies` times, so that reading at random goes through more memory than a processor's cache
     holds, though few prints have to be made.
@@ -30,9 +32,8 @@ def default_dataset(fingers: int = FINGERS, impressions: int = IMPRESSIONS, copi
     Raises:
         UserError: too little room on the disk.
     """
-    state = PartialState()
     folder = cache_folder() / f"benchmark-{fingers}x{impressions}x{copies}"
-    with state.main_process_first():
+    with accelerator.main_process_first():
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             print(f"no --data: making {fingers * impressions} synthetic prints, kept in {folder}", flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from benchmark_data import default_dataset
 from ceilings import measure_ceilings, peak_name, training_flops
 from comparison import compare
@@ -155,10 +156,9 @@ def setting(run_config: Config, device: torch.device, processes: int) -> dict[st
     }
 
 
-def run_stages(options: Options) -> dict[str, Any]:
+def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
     """Ceilings, then every combination in turn, then the ceilings again: the better counts."""
-    accelerator = make_accelerator(options.configs[0])
-    accelerator.print(f"{device_name(accelerator.device)}, {accelerator.num_processes} processes: ceilings ...")
+    accelerator.print(f"{device_name(accelerator.device)}, processes: {accelerator.num_processes}; ceilings ...")
     ceiling_seconds = min(CEILING_SECONDS, options.seconds)
     ceilings = measure_ceilings(accelerator, ceiling_seconds)
     results: list[dict[str, Any]] = []
@@ -208,11 +208,11 @@ def main() -> None:
     """Measures, prints, writes."""
     options = read_options(sys.argv[1:])
     with tempfile.TemporaryDirectory() as scratch:
-        data = options.configs[0].data or default_dataset()
+        accelerator = make_accelerator(options.configs[0])  # before all else: it joins the other processes
+        data = options.configs[0].data or default_dataset(accelerator)
         configs = [dataclasses.replace(config, data=data, out=scratch) for config in options.configs]
         options = dataclasses.replace(options, configs=configs)
-        found = run_comparison(options) if options.compare else run_stages(options)
-    accelerator = make_accelerator(options.configs[0])
+        found = run_comparison(options) if options.compare else run_stages(options, accelerator)
     if accelerator.is_main_process:
         report(found, options)
     accelerator.wait_for_everyone()

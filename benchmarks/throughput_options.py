@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import torch
+
 from fingerprint_accel.config import Config, ModelConfig, ReadingConfig, TrainingConfig, Variant, parse
 from fingerprint_accel.errors import UserError
 
@@ -130,6 +132,8 @@ def _combinations(base: Config, own: argparse.Namespace) -> list[Config]:
     sizes = [_count("--batch-sizes", word) for word in _words(own.batch_sizes or str(training.batch_size))]
     precisions = _list("--precisions", own.precisions or training.precision, (*PRECISIONS, "auto"))
     compiled = _list("--compile", own.compile or str(training.compile), ("False", "True"))
+    if "fp16" in precisions and not torch.cuda.is_available():
+        raise UserError("fp16 needs a GPU; use bf16 or no")
     found: list[Config] = []
     for variant, size, precision, code in itertools.product(variants, sizes, precisions, compiled):
         changed: dict[str, Any] = {"batch_size": size, "precision": precision, "compile": code == "True"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from throughput_table import percent, rate
+from throughput_table import percent, rate, share_of_ceiling
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -24,13 +24,13 @@ def plot_stages(results: list[dict[str, Any]], title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 1.3 + 0.42 * len(results)), layout="constrained")
     bars = []
     for row in results:
-        about = [row["stage"], row.get("variant"), f"batch {row['batch_size']}", row.get("precision")]
+        precision = {"no": "float32"}.get(row.get("precision", ""), row.get("precision"))
+        about = [row["stage"], row.get("variant"), f"batch {row['batch_size']}", precision]
         label = ", ".join(str(part) for part in about if part is not None)
         label += ", compiled" if row.get("compile") else ""
-        note = row.get("error", "")
-        if "data_wait_share" in row:
-            note = f"data wait {percent(row['data_wait_share'])}"
-        bars.append((label, row.get("samples_per_second"), COLOURS[row["stage"]], note))
+        share, wait = share_of_ceiling(row), row.get("data_wait_share")
+        notes = [row.get("error"), share and f"{percent(share)} of ceiling", wait and f"data wait {percent(wait)}"]
+        bars.append((label, row.get("samples_per_second"), COLOURS[row["stage"]], "  ".join(filter(None, notes))))
     _draw(axes, bars)
     axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
@@ -72,9 +72,9 @@ def _draw(axes: Axes, bars: list[tuple[str, float | None, str, str]], unit: str 
         text = "  ".join(filter(None, [rate(value) if value else "", note]))
         axes.annotate(text, (value or start, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xscale("log" if wide else "linear")
-    axes.set_xlim(start, high * (high / start) ** 0.35 if wide else high * 1.35)
+    axes.set_xlim(start, high * (high / start) ** 0.5 if wide else high * 1.5)
     axes.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)  # the first on top
     axes.set_xlabel(unit + (", logarithmic" if wide else ""), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -84,7 +84,13 @@ def _hours(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for name, shift in (("reference", -0.2), ("our", 0.2)):
         values = [row[f"{name}_hours"] for row in rows]
         colour = COLOURS["ours" if name == "our" else name]
-        axes.barh([place + shift for place in places], values, height=0.38, color=colour)
+        axes.barh(
+            [place + shift for place in places],
+            values,
+            height=0.38,
+            color=colour,
+            label={"our": "ours"}.get(name, name),
+        )
         for place, value in zip(places, values, strict=True):
             axes.annotate(
                 f"{value:,.1f}" if value >= 1 else f"{value:.2g}", (value, place + shift), (4, 0),
@@ -95,7 +101,8 @@ def _hours(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_xlim(low / 2, high * 2)
     labels = [f"{row['prints']:,} prints, {row['devices']} device{'s' * (row['devices'] > 1)}" for row in rows]
     axes.set_yticks(places, labels, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_title("hours per epoch, projected from this one device by linear scaling", fontsize=10)
     axes.set_xlabel("hours, logarithmic", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
