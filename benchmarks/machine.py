@@ -1,17 +1,73 @@
 """What a benchmark ran on."""
 
+from __future__ import annotations
+
+import os
 import platform
+import subprocess
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "pyarrow", "timm", "numpy")
 
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with the number of its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    model, processors = _processors()
+    return f"{model} x {processors}"
+
+
+def machine(device: torch.device) -> dict[str, str | int | float | None]:
+    """Processor, memory, GPU, driver, system and day."""
+    cuda = device.type == "cuda"
+    model, processors = _processors()
+    return {
+        "device": device_name(device),
+        "cpu": model,
+        "cpu_cores": processors,
+        "cpu_cores_usable": usable_cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "gpu_memory_gb": round(torch.cuda.get_device_properties(device).total_memory / 1e9, 1) if cuda else None,
+        "driver": _driver() if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "system": platform.platform(),
+        "date": date.today().isoformat(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that decide the speed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processors() -> tuple[str, int]:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
-    return f"{names[0]} x {len(names)}" if names else platform.processor()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine(), len(names) or os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None

@@ -1,208 +1,222 @@
-"""Prints per second of reading, of preparation on the device, of the training step, and of training end to end.
+"""How fast this machine trains, and what limits it: the tool to run first on a new machine (see `--help`).
 
-accelerate launch benchmarks/throughput.py --data DATASET --out FILE.json
-accelerate launch benchmarks/throughput.py --data DATASET --model.variant LocTexMinu --stages step,train --out FILE.json
+accelerate launch benchmarks/throughput.py --out speed.json
 """
 
+from __future__ import annotations
+
 import dataclasses
+import gc
 import json
-import platform
-import statistics
+import shlex
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import device_name
+from accelerate import Accelerator
+from benchmark_data import default_dataset
+from ceilings import measure_ceilings, peak_name, training_flops
+from comparison import compare
+from machine import device_name, machine, versions
+from stages import MEASURES, READ_BATCH, not_here, try_one_step
+from throughput_options import Options, read_options
+from throughput_plot import plot_comparison, plot_stages
+from throughput_table import ceiling_lines, comparison_table, stage_table
 
-from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, parse
-from fingerprint_accel.data.batch import Batch
-from fingerprint_accel.data.loader import TrainingLoader
+from fingerprint_accel.config import Config
+from fingerprint_accel.config_dict import to_dict
+from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.synthesis.source import RenderLoader
-from fingerprint_accel.training.meters import Meters, peak_memory_mb
-from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.schedule import Pace
-from fingerprint_accel.training.setup import Run, set_up
-from fingerprint_accel.training.step import optimizer_step
+from fingerprint_accel.training.setup import Run, make_accelerator, set_up
 
-STAGES = ("read", "prepare", "step", "train")
-READ_BATCH = 256
-ROUNDS = 5
+READING = ("read", "raw", "decode")
+CEILING_SECONDS = 1.0
 
 
-def _take(words: list[str], option: str, default: str) -> str:
-    """Removes `--option VALUE` from the command line and returns VALUE."""
-    if option not in words:
-        return default
-    position = words.index(option)
-    if position + 1 >= len(words):
-        raise UserError(f"{option}: needs a value")
-    value = words[position + 1]
-    del words[position : position + 2]
-    return value
+def explain(error: Exception, compiled: bool) -> str | None:
+    """What a row says instead of numbers; None for what is no matter of size or compiler."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return "out of memory"
+    if compiled and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"cannot compile: {text.strip().splitlines()[0][:100]}"
+    return None
 
 
-def _synchronize(run: Run) -> None:
-    if run.accelerator.device.type == "cuda":
-        torch.cuda.synchronize()
+def attempt(config: Config, work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """The result of `work`, or what a row says instead."""
+    try:
+        return work(), None
+    except (RuntimeError, MemoryError) as error:
+        reason = explain(error, config.training.compile)
+        if reason is None:
+            raise
+        return None, reason
 
 
-def timed(run: Run, prints: int, work: Callable[[], None], seconds: float) -> dict[str, float]:
-    """Repeats `work` (`prints` over all processes) for about `seconds`; prints/s is the median of ROUNDS rounds."""
-    work()  # warm: kernels chosen, pages read
-    _synchronize(run)
-    started = time.perf_counter()
-    work()
-    _synchronize(run)
-    repeats = max(1, int(seconds / ROUNDS / max(1e-9, time.perf_counter() - started)))
-    if run.accelerator.num_processes > 1:  # ranks must agree, or gradient averaging waits for ever
-        repeats = int(run.accelerator.reduce(torch.tensor(repeats, device=run.accelerator.device), "sum").item())
-        repeats = max(1, repeats // run.accelerator.num_processes)
-    rates = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        _synchronize(run)
-        rates.append(prints * repeats / (time.perf_counter() - started))
-    return {
-        "samples_per_second": statistics.median(rates),
-        "slowest_round": min(rates),
-        "fastest_round": max(rates),
-        "peak_memory_mb": peak_memory_mb(run.accelerator.device),
-    }
+def agree(run: Run, reason: str | None) -> str | None:
+    """A reason on any process is one on all of them."""
+    bad = torch.tensor([float(reason is not None)], device=run.accelerator.device)
+    return reason or ("out of memory" if float(run.accelerator.gather(bad).max()) else None)
 
 
-def _loader(run: Run, batch_size: int) -> TrainingLoader | RenderLoader:
-    accelerator = run.accelerator
-    return run.train.loader(
-        run.order,
-        batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-        accelerator.device,
-        prefetch=run.config.reading.prefetch,
-    )
+def due(options: Options, config: Config, done: set[tuple]) -> list[str]:
+    """Stages of this combination that no earlier one has measured: reading is the same for all of them, preparation
+    for those of one batch size with or without minutia maps."""
+    keys: dict[str, tuple] = {}
+    maps = "Minu" in config.model.variant
+    for stage in options.stages:
+        if stage in READING:
+            keys[stage] = (stage,)
+        elif stage == "prepare":
+            keys[stage] = (stage, config.training.batch_size, maps)
+        else:
+            keys[stage] = (stage, config)
+    found = [stage for stage in options.stages if keys[stage] not in done]
+    done.update(keys.values())
+    return found
 
 
-def _resident_batch(run: Run) -> Batch:
-    with _loader(run, run.config.training.batch_size) as loader:
-        batch = next(iter(loader))
-        return dataclasses.replace(batch, image=batch.image.clone())
+def measure(config: Config, stages: list[str], seconds: float) -> list[dict[str, Any]]:
+    """The rows of one combination."""
+    about = {"variant": config.model.variant, "trunk": config.model.trunk, "input": config.preprocess.size}
+    about |= {"batch_size": config.training.batch_size, "precision": config.training.precision}
+    about |= {"compile": config.training.compile}
+    run, reason = attempt(config, lambda: set_up(config))
+    if reason is not None:
+        return [{"stage": stage, **about, "error": reason} for stage in stages]
+    about["precision"] = run.accelerator.mixed_precision
+    if run.accelerator.num_processes > 1 and not set(stages) <= set(READING):
+        reason = agree(run, attempt(config, lambda: try_one_step(run))[1])
+    rows: list[dict[str, Any]] = []
+    for stage in stages:
+        why = not_here(stage, run)
+        if why is not None:
+            continue
+        row: dict[str, Any] = {"stage": stage, **(about if stage not in READING else {"batch_size": READ_BATCH})}
+        if stage == "prepare":
+            del row["precision"], row["compile"]
+        if stage not in READING and reason is not None:
+            rows.append({**row, "error": reason})
+            continue
+        run.accelerator.print(f"{describe(row)} ...", flush=True)
+        found, error = attempt(config, lambda stage=stage: MEASURES[stage](run, seconds))
+        rows.append({**row, "error": error} if error else {**row, **found, **demand(stage, run)})
+    return rows
 
 
-def _repeat(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch
+def describe(row: dict[str, Any]) -> str:
+    """A row's combination in a few words."""
+    return " ".join(str(row[name]) for name in ("stage", "variant", "batch_size", "precision") if name in row)
 
 
-def measure_read(run: Run, seconds: float) -> dict[str, float]:
-    """Random batches of 256 from warm shards to the loop, nothing done with them."""
-    with _loader(run, READ_BATCH) as loader:
-        batches = iter(loader)
-        for _ in range(-(-len(run.train) // (READ_BATCH * run.accelerator.num_processes))):
-            next(batches)  # one epoch, so that the files are in memory
-        return timed(run, READ_BATCH * run.accelerator.num_processes, lambda: (next(batches), None)[1], seconds)
+def demand(stage: str, run: Run) -> dict[str, Any]:
+    """What a print asks of the machine, and by which of its ceilings that is limited."""
+    if stage in READING and isinstance(run.train, Subset):
+        return {"bytes_per_print": 2 * run.train.info.canvas**2, "ceiling": "host_copy_gb_per_second"}  # read, written
+    if stage not in ("step", "train"):
+        return {}
+    flops = training_flops(run.config, run.train.classes)
+    name = peak_name(run.accelerator.device, run.accelerator.mixed_precision)
+    return {"flops_per_print": flops, "ceiling": f"matmul_{name}_tflops"}
 
 
-def measure_prepare(run: Run, seconds: float) -> dict[str, float]:
-    """Augmentation, normalisation and minutia maps of a batch on the device."""
-    batch = _resident_batch(run)
-    maps = run.bare.model.needs_minutia_maps
-
-    def work() -> None:
-        run.preprocessor(batch, augment=True, maps=maps)
-
-    return timed(run, len(batch) * run.accelerator.num_processes, work, seconds)
-
-
-def _measure_steps(run: Run, batches: Iterator[Batch], seconds: float) -> dict[str, float]:
-    meters, progress = Meters(run.accelerator.device), Progress()
-    full = Pace(run.config.training.learning_rate, 1.0, run.config.loss.margin)
-    run.module.train()
-
-    def work() -> None:
-        optimizer_step(run, batches, full, meters, progress)
-        progress.step += 1
-
-    return timed(run, run.samples_per_step, work, seconds)
+def add_shares(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> None:
+    """What the rates are of the machine's ceilings: `copy_share` in reading, `mfu` in training."""
+    for row in rows:
+        if "error" in row or "ceiling" not in row:
+            continue
+        ceiling, rate = ceilings[row["ceiling"]], row["samples_per_second"]
+        if "bytes_per_print" in row:
+            row["copy_share"] = rate * row["bytes_per_print"] / 1e9 / ceiling
+        else:
+            row["mfu"] = rate * row["flops_per_print"] / 1e12 / ceiling
 
 
-def measure_step(run: Run, seconds: float) -> dict[str, float]:
-    """Preparation, network, losses, backward and optimizer on one resident batch."""
-    return _measure_steps(run, _repeat(_resident_batch(run)), seconds)
+def clean_up() -> None:
+    """Leaves the memory of one combination to the next."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
-def measure_train(run: Run, seconds: float) -> dict[str, float]:
-    """The same fed by the reading thread; the share of time spent waiting for it."""
-    with _loader(run, run.config.training.batch_size) as loader:
-        started = time.perf_counter()
-        result = _measure_steps(run, iter(loader), seconds)
-        result["data_wait_share"] = loader.waited / (time.perf_counter() - started)
-    return result
-
-
-MEASURES = {"read": measure_read, "prepare": measure_prepare, "step": measure_step, "train": measure_train}
-
-
-def describe(run: Run) -> dict[str, Any]:
+def setting(run_config: Config, device: torch.device, processes: int) -> dict[str, Any]:
     """Machine, versions and what was run."""
-    accelerator, config = run.accelerator, run.config
     return {
-        "device": device_name(accelerator.device),
+        **machine(device),
+        "versions": versions(),
         "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "model": f"{config.model.variant} {config.model.trunk}",
-        "input": config.preprocess.size,
-        "batch_size": config.training.batch_size,
-        "prints": len(run.train),
-        "canvas": run.train.info.canvas,
-        "command": " ".join(sys.argv),
+        "processes": processes,
+        "command": shlex.join(sys.argv),
+        "config": to_dict(run_config),
     }
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """The results as aligned text."""
-    lines = [f"\n{'stage':<10}{'prints/s':>12}{'slowest':>12}{'fastest':>12}{'data wait':>12}{'peak MB':>10}"]
-    for stage, row in results.items():
-        rates = [row[name] for name in ("samples_per_second", "slowest_round", "fastest_round")]
-        wait = f"{row['data_wait_share']:.1%}" if "data_wait_share" in row else "-"
-        cells = "".join(f"{rate:>12,.0f}" if rate >= 100 else f"{rate:>12.1f}" for rate in rates)
-        lines.append(f"{stage:<10}{cells}{wait:>12}{row['peak_memory_mb']:>10,.0f}")
-    return "\n".join(lines)
+def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
+    """Ceilings, then every combination in turn, then the ceilings again: the better counts."""
+    accelerator.print(f"{device_name(accelerator.device)}, processes: {accelerator.num_processes}; ceilings ...")
+    ceiling_seconds = min(CEILING_SECONDS, options.seconds)
+    ceilings = measure_ceilings(accelerator, ceiling_seconds)
+    results: list[dict[str, Any]] = []
+    done: set[tuple] = set()
+    for config in options.configs:
+        stages = due(options, config, done)
+        if stages:
+            results += measure(config, stages, options.seconds)
+            clean_up()
+    if not results:
+        raise UserError("--stages: none of them applies to these prints (`decode` is for shards stored lz4)")
+    again = measure_ceilings(accelerator, ceiling_seconds)
+    ceilings = {name: max(value, again[name]) for name, value in ceilings.items()}
+    add_shares(results, ceilings)
+    about = setting(options.configs[0], accelerator.device, accelerator.num_processes)
+    return {"results": results, "ceilings": ceilings, "setting": about}
+
+
+def run_comparison(options: Options) -> dict[str, Any]:
+    """The reference beside ours."""
+    config = options.configs[0]
+    run = set_up(config)
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(run, options.workers, options.seconds, Path(folder))
+    return {"comparison": found, "setting": setting(config, run.accelerator.device, run.accelerator.num_processes)}
+
+
+def report(found: dict[str, Any], options: Options) -> None:
+    """Prints tables, writes JSON and plot."""
+    title = found["setting"]["device"]
+    if options.compare:
+        print("\n" + comparison_table(found["comparison"]))
+    else:
+        print(f"\n{stage_table(found['results'])}\n\n{ceiling_lines(found['ceilings'])}")
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"\nwritten to {options.out}")
+    if options.plot is not None:
+        if options.compare:
+            plot_comparison(found["comparison"], title, options.plot)
+        else:
+            plot_stages(found["results"], title, options.plot)
+        print(f"plot in {options.plot}")
 
 
 def main() -> None:
-    """Measures the chosen stages, prints a table, writes JSON."""
-    words = sys.argv[1:]
-    stages = _take(words, "--stages", ",".join(STAGES)).split(",")
-    out = _take(words, "--out", "")
-    seconds = float(_take(words, "--seconds", "20"))
-    unknown = [stage for stage in stages if stage not in MEASURES]
-    if unknown:
-        raise UserError(f"--stages {unknown[0]}: there are {', '.join(STAGES)}")
-    defaults = Config(
-        reading=ReadingConfig(validation_fraction=0.0), training=TrainingConfig(batch_size=32, tracker="none")
-    )
-    help_text = (__doc__ or "") + "\n--stages read,prepare,step,train  --seconds 20 (per stage)  --out FILE.json"
-    config = parse(defaults, help_text, words)
+    """Measures, prints, writes."""
+    options = read_options(sys.argv[1:])
     with tempfile.TemporaryDirectory() as scratch:
-        run = set_up(dataclasses.replace(config, out=scratch))
-    results: dict[str, Any] = {stage: MEASURES[stage](run, seconds) for stage in stages}
-    if not run.accelerator.is_main_process:
-        return
-    print(table(results))
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps({**results, "setting": describe(run)}, indent=2) + "\n")
-        print(f"written to {out}")
+        accelerator = make_accelerator(options.configs[0])  # before all else: it joins the other processes
+        data = options.configs[0].data or default_dataset(accelerator)
+        configs = [dataclasses.replace(config, data=data, out=scratch) for config in options.configs]
+        options = dataclasses.replace(options, configs=configs)
+        found = run_comparison(options) if options.compare else run_stages(options, accelerator)
+    if accelerator.is_main_process:
+        report(found, options)
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""How well batches mix identities: mated pairs in a batch for every order of reading, beside what chance would give.
+
+python benchmarks/mixing.py --out mixing.json
+
+Needs no images. A batch drawn uniformly without replacement holds C(batch, 2) * P mated pairs on average, P being the
+chance that two different prints of the dataset are of one finger. More than that means that an order keeps fingers
+together: gradients of such a batch say less about the whole dataset. Orders: `sequential` (as the rows lie), `block`
+(blocks of neighbouring rows in random order, rows shuffled inside each), `permutation` (of all rows). Rows: `shuffled`
+over fingers, as our shards are written, and `sorted` by finger, the worst case. Example with fewer prints:
+
+python benchmarks/mixing.py --prints 20000 --fingers 2500 --block-size 2048
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from throughput_table import aligned
+
+from fingerprint_accel.data.order import SampleOrder, permutation
+from fingerprint_accel.errors import UserError, one_line_errors
+
+MODES = ("sequential", "block", "permutation")
+ROWS = ("shuffled", "sorted")
+
+
+def expected_pairs(prints_per_finger: np.ndarray, batch: int) -> float:
+    """Mated pairs in a uniform batch without replacement; prints_per_finger (F,) int."""
+    counts = prints_per_finger.astype(np.float64)
+    total = counts.sum()
+    return math.comb(batch, 2) * float((counts * (counts - 1)).sum() / (total * (total - 1)))
+
+
+def mated_pairs(fingers: np.ndarray) -> np.ndarray:
+    """fingers (N, batch) of each print of N batches -> (N,) int64 pairs of prints of one finger."""
+    count, batch = fingers.shape
+    ordered = np.sort(fingers, axis=1)
+    new = np.ones((count, batch), bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    runs = np.cumsum(new.ravel()) - 1  # number of the run of equal fingers, over all batches
+    lengths = np.bincount(runs)
+    batch_of_run = np.flatnonzero(new.ravel()) // batch
+    return np.bincount(batch_of_run, lengths * (lengths - 1) // 2, minlength=count).astype(np.int64)
+
+
+def mixing(labels: np.ndarray, mode: str, batch: int, block_size: int, seed: int) -> dict[str, Any]:
+    """Mated pairs per batch over the full batches of one epoch: mean, standard error, most.
+
+    Args:
+        labels: (N,) int64 finger of each row.
+        mode: one of MODES.
+        batch: prints per batch, over all processes.
+        block_size: rows, for `block`.
+        seed: of the order.
+    """
+    batches = len(labels) // batch
+    samples = np.arange(batches * batch)
+    if mode != "sequential":
+        order = SampleOrder(len(labels), seed, block_size=block_size if mode == "block" else 0, labels=labels)
+        samples, _ = order.take(0, batches * batch)
+    pairs = mated_pairs(labels[samples].reshape(batches, batch))
+    error = float(pairs.std(ddof=1) / math.sqrt(batches)) if batches > 1 else None
+    return {"mean": float(pairs.mean()), "standard_error": error, "most": int(pairs.max()), "batches": batches}
+
+
+def main(
+    prints: int = 200_000,
+    fingers: int = 25_000,
+    batch: int = 256,
+    block_size: int = 16_384,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Counts, prints a table, writes JSON.
+
+    Args:
+        prints: Rows of the dataset.
+        fingers: Spread evenly over the rows.
+        batch: Prints per batch, over all processes.
+        block_size: Rows per block of `block`.
+        seed: Of the orders and of the shuffled rows.
+        out: JSON file to write.
+    """
+    for name, value in (("prints", prints), ("fingers", fingers), ("block-size", block_size)):
+        if value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if not 2 <= batch <= prints:
+        raise UserError(f"--batch {batch}: must lie between 2 and --prints {prints}")
+    if fingers > prints:
+        raise UserError(f"--fingers {fingers}: more than --prints {prints}")
+    by_finger = np.arange(prints, dtype=np.int64) * fingers // prints
+    datasets = {"shuffled": by_finger[permutation(prints, seed, epoch=0, level=2)], "sorted": by_finger}
+    expected = expected_pairs(np.bincount(by_finger), batch)
+    rows: list[dict[str, Any]] = [
+        {"rows": name, "order": mode, "expected": expected, **mixing(datasets[name], mode, batch, block_size, seed)}
+        for name in ROWS
+        for mode in MODES
+    ]
+    table = [["rows", "order", "mated pairs per batch", "standard error", "most", "by chance"]]
+    for row in rows:
+        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.3f}"
+        table.append([row["rows"], row["order"], f"{row['mean']:.3f}", error, str(row["most"]), f"{expected:.3f}"])
+    print(aligned(table, 2))
+    if out is not None:
+        setting = {"prints": prints, "fingers": fingers, "batch": batch, "block_size": block_size, "seed": seed}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"results": rows, "setting": {**setting, "command": " ".join(sys.argv)}}, indent=2))
+        print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(main, description=__doc__)

@@ -1,0 +1,175 @@
+"""What `throughput.py` is asked for on its command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import torch
+
+from fingerprint_accel.config import Config, ModelConfig, ReadingConfig, TrainingConfig, Variant, parse
+from fingerprint_accel.errors import UserError
+
+STAGES = ("read", "raw", "decode", "prepare", "step", "train")
+PRECISIONS = ("no", "bf16", "fp16")
+EXAMPLES = """\
+How fast does this machine train, and what limits it? Run this first on a new machine; without --data it makes prints.
+
+  accelerate launch benchmarks/throughput.py --out speed.json
+
+your own data, and the settings you mean to train with:
+  accelerate launch benchmarks/throughput.py --data DATASET --model.variant TexMinu --training.batch-size 64 \\
+      --training.precision bf16 --out speed.json
+which batch size, precision and compilation are fastest (one row per combination; too large ones say so):
+  accelerate launch benchmarks/throughput.py --stages step,train --variants Tex,TexMinu --batch-sizes 16,64,256 \\
+      --precisions no,bf16 --compile False,True --out sweep.json
+several GPUs (rates are those of all processes together):
+  accelerate launch --multi_gpu --num_processes 8 benchmarks/throughput.py --stages train --out eight.json
+how much faster than training the plain way, and how long epochs of 500,000 to 1,500,000 prints would take:
+  python benchmarks/throughput.py --compare reference --out compare.json
+a small network, in a minute on two cores:
+  python benchmarks/throughput.py --model.trunk compact --preprocess.crop 256 --preprocess.size 128 --seconds 5
+"""
+AFTER = """\
+Every knob of training (--model.trunk compact, --preprocess.enhance True, --config run.yaml, ...) works here too;
+--help-training lists them. What the columns mean: docs/benchmarks.md.
+"""
+DEFAULTS = Config(
+    reading=ReadingConfig(validation_fraction=0.0), training=TrainingConfig(batch_size=32, tracker="none")
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The tool's own options.
+
+    Attributes:
+        stages: to measure, in order; those asked for by name are in `named`.
+        configs: one per combination of the sweep.
+        seconds: per stage.
+        compare: whether to run the reference beside ours instead of the stages.
+        workers: of the reference's DataLoader; 0 is one per core.
+        out: JSON file to write, if any.
+        plot: PNG file to write, if any.
+    """
+
+    stages: tuple[str, ...]
+    configs: list[Config]
+    seconds: float
+    compare: bool
+    workers: int
+    out: Path | None
+    plot: Path | None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The tool's own options; everything else is a knob of training."""
+    made = _Parser(
+        description=EXAMPLES, epilog=AFTER, add_help=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, usage="throughput.py [options] [knobs of training]",
+    )  # fmt: skip
+    add = made.add_argument
+    add("--data", metavar="DATASET", help="knob of training: dataset folder; default: made here, 315 MB in ~/.cache")
+    add("--stages", metavar="A,B", help=f"of {', '.join(STAGES)}; default all that apply")
+    add("--seconds", type=float, default=20.0, help="per stage and combination, or per side of a comparison (20)")
+    add("--variants", metavar="A,B", help=f"sweep: {', '.join(get_args(Variant))}")
+    add("--batch-sizes", metavar="A,B", help="sweep: prints per process and micro-batch")
+    add("--precisions", metavar="A,B", help=f"sweep: {', '.join(PRECISIONS)}")
+    add("--compile", metavar="A,B", help="sweep: False, True")
+    add("--compare", metavar="reference", help="train the plain way too, in turns, and compare; Tex unless told")
+    add("--reference-workers", type=int, default=0, help="its DataLoader workers; default one per core")
+    add("--out", metavar="FILE.json", type=Path, help="write JSON, and a plot beside it; default: print only")
+    add("--plot", metavar="FILE.png", type=Path, help="write the plot here")
+    add("-h", "--help", action="help", help="this text")
+    add("--help-training", action="store_true", help="lists the knobs of training")
+    return made
+
+
+def read_options(words: list[str]) -> Options:
+    """Reads the command line.
+
+    Raises:
+        UserError: anything that does not fit.
+        SystemExit: after --help and --help-training.
+    """
+    own, knobs = parser().parse_known_args(words)
+    if own.help_training:
+        knobs = ["--help"]
+    if own.data is not None:
+        knobs += ["--data", own.data]
+    if own.compare not in (None, "reference"):
+        raise UserError(f"--compare {own.compare}: there is `reference` only")
+    if own.compare and own.stages:
+        raise UserError("--compare has stages of its own; leave --stages out, or run it without --compare")
+    if not own.seconds > 0:
+        raise UserError(f"--seconds {own.seconds:g}: must be above 0")
+    if own.reference_workers < 0:
+        raise UserError(f"--reference-workers {own.reference_workers}: must not be negative")
+    defaults = dataclasses.replace(DEFAULTS, model=ModelConfig(variant="Tex")) if own.compare else DEFAULTS
+    configs = _combinations(parse(defaults, "Knobs of training.", knobs), own)
+    if own.compare and len(configs) > 1:
+        raise UserError("--compare takes one combination: give one value to each of the sweeps")
+    return Options(
+        stages=_list("--stages", own.stages or ",".join(STAGES), STAGES), configs=configs, seconds=own.seconds,
+        compare=bool(own.compare), workers=own.reference_workers, out=_file("--out", own.out, ".json"),
+        plot=_file("--plot", own.plot or (own.out and own.out.with_suffix(".png")), ".png"),
+    )  # fmt: skip
+
+
+def _combinations(base: Config, own: argparse.Namespace) -> list[Config]:
+    """The cross product of the sweeps; what is not swept stays as `base` has it."""
+    model, training = base.model, base.training
+    variants = _list("--variants", own.variants or model.variant, get_args(Variant))
+    sizes = [_count("--batch-sizes", word) for word in _words(own.batch_sizes or str(training.batch_size))]
+    precisions = _list("--precisions", own.precisions or training.precision, (*PRECISIONS, "auto"))
+    compiled = _list("--compile", own.compile or str(training.compile), ("False", "True"))
+    if "fp16" in precisions and not torch.cuda.is_available():
+        raise UserError("fp16 needs a GPU; use bf16 or no")
+    found: list[Config] = []
+    for variant, size, precision, code in itertools.product(variants, sizes, precisions, compiled):
+        changed: dict[str, Any] = {"batch_size": size, "precision": precision, "compile": code == "True"}
+        found.append(
+            dataclasses.replace(
+                base,
+                model=dataclasses.replace(model, variant=variant),
+                training=dataclasses.replace(training, **changed),
+            )
+        )
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _list(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(_words(text)))
+    for word in words:
+        if word not in known:
+            raise UserError(f"{option} {word}: there are {', '.join(known)}")
+    return words
+
+
+def _count(option: str, word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise UserError(f"{option} {word}: must be a whole number above 0")
+    return int(word)
+
+
+def _file(option: str, path: Path | None, ending: str) -> Path | None:
+    """Refuses now what could not be written after minutes of measuring."""
+    if path is None:
+        return None
+    if path.suffix != ending or path.is_dir():
+        raise UserError(f"{option} {path}: must be a file that ends in {ending}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
