@@ -43,7 +43,8 @@ def machine(device: torch.device) -> dict[str, str | int | float | None]:
 
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that decide the speed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "torch": torch.__version__}  # the kind of build too
 
 
 def usable_cores() -> int:
