@@ -145,7 +145,7 @@ class TrainingLoader:
         prefetch: batches read ahead.
 
     Attributes:
-        waited: seconds that the consumer spent waiting for batches.
+        waited: seconds that the consumer spent waiting for batches after the first.
         seconds: that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
     """
 
@@ -192,10 +192,13 @@ class TrainingLoader:
         Raises:
             RuntimeError: outside `with`, or in a process forked from the one that reads.
         """
+        started = False
         while True:
             start = time.perf_counter()
             flat, slot = self._next()
-            self.waited += time.perf_counter() - start
+            if started:  # the first batch is always waited for
+                self.waited += time.perf_counter() - start
+            started = True
             if slot.copied is not None:
                 stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(slot.copied)

@@ -201,6 +201,7 @@ class RenderLoader:
 
     Attributes:
         waited: seconds spent on rendering; on a GPU, on handing the work to it.
+        seconds: the same, by stage.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class RenderLoader:
         self.prints, self.order, self.batch_size = prints, order, batch_size
         self.rank, self.processes, self.position = rank, processes, position
         self.waited = 0.0
+        self.seconds = {"render": 0.0}
 
     def __enter__(self) -> RenderLoader:
         return self
@@ -223,6 +225,7 @@ class RenderLoader:
             batch = self.prints.read(*self.order.take(position + self.rank * self.batch_size, self.batch_size))
             position += self.batch_size * self.processes
             self.waited += time.perf_counter() - start
+            self.seconds["render"] = self.waited
             yield batch
 
 

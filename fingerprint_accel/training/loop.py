@@ -50,7 +50,7 @@ def train(run: Run) -> Progress:
             bar.update()
             last = progress.step == run.steps
             if last or progress.step % training.log_every == 0:
-                reporter.training_record(meters, now, loader.waited, bar)
+                reporter.training_record(meters, now, loader, bar)
                 _stop_if_all_is_nan(run, progress, guard, meters)
             started = time.perf_counter()
             improved = False

@@ -25,7 +25,7 @@ class Meters:
         self.bad_in_a_row = torch.zeros((), device=device)
         self.bad_in_all = torch.zeros((), device=device)
         self.longest = torch.zeros((), device=device)
-        self.seconds_training = 0.0
+        self.seconds_training = self.seconds_of_window = 0.0
         self.samples_training = 0
         self.wait_training = 0.0
         self._start(0.0)
@@ -76,6 +76,7 @@ class Meters:
             "memory_mb": peak_memory_mb(self.device),
         }
         self.seconds_training += seconds
+        self.seconds_of_window = seconds
         self.samples_training += self.samples
         self.wait_training += wait
         self._start(waited)

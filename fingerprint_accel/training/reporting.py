@@ -10,6 +10,10 @@ import torch
 from tqdm import tqdm
 
 from fingerprint_accel.config_dict import to_dict
+from fingerprint_accel.synthesis.source import SyntheticPrints
+from fingerprint_accel.training.advice import Adviser
+from fingerprint_accel.training.data import PrintLoader
+from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Pace, pace_record
@@ -52,18 +56,22 @@ class Reporter:
         self.file: MetricsFile | None = None
         self.last_record: dict[str, Any] = {}
         self.last_validation: dict[str, float] = {}
+        self.gpu = GpuMonitor(run.accelerator.device)
+        self._adviser = Adviser("synthetic" if isinstance(run.train, SyntheticPrints) else "shards")
         self._started = time.perf_counter()
         self._first_step = progress.step
 
     def __enter__(self) -> Reporter:
         if self.run.accelerator.is_main_process:
             self.file = MetricsFile(self.run.folder / "metrics.jsonl", self.progress.step)
+        self.gpu.__enter__()
         self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(to_dict(self.run.config)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.gpu.__exit__(kind, error, trace)
         if self.file is not None:
             self.file.close()
         for tracker in self.run.accelerator.trackers:
@@ -75,14 +83,20 @@ class Reporter:
             self.file.write(record)
         self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
 
-    def training_record(self, meters: Meters, now: Pace, waited: float, bar: tqdm) -> None:
+    def training_record(self, meters: Meters, now: Pace, loader: PrintLoader, bar: tqdm) -> None:
         """Records the window since the last record; losses are means over ranks."""
-        record = meters.flush(waited, self.run.accelerator)
-        record |= pace_record(now, self.run.config)
+        record = meters.flush(loader.waited, self.run.accelerator)
+        record |= pace_record(now, self.run.config) | self.gpu.window()
         record["epoch"] = self.progress.position / self.run.order.length
         self.last_record = record
         self._write("train", record)
-        bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['samples_per_second']:.0f} prints/s")
+        seen = f"loss {record['loss']:.3f}, {record['samples_per_second']:.0f} prints/s"
+        if "gpu_utilisation" in record:
+            seen += f", GPU {record['gpu_utilisation']:.0%} {record['gpu_memory_mb'] / 1e3:.1f} GB"
+        bar.set_postfix_str(seen)
+        line = self._adviser.window(record, loader.seconds, meters.seconds_of_window)
+        if line and self.run.accelerator.is_main_process:
+            tqdm.write(f"step {self.progress.step}: {line}")
 
     def validation_record(self, metrics: dict[str, float]) -> None:
         """Records one validation and prints it above the progress bar."""
@@ -111,6 +125,10 @@ class Reporter:
                 ("data-wait share", f"{meters.wait_training / seconds:.1%}"),
                 ("loss", f"{self.last_record['loss']:.4f}"),
             ]
+            line = self._adviser.whole_run(meters.wait_training / seconds, seconds)
+            rows += [("advice", line)] if line else []
+        if "gpu_utilisation" in self.last_record:
+            rows.append(("GPU at the end", f"{self.last_record['gpu_utilisation']:.0%} busy"))
         if progress.best_eer is not None:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
         rows += [(name.upper(), f"{value:.2%}") for name, value in self.last_validation.items() if "@" in name]

@@ -1,0 +1,88 @@
+"""What to do when training waits: which stage is slow, and the setting that would help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WAITS_TOO_LONG = 0.05  # share of the time
+IDLE_GPU = 0.9  # utilisation below which a GPU has time to spare
+BUSY_READER = 0.5  # share of the time that the reading thread works, above which it is the bottleneck
+
+
+def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: float, source: str = "shards") -> str:
+    """One line of advice on a window of training, or "" where nothing is wrong.
+
+    Args:
+        record: of the window: `data_wait_share`, and `gpu_utilisation` (0 to 1) where it is known.
+        stages: seconds that the reading thread spent on each stage in the window (`TrainingLoader.seconds`).
+        seconds: length of the window.
+        source: where prints come from: "shards", or "synthetic" for prints rendered while training.
+    """
+    wait = record["data_wait_share"]
+    if wait > WAITS_TOO_LONG:
+        return f"{wait:.0%} of the time waits for data: {_slow_stage(stages, seconds, source)}"
+    if record.get("gpu_utilisation", 1.0) < IDLE_GPU:
+        return (
+            f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data: give it more at "
+            "once (--training.batch-size), --training.compile default, --training.precision bf16"
+        )
+    return ""
+
+
+def _slow_stage(stages: Mapping[str, float], seconds: float, source: str) -> str:
+    if source == "synthetic":
+        return (
+            "prints are rendered while training; write them once (`fingerprint-accel synth OUT ...`) and train on OUT, "
+            "or render on a GPU"
+        )
+    working = sum(stages.values())
+    if working < BUSY_READER * seconds:
+        return (
+            f"the reading thread works {working / max(1e-9, seconds):.0%} of it, so batches come in bursts, or other "
+            "processes take its core; raise --reading.prefetch"
+        )
+    slowest = max(stages, key=lambda name: stages[name])
+    if slowest == "decode":
+        return "decoding lz4 is the slow stage; `fingerprint-accel pack SRC OUT --encoding raw` trades disk for speed"
+    if slowest == "order":
+        return "drawing the order is the slow stage; a larger --training.batch-size draws more at once"
+    return (
+        "reading from disk is the slow stage; copy the dataset to a local disk, read neighbours together "
+        "(--reading.order block), or read less (`fingerprint-accel pack SRC OUT --encoding lz4`)"
+    )
+
+
+class Adviser:
+    """Says each kind of thing once in a while.
+
+    Args:
+        source: as in `advice`.
+        every: records of silence after a line.
+    """
+
+    def __init__(self, source: str, every: int = 10) -> None:
+        self.source, self.every = source, every
+        self._stages: dict[str, float] = {}
+        self._silent = 0
+
+    def window(self, record: Mapping[str, float], stages: Mapping[str, float], seconds: float) -> str:
+        """Advice on the window since the last call, or "" where there is none, or it was given lately.
+
+        Args:
+            record: of the window.
+            stages: seconds by stage since the loader was made.
+            seconds: length of the window.
+        """
+        here = {name: value - self._stages.get(name, 0.0) for name, value in stages.items()}
+        self._stages = dict(stages)
+        if self._silent > 0:
+            self._silent -= 1
+            return ""
+        line = advice(record, here, seconds, self.source)
+        if line:
+            self._silent = self.every
+        return line
+
+    def whole_run(self, wait: float, seconds: float) -> str:
+        """Advice on the run so far: share of the time that waited for data, and seconds of training."""
+        return advice({"data_wait_share": wait}, self._stages, seconds, self.source)
