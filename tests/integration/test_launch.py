@@ -95,6 +95,19 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
         np.testing.assert_allclose(margins, 0.2 * np.clip((np.arange(12) - 3) / 6, 0, 1))
 
 
+def test_compressed_gradients_follow_the_same_course(prints, environment, tmp_path):
+    same = ["--data", prints, "--model.norm", "group", "--model.dropout", "0", "--training.optimizer", "sgd"]
+    same += ["--loss.scale", "16", "--training.batch-size", "4", "--training.learning-rate", "0.05"]
+    same += ["--training.bucket-mb", "1"]
+    for name in ("no", "bf16"):
+        words = ["--training.gradient-compression", name, "--out", tmp_path / name]
+        launch("two processes", "small.py", environment, *same, *words)
+    whole, compressed = ([record["loss"] for record in records(tmp_path / name)] for name in ("no", "bf16"))
+    np.testing.assert_allclose(compressed, whole, rtol=0.02)
+    assert compressed[0] == whole[0], "before the first exchange"
+    assert compressed != whole, "it does round"
+
+
 CONTRAST = """
 import sys
 import torch
