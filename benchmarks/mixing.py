@@ -5,8 +5,9 @@ python benchmarks/mixing.py --out mixing.json
 Needs no images. A batch drawn uniformly without replacement holds C(batch, 2) * P mated pairs on average, P being the
 chance that two different prints of the dataset are of one finger. More than that means that an order keeps fingers
 together: gradients of such a batch say less about the whole dataset. Orders: `sequential` (as the rows lie), `block`
-(blocks of neighbouring rows in random order, rows shuffled inside each), `permutation` (of all rows). Rows: `shuffled`
-over fingers, as our shards are written, and `sorted` by finger, the worst case. Example with fewer prints:
+(blocks made of runs of neighbouring rows from all over the data, shuffled inside each), `permutation` (of all rows),
+`pairs` (two impressions of a finger at a time, on purpose). Rows: `shuffled` over fingers, as our shards are written, and
+`sorted` by finger, the worst case. Example with fewer prints:
 
 python benchmarks/mixing.py --prints 20000 --fingers 2500 --block-size 2048
 """
@@ -26,7 +27,7 @@ from throughput_table import aligned
 from fingerprint_accel.data.order import SampleOrder, permutation
 from fingerprint_accel.errors import UserError, one_line_errors
 
-MODES = ("sequential", "block", "permutation")
+MODES = ("sequential", "block", "permutation", "pairs")
 ROWS = ("shuffled", "sorted")
 
 
@@ -62,7 +63,8 @@ def mixing(labels: np.ndarray, mode: str, batch: int, block_size: int, seed: int
     batches = len(labels) // batch
     samples = np.arange(batches * batch)
     if mode != "sequential":
-        order = SampleOrder(len(labels), seed, block_size=block_size if mode == "block" else 0, labels=labels)
+        blocks, per_finger = block_size if mode == "block" else 0, 2 if mode == "pairs" else 1
+        order = SampleOrder(len(labels), seed, blocks, labels, per_finger)
         samples, _ = order.take(0, batches * batch)
     pairs = mated_pairs(labels[samples].reshape(batches, batch))
     error = float(pairs.std(ddof=1) / math.sqrt(batches)) if batches > 1 else None

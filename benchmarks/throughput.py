@@ -51,7 +51,7 @@ def attempt(config: Config, work: Callable[[], Any]) -> tuple[Any, str | None]:
     try:
         return work(), None
     except (RuntimeError, MemoryError) as error:
-        reason = explain(error, config.training.compile)
+        reason = explain(error, config.training.compile != "no")
         if reason is None:
             raise
         return None, reason

@@ -26,7 +26,7 @@ your own data, and the settings you mean to train with:
       --training.precision bf16 --out speed.json
 which batch size, precision and compilation are fastest (one row per combination; too large ones say so):
   accelerate launch benchmarks/throughput.py --stages step,train --variants Tex,TexMinu --batch-sizes 16,64,256 \\
-      --precisions no,bf16 --compile False,True --out sweep.json
+      --precisions no,bf16 --compile no,default --out sweep.json
 several GPUs (rates are those of all processes together):
   accelerate launch --multi_gpu --num_processes 8 benchmarks/throughput.py --stages train --out eight.json
 how much faster than training the plain way, and how long epochs of 500,000 to 1,500,000 prints would take:
@@ -41,6 +41,7 @@ Every knob of training (--model.trunk compact, --preprocess.enhance True, --conf
 DEFAULTS = Config(
     reading=ReadingConfig(validation_fraction=0.0), training=TrainingConfig(batch_size=32, tracker="none")
 )
+COMPILE = ("no", "default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add("--variants", metavar="A,B", help=f"sweep: {', '.join(get_args(Variant))}")
     add("--batch-sizes", metavar="A,B", help="sweep: prints per process and micro-batch")
     add("--precisions", metavar="A,B", help=f"sweep: {', '.join(PRECISIONS)}")
-    add("--compile", metavar="A,B", help="sweep: False, True")
+    add("--compile", metavar="A,B", help="sweep: no, default, reduce-overhead, max-autotune")
     add("--compare", metavar="reference", help="train the plain way too, in turns, and compare; Tex unless told")
     add("--reference-workers", type=int, default=0, help="its DataLoader workers; default one per core")
     add("--out", metavar="FILE.json", type=Path, help="write JSON, and a plot beside it; default: print only")
@@ -131,12 +132,12 @@ def _combinations(base: Config, own: argparse.Namespace) -> list[Config]:
     variants = _list("--variants", own.variants or model.variant, get_args(Variant))
     sizes = [_count("--batch-sizes", word) for word in _words(own.batch_sizes or str(training.batch_size))]
     precisions = _list("--precisions", own.precisions or training.precision, (*PRECISIONS, "auto"))
-    compiled = _list("--compile", own.compile or str(training.compile), ("False", "True"))
+    compiled = _list("--compile", own.compile or training.compile, COMPILE)
     if "fp16" in precisions and not torch.cuda.is_available():
         raise UserError("fp16 needs a GPU; use bf16 or no")
     found: list[Config] = []
     for variant, size, precision, code in itertools.product(variants, sizes, precisions, compiled):
-        changed: dict[str, Any] = {"batch_size": size, "precision": precision, "compile": code == "True"}
+        changed: dict[str, Any] = {"batch_size": size, "precision": precision, "compile": code}
         found.append(
             dataclasses.replace(
                 base,

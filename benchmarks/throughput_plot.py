@@ -27,7 +27,7 @@ def plot_stages(results: list[dict[str, Any]], title: str, path: Path) -> None:
         precision = {"no": "float32"}.get(row.get("precision", ""), row.get("precision"))
         about = [row["stage"], row.get("variant"), f"batch {row['batch_size']}", precision]
         label = ", ".join(str(part) for part in about if part is not None)
-        label += ", compiled" if row.get("compile") else ""
+        label += ", compiled" if row.get("compile", "no") != "no" else ""
         share, wait = share_of_ceiling(row), row.get("data_wait_share")
         notes = [row.get("error"), share and f"{percent(share)} of ceiling", wait and f"data wait {percent(wait)}"]
         bars.append((label, row.get("samples_per_second"), COLOURS[row["stage"]], "  ".join(filter(None, notes))))

@@ -114,7 +114,7 @@ class _Blocks:
     def __init__(self, count: int, seed: int, block_size: int) -> None:
         self.length, self.seed = count, seed
         self.run = min(RUN, block_size)
-        self.block = block_size // self.run * self.run
+        self.block = -(-block_size // self.run) * self.run
         self.runs = -(-count // self.run)
         self.short = self.runs * self.run - count  # rows that the last run lacks
 

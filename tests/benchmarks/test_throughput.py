@@ -143,7 +143,7 @@ DIM_15 = ["--model.variant", "Tex", "--model.embedding-dim", "15"]
         (["--batch-sizes", "8,none"], "--batch-sizes none: must be a whole number above 0"),
         (["--variants", "Text"], "--variants Text: there are Tex, Minu"),
         (["--precisions", "fp8"], "--precisions fp8: there are no, bf16, fp16"),
-        (["--compile", "yes"], "--compile yes: there are False, True"),
+        (["--compile", "yes"], "--compile yes: there are no, default, reduce-overhead, max-autotune"),
         (["--seconds", "0"], "--seconds 0: must be above 0"),
         (["--seconds", "soon"], "invalid float value: 'soon'"),
         (["--compare", "flx"], "--compare flx: there is `reference` only"),
