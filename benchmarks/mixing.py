@@ -6,7 +6,7 @@ Needs no images. A batch drawn uniformly without replacement holds C(batch, 2) *
 chance that two different prints of the dataset are of one finger. More than that means that an order keeps fingers
 together: gradients of such a batch say less about the whole dataset. Orders: `sequential` (as the rows lie), `block`
 (blocks made of runs of neighbouring rows from all over the data, shuffled inside each), `permutation` (of all rows),
-`pairs` (two impressions of a finger at a time, on purpose). Rows: `shuffled` over fingers, as our shards are written, and
+`pairs` (two impressions of a finger at a time, on purpose). Rows: `shuffled` over fingers, as our shards are, and
 `sorted` by finger, the worst case. Example with fewer prints:
 
 python benchmarks/mixing.py --prints 20000 --fingers 2500 --block-size 2048
