@@ -18,6 +18,8 @@ import yaml
 
 from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require as _require
+from fingerprint_accel.training_config import TrainingConfig
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu"]
 
@@ -188,60 +190,6 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """The loop."""
-
-    epochs: float = 20.0
-    """Passes over the training prints; ignored when `steps` is given."""
-    steps: int = 0
-    """Optimizer steps; 0 derives them from `epochs`."""
-    batch_size: int = 64
-    """Prints per process and micro-batch."""
-    accumulation: int = 1
-    """Micro-batches per optimizer step."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast of the network, losses stay in float32; `auto` takes what `accelerate launch` was told."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 1e-3
-    """Peak learning rate, for the whole batch as given (it is not rescaled)."""
-    weight_decay: float = 0.02
-    momentum: float = 0.9
-    """Momentum of sgd."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up, then cosine decay."""
-    final_lr_share: float = 0.01
-    """Learning rate at the last step, as a share of the peak."""
-    clip_norm: float = 5.0
-    """Largest gradient norm; 0 switches clipping off."""
-    validate_every: int = 500
-    """Steps between validations; 0 validates at the end only."""
-    patience: int = 0
-    """Stop after this many validations without a lower EER; 0 never stops early."""
-    log_every: int = 20
-    """Steps between records in metrics.jsonl."""
-    save_every: int = 500
-    """Steps between checkpoints; 0 saves at the end only."""
-    keep: int = 3
-    """Checkpoints kept, besides the best one."""
-    max_bad_steps: int = 20
-    """Steps in a row with a NaN or infinite loss after which training stops."""
-    tracker: str = "tensorboard"
-    """Any tracker Accelerate knows, by name (`wandb`, `mlflow`, ...), or `none`."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    seed: int = 0
-    """Seed of initial weights, order and augmentation."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "log_every", "keep", "max_bad_steps"):
-            _require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
-        for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
-            _require(getattr(self, name) >= 0, f"training.{name} must not be negative")
-        _require(self.learning_rate > 0, "training.learning_rate must be above 0")
-        _require(self.steps > 0 or self.epochs > 0, "training.epochs must be above 0")
-
-
-@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -263,11 +211,6 @@ class Config:
             batch_size % per_finger == 0,
             f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
         )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
 
 
 def load_yaml(path: Path, base: Config | None = None) -> Config:
