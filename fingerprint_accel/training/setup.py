@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
@@ -19,6 +19,7 @@ from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource, open_data
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 
 @dataclass
@@ -76,13 +77,14 @@ def make_accelerator(config: Config) -> Accelerator:
             log_with=None if training.tracker == "none" else training.tracker,
             project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[ddp_options(training)],
         )
     except ValueError as error:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
     _use_all_cores(accelerator)
+    set_precision(training, accelerator.device)
     return accelerator
 
 
@@ -131,8 +133,9 @@ def set_up(config: Config) -> Run:
     model = DeepPrint(config.model, config.preprocess.map_size)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
-    if training.compile:
-        model.compile()
+    note = compile_parts(bare, training, accelerator.device)
+    if note:
+        accelerator.print(note)
     optimizer = make_optimizer(bare, training)
     module, optimizer = accelerator.prepare(bare, optimizer)
     per_step = training.batch_size * training.accumulation * accelerator.num_processes
