@@ -16,8 +16,8 @@ import tyro
 import yaml
 
 from fingerprint_accel.config_dict import from_dict, to_dict
-from fingerprint_accel.config_preprocess import AugmentConfig, PreprocessConfig, require
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.config_preprocess import AugmentConfig, PreprocessConfig
+from fingerprint_accel.errors import UserError, require
 
 __all__ = ["AugmentConfig", "PreprocessConfig"]  # where all knobs are found
 
@@ -164,13 +164,14 @@ class TrainingConfig:
     tracker: str = "tensorboard"
     """Any tracker Accelerate knows, by name (`wandb`, `mlflow`, ...), or `none`."""
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
-    """Compile the network with torch.compile; `reduce-overhead` replays CUDA graphs, `max-autotune` tries kernels."""
+    """Compile the network, on a GPU also the losses, with torch.compile. `reduce-overhead` adds CUDA graphs (worth most
+    where a small network or batch leaves the GPU waiting for Python), `max-autotune` also tries out kernels."""
     tf32: bool = True
-    """Multiply float32 matrices on the tensor cores of a GPU, with 10 bits of mantissa; CPUs are not concerned."""
+    """TF32 for float32 products on a GPU: faster, 10 bits of mantissa in the factors, sums in float32."""
     gradient_compression: Literal["no", "bf16", "fp16"] = "no"
-    """Halve what several processes exchange of gradients in each step."""
+    """Send gradients between processes in half the bytes; bf16 keeps the range of float32."""
     bucket_mb: int = 25
-    """Gradients that are exchanged together, MB: fewer and larger messages, or more overlap with the backward pass."""
+    """Gradients that processes exchange at a time, MiB: larger for many GPUs or a slow network."""
     seed: int = 0
     """Seed of initial weights, order and augmentation."""
 

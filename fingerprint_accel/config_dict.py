@@ -41,8 +41,8 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 def _checked(value: Any, hint: Any, where: str) -> Any:
     choices = typing.get_args(hint)
     if choices:
-        if value is False and "no" in choices:  # YAML reads an unquoted no as False
-            return "no"
+        if isinstance(value, bool):  # YAML reads a bare `no` as False; `compile` was a switch once
+            value = next((word for word in choices if word == ("default" if value else "no")), value)
         if value not in choices:
             raise UserError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
         return value

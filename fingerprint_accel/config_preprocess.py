@@ -6,13 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fingerprint_accel.errors import UserError
-
-
-def require(holds: bool, message: str) -> None:
-    """Raises UserError with `message` where a knob does not hold."""
-    if not holds:
-        raise UserError(message)
+from fingerprint_accel.errors import require
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,12 @@ class UserError(ValueError):
     """A mistake the user can mend. The message names the file or option, and the remedy."""
 
 
+def require(holds: bool, message: str) -> None:
+    """Raises UserError with `message` unless `holds`."""
+    if not holds:
+        raise UserError(message)
+
+
 @contextlib.contextmanager
 def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     """Turns a `UserError`, or a place that cannot be written, into `error: ...` on stderr and exit code 2.

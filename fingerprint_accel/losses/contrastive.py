@@ -26,7 +26,9 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
     Returns:
         () float32.
     """
-    everyone, fingers = gather_with_gradient(embedding), _gather(finger)  # (N, D), (N,)
+    everyone, fingers = gather_with_gradient(embedding), finger  # (N, D), (N,)
+    if _is_distributed():
+        fingers = _gather(finger)
     rank = dist.get_rank() if _is_distributed() else 0
     place = torch.arange(len(finger), device=finger.device) + rank * len(finger)
     itself = place[:, None] == torch.arange(len(fingers), device=finger.device)  # (B, N)
@@ -43,7 +45,12 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 
     The gradient of a row is the sum of what all ranks send back to it.
     """
-    return _GatherWithGradient.apply(tensor) if _is_distributed() else tensor
+    return _exchange(tensor) if _is_distributed() else tensor
+
+
+@torch.compiler.disable  # processes talk outside of compiled code
+def _exchange(tensor: torch.Tensor) -> torch.Tensor:
+    return _GatherWithGradient.apply(tensor)
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -61,9 +68,8 @@ class _GatherWithGradient(torch.autograd.Function):
         return total[dist.get_rank() * ctx.rows :][: ctx.rows]
 
 
+@torch.compiler.disable
 def _gather(tensor: torch.Tensor) -> torch.Tensor:
-    if not _is_distributed():
-        return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)

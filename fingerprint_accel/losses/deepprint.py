@@ -69,7 +69,7 @@ class DeepPrintLoss(nn.Module):
         finger: torch.Tensor,
         maps: torch.Tensor | None = None,
         has_minutiae: torch.Tensor | None = None,
-        margin: float | None = None,
+        margin: float | torch.Tensor | None = None,
     ) -> LossParts:
         """The loss of a batch.
 
@@ -78,7 +78,8 @@ class DeepPrintLoss(nn.Module):
             finger: (B,) int64 class labels.
             maps: (B, 6, M, M) true minutia maps, if there are any.
             has_minutiae: (B,) bool, which of them to learn from; default all.
-            margin: of this step; default `config.margin`. An argument, not a state: it follows from the step.
+            margin: of this step, a number or () float32; default `config.margin`. An argument, not a state: it follows
+                from the step.
         """
         config = self.config
         parts: dict[str, torch.Tensor] = {}

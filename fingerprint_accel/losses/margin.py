@@ -30,7 +30,9 @@ class SoftmaxHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | None = None) -> torch.Tensor:
+    def forward(
+        self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
         """embedding (B, D), finger (B,) and margin (not needed here) -> logits (B, C)."""
         return SOFTMAX_GAIN * F.linear(self.dropout(embedding), self.weight, self.bias)
 
@@ -53,7 +55,9 @@ class MarginHead(nn.Module):
         self.scale, self.margin = scale, margin
         self.with_margin = {"arcface": arcface, "cosface": cosface}[kind]
 
-    def forward(self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | None = None) -> torch.Tensor:
+    def forward(
+        self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
         """embedding (B, D) of unit length, finger (B,) -> logits (B, C); `margin` in place of the head's own."""
         margin = self.margin if margin is None else margin
         cosine = F.linear(embedding, F.normalize(self.weight, dim=1))
@@ -61,19 +65,22 @@ class MarginHead(nn.Module):
         return self.scale * cosine.scatter(1, own, self.with_margin(cosine.gather(1, own), margin))
 
 
-def cosface(cosine: torch.Tensor, margin: float) -> torch.Tensor:
+def cosface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
     """cos t - m."""
     return cosine - margin
 
 
-def arcface(cosine: torch.Tensor, margin: float) -> torch.Tensor:
+def arcface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
     """cos(t + m) where t + m <= pi, and cos t - m sin m beyond, so that it falls with t all the way.
 
     Written with the addition theorem: acos has an infinite slope at +-1. The clamp does the same for the sine.
     """
     sine = (1 - cosine.square()).clamp(min=1e-6).sqrt()
-    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
-    return torch.where(cosine > -math.cos(margin), shifted, cosine - margin * math.sin(margin))
+    cos, sin = (
+        (margin.cos(), margin.sin()) if isinstance(margin, torch.Tensor) else (math.cos(margin), math.sin(margin))
+    )
+    shifted = cosine * cos - sine * sin
+    return torch.where(cosine > -cos, shifted, cosine - margin * sin)
 
 
 def make_head(kind: str, dim: int, classes: int, scale: float, margin: float, dropout: float) -> nn.Module:

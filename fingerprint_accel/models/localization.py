@@ -43,7 +43,7 @@ class Localization(nn.Module):
         """image (B, 1, S, S) -> (B, 3): rotation in radians, shift along x and y in half sides."""
         small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=False)
         raw = torch.tanh(self.fc_loc(self.localization(small).flatten(1)).float())
-        return raw * raw.new_tensor([self.max_angle, self.max_shift, self.max_shift])
+        return torch.cat([raw[:, :1] * self.max_angle, raw[:, 1:] * self.max_shift], dim=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> the same, aligned."""

@@ -27,7 +27,7 @@ class TrainingModule(nn.Module):
         finger: torch.Tensor,
         maps: torch.Tensor | None,
         has_minutiae: torch.Tensor | None,
-        margin: float | None = None,
+        margin: float | torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """image (B, 1, S, S), finger (B,), maps (B, 6, M, M), has_minutiae (B,) bool -> loss, its parts, embeddings.
         `margin` is the identity heads' at this step.

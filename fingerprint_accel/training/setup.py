@@ -9,12 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DDPCommunicationHookType,
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    ProjectConfiguration,
-)
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
@@ -24,6 +19,7 @@ from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource, open_data
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 
 @dataclass
@@ -81,34 +77,15 @@ def make_accelerator(config: Config) -> Accelerator:
             log_with=None if training.tracker == "none" else training.tracker,
             project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[_gradient_exchange(training)],
+            kwargs_handlers=[ddp_options(training)],
         )
     except ValueError as error:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
     _use_all_cores(accelerator)
-    _tune_kernels(accelerator, training)
+    set_precision(training, accelerator.device)
     return accelerator
-
-
-def _gradient_exchange(training: TrainingConfig) -> DistributedDataParallelKwargs:
-    """How several processes average their gradients."""
-    return DistributedDataParallelKwargs(
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        bucket_cap_mb=training.bucket_mb,
-        comm_hook=DDPCommunicationHookType(training.gradient_compression),
-    )
-
-
-def _tune_kernels(accelerator: Accelerator, training: TrainingConfig) -> None:
-    """Fast float32 and the fastest convolutions for shapes that stay the same, on a GPU."""
-    if accelerator.device.type != "cuda":
-        return
-    torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = training.tf32
-    torch.backends.cudnn.benchmark = True
 
 
 def _use_all_cores(accelerator: Accelerator) -> None:
@@ -129,17 +106,6 @@ def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.o
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
-
-
-def compile_network(model: torch.nn.Module, mode: str, device: torch.device) -> None:
-    """Compiles in place (names in checkpoints stay), for the shapes it meets.
-
-    Raises:
-        UserError: CUDA graphs without a GPU.
-    """
-    if mode == "reduce-overhead" and device.type != "cuda":
-        raise UserError("--training.compile reduce-overhead replays CUDA graphs, which need a GPU; use default")
-    model.compile(mode=mode, dynamic=False)
 
 
 def set_up(config: Config) -> Run:
@@ -169,8 +135,9 @@ def set_up(config: Config) -> Run:
     model = DeepPrint(config.model, config.preprocess.map_size)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
-    if training.compile != "no":
-        compile_network(model, training.compile, accelerator.device)
+    note = compile_parts(bare, training, accelerator.device)
+    if note:
+        accelerator.print(note)
     optimizer = make_optimizer(bare, training)
     module, optimizer = accelerator.prepare(bare, optimizer)
     per_step = training.batch_size * training.accumulation * accelerator.num_processes

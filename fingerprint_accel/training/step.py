@@ -11,27 +11,29 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress, seed_step
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.speed import begin_step
 
 
 def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meters, progress: Progress) -> torch.Tensor:
     """One update from `accumulation` micro-batches; returns () bool on the device, True where it was skipped."""
     accelerator, training = run.accelerator, run.config.training
     optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
+    begin_step()
     seed_step(training.seed, progress.step, accelerator.process_index)
     for group in optimizer.param_groups:
         group["lr"] = pace.learning_rate
+    margin = torch.full((), pace.margin, device=accelerator.device)  # a number would be compiled into the losses
     maps_needed = run.bare.model.needs_minutia_maps
     losses, fingers, branches = [], [], []
     for _ in range(training.accumulation):
         batch = next(batches)
         with accelerator.accumulate(run.module):
             image, maps = run.preprocessor(batch, augment=True, maps=maps_needed, strength=pace.augmentation)
-            torch.compiler.cudagraph_mark_step_begin()
-            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, pace.margin)
+            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, margin)
             accelerator.backward(loss)
             losses.append({"loss": loss.detach(), **parts})
             fingers.append(batch.finger)
-            branches.append({name: value.clone() for name, value in embeddings.items()})  # a CUDA graph reuses memory
+            branches.append(embeddings)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(run.bare.parameters(), training.clip_norm or float("inf"))
                 bad = ~torch.isfinite(norm)

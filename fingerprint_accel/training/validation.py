@@ -10,6 +10,7 @@ from fingerprint_accel.evaluation.metrics import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource
+from fingerprint_accel.training.speed import begin_step
 
 
 @torch.no_grad()
@@ -32,6 +33,7 @@ def embed(
     parts = []
     for start in range(0, share, batch_size):
         samples = mine[start : start + batch_size]
+        begin_step()
         batch = subset.read(samples, np.zeros(len(samples), np.int64)).to(accelerator.device)
         with accelerator.autocast():
             output = model(preprocessor(batch, augment=False)[0])

@@ -8,8 +8,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fingerprint_accel.config import LossConfig, ModelConfig, ReadingConfig, load_yaml
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import pace
@@ -104,12 +102,14 @@ def test_shapes_are_the_same_in_every_step(tiny):
     assert len(shapes) == 1
 
 
-def test_cuda_graphs_need_a_gpu(tiny):
+def test_cuda_graphs_need_a_gpu(tiny, monkeypatch, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    config = dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, compile="reduce-overhead"))
-    with pytest.raises(UserError, match="need a GPU; use default"):
-        run_training(config)
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: asked.append(how["mode"]))
+    set_up(dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, compile="reduce-overhead")))
+    assert asked == ["default"]
+    assert "CUDA graphs need a GPU; compiling with default" in capsys.readouterr().out
 
 
 def test_an_unquoted_no_in_yaml_is_understood(tmp_path):

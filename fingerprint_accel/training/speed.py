@@ -1,0 +1,65 @@
+"""How fast the step runs on this machine: compilation, TF32, and what processes send to each other."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+from fingerprint_accel.config import TrainingConfig
+from fingerprint_accel.training.module import TrainingModule
+
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that replay CUDA graphs
+
+
+def set_precision(training: TrainingConfig, device: torch.device) -> None:
+    """On CUDA: TF32 or full float32 products, and convolution algorithms chosen by trial, since shapes never change.
+
+    A CPU is left alone: torch has reduced-precision products there too, and results would depend on its make.
+    """
+    if device.type != "cuda":
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32.*")  # torch 2.9 to 2.11
+        torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = training.tf32
+    torch.backends.cudnn.benchmark = True
+
+
+def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
+    """How DDP exchanges gradients. They live in its buckets, so that none is copied."""
+    return DistributedDataParallelKwargs(
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=training.bucket_mb,
+        comm_hook=DDPCommunicationHookType(training.gradient_compression),
+    )
+
+
+def compile_parts(module: TrainingModule, training: TrainingConfig, device: torch.device) -> str:
+    """Compiles the network, and on CUDA the losses, in place: names in state dicts stay as they are.
+
+    Each part is compiled by itself, because DDP has to see the module around them as it is.
+
+    Returns:
+        A note for the user, or nothing.
+    """
+    mode = training.compile
+    if mode == "no":
+        return ""
+    note = ""
+    if mode == "reduce-overhead" and device.type != "cuda":
+        mode, note = "default", "--training.compile reduce-overhead: CUDA graphs need a GPU; compiling with default"
+    module.model.compile(mode=mode, dynamic=False)
+    if device.type == "cuda":
+        module.loss.compile(mode=mode, dynamic=False)
+    return note
+
+
+def begin_step() -> None:
+    """Tells CUDA graphs that results of the step before may be overwritten; costs nothing without them.
+
+    Called once per optimizer step, not per micro-batch: gradients that add up over micro-batches are such results.
+    """
+    torch.compiler.cudagraph_mark_step_begin()
