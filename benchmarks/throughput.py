@@ -80,7 +80,7 @@ def due(options: Options, config: Config, done: set[tuple]) -> list[str]:
     return found
 
 
-def measure(config: Config, stages: list[str], seconds: float) -> list[dict[str, Any]]:
+def measure(config: Config, stages: list[str], options: Options) -> list[dict[str, Any]]:
     """The rows of one combination."""
     about = {"variant": config.model.variant, "trunk": config.model.trunk, "input": config.preprocess.size}
     about |= {"batch_size": config.training.batch_size, "precision": config.training.precision}
@@ -95,6 +95,8 @@ def measure(config: Config, stages: list[str], seconds: float) -> list[dict[str,
     for stage in stages:
         why = not_here(stage, run)
         if why is not None:
+            if options.named:
+                run.accelerator.print(f"{stage} left out: {why}")
             continue
         row: dict[str, Any] = {"stage": stage, **(about if stage not in READING else {"batch_size": READ_BATCH})}
         if stage == "prepare":
@@ -103,14 +105,15 @@ def measure(config: Config, stages: list[str], seconds: float) -> list[dict[str,
             rows.append({**row, "error": reason})
             continue
         run.accelerator.print(f"{describe(row)} ...", flush=True)
-        found, error = attempt(config, lambda stage=stage: MEASURES[stage](run, seconds))
+        found, error = attempt(config, lambda stage=stage: MEASURES[stage](run, options.seconds))
         rows.append({**row, "error": error} if error else {**row, **found, **demand(stage, run)})
     return rows
 
 
 def describe(row: dict[str, Any]) -> str:
     """A row's combination in a few words."""
-    return " ".join(str(row[name]) for name in ("stage", "variant", "batch_size", "precision") if name in row)
+    words = [str(row[name]) for name in ("stage", "variant", "batch_size", "precision") if name in row]
+    return " ".join([*words, "compiled"] if row.get("compile") else words)
 
 
 def demand(stage: str, run: Run) -> dict[str, Any]:
@@ -166,10 +169,10 @@ def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
     for config in options.configs:
         stages = due(options, config, done)
         if stages:
-            results += measure(config, stages, options.seconds)
+            results += measure(config, stages, options)
             clean_up()
     if not results:
-        raise UserError("--stages: none of them applies to these prints (`decode` is for shards stored lz4)")
+        raise UserError(f"--stages {','.join(options.stages)}: nothing to measure on these prints; name another stage")
     again = measure_ceilings(accelerator, ceiling_seconds)
     ceilings = {name: max(value, again[name]) for name, value in ceilings.items()}
     add_shares(results, ceilings)

@@ -49,7 +49,8 @@ class Options:
     """The tool's own options.
 
     Attributes:
-        stages: to measure, in order; those asked for by name are in `named`.
+        stages: to measure, in order.
+        named: they were asked for by name, not by default.
         configs: one per combination of the sweep.
         seconds: per stage.
         compare: whether to run the reference beside ours instead of the stages.
@@ -59,6 +60,7 @@ class Options:
     """
 
     stages: tuple[str, ...]
+    named: bool
     configs: list[Config]
     seconds: float
     compare: bool
@@ -120,7 +122,8 @@ def read_options(words: list[str]) -> Options:
     if own.compare and len(configs) > 1:
         raise UserError("--compare takes one combination: give one value to each of the sweeps")
     return Options(
-        stages=_list("--stages", own.stages or ",".join(STAGES), STAGES), configs=configs, seconds=own.seconds,
+        stages=_list("--stages", own.stages or ",".join(STAGES), STAGES), named=own.stages is not None,
+        configs=configs, seconds=own.seconds,
         compare=bool(own.compare), workers=own.reference_workers, out=_file("--out", own.out, ".json"),
         plot=_file("--plot", own.plot or (own.out and own.out.with_suffix(".png")), ".png"),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from fingerprint_accel.config import (
     AugmentConfig,
@@ -65,11 +66,10 @@ TEST_FINGERS, TEST_IMPRESSIONS = 60, 4
 
 def make_data(folder: Path, fingers: int, impressions: int, seed: int) -> str:
     """Makes a dataset on one process, once; returns its path."""
-    with PartialState().main_process_first():
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else several CPU processes stay apart
+    with state.main_process_first():
         if not folder.exists():
-            summary = write_synthetic_dataset(
-                folder, fingers, impressions, seed, STYLE, progress=PartialState().is_main_process
-            )
+            summary = write_synthetic_dataset(folder, fingers, impressions, seed, STYLE, progress=state.is_main_process)
             print(f"\n{summary.table()}\n")
     return str(folder)
 

@@ -1,5 +1,6 @@
 """`benchmarks/throughput.py`, its reference and `benchmarks/mixing.py`: right on what can be computed by hand."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,6 +173,20 @@ def test_combinations():
     assert found == [("Tex", 8, "no", 8), ("Tex", 8, "bf16", 8), ("Minu", 8, "no", 8), ("Minu", 8, "bf16", 8)]
     assert options.plot is None
     assert read_options(["--out", "speed.json"]).plot == Path("speed.png")
+
+
+def test_decoding_is_measured_where_shards_are_compressed(dataset):
+    from stages import not_here
+
+    from fingerprint_accel.data.loader import subset_of_fingers
+    from fingerprint_accel.data.shards import open_dataset
+
+    shards = open_dataset(dataset)
+    train = subset_of_fingers(shards, np.ones(6, bool))
+    for encoding, here in (("raw", ["raw"]), ("lz4", ["decode"])):
+        shards.info = dataclasses.replace(shards.info, encoding=encoding)
+        assert [stage for stage in ("raw", "decode") if not_here(stage, SimpleNamespace(train=train)) is None] == here
+    assert not_here("raw", SimpleNamespace(train="rendered")) == "prints are rendered, not read"
 
 
 def test_flops_of_a_linear_layer():

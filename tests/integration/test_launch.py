@@ -59,6 +59,12 @@ def test_recipe_runs(launcher, recipe, prints, environment, tmp_path):
         assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
 
 
+def test_quickstart_on_two_processes_is_one_run(prints, environment, tmp_path):
+    result = launch("two processes", "quickstart.py", environment, "--data", prints, "--out", tmp_path / "run")
+    assert "cpu x 2 | " in result.stdout
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 13))
+
+
 PAIRS = [
     *("--reading.impressions-per-finger", "2", "--loss.contrastive-weight", "1.0"),
     *("--preprocess.augment.start", "0.2", "--preprocess.augment.ramp", "0.5"),
