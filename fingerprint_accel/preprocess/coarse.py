@@ -61,12 +61,12 @@ def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
         return F.interpolate(coarse, scale_factor=cell, mode="bilinear", align_corners=False)[..., :size, :size]
     # torch's kernel is not vectorised for one channel; rows of equal phase are, and take a fifth of its time
     padded = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
-    wide = torch.stack([_between(padded, cell, -1, phase) for phase in range(cell)], dim=-1)  # (B, C, n + 2, n, cell)
-    rows = wide.flatten(-2)[..., :size]
-    grown = coarse.new_empty(*coarse.shape[:2], size, size)
-    for phase in range(cell):
-        target = _every(grown, cell, -2, phase)
-        target.copy_(_between(rows, cell, -2, phase).narrow(-2, 0, target.shape[-2]))
+    wide = coarse.new_empty(*padded.shape[:-1], size)
+    grown = coarse.new_empty(*coarse.shape[:-2], size, size)
+    for source, target, dim in ((padded, wide, -1), (wide, grown, -2)):
+        for phase in range(cell):
+            part = _every(target, cell, dim, phase)
+            part.copy_(_between(source, cell, dim, phase, part.shape[dim]))
     return grown
 
 
@@ -75,14 +75,11 @@ def _every(values: torch.Tensor, step: int, dim: int, first: int) -> torch.Tenso
     return values[..., first::step] if dim == -1 else values[..., first::step, :]
 
 
-def _between(padded: torch.Tensor, cell: int, dim: int, phase: int) -> torch.Tensor:
-    """Values at pixel `phase` of every cell, between the centres of cells; `padded` by one cell on either side."""
+def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) -> torch.Tensor:
+    """Values at pixel `phase` of the first `count` cells, between the centres of cells; `padded` has one more before."""
     offset = (phase + 0.5) / cell - 0.5
     low = 0 if offset < 0 else 1
-    count = padded.shape[dim] - 2
-    return torch.lerp(
-        padded.narrow(dim, low, count), padded.narrow(dim, low + 1, count), offset if low else offset + 1
-    )
+    return torch.lerp(padded.narrow(dim, low, count), padded.narrow(dim, low + 1, count), offset + 1 - low)
 
 
 @lru_cache(maxsize=64)

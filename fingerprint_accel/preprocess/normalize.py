@@ -22,7 +22,7 @@ def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torc
         (B, 1, S, S) between -1 and 1, ridges positive.
     """
     cells = max(1, round(window / CELL)) | 1
-    mean, square = (local_means(values, CELL, cells) for values in (ink, ink.square()))
+    mean, square = (local_means(values, CELL, cells) for values in (ink, ink * ink))
     deviation = (square - mean.square()).clamp_min(0).sqrt()
     slope = 1 / (LIMIT * (deviation + floor))
     size = ink.shape[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -71,7 +73,7 @@ class Preprocessor(nn.Module):
                 pose, quality = random_pose(keys, amplitudes, config.crop), random_quality(keys, amplitudes, config.size)
             if maps:
                 moved = move_minutiae(batch.minutiae, pose, self.canvas, config.size)
-            for rows in chunks(count, batch.image[0].numel(), device):
+            for rows in self._runs(count, device):
                 image[rows] = self._pixels(batch.image[rows], pose[rows], None if quality is None else quality[rows])
                 if drawn is not None and moved is not None:
                     drawn[rows] = minutia_maps(
@@ -85,8 +87,11 @@ class Preprocessor(nn.Module):
         config = self.config
         with torch.autocast(images.device.type, enabled=False):
             pose = upright(len(images), float(config.crop), images.device)
-            runs = chunks(len(images), images[0].numel(), images.device)
+            runs = self._runs(len(images), images.device)
             return torch.cat([self._pixels(images[rows], pose[rows], None) for rows in runs])
+
+    def _runs(self, count: int, device: torch.device) -> Iterator[slice]:
+        return chunks(count, max(self.config.size**2, self.canvas**2 // 4), device)
 
     def _pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None) -> torch.Tensor:
         """(B, H, W) uint8 -> (B, 1, S, S) float32."""
