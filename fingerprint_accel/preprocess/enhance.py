@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fingerprint_accel.preprocess.coarse import chunks, grow, local_means
+from fingerprint_accel.random import steady, steady_mean
 
 ORIENTATIONS = 16
 SCALES = (0.6, 1.0, 1 / 0.6)
@@ -47,10 +48,10 @@ class Enhancer(nn.Module):
         runs = chunks(len(ink), ORIENTATIONS * size**2, ink.device)
         ridge, valley = torch.cat([self._strongest(ink[rows]) for rows in runs]).split(1, dim=1)
         coarse = local_means(ridge + valley, self.cell, cells=3, rounds=2)
-        usual = coarse.mean(dim=(2, 3), keepdim=True)
-        print_mask = grow(torch.sigmoid(8 * (coarse / (usual + 1e-3) - 0.6)), self.cell, size)
+        usual = steady_mean(coarse)
+        print_mask = grow(steady(torch.sigmoid, 8 * (coarse / (usual + 1e-3) - 0.6)), self.cell, size)
         slope = grow(6 / (coarse + 1e-2), self.cell, size)
-        return (ridge - valley).mul_(slope).sigmoid_().mul_(print_mask)
+        return steady(torch.sigmoid, (ridge - valley).mul_(slope)).mul_(print_mask)
 
     def _strongest(self, ink: torch.Tensor) -> torch.Tensor:
         """ink (B, 1, S, S) -> (B, 2, S, S): the strongest answer to ridges and to valleys, at least 0."""

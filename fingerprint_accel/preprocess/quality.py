@@ -9,7 +9,7 @@ import torch
 
 from fingerprint_accel.config import AugmentConfig
 from fingerprint_accel.preprocess.coarse import grow
-from fingerprint_accel.random import steady, uniform
+from fingerprint_accel.random import steady, steady_mean, uniform
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 TILE = 512
@@ -79,8 +79,7 @@ def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Te
     if quality.gain is not None:
         scale = scale * quality.gain
     if quality.contrast is not None:
-        rows = ink.mean(dim=3, keepdim=True)  # in two steps, so that the sum is the same however it is shared out
-        mean = steady(lambda values: values.mean(dim=2, keepdim=True), rows)
+        mean = steady_mean(ink)
         ink.mul_(scale * quality.contrast).add_(scale * (1 - quality.contrast) * mean)
     else:
         ink.mul_(scale)
