@@ -65,9 +65,9 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
 @lru_cache(maxsize=16)
 def _bicubic(size: int, device: torch.device) -> torch.Tensor:
     """(size, CONTROL_POINTS): shares of the control points along one side in each pixel along it."""
-    points = torch.eye(CONTROL_POINTS)[None, :, :, None]  # one picture, a channel per point
+    points = torch.eye(CONTROL_POINTS, device=device)[None, :, :, None]  # one picture, a channel per point
     along = F.interpolate(points, size=(size, 1), mode="bicubic", align_corners=True)
-    return along[0, :, :, 0].T.contiguous().to(device)
+    return along[0, :, :, 0].T.contiguous()
 
 
 def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:

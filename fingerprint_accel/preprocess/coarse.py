@@ -76,7 +76,7 @@ def _every(values: torch.Tensor, step: int, dim: int, first: int) -> torch.Tenso
 
 
 def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) -> torch.Tensor:
-    """Values at pixel `phase` of the first `count` cells, between the centres of cells; `padded` has one more before."""
+    """Values at pixel `phase` of the first `count` cells; `padded` has the centres of cells, and one more before."""
     offset = (phase + 0.5) / cell - 0.5
     low = 0 if offset < 0 else 1
     return torch.lerp(padded.narrow(dim, low, count), padded.narrow(dim, low + 1, count), offset + 1 - low)
@@ -85,19 +85,18 @@ def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) 
 @lru_cache(maxsize=64)
 def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
     """(n,) pixels along one side of each cell."""
-    counts = torch.full((-(-size // cell),), float(cell), device=device)
-    counts[-1] = size - (len(counts) - 1) * cell
-    return counts
+    edges = torch.arange(0, size + cell, cell, device=device).clamp_max(size)
+    return edges.diff().float()
 
 
 @lru_cache(maxsize=64)
 def _window(size: int, cell: int, cells: int, rounds: int, device: torch.device) -> torch.Tensor:
     """(n, n): sums over cells along one side -> means over windows of cells."""
-    counts = _counts(size, cell, torch.device("cpu")).double()
-    place = torch.arange(len(counts))
-    band = ((place[:, None] - place).abs() <= cells // 2).double()
-    means = band / (band @ counts)[:, None]
+    counts = _counts(size, cell, device)
+    place = torch.arange(len(counts), device=device)
+    band = ((place[:, None] - place).abs() <= cells // 2).float()
+    means = band / (band * counts).sum(dim=1, keepdim=True)
     window = means
     for _ in range(rounds - 1):
         window = (means * counts) @ window
-    return window.float().to(device)
+    return window

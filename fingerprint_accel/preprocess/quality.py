@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from fingerprint_accel.random import steady, steady_mean, uniform
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 TILE = 512
-CELL = 4  # pixels; the soft edge of a missing patch is drawn on a coarser grid
+CELLS = 64  # at least, along a side: the soft edge of a missing patch is drawn on a coarser grid
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Quality:
         thickness: (B, 1, 1, 1) blend with the local maximum (above 0) or minimum (below).
         contrast: (B, 1, 1, 1) factor around the print's mean.
         gain: (B, 1, 1, 1) factor.
-        contact: (B, 1, n, n) share of the ink that is left, at cells of CELL pixels.
+        contact: (B, 1, n, n) share of the ink that is left, in cells of `_cell(S)` pixels.
         noise: (B, 1, 1, 1) standard deviation.
         corner: (B, 2) row and column of the noise tile where the print's window begins.
     """
@@ -37,7 +37,8 @@ class Quality:
     corner: torch.Tensor
 
     def __getitem__(self, rows: slice) -> Quality:
-        return Quality(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
+        parts = {name: value[rows] for name, value in vars(self).items() if value is not None}
+        return replace(self, **parts)
 
 
 def noise_tile(seed: int, size: int) -> torch.Tensor:
@@ -84,7 +85,7 @@ def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Te
     else:
         ink.mul_(scale)
     if quality.contact is not None:
-        ink.mul_(grow(quality.contact, CELL, size))
+        ink.mul_(grow(quality.contact, _cell(size), size))
     if quality.noise is not None:
         windows = tile.unfold(0, size, 1).unfold(1, size, 1)  # (TILE, TILE, S, S), a view
         ink.addcmul_(windows[quality.corner[:, 0], quality.corner[:, 1]][:, None], quality.noise)
@@ -102,6 +103,10 @@ def _maximum(values: torch.Tensor, dim: int) -> torch.Tensor:
     return largest
 
 
+def _cell(size: int) -> int:
+    return max(1, size // CELLS)
+
+
 def _contact(keys: torch.Tensor, share: float, size: int) -> torch.Tensor:
     """(B, 1, n, n): 0 inside one soft-edged ellipse per print that covers up to `share` of the picture."""
     place = uniform(keys, OCCLUSION, 5)
@@ -109,7 +114,8 @@ def _contact(keys: torch.Tensor, share: float, size: int) -> torch.Tensor:
     stretch = steady(torch.exp, place[:, 1] * 2 - 1)
     radius_x, radius_y = (area / math.pi * stretch).sqrt(), (area / math.pi / stretch).sqrt()
     angle = place[:, 2] * math.pi
-    axis = (torch.arange(-(-size // CELL), device=keys.device) + 0.5) * (2 * CELL / size) - 1
+    cell = _cell(size)
+    axis = (torch.arange(-(-size // cell), device=keys.device) + 0.5) * (2 * cell / size) - 1
     x = axis[None, None, :] - (place[:, 3] * 2 - 1)[:, None, None]
     y = axis[None, :, None] - (place[:, 4] * 2 - 1)[:, None, None]
     cos, sin = steady(torch.cos, angle)[:, None, None], steady(torch.sin, angle)[:, None, None]
