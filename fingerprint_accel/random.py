@@ -52,6 +52,11 @@ def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tenso
     return function(values.double()).float()
 
 
+def steady_mean(values: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, 1, 1) means, with the same bits however threads and batches share out the sum."""
+    return steady(lambda rows: rows.mean(dim=-2, keepdim=True), values.mean(dim=-1, keepdim=True))
+
+
 def normal(keys: torch.Tensor, stream: int, count: int, limit: float = 3.0) -> torch.Tensor:
     """(B,) keys -> (B, count) float32, standard normal, cut off at +-limit."""
     inside = math.erf(limit / math.sqrt(2))

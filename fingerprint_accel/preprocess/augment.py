@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
+from fingerprint_accel.preprocess.coarse import cell_means
 from fingerprint_accel.random import steady, uniform
 
 CONTROL_POINTS = 6  # along each side, of the elastic distortion
@@ -24,7 +26,8 @@ class Pose:
     Attributes:
         matrix: (B, 2, 2).
         shift: (B, 2), x and y.
-        elastic: (B, 2, S, S) displacement of every input pixel, or None.
+        elastic: (B, 2, CONTROL_POINTS, CONTROL_POINTS) displacement of the control points, or None; it is bicubic
+            between them.
         crop: side of the input in canvas pixels.
     """
 
@@ -33,6 +36,10 @@ class Pose:
     elastic: torch.Tensor | None
     crop: float
 
+    def __getitem__(self, rows: slice) -> Pose:
+        elastic = None if self.elastic is None else self.elastic[rows]
+        return Pose(self.matrix[rows], self.shift[rows], elastic, self.crop)
+
 
 def upright(count: int, crop: float, device: torch.device) -> Pose:
     """The pose that only crops the centre of the canvas."""
@@ -40,8 +47,8 @@ def upright(count: int, crop: float, device: torch.device) -> Pose:
     return Pose(matrix, torch.zeros(count, 2, device=device), None, crop)
 
 
-def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int, size: int) -> Pose:
-    """One random pose per key (B,), for inputs of `size` pixels."""
+def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
+    """One random pose per key (B,)."""
     limit = math.radians(config.rotation_degrees)
     angle = uniform(keys, ROTATION, 1, -limit, limit)[:, 0]
     factor = steady(torch.exp, uniform(keys, SCALE, 1, -1, 1)[:, 0] * math.log1p(config.scale))
@@ -51,18 +58,29 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int, size: int)
     elastic = None
     if config.elastic > 0:
         points = uniform(keys, ELASTIC, 2 * CONTROL_POINTS**2, -1, 1).view(-1, 2, CONTROL_POINTS, CONTROL_POINTS)
-        strength = uniform(keys, ELASTIC_SIZE, 1, 0, config.elastic)[:, :, None, None]
-        elastic = F.interpolate(points * strength, size=(size, size), mode="bicubic", align_corners=True)
+        elastic = points * uniform(keys, ELASTIC_SIZE, 1, 0, config.elastic)[:, :, None, None]
     return Pose(matrix, shift, elastic, float(crop))
 
 
-def _sources(pose: Pose, size: int) -> torch.Tensor:
-    """(B, 2, S, S): x and y on the canvas of every input pixel, canvas pixels from its centre."""
+@lru_cache(maxsize=16)
+def _bicubic(size: int, device: torch.device) -> torch.Tensor:
+    """(size, CONTROL_POINTS): shares of the control points along one side in each pixel along it."""
+    points = torch.eye(CONTROL_POINTS, device=device)[None, :, :, None]  # one picture, a channel per point
+    along = F.interpolate(points, size=(size, 1), mode="bicubic", align_corners=True)
+    return along[0, :, :, 0].T.contiguous()
+
+
+def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
+    """(B, 2, S, S): x and y on the canvas of every input pixel, from its centre, in units of `unit` canvas pixels."""
     axis = (torch.arange(size, device=pose.shift.device) + 0.5) * (pose.crop / size) - pose.crop / 2
-    along_x = pose.matrix[:, :, :1] * axis + pose.shift[:, :, None]  # (B, 2, S)
-    along_y = pose.matrix[:, :, 1:] * axis
+    along_x = (pose.matrix[:, :, :1] * axis + pose.shift[:, :, None]) / unit  # (B, 2, S)
+    along_y = pose.matrix[:, :, 1:] * axis / unit
     source = along_x[:, :, None, :] + along_y[:, :, :, None]
-    return source if pose.elastic is None else source + pose.elastic
+    if pose.elastic is not None:  # the map from control points to pixels is the same along x and y, and linear
+        weights = _bicubic(size, source.device)
+        rows = (pose.elastic / unit @ weights.T).flatten(0, 1)  # (B * 2, CONTROL_POINTS, S)
+        source.flatten(0, 1).baddbmm_(weights.expand(len(rows), -1, -1), rows)
+    return source
 
 
 def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
@@ -72,11 +90,23 @@ def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
     """
     canvas = ink.shape[-1]
     factor = max(1, int(pose.crop / size + 0.25))
-    if factor > 1:
-        ink = F.avg_pool2d(ink, factor, ceil_mode=True, count_include_pad=False)
+    ink = cell_means(ink, factor)
     covered = ink.shape[-1] * factor  # canvas pixels that the averaged picture covers
-    grid = (_sources(pose, size) + (canvas - covered) / 2).permute(0, 2, 3, 1) * (2 / covered)  # (B, S, S, 2)
-    return F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = _sources(pose, size, covered / 2)
+    if covered > canvas:
+        grid += canvas / covered - 1
+    return F.grid_sample(ink, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
+    """position (B, M, 2) in canvas pixels from the input's centre -> (B, M, 2) elastic displacement there."""
+    assert pose.elastic is not None
+    place = ((position / pose.crop + 0.5) * size - 0.5).clamp(0, size - 1)
+    low = place.floor().clamp_max(size - 2)
+    table, index = _bicubic(size, position.device), low.long()
+    weights = torch.lerp(table[index], table[index + 1], (place - low)[..., None])  # (B, M, 2, CONTROL_POINTS)
+    along_x = weights[:, :, 0] @ pose.elastic.flatten(1, 2).mT  # (B, M, 2 * CONTROL_POINTS)
+    return (along_x.unflatten(2, (2, CONTROL_POINTS)) * weights[:, :, 1:]).sum(dim=3)
 
 
 def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
@@ -86,9 +116,7 @@ def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.
     position = target @ inverse
     if pose.elastic is not None:
         for _ in range(4):
-            where = (position * (2 / pose.crop))[:, :, None]  # (B, M, 1, 2)
-            moved = F.grid_sample(pose.elastic, where, mode="bilinear", padding_mode="border", align_corners=False)
-            position = (target - moved[..., 0].transpose(1, 2)) @ inverse
+            position = (target - _displacement(position, pose, size)) @ inverse
     return (position + pose.crop / 2) * (size / pose.crop)
 
 
@@ -106,6 +134,6 @@ def move_minutiae(minutiae: torch.Tensor, pose: Pose, canvas: int, size: int) ->
     """
     point, angle = minutiae[..., :2], minutiae[..., 2]
     step = torch.stack([angle.cos(), -angle.sin()], dim=-1)
-    start, end = _to_input(point, pose, canvas, size), _to_input(point + step, pose, canvas, size)
+    start, end = _to_input(torch.cat([point, point + step], dim=1), pose, canvas, size).chunk(2, dim=1)
     turned = torch.atan2(start[..., 1] - end[..., 1], end[..., 0] - start[..., 0])
     return torch.cat([start, turned[..., None], minutiae[..., 3:]], dim=-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from fingerprint_accel.preprocess.coarse import grow, local_means
 
 CELL = 4  # pixels; statistics vary slowly, so they are computed on a coarser grid
 LIMIT = 3.0
@@ -20,11 +21,9 @@ def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torc
     Returns:
         (B, 1, S, S) between -1 and 1, ridges positive.
     """
-    size = ink.shape[-2:]
-    both = torch.cat([ink, ink.square()], dim=1)  # (B, 2, S, S)
-    coarse = F.avg_pool2d(both, CELL, ceil_mode=True, count_include_pad=False)
     cells = max(1, round(window / CELL)) | 1
-    coarse = F.avg_pool2d(coarse, cells, 1, cells // 2, count_include_pad=False)
-    mean, square = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False).split(1, dim=1)
+    mean, square = (local_means(values, CELL, cells) for values in (ink, ink * ink))
     deviation = (square - mean.square()).clamp_min(0).sqrt()
-    return ((ink - mean) / (deviation + floor)).clamp(-LIMIT, LIMIT) / LIMIT
+    slope = 1 / (LIMIT * (deviation + floor))
+    size = ink.shape[-1]
+    return torch.addcmul(grow(-mean * slope, CELL, size), ink, grow(slope, CELL, size)).clamp_(-1, 1)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import nn
 
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, resample, upright
+from fingerprint_accel.preprocess.augment import Pose, move_minutiae, random_pose, resample, upright
+from fingerprint_accel.preprocess.coarse import chunks
 from fingerprint_accel.preprocess.enhance import Enhancer
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
-from fingerprint_accel.preprocess.quality import degrade, noise_tile
+from fingerprint_accel.preprocess.quality import Quality, degrade, noise_tile, random_quality
 from fingerprint_accel.random import sample_keys
 
 PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
@@ -39,46 +43,75 @@ class Preprocessor(nn.Module):
         if config.crop > canvas:
             raise UserError(f"preprocess.crop {config.crop} is larger than the canvas {canvas}; lower it, or re-import")
         self.config, self.canvas, self.seed = config, canvas, seed
-        self.register_buffer("tile", noise_tile(seed), persistent=False)
+        self.register_buffer("tile", noise_tile(seed, config.size), persistent=False)
         self.input_ppi = ppi * config.size / config.crop
         self.enhancer = Enhancer(PERIOD * self.input_ppi) if config.enhance else None
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what is done per pixel; call it when the module is on its device.
+
+        On a CPU it stays as it is: there the compiled chain takes 1.5 to 1.9 times as long, and the end of a batch may
+        get other bits than its middle.
+
+        Args:
+            args: as of `torch.compile`.
+            kwargs: as of `torch.compile`.
+        """
+        if self.tile.device.type == "cpu":
+            return
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+        self._pixels = torch.compile(self._pixels, *args, **{"dynamic": False, **kwargs})  # type: ignore[method-assign]
+
     @torch.no_grad()
     def forward(
-        self, batch: Batch, augment: bool, maps: bool = False, strength: float = 1.0
+        self,
+        batch: Batch,
+        augment: bool,
+        maps: bool = False,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A batch on the device -> (B, 1, S, S) float32 input, and (B, 6, M, M) minutia maps if asked for.
+        """A batch on the device -> (B, 1, S, S) input, and (B, 6, M, M) minutia maps if asked for.
 
         The augmentation of a print depends on the seed, its epoch and its index, not on the batch it is in;
-        `strength`, 0 to 1, multiplies every amplitude.
+        `strength`, 0 to 1, multiplies every amplitude. `dtype` is that of both answers.
         """
-        config = self.config
-        amplitudes = config.augment.scaled(strength)
-        with torch.autocast(batch.image.device.type, enabled=False):
-            ink = _ink(batch.image)
-            augment = augment and config.augment.enabled
-            keys = sample_keys(self.seed, batch.epoch, batch.index)
-            if augment:
-                pose = random_pose(keys, amplitudes, config.crop, config.size)
-            else:
-                pose = upright(len(batch), float(config.crop), ink.device)
-            ink = resample(ink, pose, config.size)
-            if augment:
-                ink = degrade(ink, keys, amplitudes, self.tile)
-            drawn = None
-            if maps:
-                moved = move_minutiae(batch.minutiae, pose, self.canvas, config.size)
-                drawn = minutia_maps(moved, batch.minutia_count, config.size, config.map_size, config.map_sigma)
-            return self._finish(ink), drawn
+        config, device = self.config, batch.image.device
+        with torch.autocast(device.type, enabled=False):
+            pose, quality = upright(len(batch), float(config.crop), device), None
+            if augment and config.augment.enabled:
+                amplitudes = config.augment.scaled(strength)
+                keys = sample_keys(self.seed, batch.epoch, batch.index)
+                pose = random_pose(keys, amplitudes, config.crop)
+                quality = random_quality(keys, amplitudes, config.size)
+            return self._inputs(batch.image, pose, quality, dtype), self._maps(batch, pose, dtype) if maps else None
 
     @torch.no_grad()
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, H, W) uint8 canvases -> (B, 1, S, S) float32 input, without augmentation."""
         with torch.autocast(images.device.type, enabled=False):
             pose = upright(len(images), float(self.config.crop), images.device)
-            return self._finish(resample(_ink(images), pose, self.config.size))
+            return self._inputs(images, pose, None, torch.float32)
 
-    def _finish(self, ink: torch.Tensor) -> torch.Tensor:
+    def _inputs(self, images: torch.Tensor, pose: Pose, quality: Quality | None, dtype: torch.dtype) -> torch.Tensor:
+        """(B, H, W) uint8 -> (B, 1, S, S), a few prints at a time where that is faster."""
+        size = self.config.size
+        inputs = torch.empty(len(images), 1, size, size, dtype=dtype, device=images.device)
+        for rows in chunks(len(images), max(size**2, self.canvas**2 // 4), images.device):
+            inputs[rows] = self._pixels(images[rows], pose[rows], None if quality is None else quality[rows])
+        return inputs
+
+    def _maps(self, batch: Batch, pose: Pose, dtype: torch.dtype) -> torch.Tensor:
+        """(B, 6, M, M): the minutiae where the pose carries them."""
+        config = self.config
+        moved = move_minutiae(batch.minutiae, pose, self.canvas, config.size)
+        return minutia_maps(moved, batch.minutia_count, config.size, config.map_size, config.map_sigma, dtype)
+
+    def _pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None) -> torch.Tensor:
+        """(B, H, W) uint8 -> (B, 1, S, S) float32."""
+        ink = resample(_ink(images), pose, self.config.size)
+        if quality is not None:
+            ink = degrade(ink, quality, self.tile)
         if self.enhancer is not None:
             ink = self.enhancer(ink)
         if self.config.normalize == "local":
@@ -88,4 +121,4 @@ class Preprocessor(nn.Module):
 
 def _ink(images: torch.Tensor) -> torch.Tensor:
     """(B, H, W) uint8, ridges dark -> (B, 1, H, W) float32, 0 for white and 1 for black."""
-    return (255 - images)[:, None].float() / 255
+    return images.bitwise_not()[:, None].float().mul_(1 / 255)

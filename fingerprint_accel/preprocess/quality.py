@@ -3,66 +3,123 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
-from fingerprint_accel.random import steady, uniform
+from fingerprint_accel.preprocess.coarse import grow
+from fingerprint_accel.random import steady, steady_mean, uniform
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 TILE = 512
+CELLS = 64  # at least, along a side: the soft edge of a missing patch is drawn on a coarser grid
 
 
-def noise_tile(seed: int) -> torch.Tensor:
-    """(TILE, TILE) standard normal noise, from which every print takes a random window."""
-    return torch.randn(TILE, TILE, generator=torch.Generator().manual_seed(seed))
+@dataclass(frozen=True)
+class Quality:
+    """What is done to each print; None where the configuration says 0.
+
+    Attributes:
+        thickness: (B, 1, 1, 1) blend with the local maximum (above 0) or minimum (below).
+        contrast: (B, 1, 1, 1) factor around the print's mean.
+        gain: (B, 1, 1, 1) factor.
+        contact: (B, 1, n, n) share of the ink that is left, in cells of `_cell(S)` pixels.
+        noise: (B, 1, 1, 1) standard deviation.
+        corner: (B, 2) row and column of the noise tile where the print's window begins.
+    """
+
+    thickness: torch.Tensor | None
+    contrast: torch.Tensor | None
+    gain: torch.Tensor | None
+    contact: torch.Tensor | None
+    noise: torch.Tensor | None
+    corner: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> Quality:
+        parts = {name: value[rows] for name, value in vars(self).items() if value is not None}
+        return replace(self, **parts)
 
 
-def degrade(ink: torch.Tensor, keys: torch.Tensor, config: AugmentConfig, tile: torch.Tensor) -> torch.Tensor:
-    """ink (B, 1, S, S), keys (B,) -> the same prints, taken worse or otherwise."""
+def noise_tile(seed: int, size: int) -> torch.Tensor:
+    """(TILE + size - 1, same) standard normal noise that repeats after TILE; every print takes a random window."""
+    tile = torch.randn(TILE, TILE, generator=torch.Generator().manual_seed(seed))
+    around = torch.arange(TILE + size - 1) % TILE
+    return tile[around[:, None], around]
+
+
+def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Quality:
+    """One random quality per key (B,), for inputs of `size` pixels."""
 
     def draw(stream: int, low: float, high: float) -> torch.Tensor:
         return uniform(keys, stream, 1, low, high)[:, :, None, None]
 
-    if config.ridge_thickness > 0:
-        blend = draw(THICKNESS, -config.ridge_thickness, config.ridge_thickness)
-        thick = F.max_pool2d(ink, 3, 1, 1)
-        thin = -F.max_pool2d(-ink, 3, 1, 1)
-        ink = torch.lerp(ink, torch.where(blend > 0, thick, thin), blend.abs())
-    if config.contrast > 0:
-        factor = steady(torch.exp, draw(CONTRAST, -1, 1) * math.log1p(config.contrast))
-        mean = ink.mean(dim=(2, 3), keepdim=True)
-        ink = torch.lerp(mean, ink, factor)
-    if config.gain > 0:
-        ink = ink * steady(torch.exp, draw(GAIN, -1, 1) * math.log1p(config.gain))
-    if config.occlusion > 0:
-        ink = ink * _contact(keys, config.occlusion, ink.shape[-1])
-    if config.noise > 0:
-        ink = ink + draw(NOISE, 0, config.noise) * _noise(keys, tile, ink.shape[-1])
-    return ink.clamp(0, 1)
+    def factor(stream: int, change: float) -> torch.Tensor | None:
+        return steady(torch.exp, draw(stream, -1, 1) * math.log1p(change)) if change > 0 else None
+
+    thickness = config.ridge_thickness
+    return Quality(
+        thickness=draw(THICKNESS, -thickness, thickness) if thickness > 0 else None,
+        contrast=factor(CONTRAST, config.contrast),
+        gain=factor(GAIN, config.gain),
+        contact=_contact(keys, config.occlusion, size) if config.occlusion > 0 else None,
+        noise=draw(NOISE, 0, config.noise) if config.noise > 0 else None,
+        corner=(uniform(keys, NOISE_PLACE, 2) * TILE).long(),
+    )
 
 
-def _noise(keys: torch.Tensor, tile: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, 1, size, size): a window of the repeating tile per print."""
-    corner = (uniform(keys, NOISE_PLACE, 2) * TILE).long()
-    axis = torch.arange(size, device=keys.device)
-    rows, columns = (corner[:, :1] + axis) % TILE, (corner[:, 1:] + axis) % TILE
-    return tile[rows[:, :, None], columns[:, None, :]][:, None]
+def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Tensor:
+    """ink (B, 1, S, S) -> the same prints, taken worse or otherwise, 0 to 1. `tile` is `noise_tile(seed, S)`."""
+    size = ink.shape[-1]
+    scale = torch.ones_like(ink[:, :, :1, :1])
+    if quality.thickness is not None:  # thinner is thicker of the negative, so one maximum serves both
+        scale = torch.where(quality.thickness > 0, 1.0, -1.0)
+    ink = ink * scale
+    if quality.thickness is not None:
+        ink.lerp_(_maximum(_maximum(ink, 2), 3), quality.thickness.abs())
+    if quality.gain is not None:
+        scale = scale * quality.gain
+    if quality.contrast is not None:
+        mean = steady_mean(ink)
+        ink.mul_(scale * quality.contrast).add_(scale * (1 - quality.contrast) * mean)
+    else:
+        ink.mul_(scale)
+    if quality.contact is not None:
+        ink.mul_(grow(quality.contact, _cell(size), size))
+    if quality.noise is not None:
+        windows = tile.unfold(0, size, 1).unfold(1, size, 1)  # (TILE, TILE, S, S), a view
+        ink.addcmul_(windows[quality.corner[:, 0], quality.corner[:, 1]][:, None], quality.noise)
+    return ink.clamp_(0, 1)
+
+
+def _maximum(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """The largest of each value and its two neighbours along `dim`."""
+    last = values.shape[dim] - 1
+    pairs = torch.maximum(values.narrow(dim, 0, last), values.narrow(dim, 1, last))
+    largest = torch.empty_like(values)
+    torch.maximum(pairs.narrow(dim, 0, last - 1), pairs.narrow(dim, 1, last - 1), out=largest.narrow(dim, 1, last - 1))
+    largest.select(dim, 0).copy_(pairs.select(dim, 0))
+    largest.select(dim, last).copy_(pairs.select(dim, last - 1))
+    return largest
+
+
+def _cell(size: int) -> int:
+    return max(1, size // CELLS)
 
 
 def _contact(keys: torch.Tensor, share: float, size: int) -> torch.Tensor:
-    """(B, 1, size, size): 0 inside one soft-edged ellipse per print that covers up to `share` of the picture."""
+    """(B, 1, n, n): 0 inside one soft-edged ellipse per print that covers up to `share` of the picture."""
     place = uniform(keys, OCCLUSION, 5)
     area = place[:, 0] * share * 4  # in units of half sides squared
     stretch = steady(torch.exp, place[:, 1] * 2 - 1)
     radius_x, radius_y = (area / math.pi * stretch).sqrt(), (area / math.pi / stretch).sqrt()
     angle = place[:, 2] * math.pi
-    axis = (torch.arange(size, device=keys.device) + 0.5) * (2 / size) - 1
+    cell = _cell(size)
+    axis = (torch.arange(-(-size // cell), device=keys.device) + 0.5) * (2 * cell / size) - 1
     x = axis[None, None, :] - (place[:, 3] * 2 - 1)[:, None, None]
     y = axis[None, :, None] - (place[:, 4] * 2 - 1)[:, None, None]
     cos, sin = steady(torch.cos, angle)[:, None, None], steady(torch.sin, angle)[:, None, None]
     along = (x * cos + y * sin) / radius_x.clamp_min(1e-3)[:, None, None]
     across = (y * cos - x * sin) / radius_y.clamp_min(1e-3)[:, None, None]
     distance = (along.square() + across.square() + 1e-12).sqrt()
-    return torch.sigmoid(12 * (distance - 1))[:, None]
+    return steady(torch.sigmoid, 12 * (distance - 1))[:, None]
