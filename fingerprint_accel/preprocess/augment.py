@@ -109,10 +109,17 @@ def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor
     return (along_x.unflatten(2, (2, CONTROL_POINTS)) * weights[:, :, 1:]).sum(dim=3)
 
 
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """matrix (B, 2, 2) -> (B, 2, 2), written out: the library's inverse makes the host wait for the device."""
+    (a, b), (c, d) = (row.unbind(1) for row in matrix.unbind(1))
+    adjugate = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2)
+    return adjugate / (a * d - b * c)[:, None, None]
+
+
 def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
     """point (B, M, 2) canvas pixels -> (B, M, 2) input pixels: inverts the pose by fixed-point iteration."""
     target = point - canvas / 2 - pose.shift[:, None]
-    inverse = torch.linalg.inv_ex(pose.matrix)[0].transpose(1, 2)
+    inverse = _inverse(pose.matrix).transpose(1, 2)
     position = target @ inverse
     if pose.elastic is not None:
         for _ in range(4):

@@ -61,7 +61,7 @@ def test_recipe_runs(launcher, recipe, prints, environment, tmp_path):
 
 def test_quickstart_on_two_processes_is_one_run(prints, environment, tmp_path):
     result = launch("two processes", "quickstart.py", environment, "--data", prints, "--out", tmp_path / "run")
-    assert "cpu x 2 | " in result.stdout
+    assert "cpu:0 x 2 | " in result.stdout
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 13))
 
 
