@@ -44,9 +44,14 @@ class Enhancer(nn.Module):
 
     def forward(self, ink: torch.Tensor) -> torch.Tensor:
         """ink (B, 1, S, S) in 0..1 -> (B, 1, S, S) in 0..1: ridges bright, valleys and background dark."""
+        enhanced = torch.empty_like(ink)
+        for rows in chunks(len(ink), 8 * ink.shape[-1] ** 2, ink.device):
+            enhanced[rows] = self._enhanced(ink[rows])
+        return enhanced
+
+    def _enhanced(self, ink: torch.Tensor) -> torch.Tensor:
         size = ink.shape[-1]
-        runs = chunks(len(ink), ORIENTATIONS * size**2, ink.device)
-        ridge, valley = torch.cat([self._strongest(ink[rows]) for rows in runs]).split(1, dim=1)
+        ridge, valley = self._strongest(ink).split(1, dim=1)
         coarse = local_means(ridge + valley, self.cell, cells=3, rounds=2)
         usual = steady_mean(coarse)
         print_mask = grow(steady(torch.sigmoid, 8 * (coarse / (usual + 1e-3) - 0.6)), self.cell, size)
@@ -56,15 +61,25 @@ class Enhancer(nn.Module):
     def _strongest(self, ink: torch.Tensor) -> torch.Tensor:
         """ink (B, 1, S, S) -> (B, 2, S, S): the strongest answer to ridges and to valleys, at least 0."""
         size = ink.shape[-1]
-        best = torch.zeros_like(ink).expand(-1, 2, -1, -1).contiguous()
+        best = ink.new_zeros(len(ink), 2, size, size)
         for i, rate in enumerate(self.rates):
             bank = self.get_buffer(f"bank{i}")
             picture = ink if rate == 1 else _resize(ink, math.ceil(rate * size))
-            half = bank.shape[-1] // 2
-            answer = F.conv2d(F.pad(picture, (half,) * 4, mode="replicate"), bank)  # (B, ORIENTATIONS, s, s)
-            both = torch.stack([answer.amax(dim=1), -answer.amin(dim=1)], dim=1)
-            torch.maximum(best, both if rate == 1 else _resize(both, size), out=best)
+            answers = _extremes(picture, bank)
+            torch.maximum(best, answers if rate == 1 else _resize(answers, size), out=best)
         return best
+
+
+def _extremes(picture: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """picture (B, 1, s, s) -> (B, 2, s, s): the largest answer of the bank, and the negative of the smallest."""
+    side, taps = picture.shape[-1], bank.shape[-1]
+    padded = F.pad(picture, (taps // 2,) * 4, mode="replicate")
+    extremes = picture.new_empty(len(picture), 2, side, side)
+    for rows in chunks(side, 24 * side, picture.device):  # strips of the picture, for the caches' sake again
+        answer = F.conv2d(padded[:, :, rows.start : rows.stop + taps - 1], bank)  # (B, ORIENTATIONS, rows, s)
+        extremes[:, 0, rows] = answer.amax(dim=1)
+        torch.neg(answer.amin(dim=1), out=extremes[:, 1, rows])
+    return extremes
 
 
 def gabor_bank(period: float) -> torch.Tensor:
