@@ -34,6 +34,7 @@ PARTS = {  # what the pipeline calls -> what the user knows it as
     "random_pose": "pose",
     "upright": "pose",
     "resample": "resample",
+    "random_quality": "augment",
     "degrade": "augment",
     "move_minutiae": "minutia maps",
     "minutia_maps": "minutia maps",

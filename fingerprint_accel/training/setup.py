@@ -136,6 +136,8 @@ def set_up(config: Config) -> Run:
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
     note = compile_parts(bare, training, accelerator.device)
+    if training.compile != "no":
+        preprocessor.compile()
     if note:
         accelerator.print(note)
     optimizer = make_optimizer(bare, training)

@@ -57,6 +57,11 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
     return note
 
 
+def input_dtype(precision: str) -> torch.dtype:
+    """Of what preparation hands to the network: what autocast would turn it into, written once."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
 def begin_step() -> None:
     """Tells CUDA graphs that results of the step before may be overwritten; costs nothing without them.
 

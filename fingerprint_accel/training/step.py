@@ -11,7 +11,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress, seed_step
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
-from fingerprint_accel.training.speed import begin_step
+from fingerprint_accel.training.speed import begin_step, input_dtype
 
 
 def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meters, progress: Progress) -> torch.Tensor:
@@ -23,12 +23,12 @@ def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meter
     for group in optimizer.param_groups:
         group["lr"] = pace.learning_rate
     margin = torch.full((), pace.margin, device=accelerator.device)  # a number would be compiled into the losses
-    maps_needed = run.bare.model.needs_minutia_maps
+    maps_needed, dtype = run.bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     losses, fingers, branches = [], [], []
     for _ in range(training.accumulation):
         batch = next(batches)
         with accelerator.accumulate(run.module):
-            image, maps = run.preprocessor(batch, augment=True, maps=maps_needed, strength=pace.augmentation)
+            image, maps = run.preprocessor(batch, True, maps_needed, pace.augmentation, dtype)
             loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, margin)
             accelerator.backward(loss)
             losses.append({"loss": loss.detach(), **parts})
