@@ -1,21 +1,43 @@
 """What makes the training step fast, and that it stays correct."""
 
 import dataclasses
+import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from accelerate.utils import DDPCommunicationHookType
+from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fingerprint_accel.config import LossConfig, ModelConfig, ReadingConfig, load_yaml
+from fingerprint_accel.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    ReadingConfig,
+    TrainingConfig,
+    load_yaml,
+    parse,
+)
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.losses.margin import arcface, cosface
+from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import pace
-from fingerprint_accel.training.setup import set_up
+from fingerprint_accel.training.setup import make_optimizer, set_up
+from fingerprint_accel.training.speed import ddp_options, set_precision
 from fingerprint_accel.training.step import optimizer_step
 
-WAITS_FOR_THE_DEVICE = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::masked_select")
-READS_ITS_OWN_COUNTER = ("aten::_fused_adamw_", "aten::_fused_sgd_")  # CPU kernels; CUDA's read it on the device
+WAITS_FOR_THE_DEVICE = (
+    *("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::_unique2", "aten::masked_select"),
+    "aten::lift_fresh",  # a tensor made from Python's numbers, which is copied to a GPU while the host waits
+)
+# CPU kernels that read their own counter, or check what LAPACK is given; those for CUDA do not
+READS_ITS_OWN = ("aten::_fused_adamw_", "aten::_fused_sgd_", "aten::linalg_lu_solve")
 
 
 def host_syncs(events):
@@ -28,7 +50,7 @@ def host_syncs(events):
         while parent is not None:
             callers.append(parent.name)
             parent = parent.cpu_parent
-        if not set(callers) & set(READS_ITS_OWN_COUNTER):
+        if not set(callers) & set(READS_ITS_OWN):
             found[" in ".join([event.name, *callers])] += 1
     return found
 
@@ -76,6 +98,7 @@ def test_a_step_never_waits_for_the_device(everything, variant, optimizer):
 def test_a_wait_would_be_noticed(everything):
     assert sum(profiled_steps(everything, spoil=lambda bad: bad.item()).values()) == 3
     assert sum(profiled_steps(everything, spoil=lambda bad: bad.nonzero()).values()) == 3
+    assert sum(profiled_steps(everything, spoil=lambda bad: torch.tensor([1.0, 2.0])).values()) == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -126,3 +149,163 @@ def test_compiling_leaves_names_as_they_are(tiny, monkeypatch):
     run = set_up(dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, compile="default")))
     assert asked == [("DeepPrint", {"mode": "default", "dynamic": False})]
     assert list(run.bare.state_dict()) == list(plain.bare.state_dict())
+
+
+@pytest.fixture
+def scheduled(everything):
+    """Everything, with a margin and an augmentation that change from step to step; float32, so that results compare."""
+    return dataclasses.replace(
+        everything,
+        preprocess=dataclasses.replace(everything.preprocess, augment=AugmentConfig(start=0.2, ramp=0.5)),
+        loss=dataclasses.replace(everything.loss, scale=16.0, margin=0.1, margin_start=0.1, margin_ramp=0.6),
+        training=dataclasses.replace(everything.training, precision="no", batch_size=4),
+    )
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def test_compiled_training_is_the_same_training(scheduled, tmp_path, monkeypatch):
+    """Through dynamo and AOT autograd; the code generator, which takes minutes on two cores, is left out."""
+    config = dataclasses.replace(
+        scheduled,
+        reading=dataclasses.replace(scheduled.reading, validation_fraction=0.3),
+        model=dataclasses.replace(scheduled.model, dropout=0.0),
+    )
+    run_training(config)
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, mode, dynamic: compile_module(module, backend="aot_eager")
+    )
+    begun = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    compiled = dataclasses.replace(config.training, compile="default")
+    run = run_training(dataclasses.replace(config, out=str(tmp_path / "compiled"), training=compiled))
+    validation_batches = -(-len(run.validation) // 4)
+    assert len(begun) == 6 + validation_batches, "once per update, not per micro-batch, and per validation batch"
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "run"), rtol=0, atol=1e-4)
+    place = "checkpoints/step-00000006/model.safetensors"
+    assert load_file(tmp_path / "compiled" / place).keys() == load_file(tmp_path / "run" / place).keys()
+
+
+def test_a_scheduled_margin_does_not_compile_the_losses_anew(scheduled):
+    """It is an input of what is compiled, not a constant in it."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    run = set_up(scheduled)
+    run.module.train()
+    run.bare.loss.compile(backend=counter, dynamic=False)
+    meters, margins = Meters(run.accelerator.device), []
+    with run.train.loader(run.order, 4) as loader:
+        batches = iter(loader)
+        for step in range(6):
+            now = pace(step, 6, scheduled)
+            optimizer_step(run, batches, now, meters, Progress(step))
+            margins.append(now.margin)
+    assert len(set(margins)) > 3
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.35, 0.8])
+@pytest.mark.parametrize("add", [arcface, cosface])
+def test_a_margin_may_be_a_tensor(add, margin):
+    cosine = torch.linspace(-0.999, 0.999, 101)
+    torch.testing.assert_close(add(cosine, torch.tensor(margin)), add(cosine, margin), atol=2e-7, rtol=0)
+
+
+def test_steps_on_other_prints_do_the_same_operations(scheduled):
+    """On tensors of the same shapes, in the same order: nothing depends on values."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            result = function(*arguments, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                seen.append((str(function), tuple(result.shape)))
+            return result
+
+    run = set_up(scheduled)
+    run.module.train()
+    meters, found = Meters(run.accelerator.device), []
+    with run.train.loader(run.order, 4) as loader:
+        batches = iter(loader)
+        for step in range(4):
+            seen = []
+            with Watch():
+                optimizer_step(run, batches, pace(step, 10, scheduled), meters, Progress(step))
+            found.append(seen)
+    assert len(found[1]) > 500
+    assert found[1] == found[2] == found[3], "the first makes what the optimizer keeps"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_optimizers_are_fused_and_skip_on_the_device(name, kind):
+    module = torch.nn.Linear(3, 2)
+    optimizer = make_optimizer(module, TrainingConfig(optimizer=name, learning_rate=0.1))
+    assert type(optimizer) is kind
+    assert all(group["fused"] for group in optimizer.param_groups)
+    before = module.weight.detach().clone()
+    for bad, moves in ((1.0, False), (0.0, True)):
+        module(torch.ones(1, 3)).sum().backward()
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(bad), None
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(module.weight, before) is not moves
+
+
+def test_precision_is_set_for_gpus_alone(recwarn):
+    """Torch's own switches, which can be turned without a GPU; the newest way of turning them warns of nothing."""
+    conv, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    kept = conv.allow_tf32, conv.benchmark
+    try:
+        torch.set_float32_matmul_precision("highest")
+        conv.benchmark = False
+        set_precision(TrainingConfig(), torch.device("cpu"))
+        assert (torch.get_float32_matmul_precision(), conv.benchmark) == ("highest", False)
+        for on, precision in ((True, "high"), (False, "highest")):
+            set_precision(TrainingConfig(tf32=on), torch.device("cuda"))
+            assert torch.get_float32_matmul_precision() == precision
+            assert (conv.allow_tf32, conv.benchmark) == (on, True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        conv.allow_tf32, conv.benchmark = kept
+    assert not [warning for warning in recwarn if "precision" in str(warning.message).lower()]
+
+
+def test_ddp_is_told():
+    options = ddp_options(TrainingConfig(gradient_compression="fp16", bucket_mb=60))
+    assert options.comm_hook is DDPCommunicationHookType.FP16
+    assert options.to_kwargs() == {"bucket_cap_mb": 60, "broadcast_buffers": False, "gradient_as_bucket_view": True}
+    assert ddp_options(TrainingConfig()).comm_hook is DDPCommunicationHookType.NO
+
+
+@pytest.mark.parametrize("mode", ["no", "default", "reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("compression", ["no", "bf16", "fp16"])
+def test_knobs_parse(mode, compression):
+    words = ["--training.compile", mode, "--training.gradient-compression", compression]
+    training = parse(Config(), "", [*words, "--training.tf32", "False", "--training.bucket-mb", "50"]).training
+    assert (training.compile, training.gradient_compression) == (mode, compression)
+    assert (training.tf32, training.bucket_mb) == (False, 50)
+
+
+@pytest.mark.parametrize(("written", "mode"), [("true", "default"), ("false", "no"), ("'no'", "no")])
+def test_files_from_when_compile_was_a_switch_read(tmp_path, written, mode):
+    (tmp_path / "old.yaml").write_text(f"training:\n  compile: {written}\n")
+    assert load_yaml(tmp_path / "old.yaml").training.compile == mode
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("compile: fast", "training.compile must be one of no, default, reduce-overhead, max-autotune, not 'fast'"),
+        ("optimizer: true", "training.optimizer must be one of adamw, sgd, not True"),
+        ("bucket_mb: 0", "training.bucket_mb must be at least 1"),
+        ("tf32: high", "training.tf32 must be bool, not 'high'"),
+    ],
+)
+def test_mistakes_name_the_knob(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(f"training:\n  {text}\n")
+    with pytest.raises(UserError, match=message):
+        load_yaml(tmp_path / "run.yaml")
