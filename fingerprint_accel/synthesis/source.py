@@ -200,7 +200,7 @@ class RenderLoader:
     """Endless micro-batches, rendered one after the other. Use as a context manager, then iterate.
 
     Attributes:
-        waited: seconds spent on rendering; on a GPU, on handing the work to it.
+        waited: seconds spent on rendering batches after the first; on a GPU, on handing the work to it.
         seconds: the same, by stage.
     """
 
@@ -223,9 +223,10 @@ class RenderLoader:
         while True:
             start = time.perf_counter()
             batch = self.prints.read(*self.order.take(position + self.rank * self.batch_size, self.batch_size))
+            if position > self.position:  # the first batch also readies the device
+                self.waited += time.perf_counter() - start
+                self.seconds["render"] = self.waited
             position += self.batch_size * self.processes
-            self.waited += time.perf_counter() - start
-            self.seconds["render"] = self.waited
             yield batch
 
 

@@ -3,34 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 WAITS_TOO_LONG = 0.05  # share of the time
 IDLE_GPU = 0.9  # utilisation below which a GPU has time to spare
 BUSY_READER = 0.5  # share of the time that the reading thread works, above which it is the bottleneck
 
 
-def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: float, source: str = "shards") -> str:
+@dataclass(frozen=True)
+class Situation:
+    """What is set already, so that no advice asks for it, or for what would be refused.
+
+    Attributes:
+        source: "shards", or "synthetic" for prints rendered while training.
+        lz4: prints are stored compressed.
+        may_read_blocks: `--reading.order block` is not used yet, and goes with the other knobs.
+        compiled: the network is compiled.
+        half: the network runs in bf16 or fp16.
+    """
+
+    source: Literal["shards", "synthetic"] = "shards"
+    lz4: bool = False
+    may_read_blocks: bool = True
+    compiled: bool = False
+    half: bool = False
+
+
+def advice(
+    record: Mapping[str, float], stages: Mapping[str, float], seconds: float, situation: Situation | None = None
+) -> str:
     """One line of advice on a window of training, or "" where nothing is wrong.
 
     Args:
         record: of the window: `data_wait_share`, and `gpu_utilisation` (0 to 1) where it is known.
         stages: seconds that the reading thread spent on each stage in the window (`TrainingLoader.seconds`).
         seconds: length of the window.
-        source: where prints come from: "shards", or "synthetic" for prints rendered while training.
+        situation: what is set already.
     """
+    situation = situation or Situation()
     wait = record["data_wait_share"]
     if wait > WAITS_TOO_LONG:
-        return f"{wait:.0%} of the time waits for data: {_slow_stage(stages, seconds, source)}"
+        return f"{wait:.0%} of the time waits for data: {_slow_stage(stages, seconds, situation)}"
     if record.get("gpu_utilisation", 1.0) < IDLE_GPU:
+        remedies = ["--training.batch-size"]
+        remedies += [] if situation.compiled else ["--training.compile default"]
+        remedies += [] if situation.half else ["--training.precision bf16"]
         return (
             f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data: give it more at "
-            "once (--training.batch-size), --training.compile default, --training.precision bf16"
+            f"once ({', '.join(remedies)})"
         )
     return ""
 
 
-def _slow_stage(stages: Mapping[str, float], seconds: float, source: str) -> str:
-    if source == "synthetic":
+def _slow_stage(stages: Mapping[str, float], seconds: float, situation: Situation) -> str:
+    if situation.source == "synthetic":
         return (
             "prints are rendered while training; write them once (`fingerprint-accel synth OUT ...`) and train on OUT, "
             "or render on a GPU"
@@ -46,27 +73,30 @@ def _slow_stage(stages: Mapping[str, float], seconds: float, source: str) -> str
         return "decoding lz4 is the slow stage; `fingerprint-accel pack SRC OUT --encoding raw` trades disk for speed"
     if slowest == "order":
         return "drawing the order is the slow stage; a larger --training.batch-size draws more at once"
-    return (
-        "reading from disk is the slow stage; copy the dataset to a local disk, read neighbours together "
-        "(--reading.order block), or read less (`fingerprint-accel pack SRC OUT --encoding lz4`)"
-    )
+    remedies = ["copy the dataset to a local disk"]
+    remedies += ["read neighbours together (--reading.order block)"] if situation.may_read_blocks else []
+    remedies += [] if situation.lz4 else ["read less (`fingerprint-accel pack SRC OUT --encoding lz4`)"]
+    return f"reading from disk is the slow stage; {', or '.join(remedies)}"
 
 
 class Adviser:
     """Says each kind of thing once in a while.
 
     Args:
-        source: as in `advice`.
+        situation: what is set already.
         every: records of silence after a line.
     """
 
-    def __init__(self, source: str, every: int = 10) -> None:
-        self.source, self.every = source, every
+    def __init__(self, situation: Situation, every: int = 10) -> None:
+        self.situation, self.every = situation, every
         self._stages: dict[str, float] = {}
         self._silent = 0
+        self._warm = False
 
     def window(self, record: Mapping[str, float], stages: Mapping[str, float], seconds: float) -> str:
         """Advice on the window since the last call, or "" where there is none, or it was given lately.
+
+        A GPU that idles in the first window is not spoken of: it waits for kernels to be compiled and chosen.
 
         Args:
             record: of the window.
@@ -75,14 +105,16 @@ class Adviser:
         """
         here = {name: value - self._stages.get(name, 0.0) for name, value in stages.items()}
         self._stages = dict(stages)
+        warm, self._warm = self._warm, True
         if self._silent > 0:
             self._silent -= 1
             return ""
-        line = advice(record, here, seconds, self.source)
+        known = record if warm else {"data_wait_share": record["data_wait_share"]}
+        line = advice(known, here, seconds, self.situation)
         if line:
             self._silent = self.every
         return line
 
     def whole_run(self, wait: float, seconds: float) -> str:
         """Advice on the run so far: share of the time that waited for data, and seconds of training."""
-        return advice({"data_wait_share": wait}, self._stages, seconds, self.source)
+        return advice({"data_wait_share": wait}, self._stages, seconds, self.situation)

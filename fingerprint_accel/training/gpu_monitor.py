@@ -22,6 +22,7 @@ class GpuMonitor:
         self._nvml, self._handle = _handle(device)
         self._utilisation: list[float] = []
         self._memory = 0.0
+        self._sum, self._count, self._peak = 0.0, 0, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gpu-monitor", daemon=True)
 
@@ -59,7 +60,13 @@ class GpuMonitor:
         self._utilisation, self._memory = [], 0.0
         if not readings:
             return {}
+        self._sum, self._count = self._sum + sum(readings), self._count + len(readings)
+        self._peak = max(self._peak, memory)
         return {"gpu_utilisation": sum(readings) / len(readings), "gpu_memory_mb": memory}
+
+    def whole_run(self) -> dict[str, float]:
+        """The same over all windows so far."""
+        return {"gpu_utilisation": self._sum / self._count, "gpu_memory_mb": self._peak} if self._count else {}
 
 
 def _handle(device: torch.device) -> tuple[Any, Any]:

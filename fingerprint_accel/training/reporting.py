@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.synthesis.source import SyntheticPrints
-from fingerprint_accel.training.advice import Adviser
+from fingerprint_accel.training.advice import Adviser, Situation
 from fingerprint_accel.training.data import PrintLoader
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
@@ -48,6 +48,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def situation(run: Run) -> Situation:
+    """What advice has to know of a run."""
+    reading, synthetic = run.config.reading, isinstance(run.train, SyntheticPrints)
+    return Situation(
+        source="synthetic" if synthetic else "shards",
+        lz4=not isinstance(run.train, SyntheticPrints) and run.train.shards.info.encoding == "lz4",
+        may_read_blocks=reading.order != "block" and reading.impressions_per_finger == 1 and not reading.balanced,
+        compiled=run.config.training.compile != "no",
+        half=run.accelerator.mixed_precision != "no",
+    )
+
+
 class Reporter:
     """Writes `metrics.jsonl` and the tracker on rank 0. A context manager."""
 
@@ -57,7 +69,7 @@ class Reporter:
         self.last_record: dict[str, Any] = {}
         self.last_validation: dict[str, float] = {}
         self.gpu = GpuMonitor(run.accelerator.device)
-        self._adviser = Adviser("synthetic" if isinstance(run.train, SyntheticPrints) else "shards")
+        self._adviser = Adviser(situation(run))
         self._started = time.perf_counter()
         self._first_step = progress.step
 
@@ -127,8 +139,10 @@ class Reporter:
             ]
             line = self._adviser.whole_run(meters.wait_training / seconds, seconds)
             rows += [("advice", line)] if line else []
-        if "gpu_utilisation" in self.last_record:
-            rows.append(("GPU at the end", f"{self.last_record['gpu_utilisation']:.0%} busy"))
+        gpu = self.gpu.whole_run()
+        if gpu:
+            used = f"{gpu['gpu_utilisation']:.0%} busy, up to {gpu['gpu_memory_mb'] / 1e3:.1f} GB of all processes"
+            rows.append(("GPU in training", used))
         if progress.best_eer is not None:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
         rows += [(name.upper(), f"{value:.2%}") for name, value in self.last_validation.items() if "@" in name]

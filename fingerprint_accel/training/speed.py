@@ -10,8 +10,6 @@ from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKw
 from fingerprint_accel.config import TrainingConfig
 from fingerprint_accel.training.module import TrainingModule
 
-GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that replay CUDA graphs
-
 
 def set_precision(training: TrainingConfig, device: torch.device) -> None:
     """On CUDA: TF32 or full float32 products, and convolution algorithms chosen by trial, since shapes never change.

@@ -92,3 +92,14 @@ def test_goes_on_from_any_position(opened):
     resumed = next(iter(train.loader(order, 4, position=28)))
     assert torch.equal(last.image, resumed.image)
     assert set(last.epoch.tolist()) == {1}
+
+
+def test_the_first_batch_is_not_waited_for(opened):
+    train, _ = opened
+    with train.loader(SampleOrder(len(train), 9), 4) as loader:
+        batches = iter(loader)
+        next(batches)
+        assert loader.waited == 0
+        next(batches)
+        assert loader.waited > 0
+        assert loader.seconds == {"render": loader.waited}

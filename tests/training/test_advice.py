@@ -10,8 +10,10 @@ import torch
 
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.advice import Adviser, advice
+from fingerprint_accel.training.advice import Adviser, Situation, advice
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
+from fingerprint_accel.training.reporting import situation
+from fingerprint_accel.training.setup import set_up
 
 READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
 
@@ -28,7 +30,7 @@ READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
     ],
 )
 def test_advice_names_stage_and_remedy(wait, stages, source, expected):
-    line = advice({"data_wait_share": wait}, stages, 10.0, source)
+    line = advice({"data_wait_share": wait}, stages, 10.0, Situation(source))
     assert bool(line) == bool(expected)
     for words in expected:
         assert words in line
@@ -41,12 +43,50 @@ def test_an_idle_gpu_that_does_not_wait_wants_more_at_once():
     assert advice({"data_wait_share": 0.01, "gpu_utilisation": 0.95}, READING, 10.0) == ""
 
 
+def test_advice_does_not_ask_for_what_is_set_or_refused():
+    slow, idle = {"data_wait_share": 0.3}, {"data_wait_share": 0.0, "gpu_utilisation": 0.4}
+    line = advice(slow, READING, 10.0, Situation(lz4=True))
+    assert "--reading.order block" in line
+    assert "lz4" not in line
+    line = advice(slow, READING, 10.0, Situation(may_read_blocks=False))
+    assert "--reading.order" not in line
+    assert "--encoding lz4" in line
+    assert advice(slow, READING, 10.0, Situation(lz4=True, may_read_blocks=False)).endswith("to a local disk")
+    assert "(--training.batch-size, --training.precision bf16)" in advice(idle, {}, 10.0, Situation(compiled=True))
+    assert "(--training.batch-size)" in advice(idle, {}, 10.0, Situation(compiled=True, half=True))
+
+
+@pytest.mark.parametrize(
+    ("reading", "training", "expected"),
+    [
+        ({}, {}, Situation()),
+        ({"impressions_per_finger": 2}, {"compile": "default"}, Situation(may_read_blocks=False, compiled=True)),
+        ({"balanced": True}, {"precision": "bf16"}, Situation(may_read_blocks=False, half=True)),
+        ({"order": "block"}, {}, Situation(may_read_blocks=False)),
+    ],
+)
+def test_the_situation_is_that_of_the_run(tiny, reading, training, expected):
+    config = dataclasses.replace(
+        tiny,
+        reading=dataclasses.replace(tiny.reading, **reading),
+        training=dataclasses.replace(tiny.training, **training),
+    )
+    assert situation(set_up(config)) == expected
+
+
+def test_a_gpu_that_warms_up_gets_no_advice():
+    adviser = Adviser(Situation())
+    idle = {"data_wait_share": 0.0, "gpu_utilisation": 0.2}
+    assert [bool(adviser.window(idle, {}, 10.0)) for _ in range(3)] == [False, True, False]
+    assert Adviser(Situation()).window({"data_wait_share": 0.5}, {"disk": 9.0}, 10.0), "waiting is spoken of at once"
+
+
 def test_advice_is_not_repeated_at_every_record_and_looks_at_the_window_alone():
-    adviser = Adviser("shards", every=3)
+    adviser = Adviser(Situation(), every=3)
     slow = {"data_wait_share": 0.5}
     said = [bool(adviser.window(slow, {"disk": 10.0 * record}, 10.0)) for record in range(1, 9)]
     assert said == [True, False, False, False, True, False, False, False]
-    adviser = Adviser("shards")
+    adviser = Adviser(Situation())
     adviser.window({"data_wait_share": 0.0}, {"disk": 1000.0, "decode": 0.0}, 10.0)
     assert "decoding" in adviser.window(slow, {"disk": 1000.1, "decode": 9.0}, 10.0)
 
@@ -92,12 +132,13 @@ def test_gpu_readings_are_averaged_over_the_window(monkeypatch, one_gpu):
     monkeypatch.setattr("fingerprint_accel.training.gpu_monitor.INTERVAL", 1000)
     monkeypatch.setitem(sys.modules, "pynvml", library([50, 100, 80], [3e9, 5e9, 4e9], asked))
     with GpuMonitor(torch.device("cuda", 1)) as gpu:
-        assert gpu.window() == {}
+        assert gpu.window() == gpu.whole_run() == {}
         gpu.ask()
         gpu.ask()
         assert gpu.window() == {"gpu_utilisation": 0.75, "gpu_memory_mb": 5000.0}
         gpu.ask()
         assert gpu.window() == {"gpu_utilisation": 0.8, "gpu_memory_mb": 4000.0}
+        assert gpu.whole_run() == {"gpu_utilisation": pytest.approx(2.3 / 3), "gpu_memory_mb": 5000.0}
     assert asked == ["init", "GPU-1234-abcd", "shutdown"]
 
 
@@ -118,9 +159,12 @@ def test_without_gpu_or_library_it_is_silent(monkeypatch, one_gpu):
             assert gpu.window() == {}
 
 
-def test_records_carry_the_readings(tiny, monkeypatch):
+def test_records_and_the_table_carry_the_readings(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(GpuMonitor, "whole_run", lambda self: {"gpu_utilisation": 0.5, "gpu_memory_mb": 2300.0})
     monkeypatch.setattr(GpuMonitor, "window", lambda self: {"gpu_utilisation": 0.5, "gpu_memory_mb": 123.0})
     run_training(tiny)
     lines = (Path(tiny.out) / "metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if record["kind"] == "train"]
     assert [record["gpu_memory_mb"] for record in records] == [123.0] * 6
+    assert [record["gpu_utilisation"] for record in records] == [0.5] * 6
+    assert "50% busy, up to 2.3 GB of all processes" in capsys.readouterr().out
