@@ -140,7 +140,8 @@ def move_minutiae(minutiae: torch.Tensor, pose: Pose, canvas: int, size: int) ->
         (B, M, 4) in input pixels; the angle follows a short step along the minutia's direction.
     """
     point, angle = minutiae[..., :2], minutiae[..., 2]
-    step = torch.stack([angle.cos(), -angle.sin()], dim=-1)
+    step = torch.stack([steady(torch.cos, angle), -steady(torch.sin, angle)], dim=-1)
     start, end = _to_input(torch.cat([point, point + step], dim=1), pose, canvas, size).chunk(2, dim=1)
-    turned = torch.atan2(start[..., 1] - end[..., 1], end[..., 0] - start[..., 0])
-    return torch.cat([start, turned[..., None], minutiae[..., 3:]], dim=-1)
+    moved = end - start
+    turned = steady(lambda step: torch.atan2(-step[..., 1:], step[..., :1]), moved)
+    return torch.cat([start, turned, minutiae[..., 3:]], dim=-1)

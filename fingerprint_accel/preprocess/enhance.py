@@ -66,7 +66,7 @@ class Enhancer(nn.Module):
             bank = self.get_buffer(f"bank{i}")
             picture = ink if rate == 1 else _resize(ink, math.ceil(rate * size))
             answers = _extremes(picture, bank)
-            torch.maximum(best, answers if rate == 1 else _resize(answers, size), out=best)
+            best = torch.maximum(best, answers if rate == 1 else _resize(answers, size))
         return best
 
 
@@ -78,7 +78,7 @@ def _extremes(picture: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
     for rows in chunks(side, 24 * side, picture.device):  # strips of the picture, for the caches' sake again
         answer = F.conv2d(padded[:, :, rows.start : rows.stop + taps - 1], bank)  # (B, ORIENTATIONS, rows, s)
         extremes[:, 0, rows] = answer.amax(dim=1)
-        torch.neg(answer.amin(dim=1), out=extremes[:, 1, rows])
+        extremes[:, 1, rows] = -answer.amin(dim=1)
     return extremes
 
 

@@ -10,7 +10,7 @@ import torch
 from fingerprint_accel.random import steady
 
 CHANNELS = 6
-FAR = -30.0  # logarithm of the faintest part of a Gaussian: what lies below slows a CPU down and shows nowhere
+FAR = -30.0  # logarithm of the faintest part of a Gaussian: denormal numbers slow a CPU down and show nowhere
 
 
 def minutia_maps(
@@ -41,7 +41,7 @@ def minutia_maps(
     place = (minutiae[..., :2] * (map_size / size)).transpose(1, 2).contiguous()  # (B, 2, M)
     distance = (pixel[:, None] - place[:, :, None]).square_()  # (B, 2, map, M)
     spread = steady(torch.exp, distance.mul_(-1 / (2 * sigma**2)).clamp_min_(FAR))
-    spread_x, spread_y = spread.to(dtype).unbind(1)
+    spread_x, spread_y = torch.threshold_(spread, math.exp(FAR + 1), 0).to(dtype).unbind(1)
     centres = torch.arange(CHANNELS, device=minutiae.device)[:, None] * (2 * math.pi / CHANNELS)
     turn = torch.remainder(minutiae[:, None, :, 2] - centres + math.pi, 2 * math.pi) - math.pi
     weight = steady(torch.exp, turn.abs() / (-2 * (math.pi / CHANNELS) ** 2))  # (B, 6, M)

@@ -97,7 +97,9 @@ def _maximum(values: torch.Tensor, dim: int) -> torch.Tensor:
     last = values.shape[dim] - 1
     pairs = torch.maximum(values.narrow(dim, 0, last), values.narrow(dim, 1, last))
     largest = torch.empty_like(values)
-    torch.maximum(pairs.narrow(dim, 0, last - 1), pairs.narrow(dim, 1, last - 1), out=largest.narrow(dim, 1, last - 1))
+    largest.narrow(dim, 1, last - 1).copy_(
+        torch.maximum(pairs.narrow(dim, 0, last - 1), pairs.narrow(dim, 1, last - 1))
+    )
     largest.select(dim, 0).copy_(pairs.select(dim, 0))
     largest.select(dim, last).copy_(pairs.select(dim, last - 1))
     return largest

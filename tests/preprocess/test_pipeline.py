@@ -178,6 +178,7 @@ def test_inputs_and_maps_in_the_training_dtype(batch):
         torch.testing.assert_close(low_maps.float(), maps, rtol=4 * step, atol=step)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled_pixels_are_those_of_the_eager_chain(batch):
     """As one graph; `Preprocessor.compile` leaves the chain alone on a CPU, so this compiles it by hand."""
     preprocessor = Preprocessor(PreprocessConfig(crop=256, size=128), CANVAS)
