@@ -22,7 +22,7 @@ from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, res
 from fingerprint_accel.preprocess.coarse import chunks
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
-from fingerprint_accel.preprocess.pipeline import PERIOD, WINDOW, Preprocessor
+from fingerprint_accel.preprocess.pipeline import WINDOW, Preprocessor
 from fingerprint_accel.preprocess.quality import degrade, random_quality
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.impressions import impression_keys, render
@@ -53,7 +53,7 @@ def make_stages(batch: Batch, config: PreprocessConfig, canvas: int) -> dict[str
     prepare = Preprocessor(config, canvas, ppi=PPI).to(batch.image.device)
     enhancing = Preprocessor(PreprocessConfig(config.crop, size, enhance=True), canvas, ppi=PPI).to(batch.image.device)
     enhancer = enhancing.enhancer
-    assert enhancer is not None, f"ridges {PERIOD * ppi:.1f} pixels apart"
+    assert enhancer is not None
     keys = sample_keys(0, batch.epoch, batch.index)
     pose, quality = random_pose(keys, config.augment, config.crop), random_quality(keys, config.augment, size)
     ink = batch.image.bitwise_not()[:, None].float() / 255

@@ -116,14 +116,19 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     return adjugate / (a * d - b * c)[:, None, None]
 
 
+def _turned(point: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """point (B, M, 2), matrix (B, 2, 2) -> (B, M, 2); never in TF32, which would turn directions by degrees."""
+    return (matrix[:, None] * point[:, :, None]).sum(dim=-1)
+
+
 def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
     """point (B, M, 2) canvas pixels -> (B, M, 2) input pixels: inverts the pose by fixed-point iteration."""
     target = point - canvas / 2 - pose.shift[:, None]
-    inverse = _inverse(pose.matrix).transpose(1, 2)
-    position = target @ inverse
+    inverse = _inverse(pose.matrix)
+    position = _turned(target, inverse)
     if pose.elastic is not None:
         for _ in range(4):
-            position = (target - _displacement(position, pose, size)) @ inverse
+            position = _turned(target - _displacement(position, pose, size), inverse)
     return (position + pose.crop / 2) * (size / pose.crop)
 
 

@@ -5,7 +5,7 @@ marks valleys, and where neither answers there is no print.
 
 Wide ridges need few pixels: each ridge width is filtered on a picture that is shrunk until its ridges are GRID pixels
 apart, and the strongest answers are resampled to the input. Filters then stay small at any resolution, and all of it
-costs an eighth of one dense bank at full size.
+costs a sixth of one dense bank at full size.
 """
 
 from __future__ import annotations

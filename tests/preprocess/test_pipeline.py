@@ -3,10 +3,12 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fingerprint_accel.config import AugmentConfig, PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.preprocess import augment, coarse
 from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, resample, upright
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
@@ -194,3 +196,23 @@ def test_a_batch_may_be_empty(batch):
     image, maps = preprocessor(part(batch, slice(0, 0)), augment=True, maps=True)
     assert image.shape == (0, 1, 128, 128)
     assert maps.shape == (0, 6, 128, 128)
+
+
+def test_nothing_waits_for_the_gpu():
+    """On tensors without content, which say no to every read by the host and to every mix of devices."""
+    preprocessor = Preprocessor(PreprocessConfig(enhance=True), CANVAS)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            for module in preprocessor.modules():
+                for name, buffer in list(module.named_buffers(recurse=False)):
+                    setattr(module, name, torch.empty(buffer.shape, device="cuda"))
+            number = torch.empty(3, dtype=torch.int64, device="cuda")
+            canvases = torch.empty(3, CANVAS, CANVAS, dtype=torch.uint8, device="cuda")
+            batch = Batch(canvases, number, torch.empty(3, 9, 4, device="cuda"), number, number, number)
+            image, maps = preprocessor(batch, augment=True, maps=True)
+            assert image.device.type == maps.device.type == "cuda"
+            assert image.shape == (3, 1, 299, 299)
+            assert maps.shape == (3, 6, 128, 128)
+    finally:  # what was cached has no content either
+        for cached in (augment._bicubic, coarse._counts, coarse._window):
+            cached.cache_clear()
