@@ -53,7 +53,7 @@ def test_inverse_undoes_a_permutation(count):
     assert np.array_equal(shuffled.inverse(values), np.arange(count))
 
 
-@pytest.mark.parametrize("count", [3, 4, 5, 8])
+@pytest.mark.parametrize("count", [3, 4, 5])
 def test_small_permutations_are_uniform(count):
     """Every arrangement of the first three items is equally likely (chi-square, p = 0.001)."""
     epochs = 40 * math.perm(count, 3)
