@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import device_name
+from machine import machine, versions
 from tqdm import tqdm
 
 from fingerprint_accel.data.loader import subset_of_fingers
@@ -197,12 +196,8 @@ def main() -> None:
             results["bound"] = measure_bound(Path(scratch) / "bound", given.gigabytes, given.bound_mb, given.batches)
             for order, row in results["bound"].items():
                 print(order + "".join(f"\n  {name:<20}{value:>12,.1f}" for name, value in row.items()))
-    results["setting"] = {
-        "device": device_name(torch.device("cpu")),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "command": " ".join(["python", *sys.argv]),
-    }
+    command = " ".join(["python", *sys.argv])
+    results["setting"] = {**machine(torch.device("cpu")), **versions(), "command": command}
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(results, indent=2) + "\n")

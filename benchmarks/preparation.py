@@ -4,7 +4,6 @@ OMP_NUM_THREADS=1 python benchmarks/preparation.py --out FILE.json
 """
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from machine import device_name
+from machine import machine, versions
 
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
@@ -123,8 +122,7 @@ def main(
         print(f"{name:<32} {middle:8.3f} ms per print {1000 / middle:10,.0f} prints/s")
     if out is not None:
         setting = {
-            "device": device_name(where), "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "torch": torch.__version__, "command": " ".join(sys.argv),
+            **machine(where), **versions(), "threads": torch.get_num_threads(), "command": " ".join(sys.argv)
         }  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"stages": results, "setting": setting}, indent=2) + "\n")
