@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -151,8 +152,6 @@ class Parts:
         """
         stored, ours = self.stored(), self.plan.arguments()
         if stored == ours:
-            for unfinished in self.folder.glob("*.tmp"):
-                unfinished.unlink()
             return
         if any(self.folder.glob("part-*.arrow")) and not overwrite:
             other = stored or {}
@@ -174,6 +173,19 @@ class Parts:
     def missing(self) -> list[int]:
         """Parts still to be made."""
         return [part for part in range(self.plan.parts) if not self.path(part).exists()]
+
+    @contextlib.contextmanager
+    def tidied(self) -> Iterator[None]:
+        """Before and after work: deletes what workers that were killed, or cut off with the others, have left."""
+        self._discard_unfinished()
+        try:
+            yield
+        finally:
+            self._discard_unfinished()
+
+    def _discard_unfinished(self) -> None:
+        for unfinished in self.folder.glob("*.tmp"):
+            unfinished.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Deletes parts first and arguments last, so that what a kill leaves can still be told."""

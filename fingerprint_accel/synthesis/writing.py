@@ -162,6 +162,7 @@ def _make(parts: Parts, workers: int, progress: bool) -> int:
     tasks = ((parts, part) for part in missing)
     made = 0
     with (
+        parts.tidied(),
         tqdm(
             total=plan.prints, initial=plan.prints - to_make, desc="making", unit="print", disable=not progress
         ) as bar,

@@ -97,6 +97,7 @@ def test_killed_worker(tmp_path, environment):
     assert process.returncode == 2
     assert any("error: a worker process was killed" in line for line in lines)
     assert not any("Traceback" in line for line in lines)
+    assert not list((tmp_path / ".set.parts").glob("*.tmp"))
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, environment):
