@@ -59,6 +59,9 @@ class ReadingConfig:
 class ModelConfig:
     """The network."""
 
+    start_from: str = ""
+    """Trained network of the same shape to start from: a bundled model (`small`), a run folder, a checkpoint, or an
+    exported model. Heads start afresh: the fingers are others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
     trunk: Literal["inception_v4", "compact"] = "inception_v4"
@@ -110,6 +113,9 @@ class LossConfig:
     (`reading.impressions_per_finger`)."""
     contrastive_temperature: float = 0.1
     """Temperature of the InfoNCE term: smaller looks at the most similar other fingers only."""
+    nested: tuple[int, ...] = ()
+    """Lengths at which the beginning of each branch's embedding also learns to stand alone, shortest first: cut there
+    and scaled to unit length, it is an embedding by itself (Matryoshka)."""
     center_rate: float = 0.01
     """Share by which a class centre moves towards the mean of its prints in each step."""
 
@@ -119,6 +125,8 @@ class LossConfig:
         weights = ("identity_weight", "center_weight", "minutia_map_weight", "contrastive_weight")
         for name in (*weights, "margin", "margin_start", "margin_ramp"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
+        rising = all(low < high for low, high in zip((0, *self.nested), self.nested, strict=False))
+        require(rising, "loss.nested must be lengths above 0, shortest first")
         require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 
@@ -205,6 +213,11 @@ class Config:
         require(
             batch_size % per_finger == 0,
             f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
+        )
+        branch = self.model.embedding_dim // (2 if self.model.variant.endswith("TexMinu") else 1)
+        require(
+            all(length < branch for length in self.loss.nested),
+            f"loss.nested {self.loss.nested}: a branch's embedding has {branch} numbers, give shorter lengths",
         )
 
 

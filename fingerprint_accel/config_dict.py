@@ -40,6 +40,10 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     choices = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} must be a list, not {value!r}")
+        return tuple(_checked(item, choices[0], where) for item in value)
     if choices:
         if isinstance(value, bool):  # YAML reads a bare `no` as False; `compile` was a switch once
             value = next((word for word in choices if word == ("default" if value else "no")), value)

@@ -9,6 +9,7 @@ from fingerprint_accel.config import Config, parse
 from fingerprint_accel.errors import UserError, one_line_errors
 
 if TYPE_CHECKING:
+    from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.training.setup import Run
 
 INTERRUPTED = "interrupted; the same command with --resume auto goes on from the last checkpoint"
@@ -39,6 +40,21 @@ def run_training(config: Config) -> Run:
         Extractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
     run.accelerator.wait_for_everyone()
     return run
+
+
+def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:
+    """Makes a dataset folder on one process of the launch, unless it is there; returns its path."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else several CPU processes stay apart
+    with state.main_process_first():
+        if not folder.exists():
+            summary = write_synthetic_dataset(folder, fingers, impressions, seed, style, progress=state.is_main_process)
+            print(f"\n{summary.table()}\n")
+    return str(folder)
 
 
 def check_out(config: Config) -> None:

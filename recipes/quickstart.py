@@ -10,8 +10,6 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from fingerprint_accel.config import (
     AugmentConfig,
@@ -24,9 +22,8 @@ from fingerprint_accel.config import (
     parse,
 )
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training
+from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
 CONFIG = Config(
     reading=ReadingConfig(validation_fraction=0.08, impressions_per_finger=2),
@@ -64,16 +61,6 @@ FINGERS, IMPRESSIONS = 600, 8
 TEST_FINGERS, TEST_IMPRESSIONS = 60, 4
 
 
-def make_data(folder: Path, fingers: int, impressions: int, seed: int) -> str:
-    """Makes a dataset on one process, once; returns its path."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else several CPU processes stay apart
-    with state.main_process_first():
-        if not folder.exists():
-            summary = write_synthetic_dataset(folder, fingers, impressions, seed, STYLE, progress=state.is_main_process)
-            print(f"\n{summary.table()}\n")
-    return str(folder)
-
-
 def fast_on_this_machine(config: Config) -> Config:
     """bf16 and all epochs where a GPU or the processor multiplies bf16 in hardware; else float32 and half of them."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -90,8 +77,8 @@ def main() -> None:
     check_out(config)
     out = Path(config.out)
     if not config.data:
-        config = dataclasses.replace(config, data=make_data(out / "prints", FINGERS, IMPRESSIONS, seed=1))
-    unseen = make_data(out / "unseen-prints", TEST_FINGERS, TEST_IMPRESSIONS, seed=2)
+        config = dataclasses.replace(config, data=synthetic_prints(out / "prints", FINGERS, IMPRESSIONS, 1, STYLE))
+    unseen = synthetic_prints(out / "unseen-prints", TEST_FINGERS, TEST_IMPRESSIONS, 2, STYLE)
     run = run_training(config)
     if run.accelerator.is_main_process:
         from fingerprint_accel.evaluation.run import evaluate_command

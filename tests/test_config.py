@@ -2,14 +2,15 @@ import dataclasses
 
 import pytest
 
-from fingerprint_accel.config import Config, ModelConfig, TrainingConfig, load_yaml, parse, save_yaml
+from fingerprint_accel.config import Config, LossConfig, ModelConfig, TrainingConfig, load_yaml, parse, save_yaml
 from fingerprint_accel.errors import UserError
 
 RECIPE = Config(training=TrainingConfig(batch_size=7, learning_rate=0.5))
 
 
 def test_yaml_round_trip(tmp_path):
-    config = dataclasses.replace(RECIPE, data="prints", model=ModelConfig(variant="LocMinu", width=16))
+    model, loss = ModelConfig(variant="LocMinu", width=16), LossConfig(nested=(64, 128))
+    config = dataclasses.replace(RECIPE, data="prints", model=model, loss=loss)
     save_yaml(config, tmp_path / "config.yaml")
     assert load_yaml(tmp_path / "config.yaml") == config
 
@@ -23,6 +24,7 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
     assert config.training.seed == 9
     assert config.preprocess.augment.noise == 0
     assert parse(RECIPE, "", [f"--config={file}"]).training.seed == 5
+    assert parse(RECIPE, "", ["--loss.nested", "64", "128"]).loss.nested == (64, 128)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,8 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
         ("training:\n  lerning_rate: 1", "training: no knob named 'lerning_rate'"),
         ("training:\n  seed: soon", "training.seed must be int, not 'soon'"),
         ("training: 3", "expected a mapping"),
+        ("loss:\n  nested: 64", "loss.nested must be a list, not 64"),
+        ("loss:\n  nested: [64, many]", "loss.nested must be int, not 'many'"),
         ("model:\n  variant: Text", "model.variant must be one of Tex, "),
         ("model:\n  embedding_dim: 33", "embedding_dim must be even for TexMinu"),
         ("model:\n  norm: group", "add --model.trunk compact"),

@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
 from fingerprint_accel import __version__
-from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
-from fingerprint_accel.config_dict import from_dict, to_dict
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.training.checkpoint import find_checkpoint, read_pointer
+from fingerprint_accel.training.saved_model import find_model
 
 CARD = """# {title}
 
@@ -143,59 +142,14 @@ class Extractor(nn.Module):
         temporary.rename(folder)
 
     @classmethod
-    def from_pretrained(cls, path: Path | str) -> Extractor:
-        """Opens an exported folder, a run folder (its best checkpoint, else the newest), or a checkpoint folder.
+    def from_pretrained(cls, place: Path | str) -> Extractor:
+        """Opens a bundled model by its name, an exported folder, a run folder (its best checkpoint), or a checkpoint.
 
         Raises:
             UserError: none of these, or a damaged one.
         """
-        path = Path(path)
-        if (path / "config.json").is_file():
-            return cls._from_export(path)
-        if (path / "config.yaml").is_file():
-            best = read_pointer(path / "best.json")
-            checkpoint = path / "checkpoints" / best if best else find_checkpoint(path)
-            if checkpoint is None:
-                raise UserError(f"{path}: a run without a checkpoint yet; train it first")
-            return cls._from_checkpoint(checkpoint, path / "config.yaml")
-        if (path / "state.json").is_file() and (path / "model.safetensors").is_file():
-            return cls._from_checkpoint(path, path.parent.parent / "config.yaml")
-        raise UserError(f"{path}: no model here; give a run folder, a checkpoint folder, or an exported model/ folder")
-
-    @classmethod
-    def _from_export(cls, path: Path) -> Extractor:
-        try:
-            values = json.loads((path / "config.json").read_text())
-            ppi, canvas = int(values["ppi"]), int(values["canvas"])
-            enhanced = bool(values.get("enhanced", False))
-            groups = values["model"], values["preprocess"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path / 'config.json'}: damaged; export the model again") from error
-        where = f"{path / 'config.json'}:"
-        model = from_dict(ModelConfig, groups[0], where=where)
-        preprocess = from_dict(PreprocessConfig, groups[1], where=where)
-        return cls(model, preprocess, ppi, canvas, enhanced)._load(path)
-
-    @classmethod
-    def _from_checkpoint(cls, path: Path, config_file: Path) -> Extractor:
-        config = load_yaml(config_file)
-        try:
-            state = json.loads((path / "state.json").read_text())
-            ppi, canvas = int(state["ppi"]), int(state["canvas"])
-            enhanced = bool(state.get("enhanced", False))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
-        return cls(config.model, config.preprocess, ppi, canvas, enhanced)._load(path)
-
-    def _load(self, path: Path) -> Extractor:
-        file = path / "model.safetensors"
-        try:
-            self.model.load_state_dict(load_file(file))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
-        except RuntimeError as error:
-            raise UserError(
-                f"{file}: does not fit its configuration ({str(error).splitlines()[-1].strip()})"
-            ) from error
-        self.origin = str(path)
-        return self.eval()
+        saved = find_model(place)
+        extractor = cls(saved.model, saved.preprocess, saved.ppi, saved.canvas, saved.enhanced)
+        saved.load_into(extractor.model)
+        extractor.origin = str(saved.folder)
+        return extractor.eval()

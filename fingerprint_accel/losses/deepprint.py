@@ -86,21 +86,32 @@ class DeepPrintLoss(nn.Module):
         with torch.autocast(finger.device.type, enabled=False):
             total = torch.zeros((), device=finger.device)
             for name, embedding in output.branches.items():
-                embedding = embedding.float()
-                identity = F.cross_entropy(self.heads[name](embedding, finger, margin), finger)
-                center = self.centers[name](embedding, finger)
-                total = total + config.identity_weight * identity + config.center_weight * center
-                parts |= {f"identity_{name}": identity.detach(), f"center_{name}": center.detach()}
-                if config.contrastive_weight > 0:
-                    contrastive = contrastive_loss(embedding, finger, config.contrastive_temperature)
-                    total = total + config.contrastive_weight * contrastive
-                    parts[f"contrastive_{name}"] = contrastive.detach()
+                terms = self._branch(name, embedding.float(), finger, margin)
+                for term, value in terms.items():
+                    total = total + getattr(config, f"{term}_weight") * value
+                    parts[f"{term}_{name}"] = value.detach()
             if self.has_map:
                 assert output.minutia_map is not None, "the minutia map is predicted in training mode only"
                 map_loss = minutia_map_loss(output.minutia_map.float(), maps, has_minutiae)
                 total = total + config.minutia_map_weight * map_loss
                 parts["minutia_map"] = map_loss.detach()
         return LossParts(total, parts)
+
+    def _branch(
+        self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Terms of one branch by name; identity and contrastive are means over the embedding and its beginnings."""
+        config = self.config
+        nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.nested)]
+        identity = [F.cross_entropy(self.heads[name](each, finger, margin), finger) for each in nested]
+        terms = {
+            "identity": sum(identity[1:], identity[0]) / len(nested),
+            "center": self.centers[name](embedding, finger),
+        }
+        if config.contrastive_weight > 0:
+            contrastive = [contrastive_loss(each, finger, config.contrastive_temperature) for each in nested]
+            terms["contrastive"] = sum(contrastive[1:], contrastive[0]) / len(nested)
+        return terms
 
     @torch.no_grad()
     def update_centers(

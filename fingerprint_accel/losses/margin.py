@@ -1,4 +1,8 @@
-"""Identity heads: each turns unit-length embeddings into logits over the training fingers."""
+"""Identity heads: each turns unit-length embeddings into logits over the training fingers.
+
+An embedding may be shorter than the head, the beginning of the whole: then the beginnings of the class vectors count
+(Kusupati et al. 2022, "Matryoshka Representation Learning", arXiv 2205.13147, the variant with tied weights).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,8 @@ class SoftmaxHead(nn.Module):
         self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None = None
     ) -> torch.Tensor:
         """embedding (B, D), finger (B,) and margin (not needed here) -> logits (B, C)."""
-        return SOFTMAX_GAIN * F.linear(self.dropout(embedding), self.weight, self.bias)
+        weight = self.weight[:, : embedding.shape[1]]
+        return SOFTMAX_GAIN * F.linear(self.dropout(embedding), weight, self.bias)
 
 
 class MarginHead(nn.Module):
@@ -60,7 +65,7 @@ class MarginHead(nn.Module):
     ) -> torch.Tensor:
         """embedding (B, D) of unit length, finger (B,) -> logits (B, C); `margin` in place of the head's own."""
         margin = self.margin if margin is None else margin
-        cosine = F.linear(embedding, F.normalize(self.weight, dim=1))
+        cosine = F.linear(embedding, F.normalize(self.weight[:, : embedding.shape[1]], dim=1))
         own = finger[:, None]
         return self.scale * cosine.scatter(1, own, self.with_margin(cosine.gather(1, own), margin))
 

@@ -19,6 +19,7 @@ from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource, open_data
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.saved_model import find_model
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 
@@ -108,6 +109,13 @@ def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.o
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
+def _start_from(model: DeepPrint, config: Config) -> None:
+    """Raises UserError where the trained network is not there or has another shape."""
+    saved = find_model(config.model.start_from)
+    saved.check_fits(config.model)
+    saved.load_into(model)
+
+
 def set_up(config: Config) -> Run:
     """Opens the data and builds the model, on the device that Accelerate chose.
 
@@ -133,6 +141,8 @@ def set_up(config: Config) -> Run:
     )
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model, config.preprocess.map_size)
+    if config.model.start_from:
+        _start_from(model, config)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
     note = compile_parts(bare, training, accelerator.device)

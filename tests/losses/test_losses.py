@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fingerprint_accel.config import LossConfig
+from fingerprint_accel.config import Config, LossConfig, ModelConfig
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.center import CenterLoss
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, minutia_map_loss
 from fingerprint_accel.losses.margin import MarginHead
@@ -124,3 +125,30 @@ def test_float32_under_autocast(dtype):
     with torch.autocast("cpu", dtype):
         result = loss(Output(unit(6, 8).to(dtype)), torch.arange(6) % 5)
     assert result.total.dtype == torch.float32
+
+
+@pytest.mark.parametrize("head", ["cosface", "softmax"])
+def test_beginnings_learn_as_embeddings_of_their_own(head):
+    """Identity and contrastive terms are means over the whole and its beginnings, each as if it were all there is."""
+    embedding, finger, lengths = unit(12, 16), torch.arange(12) // 2, (4, 8)
+    config = LossConfig(head=head, margin=0.2, contrastive_weight=1.0, nested=lengths)
+    loss = DeepPrintLoss(config, {"texture": 16}, 6, dropout=0.0)
+    expected = {"identity": [], "contrastive": []}
+    for length in (*lengths, 16):
+        alone = DeepPrintLoss(LossConfig(head=head, margin=0.2, contrastive_weight=1.0), {"texture": length}, 6, 0.0)
+        weights = loss.heads["texture"].state_dict()
+        alone.heads["texture"].load_state_dict({**weights, "weight": weights["weight"][:, :length]})
+        parts = alone(Output(F.normalize(embedding[:, :length], dim=1)), finger).parts
+        for term, values in expected.items():
+            values.append(parts[f"{term}_texture"])
+    parts = loss(Output(embedding), finger).parts
+    for term, values in expected.items():
+        torch.testing.assert_close(parts[f"{term}_texture"], torch.stack(values).mean())
+
+
+def test_lengths_of_beginnings_must_rise_and_fit():
+    for lengths in ((8, 8), (8, 4), (0, 4)):
+        with pytest.raises(UserError, match="shortest first"):
+            LossConfig(nested=lengths)
+    with pytest.raises(UserError, match="a branch's embedding has 256 numbers"):
+        Config(loss=LossConfig(nested=(64, 256)), model=ModelConfig(variant="TexMinu", embedding_dim=512))

@@ -1,0 +1,131 @@
+"""Finds a trained network by name or place, and reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
+from fingerprint_accel.config_dict import from_dict, to_dict
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.checkpoint import find_checkpoint, read_pointer
+
+BUNDLED = Path(__file__).parent.parent / "pretrained"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A network on disk and the prints that it was made for.
+
+    Attributes:
+        folder: where it lies.
+        model: its configuration.
+        preprocess: configuration of the preparation.
+        ppi: resolution of the canvases, pixels per inch.
+        canvas: side of the canvases, pixels.
+        enhanced: whether it wants prints that are stored enhanced.
+        notes: facts kept with it.
+    """
+
+    folder: Path
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    ppi: int
+    canvas: int
+    enhanced: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def load_into(self, network: torch.nn.Module) -> None:
+        """Copies the weights into a network of the same configuration.
+
+        Raises:
+            UserError: the file is missing, damaged, or of another network.
+        """
+        file = self.folder / "model.safetensors"
+        try:
+            network.load_state_dict(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
+        except RuntimeError as error:
+            raise UserError(
+                f"{file}: does not fit its configuration ({str(error).splitlines()[-1].strip()})"
+            ) from error
+
+    def check_fits(self, model: ModelConfig) -> None:
+        """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
+        ours, theirs = to_dict(self.model), to_dict(model)
+        shape = ("variant", "trunk", "embedding_dim", "width", "norm")
+        differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
+        if differing:
+            raise UserError(
+                f"{self.folder}: another network than configured; to start from it give {' '.join(differing)}"
+            )
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
+
+
+def find_model(place: Path | str) -> SavedModel:
+    """Opens a bundled model by its name, an exported folder, a run folder (its best checkpoint, else the newest), or a
+    checkpoint folder. A folder of that name wins over a bundled model.
+
+    Raises:
+        UserError: none of these, or a damaged one.
+    """
+    path = Path(place)
+    if not path.exists() and str(place) in bundled_models():
+        return _export(BUNDLED / str(place))
+    if (path / "config.json").is_file():
+        return _export(path)
+    if (path / "config.yaml").is_file():
+        best = read_pointer(path / "best.json")
+        checkpoint = path / "checkpoints" / best if best else find_checkpoint(path)
+        if checkpoint is None:
+            raise UserError(f"{path}: a run without a checkpoint yet; train it first")
+        return _checkpoint(checkpoint, path / "config.yaml")
+    if (path / "state.json").is_file() and (path / "model.safetensors").is_file():
+        return _checkpoint(path, path.parent.parent / "config.yaml")
+    raise UserError(
+        f"{path}: no model here; give a run folder, a checkpoint folder, an exported model/ folder, or a bundled "
+        f"model ({', '.join(bundled_models())})"
+    )
+
+
+def _export(path: Path) -> SavedModel:
+    file = path / "config.json"
+    try:
+        values = json.loads(file.read_text())
+        ppi, canvas = int(values["ppi"]), int(values["canvas"])
+        enhanced, notes = bool(values.get("enhanced", False)), dict(values.get("notes", {}))
+        model, preprocess = values["model"], values["preprocess"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged; export the model again") from error
+    where = f"{file}:"
+    return SavedModel(
+        path,
+        from_dict(ModelConfig, model, where=where),
+        from_dict(PreprocessConfig, preprocess, where=where),
+        ppi,
+        canvas,
+        enhanced,
+        notes,
+    )
+
+
+def _checkpoint(path: Path, config_file: Path) -> SavedModel:
+    config = load_yaml(config_file)
+    try:
+        state = json.loads((path / "state.json").read_text())
+        ppi, canvas = int(state["ppi"]), int(state["canvas"])
+        enhanced = bool(state.get("enhanced", False))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
+    return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced)

@@ -1,0 +1,79 @@
+"""The bundled model `small`: a compact network for 512 numbers, trained on synthetic fingers alone.
+
+accelerate launch recipes/pretrain_small.py --out runs/small
+
+On two CPU cores: 20 minutes for the prints (10,000 fingers, 8 GB), then hours of training; a kill costs nothing
+(`--resume auto`). docs/released_model.md says what was tried and measured.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from fingerprint_accel.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    PreprocessConfig,
+    ReadingConfig,
+    TrainingConfig,
+    parse,
+)
+from fingerprint_accel.errors import one_line_errors
+from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
+from fingerprint_accel.synthesis.sensors import Style
+
+CONFIG = Config(
+    reading=ReadingConfig(validation_fraction=0.01, impressions_per_finger=2),
+    preprocess=PreprocessConfig(
+        crop=256,
+        size=160,
+        augment=AugmentConfig(
+            rotation_degrees=15,
+            translation=16,
+            elastic=2.0,
+            contrast=0.3,
+            ridge_thickness=0.3,
+            noise=0.05,
+            occlusion=0.15,
+            start=0.15,
+            ramp=0.5,
+        ),
+    ),
+    model=ModelConfig(variant="Tex", trunk="compact", embedding_dim=512, dropout=0.0),
+    loss=LossConfig(
+        head="cosface",
+        scale=32.0,
+        margin=0.25,
+        margin_start=0.6,
+        margin_ramp=0.15,
+        center_weight=0.0,
+        contrastive_weight=1.0,
+        nested=(64, 128, 256),
+    ),
+    training=TrainingConfig(
+        epochs=8,
+        batch_size=96,
+        learning_rate=3e-3,
+        warmup_steps=200,
+        validate_every=400,
+        save_every=200,
+        precision="bf16",
+    ),
+)
+FINGERS, IMPRESSIONS, SEED = 10_000, 6, 20261125
+
+
+def main() -> None:
+    """Makes the prints once, trains, exports."""
+    config = parse(CONFIG, __doc__ or "")
+    check_out(config)
+    if not config.data:
+        data = synthetic_prints(Path(config.out) / "prints", FINGERS, IMPRESSIONS, SEED, Style())
+        config = dataclasses.replace(config, data=data)
+    run_training(config).accelerator.state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with one_line_errors(INTERRUPTED):
+        main()
