@@ -1,10 +1,16 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+if TEST_PROCESSES > 1:  # they share the cores
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // TEST_PROCESSES))
 
 
 @pytest.fixture(scope="session")
