@@ -30,14 +30,14 @@ def run_training(config: Config) -> Run:
     """
     check_out(config)
     # imported here, so that --help answers at once and a broken installation ends in one line
-    from fingerprint_accel.extraction.extractor import Extractor
+    from fingerprint_accel.extraction.extractor import FingerprintExtractor
     from fingerprint_accel.training.loop import train
     from fingerprint_accel.training.setup import set_up
 
     run = set_up(config)
     train(run)
     if run.accelerator.is_main_process:
-        Extractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
+        FingerprintExtractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
     run.accelerator.wait_for_everyone()
     return run
 

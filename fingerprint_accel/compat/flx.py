@@ -18,7 +18,7 @@ import torch
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 
 _DEFAULT = Config(training=TrainingConfig(batch_size=16))
@@ -34,7 +34,7 @@ class DeepPrintExtractor:
 
     def __init__(self, num_training_subjects: int, config: Config) -> None:
         self.num_training_subjects, self.config = num_training_subjects, config
-        self.extractor: Extractor | None = None
+        self.extractor: FingerprintExtractor | None = None
 
     def fit(
         self,
@@ -93,7 +93,7 @@ class DeepPrintExtractor:
         Raises:
             UserError: no model there.
         """
-        self.extractor = Extractor.from_pretrained(out_dir)
+        self.extractor = FingerprintExtractor.from_pretrained(out_dir)
         return self
 
     def extract(self, dataset: str | Path, batch_size: int = 64) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -108,7 +108,10 @@ class DeepPrintExtractor:
         """
         if self.extractor is None:
             raise UserError("no model yet: call fit(...) or load_best_model(run_folder) first")
-        found = self.extractor.extract(open_dataset(dataset), batch_size)
+        embeddings = self.extractor.extract(open_dataset(dataset), batch_size=batch_size)
+        branches = self.extractor.model.branch_dims
+        parts = np.split(embeddings * len(branches) ** 0.5, len(branches), axis=1)  # each of unit length again
+        found = dict(zip(branches, parts, strict=True))
         return found.get("texture"), found.get("minutia")
 
 

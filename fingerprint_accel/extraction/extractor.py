@@ -1,10 +1,11 @@
-"""A trained network with its preparation: canvases in, embeddings out."""
+"""A trained network with its preparation: prints in, embeddings out."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,24 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from fingerprint_accel import __version__
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.config_dict import to_dict
+from fingerprint_accel.data.canvas import CanvasError, place
+from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.model_card import model_card
+from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses, similarity
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.training.saved_model import find_model
 
-CARD = """# {title}
-
-Fixed-length fingerprint embedding, {dims} numbers of unit length; compare two by their dot product.
-Canvases: {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Trained with fingerprint_accel {version}.
-
-```python
-from fingerprint_accel.extraction.extractor import Extractor
-extractor = Extractor.from_pretrained("{folder}")
-embeddings = extractor(images)  # (B, {canvas}, {canvas}) uint8, ridges dark -> (B, {dims}) float32
-```
-"""
+Image = Path | str | np.ndarray
 
 
-class Extractor(nn.Module):
+class FingerprintExtractor(nn.Module):
     """Network and preparation, for inference only.
 
     Args:
@@ -45,6 +41,10 @@ class Extractor(nn.Module):
         ppi: resolution that the network was trained at, pixels per inch.
         canvas: side of the canvases, pixels.
         enhanced: whether the network was trained on prints that are stored enhanced, and wants such.
+
+    Attributes:
+        notes: facts kept with the model, such as its error rates and thresholds.
+        origin: where it was opened.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Extractor(nn.Module):
         self.preprocess_config, self.ppi, self.canvas, self.enhanced = preprocess, ppi, canvas, enhanced
         self.model = DeepPrint(model, preprocess.map_size)
         self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
+        self.notes: dict[str, Any] = {}
         self.origin = ""
         self.eval()
 
@@ -63,15 +64,90 @@ class Extractor(nn.Module):
         return self.model(self.preprocessor.images(images)).embedding
 
     @torch.inference_mode()
-    def extract(self, shards: Shards, batch_size: int = 64, progress: bool = True) -> dict[str, np.ndarray]:
-        """Embeds every print of a dataset, in row order.
+    def extract(
+        self,
+        prints: Shards | Sequence[Image],
+        ppi: int = 0,
+        poses: Poses = UPRIGHT,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """Embeds prints, in order.
+
+        Args:
+            prints: an opened dataset; or image files, or arrays (H, W) uint8 with dark ridges, of any size.
+            ppi: resolution of the images, pixels per inch; a dataset knows its own.
+            poses: ways in which each print is turned and shifted before it is embedded.
+            batch_size: prints at a time.
+            progress: shows a progress bar.
 
         Returns:
-            (N, D) float32 by name: `embedding`, and each branch (`texture`, `minutia`) that the network has.
+            (N, D) float32 of unit length; (N, P, D) for P > 1 poses. Variants with two branches have half the numbers
+            from each, the texture branch first.
 
         Raises:
-            UserError: the dataset has another ppi or canvas than the network was trained on, or only one is enhanced.
+            UserError: a dataset of another ppi or canvas than the network was trained on, only one of the two
+                enhanced, an image without a print, or no ppi.
         """
+        if isinstance(prints, Shards):
+            self._check_dataset(prints)
+        elif ppi <= 0:
+            raise UserError("resolution of the images unknown; give ppi, for example 500")
+        device = next(self.model.parameters()).device
+        every = poses.all(float(self.preprocess_config.crop), self.ppi, device)
+        embeddings = torch.empty(len(prints), len(every), self.model.config.embedding_dim)
+        filled = 0
+        with tqdm(total=len(prints), desc="extracting", unit="print", disable=not progress) as bar:
+            for canvases in self._canvases(prints, ppi, batch_size):
+                images = torch.from_numpy(canvases).to(device)
+                for number, pose in enumerate(every):
+                    inputs = self.preprocessor.images(images, pose.repeated(len(images)))
+                    embeddings[filled : filled + len(images), number] = self.model(inputs).embedding.cpu()
+                filled += len(images)
+                bar.update(len(images))
+        return (embeddings if len(every) > 1 else embeddings[:, 0]).numpy()
+
+    def compare(self, reference: Image, probe: Image, ppi: int = 500, poses: Poses = USUAL) -> float:
+        """Similarity of two prints, -1 to 1: the best over poses, see `poses.similarity`.
+
+        Args:
+            reference, probe: image files, or arrays (H, W) uint8 with dark ridges.
+            ppi: resolution of both, pixels per inch.
+            poses: to try.
+
+        Raises:
+            UserError: an image without a print.
+        """
+        both = self.extract([reference, probe], ppi, poses, progress=False)
+        return float(similarity(both[:1], both[1:])[0, 0])
+
+    def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
+        """An image (H, W) uint8 or file as the network wants it: (canvas, canvas) uint8, as an import would store it.
+
+        Raises:
+            UserError: no image, or no print on it.
+        """
+        name = "image" if isinstance(image, np.ndarray) else str(image)
+        try:
+            grey = image if isinstance(image, np.ndarray) else read_grey(image)
+            placed, _ = place(grey, NO_MINUTIAE, ppi, self.ppi, self.canvas)
+        except (ImageError, CanvasError) as error:
+            raise UserError(f"{name}: {error}; give an image of one print, ridges dark") from error
+        return enhance_canvas(placed, self.ppi) if self.enhanced else placed
+
+    def _canvases(self, prints: Shards | Sequence[Image], ppi: int, batch_size: int) -> Iterator[np.ndarray]:
+        """(B, canvas, canvas) uint8 for some prints after the other."""
+        buffer = np.empty((batch_size, self.canvas, self.canvas), np.uint8)
+        for start in range(0, len(prints), batch_size):
+            stop = min(start + batch_size, len(prints))
+            if isinstance(prints, Shards):
+                prints.read(np.arange(start, stop), buffer[: stop - start])
+            else:
+                for row, image in enumerate(prints[start:stop]):
+                    buffer[row] = self.on_canvas(image, ppi)
+            yield buffer[: stop - start]
+
+    def _check_dataset(self, shards: Shards) -> None:
         for what in ("ppi", "canvas"):
             ours, theirs = getattr(self, what), getattr(shards.info, what)
             if ours != theirs:
@@ -88,32 +164,24 @@ class Extractor(nn.Module):
             raise UserError(
                 f"{shards.folder}: enhanced, the model wants prints as they are; import them again without --enhance"
             )
-        device = next(self.model.parameters()).device
-        parts: dict[str, list[torch.Tensor]] = {}
-        buffer = np.empty((batch_size, self.canvas, self.canvas), np.uint8)
-        starts = range(0, len(shards), batch_size)
-        for start in tqdm(starts, desc="extracting", unit="batch", disable=not progress):
-            rows = np.arange(start, min(start + batch_size, len(shards)))
-            shards.read(rows, buffer[: len(rows)])
-            images = torch.from_numpy(buffer[: len(rows)]).to(device)
-            output = self.model(self.preprocessor.images(images))
-            for name, value in {"embedding": output.embedding, **output.branches}.items():
-                parts.setdefault(name, []).append(value.cpu())
-        return {name: torch.cat(values).numpy() for name, values in parts.items()}
 
-    def save_pretrained(self, folder: Path | str, notes: dict[str, Any] | None = None) -> None:
+    def save_pretrained(self, folder: Path | str, notes: dict[str, Any] | None = None, half: bool = False) -> None:
         """Writes `model.safetensors`, `config.json` and `README.md`; the folder is replaced as a whole.
 
         Args:
             folder: to write.
-            notes: facts to keep in `config.json`, such as the validation EER.
+            notes: facts to keep in `config.json`, such as error rates; default the model's own.
+            half: store matrices in 16 bits: half the bytes, embeddings that differ by about 0.001.
         """
         folder = Path(folder)
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        if half:  # statistics and biases are few, and their range is wide
+            tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        notes = self.notes if notes is None else notes
         config = {
             "format_version": 1,
             "model": to_dict(self.model.config),
@@ -121,18 +189,10 @@ class Extractor(nn.Module):
             "ppi": self.ppi,
             "canvas": self.canvas,
             "enhanced": self.enhanced,
-            "notes": notes or {},
+            "notes": notes,
         }
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        card = CARD.format(
-            title=f"DeepPrint {self.model.config.variant} ({self.model.config.trunk})",
-            dims=self.model.config.embedding_dim,
-            canvas=self.canvas,
-            ppi=self.ppi,
-            enhanced=", ridges enhanced as `import --enhance` does" if self.enhanced else "",
-            version=__version__,
-            folder=folder.name,
-        )
+        card = model_card(folder.name, self.model.config, self.ppi, self.canvas, self.enhanced, notes)
         (temporary / "README.md").write_text(card)
         for file in temporary.iterdir():
             with file.open("rb") as written:
@@ -142,7 +202,7 @@ class Extractor(nn.Module):
         temporary.rename(folder)
 
     @classmethod
-    def from_pretrained(cls, place: Path | str) -> Extractor:
+    def from_pretrained(cls, place: Path | str = "small") -> FingerprintExtractor:
         """Opens a bundled model by its name, an exported folder, a run folder (its best checkpoint), or a checkpoint.
 
         Raises:
@@ -151,5 +211,5 @@ class Extractor(nn.Module):
         saved = find_model(place)
         extractor = cls(saved.model, saved.preprocess, saved.ppi, saved.canvas, saved.enhanced)
         saved.load_into(extractor.model)
-        extractor.origin = str(saved.folder)
+        extractor.notes, extractor.origin = saved.notes, str(saved.folder)
         return extractor.eval()

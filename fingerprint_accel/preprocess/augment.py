@@ -40,6 +40,11 @@ class Pose:
         elastic = None if self.elastic is None else self.elastic[rows]
         return Pose(self.matrix[rows], self.shift[rows], elastic, self.crop)
 
+    def repeated(self, count: int) -> Pose:
+        """The pose of one print for `count` prints; views."""
+        elastic = None if self.elastic is None else self.elastic.expand(count, -1, -1, -1)
+        return Pose(self.matrix.expand(count, -1, -1), self.shift.expand(count, -1), elastic, self.crop)
+
 
 def upright(count: int, crop: float, device: torch.device) -> Pose:
     """The pose that only crops the centre of the canvas."""

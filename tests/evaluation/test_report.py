@@ -15,7 +15,7 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.evaluation.plots import training_png
 from fingerprint_accel.evaluation.report import SYNTHETIC, is_synthetic
 from fingerprint_accel.evaluation.run import evaluate_command
-from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
 RECORDS = [
     {"step": 1, "kind": "train", "loss": 3.0, "learning_rate": 0.1},
@@ -30,7 +30,9 @@ def run(tmp_path):
     torch.manual_seed(0)
     model = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
     folder = tmp_path / "run"
-    Extractor(model, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320).save_pretrained(folder / "model")
+    FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320).save_pretrained(
+        folder / "model"
+    )
     (folder / "config.yaml").touch()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     return folder

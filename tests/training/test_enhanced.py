@@ -8,7 +8,7 @@ from fingerprint_accel.data.pack_options import PackOptions
 from fingerprint_accel.data.packing import pack
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.run import evaluate_command
-from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 
 
@@ -41,7 +41,7 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert json.loads((checkpoint / "state.json").read_text())["enhanced"] is True
     assert json.loads((run / "model" / "config.json").read_text())["enhanced"] is True
-    assert Extractor.from_pretrained(checkpoint).enhanced
+    assert FingerprintExtractor.from_pretrained(checkpoint).enhanced
     evaluate_command(run / "model", enhanced, "all-pairs", tmp_path / "report", 64)
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["mated"] == 24 * 6
     for model in (run, run / "model"):

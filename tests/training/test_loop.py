@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.extractor import Extractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 
 
@@ -242,12 +242,13 @@ def test_extractor_round_trip(tiny, tmp_path):
     run = tmp_path / "run"
     shards = open_dataset(tiny.data)
     places = (run, run / "model", run / "checkpoints" / "step-00000006")
-    found = [Extractor.from_pretrained(place).extract(shards, batch_size=7, progress=False) for place in places]
-    assert found[0]["embedding"].shape == (96, 32)
-    assert found[0]["texture"].shape == found[0]["minutia"].shape == (96, 16)
-    np.testing.assert_allclose(np.linalg.norm(found[0]["embedding"], axis=1), 1, atol=1e-6)
+    found = [
+        FingerprintExtractor.from_pretrained(place).extract(shards, batch_size=7, progress=False) for place in places
+    ]
+    assert found[0].shape == (96, 32)
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-6)
     for other in found[1:]:
-        np.testing.assert_array_equal(other["embedding"], found[0]["embedding"])
+        np.testing.assert_array_equal(other, found[0])
     (run / "model" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="missing or damaged"):
-        Extractor.from_pretrained(run / "model")
+        FingerprintExtractor.from_pretrained(run / "model")

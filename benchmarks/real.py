@@ -1,0 +1,147 @@
+"""Error rates of a model on real prints that no training may touch, beside two classical matchers.
+
+python benchmarks/real.py --data FOLDER --out real.json
+
+FOLDER holds the free sets of FVC2000 and FVC2002 (`fvc2002_db1_b`, ...: http://bias.csr.unibo.it), those that are there
+are measured. Mated: every pair of impressions of a finger; non-mated: every pair of prints of different fingers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from machine import machine, versions
+from PIL import Image
+
+from fingerprint_accel import FingerprintExtractor
+from fingerprint_accel.data.images import read_grey
+from fingerprint_accel.data.listing import list_files
+from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
+from fingerprint_accel.evaluation.metrics import compute_metrics
+from fingerprint_accel.evaluation.protocols import Scores, comparisons
+from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, similarity
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """A set and what two matchers reach on it: EER over all cross-finger pairs, percent, measured on these images."""
+
+    title: str
+    ppi: int
+    nbis: float
+    sourceafis: float
+
+
+SETS = {
+    "fvc2002_db1_b": RealSet("FVC2002 DB1_B", 500, 4.29, 3.19),
+    "fvc2002_db2_b": RealSet("FVC2002 DB2_B", 569, 1.46, 1.60),
+    "fvc2002_db3_b": RealSet("FVC2002 DB3_B", 500, 8.88, 11.43),
+    "fvc2002_db4_b": RealSet("FVC2002 DB4_B (SFinGe)", 500, 5.36, 6.07),
+    "fvc2000_db1_b": RealSet("FVC2000 DB1_B", 500, 4.49, 3.93),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rates of one set, as shares."""
+
+    eer: float
+    eer_interval_95: tuple[float, float]
+    tar_at_far_1_percent: float
+    prints: int
+    seconds: float
+
+
+def turned(image: np.ndarray, degrees: float) -> np.ndarray:
+    """An image turned about its middle; what comes in from outside has the median grey of its border."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    paper = int(np.median(border))
+    picture = Image.fromarray(image)
+    return np.asarray(picture.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=paper))
+
+
+def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, poses: bool, turn: float) -> Measured:
+    """Embeds and compares every print of a set; with `turn`, each is first turned by up to so many degrees."""
+    started = time.perf_counter()
+    table = list_files(folder, "fvc").table.to_pydict()
+    images = [read_grey(folder / path) for path in table["path"]]
+    if turn:
+        draws = np.random.default_rng(0).uniform(-turn, turn, len(images))
+        images = [turned(image, degrees) for image, degrees in zip(images, draws, strict=True)]
+    fingers = np.unique(table["finger_key"], return_inverse=True)[1]
+    embeddings = extractor.extract(images, ppi, USUAL if poses else UPRIGHT, progress=sys.stderr.isatty())
+    matrix = similarity(embeddings, embeddings)
+    pairs = comparisons("all-pairs", fingers, np.asarray(table["impression"]))
+    mated, nonmated = matrix[tuple(pairs.mated.T)], matrix[tuple(pairs.nonmated.T)]
+    metrics = compute_metrics(mated, nonmated)
+    interval = bootstrap_eer(Scores(mated, nonmated, pairs, fingers))
+    return Measured(metrics.eer, interval, metrics.tar[0.01], len(images), time.perf_counter() - started)
+
+
+def table(found: dict[str, dict[str, Measured]]) -> str:
+    """One row per set, one column per way of comparing; EER in percent."""
+    ways = list(next(iter(found.values())))
+    header = ["EER, %", *(f"{way} (95 %)" for way in ways), *(f"TAR at FAR 1 %, {way}" for way in ways)]
+    rows = [[*header, "NBIS", "SourceAFIS"]]
+    for name, row in found.items():
+        known = SETS[name]
+        rates = [
+            f"{100 * m.eer:.2f} ({100 * m.eer_interval_95[0]:.1f}-{100 * m.eer_interval_95[1]:.1f})"
+            for m in row.values()
+        ]
+        tars = [f"{100 * m.tar_at_far_1_percent:.1f}" for m in row.values()]
+        rows.append([known.title, *rates, *tars, f"{known.nbis:.2f}", f"{known.sourceafis:.2f}"])
+    mean = [f"{100 * np.mean([row[way].eer for row in found.values()]):.2f}" for way in ways]
+    tars = [f"{100 * np.mean([row[way].tar_at_far_1_percent for row in found.values()]):.1f}" for way in ways]
+    classical = [np.mean([getattr(SETS[name], judge) for name in found]) for judge in ("nbis", "sourceafis")]
+    rows.append(["mean", *mean, *tars, *(f"{value:.2f}" for value in classical)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def main(
+    data: Path,
+    model: str = "small",
+    turn: float = 0.0,
+    poses: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True,
+    out: Path | None = None,
+) -> None:
+    """Error rates of a model on real prints that no training may touch, beside two classical matchers.
+
+    Args:
+        data: Folder with the sets.
+        model: Bundled model, run, checkpoint or exported folder.
+        turn: First turn every print by up to so many degrees, at random.
+        poses: Also try turns and shifts at comparison.
+        out: JSON file to write.
+    """
+    there = {name: known for name, known in SETS.items() if (data / name).is_dir()}
+    if not there:
+        raise UserError(f"{data}: none of {', '.join(SETS)} in it")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = FingerprintExtractor.from_pretrained(model).to(device)
+    ways = {"as it is": False, "poses": True} if poses else {"as it is": False}
+    found = {
+        name: {way: measure(extractor, data / name, known.ppi, tried, turn) for way, tried in ways.items()}
+        for name, known in there.items()
+    }
+    print(table(found))
+    if out:
+        rows = {name: {way: dataclasses.asdict(m) for way, m in row.items()} for name, row in found.items()}
+        facts = {"model": extractor.origin, "turn": turn, "command": sys.argv, "machine": machine(device)}
+        out.write_text(json.dumps({"results": rows, **facts, "versions": versions()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(main)

@@ -1,0 +1,83 @@
+"""Poses at comparison: a print is embedded turned and shifted in several ways, and the best agreement counts.
+
+The network sees a square around the middle of the contact. Two touches of a finger have different middles and turns;
+what training has not taught the network to ignore, trying it out does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fingerprint_accel.errors import require
+from fingerprint_accel.preprocess.augment import Pose
+
+MM_PER_INCH = 25.4
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Turns and shifts to try, in every combination; the print as it is comes first.
+
+    Attributes:
+        degrees: turns besides 0, counter-clockwise.
+        shift_mm: the window is also moved by so much along each axis, to both sides: eight places around the middle.
+            0 tries none.
+
+    Raises:
+        UserError: a turn of 0, or a negative shift.
+    """
+
+    degrees: tuple[float, ...] = ()
+    shift_mm: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(all(self.degrees), "poses: 0 degrees is tried anyway; name other turns")
+        require(self.shift_mm >= 0, "poses: shift_mm must not be negative")
+
+    def __len__(self) -> int:
+        return (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
+
+    def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
+        """Each as a pose of one print, to be expanded to a batch.
+
+        Args:
+            crop: side of the network's window, canvas pixels.
+            ppi: of the canvas.
+            device: of the tensors.
+        """
+        step = self.shift_mm * ppi / MM_PER_INCH
+        places = sorted(itertools.product((0.0, -step, step), repeat=2), key=lambda place: place != (0.0, 0.0))
+        found = []
+        for degrees, (x, y) in itertools.product((0.0, *self.degrees), places if step else [(0.0, 0.0)]):
+            cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+            matrix = torch.tensor([[[cos, -sin], [sin, cos]]], device=device)
+            found.append(Pose(matrix, torch.tensor([[x, y]], device=device), None, crop))
+        return found
+
+
+UPRIGHT = Poses()
+USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
+
+
+def similarity(reference: np.ndarray, probe: np.ndarray) -> np.ndarray:
+    """Best cosine of one print as it is with the other in any pose, tried both ways around.
+
+    Args:
+        reference: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
+        probe: (M, P, D) or (M, D).
+
+    Returns:
+        (N, M) float32.
+    """
+    reference, probe = (prints[:, None] if prints.ndim == 2 else prints for prints in (reference, probe))
+    best = np.full((len(reference), len(probe)), -np.inf, np.float32)
+    for pose in range(probe.shape[1]):
+        np.maximum(best, reference[:, 0] @ probe[:, pose].T, out=best)
+    for pose in range(1, reference.shape[1]):
+        np.maximum(best, reference[:, pose] @ probe[:, 0].T, out=best)
+    return best
