@@ -27,9 +27,9 @@ from fingerprint_accel.data.images import read_grey
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
+from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import Scores, comparisons
-from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, similarity
+from fingerprint_accel.extraction.poses import UPRIGHT, USUAL
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,8 @@ def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, poses: bool
         images = [turned(image, degrees) for image, degrees in zip(images, draws, strict=True)]
     fingers = np.unique(table["finger_key"], return_inverse=True)[1]
     embeddings = extractor.extract(images, ppi, USUAL if poses else UPRIGHT, progress=sys.stderr.isatty())
-    matrix = similarity(embeddings, embeddings)
-    pairs = comparisons("all-pairs", fingers, np.asarray(table["impression"]))
-    mated, nonmated = matrix[tuple(pairs.mated.T)], matrix[tuple(pairs.nonmated.T)]
-    metrics = compute_metrics(mated, nonmated)
-    interval = bootstrap_eer(Scores(mated, nonmated, pairs, fingers))
+    scores = all_pairs(embeddings, fingers, np.asarray(table["impression"]))
+    metrics, interval = compute_metrics(scores.mated, scores.nonmated), bootstrap_eer(scores)
     return Measured(metrics.eer, interval, metrics.tar[0.01], len(images), time.perf_counter() - started)
 
 

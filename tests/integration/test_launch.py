@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 
 import numpy as np
@@ -54,6 +55,7 @@ RUNS += [(recipe, "two processes") for recipe in RECIPES if recipe != EVERY_LAUN
 @pytest.mark.parametrize(("recipe", "launcher"), RUNS)
 def test_recipe_runs(recipe, launcher, prints, environment, tmp_path):
     words = ["--loss.nested", "8"] if recipe == "pretrain_small.py" else []  # the tiny network has few numbers
+    shutil.copytree(prints, tmp_path / "run" / "unseen-prints")  # else some recipes make them
     result = launch(launcher, recipe, environment, "--data", prints, "--out", tmp_path / "run", *words)
     assert "best validation EER" in result.stdout
     assert ("cpu:0 x 2 | " in result.stdout) == (launcher == "two processes")
@@ -63,6 +65,10 @@ def test_recipe_runs(recipe, launcher, prints, environment, tmp_path):
         metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
         assert 0 <= metrics["eer"] <= 1
         assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
+    if recipe == "pretrain_small.py":
+        notes = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["notes"]
+        assert 0 <= notes["eer_with_poses"] <= 1
+        assert list(notes["thresholds_with_poses"]) == ["0.01", "0.001"]
 
 
 PAIRS = [
