@@ -52,7 +52,7 @@ CONFIG = Config(
         nested=(64, 128, 256),
     ),
     training=TrainingConfig(
-        epochs=8,
+        epochs=7,
         batch_size=96,
         learning_rate=3e-3,
         warmup_steps=200,
