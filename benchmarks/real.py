@@ -110,7 +110,8 @@ def main(
     data: Path,
     model: str = "small",
     turn: float = 0.0,
-    poses: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True,
+    poses: bool = True,
+    bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Path | None = None,
 ) -> None:
     """Error rates of a model on real prints that no training may touch, beside two classical matchers.
@@ -120,6 +121,7 @@ def main(
         model: Bundled model, run, checkpoint or exported folder.
         turn: First turn every print by up to so many degrees, at random.
         poses: Also try turns and shifts at comparison.
+        bf16: Run the network in bf16.
         out: JSON file to write.
     """
     there = {name: known for name, known in SETS.items() if (data / name).is_dir()}
@@ -127,6 +129,7 @@ def main(
         raise UserError(f"{data}: none of {', '.join(SETS)} in it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extractor = FingerprintExtractor.from_pretrained(model).to(device)
+    extractor.bf16 = bf16
     ways = {"as it is": False, "poses": True} if poses else {"as it is": False}
     found = {
         name: {way: measure(extractor, data / name, known.ppi, tried, turn) for way, tried in ways.items()}
