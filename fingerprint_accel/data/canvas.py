@@ -1,11 +1,14 @@
-"""Puts a print on the dataset's canvas: find the ridges, centre them, resample to one resolution."""
+"""Puts a print on the dataset's canvas: find the ridges, centre them, lay them on white, resample to one resolution."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 WHITE = 255
+DARKEST_PAPER = 0.6  # of the bright parts of an image: what is darker is a wet patch
 BLOCK_MM = 0.8  # side of the blocks in which ridges are looked for: about two ridges
 MIN_CONTRAST = 5.0  # grey levels of standard deviation that a ridge block has at least
 MIN_BLOCKS = 12  # ridge blocks that a print has at least
@@ -39,11 +42,17 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     return _main_part(_majority(mask & varied)), block
 
 
+def _around(values: np.ndarray, **pad: Any) -> np.ndarray:
+    """(rows, columns) -> (9, rows, columns): each entry and its eight neighbours; `pad` goes to `np.pad`."""
+    padded = np.pad(values, 1, **pad)
+    rows, columns = values.shape
+    return np.stack([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)])
+
+
 def _neighbours(mask: np.ndarray) -> np.ndarray:
     """Number of True among each entry and its eight neighbours."""
-    padded = np.pad(mask.astype(np.int32), 1)
-    rows, columns = mask.shape
-    return sum(padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3))  # type: ignore[return-value]
+    counts: np.ndarray = _around(mask.astype(np.int32)).sum(axis=0)
+    return counts
 
 
 def _majority(mask: np.ndarray) -> np.ndarray:
@@ -54,9 +63,7 @@ def _main_part(mask: np.ndarray) -> np.ndarray:
     """The connected part with the most blocks, and every part at least a quarter as large."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
-        padded = np.pad(labels, 1)
-        rows, columns = mask.shape
-        spread = np.max([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0) * mask
+        spread = _around(labels).max(axis=0) * mask
         if (spread == labels).all():
             break
         labels = spread
@@ -96,7 +103,7 @@ def place(
     half = canvas / 2 / scale
     left, top = centre_x - half, centre_y - half
     contact = _contact(mask, block, left, top, 2 * half, canvas)
-    image = WHITE + contact * (_cut(grey, left, top, 2 * half, canvas) - WHITE)
+    image = WHITE + contact * (_cut(_on_white(grey, block), left, top, 2 * half, canvas) - WHITE)
     moved = minutiae.copy()
     moved[:, 0] = (minutiae[:, 0] - left) * scale
     moved[:, 1] = (minutiae[:, 1] - top) * scale
@@ -140,18 +147,35 @@ def _on_canvas(minutiae: np.ndarray, canvas: int) -> np.ndarray:
     return minutiae[((minutiae[:, :2] >= 0) & (minutiae[:, :2] < canvas)).all(axis=1)]
 
 
-def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Resamples the square (left, top, side) of an image, which may reach beyond it, to (canvas, canvas) float32.
+def _on_white(grey: np.ndarray, block: int) -> np.ndarray:
+    """(H, W) uint8: the print as it would be on evenly lit white paper.
 
-    Outside the image the border's grey value goes on, and is brought to white.
+    Sensors have grey backgrounds, brighter in the middle, and skin darkens the valleys. One grey level for all of the
+    paper would wash out ridges where it is brighter than that, so each place is divided by its own: the brightness that
+    valleys or paper reach within a block and a half.
     """
+    rows, columns = -(-grey.shape[0] // block), -(-grey.shape[1] // block)
+    smooth = np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(1)))
+    whole = np.pad(smooth, ((0, rows * block - grey.shape[0]), (0, columns * block - grey.shape[1])), mode="edge")
+    tiles = whole.reshape(rows, block, columns, block).transpose(0, 2, 1, 3).reshape(rows, columns, block**2)
+    rank = round(0.95 * (block**2 - 1))
+    paper = np.partition(tiles, rank, axis=2)[..., rank].astype(np.float32)
+    paper = _around(paper, mode="edge").max(axis=0)
+    paper = np.maximum(paper, max(1.0, DARKEST_PAPER * float(np.percentile(paper, 90))))
+    for _ in range(3):
+        paper = _around(paper, mode="edge").mean(axis=0)
+    size = (columns * block, rows * block)
+    there = np.asarray(Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR))[: grey.shape[0], : grey.shape[1]]
+    return np.minimum(WHITE, grey * (WHITE / there)).astype(np.uint8)
+
+
+def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
+    """Resamples the square (left, top, side) of an image, which may reach beyond it, to (canvas, canvas) float32."""
     margin = int(np.ceil(max(0.0, -left, -top, left + side - grey.shape[1], top + side - grey.shape[0]))) + 1
-    background = _background(grey)
-    padded = Image.new("L", (grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin), background)
+    padded = Image.new("L", (grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin), WHITE)
     padded.paste(Image.fromarray(grey), (margin, margin))
     box = (left + margin, top + margin, left + margin + side, top + margin + side)
-    resized = padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box)
-    return np.minimum(WHITE, np.asarray(resized, np.float32) * (WHITE / background))
+    return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box), np.float32)
 
 
 def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
@@ -171,9 +195,3 @@ def _filled(mask: np.ndarray) -> np.ndarray:
         before = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
         between &= after & before
     return mask | between
-
-
-def _background(grey: np.ndarray) -> int:
-    """Grey value of the paper: the upper end of what the image's border holds, at least 128."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return max(128, int(np.percentile(border, 75)))

@@ -58,6 +58,19 @@ def test_a_wet_patch_stays_part_of_the_print():
     assert image[160, 160] < 60
 
 
+def test_ridges_on_a_background_that_is_brighter_in_the_middle_keep_their_contrast():
+    """A vignette leaves the ridges of the middle as strong as those of the edge, and the paper white."""
+    paper = ridges(500, 450, 100, 75, 300).astype(float) / 255
+    y, x = np.mgrid[:500, :450]
+    light = 1 - 0.5 * np.hypot((x - 225) / 225, (y - 250) / 250).clip(0, 1)
+    image, _ = place((paper * light * 230).astype(np.uint8), NONE, 500, 300, 320)
+    even, _ = place((paper * 230).astype(np.uint8), NONE, 500, 300, 320)
+    for rows, columns in ((slice(140, 180), slice(140, 180)), (slice(90, 115), slice(100, 220))):
+        found, wanted = (np.percentile(picture[rows, columns], [10, 90]) for picture in (image, even))
+        np.testing.assert_allclose(found, wanted, atol=20)
+    assert np.median(image[5:60]) > 250
+
+
 @pytest.mark.parametrize(
     "grey",
     [
