@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from fingerprint_accel.evaluation.metrics import resolvable, sorted_curve
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.evaluation.metrics import compute_metrics, resolvable, sorted_curve
 from fingerprint_accel.evaluation.protocols import Scores, comparisons
-from fingerprint_accel.extraction.poses import similarity
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.poses import USUAL, similarity
 
 RATES = (1e-2, 1e-3, 1e-4)
 
@@ -35,4 +39,15 @@ def thresholds(scores: Scores) -> dict[str, float]:
         if resolvable(rate, len(curve.nonmated)):
             highest_rejected = curve.fnmr_at_fmr(rate)[1]
             found[f"{rate:g}"] = float(np.nextafter(np.float32(highest_rejected), np.float32(np.inf)))
+    return found
+
+
+def rates_and_thresholds(extractor: FingerprintExtractor, shards: Shards) -> dict[str, Any]:
+    """What a model keeps about itself: EER and thresholds on a dataset, as prints are and best over the usual poses."""
+    embeddings = extractor.extract(shards, poses=USUAL)
+    found: dict[str, Any] = {}
+    for name, vectors in (("", embeddings[:, 0]), ("_with_poses", embeddings)):
+        scores = all_pairs(vectors, shards.fingers, shards.impressions)
+        found[f"eer{name}"] = round(compute_metrics(scores.mated, scores.nonmated).eer, 5)
+        found[f"thresholds{name}"] = {rate: round(value, 4) for rate, value in thresholds(scores).items()}
     return found
