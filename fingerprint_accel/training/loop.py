@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.config import save_yaml
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.heads import start_heads
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.reporting import Reporter, start_line
@@ -28,6 +29,8 @@ def train(run: Run) -> Progress:
     checkpoint = checkpoint_to_resume(run.config)
     accelerator.wait_for_everyone()  # all ranks have looked before rank 0 writes
     progress = restore(run, checkpoint) if checkpoint else Progress()
+    if run.config.model.start_from and not checkpoint:
+        start_heads(run)
     if accelerator.is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_yaml(run.config, run.folder / "config.yaml")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
+from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.evaluation.metrics import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
@@ -13,14 +17,30 @@ from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.speed import begin_step
 
 
+class Readable(Protocol):
+    """Prints with fingers; a `PrintSource` is one."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch: ...
+
+
 @torch.no_grad()
 def embed(
-    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: PrintSource, batch_size: int
+    accelerator: Accelerator,
+    model: DeepPrint,
+    preprocessor: Preprocessor,
+    subset: Readable,
+    batch_size: int,
+    title: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeds every print of `subset`, each on one rank.
 
     Ranks take turns print by print; short ranks repeat prints so that all gather equal shapes, and the repetitions are
-    dropped by index.
+    dropped by index. With a `title` a progress bar shows.
 
     Returns:
         (N, D) float32 embeddings and (N,) int64 labels on the CPU, in the subset's order, the same on every rank.
@@ -31,7 +51,8 @@ def embed(
     was_training = model.training
     model.eval()
     parts = []
-    for start in range(0, share, batch_size):
+    shown = bool(title) and accelerator.is_main_process
+    for start in tqdm(range(0, share, batch_size), desc=title, unit="batch", disable=not shown):
         samples = mine[start : start + batch_size]
         begin_step()
         batch = subset.read(samples, np.zeros(len(samples), np.int64)).to(accelerator.device)

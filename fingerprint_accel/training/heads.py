@@ -1,0 +1,66 @@
+"""Identity heads of a network that already knows fingers: each class vector starts as the mean of its finger's prints.
+
+Otherwise random class vectors pull the embeddings about until they have been learned, which with many fingers takes
+longer than an epoch. As in proxy initialisation for metric learning (Movshovitz-Attias et al. 2017, arXiv 1703.07464,
+learn such proxies from random ones) and imprinted weights (Qi, Brown and Lowe 2018, arXiv 1712.07136).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.training.data import PrintSource
+from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.validation import embed
+
+PRINTS_PER_FINGER = 2  # at most: a mean of two is near enough to start from
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some prints of a source, as `validation.embed` reads them."""
+
+    source: PrintSource
+    samples: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.source.labels[self.samples]
+
+    def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+        return self.source.read(self.samples[samples], epochs)
+
+
+def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
+    """(N,) labels -> (M,) indices of the first `most` of each label, ascending."""
+    order = np.argsort(labels, kind="stable")
+    ranked = labels[order]
+    starts = np.flatnonzero(np.diff(ranked, prepend=ranked[:1] - 1))
+    rank = np.arange(len(ranked)) - np.repeat(starts, np.diff(starts, append=len(ranked)))
+    return np.sort(order[rank < most])
+
+
+@torch.no_grad()
+def start_heads(run: Run) -> None:
+    """Sets the class vectors of every identity head to the mean embedding of a few of the finger's prints.
+
+    The same on every rank. Lengths stay what they were, on average.
+    """
+    some = _Some(run.train, first_of_each(run.train.labels, PRINTS_PER_FINGER))
+    embeddings, labels = embed(
+        run.accelerator, run.bare.model, run.preprocessor, some, run.config.training.batch_size, "starting heads"
+    )
+    branches = embeddings.split(list(run.bare.model.branch_dims.values()), dim=1)
+    for name, vectors in zip(run.bare.model.branch_dims, branches, strict=True):
+        weight = run.bare.loss.heads[name].weight
+        assert isinstance(weight, torch.Tensor)
+        sums = torch.zeros(len(weight), vectors.shape[1]).index_add_(0, labels, vectors)
+        weight.copy_(F.normalize(sums, dim=1) * weight.norm(dim=1).mean().cpu())

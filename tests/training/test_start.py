@@ -1,0 +1,89 @@
+"""Training that starts from a trained network."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training.heads import first_of_each, start_heads
+from fingerprint_accel.training.setup import set_up
+
+
+def changed(config, group, **knobs):
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **knobs)})
+
+
+def started(tiny, tmp_path, **knobs):
+    """A run that starts from the one `tiny` has trained."""
+    config = dataclasses.replace(tiny, out=str(tmp_path / "second"), **knobs)
+    return changed(config, "model", start_from=tiny.out)
+
+
+def first_record(out):
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_first_of_each():
+    labels = np.array([2, 0, 2, 1, 2, 0, 0])
+    assert first_of_each(labels, 2).tolist() == [0, 1, 2, 3, 5]
+    assert first_of_each(labels, 1).tolist() == [0, 1, 3]
+
+
+def test_it_goes_on_from_those_weights(tiny, tmp_path):
+    run_training(tiny)
+    run = set_up(started(tiny, tmp_path))
+    checkpoint = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
+    for name, tensor in run.bare.model.state_dict().items():
+        assert torch.equal(tensor, checkpoint[name]), name
+
+
+def test_class_vectors_start_as_means_of_their_fingers(tiny, tmp_path):
+    """Two prints each, upright; so the right class is near from the first step."""
+    run_training(changed(tiny, "training", steps=40, learning_rate=3e-3))
+    config = started(tiny, tmp_path)
+    run = set_up(config)
+    start_heads(run)
+    samples = np.flatnonzero(run.train.labels == 3)[:2]
+    batch = run.train.read(samples, np.zeros(2, np.int64))
+    run.bare.model.eval()
+    output = run.bare.model(run.preprocessor(batch, augment=False)[0])
+    for name, embedding in output.branches.items():
+        weight = run.bare.loss.heads[name].weight[3]
+        torch.testing.assert_close(F.normalize(weight, dim=0), F.normalize(embedding.sum(0), dim=0), atol=1e-4, rtol=0)
+        assert 0.5 < float(weight.norm()) < 2
+    run_training(config)
+    random = dataclasses.replace(tiny, out=str(tmp_path / "random"))
+    run_training(random)
+    losses = [first_record(tmp_path / name)["identity_texture"] for name in ("second", "random")]
+    assert losses[0] < 0.8 * losses[1]
+
+
+def test_a_resumed_run_keeps_its_own_heads(tiny, tmp_path):
+    run_training(tiny)
+    config = started(tiny, tmp_path)
+    run_training(changed(config, "training", steps=12, save_every=6))
+    whole = load_file(tmp_path / "second" / "checkpoints" / "step-00000012" / "training_state.safetensors")
+    again = dataclasses.replace(config, out=str(tmp_path / "again"), resume="never")
+    again = changed(again, "training", steps=12, save_every=6)
+    resumed = dataclasses.replace(again, resume=str(tmp_path / "second" / "checkpoints" / "step-00000006"))
+    run_training(resumed)
+    for name, tensor in load_file(
+        tmp_path / "again" / "checkpoints" / "step-00000012" / "training_state.safetensors"
+    ).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_another_shape_is_named(tiny, tmp_path):
+    run_training(tiny)
+    config = started(tiny, tmp_path)
+    with pytest.raises(UserError, match=r"to start from it give --model.embedding-dim 32 --model.norm group"):
+        set_up(dataclasses.replace(config, model=ModelConfig(start_from=tiny.out, trunk="compact", width=8)))
+    with pytest.raises(UserError, match="nowhere: no model here"):
+        set_up(changed(config, "model", start_from="nowhere"))
