@@ -57,7 +57,7 @@ CONFIG = Config(
         nested=(64, 128, 256),
     ),
     training=TrainingConfig(
-        epochs=7,
+        epochs=6,
         batch_size=96,
         learning_rate=3e-3,
         warmup_steps=200,
