@@ -4,7 +4,10 @@ accelerate launch recipes/pretrain_small.py --out runs/small
 
 Clean prints first: on prints as hard as real ones a network from nothing goes on taking all for alike. On two CPU
 cores: 25 minutes for the prints (10,600 fingers, 7 GB), 10 of training on clean ones, 80 on the others; a kill costs
-little (`--resume auto`). docs/released_model.md says what was tried and measured.
+little (`--resume auto`). docs/released_model.md says what was tried and measured. On a GPU, with endless impressions:
+
+accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
+    --data synth:fingers=100000 --training.batch-size 512 --training.steps 20000 --training.save-every 500 --resume auto
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ from fingerprint_accel.config import (
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.synthesis.source import is_source
 
 CONFIG = Config(
     reading=ReadingConfig(validation_fraction=0.01, impressions_per_finger=2),
@@ -144,7 +148,7 @@ def main() -> None:
     config = parse(CONFIG, __doc__ or "")
     check_out(config)
     out = Path(config.out)
-    if not config.model.start_from and not config.data:
+    if not config.model.start_from and (not config.data or is_source(config.data)):
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, start_from=first_steps(out)))
     if not config.data:
         data = synthetic_prints(out / "prints", FINGERS, IMPRESSIONS, SEED, Style())
