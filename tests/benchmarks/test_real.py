@@ -1,0 +1,80 @@
+"""The benchmarks on real sets compare what they say they compare."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_curve
+
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    torch.manual_seed(0)
+    model = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=32)
+    return FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320)
+
+
+def test_rates_are_those_of_all_pairs(extractor, shared_data):
+    import real
+
+    folder = shared_data / "fvc2002_db3_b"
+    found = real.measure(extractor, folder, 500, poses=False, turn=0.0)
+    files = sorted(folder.glob("*.tif"))
+    embeddings = extractor.extract(files, ppi=500, progress=False)
+    fingers = np.array([int(file.stem.split("_")[0]) for file in files])
+    first, second = np.triu_indices(len(files), 1)
+    mated = fingers[first] == fingers[second]
+    scores = (embeddings[first] * embeddings[second]).sum(axis=1)
+    fmr, tmr, _ = roc_curve(mated, scores, drop_intermediate=False)
+    nearest = np.abs(fmr - (1 - tmr)).argmin()
+    assert found.eer == pytest.approx((fmr[nearest] + 1 - tmr[nearest]) / 2, abs=0.005)
+    assert found.tar_at_far_1_percent == pytest.approx(tmr[fmr <= 0.01].max())
+    low, high = found.eer_interval_95
+    assert low < found.eer < high
+    assert (found.prints, mated.sum()) == (80, 280)
+
+
+def test_turned_prints_are_turned():
+    import pose_robustness
+    import real
+
+    image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    np.testing.assert_array_equal(real.turned(image, 90.0), np.rot90(image))
+    np.testing.assert_array_equal(pose_robustness.turned(image[None], np.array([90.0]))[0], np.rot90(image))
+    assert real.turned(np.full((50, 80), 77, np.uint8), 30.0).shape > (50, 80)
+    assert (real.turned(np.full((50, 80), 77, np.uint8), 30.0) == 77).all(), "the corners are paper"
+
+
+def test_halves_share_no_finger(extractor, shared_data, tmp_path):
+    import finetune
+
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "fvc2002_db3_b").symlink_to((shared_data / "fvc2002_db3_b").resolve())
+    prints = finetune.read_sets(extractor, tmp_path / "sets")
+    assert finetune.write_training_half(prints, tmp_path / "half", extractor) == 5
+    keys = set(open_dataset(tmp_path / "half").table["finger_key"].to_pylist())
+    _, fingers, _ = prints["fvc2002_db3_b"]
+    tested = {f"fvc2002_db3_b/{finger}" for finger in fingers[~finetune.is_for_training(fingers)]}
+    assert len(keys) == len(tested) == 5
+    assert not keys & tested
+    assert 0 < finetune.test_rates(extractor, prints)["fvc2002_db3_b"] < 1
+
+
+def test_a_folder_without_sets_is_named(tmp_path):
+    import real
+
+    with pytest.raises(UserError, match="none of fvc2002_db1_b"):
+        real.main(tmp_path)
