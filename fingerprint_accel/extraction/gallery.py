@@ -1,0 +1,209 @@
+"""A gallery: embeddings of known prints on disk, with names, searched exactly by blocked matrix products.
+
+A gallery is a folder of Arrow files. Every file is one enrolment, whole or absent, and carries the beginning of its own
+SHA-256 in its name, so that a kill, a full disk or two enrolments at once never leave a gallery that lies. Files are
+memory-mapped: opening costs nothing, and a gallery may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from fingerprint_accel.data.shard_writing import file_sha256
+from fingerprint_accel.errors import UserError
+
+FORMAT_VERSION = 1
+BLOCK = 65_536  # references compared at a time
+CELL = 128  # references of which only the best is looked at first
+PROBES = 256  # compared at a time
+_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Best references of each probe, best first.
+
+    Attributes:
+        similarity: (M, k) float32.
+        row: (M, k) int64 in the gallery; equal similarities in ascending order of row are not promised.
+    """
+
+    similarity: np.ndarray
+    row: np.ndarray
+
+
+class Gallery:
+    """Embeddings and names of a gallery folder.
+
+    Args:
+        folder: an existing gallery.
+
+    Attributes:
+        dims: length of an embedding.
+        model: what made the embeddings, in words; probes must come from the same.
+
+    Raises:
+        UserError: not a gallery, or a file of it is cut off.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        try:
+            facts = json.loads((self.folder / "gallery.json").read_text())
+            self.dims, self.model = int(facts["dims"]), str(facts["model"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one") from error
+        self._parts = [_read_part(path, self.dims) for path in _part_files(self.folder)]
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+
+    @classmethod
+    def create(cls, folder: Path | str, dims: int, model: str) -> Gallery:
+        """Makes an empty gallery.
+
+        Raises:
+            UserError: the folder exists.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise UserError(f"{folder}: exists already; choose another folder")
+        folder.mkdir(parents=True)
+        facts = {"format_version": FORMAT_VERSION, "dims": dims, "model": model}
+        (folder / "gallery.json").write_text(json.dumps(facts, indent=2) + "\n")
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def append(self, embeddings: np.ndarray, names: Sequence[str]) -> None:
+        """Enrols prints in one new file; they are all in, or none is.
+
+        Args:
+            embeddings: (N, D) float32 of unit length.
+            names: N, what a search answers with.
+        """
+        assert embeddings.shape == (len(names), self.dims), "one name and one embedding per print"
+        if not len(names):
+            return
+        flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
+        columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(list(names), pa.string())]
+        batch = pa.record_batch(columns, names=["embedding", "name"])
+        temporary = self.folder / f".{os.getpid()}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                with pa.ipc.new_file(file, batch.schema) as writer:
+                    writer.write_batch(batch)
+                file.flush()
+                os.fsync(file.fileno())
+            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+            number = max(numbers, default=-1) + 1
+            path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._parts.append(_read_part(path, self.dims))
+        self._starts = np.append(self._starts, self._starts[-1] + len(batch))
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Name of each row."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        return [
+            self._parts[part]["name"][int(row - self._starts[part])].as_py()
+            for part, row in zip(parts, rows, strict=True)
+        ]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """First row, and (n, D) float32 view of the file, of some references at a time."""
+        for start, part in zip(self._starts, self._parts, strict=False):
+            flat = part["embedding"].flatten().to_numpy().reshape(-1, self.dims)
+            for first in range(0, len(flat), BLOCK):
+                yield int(start) + first, flat[first : first + BLOCK]
+
+    def verify(self) -> None:
+        """Compares every file with the SHA-256 in its name.
+
+        Raises:
+            UserError: one differs.
+        """
+        for path in _part_files(self.folder):
+            match = _NAME.fullmatch(path.name)
+            if match is None or file_sha256(path)[:16] != match[2]:
+                raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again")
+
+    @torch.inference_mode()
+    def search(self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu") -> Hits:
+        """The k references most similar to each probe; exact.
+
+        Args:
+            probes: (M, D) float32 of unit length.
+            k: how many, at most as many as there are references.
+            device: where the products are computed.
+
+        Raises:
+            UserError: an empty gallery, or probes of another length.
+        """
+        if not len(self):
+            raise UserError(f"{self.folder}: no print is enrolled yet")
+        if probes.ndim != 2 or probes.shape[1] != self.dims:
+            raise UserError(
+                f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}"
+            )
+        k = min(k, len(self))
+        parts = [self._search(part.to(device), k) for part in torch.from_numpy(probes).split(PROBES)]
+        similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
+        return Hits(similarity, row)
+
+    def _search(self, probes: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        best = probes.new_full((len(probes), k), -torch.inf)
+        rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
+        for start, references in self.blocks():
+            scores = probes @ _tensor(references).to(probes.device).T
+            found, place = _top(scores, min(k, scores.shape[1]))
+            best, order = torch.cat([best, found], dim=1).topk(k, dim=1)
+            rows = torch.cat([rows, place + start], dim=1).gather(1, order)
+        return best, rows
+
+
+def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scores.topk(k)` along the last dimension, faster: the k largest lie in the k cells with the largest maxima."""
+    count = scores.shape[1]
+    whole = count // CELL * CELL
+    if k * CELL * 4 > whole:
+        return scores.topk(k, dim=1)
+    cells = scores[:, :whole].unflatten(1, (-1, CELL))
+    chosen = cells.amax(dim=2).topk(k, dim=1).indices  # (M, k)
+    index = (chosen[:, :, None] * CELL + torch.arange(CELL, device=scores.device)).flatten(1)
+    rest = torch.arange(whole, count, device=scores.device).expand(len(scores), -1)
+    index = torch.cat([index, rest], dim=1)
+    found, place = scores.gather(1, index).topk(k, dim=1)
+    return found, index.gather(1, place)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """A view of a file that is only read; torch would warn that it could be written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values)
+
+
+def _part_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _read_part(path: Path, dims: int) -> pa.RecordBatch:
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again") from error
+    if batch.schema.field("embedding").type.list_size != dims:
+        raise UserError(f"{path}: belongs to another gallery")
+    return batch

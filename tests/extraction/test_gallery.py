@@ -1,0 +1,104 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction import gallery as module
+from fingerprint_accel.extraction.gallery import Gallery, _top
+
+
+def unit(count, dims=16, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((count, dims)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def filled(folder, *counts):
+    """A gallery enrolled in several goes, and all its embeddings."""
+    gallery, every = Gallery.create(folder, 16, "tests"), []
+    for go, count in enumerate(counts):
+        every.append(unit(count, seed=go))
+        gallery.append(every[-1], [f"{go}-{i}" for i in range(count)])
+    return gallery, np.concatenate(every)
+
+
+@pytest.mark.parametrize("k", [1, 3, 60])
+def test_search_is_exact_across_files_blocks_and_probes(tmp_path, monkeypatch, k):
+    monkeypatch.setattr(module, "BLOCK", 25)
+    monkeypatch.setattr(module, "PROBES", 7)
+    monkeypatch.setattr(module, "CELL", 2)
+    _, references = filled(tmp_path / "gallery", 40, 1, 19)
+    gallery, probes = Gallery(tmp_path / "gallery"), unit(17, seed=9)
+    hits = gallery.search(probes, k)
+    scores = probes @ references.T
+    wanted = np.argsort(-scores, axis=1)[:, :k]
+    np.testing.assert_array_equal(hits.row, wanted)
+    np.testing.assert_allclose(hits.similarity, np.take_along_axis(scores, wanted, axis=1), atol=1e-6)
+    assert gallery.names(np.array([39, 40, 41, 0])) == ["0-39", "1-0", "2-0", "0-0"]
+
+
+@pytest.mark.parametrize("count", [5, 1000, 1024, 4099])
+def test_the_short_way_to_the_top_is_right(count):
+    scores = torch.randn(6, count, generator=torch.Generator().manual_seed(0))
+    scores[0, :] = 0.5  # nothing but ties
+    found, wanted = _top(scores, 3), scores.topk(3, dim=1)
+    assert torch.equal(found[0], wanted.values)
+    assert torch.equal(scores.gather(1, found[1]), wanted.values)
+
+
+def test_more_hits_than_references_are_all_of_them(tmp_path):
+    gallery, _ = filled(tmp_path / "gallery", 4)
+    assert gallery.search(unit(2), 10).row.shape == (2, 4)
+
+
+def test_an_enrolment_that_was_cut_off_leaves_the_gallery_as_it_was(tmp_path, monkeypatch):
+    gallery, _ = filled(tmp_path / "gallery", 5)
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "fsync", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        gallery.append(unit(3), ["a", "b", "c"])
+    monkeypatch.undo()
+    again = Gallery(tmp_path / "gallery")
+    assert len(again) == 5
+    assert not list((tmp_path / "gallery").glob("*.tmp"))
+    again.append(unit(3), ["a", "b", "c"])
+    assert len(Gallery(tmp_path / "gallery")) == 8
+
+
+def test_damage_is_found(tmp_path):
+    filled(tmp_path / "gallery", 5, 6)
+    gallery = Gallery(tmp_path / "gallery")
+    gallery.verify()
+    part = sorted((tmp_path / "gallery").glob("part-000001-*"))[0]
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(UserError, match=f"{part}: damaged"):
+        Gallery(tmp_path / "gallery").verify()
+    part.write_bytes(data[:100])
+    with pytest.raises(UserError, match=f"{part}: damaged"):
+        Gallery(tmp_path / "gallery")
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="not a gallery folder"):
+        Gallery(tmp_path)
+    gallery = Gallery.create(tmp_path / "gallery", 16, "tests")
+    with pytest.raises(UserError, match="exists already"):
+        Gallery.create(tmp_path / "gallery", 16, "tests")
+    with pytest.raises(UserError, match="no print is enrolled yet"):
+        gallery.search(unit(1))
+    gallery.append(unit(2), ["a", "b"])
+    with pytest.raises(UserError, match="embeddings of 16 numbers, the probes have 8"):
+        gallery.search(unit(1, dims=8))
+
+
+def test_files_open_with_arrow_alone(tmp_path):
+    _, references = filled(tmp_path / "gallery", 5)
+    path = next((tmp_path / "gallery").glob("*.arrow"))
+    table = pa.ipc.open_file(path).read_all()
+    np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), references)
+    assert table["name"].to_pylist() == [f"0-{i}" for i in range(5)]
