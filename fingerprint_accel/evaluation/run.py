@@ -20,7 +20,7 @@ from fingerprint_accel.evaluation.metrics import DEFINITIONS, TAR_FARS, Metrics,
 from fingerprint_accel.evaluation.plots import det_png, histogram_png, training_png
 from fingerprint_accel.evaluation.protocols import PROTOCOLS, Scores, score_protocol
 from fingerprint_accel.evaluation.report import report_html
-from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 
 SAMPLED_FINGERS, SAMPLED_IMPRESSIONS = 4, 4
 SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 960 wide
@@ -97,7 +97,7 @@ def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch
         raise UserError(f"{out}: is a file; give --out a folder")
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
-    extractor = FingerprintExtractor.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = open_extractor(model)
     shards = open_dataset(dataset)
     evaluation = evaluate(extractor, shards, protocol, batch_size)
     pictures = draw_pictures(model, shards, evaluation)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.extractor import open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, USUAL
 
 
@@ -33,7 +31,7 @@ def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: b
     """
     if ppi <= 0:
         raise UserError(f"--ppi {ppi}: must be above 0")
-    extractor = FingerprintExtractor.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = open_extractor(model)
     tried = USUAL if poses else UPRIGHT
     value = extractor.compare(reference, probe, ppi, tried)
     rows = [("similarity", f"{value:.3f}" + (f" (best of {len(tried)} poses)" if poses else ""))]

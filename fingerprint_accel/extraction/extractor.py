@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -59,6 +60,17 @@ class FingerprintExtractor(nn.Module):
         self.notes: dict[str, Any] = {}
         self.origin = ""
         self.eval()
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from others: the beginning of a SHA-256 of its weights.
+
+        Embeddings of two models must not be compared; galleries keep this beside theirs.
+        """
+        digest = hashlib.sha256()
+        for tensor in self.model.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
@@ -214,3 +226,8 @@ class FingerprintExtractor(nn.Module):
         saved.load_into(extractor.model)
         extractor.notes, extractor.origin = saved.notes, str(saved.folder)
         return extractor.eval()
+
+
+def open_extractor(place: Path | str) -> FingerprintExtractor:
+    """`FingerprintExtractor.from_pretrained` on the GPU if there is one."""
+    return FingerprintExtractor.from_pretrained(place).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -200,7 +200,7 @@ def test_the_command_line_knows_sensors_and_qualities():
     """It names them without importing the generator; here is what keeps the two together."""
     import inspect
 
-    from fingerprint_accel.cli import synth
+    from fingerprint_accel.cli.data import synth
 
     assert inspect.signature(synth).parameters["sensors"].default == DEFAULT
     for word in (*SENSORS, *QUALITIES):

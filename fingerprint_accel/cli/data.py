@@ -1,8 +1,7 @@
-"""The command line: `fingerprint-accel VERB ...`. Each verb is a thin call into the package."""
+"""Verbs about prints: `import`, `synth`, `pack`, `inspect`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel import __version__
 from fingerprint_accel.errors import one_line_errors
 
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
@@ -212,76 +210,3 @@ def inspect(
     print(describe(shards))
     save_contact_sheet(shards, out, fingers, minutiae)
     print(f"contact sheet: {out}")
-
-
-def evaluate(
-    model: Positional[Path],
-    dataset: Positional[Path],
-    protocol: Literal["fvc", "all-pairs"] = "all-pairs",
-    out: Path = Path("evaluation"),
-    batch_size: int = 64,
-) -> None:
-    """Measures the error rates of a model on a dataset; writes metrics.json, plots and report.html.
-
-    fingerprint-accel evaluate runs/quickstart datasets/db1 --protocol fvc --out evaluation/db1
-
-    Args:
-        model: Run folder (its best checkpoint), checkpoint folder, or exported model folder.
-        dataset: Dataset folder.
-        protocol: fvc: every pair of a finger, first against first of other fingers. all-pairs: every pair.
-        out: Folder to write.
-        batch_size: Prints at a time.
-    """
-    from fingerprint_accel.evaluation.run import evaluate_command
-
-    evaluate_command(model, dataset, protocol, out, batch_size)
-
-
-def compare(
-    reference: Positional[Path],
-    probe: Positional[Path],
-    model: str = "small",
-    ppi: int = 500,
-    poses: bool = True,
-) -> None:
-    """Says how alike two prints are, and whether they pass as one finger.
-
-    The similarity lies between -1 and 1. A threshold at a false match rate (FMR) of 0.1 % lets one of 1,000 prints of
-    other fingers pass; where it lies was measured on the prints that the model's card names.
-
-    fingerprint-accel compare a.png b.png
-
-    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1
-
-    Args:
-        reference: Image of a print, ridges dark.
-        probe: Image of another.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
-        ppi: Resolution of both images, pixels per inch.
-        poses: Also try turns and shifts, and take the best agreement.
-    """
-    from fingerprint_accel.extraction.comparison import compare_command
-
-    compare_command(reference, probe, model, ppi, poses)
-
-
-VERBS: dict[str, Callable[..., Any]] = {
-    "synth": synth,
-    "import": import_files,
-    "pack": pack,
-    "inspect": inspect,
-    "evaluate": evaluate,
-    "compare": compare,
-}
-
-
-def main() -> None:
-    """Entry point of `fingerprint-accel`."""
-    if sys.argv[1:] == ["--version"]:
-        print(__version__)
-        return
-    description = (
-        "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
-    )
-    with one_line_errors("interrupted; nothing half-made was left behind"):
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog="fingerprint-accel", description=description)

@@ -1,0 +1,36 @@
+"""The command line: `fingerprint-accel VERB ...`. Each verb is a thin call into the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from fingerprint_accel import __version__
+from fingerprint_accel.cli import data, models
+from fingerprint_accel.errors import one_line_errors
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "synth": data.synth,
+    "import": data.import_files,
+    "pack": data.pack,
+    "inspect": data.inspect,
+    "evaluate": models.evaluate,
+    "compare": models.compare,
+    "enroll": models.enroll,
+    "search": models.search,
+}
+
+
+def main() -> None:
+    """Entry point of `fingerprint-accel`."""
+    if sys.argv[1:] == ["--version"]:
+        print(__version__)
+        return
+    description = (
+        "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
+    )
+    with one_line_errors("interrupted; nothing half-made was left behind"):
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="fingerprint-accel", description=description)

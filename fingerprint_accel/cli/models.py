@@ -1,0 +1,113 @@
+"""Verbs about trained models: `evaluate`, `compare`, `enroll`, `search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+
+def evaluate(
+    model: Positional[Path],
+    dataset: Positional[Path],
+    protocol: Literal["fvc", "all-pairs"] = "all-pairs",
+    out: Path = Path("evaluation"),
+    batch_size: int = 64,
+) -> None:
+    """Measures the error rates of a model on a dataset; writes metrics.json, plots and report.html.
+
+    fingerprint-accel evaluate runs/quickstart datasets/db1 --protocol fvc --out evaluation/db1
+
+    Args:
+        model: Run folder (its best checkpoint), checkpoint folder, or exported model folder.
+        dataset: Dataset folder.
+        protocol: fvc: every pair of a finger, first against first of other fingers. all-pairs: every pair.
+        out: Folder to write.
+        batch_size: Prints at a time.
+    """
+    from fingerprint_accel.evaluation.run import evaluate_command
+
+    evaluate_command(model, dataset, protocol, out, batch_size)
+
+
+def compare(
+    reference: Positional[Path],
+    probe: Positional[Path],
+    model: str = "small",
+    ppi: int = 500,
+    poses: bool = True,
+) -> None:
+    """Says how alike two prints are, and whether they pass as one finger.
+
+    The similarity lies between -1 and 1. A threshold at a false match rate (FMR) of 0.1 % lets one of 1,000 prints of
+    other fingers pass; where it lies was measured on the prints that the model's card names.
+
+    fingerprint-accel compare a.png b.png
+
+    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1
+
+    Args:
+        reference: Image of a print, ridges dark.
+        probe: Image of another.
+        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
+        ppi: Resolution of both images, pixels per inch.
+        poses: Also try turns and shifts, and take the best agreement.
+    """
+    from fingerprint_accel.extraction.comparison import compare_command
+
+    compare_command(reference, probe, model, ppi, poses)
+
+
+def enroll(
+    gallery: Positional[Path],
+    prints: Positional[list[Path]],
+    model: str = "small",
+    ppi: int = 500,
+    batch_size: int = 64,
+) -> None:
+    """Adds prints to a gallery that `search` looks in; makes the gallery if it is not there.
+
+    One call adds all of its prints or none. Images are called by their path, the prints of a dataset
+    FINGER/IMPRESSION. A gallery belongs to the model that filled it.
+
+    fingerprint-accel enroll known scans/*.png
+
+    fingerprint-accel enroll known datasets/db1 --model runs/db1
+
+    Args:
+        gallery: Gallery folder.
+        prints: Image files, or one dataset folder.
+        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
+        ppi: Resolution of the images; a dataset knows its own.
+        batch_size: Prints at a time.
+    """
+    from fingerprint_accel.extraction.search_commands import enroll_command
+
+    enroll_command(gallery, prints, model, ppi, batch_size)
+
+
+def search(
+    gallery: Positional[Path],
+    probe: Positional[Path],
+    model: str = "small",
+    ppi: int = 500,
+    top: int = 10,
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Finds the prints of a gallery that are most like one print; compares with every one of them.
+
+    fingerprint-accel search known unknown.png --top 5
+
+    Args:
+        gallery: Gallery folder, see `enroll`.
+        probe: Image of a print, ridges dark.
+        model: The model that filled the gallery.
+        ppi: Resolution of the image, pixels per inch.
+        top: How many to show.
+        verify: First compare every file of the gallery with its SHA-256.
+    """
+    from fingerprint_accel.extraction.search_commands import search_command
+
+    search_command(gallery, probe, model, ppi, top, verify)

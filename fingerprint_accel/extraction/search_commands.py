@@ -1,0 +1,71 @@
+"""Enrolment and search on the command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.gallery import Gallery
+
+
+def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch_size: int) -> None:
+    """Embeds images, or a dataset, and adds them to a gallery.
+
+    Raises:
+        UserError: a gallery of another model, an image without a print, or a dataset among images.
+    """
+    extractor = open_extractor(model)
+    source: Shards | list[Path]
+    if len(prints) == 1 and prints[0].is_dir():
+        source = open_dataset(prints[0])
+        impressions = source.impressions
+        keys = source.table["finger_key"].to_pylist()
+        names = [f"{key}/{impression}" for key, impression in zip(keys, impressions, strict=True)]
+    else:
+        folders = [str(path) for path in prints if path.is_dir()]
+        if folders:
+            raise UserError(f"{folders[0]}: a folder; give image files, or one dataset folder alone")
+        source, names = list(prints), [str(path) for path in prints]
+    gallery = _gallery(folder, extractor) if folder.exists() else None  # asked before the work, made after it
+    embeddings = extractor.extract(source, ppi, batch_size=batch_size)
+    gallery = gallery or Gallery.create(folder, extractor.model.config.embedding_dim, extractor.identity)
+    gallery.append(embeddings, names)
+    print(f"{folder}: {len(names):,} prints enrolled, {len(gallery):,} in all")
+
+
+def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool) -> None:
+    """Prints the references most similar to an image, with what the model's thresholds say.
+
+    Raises:
+        UserError: a gallery of another model or with damage, or an image without a print.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: must be at least 1")
+    extractor = open_extractor(model)
+    gallery = _gallery(folder, extractor)
+    if verify:
+        gallery.verify()
+    embedding = extractor.extract([probe], ppi, progress=False)
+    started = time.perf_counter()
+    device = next(extractor.model.parameters()).device
+    hits = gallery.search(embedding, top, device)
+    seconds = time.perf_counter() - started
+    thresholds = sorted(extractor.notes.get("thresholds", {}).items(), key=lambda item: float(item[0]))
+    print("rank  similarity  match at FMR  name")
+    for rank, (value, name) in enumerate(zip(hits.similarity[0], gallery.names(hits.row[0]), strict=True), 1):
+        passed = next((f"{float(rate):g}" for rate, threshold in thresholds if value >= threshold), "-")
+        print(f"{rank:>4}  {value:>10.3f}  {passed:>12}  {name}")
+    print(f"\ncompared with {len(gallery):,} prints in {1000 * seconds:.0f} ms; the rates are those of one comparison")
+
+
+def _gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
+    gallery = Gallery(folder)
+    if gallery.model != extractor.identity:
+        raise UserError(
+            f"{folder}: filled by another model ({gallery.model}, not {extractor.identity}); "
+            "give --model the one that filled it, or another gallery"
+        )
+    return gallery

@@ -1,0 +1,91 @@
+"""`compare`, `enroll` and `search`, with a network that has learned nothing."""
+
+import pytest
+import torch
+from PIL import Image
+
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.comparison import compare_command
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.search_commands import enroll_command, search_command
+
+NOTES = {"thresholds": {"0.01": 0.9, "0.001": 1.1}, "thresholds_with_poses": {"0.01": -1.0}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Where a tiny model lies."""
+    torch.manual_seed(0)
+    config = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    FingerprintExtractor(config, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320).save_pretrained(
+        folder, NOTES
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def images(prints, tmp_path_factory):
+    """Five prints as files."""
+    shards, folder = open_dataset(prints), tmp_path_factory.mktemp("images")
+    for row in range(5):
+        Image.fromarray(shards.image(row)).save(folder / f"{row}.png")
+    return sorted(folder.iterdir())
+
+
+def test_compare(model, images, capsys):
+    compare_command(images[0], images[0], model, 300, poses=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "similarity    1.000",
+        "at FMR 0.01   match (threshold 0.900)",
+        "at FMR 0.001  no match (threshold 1.100)",
+    ]
+    compare_command(images[0], images[1], model, 300, poses=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("(best of 45 poses)")
+    assert lines[1:] == ["at FMR 0.01  match (threshold -1.000)"]
+    with pytest.raises(UserError, match="--ppi 0: must be above 0"):
+        compare_command(images[0], images[1], model, 0, poses=False)
+
+
+def test_enroll_and_search(model, images, tmp_path, capsys):
+    gallery = tmp_path / "known"
+    enroll_command(gallery, images[:3], model, 300, batch_size=2)
+    enroll_command(gallery, images[3:], model, 300, batch_size=64)
+    assert f"{gallery}: 2 prints enrolled, 5 in all" in capsys.readouterr().out
+    for image in images:
+        search_command(gallery, image, model, 300, top=2, verify=True)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "rank  similarity  match at FMR  name"
+        assert lines[1] == f"   1       1.000          0.01  {image}"
+        assert len(lines) == 5
+        assert lines[-1].startswith("compared with 5 prints in ")
+
+
+def test_a_dataset_is_enrolled_by_finger_and_impression(model, prints, tmp_path):
+    enroll_command(tmp_path / "known", [prints], model, 500, batch_size=64)
+    gallery, shards = Gallery(tmp_path / "known"), open_dataset(prints)
+    assert len(gallery) == 96
+    key = shards.table["finger_key"][7].as_py()
+    assert gallery.names([7]) == [f"{key}/{shards.impressions[7]}"]
+
+
+def test_mistakes_are_named(model, images, prints, tmp_path):
+    gallery = tmp_path / "known"
+    with pytest.raises(UserError, match=f"{prints}: a folder; give image files, or one dataset folder alone"):
+        enroll_command(gallery, [*images, prints], model, 300, 64)
+    assert not gallery.exists(), "nothing half-made"
+    enroll_command(gallery, images, model, 300, 64)
+    torch.manual_seed(1)
+    other = FingerprintExtractor.from_pretrained(model)
+    torch.nn.init.normal_(other.model.stem[0].weight)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="filled by another model"):
+        search_command(gallery, images[0], str(tmp_path / "other"), 300, 1, verify=False)
+    with pytest.raises(UserError, match="--top 0: must be at least 1"):
+        search_command(gallery, images[0], model, 300, 0, verify=False)
+    with pytest.raises(UserError, match="nowhere: not a gallery folder"):
+        search_command(tmp_path / "nowhere", images[0], model, 300, 1, verify=False)
