@@ -1,6 +1,9 @@
-"""From nothing to an error rate on two CPU cores: makes fingers, trains a compact DeepPrint, evaluates it on others.
+"""From nothing to an error rate on two CPU cores: makes fingers, trains on them, evaluates on others.
 
 accelerate launch recipes/quickstart.py --out runs/quickstart
+
+Training goes on from the bundled model `small`; --model.start-from "" begins with random weights (then it takes more
+--training.epochs, a higher --training.learning-rate and a late margin, as in recipes/pretrain_small.py).
 
 Prints are made under OUT unless --data names a dataset or a source (synth:fingers=20000). The report, with samples, the
 course of training, DET curve and histogram, lies in OUT/evaluation/report.html.
@@ -28,32 +31,19 @@ from fingerprint_accel.synthesis.sensors import Style
 CONFIG = Config(
     reading=ReadingConfig(validation_fraction=0.08, impressions_per_finger=2),
     preprocess=PreprocessConfig(
-        crop=224,
-        size=128,
+        crop=256,
+        size=160,
         augment=AugmentConfig(
-            rotation_degrees=10,
-            translation=6,
-            elastic=1.5,
-            contrast=0.2,
-            ridge_thickness=0.2,
-            occlusion=0.05,
-            start=0.2,
-            ramp=0.5,
+            rotation_degrees=10, translation=6, elastic=1.5, contrast=0.2, ridge_thickness=0.2, occlusion=0.05
         ),
     ),
-    model=ModelConfig(variant="Tex", trunk="compact", embedding_dim=192, dropout=0.0),
-    # two impressions of each finger pull together from the first step; the margin comes when that works
+    # the bundled network goes on with fingers that it has not seen
+    model=ModelConfig(start_from="small", variant="Tex", trunk="compact", embedding_dim=512, dropout=0.0),
     loss=LossConfig(
-        head="cosface",
-        scale=24.0,
-        margin=0.2,
-        margin_start=0.5,
-        margin_ramp=0.2,
-        center_weight=0.0,
-        contrastive_weight=1.0,
+        head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0, nested=(64, 128, 256)
     ),
     training=TrainingConfig(
-        epochs=8, batch_size=64, learning_rate=3e-3, warmup_steps=50, validate_every=138, save_every=138
+        epochs=3, batch_size=64, learning_rate=1e-3, warmup_steps=20, validate_every=69, save_every=69
     ),
 )
 STYLE = Style(quality="clean")

@@ -208,6 +208,7 @@ class FingerprintExtractor(nn.Module):
         card = model_card(folder.name, self.model.config, self.ppi, self.canvas, self.enhanced, notes)
         (temporary / "README.md").write_text(card)
         for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors leaves its files to their owner alone
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         if folder.exists():

@@ -14,6 +14,7 @@ Canvases: {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Trained with finger
 
 ```python
 from fingerprint_accel import FingerprintExtractor
+
 extractor = FingerprintExtractor.from_pretrained("{name}")
 embeddings = extractor.extract(["a.png", "b.png"], ppi=500)  # (2, {dims}) float32
 print(extractor.compare("a.png", "b.png", ppi=500))
