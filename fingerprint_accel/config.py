@@ -64,8 +64,9 @@ class ModelConfig:
     exported model. Heads start afresh: the fingers are others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
-    trunk: Literal["inception_v4", "compact"] = "inception_v4"
-    """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs."""
+    trunk: Literal["inception_v4", "compact", "flx"] = "inception_v4"
+    """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `flx` is Inception v4
+    as flx builds it, for its weights: no activations in minutia branch, map decoder and aligning network."""
     embedding_dim: int = 512
     """Length of the whole embedding; variants with two branches give each half."""
     width: int = 32

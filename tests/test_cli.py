@@ -31,6 +31,7 @@ def test_version_and_help():
         (("pack", "nowhere", "--verify"), "nowhere: not a dataset folder"),
         (("pack", "nowhere"), "give SRC and OUT, or SRC and --verify"),
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
+        (("convert-flx", "nowhere.pyt", "out"), "nowhere.pyt: cannot be read"),
         (("compare", "a.png", "b.png", "--model", "nowhere"), "nowhere: no model here"),
     ],
 )

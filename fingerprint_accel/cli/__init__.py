@@ -21,6 +21,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": models.compare,
     "enroll": models.enroll,
     "search": models.search,
+    "convert-flx": models.convert_flx,
 }
 
 

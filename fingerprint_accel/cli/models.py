@@ -1,4 +1,4 @@
-"""Verbs about trained models: `evaluate`, `compare`, `enroll`, `search`."""
+"""Verbs about trained models: `evaluate`, `compare`, `enroll`, `search`, `convert-flx`."""
 
 from __future__ import annotations
 
@@ -111,3 +111,21 @@ def search(
     from fingerprint_accel.extraction.search_commands import search_command
 
     search_command(gallery, probe, model, ppi, top, verify)
+
+
+def convert_flx(checkpoint: Positional[Path], out: Positional[Path]) -> None:
+    """Turns a checkpoint of flx into a model folder; all six variants, any number of training subjects.
+
+    Nothing in the checkpoint is executed. docs/from_flx.md says what differs from flx.
+
+    fingerprint-accel convert-flx best_model.pyt models/flx
+
+    Args:
+        checkpoint: What flx has saved, usually best_model.pyt.
+        out: Model folder to write.
+    """
+    from fingerprint_accel.compat.flx_weights import convert
+
+    extractor = convert(checkpoint, out)
+    config = extractor.model.config
+    print(f"{out}: DeepPrint {config.variant}, {config.embedding_dim} numbers")

@@ -47,21 +47,21 @@ class MapDecoder(nn.Module):
         channels: of the features.
         hidden: channels of the two hidden widths.
         side: S, pixels.
+        plain: without activations, as in flx.
     """
 
-    def __init__(self, channels: int, hidden: tuple[int, int], side: int) -> None:
+    def __init__(self, channels: int, hidden: tuple[int, int], side: int, plain: bool = False) -> None:
         super().__init__()
         self.side = side
         first, second = hidden
-        self.features = nn.Sequential(
+        layers: list[nn.Module] = [
             nn.ConvTranspose2d(channels, first, 3, stride=2),
-            nn.ReLU(inplace=True),
             nn.Conv2d(first, first, 7),
-            nn.ReLU(inplace=True),
             nn.ConvTranspose2d(first, second, 3, stride=2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(second, ORIENTATIONS, 3),
-        )
+        ]
+        if not plain:
+            layers = [each for layer in layers for each in (layer, nn.ReLU(inplace=True))]
+        self.features = nn.Sequential(*layers, nn.Conv2d(second, ORIENTATIONS, 3))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         maps = self.features(features)
@@ -102,13 +102,14 @@ def inception_minutia_stem() -> nn.Sequential:
     return nn.Sequential(*[InceptionA(_block) for _ in range(6)])
 
 
-def inception_minutia(dropout: float, dims: int) -> nn.Sequential:
-    """(B, 384, 35, 35) -> (B, dims): four convolutions, the maximum over space."""
+def inception_minutia(dropout: float, dims: int, plain: bool = False) -> nn.Sequential:
+    """(B, 384, 35, 35) -> (B, dims): four convolutions, the maximum over space; `plain` without activations, as flx."""
+    block = nn.Conv2d if plain else _block
     return nn.Sequential(
-        _block(384, 768, kernel_size=3, stride=1, padding=1),
-        _block(768, 768, kernel_size=3, stride=2, padding=1),
-        _block(768, 896, kernel_size=3, stride=1, padding=1),
-        _block(896, 1024, kernel_size=3, stride=2, padding=1),
+        block(384, 768, kernel_size=3, stride=1, padding=1),
+        block(768, 768, kernel_size=3, stride=2, padding=1),
+        block(768, 896, kernel_size=3, stride=1, padding=1),
+        block(896, 1024, kernel_size=3, stride=2, padding=1),
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
         nn.Dropout(dropout),

@@ -31,12 +31,12 @@ class DeepPrint(nn.Module):
         dims = config.embedding_dim // (texture + minutia)
         self.branch_dims = {branch: dims for branch, on in (("texture", texture), ("minutia", minutia)) if on}
         self.localization = (
-            Localization(config.localization_max_degrees, config.localization_max_translation)
+            Localization(config.localization_max_degrees, config.localization_max_translation, config.trunk == "flx")
             if name.startswith("Loc")
             else None
         )
         width, norm = config.width, config.norm
-        inception = config.trunk == "inception_v4"
+        inception, plain = config.trunk != "compact", config.trunk == "flx"
         self.stem = backbones.inception_stem() if inception else backbones.compact_stem(width, norm)
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
         if texture:
@@ -47,8 +47,8 @@ class DeepPrint(nn.Module):
             )
         if minutia and inception:
             self.minutia_stem = backbones.inception_minutia_stem()
-            self.minutia_map = backbones.MapDecoder(384, (128, 32), map_size)
-            self.minutia_branch = backbones.inception_minutia(config.dropout, dims)
+            self.minutia_map = backbones.MapDecoder(384, (128, 32), map_size, plain)
+            self.minutia_branch = backbones.inception_minutia(config.dropout, dims, plain)
         elif minutia:
             self.minutia_stem = backbones.compact_minutia_stem(width, norm)
             self.minutia_map = backbones.MapDecoder(2 * width, (width, max(8, width // 4)), map_size)

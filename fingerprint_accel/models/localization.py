@@ -17,13 +17,14 @@ class Localization(nn.Module):
     Args:
         max_degrees: largest rotation to either side.
         max_translation: largest shift along each axis, as a share of the side.
+        plain: without bounds, and without activations after the convolutions, as in flx.
     """
 
     SIDE = 128
 
-    def __init__(self, max_degrees: float, max_translation: float) -> None:
+    def __init__(self, max_degrees: float, max_translation: float, plain: bool = False) -> None:
         super().__init__()
-        self.max_angle, self.max_shift = math.radians(max_degrees), 2 * max_translation
+        self.max_angle, self.max_shift, self.plain = math.radians(max_degrees), 2 * max_translation, plain
         layers: list[nn.Module] = []
         channels = [1, 24, 32, 48, 64]
         for depth in range(4):
@@ -31,7 +32,7 @@ class Localization(nn.Module):
             layers += [
                 nn.Conv2d(channels[depth], channels[depth + 1], size, padding=size // 2),
                 nn.MaxPool2d(2),
-                nn.ReLU(inplace=True),
+                *([] if plain else [nn.ReLU(inplace=True)]),
             ]
         self.localization = nn.Sequential(*layers)
         last = nn.Linear(64, 3)
@@ -41,8 +42,11 @@ class Localization(nn.Module):
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> (B, 3): rotation in radians, shift along x and y in half sides."""
-        small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=False)
-        raw = torch.tanh(self.fc_loc(self.localization(small).flatten(1)).float())
+        small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=self.plain)
+        raw = self.fc_loc(self.localization(small).flatten(1)).float()
+        if self.plain:
+            return raw
+        raw = torch.tanh(raw)
         return torch.cat([raw[:, :1] * self.max_angle, raw[:, 1:] * self.max_shift], dim=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,147 @@
+"""Checkpoints of flx: read without executing anything, renamed, and run by our network.
+
+flx writes `torch.save({"model_state_dict": ..., "loss_state_dict": ..., "optimizer_state_dict": ...})`. Its Inception
+modules carry timm's names; what differs are the containers around them, and three parts without activations
+(`ModelConfig.trunk = "flx"`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+
+from fingerprint_accel.config import ModelConfig, PreprocessConfig, Variant
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.models.deepprint import DeepPrint
+
+PPI, CANVAS, SIZE = 300, 320, 299
+HEADS = ("texture_logits.", "minutia_logits.")
+TEXTURE_BLOCKS = {"_0_block": 0, "_1_block": 5, "_2_block": 13}  # where each begins in our sequence
+RENAMED = {
+    "texture_branch._6_linear.": "texture_branch.19.",
+    "minutia_embedding._0_block.": "minutia_branch.",
+    "minutia_embedding._4_linear.": "minutia_branch.7.",
+    "stem.features.": "stem.",
+    "minutia_stem.features.": "minutia_stem.",
+}
+
+
+@dataclass(frozen=True)
+class DeepPrintOutput:
+    """Embeddings under flx's names; a branch that the variant lacks is None.
+
+    Attributes:
+        minutia_embeddings: (B, D) float32 of unit length.
+        texture_embeddings: (B, D) float32 of unit length.
+    """
+
+    minutia_embeddings: torch.Tensor | None
+    texture_embeddings: torch.Tensor | None
+
+
+class FlxModel(nn.Module):
+    """A network with flx's call: (B, 1, 299, 299) floats in, `DeepPrintOutput` out.
+
+    Args:
+        network: our DeepPrint with flx's weights.
+    """
+
+    def __init__(self, network: DeepPrint) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> DeepPrintOutput:
+        output = self.network(images)
+        return DeepPrintOutput(output.minutia, output.texture)
+
+
+def load(path: Path | str) -> FlxModel:
+    """Opens a checkpoint of flx (`best_model.pyt`) in evaluation mode: six variants, any number of training subjects.
+
+    Raises:
+        UserError: no such file, a file that holds more than tensors, or not a checkpoint of flx.
+    """
+    return FlxModel(read_network(Path(path))).eval()
+
+
+def convert(path: Path, out: Path) -> FingerprintExtractor:
+    """Writes an exported model folder (safetensors) from a checkpoint of flx; returns the model.
+
+    Images are prepared by this package: 299 x 299 pixels at 300 ppi, ridges enhanced.
+
+    Raises:
+        UserError: as `load`, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another folder")
+    network = read_network(path)
+    preprocess = PreprocessConfig(crop=SIZE, size=SIZE, normalize="none", enhance=True)
+    extractor = FingerprintExtractor(network.config, preprocess, PPI, CANVAS)
+    extractor.model.load_state_dict(network.state_dict())
+    extractor.save_pretrained(out, {"converted_from": f"flx checkpoint {path.name}"})
+    return extractor
+
+
+def read_network(path: Path) -> DeepPrint:
+    """Our DeepPrint with the weights of a checkpoint of flx.
+
+    Raises:
+        UserError: as `load`.
+    """
+    weights = {
+        _renamed(name): tensor for name, tensor in _read(path).items() if not _plain_name(name).startswith(HEADS)
+    }
+    texture, minutia = (weights.get(f"{branch}.weight") for branch in ("texture_branch.19", "minutia_branch.7"))
+    variant = "Loc" * any(name.startswith("localization.") for name in weights)
+    variant += "Tex" * (texture is not None) + "Minu" * (minutia is not None)
+    lengths = {len(weight) for weight in (texture, minutia) if weight is not None}
+    if variant not in get_args(Variant):
+        raise UserError(f"{path}: not a DeepPrint of flx; give its best_model.pyt")
+    if len(lengths) > 1:
+        raise UserError(f"{path}: branches of {' and '.join(map(str, sorted(lengths)))} numbers; they must be equal")
+    branches = (texture is not None) + (minutia is not None)
+    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=branches * lengths.pop())  # type: ignore[arg-type]
+    network = DeepPrint(config)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: not a DeepPrint of flx ({str(error).splitlines()[-1].strip()[:100]})") from error
+    return network
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Name and value of every tensor of the model; nothing in the file is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a checkpoint of flx") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged, or holds more than tensors; refused") from error
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: not a checkpoint of flx; give its best_model.pyt")
+    return state
+
+
+def _plain_name(name: str) -> str:
+    """`Loc` variants hold the rest of the network under `embeddings.`."""
+    return name.removeprefix("embeddings.")
+
+
+def _renamed(name: str) -> str:
+    """flx's name of a tensor -> ours."""
+    name = _plain_name(name)
+    block = re.match(r"texture_branch\.(_\d_block)\.(\d+)\.", name)
+    if block and block[1] in TEXTURE_BLOCKS:
+        return f"texture_branch.{TEXTURE_BLOCKS[block[1]] + int(block[2])}.{name[block.end() :]}"
+    for theirs, ours in RENAMED.items():
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
