@@ -21,6 +21,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": models.compare,
     "enroll": models.enroll,
     "search": models.search,
+    "export": models.export,
     "convert-flx": models.convert_flx,
 }
 

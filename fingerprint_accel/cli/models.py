@@ -1,4 +1,4 @@
-"""Verbs about trained models: `evaluate`, `compare`, `enroll`, `search`, `convert-flx`."""
+"""Verbs about trained models: `evaluate`, `compare`, `enroll`, `search`, `export`, `convert-flx`."""
 
 from __future__ import annotations
 
@@ -111,6 +111,27 @@ def search(
     from fingerprint_accel.extraction.search_commands import search_command
 
     search_command(gallery, probe, model, ppi, top, verify)
+
+
+def export(
+    model: Positional[str],
+    onnx: Path | None = None,
+    torch_file: Annotated[Path | None, tyro.conf.arg(name="torch")] = None,
+) -> None:
+    """Writes a model for other runtimes, preparation included, and checks it against the original.
+
+    Input `images` (N, canvas, canvas) uint8, ridges dark; output `embeddings` (N, D) float32 of unit length; any N.
+
+    fingerprint-accel export small --onnx small.onnx
+
+    Args:
+        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
+        onnx: ONNX file to write; needs `pip install 'fingerprint-accel[onnx]'`.
+        torch_file: `torch.export` file to write (.pt2); torch opens it without this package.
+    """
+    from fingerprint_accel.extraction.export import export_command
+
+    export_command(model, onnx, torch_file)
 
 
 def convert_flx(checkpoint: Positional[Path], out: Positional[Path]) -> None:

@@ -60,7 +60,7 @@ class Preprocessor(nn.Module):
         if self.tile.device.type == "cpu":
             return
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        self._pixels = torch.compile(self._pixels, *args, **{"dynamic": False, **kwargs})  # type: ignore[method-assign]
+        self.pixels = torch.compile(self.pixels, *args, **{"dynamic": False, **kwargs})  # type: ignore[method-assign]
 
     @torch.no_grad()
     def forward(
@@ -99,7 +99,7 @@ class Preprocessor(nn.Module):
         size = self.config.size
         inputs = torch.empty(len(images), 1, size, size, dtype=dtype, device=images.device)
         for rows in chunks(len(images), max(size**2, self.canvas**2 // 4), images.device):
-            inputs[rows] = self._pixels(images[rows], pose[rows], None if quality is None else quality[rows])
+            inputs[rows] = self.pixels(images[rows], pose[rows], None if quality is None else quality[rows])
         return inputs
 
     def _maps(self, batch: Batch, pose: Pose, dtype: torch.dtype) -> torch.Tensor:
@@ -108,8 +108,8 @@ class Preprocessor(nn.Module):
         moved = move_minutiae(batch.minutiae, pose, self.canvas, config.size)
         return minutia_maps(moved, batch.minutia_count, config.size, config.map_size, config.map_sigma, dtype)
 
-    def _pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None) -> torch.Tensor:
-        """(B, H, W) uint8 -> (B, 1, S, S) float32."""
+    def pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None = None) -> torch.Tensor:
+        """(B, H, W) uint8 -> (B, 1, S, S) float32, all prints at once: what is compiled and exported."""
         ink = resample(_ink(images), pose, self.config.size)
         if quality is not None:
             ink = degrade(ink, quality, self.tile)

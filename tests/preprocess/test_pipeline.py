@@ -187,7 +187,7 @@ def test_compiled_pixels_are_those_of_the_eager_chain(batch):
     eager = preprocessor(batch, augment=True)[0]
     preprocessor.compile()
     assert torch.equal(preprocessor(batch, augment=True)[0], eager)
-    preprocessor._pixels = torch.compile(preprocessor._pixels, backend="aot_eager", fullgraph=True, dynamic=False)
+    preprocessor.pixels = torch.compile(preprocessor.pixels, backend="aot_eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(preprocessor(batch, augment=True)[0], eager, rtol=0, atol=1e-4)
 
 

@@ -1,0 +1,150 @@
+"""Models for other runtimes: ONNX and `torch.export`, preparation included, checked against the original."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.preprocess.augment import upright
+
+OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
+LARGEST_BATCH = 4096
+TRIED = (1, 3, 8)  # batch sizes that an exported file is checked with
+ROUNDS = 5
+
+
+class Embedder(nn.Module):
+    """Canvases to embeddings in one graph: upright, without loops over the batch.
+
+    Args:
+        extractor: whose network and preparation it is.
+    """
+
+    def __init__(self, extractor: FingerprintExtractor) -> None:
+        super().__init__()
+        self.model, self.preprocessor = extractor.model, extractor.preprocessor
+        self.crop = float(extractor.preprocess_config.crop)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length."""
+        pose = upright(1, self.crop, images.device).repeated(images.shape[0])
+        return self.model(self.preprocessor.pixels(images, pose)).embedding
+
+
+@dataclass(frozen=True)
+class Check:
+    """An exported file beside the original.
+
+    Attributes:
+        difference: largest, of any number of any embedding.
+        milliseconds: of a print, in batches of 8, by the exported file.
+        original_milliseconds: the same by PyTorch.
+    """
+
+    difference: float
+    milliseconds: float
+    original_milliseconds: float
+
+
+def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
+    """The graph of an extractor, for any number of prints at once.
+
+    Raises:
+        UserError: it enhances ridges while it extracts, which loops over pieces of a batch.
+    """
+    if extractor.preprocess_config.enhance:
+        raise UserError(
+            f"{extractor.origin}: ridge enhancement cannot be exported; train on prints that `pack --enhance` stored"
+        )
+    embedder = Embedder(extractor).cpu().eval()
+    example = torch.zeros(2, extractor.canvas, extractor.canvas, dtype=torch.uint8)
+    with torch.no_grad():
+        embedder(example)  # tables that are kept between calls must hold numbers before they are traced
+        batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+        return torch.export.export(embedder, (example,), dynamic_shapes=({0: batch},))
+
+
+def save_torch(extractor: FingerprintExtractor, path: Path) -> Check:
+    """Writes a `torch.export` file, which `torch.export.load` opens without this package, and checks it."""
+    torch.export.save(traced(extractor), path)
+    module = torch.export.load(path).module()
+    return _check(extractor, lambda images: module(torch.from_numpy(images)).detach().numpy())
+
+
+def save_onnx(extractor: FingerprintExtractor, path: Path) -> Check:
+    """Writes an ONNX file with input `images` and output `embeddings`, and checks it with onnxruntime.
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is missing.
+    """
+    try:
+        runtime: Any = importlib.import_module("onnxruntime")
+        for name in ("onnx", "onnxscript"):
+            importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'fingerprint-accel[onnx]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            traced(extractor),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["embeddings"],
+            verbose=False,
+        )
+    assert program is not None, "the new exporter returns a program"
+    program.save(str(path))
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return _check(extractor, lambda images: session.run(["embeddings"], {"images": images})[0])
+
+
+def _check(extractor: FingerprintExtractor, run: Callable[[np.ndarray], np.ndarray]) -> Check:
+    """Both on random canvases, in batches of several sizes."""
+    extractor = extractor.cpu()
+
+    def original(images: np.ndarray) -> np.ndarray:
+        return extractor(torch.from_numpy(images)).numpy()
+
+    generator, largest = np.random.default_rng(0), 0.0
+    for count in TRIED:
+        images = generator.integers(0, 256, (count, extractor.canvas, extractor.canvas), np.uint8)
+        largest = max(largest, float(np.abs(run(images) - original(images)).max()))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):  # in turns, so that other work of the machine meets both
+        for function, found in zip((run, original), times, strict=True):
+            started = time.perf_counter()
+            function(images)
+            found.append(1000 * (time.perf_counter() - started) / len(images))
+    return Check(largest, statistics.median(times[0]), statistics.median(times[1]))
+
+
+def export_command(model: str, onnx: Path | None, torch_file: Path | None) -> None:
+    """Writes the files asked for; prints how they compare with the original.
+
+    Raises:
+        UserError: no such model, no file asked for, or a package is missing.
+    """
+    if onnx is None and torch_file is None:
+        raise UserError("nothing to write: give --onnx FILE, --torch FILE, or both")
+    extractor = FingerprintExtractor.from_pretrained(model)
+    for path, save in ((onnx, save_onnx), (torch_file, save_torch)):
+        if path is not None:
+            check = save(extractor, path)
+            print(
+                f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {check.difference:.1e}; "
+                f"{check.milliseconds:.1f} ms a print in batches of {TRIED[-1]}, "
+                f"PyTorch {check.original_milliseconds:.1f}"
+            )
