@@ -54,7 +54,7 @@ RUNS += [(recipe, "two processes") for recipe in RECIPES if recipe != EVERY_LAUN
 SHRUNK = {  # the tiny network has few numbers, and is not of the bundled one's shape
     "pretrain_small.py": ["--loss.nested", "8"],
     "finetune.py": ["--loss.nested", "8", "--model.start-from", ""],
-    "quickstart.py": ["--model.start-from", ""],
+    "quickstart.py": ["--loss.nested", "8", "--model.start-from", ""],
 }
 
 
