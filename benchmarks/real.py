@@ -29,7 +29,9 @@ from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
 from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.extraction.poses import UPRIGHT, USUAL
+from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses
+
+STEP = 15  # degrees between the turns that are tried on prints that were turned further than usual
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,11 @@ def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, poses: bool
         draws = np.random.default_rng(0).uniform(-turn, turn, len(images))
         images = [turned(image, degrees) for image, degrees in zip(images, draws, strict=True)]
     fingers = np.unique(table["finger_key"], return_inverse=True)[1]
-    embeddings = extractor.extract(images, ppi, USUAL if poses else UPRIGHT, progress=sys.stderr.isatty())
+    wider = Poses(
+        tuple(float(degrees) for degrees in range(-int(turn), int(turn) + 1, STEP) if degrees), USUAL.shift_mm
+    )
+    tried = (USUAL if turn <= max(USUAL.degrees) else wider) if poses else UPRIGHT
+    embeddings = extractor.extract(images, ppi, tried, progress=sys.stderr.isatty())
     scores = all_pairs(embeddings, fingers, np.asarray(table["impression"]))
     metrics, interval = compute_metrics(scores.mated, scores.nonmated), bootstrap_eer(scores)
     return Measured(metrics.eer, interval, metrics.tar[0.01], len(images), time.perf_counter() - started)
