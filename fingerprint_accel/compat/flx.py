@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fingerprint_accel.compat.flx_weights import load as load  # flx's checkpoints, beside flx's getters
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError

@@ -7,7 +7,7 @@ modules carry timm's names; what differs are the containers around them, and thr
 
 from __future__ import annotations
 
-import pickle
+import pickle  # for the name of its error alone: nothing is unpickled
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fingerprint_accel.compat import flx_weights
+from fingerprint_accel.compat import flx, flx_weights
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
@@ -185,7 +185,7 @@ def checkpoint(request, tmp_path_factory):
 
 def test_embeddings_are_those_of_flx(checkpoint, tmp_path):
     variant, path, images, texture, minutia = checkpoint
-    model = flx_weights.load(path)
+    model = flx.load(path)
     assert not model.training
     with torch.no_grad():
         output = model(images)
