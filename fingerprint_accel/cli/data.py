@@ -134,6 +134,7 @@ def synth(
     ppi: int = 300,
     canvas: int = 320,
     first_finger: int = 0,
+    siblings: int = 1,
     workers: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -170,6 +171,7 @@ def synth(
         ppi: Resolution of the dataset, pixels per inch.
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
+        siblings: So many fingers in a row share class, ridge flow and period: only minutiae tell them apart.
         workers: Processes on a CPU; 0 for one per core.
         device: What makes the prints; auto takes a GPU if there is one.
         overwrite: Replace OUT, and unfinished parts of another command beside it.
@@ -178,7 +180,7 @@ def synth(
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
     with one_line_errors("interrupted; the same command goes on from here"):
-        style = Style(sensors, quality, ppi, canvas)
+        style = Style(sensors, quality, ppi, canvas, siblings)
         summary = write_synthetic_dataset(
             out, fingers, impressions, seed, style, first_finger, workers, device, overwrite
         )

@@ -1,4 +1,9 @@
-"""Work on several processes that never outlive the one that started them."""
+"""Work on several processes that never outlive the one that started them.
+
+Each worker has a connection of its own, and nothing is shared: a worker that is killed in the middle of a message, or
+would have held a lock, leaves the end of its connection and no riddle. (With a shared queue, as pools of the standard
+library have, its parent can wait for ever for the rest of the message.)
+"""
 
 from __future__ import annotations
 
@@ -6,23 +11,20 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event
-from typing import TypeVar
+from multiprocessing import connection, resource_tracker
+from typing import Any, Generic, TypeVar
 
 from fingerprint_accel.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 IN_FLIGHT = 4  # tasks per worker
-_stop: Event | None = None  # of the pool that this process works for
-_working = False  # whether this process has been given a task
+_stop = threading.Event()  # in a worker: nobody waits for its results any more
 
 
 def cores() -> int:
@@ -50,26 +52,16 @@ def in_parallel(
         for task in tasks:
             yield function(task)
         return
-    context = multiprocessing.get_context("spawn")
-    their_end, our_end = context.Pipe(duplex=False)
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(their_end, stop))
-    in_flight: deque[Future[Result]] = deque()
+    team: _Team[Task, Result] = _Team(function, workers)
     try:
         for task in tasks:
-            with _without_interrupts():  # this starts the workers
-                in_flight.append(pool.submit(_work, function, task))
-            if len(in_flight) == IN_FLIGHT * workers:
-                yield in_flight.popleft().result()
-        while in_flight:
-            yield in_flight.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, perhaps for want of memory; give fewer --workers") from error
+            team.give(task)
+            if team.pending == IN_FLIGHT * workers:
+                yield team.next_result()
+        while team.pending:
+            yield team.next_result()
     finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        their_end.close()
-        our_end.close()
+        team.close()
 
 
 def batched(items: Iterable[Task], size: int) -> Iterator[list[Task]]:
@@ -80,33 +72,117 @@ def batched(items: Iterable[Task], size: int) -> Iterator[list[Task]]:
 
 def stopping() -> bool:
     """Whether this is a worker whose results nobody waits for any more. Long tasks ask now and then, and return."""
-    return _stop is not None and _stop.is_set()
+    return _stop.is_set()
 
 
-def _start(parent: Connection, stop: Event) -> None:
-    """First thing in a worker: watches its parent."""
-    global _stop
-    _stop = stop
+class _Worker:
+    """A process, our end of the connection to it, and how many tasks it has not answered."""
 
-    def watch() -> None:
-        while not parent.poll(0.2):  # true as soon as nobody holds the other end
-            if stop.is_set() and not _working:
-                break  # it still imports what its first task needs
-        os._exit(1)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _without_interrupts():
+            self.process.start()
+        theirs.close()
+        self.unanswered = 0
+        self.connection.send(function)
 
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+class _Team(Generic[Task, Result]):
+    """Workers, started as they are needed, and the answers that have come out of turn."""
+
+    def __init__(self, function: Callable[[Task], Result], size: int) -> None:
+        self.function, self.size = function, size
+        self.workers: list[_Worker] = []
+        self.given = self.taken = 0
+        self.answers: dict[int, tuple[Result, BaseException | None]] = {}
+
+    @property
+    def pending(self) -> int:
+        """Tasks whose results have not been taken."""
+        return self.given - self.taken
+
+    def give(self, task: Task) -> None:
+        """Sends a task to the worker that has least to do."""
+        with _killed_in_one_line():
+            idle = any(worker.unanswered == 0 for worker in self.workers)
+            if not idle and len(self.workers) < self.size:
+                self.workers.append(_Worker(self.function))
+            worker = min(self.workers, key=lambda worker: worker.unanswered)
+            worker.connection.send((self.given, task))
+        worker.unanswered += 1
+        self.given += 1
+
+    def next_result(self) -> Result:
+        """Waits for the result of the earliest task that has not been taken; raises what the task raised."""
+        by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self.workers}
+        while self.taken not in self.answers:
+            for ready in connection.wait(list(by_connection)):
+                with _killed_in_one_line():
+                    number, result, error = by_connection[ready].connection.recv()
+                by_connection[ready].unanswered -= 1
+                self.answers[number] = result, error
+        result, error = self.answers.pop(self.taken)
+        self.taken += 1
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """Tells the workers to stop and waits until they have."""
+        for worker in self.workers:
+            worker.connection.close()
+        for worker in self.workers:
+            worker.process.join()
 
 
-def _work(function: Callable[[Task], Result], task: Task) -> Result:
-    """Does a task. From now on the worker must not be cut off: the parent would wait for the rest of a result."""
-    global _working
-    _working = True
-    return function(task)
+@contextlib.contextmanager
+def _killed_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise UserError("a worker process was killed, perhaps for want of memory; give fewer --workers") from error
+
+
+def _serve(parent: connection.Connection) -> None:
+    """What a worker does: tasks in the order in which they come, until the other end is closed."""
+    tasks: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
+    working = threading.Event()
+    function: list[Callable[[Any], Any]] = []
+
+    def listen() -> None:  # all the time, so that the parent never waits to send, and its end is noticed at once
+        with contextlib.suppress(EOFError, OSError):
+            function.append(parent.recv())  # imports what it needs
+            while True:
+                tasks.put(parent.recv())
+        _stop.set()
+        process = multiprocessing.parent_process()
+        if not working.is_set() or process is None or not process.is_alive():
+            os._exit(1)
+        tasks.put(None)
+
+    threading.Thread(target=listen, name="parent", daemon=True).start()
+    while (item := tasks.get()) is not None:
+        working.set()
+        if _stop.is_set():
+            break
+        try:
+            answer: tuple[int, Any, Exception | None] = item[0], function[0](item[1]), None
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            answer = item[0], None, error
+        try:
+            parent.send(answer)
+        except OSError:  # nobody listens
+            break
+        working.clear()
 
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Holds Ctrl-C back; processes started meanwhile never see it, and leave the answer to their parent."""
+    resource_tracker.ensure_running()  # else the first process to be spawned starts it, which lets Ctrl-C in again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -20,7 +20,7 @@ from fingerprint_accel.data.parallel import stopping
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import numbered_masters
 
 FINGERS_PER_PART, PRINTS_PER_PART = 64, 1024  # at most
 PARTS_ON_CPU = 256  # at least, if there are as many fingers: work for every core
@@ -124,6 +124,7 @@ class Plan:
             "quality": style.quality,
             "ppi": style.ppi,
             "canvas": style.canvas,
+            "siblings": style.siblings,
             "device": self.device,
             "fingerprint_accel": __version__,
             "torch": torch.__version__,
@@ -251,7 +252,7 @@ def _batches(plan: Plan, numbers: range) -> Iterator[pa.RecordBatch]:
     at_once = plan.prints_at_once
     every = torch.arange(plan.impressions, device=plan.device)
     for fingers in torch.tensor(numbers, device=plan.device).split(plan.masters_at_once):
-        masters = make_masters(finger_keys(plan.seed, fingers))
+        masters = numbered_masters(plan.seed, fingers, plan.style.siblings)
         for group in torch.arange(len(fingers), device=plan.device).split(plan.fingers_at_once):
             which, impressions = group.repeat_interleave(len(every)), every.repeat(len(group))
             for some, touches in zip(which.split(at_once), impressions.split(at_once), strict=True):

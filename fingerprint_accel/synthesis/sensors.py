@@ -76,13 +76,15 @@ QUALITIES = {"clean": (0.15, 0.3), "default": (0.4, 1.3), "poor": (0.9, 1.6), "m
 
 @dataclass(frozen=True)
 class Style:
-    """What impressions look like.
+    """What fingers and impressions look like.
 
     Attributes:
         sensors: names of `SENSORS`; every impression is taken by one of them.
         quality: name of `QUALITIES`.
         ppi: resolution, pixels per inch.
         canvas: side of an impression, pixels.
+        siblings: so many fingers in a row have the same class, ridge flow and ridge period, and differ in their ridges
+            alone; who tells them apart reads minutiae.
 
     Raises:
         UserError: an unknown sensor or quality, or a size out of range.
@@ -92,6 +94,7 @@ class Style:
     quality: str = "default"
     ppi: int = 300
     canvas: int = 320
+    siblings: int = 1
 
     def __post_init__(self) -> None:
         for name in self.sensors:
@@ -103,5 +106,7 @@ class Style:
             raise UserError(f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
         if not 150 <= self.ppi <= 1000:
             raise UserError(f"ppi {self.ppi}: must lie between 150 and 1000")
+        if self.siblings < 1:
+            raise UserError(f"siblings {self.siblings}: must be at least 1, a finger for itself")
         if not 64 <= self.canvas <= 2048:
             raise UserError(f"canvas {self.canvas}: must lie between 64 and 2048")

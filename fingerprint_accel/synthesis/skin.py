@@ -50,20 +50,31 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
     return sample_keys(seed, torch.full_like(fingers, -1), fingers)
 
 
-def make_masters(keys: torch.Tensor) -> Masters:
+def numbered_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
+    """fingers (N,) int64 -> their masters; of every `siblings` numbers in a row, all have the flow of the first."""
+    return make_masters(finger_keys(seed, fingers), finger_keys(seed, fingers // siblings * siblings))
+
+
+def make_masters(keys: torch.Tensor, flow: torch.Tensor | None = None) -> Masters:
     """keys (N,) int64, see `finger_keys` -> their masters, on the device of the keys.
 
     A GPU makes them together; on a CPU each has the same bits in any batch.
+
+    Args:
+        keys: (N,) int64 of the fingers.
+        flow: (N,) int64 of the fingers whose class, ridge flow and ridge period they have; default their own.
     """
+    both = torch.stack([keys, keys if flow is None else flow], dim=1)
     if keys.device.type == "cpu":
-        return join(each(_make, keys.split(1)))
-    return _make(keys)
+        return join(each(_make, both.split(1)))
+    return _make(both)
 
 
 @torch.no_grad()
-def _make(keys: torch.Tensor) -> Masters:
-    pattern = make_pattern(keys)
-    period = period_field(keys, pattern)
+def _make(both: torch.Tensor) -> Masters:
+    keys, flow = both.unbind(1)
+    pattern = make_pattern(flow)
+    period = period_field(flow, pattern)
     signal = grow(keys, pattern, period)
     magnitude = signal.abs().square()
     height = signal.real * torch.rsqrt(magnitude + 0.02 * magnitude.mean(dim=(1, 2), keepdim=True))

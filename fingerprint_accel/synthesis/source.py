@@ -22,7 +22,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.minutiae import Minutiae
 from fingerprint_accel.synthesis.sensors import DEFAULT, Style
-from fingerprint_accel.synthesis.skin import Masters, finger_keys, join, make_masters
+from fingerprint_accel.synthesis.skin import Masters, join, numbered_masters
 
 PREFIX = "synth:"
 CHUNK = 32  # masters made at a time, per process
@@ -38,7 +38,7 @@ class SourceSpec:
         impressions: of each finger per epoch; new ones in every epoch.
         seed: of the fingers and impressions.
         first: number of the first finger.
-        style: sensors (joined by +), quality, ppi, canvas.
+        style: sensors (joined by +), quality, ppi, canvas, siblings.
     """
 
     fingers: int
@@ -67,12 +67,12 @@ def parse_source(data: str) -> SourceSpec:
             looks[key] = value
         elif key == "sensors":
             looks[key] = tuple(value.split("+")) if value else DEFAULT
-        elif key in ("fingers", "impressions", "seed", "first", "ppi", "canvas") and value.isdecimal():
-            (looks if key in ("ppi", "canvas") else numbers)[key] = int(value)
+        elif key in ("fingers", "impressions", "seed", "first", "ppi", "canvas", "siblings") and value.isdecimal():
+            (looks if key in ("ppi", "canvas", "siblings") else numbers)[key] = int(value)
         else:
             raise UserError(
                 f"--data {data}: cannot read {part!r}; write synth:fingers=20000,impressions=8,seed=0,first=0,"
-                "quality=default,sensors=optical+ink,ppi=300,canvas=320 (all but fingers may be left out)"
+                "quality=default,sensors=optical+ink,ppi=300,canvas=320,siblings=1 (all but fingers may be left out)"
             )
     if numbers.get("fingers", 0) < 2 or numbers.get("impressions", 2) < 2:
         raise UserError(f"--data {data}: needs at least two fingers and two impressions of each")
@@ -99,10 +99,10 @@ def shared_masters(
     numbers = spec.first + torch.arange(count, device=device)
     parts = []
     bar = tqdm(total=count, desc="making fingers", unit="finger", disable=rank > 0)
-    for chunk in finger_keys(spec.seed, numbers).split(CHUNK * processes):
+    for chunk in numbers.split(CHUNK * processes):
         share = -(-len(chunk) // processes)
         mine = chunk[torch.arange(rank * share, (rank + 1) * share, device=device).clamp(max=len(chunk) - 1)]
-        made = make_masters(mine)
+        made = numbered_masters(spec.seed, mine, spec.style.siblings)
         if processes > 1:
             assert gather is not None, "several processes exchange their masters"
             made = _gathered(made, gather, len(chunk))

@@ -1,6 +1,7 @@
 """Worker processes: results in order, and none outlives its parent."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from fingerprint_accel.data.parallel import batched, in_parallel
+from fingerprint_accel.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = """
@@ -22,6 +26,31 @@ list(in_parallel(time.sleep, [600, 600], 2))
 def test_results_come_in_order():
     with contextlib.closing(in_parallel(abs, range(-20, 0), 2)) as results:
         assert list(results) == list(range(20, 0, -1))
+
+
+def large(number):
+    if number == 13:
+        raise ValueError("unlucky")
+    return bytes(50_000_000) if number else b""
+
+
+def test_a_worker_killed_in_the_middle_of_its_answer():
+    results = in_parallel(large, range(4), 2)
+    assert next(results) == b""
+    time.sleep(2)  # by now the next answers fill their pipes, and their workers wait for somebody to read
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(results)
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_comes_in_its_turn_and_says_where_it_was_raised():
+    results = in_parallel(large, [0, 13, 0], 2)
+    assert next(results) == b""
+    with pytest.raises(ValueError, match="unlucky") as error:
+        next(results)
+    assert "in large" in error.value.__notes__[0]
+    assert not multiprocessing.active_children()
 
 
 def test_batched():
