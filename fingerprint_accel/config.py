@@ -40,17 +40,21 @@ class ReadingConfig:
     """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
     balanced: bool = False
     """Every finger equally often, however many prints it has."""
+    siblings: int = 1
+    """So many fingers whose keys follow each other come together: with `synth --siblings` these are the ones that only
+    minutiae tell apart, and the contrastive term sees them in one micro-batch."""
     prefetch: int = 3
     """Batches read ahead by the reading thread."""
 
     def __post_init__(self) -> None:
         require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
-        for name in ("block_size", "impressions_per_finger"):
+        for name in ("block_size", "impressions_per_finger", "siblings"):
             require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
         require(self.prefetch >= 1, "reading.prefetch must be at least 1")
         require(
-            self.order == "permutation" or (self.impressions_per_finger == 1 and not self.balanced),
-            "reading.order block reads neighbouring prints, but impressions_per_finger and balanced gather a finger's "
+            self.order == "permutation"
+            or (self.impressions_per_finger == 1 and not self.balanced and self.siblings == 1),
+            "reading.order block reads neighbouring prints, but impressions_per_finger, balanced and siblings gather "
             "prints from all over the data: leave reading.order at permutation",
         )
 
@@ -214,6 +218,12 @@ class Config:
         require(
             batch_size % per_finger == 0,
             f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
+        )
+        together = per_finger * self.reading.siblings
+        require(
+            batch_size % together == 0,
+            f"training.batch_size {batch_size} is not a multiple of {together}, all impressions of the siblings "
+            "(reading.impressions_per_finger x reading.siblings)",
         )
         branch = self.model.embedding_dim // (2 if self.model.variant.endswith("TexMinu") else 1)
         require(

@@ -137,10 +137,14 @@ class _Groups:
     Every print is in a group. The last group of a finger is filled up with the first prints of its first group; a
     finger with fewer than `per_finger` prints repeats them all. `balanced` gives every finger as many groups as the
     mean finger needs, so that an epoch leaves out prints of large fingers, others each time, and repeats small ones.
+
+    With `siblings`, a group of each finger of a family comes after the other, in the same way all through the epoch.
     """
 
-    def __init__(self, labels: np.ndarray, seed: int, per_finger: int, balanced: bool) -> None:
-        self.seed, self.per_finger = seed, per_finger
+    def __init__(
+        self, labels: np.ndarray, seed: int, per_finger: int, balanced: bool, siblings: np.ndarray | None = None
+    ) -> None:
+        self.seed, self.per_finger, self.siblings = seed, per_finger, siblings
         self.by_finger = np.argsort(labels, kind="stable")
         self.prints = np.unique(labels, return_counts=True)[1]  # (F,) of each finger
         self.first = np.cumsum(self.prints) - self.prints
@@ -153,7 +157,15 @@ class _Groups:
 
     def epoch(self, epoch: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray | int]:
         group, member = np.divmod(places, self.per_finger)
-        group = Permutation(self.groups, stream_key(self.seed, epoch, GROUPS))(group)
+        key = stream_key(self.seed, epoch, GROUPS)
+        if self.siblings is None:
+            group = Permutation(self.groups, key)(group)
+        else:
+            families, size = self.siblings.shape
+            per_finger = self.groups // self.siblings.size
+            turn, sibling = np.divmod(group, size)
+            family, which = np.divmod(Permutation(families * per_finger, key)(turn), per_finger)
+            group = self.siblings[family, sibling] * per_finger + which
         finger = np.searchsorted(self.group_end, group, side="right")
         before = np.where(finger > 0, self.group_end[finger - 1], 0)
         slot = (group - before) * self.per_finger + member
@@ -184,6 +196,8 @@ class SampleOrder:
         labels: (count,) int64 finger of each print; needed for groups and for `balanced` only.
         per_finger: impressions of one finger per group; 1 makes no groups.
         balanced: every finger equally often, however many prints it has.
+        siblings: (families, fingers) labels of fingers that are to come one after the other, every label once; each
+            finger needs the same number of groups. None: in any order.
 
     Attributes:
         length: positions per epoch: `count`, except where fingers come in groups.
@@ -198,15 +212,18 @@ class SampleOrder:
         labels: np.ndarray | None = None,
         per_finger: int = 1,
         balanced: bool = False,
+        siblings: np.ndarray | None = None,
     ) -> None:
         assert count > 0, "an order needs at least one print"
         self.count, self.seed = count, seed
         self._kind: _Plain | _Blocks | _Groups
-        if per_finger > 1 or balanced:
+        if per_finger > 1 or balanced or siblings is not None:
             assert labels is not None and len(labels) == count, "groups need the finger of each print"
             assert not block_size, "groups are gathered from all over the data"
-            self._kind = _Groups(labels, seed, per_finger, balanced)
+            self._kind = _Groups(labels, seed, per_finger, balanced, siblings)
             self.rule = f"groups of {per_finger}" + (", balanced" if balanced else "")
+            if siblings is not None:
+                self.rule += f", {siblings.shape[1]} siblings together"
         elif block_size:
             self._kind = _Blocks(count, seed, block_size)
             self.rule = f"blocks of {self._kind.block}"

@@ -70,6 +70,25 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
     return subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
 
 
+def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
+    """(families, size) labels of the fingers whose keys follow each other.
+
+    Raises:
+        UserError: a family is not whole, or fingers have more or fewer impressions than others.
+    """
+    if isinstance(train, SyntheticPrints):
+        order = np.argsort(train.numbers.cpu().numpy(), kind="stable")
+    else:
+        keys = np.array(train.shards.key_of_finger)[np.unique(train.shards.fingers[train.rows])]
+        order = np.argsort(keys, kind="stable")
+    if len(order) % size or len(np.unique(np.bincount(train.labels))) > 1:
+        raise UserError(
+            f"{data}: siblings come together only where every family of {size} is whole and all fingers have as many "
+            "impressions: hold no fingers out (--reading.validation-data FOLDER), or set --reading.siblings 1"
+        )
+    return order.reshape(-1, size)
+
+
 def _check_validation(validation: PrintSource, data: str) -> None:
     prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
     if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:

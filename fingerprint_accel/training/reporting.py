@@ -58,7 +58,10 @@ def situation(run: Run) -> Situation:
     return Situation(
         source="synthetic" if synthetic else "shards",
         lz4=not isinstance(run.train, SyntheticPrints) and run.train.shards.info.encoding == "lz4",
-        may_read_blocks=reading.order != "block" and reading.impressions_per_finger == 1 and not reading.balanced,
+        may_read_blocks=reading.order != "block"
+        and reading.impressions_per_finger == 1
+        and not reading.balanced
+        and reading.siblings == 1,
         compiled=run.config.training.compile != "no",
         half=run.accelerator.mixed_precision != "no",
     )

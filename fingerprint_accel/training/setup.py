@@ -17,7 +17,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.training.data import PrintSource, open_data
+from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.saved_model import find_model
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
@@ -134,7 +134,13 @@ def set_up(config: Config) -> Run:
     reading = config.reading
     block_size = reading.block_size if reading.order == "block" else 0
     order = SampleOrder(
-        len(train), training.seed, block_size, train.labels, reading.impressions_per_finger, reading.balanced
+        len(train),
+        training.seed,
+        block_size,
+        train.labels,
+        reading.impressions_per_finger,
+        reading.balanced,
+        sibling_labels(train, reading.siblings, config.data) if reading.siblings > 1 else None,
     )
     preprocessor = Preprocessor(config.preprocess, train.info.canvas, training.seed, train.info.ppi).to(
         accelerator.device
