@@ -42,6 +42,10 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
             "training:\n  batch_size: 10\nreading:\n  impressions_per_finger: 4",
             "training.batch_size 10 is not a multiple of reading.impressions_per_finger 4",
         ),
+        (
+            "training:\n  batch_size: 12\nreading:\n  siblings: 4\n  impressions_per_finger: 2",
+            "training.batch_size 12 is not a multiple of 8, all impressions of the siblings",
+        ),
         ("a: [", "not valid YAML"),
     ],
 )

@@ -171,7 +171,7 @@ def synth(
         ppi: Resolution of the dataset, pixels per inch.
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
-        siblings: So many fingers in a row share class, ridge flow and period: only minutiae tell them apart.
+        siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
         workers: Processes on a CPU; 0 for one per core.
         device: What makes the prints; auto takes a GPU if there is one.
         overwrite: Replace OUT, and unfinished parts of another command beside it.

@@ -83,8 +83,8 @@ class Style:
         quality: name of `QUALITIES`.
         ppi: resolution, pixels per inch.
         canvas: side of an impression, pixels.
-        siblings: so many fingers in a row have the same class, ridge flow and ridge period, and differ in their ridges
-            alone; who tells them apart reads minutiae.
+        siblings: so many fingers in a row have the same class, ridge flow, ridge period and creases, and differ in
+            their ridges alone; who tells them apart reads minutiae.
 
     Raises:
         UserError: an unknown sensor or quality, or a size out of range.

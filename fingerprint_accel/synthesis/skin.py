@@ -62,7 +62,7 @@ def make_masters(keys: torch.Tensor, flow: torch.Tensor | None = None) -> Master
 
     Args:
         keys: (N,) int64 of the fingers.
-        flow: (N,) int64 of the fingers whose class, ridge flow and ridge period they have; default their own.
+        flow: (N,) int64 of the fingers whose class, ridge flow, ridge period and creases they have; default their own.
     """
     both = torch.stack([keys, keys if flow is None else flow], dim=1)
     if keys.device.type == "cpu":
@@ -78,9 +78,9 @@ def _make(both: torch.Tensor) -> Masters:
     signal = grow(keys, pattern, period)
     magnitude = signal.abs().square()
     height = signal.real * torch.rsqrt(magnitude + 0.02 * magnitude.mean(dim=(1, 2), keepdim=True))
-    height = _with_incipient_ridges(keys, height)
+    height = _with_incipient_ridges(flow, height)
     height = height - _pores(keys, height)
-    crease = _creases(keys)
+    crease = _creases(flow)
     height = torch.lerp(height, torch.full_like(height, -1.0), crease)
     minutiae = _seen(find_minutiae(signal, pattern.field + math.pi / 2), crease)
     ridges = (127.0 + UNIT * height).round().clamp(0, 255).to(torch.uint8)

@@ -180,11 +180,30 @@ def test_one_impression_per_finger_is_the_plain_order():
     assert np.array_equal(passes, plain_passes)
 
 
+FAMILIES = np.repeat(np.arange(12), 4)  # 12 fingers, 4 prints each
+SIBLINGS = np.random.default_rng(0).permutation(12).reshape(4, 3)
+
+
+def test_siblings_come_one_after_the_other():
+    """In every run of 3 groups all fingers of a family, each with two prints; every print once per epoch."""
+    order = ORDERS["siblings"]()
+    families = []
+    for epoch in range(20):
+        samples, passes = order.take(epoch * 48, 48)
+        assert sorted(samples) == list(range(48)) and set(passes) == {epoch}
+        fingers = FAMILIES[samples].reshape(8, 3, 2)
+        assert (fingers[..., 0] == fingers[..., 1]).all()
+        families.append([SIBLINGS.tolist().index(turn) for turn in fingers[..., 0].tolist()])
+    firsts = np.bincount([family[0] for family in families], minlength=4)
+    assert firsts.max() < 15, "another family comes first in other epochs"
+
+
 ORDERS = {
     "permutation": lambda: SampleOrder(46, 5),
     "block": lambda: SampleOrder(46, 5, block_size=7),
     "groups": lambda: grouped(2),
     "balanced": lambda: grouped(2, balanced=True),
+    "siblings": lambda: SampleOrder(48, 5, labels=FAMILIES, per_finger=2, siblings=SIBLINGS),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, load_yaml
+from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, ReadingConfig, load_yaml
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
@@ -156,6 +156,21 @@ def test_an_epoch_counts_what_fills_up_groups(tiny):
     run = set_up(dataclasses.replace(config, reading=dataclasses.replace(config.reading, impressions_per_finger=3)))
     assert run.order.length == 6 * run.train.classes, "4 impressions in groups of 3"
     assert run.steps == round(3 * run.order.length / 9)
+
+
+def test_siblings_are_those_whose_keys_follow_each_other(tiny):
+    from fingerprint_accel.training.setup import set_up
+
+    together = ReadingConfig(validation_fraction=0.0, impressions_per_finger=2, siblings=2)
+    run = set_up(dataclasses.replace(tiny, reading=together))
+    keys = run.train.shards.key_of_finger
+    samples, _ = run.order.take(0, run.order.length)
+    names = [keys[run.train.shards.fingers[run.train.rows[sample]]] for sample in samples[::2]]
+    ranked = sorted(keys)
+    assert [ranked.index(name) for name in names[1::2]] == [ranked.index(name) + 1 for name in names[::2]]
+    torn = dataclasses.replace(together, validation_fraction=0.4)
+    with pytest.raises(UserError, match="siblings come together only where"):
+        set_up(dataclasses.replace(tiny, reading=torn))
 
 
 def test_early_stopping(tiny, tmp_path, monkeypatch):
