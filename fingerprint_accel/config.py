@@ -83,6 +83,8 @@ class ModelConfig:
     """Largest rotation of the aligning network, degrees."""
     localization_max_translation: float = 0.25
     """Largest shift of the aligning network, as a share of the input's side."""
+    localization_frozen: bool = False
+    """Leave the aligning network as it starts (`start_from`): it was taught apart, and the rest learns behind it."""
 
     def __post_init__(self) -> None:
         both = self.variant.endswith("TexMinu")

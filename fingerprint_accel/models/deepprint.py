@@ -8,7 +8,7 @@ from torch import nn
 
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models import backbones
-from fingerprint_accel.models.localization import Localization
+from fingerprint_accel.models.localization import CompactLocalization, Localization
 from fingerprint_accel.models.output import Output
 
 
@@ -30,11 +30,7 @@ class DeepPrint(nn.Module):
         texture, minutia = "Tex" in name, "Minu" in name
         dims = config.embedding_dim // (texture + minutia)
         self.branch_dims = {branch: dims for branch, on in (("texture", texture), ("minutia", minutia)) if on}
-        self.localization = (
-            Localization(config.localization_max_degrees, config.localization_max_translation, config.trunk == "flx")
-            if name.startswith("Loc")
-            else None
-        )
+        self.localization = _localization(config) if name.startswith("Loc") else None
         width, norm = config.width, config.norm
         inception, plain = config.trunk != "compact", config.trunk == "flx"
         self.stem = backbones.inception_stem() if inception else backbones.compact_stem(width, norm)
@@ -53,16 +49,25 @@ class DeepPrint(nn.Module):
             self.minutia_stem = backbones.compact_minutia_stem(width, norm)
             self.minutia_map = backbones.MapDecoder(2 * width, (width, max(8, width // 4)), map_size)
             self.minutia_branch = backbones.compact_minutia(width, norm, config.dropout, dims)
+        self.train()
 
     @property
     def needs_minutia_maps(self) -> bool:
         """Whether training wants minutia maps as targets."""
         return self.minutia_map is not None
 
+    def train(self, mode: bool = True) -> DeepPrint:
+        """As any module, but an aligning network that is frozen keeps its statistics too."""
+        super().train(mode)
+        if self.localization is not None and self.config.localization_frozen:
+            self.localization.eval().requires_grad_(False)
+        return self
+
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings, and in training mode the minutia map."""
         if self.localization is not None:
-            image = self.localization(image)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.localization_frozen):
+                image = self.localization(image)
         features = self.stem(image)
         texture = minutia = maps = None
         if self.texture_branch is not None:
@@ -72,6 +77,13 @@ class DeepPrint(nn.Module):
             minutia = _unit(self.minutia_branch(deeper))
             maps = self.minutia_map(deeper) if self.training else None
         return Output(texture, minutia, maps)
+
+
+def _localization(config: ModelConfig) -> Localization:
+    bounds = config.localization_max_degrees, config.localization_max_translation
+    if config.trunk == "compact":
+        return CompactLocalization(*bounds, config.norm)
+    return Localization(*bounds, config.trunk == "flx")
 
 
 def _unit(embedding: torch.Tensor) -> torch.Tensor:

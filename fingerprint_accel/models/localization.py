@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fingerprint_accel.models.backbones import Residual, compact_stem
+
 
 class Localization(nn.Module):
     """Predicts one rotation and shift per print and resamples the print accordingly.
@@ -35,15 +37,16 @@ class Localization(nn.Module):
                 *([] if plain else [nn.ReLU(inplace=True)]),
             ]
         self.localization = nn.Sequential(*layers)
-        last = nn.Linear(64, 3)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.fc_loc = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), last)
+        self.fc_loc = _regression(64 * (self.SIDE // 16) ** 2, 64)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) -> (B, F)."""
+        small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=self.plain)
+        return self.localization(small).flatten(1)
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> (B, 3): rotation in radians, shift along x and y in half sides."""
-        small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=self.plain)
-        raw = self.fc_loc(self.localization(small).flatten(1)).float()
+        raw = self.fc_loc(self.features(image)).float()
         if self.plain:
             return raw
         raw = torch.tanh(raw)
@@ -58,4 +61,40 @@ class Localization(nn.Module):
                 torch.stack([angle.sin(), angle.cos(), shift_y], dim=1),
             ]
             grid = F.affine_grid(torch.stack(rows, dim=1), list(image.shape), align_corners=False)
-            return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            mode = "bilinear" if self.plain else "bicubic"  # ridges are three pixels wide: bilinear would blur them
+            return F.grid_sample(image.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+class CompactLocalization(Localization):
+    """The aligning network of the compact trunk: a small residual network on the whole input.
+
+    Args:
+        max_degrees: largest rotation to either side.
+        max_translation: largest shift along each axis, as a share of the side.
+        norm: "batch" or "group".
+    """
+
+    WIDTH = 24
+
+    def __init__(self, max_degrees: float, max_translation: float, norm: str) -> None:
+        super().__init__(max_degrees, max_translation)
+        width = self.WIDTH
+        self.localization = nn.Sequential(
+            compact_stem(width, norm),
+            Residual(2 * width, 64, 2, norm),
+            Residual(64, 96, 2, norm),
+            nn.AdaptiveAvgPool2d(6),
+        )
+        self.fc_loc = _regression(96 * 36, 128)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) -> (B, F)."""
+        return self.localization(image).flatten(1)
+
+
+def _regression(inputs: int, hidden: int) -> nn.Sequential:
+    """(B, inputs) -> (B, 3), at first 0."""
+    last = nn.Linear(hidden, 3)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), last)

@@ -87,12 +87,12 @@ class Preprocessor(nn.Module):
             return self._inputs(batch.image, pose, quality, dtype), self._maps(batch, pose, dtype) if maps else None
 
     @torch.no_grad()
-    def images(self, images: torch.Tensor, pose: Pose | None = None) -> torch.Tensor:
-        """(B, H, W) uint8 canvases -> (B, 1, S, S) float32 input, without augmentation; upright, or in `pose`."""
+    def images(self, images: torch.Tensor, pose: Pose | None = None, quality: Quality | None = None) -> torch.Tensor:
+        """(B, H, W) uint8 canvases -> (B, 1, S, S) float32 input; upright, or in `pose`; as they are, or degraded."""
         with torch.autocast(images.device.type, enabled=False):
             if pose is None:
                 pose = upright(len(images), float(self.config.crop), images.device)
-            return self._inputs(images, pose, None, torch.float32)
+            return self._inputs(images, pose, quality, torch.float32)
 
     def _inputs(self, images: torch.Tensor, pose: Pose, quality: Quality | None, dtype: torch.dtype) -> torch.Tensor:
         """(B, H, W) uint8 -> (B, 1, S, S), a few prints at a time where that is faster."""

@@ -51,6 +51,11 @@ def pattern_classes(keys: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(uniform(keys, CLASS, 1)[:, 0], bounds, right=True)
 
 
+def finger_size(keys: torch.Tensor) -> torch.Tensor:
+    """keys (N,) -> (N,) relative size of the finger, about 1."""
+    return 1 + 0.09 * normal(keys, SIZE, 1)[:, 0]
+
+
 def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions (N, 4, 2) in mm and presence (N, 4) of the upper core, lower core, left delta and right delta."""
     core = normal(keys, CORE, 2) * torch.tensor([0.7, 1.0], device=keys.device) + torch.tensor(
@@ -152,7 +157,7 @@ def _slopes(keys: torch.Tensor) -> torch.Tensor:
 def make_pattern(keys: torch.Tensor) -> Pattern:
     """keys (N,) int64, one per finger -> its class, singular points and orientation field."""
     kind = pattern_classes(keys)
-    size = 1 + 0.09 * normal(keys, SIZE, 1)[:, 0]
+    size = finger_size(keys)
     points, present = _singular_points(keys, kind, size)
     bends = _bends(keys, points, present)
     x, y = frame(keys.device)

@@ -50,9 +50,14 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
     return sample_keys(seed, torch.full_like(fingers, -1), fingers)
 
 
+def flow_keys(seed: int, fingers: torch.Tensor, siblings: int = 1) -> torch.Tensor:
+    """fingers (N,) int64 -> (N,) int64 key of what each shares with its siblings: that of the first of them."""
+    return finger_keys(seed, fingers // siblings * siblings)
+
+
 def numbered_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
     """fingers (N,) int64 -> their masters; of every `siblings` numbers in a row, all have the flow of the first."""
-    return make_masters(finger_keys(seed, fingers), finger_keys(seed, fingers // siblings * siblings))
+    return make_masters(finger_keys(seed, fingers), flow_keys(seed, fingers, siblings))
 
 
 def make_masters(keys: torch.Tensor, flow: torch.Tensor | None = None) -> Masters:

@@ -77,11 +77,13 @@ def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
         UserError: a family is not whole, or fingers have more or fewer impressions than others.
     """
     if isinstance(train, SyntheticPrints):
-        order = np.argsort(train.numbers.cpu().numpy(), kind="stable")
+        place = train.numbers.cpu().numpy()
     else:
-        keys = np.array(train.shards.key_of_finger)[np.unique(train.shards.fingers[train.rows])]
-        order = np.argsort(keys, kind="stable")
-    if len(order) % size or len(np.unique(np.bincount(train.labels))) > 1:
+        rank = np.argsort(np.argsort(np.array(train.shards.key_of_finger)))
+        place = rank[np.unique(train.shards.fingers[train.rows])]
+    order = np.argsort(place)
+    whole = (np.unique(place // size, return_counts=True)[1] == size).all()
+    if not whole or len(np.unique(np.bincount(train.labels))) > 1:
         raise UserError(
             f"{data}: siblings come together only where every family of {size} is whole and all fingers have as many "
             "impressions: hold no fingers out (--reading.validation-data FOLDER), or set --reading.siblings 1"

@@ -1,0 +1,57 @@
+"""Where a finger lies on the canvas of its synthetic prints: the exact truth that an aligning network learns from."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.synthesis.impressions import impression_keys
+from fingerprint_accel.synthesis.orientation import finger_size
+from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.synthesis.skin import flow_keys
+from fingerprint_accel.synthesis.touch import Touch
+
+MIDDLE_MM = (0.0, 0.3)  # of the mean contact, in the frame of the finger
+
+
+@torch.no_grad()
+def finger_pose(seed: int, fingers: torch.Tensor, impressions: torch.Tensor, style: Style) -> torch.Tensor:
+    """How each print has to be turned and shifted so that its finger stands upright in the middle of the canvas.
+
+    Args:
+        seed: of the fingers.
+        fingers: (N,) int64 numbers.
+        impressions: (N,) int64 from 0.
+        style: of the impressions.
+
+    Returns:
+        (N, 3) float32, rotation in radians and shift along x and y in canvas pixels, as in `preprocess.augment.Pose`:
+        the pixel at u from the centre of the upright picture is at rotation @ u + shift from the centre of the canvas.
+    """
+    size = finger_size(flow_keys(seed, fingers, style.siblings))
+    touch = Touch(size, impression_keys(seed, fingers, impressions), style)
+    cos, sin = touch.angle.cos(), touch.angle.sin()
+    across, up = MIDDLE_MM[0] - touch.spot_x, MIDDLE_MM[1] - touch.spot_y
+    x = across * cos - up * sin - touch.shift_x
+    y = across * sin + up * cos - touch.shift_y
+    return torch.stack([-touch.angle, x / touch.mm, -y / touch.mm], dim=1).flatten(1).float()
+
+
+def poses_of(shards: Shards) -> torch.Tensor:
+    """(N, 3) `finger_pose` of every print of a dataset that `synth` has made.
+
+    Raises:
+        UserError: another dataset.
+    """
+    try:
+        made = json.loads((shards.folder / "synthesis.json").read_text())
+        numbers = np.array([int(key.rsplit("-", 1)[1]) for key in shards.key_of_finger], np.int64)
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{shards.folder}: not made by `synth`; only synthetic prints know how they lie") from error
+    style = Style(tuple(made["sensors"]), made["quality"], made["ppi"], made["canvas"], made.get("siblings", 1))
+    fingers = torch.from_numpy(numbers[shards.fingers])
+    return finger_pose(made["seed"], fingers, torch.from_numpy(shards.impressions.astype(np.int64)), style)

@@ -1,0 +1,175 @@
+"""Teaches the aligning network of the `Loc` variants where a finger lies, from synthetic prints that know it exactly.
+
+Left to the identity loss alone, as in DeepPrint, an aligning network finds some pose that helps; told the truth it
+learns in minutes, and what comes behind it can read details, because they come to the same place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from fingerprint_accel.config import AugmentConfig, ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.models.localization import Localization
+from fingerprint_accel.preprocess.augment import Pose, random_pose
+from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.preprocess.quality import random_quality
+from fingerprint_accel.random import sample_keys
+from fingerprint_accel.synthesis.pose import poses_of
+
+RADIANS, HALF_SIDES = 0.15, 0.08  # errors from which the loss grows linearly only
+AUGMENT = AugmentConfig(
+    rotation_degrees=35, translation=24, elastic=2.0, contrast=0.3, ridge_thickness=0.3, noise=0.05, occlusion=0.15
+)
+HELD_OUT = 0.03  # share of the fingers, to measure on
+
+
+@dataclass(frozen=True)
+class AlignmentError:
+    """Medians over prints of how far the network is from the truth."""
+
+    degrees: float
+    across_mm: float
+    along_mm: float
+
+
+def teach_alignment(
+    prints: Path | str,
+    trained: Path | str,
+    out: Path | str,
+    steps: int = 1100,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> AlignmentError:
+    """Puts an aligning network in front of a trained one, and teaches it.
+
+    Args:
+        prints: dataset folder that `synth` has made.
+        trained: network without alignment: a bundled model, run folder, checkpoint or exported model.
+        out: exported model to write: the `Loc` variant of it, `localization_frozen`.
+        steps: optimizer steps.
+        batch_size: prints per step.
+        learning_rate: highest of the one-cycle schedule.
+        seed: of initial weights, order and augmentation.
+        device: to train on.
+
+    Returns:
+        Errors on fingers that were not trained on, turned and shifted as in training.
+
+    Raises:
+        UserError: prints that are not synthetic, or a network that aligns already.
+    """
+    shards, before = open_dataset(prints), FingerprintExtractor.from_pretrained(trained)
+    truth = poses_of(shards)
+    torch.manual_seed(seed)
+    extractor = _with_localization(before).to(device)
+    network = extractor.model.localization
+    assert network is not None
+    network.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    out_of_training = shards.fingers < max(1, round(HELD_OUT * shards.info.fingers))
+    task = _Task(shards, truth, before.preprocess_config, torch.device(device), seed)
+    rows = _rows(np.flatnonzero(~out_of_training), batch_size, seed)
+    with tqdm(range(steps), desc="teaching alignment", unit="step") as bar:
+        for step in bar:
+            inputs, wanted = task.batch(next(rows), step)
+            off = (network.transform(inputs) - wanted) / wanted.new_tensor([RADIANS, HALF_SIDES, HALF_SIDES])
+            loss = F.smooth_l1_loss(off, torch.zeros_like(off))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                bar.set_postfix_str(f"loss {float(loss.detach()):.3f}")
+    error = task.error(network.eval(), np.flatnonzero(out_of_training), batch_size)
+    extractor.cpu().save_pretrained(out, {})
+    return error
+
+
+def _with_localization(before: FingerprintExtractor) -> FingerprintExtractor:
+    """The same extractor with a fresh aligning network in front."""
+    config: ModelConfig = before.model.config
+    if before.model.localization is not None:
+        raise UserError(f"{before.origin}: aligns already; start from a model without Loc in its variant")
+    aligned = dataclasses.replace(
+        config,
+        variant=f"Loc{config.variant}",  # type: ignore[arg-type]
+        localization_frozen=True,
+    )
+    extractor = FingerprintExtractor(aligned, before.preprocess_config, before.ppi, before.canvas, before.enhanced)
+    extractor.model.load_state_dict(before.model.state_dict(), strict=False)
+    return extractor
+
+
+def _rows(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Sorted rows of one random batch after the other, for ever."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield np.sort(generator.choice(rows, min(batch_size, len(rows)), replace=False))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Turned and shifted prints, and what the network is to say about them."""
+
+    shards: Shards
+    truth: torch.Tensor
+    preprocess: PreprocessConfig
+    device: torch.device
+    seed: int
+
+    def batch(self, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """rows (B,) -> (B, 1, S, S) inputs and (B, 3) rotation in radians, shift in half sides of the input."""
+        canvas, crop, size = self.shards.info.canvas, self.preprocess.crop, self.preprocess.size
+        images = np.empty((len(rows), canvas, canvas), np.uint8)
+        self.shards.read(rows, images)
+        keys = sample_keys(self.seed, torch.full((len(rows),), epoch), torch.from_numpy(rows)).to(self.device)
+        pose, quality = random_pose(keys, AUGMENT, crop), random_quality(keys, AUGMENT, size)
+        config = dataclasses.replace(self.preprocess, augment=AUGMENT)
+        preprocessor = Preprocessor(config, canvas, self.seed, self.shards.info.ppi).to(self.device)
+        inputs = preprocessor.images(torch.from_numpy(images).to(self.device), pose, quality)
+        return inputs.contiguous(memory_format=torch.channels_last), seen_from(
+            pose, self.truth[rows].to(self.device), crop
+        )
+
+    @torch.no_grad()
+    def error(self, network: Localization, rows: np.ndarray, batch_size: int) -> AlignmentError:
+        """Of prints that are turned and shifted in the same way whenever it is asked."""
+        off = []
+        for some in np.array_split(rows, max(1, len(rows) // batch_size)):
+            inputs, wanted = self.batch(some, -1)
+            off.append((network.transform(inputs) - wanted).abs().cpu())
+        median = torch.cat(off).median(dim=0).values.tolist()
+        mm = self.preprocess.crop / 2 / self.shards.info.ppi * 25.4
+        return AlignmentError(math.degrees(median[0]), median[1] * mm, median[2] * mm)
+
+
+def seen_from(pose: Pose, truth: torch.Tensor, crop: float) -> torch.Tensor:
+    """What is left to be turned and shifted on an input that was itself taken in a pose.
+
+    Args:
+        pose: of the input on the canvas; its elastic part is left out.
+        truth: (B, 3) rotation in radians, shift in canvas pixels: of the upright finger on the canvas.
+        crop: side of the input in canvas pixels.
+
+    Returns:
+        (B, 3) rotation in radians, shift in half sides of the input.
+    """
+    angle = truth[:, 0] - torch.atan2(pose.matrix[:, 1, 0], pose.matrix[:, 0, 0])
+    shift = torch.linalg.solve(pose.matrix, (truth[:, 1:] - pose.shift)[:, :, None])[:, :, 0] / (crop / 2)
+    return torch.cat([angle[:, None], shift], dim=1)
