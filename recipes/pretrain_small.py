@@ -2,16 +2,20 @@
 
 accelerate launch recipes/pretrain_small.py --out runs/small
 
-Clean prints first: on prints as hard as real ones a network from nothing goes on taking all for alike. On two CPU
-cores: 25 minutes for the prints (10,600 fingers, 7 GB), 10 of training on clean ones, 80 on the others; a kill costs
-little (`--resume auto`). docs/released_model.md says what was tried and measured. On a GPU, with endless impressions:
+Stages, each from where the one before ended: clean prints, prints as hard as real ones, an aligning network taught
+where fingers lie, and behind it siblings, fingers that only minutiae tell apart, first clean and then hard. A kill
+costs little (`--resume auto`). docs/released_model.md says what was tried and measured. With --data DATASET or
+--model.start-from MODEL only the last stage runs. Its settings are those below; --data synth:... takes its prints from
+the generator, so on a GPU:
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
-    --data synth:fingers=100000 --training.batch-size 512 --training.steps 20000 --training.save-every 500 --resume auto
+    --data synth:fingers=100000,siblings=4 --reading.siblings 4 --training.batch-size 512 --training.steps 20000
+    --training.save-every 500 --resume auto
 """
 
 import dataclasses
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,18 +42,18 @@ CONFIG = Config(
         crop=256,
         size=160,
         augment=AugmentConfig(
-            rotation_degrees=15,
-            translation=16,
-            elastic=2.0,
+            rotation_degrees=10,
+            translation=8,
+            elastic=1.5,
             contrast=0.3,
             ridge_thickness=0.3,
             noise=0.05,
-            occlusion=0.15,
+            occlusion=0.1,
             start=0.15,
-            ramp=0.5,
+            ramp=0.4,
         ),
     ),
-    model=ModelConfig(variant="Tex", trunk="compact", embedding_dim=512, dropout=0.0),
+    model=ModelConfig(variant="LocTex", trunk="compact", embedding_dim=512, dropout=0.0, localization_frozen=True),
     loss=LossConfig(
         head="cosface",
         scale=32.0,
@@ -61,45 +65,102 @@ CONFIG = Config(
         nested=(64, 128, 256),
     ),
     training=TrainingConfig(
-        epochs=6,
-        batch_size=96,
-        learning_rate=3e-3,
-        warmup_steps=200,
-        validate_every=400,
-        save_every=200,
-        precision="bf16",
+        steps=1000,
+        batch_size=64,
+        learning_rate=2e-3,
+        warmup_steps=40,
+        validate_every=250,
+        save_every=100,
+        precision="auto",
     ),
 )
-FINGERS, IMPRESSIONS, SEED = 10_000, 6, 20261125
-CLEAN_FINGERS, CLEAN_IMPRESSIONS, CLEAN_SEED = 600, 8, 1
-CLEAN = Config(
-    reading=ReadingConfig(validation_fraction=0.08, impressions_per_finger=2),
-    preprocess=dataclasses.replace(
-        CONFIG.preprocess,
-        augment=AugmentConfig(
-            rotation_degrees=10,
-            translation=6,
-            elastic=1.5,
-            contrast=0.2,
-            ridge_thickness=0.2,
-            occlusion=0.05,
-            start=0.2,
-            ramp=0.5,
-        ),
-    ),
-    model=CONFIG.model,
-    loss=dataclasses.replace(CONFIG.loss, scale=24.0, margin=0.2, margin_start=0.5, margin_ramp=0.2),
-    training=dataclasses.replace(
-        CONFIG.training, epochs=6, batch_size=64, warmup_steps=50, validate_every=138, save_every=138
-    ),
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Prints, and how to train on them: what differs from `CONFIG`."""
+
+    name: str
+    fingers: int
+    impressions: int
+    seed: int
+    style: Style
+    training: TrainingConfig
+    augment: AugmentConfig
+    siblings: int = 1
+    variant: str = "Tex"
+
+    def config(self, start_from: str) -> Config:
+        """All of its settings."""
+        return dataclasses.replace(
+            CONFIG,
+            reading=dataclasses.replace(
+                CONFIG.reading,
+                siblings=self.siblings,
+                validation_fraction=0.0 if self.siblings > 1 else 0.02,
+            ),
+            preprocess=dataclasses.replace(CONFIG.preprocess, augment=self.augment),
+            model=dataclasses.replace(
+                CONFIG.model,
+                variant=self.variant,
+                localization_frozen=self.variant == "LocTex",
+                start_from=start_from,
+            ),
+            training=self.training,
+            resume="auto",
+        )
+
+
+MILD = AugmentConfig(
+    rotation_degrees=4,
+    translation=4,
+    elastic=0.7,
+    contrast=0.2,
+    ridge_thickness=0.15,
+    noise=0.02,
+    occlusion=0.0,
+    start=0.2,
+    ramp=0.6,
 )
-TEST_FINGERS, TEST_IMPRESSIONS = 200, 4
-
-
+FULL = AugmentConfig(
+    rotation_degrees=15,
+    translation=16,
+    elastic=2.0,
+    contrast=0.3,
+    ridge_thickness=0.3,
+    noise=0.05,
+    occlusion=0.15,
+    start=0.15,
+    ramp=0.5,
+)
+LONGER = dataclasses.replace(
+    CONFIG.training, steps=3700, batch_size=96, learning_rate=3e-3, warmup_steps=200, validate_every=400
+)
+FLOW = (
+    Stage("1-clean", 600, 8, 1, Style(quality="clean"), dataclasses.replace(LONGER, steps=416, batch_size=64), MILD),
+    Stage("2-default", 10_000, 6, 20261125, Style(), LONGER, FULL),
+)
+"""Learn how ridges flow, which tells most fingers apart."""
+DETAILS = (
+    Stage(
+        "4-clean-siblings", 1280, 6, 20261129, Style(quality="clean", siblings=8),
+        dataclasses.replace(CONFIG.training, steps=400), MILD, siblings=8, variant="LocTex",
+    ),
+    Stage(
+        "5-siblings", 4096, 6, 20261127, Style(quality="mixed", siblings=8),
+        CONFIG.training, CONFIG.preprocess.augment, siblings=4, variant="LocTex",
+    ),
+)  # fmt: skip
+"""Behind the aligning network, learn minutiae, which alone tell siblings apart."""
+TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED = 200, 4, 20261126
 FACTS = {
-    "trained_on": f"{FINGERS} synthetic fingers with {IMPRESSIONS} impressions each, default quality, seed {SEED}; "
-    f"before that {CLEAN_FINGERS} with {CLEAN_IMPRESSIONS} clean ones, seed {CLEAN_SEED}",
-    "measured_on": f"{TEST_FINGERS} other synthetic fingers, {TEST_IMPRESSIONS} impressions each, seed {SEED + 1}",
+    "trained_on": "synthetic fingers: "
+    + "; ".join(
+        f"{stage.fingers} with {stage.impressions} impressions each, {stage.style.quality} quality, seed {stage.seed}"
+        + (f", in families of {stage.style.siblings}" if stage.siblings > 1 else "")
+        for stage in (*FLOW, *DETAILS)
+    ),
+    "measured_on": f"{TEST_FINGERS} other synthetic fingers, {TEST_IMPRESSIONS} impressions each, seed {TEST_SEED}",
     "sizes": "64, 128, 256 and 512 numbers: cut the embedding and scale it to unit length",
     "licence": "Apache-2.0, weights and code",
     "no_real_fingers": "no real image, crop of one, or statistic of an individual real print is in the training data. "
@@ -134,29 +195,60 @@ def export(out: Path, unseen: Path, bf16: bool) -> None:
     print("\n".join(f"{name}: {value}" for name, value in notes.items()))
 
 
-def first_steps(out: Path) -> str:
-    """Trains on clean prints; returns the run folder."""
-    folder = out / "first-steps"
+def run_stage(stage: Stage, out: Path, start_from: str, precision: str) -> str:
+    """Trains one stage unless it is done; returns its run folder."""
+    folder = out / stage.name
     if not (folder / "model").exists():
-        data = synthetic_prints(folder / "prints", CLEAN_FINGERS, CLEAN_IMPRESSIONS, CLEAN_SEED, Style(quality="clean"))
-        run_training(dataclasses.replace(CLEAN, data=data, out=str(folder), resume="auto"))
+        prints = folder / "prints"
+        data = synthetic_prints(prints, stage.fingers, stage.impressions, stage.seed, stage.style)
+        config = dataclasses.replace(stage.config(start_from), data=data, out=str(folder))
+        training = dataclasses.replace(config.training, precision=precision)
+        run_training(dataclasses.replace(config, training=training))
     return str(folder)
+
+
+def align(out: Path, trained: str, stage: Stage) -> str:
+    """Puts an aligning network in front, taught on the prints of a stage; returns the model's folder."""
+    from accelerate import PartialState
+
+    from fingerprint_accel.training.alignment import teach_alignment
+
+    folder = out / "3-alignment" / "model"
+    state = PartialState()
+    with state.main_process_first():
+        if not folder.exists():
+            prints = out / stage.name / "prints"
+            data = synthetic_prints(prints, stage.fingers, stage.impressions, stage.seed, stage.style)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            print(teach_alignment(data, trained, folder, device=state.device))
+    return str(folder)
+
+
+def earlier_stages(out: Path, precision: str) -> str:
+    """All but the last stage; returns where the last one starts."""
+    start = ""
+    for stage in FLOW:
+        start = run_stage(stage, out, start, precision)
+    start = align(out, start, DETAILS[-1])
+    return run_stage(DETAILS[0], out, start, precision)
 
 
 def main() -> None:
     """Makes the prints once, trains, measures, exports."""
     config = parse(CONFIG, __doc__ or "")
     check_out(config)
-    out = Path(config.out)
+    out, last = Path(config.out), DETAILS[-1]
     if not config.model.start_from and (not config.data or is_source(config.data)):
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, start_from=first_steps(out)))
+        start = earlier_stages(out, config.training.precision)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, start_from=start))
     if not config.data:
-        data = synthetic_prints(out / "prints", FINGERS, IMPRESSIONS, SEED, Style())
-        config = dataclasses.replace(config, data=data)
+        data = synthetic_prints(out / last.name / "prints", last.fingers, last.impressions, last.seed, last.style)
+        reading = dataclasses.replace(config.reading, siblings=last.siblings, validation_fraction=0.0)
+        config = dataclasses.replace(config, data=data, reading=reading)
     run = run_training(config)
-    unseen = synthetic_prints(out / "unseen-prints", TEST_FINGERS, TEST_IMPRESSIONS, SEED + 1, Style())
+    unseen = synthetic_prints(out / "unseen-prints", TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED, Style())
     if run.accelerator.is_main_process:
-        export(out, Path(unseen), config.training.precision == "bf16")
+        export(out, Path(unseen), run.accelerator.mixed_precision == "bf16")
     run.accelerator.state.destroy_process_group()
 
 

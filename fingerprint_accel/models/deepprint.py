@@ -68,6 +68,10 @@ class DeepPrint(nn.Module):
         if self.localization is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.localization_frozen):
                 image = self.localization(image)
+        return self.describe(image)
+
+    def describe(self, image: torch.Tensor) -> Output:
+        """As `forward`, of an image (B, 1, S, S) that is aligned already."""
         features = self.stem(image)
         texture = minutia = maps = None
         if self.texture_branch is not None:
