@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from fingerprint_accel import __version__
-from fingerprint_accel.cli import data, models
+from fingerprint_accel.cli import data, minutiae, models
 from fingerprint_accel.errors import one_line_errors
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -21,6 +21,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": models.compare,
     "enroll": models.enroll,
     "search": models.search,
+    "minutiae": minutiae.minutiae,
     "export": models.export,
     "convert-flx": models.convert_flx,
 }

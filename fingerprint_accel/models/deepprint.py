@@ -61,10 +61,8 @@ class DeepPrint(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings, and in training mode the minutia map."""
-        if self.localization is not None:
-            image = self.localization(image)
-        features = self.stem(image)
         texture = minutia = maps = None
+        features = self._features(image)
         if self.texture_branch is not None:
             texture = _unit(self.texture_branch(features))
         if self.minutia_stem is not None and self.minutia_branch is not None and self.minutia_map is not None:
@@ -72,6 +70,19 @@ class DeepPrint(nn.Module):
             minutia = _unit(self.minutia_branch(deeper))
             maps = self.minutia_map(deeper) if self.training else None
         return Output(texture, minutia, maps)
+
+    def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) float32 -> (B, 6, map_size, map_size), the minutia map alone, in any mode.
+
+        Only for networks with `needs_minutia_maps`.
+        """
+        assert self.minutia_stem is not None and self.minutia_map is not None, "a variant without a minutia branch"
+        return self.minutia_map(self.minutia_stem(self._features(image)))
+
+    def _features(self, image: torch.Tensor) -> torch.Tensor:
+        if self.localization is not None:
+            image = self.localization(image)
+        return self.stem(image)
 
 
 def _unit(embedding: torch.Tensor) -> torch.Tensor:
