@@ -6,6 +6,8 @@ import io
 import math
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,6 +53,25 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PIL.Image.Image:
+    """A print on its canvas, with its minutiae as circles with a stroke in their direction.
+
+    Args:
+        canvas: (S, S) uint8.
+        minutiae: (n, 4) x, y in canvas pixels, angle, score; the surer, the stronger they are drawn.
+    """
+    size = FINER * len(canvas)
+    picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
+    draw = PIL.ImageDraw.Draw(picture)
+    colour = tuple(round(255 * part) for part in PROBE)
+    for x, y, angle, score in [] if minutiae is None else (minutiae * (FINER, FINER, 1, 1)).tolist():
+        faded = tuple(round(255 + (part - 255) * score) for part in colour)
+        draw.ellipse((x - 6, y - 6, x + 6, y + 6), outline=faded, width=2)
+        along = (math.cos(angle), -math.sin(angle))
+        draw.line((x + 6 * along[0], y + 6 * along[1], x + 20 * along[0], y + 20 * along[1]), fill=faded, width=2)
+    return picture
 
 
 def in_words(pose: Pose, ppi: float) -> str:
