@@ -87,10 +87,12 @@ def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: b
         out: PNG file to write, the pair aligned.
 
     Raises:
-        UserError: no such model, an image without a print, or a ppi that is not positive.
+        UserError: no such model, an image without a print, a ppi that is not positive, or --out no PNG file.
     """
     if ppi <= 0:
         raise UserError(f"--ppi {ppi}: must be above 0")
+    if out is not None and (out.is_dir() or out.suffix.lower() != ".png"):
+        raise UserError(f"--out {out}: give a file that ends in .png")
     extractor = open_extractor(model)
     found = compare_prints(extractor, reference, probe, ppi, USUAL if poses else UPRIGHT)
     rows = found.rows()

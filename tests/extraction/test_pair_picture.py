@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_command, compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import in_words
@@ -92,3 +93,6 @@ def test_the_picture_shows_both_prints_in_their_colours(small, canvas, tmp_path,
     assert max(blue[1], blue[2], red[0], red[2]) < 0.001
     ridges = np.percentile(thirds[2].sum(axis=2), 3)
     assert ridges < 0.85 * min(np.percentile(part.sum(axis=2), 3) for part in thirds[:2])
+    for wrong in (tmp_path, tmp_path / "pair.jpg"):
+        with pytest.raises(UserError, match="give a file that ends in"):
+            compare_command(tmp_path / "a.png", tmp_path / "a.png", "small", 300, poses=False, out=wrong)
