@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from fingerprint_accel import __version__
-from fingerprint_accel.cli import data, models
+from fingerprint_accel.cli import data, demo, minutiae, models
 from fingerprint_accel.errors import one_line_errors
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -21,7 +21,9 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": models.compare,
     "enroll": models.enroll,
     "search": models.search,
+    "minutiae": minutiae.minutiae,
     "export": models.export,
+    "demo": demo.demo,
     "convert-flx": models.convert_flx,
 }
 

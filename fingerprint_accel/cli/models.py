@@ -38,6 +38,7 @@ def compare(
     model: str = "small",
     ppi: int = 500,
     poses: bool = True,
+    out: Path | None = None,
 ) -> None:
     """Says how alike two prints are, and whether they pass as one finger.
 
@@ -48,16 +49,19 @@ def compare(
 
     fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1
 
+    fingerprint-accel compare a.png b.png --out pair.png
+
     Args:
         reference: Image of a print, ridges dark.
         probe: Image of another.
         model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         ppi: Resolution of both images, pixels per inch.
         poses: Also try turns and shifts, and take the best agreement.
+        out: PNG file to write: both prints side by side, and one on the other in the pose that compared best.
     """
     from fingerprint_accel.extraction.comparison import compare_command
 
-    compare_command(reference, probe, model, ppi, poses)
+    compare_command(reference, probe, model, ppi, poses, out)
 
 
 def enroll(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,56 @@ MIN_BLOCKS = 12  # ridge blocks that a print has at least
 
 class CanvasError(ValueError):
     """An image on which no print was found; the message says why."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a canvas lies on its image: canvas = (image - corner) * scale, in pixels from the top left corner of each.
+
+    Attributes:
+        left, top: the canvas's corner on the image, image pixels.
+        scale: canvas pixels to one of the image.
+    """
+
+    left: float
+    top: float
+    scale: float
+
+    def to_canvas(self, minutiae: np.ndarray) -> np.ndarray:
+        """(n, 4) x, y, angle, quality in image pixels -> the same in canvas pixels."""
+        moved = minutiae.copy()
+        moved[:, :2] = (minutiae[:, :2] - (self.left, self.top)) * self.scale
+        return moved
+
+    def to_image(self, minutiae: np.ndarray) -> np.ndarray:
+        """(n, 4) in canvas pixels -> the same in image pixels."""
+        moved = minutiae.copy()
+        moved[:, :2] = minutiae[:, :2] / self.scale + (self.left, self.top)
+        return moved
+
+
+def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> Frame:
+    """Where `place` lays the canvas on an image; arguments and errors are those of `place`."""
+    return _frame(*_print_mask(grey, ppi), dataset_ppi / ppi, canvas)
+
+
+def _print_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
+    """`ridge_mask` of an image that holds enough of a print."""
+    if int(grey.max()) - int(grey.min()) < 4 * MIN_CONTRAST:
+        raise CanvasError("blank")
+    mask, block = ridge_mask(grey, ppi)
+    if mask.sum() < MIN_BLOCKS:
+        raise CanvasError("no ridges found")
+    return mask, block
+
+
+def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
+    rows, columns = np.nonzero(mask)
+    # the middle between the extremes (5 % cut off) rather than the mean: half a dry print pulls a mean aside
+    centre_y = (np.percentile(rows, 5) + np.percentile(rows, 95) + 1) / 2 * block
+    centre_x = (np.percentile(columns, 5) + np.percentile(columns, 95) + 1) / 2 * block
+    half = canvas / 2 / scale
+    return Frame(float(centre_x - half), float(centre_y - half), scale)
 
 
 def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
@@ -90,24 +141,12 @@ def place(
     Raises:
         CanvasError: no ridges.
     """
-    if int(grey.max()) - int(grey.min()) < 4 * MIN_CONTRAST:
-        raise CanvasError("blank")
-    mask, block = ridge_mask(grey, ppi)
-    if mask.sum() < MIN_BLOCKS:
-        raise CanvasError("no ridges found")
-    rows, columns = np.nonzero(mask)
-    # the middle between the extremes (5 % cut off) rather than the mean: half a dry print pulls a mean aside
-    centre_y = (np.percentile(rows, 5) + np.percentile(rows, 95) + 1) / 2 * block
-    centre_x = (np.percentile(columns, 5) + np.percentile(columns, 95) + 1) / 2 * block
-    scale = dataset_ppi / ppi
-    half = canvas / 2 / scale
-    left, top = centre_x - half, centre_y - half
-    contact = _contact(mask, block, left, top, 2 * half, canvas)
-    image = WHITE + contact * (_cut(_on_white(grey, block), left, top, 2 * half, canvas) - WHITE)
-    moved = minutiae.copy()
-    moved[:, 0] = (minutiae[:, 0] - left) * scale
-    moved[:, 1] = (minutiae[:, 1] - top) * scale
-    return image.round().astype(np.uint8), _on_canvas(moved, canvas)
+    mask, block = _print_mask(grey, ppi)
+    frame = _frame(mask, block, dataset_ppi / ppi, canvas)
+    side = canvas / frame.scale
+    contact = _contact(mask, block, frame.left, frame.top, side, canvas)
+    image = WHITE + contact * (_cut(_on_white(grey, block), frame.left, frame.top, side, canvas) - WHITE)
+    return image.round().astype(np.uint8), _on_canvas(frame.to_canvas(minutiae), canvas)
 
 
 def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:

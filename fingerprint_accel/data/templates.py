@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", ".xyt", ".min")  # searched in this order
+MOST_MINUTIAE = 255  # that a view of ISO/IEC 19794-2 holds
+CM_PER_INCH = 2.54
 NO_MINUTIAE = np.empty((0, 4), np.float32)
 _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.]+)\s*:", re.MULTILINE)
 
@@ -157,3 +159,50 @@ def _read_min(text: str) -> Template:
     angle = np.radians((90 - table[:, 2] * 11.25) % 360)
     minutiae = np.stack([table[:, 0], table[:, 1], angle, table[:, 3]], axis=1).astype(np.float32)
     return Template(minutiae, int(size[1]), int(size[2]))
+
+
+def write_template(path: Path, minutiae: np.ndarray, width: int, height: int, ppi: int) -> None:
+    """Writes minutiae as the suffix says: `.xyt` as mindtct does, `.iso` as ISO/IEC 19794-2:2005; whole or not at all.
+
+    Args:
+        path: the file.
+        minutiae: (n, 4) x, y, angle, quality, as everywhere; rounded to whole pixels.
+        width, height: of their image, pixels.
+        ppi: of their image.
+    """
+    data = xyt_bytes(minutiae, height) if path.suffix == ".xyt" else iso_bytes(minutiae, width, height, ppi)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def iso_bytes(minutiae: np.ndarray, width: int, height: int, ppi: int) -> bytes:
+    """A record of ISO/IEC 19794-2:2005 with one view; of more than 255 minutiae those of best quality.
+
+    The kind of minutia (ending or bifurcation), the finger and the sensor are not stated. Angles are rounded to 1.4
+    degrees, qualities to 1 %; 0 would mean that none is stated, so 1 is the lowest.
+    """
+    best = minutiae[np.argsort(-minutiae[:, 3], kind="stable")[:MOST_MINUTIAE]]
+    x, y = (np.clip(best[:, axis].round(), 0, 2**14 - 1).astype(int) for axis in (0, 1))
+    angle = (best[:, 2] * (256 / (2 * math.pi))).round().astype(int) % 256
+    quality = np.clip((100 * best[:, 3]).round(), 1, 100).astype(int)
+    body = b"".join(struct.pack(">HHBB", *row) for row in zip(x, y, angle, quality, strict=True))
+    per_cm = round(ppi / CM_PER_INCH)
+    header = struct.pack(">HHHHHBB", 0, width, height, per_cm, per_cm, 1, 0)
+    view = bytes([0, 0, round(quality.mean()) if len(best) else 0, len(best)])
+    rest = header + view + body + b"\0\0"  # no extended data
+    return b"FMR\0 20\0" + struct.pack(">I", 12 + len(rest)) + rest
+
+
+def xyt_bytes(minutiae: np.ndarray, image_height: int) -> bytes:
+    """Lines `x y theta quality` as mindtct writes them: y from the bottom, degrees along the ridge the other way.
+
+    `_read_xyt` takes a file without an angle from 180 on for one of `mindtct -m1`. In such a file one angle is given a
+    whole turn more, which Bozorth3 takes off again.
+    """
+    theta = (np.degrees(minutiae[:, 2]) - 180).round().astype(int) % 360
+    if len(theta) and (theta < 180).all():
+        theta[0] += 360
+    quality = np.clip((100 * minutiae[:, 3]).round(), 0, 100).astype(int)
+    x, y = minutiae[:, 0].round().astype(int), (image_height - minutiae[:, 1]).round().astype(int)
+    return "".join(f"{a} {b} {c} {d}\n" for a, b, c, d in zip(x, y, theta, quality, strict=True)).encode()

@@ -2,11 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.extractor import open_extractor
-from fingerprint_accel.extraction.poses import UPRIGHT, USUAL
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
+from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses, best_agreement
+from fingerprint_accel.preprocess.augment import Pose
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two prints as they compared best.
+
+    Attributes:
+        similarity: of their embeddings, -1 to 1.
+        canvases: (2, S, S) uint8, reference and probe as the network was given them.
+        pose: lays the probe on the reference.
+        tried: how many poses.
+        verdicts: for each false match rate of the model, what the similarity says, see `decisions`.
+    """
+
+    similarity: float
+    canvases: np.ndarray
+    pose: Pose
+    tried: int
+    verdicts: list[tuple[str, str]]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What there is to say, as names and texts."""
+        poses = f" (best of {self.tried} poses)" if self.tried > 1 else ""
+        return [("similarity", f"{self.similarity:.3f}{poses}"), *self.verdicts]
+
+
+def compare_prints(
+    extractor: FingerprintExtractor, reference: Image, probe: Image, ppi: int, tried: Poses = USUAL
+) -> Comparison:
+    """Compares two prints in every pose, as `FingerprintExtractor.compare` does, and keeps the best one.
+
+    Args:
+        extractor: the model.
+        reference, probe: image files, or arrays (H, W) uint8 with dark ridges.
+        ppi: resolution of both, pixels per inch.
+        tried: poses.
+
+    Raises:
+        UserError: an image without a print.
+    """
+    canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
+    device = next(extractor.model.parameters()).device
+    embeddings = extractor(torch.from_numpy(canvases).to(device), tried).cpu().numpy().reshape(2, len(tried), -1)
+    best = best_agreement(*embeddings)
+    poses = tried.all(float(extractor.preprocess_config.crop), extractor.ppi, torch.device("cpu"))
+    thresholds = extractor.notes.get("thresholds_with_poses" if len(tried) > 1 else "thresholds", {})
+    verdicts = decisions(best.similarity, thresholds)
+    return Comparison(best.similarity, canvases, best.probe_on_reference(poses), len(tried), verdicts)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:
@@ -23,21 +76,33 @@ def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str
     return rows
 
 
-def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: bool) -> None:
+def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: bool, out: Path | None = None) -> None:
     """Prints the similarity of two image files and the decisions at the model's thresholds.
 
+    Args:
+        reference, probe: the files.
+        model: its name or place.
+        ppi: resolution of both, pixels per inch.
+        poses: try the usual ones.
+        out: PNG file to write, the pair aligned.
+
     Raises:
-        UserError: no such model, an image without a print, or a ppi that is not positive.
+        UserError: no such model, an image without a print, a ppi that is not positive, or --out no PNG file.
     """
     if ppi <= 0:
         raise UserError(f"--ppi {ppi}: must be above 0")
+    if out is not None and (out.is_dir() or out.suffix.lower() != ".png"):
+        raise UserError(f"--out {out}: give a file that ends in .png")
     extractor = open_extractor(model)
-    tried = USUAL if poses else UPRIGHT
-    value = extractor.compare(reference, probe, ppi, tried)
-    rows = [("similarity", f"{value:.3f}" + (f" (best of {len(tried)} poses)" if poses else ""))]
-    thresholds = extractor.notes.get("thresholds_with_poses" if poses else "thresholds", {})
-    rows += decisions(value, thresholds)
+    found = compare_prints(extractor, reference, probe, ppi, USUAL if poses else UPRIGHT)
+    rows = found.rows()
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in rows))
-    if not thresholds:
+    if not found.verdicts:
         print(f"{extractor.origin}: keeps no thresholds; measure error rates with `fingerprint-accel evaluate`")
+    if out is not None:
+        from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(pair_png(found, (reference.name, probe.name), extractor))
+        print(f"{'picture':<{width}}  {out}")

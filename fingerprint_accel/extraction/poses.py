@@ -81,3 +81,38 @@ def similarity(reference: np.ndarray, probe: np.ndarray) -> np.ndarray:
     for pose in range(1, reference.shape[1]):
         np.maximum(best, reference[:, pose] @ probe[:, 0].T, out=best)
     return best
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Where two prints agree best; one of the two poses is 0, the print as it is.
+
+    Attributes:
+        similarity: their cosine there.
+        reference, probe: number of the pose of each, as in `Poses.all`.
+    """
+
+    similarity: float
+    reference: int
+    probe: int
+
+    def probe_on_reference(self, poses: list[Pose]) -> Pose:
+        """The pose that lays the probe on the reference as it is: for a turned reference, its inverse."""
+        if not self.reference:
+            return poses[self.probe]
+        turned = poses[self.reference]
+        back = turned.matrix.mT
+        return Pose(back, -(back @ turned.shift[:, :, None])[:, :, 0], None, turned.crop)
+
+
+def best_agreement(reference: np.ndarray, probe: np.ndarray) -> Agreement:
+    """`similarity` of two prints, and the poses in which it was reached.
+
+    Args:
+        reference, probe: (P, D) float32 of unit length, the print as it is first.
+    """
+    turned_probe, turned_reference = probe @ reference[0], reference @ probe[0]
+    i, j = int(turned_reference.argmax()), int(turned_probe.argmax())
+    if turned_reference[i] > turned_probe[j]:
+        return Agreement(float(turned_reference[i]), i, 0)
+    return Agreement(float(turned_probe[j]), 0, j)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
 
 
@@ -29,11 +30,48 @@ def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch
         if folders:
             raise UserError(f"{folders[0]}: a folder; give image files, or one dataset folder alone")
         source, names = list(prints), [str(path) for path in prints]
-    gallery = _gallery(folder, extractor) if folder.exists() else None  # asked before the work, made after it
+    gallery = open_gallery(folder, extractor) if folder.exists() else None  # asked before the work, made after it
     embeddings = extractor.extract(source, ppi, batch_size=batch_size)
     gallery = gallery or Gallery.create(folder, extractor.model.config.embedding_dim, extractor.identity)
     gallery.append(embeddings, names)
     print(f"{folder}: {len(names):,} prints enrolled, {len(gallery):,} in all")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A reference that a search has found.
+
+    Attributes:
+        name: as it was enrolled.
+        similarity: to the probe.
+        rate: lowest false match rate of the model's thresholds at which it passes; "-" for none.
+    """
+
+    name: str
+    similarity: float
+    rate: str
+
+
+def find(
+    extractor: FingerprintExtractor, gallery: Gallery, probe: Image, ppi: int, top: int
+) -> tuple[list[Hit], float]:
+    """The references of a gallery most similar to an image, best first, and the seconds that the search took.
+
+    Raises:
+        UserError: an image without a print, an empty gallery, or `top` below 1.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: must be at least 1")
+    embedding = extractor.extract([probe], ppi, progress=False)
+    started = time.perf_counter()
+    hits = gallery.search(embedding, top, next(extractor.model.parameters()).device)
+    seconds = time.perf_counter() - started
+    thresholds = sorted(extractor.notes.get("thresholds", {}).items(), key=lambda item: float(item[0]))
+    found = []
+    for value, name in zip(hits.similarity[0].tolist(), gallery.names(hits.row[0]), strict=True):
+        passed = next((f"{float(rate):g}" for rate, threshold in thresholds if value >= threshold), "-")
+        found.append(Hit(name, value, passed))
+    return found, seconds
 
 
 def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool) -> None:
@@ -42,26 +80,23 @@ def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, ve
     Raises:
         UserError: a gallery of another model or with damage, or an image without a print.
     """
-    if top < 1:
-        raise UserError(f"--top {top}: must be at least 1")
     extractor = open_extractor(model)
-    gallery = _gallery(folder, extractor)
+    gallery = open_gallery(folder, extractor)
     if verify:
         gallery.verify()
-    embedding = extractor.extract([probe], ppi, progress=False)
-    started = time.perf_counter()
-    device = next(extractor.model.parameters()).device
-    hits = gallery.search(embedding, top, device)
-    seconds = time.perf_counter() - started
-    thresholds = sorted(extractor.notes.get("thresholds", {}).items(), key=lambda item: float(item[0]))
+    hits, seconds = find(extractor, gallery, probe, ppi, top)
     print("rank  similarity  match at FMR  name")
-    for rank, (value, name) in enumerate(zip(hits.similarity[0], gallery.names(hits.row[0]), strict=True), 1):
-        passed = next((f"{float(rate):g}" for rate, threshold in thresholds if value >= threshold), "-")
-        print(f"{rank:>4}  {value:>10.3f}  {passed:>12}  {name}")
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:>4}  {hit.similarity:>10.3f}  {hit.rate:>12}  {hit.name}")
     print(f"\ncompared with {len(gallery):,} prints in {1000 * seconds:.0f} ms; the rates are those of one comparison")
 
 
-def _gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
+def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
+    """A gallery that this model has filled.
+
+    Raises:
+        UserError: not a gallery, or another model's.
+    """
     gallery = Gallery(folder)
     if gallery.model != extractor.identity:
         raise UserError(

@@ -65,15 +65,20 @@ class DeepPrint(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings, and in training mode the minutia map."""
-        if self.localization is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.localization_frozen):
-                image = self.localization(image)
-        return self.describe(image)
+        return self.describe(self.align(image))
+
+    def align(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) -> the same, as the aligning network turns and shifts it, if there is one."""
+        if self.localization is None:
+            return image
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.localization_frozen):
+            aligned: torch.Tensor = self.localization(image)
+        return aligned
 
     def describe(self, image: torch.Tensor) -> Output:
         """As `forward`, of an image (B, 1, S, S) that is aligned already."""
-        features = self.stem(image)
         texture = minutia = maps = None
+        features = self.stem(image)
         if self.texture_branch is not None:
             texture = _unit(self.texture_branch(features))
         if self.minutia_stem is not None and self.minutia_branch is not None and self.minutia_map is not None:
@@ -81,6 +86,14 @@ class DeepPrint(nn.Module):
             minutia = _unit(self.minutia_branch(deeper))
             maps = self.minutia_map(deeper) if self.training else None
         return Output(texture, minutia, maps)
+
+    def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) float32 -> (B, 6, map_size, map_size), the minutia map alone, in any mode.
+
+        Only for networks with `needs_minutia_maps`.
+        """
+        assert self.minutia_stem is not None and self.minutia_map is not None, "a variant without a minutia branch"
+        return self.minutia_map(self.minutia_stem(self.stem(self.align(image))))
 
 
 def _localization(config: ModelConfig) -> Localization:

@@ -42,10 +42,15 @@ def minutia_maps(
     distance = (pixel[:, None] - place[:, :, None]).square_()  # (B, 2, map, M)
     spread = steady(torch.exp, distance.mul_(-1 / (2 * sigma**2)).clamp_min_(FAR))
     spread_x, spread_y = torch.threshold_(spread, math.exp(FAR + 1), 0).to(dtype).unbind(1)
-    centres = torch.arange(CHANNELS, device=minutiae.device)[:, None] * (2 * math.pi / CHANNELS)
-    turn = torch.remainder(minutiae[:, None, :, 2] - centres + math.pi, 2 * math.pi) - math.pi
-    weight = steady(torch.exp, turn.abs() / (-2 * (math.pi / CHANNELS) ** 2))  # (B, 6, M)
+    weight = direction_weights(minutiae[..., 2])  # (B, 6, M)
     there = torch.arange(minutiae.shape[1], device=minutiae.device) < count[:, None]
     weight = (weight * there[:, None]).to(dtype)
     rows = (weight[:, :, None] * spread_y[:, None]).flatten(1, 2)  # (B, 6 * map, M)
     return (rows @ spread_x.transpose(1, 2)).clamp_(0, 1).unflatten(1, (CHANNELS, map_size))
+
+
+def direction_weights(angle: torch.Tensor) -> torch.Tensor:
+    """angle (..., M) radians -> (..., 6, M): what a minutia of that direction gives to each channel."""
+    centres = torch.arange(CHANNELS, device=angle.device)[:, None] * (2 * math.pi / CHANNELS)
+    turn = torch.remainder(angle[..., None, :] - centres + math.pi, 2 * math.pi) - math.pi
+    return steady(torch.exp, turn.abs() / (-2 * (math.pi / CHANNELS) ** 2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fingerprint_accel.data.templates import TemplateError, read_template
+from fingerprint_accel.data.templates import TemplateError, iso_bytes, read_template, write_template
 
 POINTS = [(10, 20, 64, 80), (300, 400, 0, 50), (5, 6, 128, 0)]  # x, y, angle byte, quality
 EXPECTED_ISO = [[10, 20, math.pi / 2, 0.8], [300, 400, 0, 0.5], [5, 6, math.pi, 0]]
@@ -111,3 +111,67 @@ def test_damage_has_a_reason_and_no_crash(tmp_path, make):
     for name, data in (("a.xyt", b"1 2\n"), ("a.xyt", b"a b c d"), ("a.min", b"nothing"), ("a.fmr", b"FMR\0 99\0")):
         with pytest.raises(TemplateError):
             read(tmp_path, data, name)
+
+
+def some_minutiae(count, seed=0):
+    """(count, 4) with every angle and quality, on an image of 388 x 374."""
+    generator = np.random.default_rng(seed)
+    x, y, angle = generator.uniform(0, 388, count), generator.uniform(0, 374, count), generator.uniform(-4, 7, count)
+    return np.stack([x, y, angle, generator.uniform(0.01, 1, count)], axis=1).astype(np.float32)
+
+
+def turn(first, second):
+    return np.abs(np.angle(np.exp(1j * (first - second))))
+
+
+@pytest.mark.parametrize("kind", ["xyt", "iso"])
+def test_what_is_written_is_read_again(tmp_path, kind):
+    minutiae, path = some_minutiae(60), tmp_path / f"a.{kind}"
+    write_template(path, minutiae, 388, 374, 500)
+    template = read_template(path, 374)
+    found = template.minutiae
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    wanted = minutiae[np.argsort(-minutiae[:, 3])] if kind == "iso" else minutiae
+    assert np.abs(found[:, :2] - wanted[:, :2]).max() <= 0.5
+    assert turn(found[:, 2], wanted[:, 2]).max() <= math.radians(0.71 if kind == "iso" else 0.51)
+    assert np.abs(found[:, 3] - wanted[:, 3]).max() <= 0.0051
+    assert (template.width, template.height) == ((388, 374) if kind == "iso" else (0, 0))
+
+
+def test_iso_as_its_bytes_say():
+    """Field by field what the standard lays down, as the hand-made record above has it."""
+    points = np.array([[10, 20, math.pi / 2, 0.8], [300, 400, 0, 0.5], [5, 6, math.pi, 0]], np.float32)
+    data = iso_bytes(points, 320, 480, 500)
+    ours, hand_made = bytearray(data), bytearray(iso_2005())
+    assert len(ours) == len(hand_made)
+    for place in (24, 25, 26):  # finger, kind of impression, quality
+        ours[place] = hand_made[place] = 0
+    for first in (28, 34, 40):  # kind of minutia
+        hand_made[first] &= 63
+        hand_made[first + 2] &= 63
+    ours[45] = hand_made[45] = 0  # the lowest quality is 1, as 0 means none
+    assert data[45] == 1
+    assert ours == hand_made
+    many = iso_bytes(some_minutiae(300), 388, 374, 500)
+    assert (many[27], len(many)) == (255, 24 + 4 + 255 * 6 + 2)
+    assert min(many[33:-2:6]) >= 14, "the 45 of least quality are left out"
+
+
+def test_xyt_of_few_minutiae_is_not_taken_for_another_kind(tmp_path):
+    """Every plain angle below 180: the file would read as one of `mindtct -m1`."""
+    minutiae = np.array([[10, 20, math.radians(200), 0.5], [30, 40, math.radians(300), 0.5]], np.float32)
+    for kept in (minutiae, minutiae[:1], minutiae[:0]):
+        write_template(tmp_path / "a.xyt", kept, 100, 100, 500)
+        found = read_template(tmp_path / "a.xyt", 100).minutiae
+        np.testing.assert_allclose(found, kept.reshape(-1, 4), atol=1e-3)
+    assert (tmp_path / "a.xyt").read_text() == ""
+
+
+def test_real_minutiae_come_back(shared_data, tmp_path):
+    """mindtct's files are of the kind -m1 and ours are not; both say the same."""
+    for path in sorted((shared_data / "fvc2000_db1_b_nbis" / "xyt").glob("*.xyt"))[:10]:
+        theirs = read_template(path, 300).minutiae
+        write_template(tmp_path / "a.xyt", theirs, 300, 300, 500)
+        ours = read_template(tmp_path / "a.xyt", 300).minutiae
+        np.testing.assert_allclose(ours[:, [0, 1, 3]], theirs[:, [0, 1, 3]], atol=1e-6)
+        assert turn(ours[:, 2], theirs[:, 2]).max() < 1e-5

@@ -1,0 +1,223 @@
+"""A page to drop prints on: comparison of two, search in a gallery. Served to this machine, without any other."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from fingerprint_accel.data.images import SUFFIXES
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.comparison import compare_prints
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
+from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
+from fingerprint_accel.extraction.poses import UPRIGHT, USUAL
+from fingerprint_accel.extraction.search_commands import find, open_gallery
+
+HOST = "127.0.0.1"
+# The browser then asks nobody but us, whatever the page says.
+POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # gradio's own are fetched from Google
+STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {display: none !important}"
+
+
+class Demo:
+    """What the page does, without the page.
+
+    Args:
+        extractor: the model.
+    """
+
+    def __init__(self, extractor: FingerprintExtractor) -> None:
+        self.extractor = extractor
+
+    def canvas(self, file: str | None, ppi: float) -> PIL.Image.Image | None:
+        """A print as the network is given it, with its minutiae where the model finds such."""
+        if file is None:
+            return None
+        canvas = self.extractor.on_canvas(file, _resolution(ppi))
+        minutiae = None
+        if self.extractor.model.needs_minutia_maps:
+            minutiae = minutiae_on_canvases(self.extractor, canvas[None])[0]
+        return canvas_picture(canvas, minutiae)
+
+    def compare(self, reference: str | None, probe: str | None, ppi: float, poses: bool) -> tuple[str, PIL.Image.Image]:
+        """Similarity and decisions as Markdown, and the picture of the pair.
+
+        Raises:
+            UserError: a file is missing, or holds no print.
+        """
+        if reference is None or probe is None:
+            raise UserError("drop two prints first")
+        found = compare_prints(self.extractor, reference, probe, _resolution(ppi), USUAL if poses else UPRIGHT)
+        (_, value), *verdicts = found.rows()
+        rows = "\n".join(f"| {rate.removeprefix('at FMR ')} | {verdict} |" for rate, verdict in verdicts)
+        table = f"| false match rate | decision |\n|---|---|\n{rows}" if rows else "The model keeps no thresholds."
+        png = pair_png(found, (Path(reference).name, Path(probe).name), self.extractor)
+        return f"## similarity {value}\n\n{table}", PIL.Image.open(io.BytesIO(png))
+
+    def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
+        """Rows rank, similarity, match at FMR, name; and what was searched.
+
+        Raises:
+            UserError: no file, no print on it, or a folder that is no gallery of this model.
+        """
+        if probe is None:
+            raise UserError("drop a print first")
+        gallery = open_gallery(Path(folder.strip()), self.extractor)
+        hits, seconds = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
+        rows = [[rank, f"{hit.similarity:.3f}", hit.rate, hit.name] for rank, hit in enumerate(hits, 1)]
+        told = f"compared with {len(gallery):,} prints in {1000 * seconds:.0f} ms; rates are those of one comparison"
+        return rows, told
+
+
+def _resolution(ppi: float) -> int:
+    if not ppi or ppi <= 0:
+        raise UserError("give the resolution of the prints, pixels per inch, for example 500")
+    return round(ppi)
+
+
+def import_gradio() -> Any:
+    """gradio, with everything off that asks other machines.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", HF_HUB_DISABLE_TELEMETRY="1")
+    try:
+        return importlib.import_module("gradio")
+    except ImportError as error:
+        raise UserError(f"the demo needs gradio ({error.name}): pip install 'fingerprint-accel[demo]'") from error
+
+
+def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
+    """The page, as gradio's Blocks."""
+    drop = functools.partial(gradio.File, file_types=sorted(SUFFIXES), type="filepath", height=110)
+    shown = functools.partial(gradio.Image, interactive=False, buttons=[], height=380)
+    told = functools.partial(_told, gradio)
+    extractor = demo.extractor
+    config = extractor.model.config
+    with gradio.Blocks(title="fingerprint_accel", analytics_enabled=False) as page:
+        gradio.Markdown(
+            f"# Fingerprints\nDeepPrint {config.variant}, {config.embedding_dim} numbers"
+            + (f", {extractor.origin}" if extractor.origin else "")
+            + ". Drop images of one print each, ridges dark."
+        )
+        ppi = gradio.Number(500, label="resolution, pixels per inch", precision=0, elem_id="ppi")
+        retyped = [ppi.blur, ppi.submit]  # not at every digit
+        with gradio.Tab("Compare two"):
+            with gradio.Row():
+                files, canvases = [], []
+                for name in ("reference", "probe"):
+                    with gradio.Column():
+                        files.append(drop(label=name, elem_id=name))
+                        canvases.append(shown(label=f"{name} on its canvas", elem_id=f"{name}-canvas"))
+            poses = gradio.Checkbox(True, label="try turns and shifts too (45 poses)", elem_id="poses")
+            button = gradio.Button("Compare", variant="primary", elem_id="compare")
+            verdict = gradio.Markdown(elem_id="verdict")
+            pair = shown(show_label=False, elem_id="pair", height=None)
+            for file, canvas in zip(files, canvases, strict=True):
+                gradio.on([file.change, *retyped], told(demo.canvas), [file, ppi], canvas, api_name=False)
+            button.click(told(demo.compare), [*files, ppi, poses], [verdict, pair], api_name="compare")
+        with gradio.Tab("Search a gallery", elem_id="search-tab"):
+            with gradio.Row():
+                with gradio.Column():
+                    probe = drop(label="print", elem_id="unknown")
+                    folder = gradio.Textbox(gallery, label="gallery folder, see `enroll`", elem_id="gallery")
+                    top = gradio.Number(10, label="how many to show", precision=0, minimum=1, elem_id="top")
+                    look = gradio.Button("Search", variant="primary", elem_id="search")
+                canvas = shown(label="print on its canvas", elem_id="unknown-canvas")
+            searched = gradio.Markdown(elem_id="searched")
+            hits = gradio.Dataframe(
+                headers=["rank", "similarity", "match at FMR", "name"], interactive=False, elem_id="hits"
+            )
+            gradio.on([probe.change, *retyped], told(demo.canvas), [probe, ppi], canvas, api_name=False)
+            look.click(told(demo.search), [folder, probe, ppi, top], [hits, searched], api_name="search")
+    return page
+
+
+def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with a user's mistake shown on the page instead of raised."""
+
+    def act(*arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except UserError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+
+    return act
+
+
+class StaysHere:
+    """ASGI middleware: the page may load nothing from other machines.
+
+    Args:
+        app: what answers.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def serve(gradio: Any, page: Any, port: int) -> str:
+    """Serves the page from a thread; returns its address.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--port {port}: cannot be used ({error}); choose another") from error
+        port = free.getsockname()[1]  # 0 asks for any
+    middleware = importlib.import_module("starlette.middleware").Middleware
+    sans, mono = FONTS
+    page.launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        prevent_thread_lock=True,
+        theme=gradio.themes.Default(font=sans, font_mono=mono),
+        css=STYLE,
+        app_kwargs={"middleware": [middleware(StaysHere)]},
+    )
+    return f"http://{HOST}:{port}"
+
+
+def demo_command(model: str, gallery: Path | None, port: int) -> None:
+    """Opens the model, builds the page and serves it until Ctrl-C.
+
+    Raises:
+        UserError: gradio is not installed, no such model, a gallery of another model, or a port that is taken.
+    """
+    gradio = import_gradio()
+    extractor = open_extractor(model)
+    if gallery is not None:
+        open_gallery(gallery, extractor)
+    with tempfile.TemporaryDirectory(prefix="fingerprint-accel-") as dropped:
+        os.environ["GRADIO_TEMP_DIR"] = dropped  # no print stays behind
+        page = build(gradio, Demo(extractor), "" if gallery is None else str(gallery))
+        address = serve(gradio, page, port)
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        page.block_thread()

@@ -1,0 +1,209 @@
+"""Minutiae from the map that the minutia branch draws: its peaks, with direction and score."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from fingerprint_accel.data.canvas import find_frame
+from fingerprint_accel.data.images import read_grey
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.data.templates import write_template
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
+from fingerprint_accel.preprocess.minutia_map import direction_weights
+
+DIRECTIONS, COARSELY = 180, 5  # tried for each peak; every fifth of them while peaks are looked for
+APART = 2.5  # map pixels: of two peaks nearer than this the weaker one is dropped
+FAINT = 1e-6  # of a peak: what its neighbours have at least, for their logarithm
+THRESHOLD = 0.4  # docs/evaluation.md says what others give
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(DIRECTIONS, 6): channels of a minutia of each direction, scaled to length 1; (DIRECTIONS,): their lengths."""
+    shapes = direction_weights(torch.arange(DIRECTIONS, device=device) * (2 * math.pi / DIRECTIONS)).T
+    lengths = shapes.norm(dim=1)
+    return shapes / lengths[:, None], lengths
+
+
+def read_map(minutia_map: torch.Tensor, threshold: float = THRESHOLD) -> np.ndarray:
+    """Minutiae of one minutia map, `preprocess.minutia_map` backwards.
+
+    Each pixel is explained by one minutia: of the direction whose six channels are most like the pixel's, as strong as
+    fits them best. Local maxima of the strength are minutiae. Their place between pixels, and the strength there,
+    follow from parabolas through the logarithms of three neighbours along each axis, which is exact for a Gaussian.
+
+    Args:
+        minutia_map: (6, M, M).
+        threshold: least strength; a minutia of a true map has 1.
+
+    Returns:
+        (n, 4) float32 x, y in map pixels (the centre of the first is 0.5), angle in radians, strength cut to 1; the
+        strongest first. Of minutiae nearer than APART one is found.
+    """
+    shapes, lengths = _shapes(minutia_map.device)
+    values = minutia_map.float()
+    fit, direction = (shapes[::COARSELY] @ values.flatten(1)).max(dim=0)
+    strength = (fit / lengths[::COARSELY][direction]).unflatten(0, values.shape[1:])
+    highest = F.max_pool2d(strength[None], 3, stride=1, padding=1)[0]
+    y, x = torch.nonzero((strength == highest) & (strength > threshold / 2), as_tuple=True)
+    here, found = (values[:, y, x].T @ shapes.T).max(dim=1)  # (n,)
+    around = F.pad(values[None], (1, 1, 1, 1), mode="replicate")[0]
+
+    def beside(step_x: int, step_y: int) -> torch.Tensor:
+        return (shapes[found] * around[:, y + 1 + step_y, x + 1 + step_x].T).sum(dim=1) / here
+
+    offset_x, rise_x = _summit(beside(-1, 0), beside(1, 0))
+    offset_y, rise_y = _summit(beside(0, -1), beside(0, 1))
+    score = (here / lengths[found] * torch.exp(rise_x + rise_y)).clamp_max(1)
+    angle = found * (2 * math.pi / DIRECTIONS)
+    minutiae = torch.stack([x + 0.5 + offset_x, y + 0.5 + offset_y, angle, score], dim=1).cpu().numpy()
+    return _strongest(minutiae[minutiae[:, 3] >= threshold])
+
+
+def _strongest(minutiae: np.ndarray) -> np.ndarray:
+    """(n, 4) -> (m, 4), m <= n: the strongest first, without those nearer than APART to a stronger one."""
+    kept: list[np.ndarray] = []
+    for one in minutiae[np.argsort(-minutiae[:, 3], kind="stable")]:
+        if all(math.hypot(*(one[:2] - other[:2])) >= APART for other in kept):
+            kept.append(one)
+    return np.array(kept, np.float32).reshape(-1, 4)
+
+
+def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parabola through the logarithms of (before, 1, after): where its summit is, at most 0.5 away, and how high."""
+    before, after = (side.clamp(FAINT, 1).log() for side in (before, after))
+    bend = (before + after).clamp_max(-FAINT)
+    offset = ((before - after) / (2 * bend)).clamp(-0.5, 0.5)
+    return offset, (after - before) * offset / 4
+
+
+@torch.inference_mode()
+def minutiae_on_canvases(
+    extractor: FingerprintExtractor, canvases: np.ndarray, threshold: float = THRESHOLD
+) -> list[np.ndarray]:
+    """Minutiae of prints as the network is given them.
+
+    Args:
+        extractor: a model with a minutia branch.
+        canvases: (B, canvas, canvas) uint8, ridges dark.
+        threshold: least score.
+
+    Returns:
+        For each (n, 4) float32 x, y in canvas pixels, angle, score 0 to 1; the surest first.
+
+    Raises:
+        UserError: the model has no minutia branch.
+    """
+    check_draws_minutiae(extractor)
+    device = next(extractor.model.parameters()).device
+    inputs = extractor.preprocessor.images(torch.from_numpy(canvases).to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=extractor.bf16):
+        maps = extractor.model.draw_minutiae(inputs.contiguous(memory_format=torch.channels_last))
+    found = [read_map(minutia_map, threshold) for minutia_map in maps]
+    crop = extractor.preprocess_config.crop
+    for minutiae in found:
+        minutiae[:, :2] = (minutiae[:, :2] / maps.shape[-1] - 0.5) * crop + extractor.canvas / 2
+    return found
+
+
+def read_minutiae(
+    extractor: FingerprintExtractor,
+    prints: Shards | Sequence[Image],
+    ppi: int = 0,
+    threshold: float = THRESHOLD,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[np.ndarray]:
+    """Minutiae of prints, in order.
+
+    Args:
+        extractor: a model with a minutia branch.
+        prints: an opened dataset; or image files, or arrays (H, W) uint8 with dark ridges, of any size.
+        ppi: resolution of the images, pixels per inch; a dataset knows its own.
+        threshold: least score.
+        batch_size: prints at a time.
+        progress: shows a progress bar.
+
+    Returns:
+        For each (n, 4) float32 x, y, angle in radians counter-clockwise from +x with y up, score 0 to 1; the surest
+        first. x and y are pixels of the image as it is in its file, of a dataset those of its canvas.
+
+    Raises:
+        UserError: the model has no minutia branch, a dataset of another ppi or canvas, an image without a print, or no
+            ppi.
+    """
+    check_draws_minutiae(extractor)
+    if isinstance(prints, Shards):
+        extractor._check_dataset(prints)
+    elif ppi <= 0:
+        raise UserError("resolution of the images unknown; give ppi, for example 500")
+    found: list[np.ndarray] = []
+    with tqdm(total=len(prints), desc="reading minutiae", unit="print", disable=not progress) as bar:
+        for start in range(0, len(prints), batch_size):
+            stop = min(start + batch_size, len(prints))
+            if isinstance(prints, Shards):
+                canvases = np.stack([prints.image(row) for row in range(start, stop)])
+                found += minutiae_on_canvases(extractor, canvases, threshold)
+            else:
+                found += _of_images(extractor, prints[start:stop], ppi, threshold)
+            bar.update(stop - start)
+    return found
+
+
+def _of_images(
+    extractor: FingerprintExtractor, images: Sequence[Image], ppi: int, threshold: float
+) -> list[np.ndarray]:
+    canvases = np.stack([extractor.on_canvas(image, ppi) for image in images])
+    found = []
+    for image, minutiae in zip(images, minutiae_on_canvases(extractor, canvases, threshold), strict=True):
+        grey = image if isinstance(image, np.ndarray) else read_grey(image)
+        moved = find_frame(grey, ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
+        height, width = grey.shape
+        found.append(moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)])
+    return found
+
+
+def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
+    """Raises UserError where a model has no minutia branch."""
+    if not extractor.model.needs_minutia_maps:
+        raise UserError(
+            f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} draws no minutiae; "
+            "give a model with a minutia branch, trained with --model.variant TexMinu"
+        )
+
+
+def minutiae_command(
+    images: list[Path], model: str, out: Path, format: Literal["xyt", "iso"], ppi: int, threshold: float
+) -> None:
+    """Writes the minutiae of image files, one file per image with its stem.
+
+    Raises:
+        UserError: a model without a minutia branch, an image without a print, two images of one stem, or a ppi or
+            threshold out of range.
+    """
+    if ppi <= 0:
+        raise UserError(f"--ppi {ppi}: must be above 0")
+    if not 0 < threshold <= 1:
+        raise UserError(f"--threshold {threshold}: must be above 0 and at most 1")
+    stem, count = Counter(image.stem for image in images).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} images are called {stem}, and so would their minutiae be; take them one by one")
+    extractor = open_extractor(model)
+    found = read_minutiae(extractor, images, ppi, threshold, progress=len(images) > 16)
+    out.mkdir(parents=True, exist_ok=True)
+    for image, minutiae in zip(images, found, strict=True):
+        height, width = read_grey(image).shape
+        write_template(out / f"{image.stem}.{format}", minutiae, width, height, ppi)
+    counts = [len(minutiae) for minutiae in found]
+    print(f"{out}: minutiae of {len(images):,} prints, {min(counts)} to {max(counts)}, median {np.median(counts):.0f}")

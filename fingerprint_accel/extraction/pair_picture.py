@@ -1,0 +1,143 @@
+"""Two prints in one picture: side by side, and the probe laid on the reference in the pose that compared best."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from fingerprint_accel.extraction.comparison import Comparison
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.poses import MM_PER_INCH
+from fingerprint_accel.preprocess.augment import Pose, resample, upright
+
+REFERENCE, PROBE = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0)  # blue and vermilion of Okabe and Ito
+FINER = 2  # picture pixels to one of the canvas
+SCALE_MM = 5
+
+
+def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
+    """Reference in blue, probe in red on its place, both overlaid, with similarity and decisions, as PNG.
+
+    Args:
+        comparison: of the two.
+        names: what to call reference and probe.
+        extractor: what compared them; its ppi and window are shown.
+    """
+    reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
+    probe = _ink(comparison.canvases[1], comparison.pose)
+    pictures = [_tinted(reference, REFERENCE), _tinted(probe, PROBE)]
+    pictures.append(pictures[0] * pictures[1])  # as two inks on one paper
+    titles = [
+        f"reference {_short(names[0])}\nas it is",
+        f"probe {_short(names[1])}\n{in_words(comparison.pose, extractor.ppi)}",
+        "both\ndark where ridges of both lie",
+    ]
+    figure = Figure(figsize=(12, 5.4), facecolor="white")
+    grid = figure.add_gridspec(1, 3, left=0.01, right=0.99, bottom=0.02, top=0.745, wspace=0.02)
+    for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        axes = figure.add_subplot(grid[0, column])
+        _draw(axes, picture, extractor.canvas)
+        axes.set_title(title, fontsize=11)
+    _outline(figure.axes[0], extractor)
+    _write(figure, comparison)
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PIL.Image.Image:
+    """A print on its canvas, with its minutiae as circles with a stroke in their direction.
+
+    Args:
+        canvas: (S, S) uint8.
+        minutiae: (n, 4) x, y in canvas pixels, angle, score; the surer, the stronger they are drawn.
+    """
+    size = FINER * len(canvas)
+    picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
+    draw = PIL.ImageDraw.Draw(picture)
+    colour = tuple(round(255 * part) for part in PROBE)
+    for x, y, angle, score in [] if minutiae is None else (minutiae * (FINER, FINER, 1, 1)).tolist():
+        faded = tuple(round(255 + (part - 255) * score) for part in colour)
+        draw.ellipse((x - 6, y - 6, x + 6, y + 6), outline=faded, width=2)
+        along = (math.cos(angle), -math.sin(angle))
+        draw.line((x + 6 * along[0], y + 6 * along[1], x + 20 * along[0], y + 20 * along[1]), fill=faded, width=2)
+    return picture
+
+
+def in_words(pose: Pose, ppi: float) -> str:
+    """How a print is moved by a pose: `turned 10° left, moved 2.0 mm right`, or `as it is`."""
+    matrix, shift = pose.matrix[0], pose.shift[0]
+    degrees = round(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
+    x, y = (-(matrix.T @ shift) * (MM_PER_INCH / ppi)).tolist()
+    parts = [f"turned {abs(degrees)}° {'left' if degrees > 0 else 'right'}"] if degrees else []
+    moves = [
+        f"{abs(mm):.1f} mm {positive if mm > 0 else negative}"
+        for mm, positive, negative in ((x, "right", "left"), (y, "down", "up"))
+        if abs(mm) >= 0.05
+    ]
+    if moves:
+        parts.append("moved " + " and ".join(moves))
+    return ", ".join(parts) or "as it is"
+
+
+def _ink(canvas: np.ndarray, pose: Pose) -> np.ndarray:
+    """(S, S) uint8 -> the whole of it in a pose, (FINER * S, FINER * S) float32, 0 for white and 1 for black."""
+    ink = 1 - torch.from_numpy(canvas)[None, None].float() / 255
+    whole = Pose(pose.matrix, pose.shift, None, float(len(canvas)))
+    return resample(ink, whole, FINER * len(canvas))[0, 0].numpy()
+
+
+def _tinted(ink: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+    """(H, W) -> (H, W, 3): ink of a colour on white paper."""
+    return 1 - ink[:, :, None] * (1 - np.array(colour, np.float32))
+
+
+def _draw(axes: Axes, picture: np.ndarray, side: int) -> None:
+    axes.imshow(picture, extent=(0, side, side, 0), interpolation="antialiased")
+    axes.set(xticks=[], yticks=[], xlim=(0, side), ylim=(side, 0))
+    for spine in axes.spines.values():
+        spine.set_color("0.8")
+
+
+def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
+    """What the network sees of the canvas, and a scale."""
+    side, crop = extractor.canvas, extractor.preprocess_config.crop
+    start = (side - crop) / 2
+    axes.add_patch(Rectangle((start, start), crop, crop, fill=False, edgecolor="0.5", linestyle=":"))
+    length = SCALE_MM * extractor.ppi / MM_PER_INCH
+    axes.plot([8, 8 + length], [side - 8, side - 8], color="black", linewidth=2)
+    axes.text(8 + length / 2, side - 12, f"{SCALE_MM} mm", ha="center", fontsize=8)
+
+
+def _write(figure: Figure, comparison: Comparison) -> None:
+    """Similarity, and below it the decisions side by side."""
+    (_, value), *verdicts = comparison.rows()
+    figure.text(0.012, 0.955, f"similarity {value}", fontsize=16, weight="bold", va="top")
+    if not verdicts:
+        figure.text(0.012, 0.89, "the model keeps no thresholds", fontsize=11, va="top", color="0.3")
+    for column, (rate, verdict) in enumerate(verdicts):
+        passed = verdict.startswith("match")
+        figure.text(
+            0.012 + column / 3,
+            0.885,
+            f"{rate}: {verdict}",
+            fontsize=11,
+            va="top",
+            color="#006B4F" if passed else "0.3",
+            weight="bold" if passed else "normal",
+        )
+
+
+def _short(name: str) -> str:
+    """A name that fits over a picture."""
+    return name if len(name) <= 34 else f"{name[:16]}…{name[-16:]}"
