@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,10 @@ from fingerprint_accel.config import Config, parse
 from fingerprint_accel.errors import UserError, one_line_errors
 
 if TYPE_CHECKING:
+    import torch
+
     from fingerprint_accel.synthesis.sensors import Style
+    from fingerprint_accel.training.data import PrintSource
     from fingerprint_accel.training.setup import Run
 
 INTERRUPTED = "interrupted; the same command with --resume auto goes on from the last checkpoint"
@@ -37,9 +41,21 @@ def run_training(config: Config) -> Run:
     run = set_up(config)
     train(run)
     if run.accelerator.is_main_process:
-        FingerprintExtractor.from_pretrained(run.folder).save_pretrained(run.folder / "model")
+        extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
+        if run.validation is not None:
+            extractor.notes["usual_norm"] = extractor.usual_norm(some_of(run.validation))
+        extractor.save_pretrained(run.folder / "model")
     run.accelerator.wait_for_everyone()
     return run
+
+
+def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
+    """The first 256 canvases, or as many as there are, (B, canvas, canvas) uint8 each."""
+    import numpy as np
+
+    for samples in np.array_split(np.arange(min(256, len(prints))), 8):
+        if len(samples):
+            yield prints.read(samples, np.zeros_like(samples)).image
 
 
 def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:

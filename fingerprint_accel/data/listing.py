@@ -63,13 +63,13 @@ class _Columns:
         return pa.Table.from_batches(self.parts)
 
 
-def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
+def image_paths(folder: Path, prefix: str = "") -> Iterator[str]:
     """Paths of image files below a folder, in sorted order, relative to it."""
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     for name, is_folder in found:
         if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/")
+            yield from image_paths(folder / name, f"{prefix}{name}/")
         elif not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
             yield prefix + name
 
@@ -88,7 +88,7 @@ def list_files(source: Path, layout: str) -> Listing:
         raise UserError(f"{source}: no such folder; give the folder that holds the images")
     columns, rejected = _Columns(), []
     sample: list[str] = []
-    for path in _walk(source):
+    for path in image_paths(source):
         if len(sample) < 50:
             sample.append(path)
         try:

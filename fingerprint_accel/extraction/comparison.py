@@ -53,13 +53,18 @@ def compare_prints(
         UserError: an image without a print.
     """
     canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
-    device = next(extractor.model.parameters()).device
-    embeddings = extractor(torch.from_numpy(canvases).to(device), tried).cpu().numpy().reshape(2, len(tried), -1)
+    images = torch.from_numpy(canvases).to(extractor.device)
+    embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
     best = best_agreement(*embeddings)
-    poses = tried.all(float(extractor.preprocess_config.crop), extractor.ppi, torch.device("cpu"))
+    poses = tried.all(float(extractor.preprocess_config.crop), extractor.ppi, extractor.device)
+    pose = best.probe_on_reference(poses)
+    alignment = extractor.alignment(images)
+    if alignment is not None:  # from the reference's canvas to the finger, and to the probe's canvas
+        pose = alignment[:1].inverse().within(pose).within(alignment[1:])
     thresholds = extractor.notes.get("thresholds_with_poses" if len(tried) > 1 else "thresholds", {})
     verdicts = decisions(best.similarity, thresholds)
-    return Comparison(best.similarity, canvases, best.probe_on_reference(poses), len(tried), verdicts)
+    pose = Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
+    return Comparison(best.similarity, canvases, pose, len(tried), verdicts)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.preprocess.augment import upright
+from fingerprint_accel.preprocess.augment import turned_and_shifted, upright
 
 OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
 LARGEST_BATCH = 4096
@@ -36,11 +36,17 @@ class Embedder(nn.Module):
         super().__init__()
         self.model, self.preprocessor = extractor.model, extractor.preprocessor
         self.crop = float(extractor.preprocess_config.crop)
+        network = extractor.model.localization
+        self.aligns = None if network is None or network.plain else network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length."""
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
-        return self.model(self.preprocessor.pixels(images, pose)).embedding
+        inputs = self.preprocessor.pixels(images, pose)
+        if self.aligns is None:
+            return self.model(inputs).embedding
+        pose = turned_and_shifted(self.aligns.transform(inputs), self.crop)  # as `FingerprintExtractor.alignment` does
+        return self.model.describe(self.preprocessor.pixels(images, pose)).embedding
 
 
 @dataclass(frozen=True)

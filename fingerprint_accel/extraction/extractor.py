@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses, similarity
+from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.output import Output
+from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.training.saved_model import find_model
@@ -62,6 +65,11 @@ class FingerprintExtractor(nn.Module):
         self.eval()
 
     @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    @property
     def identity(self) -> str:
         """What tells this model from others: the beginning of a SHA-256 of its weights.
 
@@ -75,12 +83,66 @@ class FingerprintExtractor(nn.Module):
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses."""
-        found = []
-        for pose in poses.all(float(self.preprocess_config.crop), self.ppi, images.device):
-            inputs = self.preprocessor.images(images, pose.repeated(len(images)))
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-                found.append(self.model(inputs.contiguous(memory_format=torch.channels_last)).embedding)
+        tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
+        alignment = self.alignment(images)
+        found = [self.network(images, pose.repeated(len(images)), alignment).embedding for pose in tried]
         return torch.stack(found, dim=1) if len(found) > 1 else found[0]
+
+    def alignment(self, images: torch.Tensor) -> Pose | None:
+        """images (B, canvas, canvas) uint8 -> where the model's aligning network, if it has one, finds the fingers.
+
+        None also for flx's networks, which align inside.
+        """
+        network = self.model.localization
+        if network is None or network.plain:
+            return None
+        inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
+        return turned_and_shifted(network.transform(inputs), float(self.preprocess_config.crop))
+
+    def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
+        """images (B, canvas, canvas) uint8 -> all that the network says of them.
+
+        Args:
+            images: the canvases.
+            pose: to take them in, on top of the alignment; default as they are.
+            alignment: what `alignment` says of them; default it is asked.
+        """
+        alignment = alignment or self.alignment(images)
+        if alignment is not None:
+            pose = alignment if pose is None else pose.within(alignment)
+        inputs = self.preprocessor.images(images, pose).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(inputs) if alignment is None else self.model.describe(inputs)
+
+    @torch.inference_mode()
+    def with_quality(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, canvas, canvas) uint8 -> (B, D) float32 of unit length, and (B,) float32 quality, 0 to 1."""
+        output = self.network(images)
+        assert output.norm is not None, "an extractor is never in training mode"
+        area = ridge_area(images, self.ppi, self.preprocess_config.crop)
+        return output.embedding, print_quality(area, output.norm, self.notes.get("usual_norm"))
+
+    @torch.inference_mode()
+    def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
+        """Median length of embeddings before they are scaled to unit length, of usual prints: (B, canvas, canvas) uint8
+        each. Kept in `notes` under this name, it lets `quality` see how strongly the network answers to a print."""
+        norms = [self.network(images.to(self.device)).norm for images in batches]
+        return round(float(torch.cat([norm for norm in norms if norm is not None]).median()), 3)
+
+    def quality(self, prints: Shards | Sequence[Image], ppi: int = 0, batch_size: int = 64) -> np.ndarray:
+        """How much each print has to compare by, 0 to 1; prints of low quality often fail to match.
+
+        Args:
+            prints, ppi, batch_size: as of `extract`.
+
+        Returns:
+            (N,) float32.
+
+        Raises:
+            UserError: as of `extract`.
+        """
+        batches = self.batches(prints, ppi, batch_size)
+        return torch.cat([self.with_quality(images)[1].cpu() for images in batches]).numpy()
 
     @torch.inference_mode()
     def extract(
@@ -108,17 +170,8 @@ class FingerprintExtractor(nn.Module):
             UserError: a dataset of another ppi or canvas than the network was trained on, only one of the two
                 enhanced, an image without a print, or no ppi.
         """
-        if isinstance(prints, Shards):
-            self._check_dataset(prints)
-        elif ppi <= 0:
-            raise UserError("resolution of the images unknown; give ppi, for example 500")
-        device = next(self.model.parameters()).device
-        parts = []
-        with tqdm(total=len(prints), desc="extracting", unit="print", disable=not progress) as bar:
-            for canvases in self._canvases(prints, ppi, batch_size):
-                parts.append(self(torch.from_numpy(canvases).to(device), poses).cpu())
-                bar.update(len(canvases))
-        return torch.cat(parts).numpy()
+        batches = self.batches(prints, ppi, batch_size, progress)
+        return torch.cat([self(images, poses).cpu() for images in batches]).numpy()
 
     def compare(self, reference: Image, probe: Image, ppi: int = 500, poses: Poses = USUAL) -> float:
         """Similarity of two prints, -1 to 1: the best over poses, see `poses.similarity`.
@@ -148,19 +201,28 @@ class FingerprintExtractor(nn.Module):
             raise UserError(f"{name}: {error}; give an image of one print, ridges dark") from error
         return enhance_canvas(placed, self.ppi) if self.enhanced else placed
 
-    def _canvases(self, prints: Shards | Sequence[Image], ppi: int, batch_size: int) -> Iterator[np.ndarray]:
-        """(B, canvas, canvas) uint8 for some prints after the other."""
+    def batches(
+        self, prints: Shards | Sequence[Image], ppi: int = 0, batch_size: int = 64, progress: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """(B, canvas, canvas) uint8 on the network's device for some prints after the other; arguments of `extract`."""
+        if isinstance(prints, Shards):
+            self.check_dataset(prints)
+        elif ppi <= 0:
+            raise UserError("resolution of the images unknown; give ppi, for example 500")
         buffer = np.empty((batch_size, self.canvas, self.canvas), np.uint8)
-        for start in range(0, len(prints), batch_size):
-            stop = min(start + batch_size, len(prints))
-            if isinstance(prints, Shards):
-                prints.read(np.arange(start, stop), buffer[: stop - start])
-            else:
-                for row, image in enumerate(prints[start:stop]):
-                    buffer[row] = self.on_canvas(image, ppi)
-            yield buffer[: stop - start]
+        with tqdm(total=len(prints), desc="extracting", unit="print", disable=not progress) as bar:
+            for start in range(0, len(prints), batch_size):
+                canvases = buffer[: min(batch_size, len(prints) - start)]
+                if isinstance(prints, Shards):
+                    prints.read(np.arange(start, start + len(canvases)), canvases)
+                else:
+                    for row, image in enumerate(prints[start : start + len(canvases)]):
+                        canvases[row] = self.on_canvas(image, ppi)
+                yield torch.from_numpy(canvases).to(self.device)
+                bar.update(len(canvases))
 
-    def _check_dataset(self, shards: Shards) -> None:
+    def check_dataset(self, shards: Shards) -> None:
+        """Raises UserError, with the remedy, where the prints of a dataset are not as the network wants them."""
         for what in ("ppi", "canvas"):
             ours, theirs = getattr(self, what), getattr(shards.info, what)
             if ours != theirs:

@@ -145,7 +145,7 @@ def read_minutiae(
     """
     check_draws_minutiae(extractor)
     if isinstance(prints, Shards):
-        extractor._check_dataset(prints)
+        extractor.check_dataset(prints)
     elif ppi <= 0:
         raise UserError("resolution of the images unknown; give ppi, for example 500")
     found: list[np.ndarray] = []
@@ -175,11 +175,16 @@ def _of_images(
 
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
-    """Raises UserError where a model has no minutia branch."""
+    """Raises UserError where a model has no minutia branch, or aligns first."""
     if not extractor.model.needs_minutia_maps:
         raise UserError(
             f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} draws no minutiae; "
             "give a model with a minutia branch, trained with --model.variant TexMinu"
+        )
+    if extractor.model.localization is not None:
+        raise UserError(
+            f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} aligns prints inside, so its "
+            "minutiae lie elsewhere than on the image; give a model without Loc in its variant"
         )
 
 

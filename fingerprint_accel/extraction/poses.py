@@ -100,9 +100,7 @@ class Agreement:
         """The pose that lays the probe on the reference as it is: for a turned reference, its inverse."""
         if not self.reference:
             return poses[self.probe]
-        turned = poses[self.reference]
-        back = turned.matrix.mT
-        return Pose(back, -(back @ turned.shift[:, :, None])[:, :, 0], None, turned.crop)
+        return poses[self.reference].inverse()
 
 
 def best_agreement(reference: np.ndarray, probe: np.ndarray) -> Agreement:

@@ -64,7 +64,7 @@ class DeepPrint(nn.Module):
         return self
 
     def forward(self, image: torch.Tensor) -> Output:
-        """image (B, 1, S, S) float32 -> embeddings, and in training mode the minutia map."""
+        """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
         return self.describe(self.align(image))
 
     def align(self, image: torch.Tensor) -> torch.Tensor:
@@ -79,13 +79,16 @@ class DeepPrint(nn.Module):
         """As `forward`, of an image (B, 1, S, S) that is aligned already."""
         texture = minutia = maps = None
         features = self.stem(image)
+        norms = []
         if self.texture_branch is not None:
-            texture = _unit(self.texture_branch(features))
+            texture, norm = _unit(self.texture_branch(features))
+            norms.append(norm)
         if self.minutia_stem is not None and self.minutia_branch is not None and self.minutia_map is not None:
             deeper = self.minutia_stem(features)
-            minutia = _unit(self.minutia_branch(deeper))
+            minutia, norm = _unit(self.minutia_branch(deeper))
+            norms.append(norm)
             maps = self.minutia_map(deeper) if self.training else None
-        return Output(texture, minutia, maps)
+        return Output(texture, minutia, maps, None if self.training else torch.stack(norms).mean(dim=0))
 
     def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) float32 -> (B, 6, map_size, map_size), the minutia map alone, in any mode.
@@ -103,6 +106,8 @@ def _localization(config: ModelConfig) -> Localization:
     return Localization(*bounds, config.trunk == "flx")
 
 
-def _unit(embedding: torch.Tensor) -> torch.Tensor:
+def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, D) -> (B, D) float32 of unit length, and (B,) the length before."""
     with torch.autocast(embedding.device.type, enabled=False):
-        return F.normalize(embedding.float(), dim=1)
+        embedding = embedding.float()
+        return F.normalize(embedding, dim=1), embedding.detach().norm(dim=1)

@@ -15,11 +15,13 @@ class Output:
         texture: (B, D_t) float32, unit length, from the texture branch.
         minutia: (B, D_m) float32, unit length, from the minutia branch.
         minutia_map: (B, 6, S, S) predicted minutia map, only in training mode.
+        norm: (B,) float32, mean length of the branches' embeddings before they were scaled, not in training mode.
     """
 
     texture: torch.Tensor | None = None
     minutia: torch.Tensor | None = None
     minutia_map: torch.Tensor | None = None
+    norm: torch.Tensor | None = None
 
     @property
     def branches(self) -> dict[str, torch.Tensor]:

@@ -45,11 +45,28 @@ class Pose:
         elastic = None if self.elastic is None else self.elastic.expand(count, -1, -1, -1)
         return Pose(self.matrix.expand(count, -1, -1), self.shift.expand(count, -1), elastic, self.crop)
 
+    def within(self, outer: Pose) -> Pose:
+        """This pose of a picture that is itself taken in another pose; neither elastic."""
+        shift = (outer.matrix @ self.shift[:, :, None])[:, :, 0] + outer.shift
+        return Pose(outer.matrix @ self.matrix, shift, None, self.crop)
+
+    def inverse(self) -> Pose:
+        """What undoes this pose; not elastic."""
+        back = _inverse(self.matrix)
+        return Pose(back, -(back @ self.shift[:, :, None])[:, :, 0], None, self.crop)
+
 
 def upright(count: int, crop: float, device: torch.device) -> Pose:
     """The pose that only crops the centre of the canvas."""
     matrix = torch.eye(2, device=device).expand(count, 2, 2)
     return Pose(matrix, torch.zeros(count, 2, device=device), None, crop)
+
+
+def turned_and_shifted(transform: torch.Tensor, crop: float) -> Pose:
+    """transform (B, 3), rotation in radians and shift in half sides of the input -> the pose that does it."""
+    cos, sin = transform[:, 0].cos(), transform[:, 0].sin()
+    matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
+    return Pose(matrix, transform[:, 1:] * (crop / 2), None, crop)
 
 
 def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:

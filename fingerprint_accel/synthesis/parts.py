@@ -1,11 +1,8 @@
-"""Parts of a synthetic dataset, made one by one, each whole on disk or absent: a killed run goes on from them."""
+"""Parts of a synthetic dataset, made one by one."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.parallel import stopping
+from fingerprint_accel.data.part_folder import PartFolder
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
@@ -131,68 +129,12 @@ class Plan:
         }
 
 
-class Parts:
-    """The folder of parts of one plan: `arguments.json`, and `part-00000.arrow`, ... as far as they are made."""
+class Parts(PartFolder):
+    """The parts of one plan."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
-
-    def stored(self) -> dict[str, Any] | None:
-        """The arguments of the parts that are there; None where there is nothing to be read."""
-        try:
-            stored = json.loads((self.folder / "arguments.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return stored if isinstance(stored, dict) else None
-
-    def begin(self, overwrite: bool) -> None:
-        """Makes the folder, or takes over what an interrupted run of the same plan has left.
-
-        Raises:
-            UserError: it holds parts of another plan, and `overwrite` is not set.
-        """
-        stored, ours = self.stored(), self.plan.arguments()
-        if stored == ours:
-            return
-        if any(self.folder.glob("part-*.arrow")) and not overwrite:
-            other = stored or {}
-            differing = ", ".join(
-                f"{name} {other.get(name)} not {ours[name]}" for name in ours if other.get(name) != ours[name]
-            )
-            raise UserError(
-                f"{self.folder}: unfinished parts of another command ({differing}); "
-                "end that command, delete the folder, or add --overwrite"
-            )
-        self.remove()
-        self.folder.mkdir(parents=True)
-        (self.folder / "arguments.json").write_text(json.dumps(ours, indent=2) + "\n")
-
-    def path(self, part: int) -> Path:
-        """Where a part lies once it is made."""
-        return self.folder / f"part-{part:05d}.arrow"
-
-    def missing(self) -> list[int]:
-        """Parts still to be made."""
-        return [part for part in range(self.plan.parts) if not self.path(part).exists()]
-
-    @contextlib.contextmanager
-    def tidied(self) -> Iterator[None]:
-        """Before and after work: deletes what workers that were killed, or cut off with the others, have left."""
-        self._discard_unfinished()
-        try:
-            yield
-        finally:
-            self._discard_unfinished()
-
-    def _discard_unfinished(self) -> None:
-        for unfinished in self.folder.glob("*.tmp"):
-            unfinished.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Deletes parts first and arguments last, so that what a kill leaves can still be told."""
-        for path in self.folder.glob("part-*"):
-            path.unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().__init__(folder, plan.arguments(), plan.parts)
+        self.plan = plan
 
     def read(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
         """Yields row, image (canvas, canvas) uint8, minutiae (n, 4) float32 and pattern class of some rows, ascending.

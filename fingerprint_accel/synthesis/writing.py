@@ -143,9 +143,8 @@ def _device(name: str) -> str:
 
 def _joined(out: Path, parts: Parts) -> bool:
     """Whether a run of the same arguments was cut off at the very end: dataset there, parts not yet deleted."""
-    arguments = parts.plan.arguments()
     try:
-        return parts.stored() == arguments == json.loads((out / ARGUMENTS).read_text())
+        return parts.stored() == parts.arguments == json.loads((out / ARGUMENTS).read_text())
     except (OSError, ValueError):
         return False
 
@@ -205,7 +204,7 @@ def _join(parts: Parts, out: Path, overwrite: bool, progress: bool) -> None:
         ShardWriter(out, plan.style.ppi, canvas, overwrite=overwrite) as writer,
         tqdm(total=plan.prints, desc="joining", unit="print", disable=not progress) as bar,
     ):
-        (writer.folder / ARGUMENTS).write_text(json.dumps(plan.arguments(), indent=2) + "\n")
+        (writer.folder / ARGUMENTS).write_text(json.dumps(parts.arguments, indent=2) + "\n")
         for start in range(0, plan.prints, at_once):
             rows = order[start : start + at_once]
             prints = {row: (image, minutiae, kind) for row, image, minutiae, kind in parts.read(rows)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
@@ -84,15 +84,15 @@ def make_accelerator(config: Config) -> Accelerator:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
-    _use_all_cores(accelerator)
+    use_all_cores(accelerator)
     set_precision(training, accelerator.device)
     return accelerator
 
 
-def _use_all_cores(accelerator: Accelerator) -> None:
+def use_all_cores(state: Accelerator | PartialState) -> None:
     """Undoes the single thread that `accelerate launch` sets where it was not told that it runs on a CPU."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and by_accelerate:
+    if state.device.type == "cpu" and state.num_processes == 1 and by_accelerate:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 

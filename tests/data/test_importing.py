@@ -175,7 +175,7 @@ def test_a_large_tree_is_listed_compactly(tmp_path, monkeypatch):
     from fingerprint_accel.data import listing
 
     def walk(count):
-        monkeypatch.setattr(listing, "_walk", lambda *_: (f"{n // 8:06d}_{n % 8 + 1}.png" for n in range(count)))
+        monkeypatch.setattr(listing, "image_paths", lambda *_: (f"{n // 8:06d}_{n % 8 + 1}.png" for n in range(count)))
 
     walk(8)
     list_files(tmp_path, "fvc")  # libraries import what they need

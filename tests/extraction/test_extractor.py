@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
@@ -41,6 +42,21 @@ def test_saved_and_opened_is_the_same(extractor, prints, tmp_path):
     assert again.notes == {"eer": 0.2}
     assert "- eer: 0.2" in (tmp_path / "model" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_folders_are_laid_out_as_on_model_hubs(extractor, tmp_path):
+    """config.json, model.safetensors and a card whose front matter a hub reads."""
+    extractor.save_pretrained(tmp_path / "model", notes={"licence": "Apache-2.0, weights and code"})
+    extractor.save_pretrained(tmp_path / "other")
+    names = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == names
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("model", "other")]
+    facts, other = (yaml.safe_load(card.split("---\n")[1]) for card in cards)
+    assert (facts["license"], other["license"]) == ("apache-2.0", "unknown")
+    assert facts["library_name"] == "fingerprint_accel"
+    assert "fingerprint" in facts["tags"]
+    hub = pytest.importorskip("huggingface_hub")
+    assert hub.ModelCard(cards[0]).data.to_dict() == facts
 
 
 def test_unusable_models_are_named(extractor, tmp_path):
