@@ -72,21 +72,48 @@ def turned(image: np.ndarray, degrees: float) -> np.ndarray:
     return np.asarray(picture.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=paper))
 
 
+@dataclass(frozen=True)
+class Prints:
+    """The prints of a set: paths, finger numbers (N,) int64 and impressions (N,) int64."""
+
+    paths: list[Path]
+    fingers: np.ndarray
+    impressions: np.ndarray
+
+
+def read_set(folder: Path) -> Prints:
+    """The prints of a set, in the order of their paths."""
+    table = list_files(folder, "fvc").table.to_pydict()
+    fingers = np.unique(table["finger_key"], return_inverse=True)[1]
+    return Prints([folder / path for path in table["path"]], fingers, np.asarray(table["impression"]))
+
+
+def sets_in(data: Path) -> dict[str, RealSet]:
+    """The sets that are there.
+
+    Raises:
+        UserError: none is.
+    """
+    there = {name: known for name, known in SETS.items() if (data / name).is_dir()}
+    if not there:
+        raise UserError(f"{data}: none of {', '.join(SETS)} in it")
+    return there
+
+
 def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, poses: bool, turn: float) -> Measured:
     """Embeds and compares every print of a set; with `turn`, each is first turned by up to so many degrees."""
     started = time.perf_counter()
-    table = list_files(folder, "fvc").table.to_pydict()
-    images = [read_grey(folder / path) for path in table["path"]]
+    prints = read_set(folder)
+    images = [read_grey(path) for path in prints.paths]
     if turn:
         draws = np.random.default_rng(0).uniform(-turn, turn, len(images))
         images = [turned(image, degrees) for image, degrees in zip(images, draws, strict=True)]
-    fingers = np.unique(table["finger_key"], return_inverse=True)[1]
     wider = Poses(
         tuple(float(degrees) for degrees in range(-int(turn), int(turn) + 1, STEP) if degrees), USUAL.shift_mm
     )
     tried = (USUAL if turn <= max(USUAL.degrees) else wider) if poses else UPRIGHT
     embeddings = extractor.extract(images, ppi, tried, progress=sys.stderr.isatty())
-    scores = all_pairs(embeddings, fingers, np.asarray(table["impression"]))
+    scores = all_pairs(embeddings, prints.fingers, prints.impressions)
     metrics, interval = compute_metrics(scores.mated, scores.nonmated), bootstrap_eer(scores)
     return Measured(metrics.eer, interval, metrics.tar[0.01], len(images), time.perf_counter() - started)
 
@@ -130,9 +157,7 @@ def main(
         bf16: Run the network in bf16.
         out: JSON file to write.
     """
-    there = {name: known for name, known in SETS.items() if (data / name).is_dir()}
-    if not there:
-        raise UserError(f"{data}: none of {', '.join(SETS)} in it")
+    there = sets_in(data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extractor = FingerprintExtractor.from_pretrained(model).to(device)
     extractor.bf16 = bf16

@@ -1,0 +1,86 @@
+"""What smaller templates cost in error rates on real prints: a markdown table.
+
+python benchmarks/templates.py --data FOLDER --out templates.json
+
+FOLDER as of benchmarks/real.py. Prints are compared as they are, without poses, every one with every other.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from machine import machine, versions
+from real import SETS, Prints, read_set, sets_in
+
+from fingerprint_accel.errors import one_line_errors
+from fingerprint_accel.evaluation.calibration import all_pairs
+from fingerprint_accel.evaluation.metrics import compute_metrics
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
+
+SHARES = (1, 2, 4, 8)  # of the numbers; the bundled model's nested lengths
+KINDS: tuple[Kind, ...] = ("float32", "int8", "binary")
+
+
+def rates(vectors: np.ndarray, prints: Prints, template: TemplateFormat, branches: int) -> tuple[float, float]:
+    """EER, and TAR at FAR 1 %, of embeddings (N, D) that have been stored in a format."""
+    stored = template.encode(shortened(vectors, template.length, branches))
+    scores = all_pairs(template.decode(stored), prints.fingers, prints.impressions)
+    metrics = compute_metrics(scores.mated, scores.nonmated)
+    return metrics.eer, metrics.tar[0.01]
+
+
+def measured(extractor: FingerprintExtractor, data: Path) -> list[dict]:
+    """A row for each format: kind, numbers, bytes, rates by set."""
+    dims, branches = extractor.model.config.embedding_dim, len(extractor.model.branch_dims)
+    sets = {name: (read_set(data / name), known.ppi) for name, known in sets_in(data).items()}
+    embedded = {name: extractor.extract(prints.paths, ppi) for name, (prints, ppi) in sets.items()}
+    rows = []
+    for kind in KINDS:
+        for share in SHARES:
+            template = TemplateFormat(kind, dims // share)
+            found = {name: rates(embedded[name], sets[name][0], template, branches) for name in sets}
+            rows.append({"kind": kind, "numbers": template.length, "bytes": template.bytes, "rates": found})
+    return rows
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table; EER by set and as the mean, and the mean TAR at FAR 1 %, in percent."""
+    names = list(rows[0]["rates"])
+    titles = [SETS[name].title for name in names]
+    lines = ["| template | numbers | bytes | " + " | ".join(titles) + " | mean EER | mean TAR at FAR 1 % |"]
+    lines.append("|---|--:|--:|" + "--:|" * (len(names) + 2))
+    for row in rows:
+        eers, tars = zip(*row["rates"].values(), strict=True)
+        cells = [f"{100 * eer:.1f}" for eer in eers] + [f"**{100 * np.mean(eers):.1f}**", f"{100 * np.mean(tars):.1f}"]
+        lines.append(f"| {row['kind']} | {row['numbers']} | {row['bytes']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(data: Path, model: str = "small", out: Path | None = None) -> None:
+    """What smaller templates cost in error rates on real prints.
+
+    Args:
+        data: Folder with the sets.
+        model: Bundled model, run, checkpoint or exported folder; all of its numbers, a half, a quarter, an eighth.
+        out: JSON file to write.
+    """
+    sets_in(data)
+    extractor = open_extractor(model)
+    rows = measured(extractor, data)
+    print(markdown(rows))
+    if out:
+        facts = {"model": extractor.origin, "identity": extractor.identity, "command": sys.argv}
+        device = torch.device(extractor.device)
+        found = {"results": rows, **facts, "machine": machine(device), "versions": versions()}
+        out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(main)
