@@ -27,7 +27,6 @@ from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.extraction.poses import USUAL
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "finetune.py"
 Prints = dict[str, tuple[list[np.ndarray], np.ndarray, np.ndarray]]  # canvases, finger, impression, by set
@@ -69,7 +68,7 @@ def test_rates(extractor: FingerprintExtractor, prints: Prints) -> dict[str, flo
     for name, (canvases, fingers, impressions) in prints.items():
         rows = np.flatnonzero(~is_for_training(fingers))
         images = torch.from_numpy(np.stack([canvases[row] for row in rows]))
-        embeddings = torch.cat([extractor(part, USUAL) for part in images.split(20)]).numpy()
+        embeddings = torch.cat([extractor(part, extractor.usual_poses) for part in images.split(20)]).numpy()
         scores = all_pairs(embeddings, fingers[rows], impressions[rows])
         rates[name] = compute_metrics(scores.mated, scores.nonmated).eer
     return rates

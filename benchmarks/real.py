@@ -111,7 +111,8 @@ def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, poses: bool
     wider = Poses(
         tuple(float(degrees) for degrees in range(-int(turn), int(turn) + 1, STEP) if degrees), USUAL.shift_mm
     )
-    tried = (USUAL if turn <= max(USUAL.degrees) else wider) if poses else UPRIGHT
+    usual = extractor.usual_poses
+    tried = (usual if usual is not USUAL or turn <= max(USUAL.degrees) else wider) if poses else UPRIGHT
     embeddings = extractor.extract(images, ppi, tried, progress=sys.stderr.isatty())
     scores = all_pairs(embeddings, prints.fingers, prints.impressions)
     metrics, interval = compute_metrics(scores.mated, scores.nonmated), bootstrap_eer(scores)

@@ -10,7 +10,7 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.metrics import compute_metrics, resolvable, sorted_curve
 from fingerprint_accel.evaluation.protocols import Scores, comparisons
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.poses import USUAL, similarity
+from fingerprint_accel.extraction.poses import similarity
 
 RATES = (1e-2, 1e-3, 1e-4)
 
@@ -44,7 +44,7 @@ def thresholds(scores: Scores) -> dict[str, float]:
 
 def rates_and_thresholds(extractor: FingerprintExtractor, shards: Shards) -> dict[str, Any]:
     """What a model keeps about itself: EER and thresholds on a dataset, as prints are and best over the usual poses."""
-    embeddings = extractor.extract(shards, poses=USUAL)
+    embeddings = extractor.extract(shards, poses=extractor.usual_poses)
     found: dict[str, Any] = {}
     for name, vectors in (("", embeddings[:, 0]), ("_with_poses", embeddings)):
         scores = all_pairs(vectors, shards.fingers, shards.impressions)

@@ -10,7 +10,7 @@ import torch
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
-from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses, best_agreement
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.preprocess.augment import Pose
 
 
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare_prints(
-    extractor: FingerprintExtractor, reference: Image, probe: Image, ppi: int, tried: Poses = USUAL
+    extractor: FingerprintExtractor, reference: Image, probe: Image, ppi: int, tried: Poses | None = None
 ) -> Comparison:
     """Compares two prints in every pose, as `FingerprintExtractor.compare` does, and keeps the best one.
 
@@ -52,6 +52,7 @@ def compare_prints(
     Raises:
         UserError: an image without a print.
     """
+    tried = tried or extractor.usual_poses
     canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
     images = torch.from_numpy(canvases).to(extractor.device)
     embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
@@ -99,7 +100,7 @@ def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: b
     if out is not None and (out.is_dir() or out.suffix.lower() != ".png"):
         raise UserError(f"--out {out}: give a file that ends in .png")
     extractor = open_extractor(model)
-    found = compare_prints(extractor, reference, probe, ppi, USUAL if poses else UPRIGHT)
+    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
     rows = found.rows()
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in rows))

@@ -20,7 +20,7 @@ from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
-from fingerprint_accel.extraction.poses import UPRIGHT, USUAL
+from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.extraction.search_commands import find, open_gallery
 
 HOST = "127.0.0.1"
@@ -58,7 +58,7 @@ class Demo:
         """
         if reference is None or probe is None:
             raise UserError("drop two prints first")
-        found = compare_prints(self.extractor, reference, probe, _resolution(ppi), USUAL if poses else UPRIGHT)
+        found = compare_prints(self.extractor, reference, probe, _resolution(ppi), None if poses else UPRIGHT)
         (_, value), *verdicts = found.rows()
         rows = "\n".join(f"| {rate.removeprefix('at FMR ')} | {verdict} |" for rate, verdict in verdicts)
         table = f"| false match rate | decision |\n|---|---|\n{rows}" if rows else "The model keeps no thresholds."

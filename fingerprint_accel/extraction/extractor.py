@@ -24,7 +24,7 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.model_card import model_card
-from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses, similarity
+from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses, similarity
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.output import Output
@@ -68,6 +68,12 @@ class FingerprintExtractor(nn.Module):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.model.parameters()).device
+
+    @property
+    def usual_poses(self) -> Poses:
+        """What is tried at comparison: less where the model aligns prints."""
+        network = self.model.localization
+        return USUAL if network is None or network.plain else ALIGNED
 
     @property
     def identity(self) -> str:
@@ -173,7 +179,7 @@ class FingerprintExtractor(nn.Module):
         batches = self.batches(prints, ppi, batch_size, progress)
         return torch.cat([self(images, poses).cpu() for images in batches]).numpy()
 
-    def compare(self, reference: Image, probe: Image, ppi: int = 500, poses: Poses = USUAL) -> float:
+    def compare(self, reference: Image, probe: Image, ppi: int = 500, poses: Poses | None = None) -> float:
         """Similarity of two prints, -1 to 1: the best over poses, see `poses.similarity`.
 
         Args:
@@ -184,7 +190,7 @@ class FingerprintExtractor(nn.Module):
         Raises:
             UserError: an image without a print.
         """
-        both = self.extract([reference, probe], ppi, poses, progress=False)
+        both = self.extract([reference, probe], ppi, poses or self.usual_poses, progress=False)
         return float(similarity(both[:1], both[1:])[0, 0])
 
     def on_canvas(self, image: Image, ppi: int) -> np.ndarray:

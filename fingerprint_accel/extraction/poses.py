@@ -62,6 +62,9 @@ class Poses:
 
 UPRIGHT = Poses()
 USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
+"""What touches differ by."""
+ALIGNED = Poses(degrees=(-6.0, 6.0), shift_mm=1.2)
+"""What an aligning network errs by."""
 
 
 def similarity(reference: np.ndarray, probe: np.ndarray) -> np.ndarray:
