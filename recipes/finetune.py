@@ -27,7 +27,14 @@ CONFIG = Config(
         ),
     ),
     # the bundled network's shape
-    model=ModelConfig(start_from="small", variant="Tex", trunk="compact", embedding_dim=512, dropout=0.0),
+    model=ModelConfig(
+        start_from="small",
+        variant="LocTex",
+        trunk="compact",
+        embedding_dim=512,
+        dropout=0.0,
+        localization_frozen=True,
+    ),
     loss=LossConfig(
         head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0, nested=(64, 128, 256)
     ),

@@ -49,8 +49,8 @@ CONFIG = Config(
             ridge_thickness=0.3,
             noise=0.05,
             occlusion=0.1,
-            start=0.15,
-            ramp=0.4,
+            start=0.1,
+            ramp=0.9,
         ),
     ),
     model=ModelConfig(variant="LocTex", trunk="compact", embedding_dim=512, dropout=0.0, localization_frozen=True),
@@ -61,11 +61,13 @@ CONFIG = Config(
         margin_start=0.6,
         margin_ramp=0.15,
         center_weight=0.0,
+        identity_weight=0.15,  # class vectors of many fingers lag behind a network that changes fast
         contrastive_weight=1.0,
+        contrastive_temperature=0.07,
         nested=(64, 128, 256),
     ),
     training=TrainingConfig(
-        steps=1000,
+        steps=840,
         batch_size=64,
         learning_rate=2e-3,
         warmup_steps=40,
@@ -87,6 +89,7 @@ class Stage:
     style: Style
     training: TrainingConfig
     augment: AugmentConfig
+    loss: LossConfig
     siblings: int = 1
     variant: str = "Tex"
 
@@ -106,6 +109,7 @@ class Stage:
                 localization_frozen=self.variant == "LocTex",
                 start_from=start_from,
             ),
+            loss=self.loss,
             training=self.training,
             resume="auto",
         )
@@ -136,19 +140,21 @@ FULL = AugmentConfig(
 LONGER = dataclasses.replace(
     CONFIG.training, steps=3700, batch_size=96, learning_rate=3e-3, warmup_steps=200, validate_every=400
 )
+WHOLE = dataclasses.replace(CONFIG.loss, identity_weight=1.0, contrastive_temperature=0.1)
+FIRST = dataclasses.replace(LONGER, steps=416, batch_size=64)
 FLOW = (
-    Stage("1-clean", 600, 8, 1, Style(quality="clean"), dataclasses.replace(LONGER, steps=416, batch_size=64), MILD),
-    Stage("2-default", 10_000, 6, 20261125, Style(), LONGER, FULL),
+    Stage("1-clean", 600, 8, 1, Style(quality="clean"), FIRST, MILD, WHOLE),
+    Stage("2-default", 10_000, 6, 20261125, Style(), LONGER, FULL, WHOLE),
 )
 """Learn how ridges flow, which tells most fingers apart."""
 DETAILS = (
     Stage(
         "4-clean-siblings", 1280, 6, 20261129, Style(quality="clean", siblings=8),
-        dataclasses.replace(CONFIG.training, steps=400), MILD, siblings=8, variant="LocTex",
+        dataclasses.replace(CONFIG.training, steps=400), MILD, WHOLE, siblings=8, variant="LocTex",
     ),
     Stage(
         "5-siblings", 4096, 6, 20261127, Style(quality="mixed", siblings=8),
-        CONFIG.training, CONFIG.preprocess.augment, siblings=4, variant="LocTex",
+        CONFIG.training, CONFIG.preprocess.augment, CONFIG.loss, siblings=4, variant="LocTex",
     ),
 )  # fmt: skip
 """Behind the aligning network, learn minutiae, which alone tell siblings apart."""
