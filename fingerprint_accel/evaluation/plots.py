@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fingerprint_accel.evaluation.history import History, read_history, smoothed
-from fingerprint_accel.evaluation.metrics import Metrics, det_curve
+from fingerprint_accel.evaluation.curve import det_curve
+from fingerprint_accel.evaluation.metrics import Metrics
 from fingerprint_accel.evaluation.protocols import Scores
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
