@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from PIL import Image
 from tqdm import tqdm
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.evaluation.metrics import compute_metrics
+from fingerprint_accel.evaluation.pose_sweep import embed_moved
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, similarity
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
@@ -33,34 +33,19 @@ ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0)
 FLX_ON_MCYT = (1.5, 1.9, 5.1, 25.4, 50.6)  # FNMR at FMR 0.1 %, as flx's authors published it
 IMPRESSIONS = 4  # the first half are references
 STEP = 15  # degrees between the turns that are tried
-
-
-def turned(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """(N, S, S) uint8 canvases, each turned about its middle, white coming in."""
-    pictures = (Image.fromarray(image) for image in images)
-    rotated = [
-        p.rotate(angle, Image.Resampling.BICUBIC, fillcolor=255) for p, angle in zip(pictures, degrees, strict=True)
-    ]
-    return np.stack([np.asarray(picture) for picture in rotated])
-
-
-@torch.inference_mode()
-def embedded(extractor: FingerprintExtractor, images: np.ndarray, poses: Poses) -> np.ndarray:
-    """(N, S, S) uint8 canvases -> (N, P, D)."""
-    found = [
-        extractor(part, poses) for part in tqdm(torch.from_numpy(images).split(20), desc="extracting", leave=False)
-    ]
-    return torch.cat(found).numpy()
+BATCH = 20
 
 
 def fnmr(extractor: FingerprintExtractor, shards: Shards, angle: float, poses: Poses) -> tuple[float, float]:
     """FNMR at FMR 0.1 %, and EER, with probes turned by up to `angle` degrees."""
-    fingers, impressions = np.asarray(shards.fingers), np.asarray(shards.impressions)
-    images = np.stack([shards.image(row) for row in range(len(shards))])
-    first = impressions < IMPRESSIONS // 2
-    degrees = np.random.default_rng(0).uniform(-angle, angle, int((~first).sum()))
-    reference = embedded(extractor, images[first], UPRIGHT)
-    scores = similarity(reference, embedded(extractor, turned(images[~first], degrees), poses))
+    fingers, first = shards.fingers, shards.impressions < IMPRESSIONS // 2
+    references, probes = np.flatnonzero(first), np.flatnonzero(~first)
+    degrees = np.random.default_rng(0).uniform(-angle, angle, len(probes))
+    with tqdm(total=len(shards), desc="extracting", leave=False) as bar:
+        still = np.zeros(len(references)), np.zeros((len(references), 2))
+        reference = embed_moved(extractor, shards, references, *still, BATCH, UPRIGHT, bar)
+        probe = embed_moved(extractor, shards, probes, degrees, np.zeros((len(probes), 2)), BATCH, poses, bar)
+    scores = similarity(reference, probe)
     mated = fingers[first][:, None] == fingers[~first][None]
     metrics = compute_metrics(scores[mated], scores[~mated])
     assert metrics.fmr1000 is not None, "enough fingers"

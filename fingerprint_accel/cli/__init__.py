@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from fingerprint_accel import __version__
-from fingerprint_accel.cli import data, demo, extraction, minutiae, models
+from fingerprint_accel.cli import data, demo, evaluation, extraction, minutiae, models
 from fingerprint_accel.errors import one_line_errors
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -17,7 +17,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import": data.import_files,
     "pack": data.pack,
     "inspect": data.inspect,
-    "evaluate": models.evaluate,
+    "evaluate": evaluation.evaluate,
     "extract": extraction.extract,
     "compare": models.compare,
     "enroll": models.enroll,

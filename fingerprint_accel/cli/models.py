@@ -1,35 +1,12 @@
-"""Verbs about trained models: `evaluate`, `compare`, `enroll`, `search`, `export`, `convert-flx`."""
+"""Verbs about trained models: `compare`, `enroll`, `search`, `export`, `convert-flx`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
-
-
-def evaluate(
-    model: Positional[Path],
-    dataset: Positional[Path],
-    protocol: Literal["fvc", "all-pairs"] = "all-pairs",
-    out: Path = Path("evaluation"),
-    batch_size: int = 64,
-) -> None:
-    """Measures the error rates of a model on a dataset; writes metrics.json, plots and report.html.
-
-    fingerprint-accel evaluate runs/quickstart datasets/db1 --protocol fvc --out evaluation/db1
-
-    Args:
-        model: Run folder (its best checkpoint), checkpoint folder, or exported model folder.
-        dataset: Dataset folder.
-        protocol: fvc: every pair of a finger, first against first of other fingers. all-pairs: every pair.
-        out: Folder to write.
-        batch_size: Prints at a time.
-    """
-    from fingerprint_accel.evaluation.run import evaluate_command
-
-    evaluate_command(model, dataset, protocol, out, batch_size)
 
 
 def compare(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.evaluation.metrics import compute_metrics, resolvable, sorted_curve
+from fingerprint_accel.evaluation.curve import resolvable, sorted_curve
+from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.protocols import Scores, comparisons
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import similarity

@@ -32,22 +32,24 @@ class History:
     eer: np.ndarray
 
 
-def find_metrics(model: Path) -> Path | None:
-    """`metrics.jsonl` of the run that a model belongs to, or None for a model without its run.
+def find_run(model: Path) -> Path | None:
+    """The run folder that a model belongs to, or None for a model without its run.
 
     Args:
         model: run folder, a checkpoint inside one, or its `model/` folder.
     """
     model = model.resolve()
-    if (model / "config.yaml").is_file():
-        run = model
-    elif model.name == "model":
-        run = model.parent
-    else:
-        run = model.parent.parent  # of RUN/checkpoints/step-XXXXXXXX
-    file = run / "metrics.jsonl"
-    inside = model == run or model.name == "model" or model.parent.name == "checkpoints"
-    return file if inside and file.is_file() and (run / "config.yaml").is_file() else None
+    for place in (model, model.parent) if model.name == "model" else (model, model.parent.parent):
+        inside = place == model or model.name == "model" or model.parent.name == "checkpoints"
+        if inside and (place / "config.yaml").is_file():
+            return place
+    return None
+
+
+def find_metrics(model: Path) -> Path | None:
+    """`metrics.jsonl` of the run that a model belongs to (`find_run`), or None where there is none."""
+    run = find_run(model)
+    return run / "metrics.jsonl" if run and (run / "metrics.jsonl").is_file() else None
 
 
 def _number(record: dict[str, Any], name: str) -> float:

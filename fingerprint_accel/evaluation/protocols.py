@@ -1,6 +1,7 @@
 """Which prints are compared with which, and the similarity of every such pair.
 
-A leaf module: it imports numpy and the package's errors only, so that the training loop may use it for validation.
+A leaf module: it imports numpy, `sampling` and the package's errors only, so that the training loop may use it for
+validation.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.sampling import mated_sample, nonmated_sample
 
 PROTOCOLS = {
     "fvc": "FVC2000-2006: mated = every pair of impressions of a finger, once; "
     "non-mated = first impression of each finger against the first of every other finger, once",
     "all-pairs": "mated = every pair of impressions of a finger, once; "
     "non-mated = every pair of impressions of different fingers, once",
+    "sampled": "a seeded sample of all-pairs in which every finger takes part equally often, in mated comparisons as "
+    "far as its impressions reach",
 }
 MAX_NONMATED = 20_000_000
 """Non-mated comparisons made at most; beyond, a fixed sample in which every print takes part about equally often."""
@@ -41,7 +45,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Scores:
-    """Similarity of every compared pair; higher is more alike.
+    """Similarity of every compared pair; higher is more alike, -infinity where nothing could be extracted.
 
     Attributes:
         mated: (n,) float32.
@@ -67,7 +71,7 @@ class Scores:
 
 
 def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max_nonmated: int = MAX_NONMATED) -> Pairs:
-    """Lists the comparisons of a protocol.
+    """Lists the comparisons of `fvc` or `all-pairs`; for `sampled` see `sampled_comparisons`.
 
     Args:
         protocol: a key of `PROTOCOLS`.
@@ -83,14 +87,54 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
     return Pairs(mated, np.concatenate(found)[:max_nonmated], possible)
 
 
+def sampled_comparisons(fingers: np.ndarray, impressions: np.ndarray, count: int, seed: int = 0) -> Pairs:
+    """Up to `count` mated and `count` non-mated comparisons of `all-pairs`, balanced by finger (see `sampling`).
+
+    Raises:
+        UserError: `count` below 1, fewer than two fingers, or no finger with two impressions.
+    """
+    if count < 1:
+        raise UserError(f"--pairs {count}: must be at least 1")
+    _, mated, possible = _plan("sampled", fingers, impressions)
+    fingers = np.asarray(fingers)
+    return Pairs(mated_sample(mated, fingers, count, seed), nonmated_sample(fingers, count, seed), possible)
+
+
+def score_pairs(
+    embeddings: np.ndarray,
+    pairs: Pairs,
+    fingers: np.ndarray,
+    extracted: np.ndarray | None = None,
+    probes: np.ndarray | None = None,
+) -> Scores:
+    """Cosine similarity of listed comparisons.
+
+    Args:
+        embeddings: (N, D) float32, any length above 0.
+        pairs: to compare.
+        fingers: (N,) finger of every print.
+        extracted: (N,) bool, False for prints from which nothing could be extracted; their comparisons score -infinity
+            and their embeddings are not looked at. Default: all were.
+        probes: (N, D) float32 embeddings of the second print of each pair, where they are others; default the same.
+
+    Raises:
+        UserError: an embedding that is not finite or has no direction.
+    """
+    first = unit_vectors(embeddings, extracted)
+    second = first if probes is None else unit_vectors(probes, extracted)
+    mated, nonmated = (_pair_scores(first, second, rows) for rows in (pairs.mated, pairs.nonmated))
+    return _failed(Scores(mated, nonmated, pairs, np.asarray(fingers)), extracted)
+
+
 def score_protocol(
     protocol: str,
     embeddings: np.ndarray,
     fingers: np.ndarray,
     impressions: np.ndarray,
     max_nonmated: int = MAX_NONMATED,
+    extracted: np.ndarray | None = None,
 ) -> Scores:
-    """Cosine similarity of every comparison of a protocol, by blocks of matrix products.
+    """Cosine similarity of every comparison of `fvc` or `all-pairs`, by blocks of matrix products.
 
     Args:
         protocol: a key of `PROTOCOLS`.
@@ -98,12 +142,13 @@ def score_protocol(
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
         max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
+        extracted: as `score_pairs`.
 
     Raises:
         UserError: as `comparisons`; an embedding that is not finite or has no direction.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
-    vectors = _unit(embeddings)
+    vectors = unit_vectors(embeddings, extracted)
     bound = min(possible, max_nonmated)
     scores, pairs = np.empty(bound, np.float32), np.empty((bound, 2), np.int64)
     filled = 0
@@ -113,7 +158,8 @@ def score_protocol(
         pairs[filled : filled + len(block)] = _ordered(first, second, keep)[: len(block)]
         filled += len(block)
     chosen = Pairs(mated, pairs[:filled], possible)
-    return Scores(_pair_scores(vectors, mated), scores[:filled], chosen, np.asarray(fingers))
+    mated_scores = _pair_scores(vectors, vectors, mated)
+    return _failed(Scores(mated_scores, scores[:filled], chosen, np.asarray(fingers)), extracted)
 
 
 def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -183,18 +229,31 @@ def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndar
     return np.sort(np.stack([first[above], second[below]], axis=1), axis=1)
 
 
-def _unit(embeddings: np.ndarray) -> np.ndarray:
+def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None) -> np.ndarray:
+    """Embeddings of unit length; zeros for prints from which nothing could be extracted."""
     vectors = np.asarray(embeddings, np.float32)
+    if extracted is not None:
+        vectors = np.where(np.asarray(extracted, bool)[:, None], vectors, 0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if extracted is not None:
+        lengths[~np.asarray(extracted, bool)] = 1
     bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
     if len(bad):
         raise UserError(f"{len(bad)} of {len(vectors)} embeddings are NaN, infinite or zero (first: row {bad[0]})")
     return vectors / lengths
 
 
-def _pair_scores(vectors: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _failed(scores: Scores, extracted: np.ndarray | None) -> Scores:
+    """Comparisons with a print from which nothing could be extracted never match: they score -infinity."""
+    if extracted is not None:
+        for values, rows in ((scores.mated, scores.pairs.mated), (scores.nonmated, scores.pairs.nonmated)):
+            values[~np.asarray(extracted, bool)[rows].all(axis=1)] = -np.inf
+    return scores
+
+
+def _pair_scores(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), 65536):
         part = pairs[start : start + 65536]
-        scores[start : start + 65536] = np.einsum("nd,nd->n", vectors[part[:, 0]], vectors[part[:, 1]])
+        scores[start : start + 65536] = np.einsum("nd,nd->n", first[part[:, 0]], second[part[:, 1]])
     return scores

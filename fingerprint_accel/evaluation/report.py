@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-
-import numpy as np
-from PIL import Image
 
 from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.evaluation.identification import FPIRS
 from fingerprint_accel.evaluation.metrics import DEFINITIONS
-from fingerprint_accel.evaluation.protocols import PROTOCOLS, Scores
+from fingerprint_accel.evaluation.page import STYLE, embedded, extreme_pairs, section, side_by_side, table
+from fingerprint_accel.evaluation.results import Evaluation, Rows, percent
+from fingerprint_accel.evaluation.tables import difference_table, group_table, group_title, sweep_table, sweep_title
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}
-td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-img.half{width:49%;vertical-align:top}img.whole{max-width:100%}
-@media (max-width:40rem){img.half{width:100%}}
-.note{background:#fff4d6;border-left:4px solid #E69F00;padding:.5rem .8rem}
-.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1rem}figure{margin:0}
-figcaption{font-size:13px;color:#555}figure img{width:48%;max-width:15rem;border:1px solid #ddd}
-dt{font-weight:600}dd{margin:0 0 .5rem}
-"""
-SHOWN = 4
-THUMBNAIL = 240  # pixels
 SYNTHETIC = (
     "These prints are synthetic: the numbers compare models and settings; they are not accuracies on real fingers."
 )
@@ -37,74 +21,124 @@ def is_synthetic(shards: Shards) -> bool:
     return all(source.startswith("synthetic") for source in shards.table["source"].slice(0, 100).to_pylist())
 
 
-def _embedded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _thumbnail(shards: Shards, row: int) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(shards.image(row)).resize((THUMBNAIL, THUMBNAIL)).save(buffer, format="PNG")
-    return _embedded(buffer.getvalue())
-
-
-def _pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, order: np.ndarray) -> str:
-    figures = []
-    for place in order[:SHOWN].tolist():
-        rows = pairs[place].tolist()
-        names = " / ".join(
-            f"{html.escape(shards.key_of_finger[shards.fingers[row]])} {shards.impressions[row]}" for row in rows
+def _cards(evaluation: Evaluation) -> str:
+    """The numbers to remember."""
+    metrics, identification = evaluation.metrics, evaluation.identification
+    low, high = evaluation.eer_interval
+    cards = [("EER", percent(metrics.eer), f"95 %: {percent(low)} to {percent(high)}")]
+    if metrics.fnmr_at_fmr:
+        fmr, fnmr = next(
+            (fmr, fnmr)
+            for fmr, fnmr in reversed(metrics.fnmr_at_fmr.items())
+            if fmr >= 1e-3 or len(metrics.fnmr_at_fmr) == 1
         )
-        images = "".join(f'<img src="{_thumbnail(shards, row)}" alt="print">' for row in rows)
-        figures.append(f"<figure>{images}<figcaption>{names}: {scores[place]:.3f}</figcaption></figure>")
-    return '<div class="pairs">' + "".join(figures) + "</div>"
+        cards.append((f"FNMR at FMR {100 * fmr:g} %", percent(fnmr), f"{metrics.nonmated:,} non-mated comparisons"))
+    closed = identification.closed
+    among = f"{int(closed.is_mated.sum()):,} searches among {closed.enrolled:,}"
+    cards.append(("rank-1 identification", percent(closed.identified(1)), among))
+    fpir, fnir = next(
+        ((fpir, rate) for fpir in FPIRS if (rate := identification.open.fnir(fpir)) is not None), (0, None)
+    )
+    if fnir is not None:
+        cards.append(
+            (f"FNIR at FPIR {100 * fpir:g} %", percent(fnir), f"{identification.open.enrolled:,} fingers enrolled")
+        )
+    return (
+        '<div class="cards">'
+        + "".join(
+            f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>'
+            for name, value, more in cards
+        )
+        + "</div>"
+    )
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    cells = (f"<tr><td>{html.escape(name)}</td><td class=n>{html.escape(value)}</td></tr>" for name, value in rows)
-    return "<table>" + "".join(cells) + "</table>"
+def _notes(shards: Shards, evaluation: Evaluation) -> str:
+    notes = f'<p class="note">{SYNTHETIC}</p>' if is_synthetic(shards) else ""
+    overlap = evaluation.overlap
+    if overlap is not None and overlap.found:
+        notes += f'<p class="warning">{html.escape(overlap.sentence())}</p>'
+    return notes
 
 
-def report_html(
-    title: str,
-    facts: list[tuple[str, str]],
-    rates: list[tuple[str, str]],
-    pictures: dict[str, bytes],
-    shards: Shards,
-    scores: Scores,
-    protocol: str,
-) -> str:
+def _verification(evaluation: Evaluation) -> str:
+    low, high = evaluation.eer_interval
+    rows = [
+        ("EER", percent(evaluation.metrics.eer)),
+        ("EER, 95 % interval over fingers", f"{percent(low)} to {percent(high)}"),
+        *evaluation.fnmr_rows(),
+        ("ZeroFMR", percent(evaluation.metrics.zero_fmr)),
+        *evaluation.other_rows(),
+    ]
+    identification = evaluation.identification.rows()
+    if evaluation.overlap is not None:
+        identification.append(("in common with training data", evaluation.overlap.sentence()))
+    return side_by_side("<h2>Verification</h2>" + table(rows), "<h2>Identification</h2>" + table(identification))
+
+
+def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Shards, evaluation: Evaluation) -> str:
     """The page.
 
     Args:
         title: on top.
         facts: what was evaluated, name and value.
-        rates: error rates, name and value.
-        pictures: PNG files `det`, `scores`, `samples` and, for a model with its run, `training`.
+        pictures: PNG files as `pictures.draw_pictures` makes them.
         shards: dataset, for pictures of the hardest comparisons.
-        scores: of the protocol.
-        protocol: its name.
+        evaluation: what was found.
     """
 
-    def picture(name: str, width: str, alt: str) -> str:
-        return f'<img class="{width}" src="{_embedded(pictures[name])}" alt="{alt}">'
+    def picture(name: str, alt: str) -> str:
+        return f'<img src="{embedded(pictures[name])}" alt="{alt}">' if name in pictures else ""
 
-    note = f'<p class="note">{SYNTHETIC}</p>' if is_synthetic(shards) else ""
-    curves = picture("det", "half", "DET curve") + picture("scores", "half", "score histogram")
-    training = ""
-    if "training" in pictures:
-        training = f"<h2>Training</h2><p>{picture('training', 'whole', 'loss and validation EER over steps')}</p>"
+    scores, rival, sweep = evaluation.scores, evaluation.rival, evaluation.sweep
+    curves = side_by_side(
+        picture("det", "DET curve"),
+        picture("roc", "ROC curve"),
+        picture("scores", "score histogram"),
+        picture("cmc", "CMC curve"),
+    )
+    groups = "".join(
+        f"<p>{html.escape(group_title(part))}</p>{table(group_table(part), True)}" for part in evaluation.breakdowns
+    )
     definitions = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in DEFINITIONS.items())
-    hardest = _pairs(shards, scores.pairs.mated, scores.mated, np.argsort(scores.mated, kind="stable"))
-    likest = _pairs(shards, scores.pairs.nonmated, scores.nonmated, np.argsort(-scores.nonmated, kind="stable"))
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>{note}
-{_table(rates)}<p>{curves}</p>
-{training}
-<h2>Samples of the evaluated data</h2><p>One row per finger, one column per impression.</p>
-<p>{picture("samples", "whole", "prints of some fingers")}</p>
-<h2>Least similar prints of one finger</h2>{hardest}
-<h2>Most similar prints of different fingers</h2>{likest}
-<h2>What was evaluated</h2>{_table(facts)}
-<p>Protocol {html.escape(protocol)}: {html.escape(PROTOCOLS[protocol])}.</p>
-<h2>Definitions</h2><dl>{definitions}</dl></body></html>
+    sections = [
+        section("Curves", curves),
+        f"<section>{_verification(evaluation)}</section>",
+        section(f"Against {rival.name}", table(difference_table(rival), True)) if rival else "",
+        section(
+            "Turned and shifted probes",
+            side_by_side(
+                f"<p>{sweep_title(sweep)} of {sweep.prints:,} prints. Lines: largest turn; columns: largest shift.</p>"
+                + table(sweep_table(sweep), True),
+                picture("sweep", "EER over turn"),
+            ),
+        )
+        if sweep
+        else "",
+        section("Groups", groups),
+        section("Training", picture("training", "loss and validation EER over steps")),
+        section(
+            "Samples of the evaluated data",
+            "<p>One row per finger, one column per impression.</p>",
+            picture("samples", "prints of some fingers"),
+        ),
+        section("Least similar prints of one finger", extreme_pairs(shards, scores.pairs.mated, scores.mated, False)),
+        section(
+            "Most similar prints of different fingers",
+            extreme_pairs(shards, scores.pairs.nonmated, scores.nonmated, True),
+        ),
+        section(
+            "What was evaluated",
+            table(facts),
+            f"<p>Protocol {html.escape(evaluation.protocol)}: {html.escape(evaluation.definition)}.</p>",
+        ),
+        section("Definitions", f"<dl>{definitions}</dl>"),
+    ]
+    size = f"{evaluation.prints:,} prints of {shards.info.fingers:,} fingers"
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>
+<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>
+<p class="sub">{size}, protocol {html.escape(evaluation.protocol)}</p>
+{_notes(shards, evaluation)}{_cards(evaluation)}
+{"".join(sections)}</main></body></html>
 """

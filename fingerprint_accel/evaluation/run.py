@@ -2,135 +2,200 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fingerprint_accel import __version__
-from fingerprint_accel.data.inspection import contact_sheet
+from fingerprint_accel.compat.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.against import compare_scores
 from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
-from fingerprint_accel.evaluation.history import find_metrics
-from fingerprint_accel.evaluation.metrics import DEFINITIONS, TAR_FARS, Metrics, compute_metrics
-from fingerprint_accel.evaluation.plots import det_png, histogram_png, training_png
-from fingerprint_accel.evaluation.protocols import PROTOCOLS, Scores, score_protocol
+from fingerprint_accel.evaluation.groups import breakdown, groupings
+from fingerprint_accel.evaluation.identification import closed_set, listed_searches, open_set
+from fingerprint_accel.evaluation.metrics import compute_metrics
+from fingerprint_accel.evaluation.overlap import training_overlap
+from fingerprint_accel.evaluation.pair_lists import read_pairs
+from fingerprint_accel.evaluation.pictures import draw_pictures, model_name
+from fingerprint_accel.evaluation.pose_sweep import pose_sweep
+from fingerprint_accel.evaluation.protocols import (
+    PROTOCOLS,
+    Pairs,
+    Scores,
+    sampled_comparisons,
+    score_pairs,
+    score_protocol,
+)
 from fingerprint_accel.evaluation.report import report_html
+from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows
+from fingerprint_accel.evaluation.tables import results_text
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 
-SAMPLED_FINGERS, SAMPLED_IMPRESSIONS = 4, 4
-SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 960 wide
+SAMPLED_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scores, error rates, and the 95 % bootstrap interval of the EER over fingers."""
+class Extras:
+    """What an evaluation does beyond the usual.
 
-    scores: Scores
-    metrics: Metrics
-    eer_interval: tuple[float, float]
+    Attributes:
+        pairs: mated, and non-mated, comparisons of the protocol `sampled`; None: `SAMPLED_PAIRS`.
+        seed: of that sample.
+        pairs_file: list of comparisons in place of a protocol, or a benchmark of flx, also for identification.
+        by: regular expression that names a print's group from its source; empty: the folders of the source.
+        against: another model, for the same comparisons.
+        pose_sweep: also measure with turned and shifted probes.
+    """
 
-    def rates(self) -> list[tuple[str, str]]:
-        """Names and values to print; a dash where the comparisons cannot resolve a rate."""
-        metrics = self.metrics
-        too_few = f"- (needs more than {metrics.nonmated:,} non-mated comparisons)"
-
-        def rate(value: float | None) -> str:
-            return too_few if value is None else f"{value:.2%}"
-
-        low, high = self.eer_interval
-        rows = [
-            ("EER", f"{metrics.eer:.2%}"),
-            ("EER, 95 % interval over fingers", f"{low:.2%} to {high:.2%}"),
-            ("FMR100", rate(metrics.fmr100)),
-            ("FMR1000", rate(metrics.fmr1000)),
-            ("ZeroFMR", rate(metrics.zero_fmr)),
-        ]
-        rows += [(f"TAR at FAR {far:g}", rate(metrics.tar.get(far))) for far in TAR_FARS]
-        rows += [("mated comparisons", f"{metrics.mated:,}"), ("non-mated comparisons", f"{metrics.nonmated:,}")]
-        return rows
+    pairs: int | None = None
+    seed: int = 0
+    pairs_file: Path | None = None
+    by: str = ""
+    against: Path | None = None
+    pose_sweep: bool = False
 
 
-def evaluate(extractor: FingerprintExtractor, shards: Shards, protocol: str, batch_size: int = 64) -> Evaluation:
-    """Embeds a dataset and compares its prints.
+@dataclass(frozen=True)
+class _Plan:
+    """Which comparisons and searches are made; `pairs` and `folds` where a list or sample says so."""
+
+    protocol: str
+    definition: str
+    pairs: Pairs | None = None
+    folds: list[tuple[np.ndarray, np.ndarray]] | None = None
+
+    def scores(self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None) -> Scores:
+        if self.pairs is not None:
+            return score_pairs(embeddings, self.pairs, shards.fingers, extracted)
+        return score_protocol(self.protocol, embeddings, shards.fingers, shards.impressions, extracted=extracted)
+
+    def searches(self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None) -> Identification:
+        if self.folds is not None:
+            found = listed_searches(embeddings, shards.fingers, self.folds, extracted)
+            return Identification(found, found)
+        prints = (embeddings, shards.fingers, shards.impressions, extracted)
+        return Identification(closed_set(*prints), open_set(*prints))
+
+
+def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
+    if protocol not in PROTOCOLS:
+        raise UserError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if extras.pairs is not None and (protocol != "sampled" or extras.pairs < 1):
+        raise UserError(f"--pairs {extras.pairs}: must be at least 1, and goes with --protocol sampled")
+    file, pairs, folds = extras.pairs_file, None, None
+    definition = PROTOCOLS[protocol]
+    if file is not None and file.suffix.lower() == ".json" and is_identification(file):
+        folds = identification_rows(file, shards)
+        definition += f"; identification as {file} says"
+    elif file is not None:
+        return _Plan("list", f"the comparisons that {file} lists", read_pairs(file, shards))
+    if protocol == "sampled":
+        pairs = sampled_comparisons(shards.fingers, shards.impressions, extras.pairs or SAMPLED_PAIRS, extras.seed)
+        definition += f" (seed {extras.seed})"
+    return _Plan(protocol, definition, pairs, folds)
+
+
+def evaluate(
+    extractor: FingerprintExtractor,
+    shards: Shards,
+    protocol: str,
+    batch_size: int = 64,
+    extras: Extras | None = None,
+    extracted: np.ndarray | None = None,
+) -> Evaluation:
+    """Embeds a dataset, compares its prints and searches them.
+
+    Args:
+        extractor: the model.
+        shards: the dataset.
+        protocol: a key of `PROTOCOLS`; a list of comparisons in `extras` wins.
+        batch_size: prints at a time.
+        extras: what else to do.
+        extracted: (N,) bool, False for prints that count as failures to extract; default: none failed.
 
     Raises:
-        UserError: the dataset does not fit the model, or has too few fingers for the protocol.
+        UserError: the dataset does not fit a model, or has too few fingers for the protocol.
     """
+    extras = extras or Extras()
+    plan = _plan(protocol, shards, extras)
+    names = groupings(shards, extras.by)
+    other = None if extras.against is None else open_extractor(extras.against)
     embeddings = extractor.extract(shards, batch_size=batch_size)
-    scores = score_protocol(protocol, embeddings, shards.fingers, shards.impressions)
-    metrics = compute_metrics(scores.mated, scores.nonmated)
-    return Evaluation(scores, metrics, bootstrap_eer(scores))
+    scores = plan.scores(embeddings, shards, extracted)
+    rival = None
+    if other is not None:
+        theirs = other.extract(shards, batch_size=batch_size)
+        their_scores = plan.scores(theirs, shards, extracted)
+        rival = Rival(
+            model_name(extras.against or Path()),
+            their_scores,
+            plan.searches(theirs, shards, extracted).closed,
+            compare_scores(scores, their_scores),
+        )
+    return Evaluation(
+        protocol=plan.protocol,
+        definition=plan.definition,
+        scores=scores,
+        metrics=compute_metrics(scores.mated, scores.nonmated),
+        eer_interval=bootstrap_eer(scores),
+        identification=plan.searches(embeddings, shards, extracted),
+        failed=0 if extracted is None else int((~extracted).sum()),
+        prints=len(shards),
+        breakdowns=[breakdown(scores, groups, by) for by, groups in names.items()],
+        overlap=training_overlap(extractor.origin, shards) if extractor.origin else None,
+        sweep=pose_sweep(extractor, shards, batch_size) if extras.pose_sweep else None,
+        rival=rival,
+    )
 
 
-def _samples_png(shards: Shards) -> bytes:
-    sheet = contact_sheet(shards, SAMPLED_FINGERS, columns=SAMPLED_IMPRESSIONS).convert("L")
-    sheet.thumbnail((SAMPLES_WIDTH, 4 * SAMPLES_WIDTH))
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    return buffer.getvalue()
+def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
+    config, preparation = extractor.model.config, extractor.preprocess_config
+    window = f"{preparation.crop} of {extractor.canvas} pixels, seen at {preparation.size}"
+    rows = [
+        ("model", extractor.origin),
+        ("network", f"DeepPrint {config.variant}, {config.trunk}, {config.embedding_dim} numbers"),
+        ("preparation", f"{window}{', ridges enhanced' if preparation.enhance or extractor.enhanced else ''}"),
+        ("dataset", str(shards.folder)),
+        ("prints", f"{len(shards):,}"),
+        ("fingers", f"{shards.info.fingers:,}"),
+        ("ppi", f"{shards.info.ppi}"),
+    ]
+    if extras.against is not None:
+        rows.append(("compared with", str(extras.against)))
+    versions = f"fingerprint_accel {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return [*rows, ("versions", versions)]
 
 
-def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[str, bytes]:
-    """PNG files by name: `det`, `scores`, `samples`, and `training` where the model lies in a run that has records."""
-    pictures = {
-        "det": det_png(evaluation.scores, evaluation.metrics),
-        "scores": histogram_png(evaluation.scores, evaluation.metrics),
-        "samples": _samples_png(shards),
-    }
-    records = find_metrics(model)
-    training = training_png(records) if records else None
-    return {**pictures, "training": training} if training else pictures
-
-
-def evaluate_command(model: Path, dataset: Path, protocol: str, out: Path, batch_size: int) -> None:
+def evaluate_command(
+    model: Path, dataset: Path, protocol: str, out: Path, batch_size: int, extras: Extras | None = None
+) -> None:
     """Evaluates and writes `metrics.json`, `report.html` and its pictures into `out`; prints a table.
 
     Raises:
-        UserError: a model or dataset that cannot be used.
+        UserError: a model, dataset or list that cannot be used.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give --out a folder")
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    extras = extras or Extras()
     extractor = open_extractor(model)
     shards = open_dataset(dataset)
-    evaluation = evaluate(extractor, shards, protocol, batch_size)
+    evaluation = evaluate(extractor, shards, protocol, batch_size, extras)
     pictures = draw_pictures(model, shards, evaluation)
-    config = extractor.model.config
-    facts = [
-        ("model", extractor.origin),
-        ("network", f"DeepPrint {config.variant}, {config.trunk}, {config.embedding_dim} numbers"),
-        ("dataset", str(dataset)),
-        ("prints", f"{len(shards)}"),
-        ("fingers", f"{shards.info.fingers}"),
-        ("ppi", f"{shards.info.ppi}"),
-        ("versions", f"fingerprint_accel {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
-    ]
-    values = {
-        "protocol": protocol,
-        "protocol_definition": PROTOCOLS[protocol],
-        **asdict(evaluation.metrics),
-        "tar": {f"{far:g}": evaluation.metrics.tar.get(far) for far in TAR_FARS},
-        "eer_interval_95": list(evaluation.eer_interval),
-        "nonmated_possible": evaluation.scores.pairs.nonmated_possible,
-        "facts": dict(facts),
-        "definitions": DEFINITIONS,
-    }
+    facts = _facts(extractor, shards, extras)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
-    (out / "training.png").unlink(missing_ok=True)  # an earlier model's, where this one has none
+    values = {**evaluation.values(), "facts": dict(facts)}
+    (out / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    for name in ("training", "sweep"):
+        (out / f"{name}.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
     for name, png in pictures.items():
         (out / f"{name}.png").write_bytes(png)
-    rates = evaluation.rates()
-    name = model.parent.name if model.name == "model" else model.name
-    title = f"{name} on {dataset.name}"
-    page = report_html(title, facts, rates, pictures, shards, evaluation.scores, protocol)
-    (out / "report.html").write_text(page)
-    width = max(len(name) for name, _ in rates)
-    print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rates))
-    print(f"\nreport: {out / 'report.html'}")
+    title = f"{model_name(model)} on {dataset.resolve().name}"
+    (out / "report.html").write_text(report_html(title, facts, pictures, shards, evaluation))
+    print(f"\n{results_text(evaluation, groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")

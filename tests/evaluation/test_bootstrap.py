@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fingerprint_accel.evaluation.bootstrap import bootstrap_eer, weighted_eer
+from fingerprint_accel.evaluation.bootstrap import bootstrap_eer, weighted_curve
 from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.protocols import score_protocol
 
@@ -22,7 +22,7 @@ def test_weights_equal_copies():
     mated, nonmated = np.sort(rng.normal(1, 1, 60).round(1)), np.sort(rng.normal(0, 1, 200).round(1))
     often = rng.integers(0, 4, 60), rng.integers(0, 4, 200)
     copies = np.repeat(mated, often[0]), np.repeat(nonmated, often[1])
-    weighted = weighted_eer(mated, often[0].astype(float), nonmated, often[1].astype(float))
+    weighted = weighted_curve(mated, often[0].astype(float), nonmated, often[1].astype(float)).eer()[0]
     assert weighted == pytest.approx(compute_metrics(*copies).eer, abs=1e-12)
 
 

@@ -6,13 +6,8 @@ import torch
 from sklearn.metrics import roc_curve
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.metrics import (
-    compute_metrics,
-    det_curve,
-    resolvable,
-    sorted_curve,
-    validation_metrics,
-)
+from fingerprint_accel.evaluation.curve import det_curve, resolvable, sorted_curve
+from fingerprint_accel.evaluation.metrics import compute_metrics, sensible_fmr, validation_metrics
 
 
 def draw(seed, mated=700, nonmated=3000, levels=0):
@@ -45,6 +40,9 @@ def test_agrees_with_scikit_learn(seed, levels):
     assert metrics.fmr100 == pytest.approx(1 - expected_tar[expected_fmr <= 0.01 + 1e-12].max(), abs=1e-12)
     assert metrics.zero_fmr == pytest.approx(1 - expected_tar[expected_fmr == 0].max(), abs=1e-12)
     assert set(metrics.tar) == {1e-2, 1e-3}
+    assert set(metrics.fnmr_at_fmr) == {1e-1, 1e-2, 1e-3}
+    for rate, fnmr in metrics.fnmr_at_fmr.items():
+        assert fnmr == pytest.approx(1 - expected_tar[expected_fmr <= rate + 1e-12].max(), abs=1e-12)
     assert metrics.fmr1000 == pytest.approx(1 - metrics.tar[1e-3], abs=1e-12)
 
 
@@ -86,11 +84,78 @@ def test_fnmr_at_fmr_allows_exactly_that_many_false_matches():
     assert sorted_curve(mated, nonmated).fnmr_at_fmr(0.01) == (0.25, 989.0)
 
 
-def test_unusable_scores():
-    with pytest.raises(ValueError, match="no mated"):
-        compute_metrics(np.array([]), np.ones(3))
-    with pytest.raises(ValueError, match="1 of 2 non-mated scores are NaN"):
-        compute_metrics(np.ones(3), np.array([1.0, np.nan]))
+@pytest.mark.parametrize(
+    ("mated", "nonmated", "message"),
+    [
+        ([], [1, 1, 1], "no mated scores"),
+        ([1], [], "no non-mated scores"),
+        ([1, 1], [1, np.nan], "1 of 2 non-mated scores are NaN"),
+        ([np.nan, -np.inf], [1], "1 of 2 mated scores are NaN"),
+        ([1, np.inf], [0], "1 of 2 mated scores are infinite"),
+        ([-np.inf, -np.inf], [0], "nothing could be extracted for any of the 2 mated"),
+    ],
+)
+def test_unusable_scores(mated, nonmated, message):
+    with pytest.raises(UserError, match=message):
+        compute_metrics(np.array(mated, float), np.array(nonmated, float))
+
+
+def test_table_of_rates_by_hand():
+    """40 non-mated scores 0, 1, ..., 39 and tied mated ones: 10 % are the four scores from 36 on."""
+    metrics = compute_metrics(np.array([35, 35, 36, 36, 39, 40]), np.arange(40))
+    assert metrics.fnmr_at_fmr == {0.1: pytest.approx(2 / 6)}
+    assert metrics.smallest_fmr == 1 / 40
+    assert metrics.zero_fmr == pytest.approx(5 / 6)
+    # threshold 37: FMR 3/40, FNMR 4/6; threshold 36: FMR 4/40, FNMR 2/6; 35: FMR 5/40, FNMR 0
+    share = (5 / 40) / (5 / 40 + 2 / 6 - 4 / 40)
+    assert metrics.eer == pytest.approx(5 / 40 - share / 40)
+
+
+def test_d_prime():
+    metrics = compute_metrics(np.array([1.0, 3.0]), np.array([-1.0, 1.0, -1.0, 1.0]))
+    assert metrics.d_prime == pytest.approx(2.0)  # means 2 and 0, both variances 1
+    for mated in (0.1, 0.2):
+        constant = compute_metrics(np.full(7, mated), np.full(30, 0.1))
+        assert constant.d_prime is None
+        assert constant.eer == pytest.approx(0.5 if mated == 0.1 else 0.0)
+        assert constant.fnmr_at_fmr[0.1] == (1.0 if mated == 0.1 else 0.0)
+
+
+def test_failures_to_extract_count_as_never_matching():
+    """Generalised rates: the failed mated comparison is rejected, the failed non-mated ones are not accepted."""
+    failed = -np.inf
+    mated, nonmated = np.array([failed, 5.0, 6.0, 7.0]), np.array([failed, failed, 1.0, 2.0, *range(3, 9)])
+    metrics = compute_metrics(mated, nonmated)
+    fmr, fnmr, thresholds = det_curve(mated, nonmated)
+    assert (fmr[-1], fnmr[-1], thresholds[-1]) == (0.8, 0.25, 1.0)
+    assert sorted_curve(mated, nonmated).fnmr_at_fmr(0.4) == (0.25, 4.0)
+    assert sorted_curve(mated, nonmated).fnmr_at_fmr(1.0) == (0.25, -np.inf)
+    assert metrics.zero_fmr == 1.0
+    # threshold 6: FMR 3/10, FNMR 2/4; threshold 5: FMR 4/10, FNMR 1/4; the line between meets the diagonal at 5/14
+    assert metrics.eer == pytest.approx(5 / 14)
+    assert (metrics.mated_mean, metrics.nonmated_mean) == (6.0, 36 / 8)
+    assert (metrics.mated, metrics.nonmated) == (4, 10)
+
+
+def test_no_equal_error_rate_is_made_up_where_most_prints_failed():
+    failed = np.full(60, -np.inf)
+    metrics = compute_metrics(np.r_[failed, np.ones(40)], np.r_[failed, np.zeros(40)])
+    assert metrics.eer == 0.6  # FMR is at most 0.4
+
+
+def test_thinned_curve_lies_on_the_whole_one():
+    mated, nonmated = draw(5, 5000, 60_000)
+    whole = dict(zip(*det_curve(mated, nonmated)[::2][::-1], strict=True))
+    fmr, fnmr, thresholds = det_curve(mated, nonmated, most=300)
+    assert len(thresholds) < 700
+    assert [whole[threshold] for threshold in thresholds] == fmr.tolist()
+    assert (fmr[1], fnmr[-1]) == (0.0, 0.0)
+    assert np.diff(np.log(fmr[fmr > 0])).max() < 0.8
+
+
+@pytest.mark.parametrize(("count", "rate"), [(99, None), (100, 0.1), (999, 0.1), (28_320, 1e-3), (10**8, 1e-6)])
+def test_sensible_rate_rests_on_ten_false_matches(count, rate):
+    assert sensible_fmr(count) == rate
 
 
 def test_validation_metrics():

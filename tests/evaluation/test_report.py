@@ -12,9 +12,9 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.evaluation.plots import training_png
 from fingerprint_accel.evaluation.report import SYNTHETIC, is_synthetic
-from fingerprint_accel.evaluation.run import evaluate_command
+from fingerprint_accel.evaluation.run import Extras, evaluate, evaluate_command
+from fingerprint_accel.evaluation.training_plots import training_png
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
 RECORDS = [
@@ -71,21 +71,28 @@ def test_no_training_png_without_a_loss(text, tmp_path):
 def test_page_tells_all_in_order(run, prints, tmp_path):
     out = tmp_path / "evaluation"
     evaluate_command(run / "model", prints, "all-pairs", out, 32)
+    pictures = ("cmc", "det", "roc", "samples", "scores", "training")
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["det.png", "metrics.json", "report.html", "samples.png", "scores.png", "training.png"]
-    sizes = {name: size((out / f"{name}.png").read_bytes()) for name in ("det", "scores", "training", "samples")}
-    assert sizes == {
-        "det": (672, 552),
-        "scores": (672, 552),
-        "training": (1344, 504),
-        "samples": (4 * 320, 4 * (320 + 18)),
-    }
+    assert names == sorted(["metrics.json", "report.html", *(f"{name}.png" for name in pictures)])
+    sizes = {name: size((out / f"{name}.png").read_bytes()) for name in pictures}
+    assert sizes.pop("training") == (1344, 504)
+    assert sizes.pop("samples") == (4 * 320, 4 * (320 + 18))
+    assert set(sizes.values()) == {(672, 552)}
     page = (out / "report.html").read_text()
     marks = [
         "<h1>run on prints</h1>",
-        "<td>EER</td>",
+        "96 prints of 24 fingers, protocol all-pairs",
+        '<div class="cards">',
         'alt="DET curve"',
+        'alt="ROC curve"',
         'alt="score histogram"',
+        'alt="CMC curve"',
+        "<h2>Verification</h2>",
+        "<td>EER</td>",
+        "<h2>Identification</h2>",
+        "unknown: not stated",
+        "<h2>Groups</h2>",
+        "by pattern class",
         "<h2>Training</h2>",
         "<h2>Samples of the evaluated data</h2>",
         "<h2>Least similar prints of one finger</h2>",
@@ -96,7 +103,7 @@ def test_page_tells_all_in_order(run, prints, tmp_path):
     places = [page.index(mark) for mark in marks]
     assert places == sorted(places)
     sources = re.findall(r'<img [^>]*src="([^"]*)"', page)
-    assert len(sources) == 4 + 2 * 4 * 2
+    assert len(sources) == len(pictures) + 2 * 4 * 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub(r'src="[^"]*"', "", page)
 
@@ -125,3 +132,55 @@ def test_contact_sheet_is_as_wide_as_its_prints(prints):
     shards = open_dataset(prints)
     assert contact_sheet(shards, fingers=3).size == (4 * 320, 3 * 338)
     assert contact_sheet(shards, fingers=3, columns=2).size == (2 * 320, 3 * 338)
+
+
+def test_numbers_of_everything(ten_fingers, tiny_model, write_prints, tmp_path, capsys):
+    """Another model, moved probes, groups and a sample of the comparisons, in one evaluation."""
+    extras = Extras(pairs=30, seed=4, by="left|right", against=tiny_model, pose_sweep=True)
+    out = tmp_path / "evaluation"
+    evaluate_command(tiny_model, ten_fingers.folder, "sampled", out, 64, extras)
+    values = json.loads((out / "metrics.json").read_text())
+    assert (values["mated"], values["nonmated"], values["nonmated_possible"]) == (30, 30, 720)
+    assert values["fnmr_at_fmr"].keys() == {"0.1", "0.01", "0.001", "0.0001", "1e-05", "1e-06"}
+    assert [rate is None for rate in values["fnmr_at_fmr"].values()] == [False] + 5 * [True]
+    assert values["identification"]["closed_set"]["searches"] == 30
+    assert values["identification"]["closed_set"]["cmc"][-1] == 1
+    assert values["identification"]["open_set"]["nonmated_searches"] == 15
+    assert [group["name"] for group in values["breakdowns"][0]["groups"]] == ["left", "right", "across"]
+    assert values["training_data"]["known"] is False
+    assert len(values["pose_sweep"]["cells"]) == 15
+    assert [row["ours"] - row["theirs"] for row in values["against"]["differences"]] == [0]
+    text = capsys.readouterr().out
+    for expected in ("EER  ", "rank-1 identification", "60 degrees", "across", "no difference shown", "4 mm"):
+        assert expected in text
+    page = (out / "report.html").read_text()
+    assert page.index("<h2>Against tiny</h2>") < page.index("<h2>Turned and shifted probes</h2>")
+
+
+def test_failures_to_extract_are_counted(ten_fingers, tiny_model):
+    extractor = FingerprintExtractor.from_pretrained(tiny_model)
+    extracted = np.ones(40, bool)
+    extracted[3] = False
+    found = evaluate(extractor, ten_fingers, "all-pairs", extracted=extracted)
+    whole = evaluate(extractor, ten_fingers, "all-pairs")
+    assert int(np.isneginf(found.scores.mated).sum()) == 3
+    assert int(np.isneginf(found.scores.nonmated).sum()) == 36
+    assert found.metrics.mated == whole.metrics.mated == 60
+    assert found.metrics.zero_fmr >= 3 / 60
+    assert ("failure to extract", "1 of 40 prints (2.50%), counted as never matching") in found.rates()
+    assert not any(name == "failure to extract" for name, _ in whole.rates())
+
+
+def test_listed_comparisons_and_searches(ten_fingers, tiny_model, tmp_path):
+    extractor = FingerprintExtractor.from_pretrained(tiny_model)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("reference,probe\n1/0,1/1\n2/0,3/0\n")
+    found = evaluate(extractor, ten_fingers, "fvc", extras=Extras(pairs_file=pairs))
+    assert (found.protocol, found.metrics.mated, found.metrics.nonmated) == ("list", 1, 1)
+    searches = tmp_path / "searches.json"
+    gallery = {"array_subject": [0, 1], "array_impression": [0, 0]}
+    probes = {"array_subject": [0, 2], "array_impression": [1, 1]}
+    searches.write_text(json.dumps([{"gallery": gallery, "probes": probes, "mated": [True, False]}]))
+    found = evaluate(extractor, ten_fingers, "fvc", extras=Extras(pairs_file=searches))
+    assert (found.protocol, found.metrics.nonmated) == ("fvc", 45)
+    assert (found.identification.closed.enrolled, found.identification.closed.is_mated.tolist()) == (2, [True, False])

@@ -1,0 +1,136 @@
+"""Error rates of parts of a dataset, told apart by the `source` of their prints."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.curve import sorted_curve
+from fingerprint_accel.evaluation.metrics import compute_metrics, sensible_fmr
+from fingerprint_accel.evaluation.protocols import Scores
+
+FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
+SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
+ACROSS = "across"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Comparisons of prints that are both of one group, or, as `ACROSS`, of two.
+
+    Attributes:
+        name: what the prints have in common.
+        prints: of the group.
+        mated, nonmated: number of comparisons.
+        eer: of these comparisons alone; None without both kinds.
+        fmr, fnmr: at the threshold that all comparisons together give at the stated FMR; None without comparisons.
+    """
+
+    name: str
+    prints: int
+    mated: int
+    nonmated: int
+    eer: float | None
+    fmr: float | None
+    fnmr: float | None
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Groups by one part of the source.
+
+    Attributes:
+        by: what they are told apart by.
+        threshold_fmr: FMR of all comparisons together at the threshold at which groups' FMR and FNMR are stated.
+        groups: in order of name, `ACROSS` last.
+    """
+
+    by: str
+    threshold_fmr: float
+    groups: list[Group]
+
+
+def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
+    """Name of each print's group, by what they are told apart by.
+
+    Args:
+        shards: the dataset.
+        by: regular expression that is searched in each source, its first group (or all of it) is the name; empty: the
+            folders of the source, each that takes 2 to 12 values (of synthetic prints quality and pattern class).
+
+    Raises:
+        UserError: not a regular expression, or a source in which it is not found.
+    """
+    encoded = shards.table["source"].combine_chunks().dictionary_encode()
+    sources, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    if by:
+        return {by: _matches(by, sources)[codes]}
+    split = [source.split("/") for source in sources]
+    synthetic = all(parts[0] == "synthetic" and len(parts) == 3 for parts in split)
+    folders = [parts if synthetic else parts[:-1] for parts in split]
+    found = {}
+    for place in range(min(map(len, folders))):
+        names = np.array([parts[place] for parts in folders], dtype=object)
+        if FEWEST <= len(set(names)) <= MOST:
+            found[SYNTHETIC_PARTS[place] if synthetic else f"folder {place + 1} of the source"] = names[codes]
+    return found
+
+
+def _matches(pattern: str, sources: list[str]) -> np.ndarray:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--by {pattern}: not a regular expression ({error})") from error
+    names = np.empty(len(sources), dtype=object)
+    for place, source in enumerate(sources):
+        match = compiled.search(source)
+        if match is None:
+            raise UserError(f"--by {pattern}: not found in {source!r}; sources look like {', '.join(sources[:3])}")
+        names[place] = match[1 if compiled.groups else 0] or ""
+    return names
+
+
+def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
+    """Error rates within each group, and of comparisons across groups.
+
+    Args:
+        scores: of all comparisons.
+        names: (N,) group of every print.
+        by: what the groups are told apart by.
+    """
+    values, codes = np.unique(names, return_inverse=True)
+    rate = sensible_fmr(len(scores.nonmated)) or 0.1
+    threshold = np.nextafter(
+        np.float32(sorted_curve(scores.mated, scores.nonmated).fnmr_at_fmr(rate)[1]), np.float32(np.inf)
+    )
+    both = [_common(codes[rows]) for rows in (scores.pairs.mated, scores.pairs.nonmated)]
+    sizes = np.bincount(codes, minlength=len(values))
+    groups = []
+    for code, name in [*enumerate(values.tolist()), (-1, ACROSS)]:
+        mated, nonmated = scores.mated[both[0] == code], scores.nonmated[both[1] == code]
+        if code >= 0 or len(mated) or len(nonmated):
+            prints = int(sizes[code]) if code >= 0 else len(codes)
+            groups.append(_group(name, prints, mated, nonmated, threshold))
+    return Breakdown(by, rate, groups)
+
+
+def _common(codes: np.ndarray) -> np.ndarray:
+    """(n, 2) groups of two prints -> (n,) the group of both, -1 where they differ."""
+    return np.where(codes[:, 0] == codes[:, 1], codes[:, 0], -1)
+
+
+def _group(name: str, prints: int, mated: np.ndarray, nonmated: np.ndarray, threshold: float) -> Group:
+    usable = all(len(part) and np.isfinite(part).any() for part in (mated, nonmated))
+    return Group(
+        name=name,
+        prints=prints,
+        mated=len(mated),
+        nonmated=len(nonmated),
+        eer=compute_metrics(mated, nonmated).eer if usable else None,
+        fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
+        fnmr=float((mated < threshold).mean()) if len(mated) else None,
+    )

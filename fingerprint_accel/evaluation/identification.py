@@ -1,0 +1,190 @@
+"""Searching one print among many: closed set and open set (ISO/IEC 19795-1).
+
+Similarities are computed block by block; nothing of the size of all pairs of prints is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.curve import FAILED, Curve, resolvable
+from fingerprint_accel.evaluation.protocols import unit_vectors
+
+FPIRS = (0.01, 0.1)
+RANKS = (1, 5, 10)
+MAX_COMPARISONS = 2_000_000_000
+"""Comparisons of one identification test at most; beyond, an even, seeded sample of the probes searches."""
+BLOCK_BYTES = 2**27  # of similarities at a time
+SLOW = 50_000_000  # comparisons from which on progress is shown
+SEED = 2382  # of who is enrolled, fixed, so that two models meet the same searches
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What was found by searching each probe among the references.
+
+    Attributes:
+        rank: (M,) int64, 1 for the most similar reference; 0 where the probe's finger is not enrolled. Among equal
+            similarities the mated one counts as last. A search that failed has a rank behind all references.
+        mated: (M,) float32 similarity to the mated reference; -infinity where there is none or extraction failed.
+        best_other: (M,) float32 highest similarity to a reference of another finger, likewise.
+        fingers: (M,) of the probes.
+        enrolled: number of references.
+        possible: searches that the test defines; above M when they were sampled.
+    """
+
+    rank: np.ndarray
+    mated: np.ndarray
+    best_other: np.ndarray
+    fingers: np.ndarray
+    enrolled: int
+    possible: int
+
+    @property
+    def is_mated(self) -> np.ndarray:
+        """(M,) bool: whether the probe's finger is enrolled."""
+        return self.rank > 0
+
+    def identified(self, rank: int) -> float:
+        """Share of mated searches with the mated reference among the `rank` most similar ones (closed set)."""
+        return float((self.rank[self.is_mated] <= rank).mean())
+
+    def cmc(self, most: int = 50) -> np.ndarray:
+        """(K,) `identified` at rank 1 to K, K <= `most`: the cumulative match characteristic."""
+        ranks = np.sort(self.rank[self.is_mated])
+        at = np.arange(1, min(most, self.enrolled) + 1)
+        return np.searchsorted(ranks, at, side="right") / len(ranks)
+
+    def fnir(self, fpir: float) -> float | None:
+        """Lowest FNIR with FPIR at most `fpir` (open set); None where there are too few non-mated searches.
+
+        A mated search fails where the mated reference stays below the threshold; a non-mated one gives a false positive
+        where any reference reaches it. The length of the candidate list is not limited.
+        """
+        mated, nonmated = self.mated[self.is_mated], self.best_other[~self.is_mated]
+        if not len(mated) or not resolvable(fpir, len(nonmated)):
+            return None
+        return Curve(np.sort(mated), np.sort(nonmated)).fnmr_at_fmr(fpir)[0]
+
+
+def first_impressions(fingers: np.ndarray, impressions: np.ndarray) -> np.ndarray:
+    """(F,) row of the lowest impression of each finger, in order of finger."""
+    order = np.lexsort((impressions, fingers))
+    rows: np.ndarray = order[np.unique(np.asarray(fingers)[order], return_index=True)[1]]
+    return rows
+
+
+def closed_set(
+    embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarray, extracted: np.ndarray | None = None
+) -> Searches:
+    """The first impression of every finger is enrolled, all others are searched.
+
+    Args:
+        embeddings: (N, D) float32, any length above 0.
+        fingers, impressions: (N,) of every print.
+        extracted: (N,) bool, as in `protocols.score_pairs`.
+
+    Raises:
+        UserError: an embedding that is not finite or has no direction.
+    """
+    references = first_impressions(fingers, impressions)
+    probes = np.setdiff1d(np.arange(len(fingers)), references)
+    return search(unit_vectors(embeddings, extracted), fingers, references, probes, extracted)
+
+
+def open_set(
+    embeddings: np.ndarray,
+    fingers: np.ndarray,
+    impressions: np.ndarray,
+    extracted: np.ndarray | None = None,
+    seed: int = SEED,
+) -> Searches:
+    """As `closed_set`, with only a seeded half of the fingers enrolled: the others' searches are non-mated.
+
+    Raises:
+        UserError: an embedding that is not finite or has no direction.
+    """
+    references = first_impressions(fingers, impressions)
+    probes = np.setdiff1d(np.arange(len(fingers)), references)
+    half = np.sort(np.random.default_rng(seed).permutation(references)[: (len(references) + 1) // 2])
+    return search(unit_vectors(embeddings, extracted), fingers, half, probes, extracted)
+
+
+def listed_searches(
+    embeddings: np.ndarray,
+    fingers: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    extracted: np.ndarray | None = None,
+) -> Searches:
+    """Searches of several folds, taken together.
+
+    Args:
+        embeddings: (N, D) float32, any length above 0.
+        fingers: (N,) of every print.
+        folds: rows that are enrolled, one of a finger, and rows that are searched.
+        extracted: (N,) bool, as in `protocols.score_pairs`.
+
+    Raises:
+        UserError: no mated search, or an embedding that is not finite or has no direction.
+    """
+    vectors = unit_vectors(embeddings, extracted)
+    found = [search(vectors, fingers, references, probes, extracted) for references, probes in folds]
+    rank, mated, best_other, whose = (
+        np.concatenate([getattr(part, name) for part in found]) for name in ("rank", "mated", "best_other", "fingers")
+    )
+    if not rank.any():
+        raise UserError("none of the searches that are listed is mated; identification rates need some")
+    return Searches(rank, mated, best_other, whose, found[0].enrolled, sum(part.possible for part in found))
+
+
+def search(
+    vectors: np.ndarray,
+    fingers: np.ndarray,
+    references: np.ndarray,
+    probes: np.ndarray,
+    extracted: np.ndarray | None = None,
+    most: int = MAX_COMPARISONS,
+) -> Searches:
+    """Compares probes with all references, by blocks of matrix products.
+
+    Args:
+        vectors: (N, D) float32 of unit length.
+        fingers: (N,) of every print.
+        references: (R,) rows that are enrolled, one of a finger.
+        probes: (M,) rows that are searched.
+        extracted: (N,) bool, False for prints from which nothing could be extracted.
+        most: comparisons in all; beyond, a seeded sample of the probes is searched.
+    """
+    fingers, possible = np.asarray(fingers), len(probes)
+    if possible * len(references) > most:
+        kept = np.random.default_rng(SEED).permutation(possible)[: max(1, most // len(references))]
+        probes = np.sort(probes[kept])
+    order = np.argsort(fingers[references])
+    place = np.minimum(np.searchsorted(fingers[references][order], fingers[probes]), len(order) - 1)
+    mate = order[place]  # (M,) position among the references, where the probe's finger is enrolled
+    enrolled = fingers[references][mate] == fingers[probes]
+    dead = np.zeros(len(fingers), bool) if extracted is None else ~np.asarray(extracted, bool)
+    gallery = vectors[references]
+    rank = np.zeros(len(probes), np.int64)
+    mated, best_other = (np.full(len(probes), FAILED, np.float32) for _ in range(2))
+    block = max(1, BLOCK_BYTES // (4 * len(references)))
+    quiet = len(probes) * len(references) < SLOW
+    with tqdm(total=len(probes), desc="searching", unit="print", disable=quiet, leave=False) as bar:
+        for start in range(0, len(probes), block):
+            here = slice(start, start + block)
+            scores = vectors[probes[here]] @ gallery.T  # (B, R)
+            scores[:, dead[references]] = FAILED
+            scores[dead[probes[here]]] = FAILED
+            lines, known = np.arange(len(scores)), enrolled[here]
+            mated[here] = np.where(known, scores[lines, mate[here]], FAILED)
+            rank[here] = np.where(known, (scores >= mated[here, None]).sum(axis=1), 0)
+            rank[here][known & (mated[here] == FAILED)] = len(references) + 1
+            scores[lines[known], mate[here][known]] = FAILED
+            best_other[here] = scores.max(axis=1)
+            bar.update(len(scores))
+    return Searches(rank, mated, best_other, fingers[probes], len(references), possible)

@@ -1,0 +1,165 @@
+"""What one evaluation found, as rows to print and as values to keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fingerprint_accel.evaluation.against import Difference
+from fingerprint_accel.evaluation.groups import Breakdown
+from fingerprint_accel.evaluation.identification import FPIRS, RANKS, Searches
+from fingerprint_accel.evaluation.metrics import DEFINITIONS, FMRS, TAR_FARS, Metrics
+from fingerprint_accel.evaluation.overlap import Overlap
+from fingerprint_accel.evaluation.pose_sweep import PoseSweep
+from fingerprint_accel.evaluation.protocols import Scores
+
+Rows = list[tuple[str, str]]
+KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Searches of a closed and of an open set."""
+
+    closed: Searches
+    open: Searches
+
+    def rows(self) -> Rows:
+        """Rates by name; a dash where there are too few searches."""
+        rows = [
+            (f"rank-{rank} identification", percent(self.closed.identified(rank)))
+            for rank in RANKS
+            if rank == 1 or rank < self.closed.enrolled
+        ]
+        searches = f"{int(self.closed.is_mated.sum()):,} searches among {self.closed.enrolled:,} references"
+        rows[0] = (rows[0][0], f"{rows[0][1]} ({searches})")
+        nonmated = int((~self.open.is_mated).sum())
+        for fpir in FPIRS:
+            rate = self.open.fnir(fpir)
+            missing = f"- (needs {round(1 / fpir)} non-mated searches, there are {nonmated})"
+            rows.append((f"FNIR at FPIR {100 * fpir:g} %", missing if rate is None else percent(rate)))
+        return rows
+
+    def values(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        mated = self.open.is_mated
+        return {
+            "closed_set": {
+                "enrolled": self.closed.enrolled,
+                "searches": int(self.closed.is_mated.sum()),
+                "searches_possible": self.closed.possible,
+                "rank": {str(rank): self.closed.identified(rank) for rank in RANKS},
+                "cmc": self.closed.cmc().tolist(),
+            },
+            "open_set": {
+                "enrolled": self.open.enrolled,
+                "mated_searches": int(mated.sum()),
+                "nonmated_searches": int((~mated).sum()),
+                "fnir": {f"{fpir:g}": self.open.fnir(fpir) for fpir in FPIRS},
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another model on the same comparisons."""
+
+    name: str
+    scores: Scores
+    closed: Searches
+    differences: list[Difference]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured.
+
+    Attributes:
+        protocol, definition: which comparisons were made, by name and in words.
+        scores, metrics: of verification.
+        eer_interval: 95 % bootstrap interval of the EER over fingers.
+        identification: closed and open set.
+        failed: prints from which nothing could be extracted.
+        prints: in all.
+        breakdowns: by parts of the source.
+        overlap: with the training data, where it was looked for.
+        sweep: error rates with moved probes, where wanted.
+        rival: another model, where one was given.
+    """
+
+    protocol: str
+    definition: str
+    scores: Scores
+    metrics: Metrics
+    eer_interval: tuple[float, float]
+    identification: Identification
+    failed: int
+    prints: int
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    overlap: Overlap | None = None
+    sweep: PoseSweep | None = None
+    rival: Rival | None = None
+
+    def rates(self) -> Rows:
+        """Names and values to print."""
+        metrics = self.metrics
+        low, high = self.eer_interval
+        rows = [("EER", f"{percent(metrics.eer)} (95 % over fingers: {percent(low)} to {percent(high)})")]
+        rows += [row for row, rate in zip(self.fnmr_rows(), FMRS, strict=True) if rate in metrics.fnmr_at_fmr]
+        rows += [("ZeroFMR", percent(metrics.zero_fmr)), *self.other_rows(), *self.identification.rows()]
+        if self.overlap is not None:
+            rows.append(("training data", self.overlap.sentence()))
+        return rows
+
+    def fnmr_rows(self) -> Rows:
+        """FNMR at every FMR of `FMRS`; a dash where the comparisons cannot resolve it."""
+        rows = []
+        for rate in FMRS:
+            value = self.metrics.fnmr_at_fmr.get(rate)
+            missing = f"- (needs {round(1 / rate):,} non-mated)"
+            name = f"FNMR at FMR {100 * rate:g} %{KNOWN_AS.get(rate, '')}"
+            rows.append((name, missing if value is None else percent(value)))
+        return rows
+
+    def other_rows(self) -> Rows:
+        """What else verification has to say."""
+        metrics = self.metrics
+        rows = [
+            ("d'", "-" if metrics.d_prime is None else f"{metrics.d_prime:.2f}"),
+            ("comparisons", f"{metrics.mated:,} mated, {metrics.nonmated:,} non-mated"),
+            ("smallest resolvable FMR", f"{100 * metrics.smallest_fmr:.2g} %"),
+        ]
+        if self.failed:
+            share = f"{self.failed:,} of {self.prints:,} prints ({percent(self.failed / self.prints)})"
+            rows.append(("failure to extract", f"{share}, counted as never matching"))
+        return rows
+
+    def values(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        metrics = self.metrics
+        threshold = metrics.eer_threshold
+        return {
+            "protocol": self.protocol,
+            "protocol_definition": self.definition,
+            **asdict(metrics),
+            "eer_threshold": threshold if math.isfinite(threshold) else None,
+            "fnmr_at_fmr": {f"{fmr:g}": metrics.fnmr_at_fmr.get(fmr) for fmr in FMRS},
+            "tar": {f"{far:g}": metrics.tar.get(far) for far in TAR_FARS},
+            "eer_interval_95": list(self.eer_interval),
+            "nonmated_possible": self.scores.pairs.nonmated_possible,
+            "failed_to_extract": self.failed,
+            "identification": self.identification.values(),
+            "breakdowns": [asdict(breakdown) for breakdown in self.breakdowns],
+            "training_data": None if self.overlap is None else self.overlap.values(),
+            "pose_sweep": None if self.sweep is None else asdict(self.sweep),
+            "against": None
+            if self.rival is None
+            else {"model": self.rival.name, "differences": [asdict(row) for row in self.rival.differences]},
+            "definitions": DEFINITIONS,
+        }
+
+
+def percent(share: float) -> str:
+    """0.0283 -> 2.83%."""
+    return f"{share:.2%}"

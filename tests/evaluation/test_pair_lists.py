@@ -1,0 +1,155 @@
+"""Lists of comparisons: the right rows, or one line that says what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fingerprint_accel.compat.flx_benchmarks import identification_rows, is_identification
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.pair_lists import read_pairs
+
+FLX = {  # the form in which flx keeps its benchmarks: subjects and impressions from 0
+    "array_sample1": {"array_subject": [0, 9, 2, 2], "array_impression": [0, 3, 1, 1]},
+    "array_sample2": {"array_subject": [0, 9, 5, 0], "array_impression": [1, 0, 2, 0]},
+}
+
+
+def named(shards, rows):
+    """FINGER/IMPRESSION of rows."""
+    return [[f"{shards.key_of_finger[shards.fingers[row]]}/{shards.impressions[row]}" for row in pair] for pair in rows]
+
+
+def write(folder, text, name="pairs.csv"):
+    file = folder / name
+    file.write_text(text if isinstance(text, str) else json.dumps(text))
+    return file
+
+
+@pytest.mark.parametrize("mated", [True, False])
+def test_csv_by_key_and_by_source(ten_fingers, tmp_path, mated):
+    lines = [("1/0", "1/3", 1), ("left/3_1.png", "10/2", 0), ("4/1", "right/4_1.png", 1), ("2/0", "5/0", 0)]
+    header = ["reference", "probe", "mated"][: 2 + mated]
+    text = "\n".join(",".join(map(str, line[: 2 + mated])) for line in [header, *lines])
+    pairs = read_pairs(write(tmp_path, text), ten_fingers)
+    assert named(ten_fingers, pairs.mated) == [["1/0", "1/3"], ["4/1", "4/0"]]
+    assert named(ten_fingers, pairs.nonmated) == [["3/0", "10/2"], ["2/0", "5/0"]]
+    assert pairs.nonmated_possible == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reference,probe\n", "lists no comparison"),
+        ("", "not a csv of comparisons"),
+        ("a,b\n1/0,1/1\n", "no column reference; the header is reference,probe"),
+        ("reference,probe\n1/0,1/1\n1/9,2/2\n99/0,2/2\n", r"comparison 2: .*no print '1/9' and 1 more; .* \(3/0\)"),
+        ("reference,probe\n1/0,1/1\n2/0,2/1\n", "lists no non-mated comparison among 2"),
+        ("reference,probe\n1/0,2/1\n", "lists no mated comparison among 1"),
+        ("reference,probe\n1/0,1/1\n2/0,2/0\n", "comparison 2 compares a print with itself"),
+        ("reference,probe,mated\n1/0,1/1,1\n1/0,2/0,1\n", "comparison 2 says mated 1, but the dataset two fingers"),
+        ("reference,probe,mated\n1/0,1/1,maybe\n", "comparison 1: mated is 'maybe'; write 1 or 0"),
+    ],
+)
+def test_csv_that_cannot_be_used(ten_fingers, tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_pairs(write(tmp_path, text), ten_fingers)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there(ten_fingers, tmp_path):
+    for name in ("none.csv", "none.json"):
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+            read_pairs(tmp_path / name, ten_fingers)
+
+
+def test_a_source_of_several_prints(write_prints, tmp_path):
+    shards = write_prints(tmp_path / "made", {("a", n): "synthetic/clean/arch" for n in range(2)} | {("b", 0): "one"})
+    with pytest.raises(UserError, match="'synthetic/clean/arch' is the source of several prints"):
+        read_pairs(write(tmp_path, "reference,probe\na/0,a/1\nsynthetic/clean/arch,one\n"), shards)
+    pairs = read_pairs(write(tmp_path, "reference,probe\na/0,a/1\none,a/1\n"), shards)
+    assert (pairs.mated.tolist(), pairs.nonmated.tolist()) == ([[0, 1]], [[2, 1]])
+
+
+def test_flx_counts_from_zero_what_its_files_count_from_one(ten_fingers, tmp_path):
+    pairs = read_pairs(write(tmp_path, FLX, "benchmark.json"), ten_fingers)
+    assert named(ten_fingers, pairs.mated) == [["1/0", "1/1"], ["10/3", "10/0"]]
+    assert named(ten_fingers, pairs.nonmated) == [["3/1", "6/2"], ["3/1", "1/0"]]
+
+
+def test_flx_on_datasets_that_count_otherwise(write_prints, tmp_path):
+    fvc = {(str(finger), n): f"{finger}_{n}.tif" for finger in range(101, 104) for n in (1, 2)}  # --layout fvc
+    numbers = [[[100, 0], [100, 1]], [[101, 1], [102, 0]]]
+    file = write(tmp_path, benchmark(numbers), "fvc.json")
+    shards = write_prints(tmp_path / "fvc", fvc)
+    pairs = read_pairs(file, shards)
+    assert named(shards, pairs.mated) + named(shards, pairs.nonmated) == [["101/1", "101/2"], ["102/2", "103/1"]]
+    mcyt = {(str(finger), n): "" for finger in range(3) for n in range(2)}
+    shards = write_prints(tmp_path / "mcyt", mcyt)
+    pairs = read_pairs(write(tmp_path, benchmark([[[0, 0], [0, 1]], [[2, 1], [1, 0]]]), "mcyt.json"), shards)
+    assert named(shards, pairs.mated) + named(shards, pairs.nonmated) == [["0/0", "0/1"], ["2/1", "1/0"]]
+    sd4 = {(f"{finger}_{finger + 3}", n): "" for finger in (1, 2) for n in range(2)}
+    shards = write_prints(tmp_path / "sd4", sd4)
+    pairs = read_pairs(write(tmp_path, benchmark([[[0, 0], [0, 1]], [[1, 1], [0, 0]]]), "sd4.json"), shards)
+    assert named(shards, pairs.nonmated) == [["2_5/1", "1_4/0"]]
+
+
+def benchmark(numbers):
+    numbers = np.array(numbers)
+    return {
+        f"array_sample{side + 1}": {
+            name: numbers[:, side, column].tolist() for column, name in enumerate(("array_subject", "array_impression"))
+        }
+        for side in range(2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{", "not JSON"),
+        ({"pairs": []}, "not a verification benchmark of flx; it holds array_sample1"),
+        (FLX | {"array_sample2": {"array_subject": [0], "array_impression": [1]}}, "of one length"),
+        (benchmark([[[0, 0], [0, 1]], [[10, 0], [1, 0]]]), r"no impression 0 of finger 11 \(flx's subject 10\)"),
+        ([], "not a verification benchmark"),
+    ],
+)
+def test_flx_benchmarks_that_cannot_be_used(ten_fingers, tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        read_pairs(write(tmp_path, values, "benchmark.json"), ten_fingers)
+
+
+def test_fingers_that_flx_cannot_name(write_prints, tmp_path):
+    shards = write_prints(tmp_path / "named", {(key, n): "" for key in ("alice", "bob") for n in range(2)})
+    with pytest.raises(UserError, match=r"flx names fingers by numbers, but .*'alice'; import it with --layout flx"):
+        read_pairs(write(tmp_path, FLX, "benchmark.json"), shards)
+
+
+def fold(gallery, probes, mated):
+    def numbers(prints):
+        return {"array_subject": [s for s, _ in prints], "array_impression": [i for _, i in prints]}
+
+    return {"gallery": numbers(gallery), "probes": numbers(probes), "mated": mated}
+
+
+def test_flx_searches(ten_fingers, tmp_path):
+    folds = [fold([(0, 0), (4, 2)], [(4, 1), (7, 3)], [True, False]), fold([(1, 1)], [(1, 0)], [True])]
+    file = write(tmp_path, folds, "open_set.json")
+    assert is_identification(file)
+    assert not is_identification(write(tmp_path, FLX, "verification.json"))
+    found = identification_rows(file, ten_fingers)
+    assert [named(ten_fingers, part)[:] for part in found] == [[["1/0", "5/2"], ["5/1", "8/3"]], [["2/1"], ["2/0"]]]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (fold([(0, 0), (0, 1)], [(0, 2)], [True]), "fold 1 enrols a finger twice"),
+        (fold([(0, 0)], [(1, 2)], [True]), "fold 1: `mated` contradicts the gallery"),
+        (fold([(0, 0)], [], []), "fold 1 has no reference or no probe"),
+        ({"gallery": {}}, "not an identification benchmark of flx"),
+    ],
+)
+def test_flx_searches_that_cannot_be_used(ten_fingers, tmp_path, part, message):
+    with pytest.raises(UserError, match=message):
+        identification_rows(write(tmp_path, [part], "open_set.json"), ten_fingers)
