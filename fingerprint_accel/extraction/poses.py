@@ -63,7 +63,7 @@ class Poses:
 UPRIGHT = Poses()
 USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
 """What touches differ by."""
-ALIGNED = Poses(degrees=(-6.0, 6.0), shift_mm=1.2)
+ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
 """What an aligning network errs by."""
 
 
