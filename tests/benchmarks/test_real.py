@@ -48,12 +48,14 @@ def test_rates_are_those_of_all_pairs(extractor, shared_data):
 
 
 def test_turned_prints_are_turned():
-    import pose_robustness
     import real
+
+    from fingerprint_accel.evaluation.pose_sweep import moved
 
     image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     np.testing.assert_array_equal(real.turned(image, 90.0), np.rot90(image))
-    np.testing.assert_array_equal(pose_robustness.turned(image[None], np.array([90.0]))[0], np.rot90(image))
+    still = np.zeros((1, 2))
+    np.testing.assert_array_equal(moved(image[None], np.array([90.0]), still)[0], np.rot90(image))
     assert real.turned(np.full((50, 80), 77, np.uint8), 30.0).shape > (50, 80)
     assert (real.turned(np.full((50, 80), 77, np.uint8), 30.0) == 77).all(), "the corners are paper"
 

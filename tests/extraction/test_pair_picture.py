@@ -1,5 +1,7 @@
 """The pose that compared best, and the picture of a pair in it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,21 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_command, compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import in_words
-from fingerprint_accel.extraction.poses import Poses, best_agreement, similarity
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement, similarity
 from fingerprint_accel.preprocess.augment import Pose, resample, upright
 
 
 @pytest.fixture(scope="module")
 def small():
     return FingerprintExtractor.from_pretrained("small")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The bundled network without the one that aligns."""
+    extractor = FingerprintExtractor.from_pretrained("small")
+    extractor.model.localization = None
+    return extractor
 
 
 def moved(canvas: np.ndarray, degrees: float, right: int, down: int) -> np.ndarray:
@@ -42,18 +52,39 @@ def test_best_agreement_is_where_similarity_was_reached():
 
 
 @pytest.mark.parametrize(("swapped", "degrees", "right", "down"), [(False, 20.0, 24, 0), (True, -20.0, 0, -24)])
-def test_the_probe_lands_on_the_reference(small, canvas, monkeypatch, swapped, degrees, right, down):
+def test_the_probe_lands_on_the_reference(plain, canvas, monkeypatch, swapped, degrees, right, down):
     """Whichever of the two is turned to meet the other: its ridges then lie on those of the reference."""
-    monkeypatch.setattr(small, "on_canvas", lambda image, ppi: image)  # placing would undo a shift
+    monkeypatch.setattr(plain, "on_canvas", lambda image, ppi: image)  # placing would undo a shift
     pair = (canvas, moved(canvas, degrees, right, down))
-    found = compare_prints(small, *(pair[::-1] if swapped else pair), ppi=300, tried=Poses((-20.0, 20.0), shift_mm=2.0))
+    found = compare_prints(plain, *(pair[::-1] if swapped else pair), ppi=300, tried=Poses((-20.0, 20.0), shift_mm=2.0))
     assert found.similarity > 0.9
+    assert overlap(found) > 0.9
+
+
+def test_so_it_does_where_the_model_aligns_both(small, plain, canvas, monkeypatch):
+    """Both taken to where the aligning network says: the pose leads from the one over the finger to the other."""
+    pair = (canvas, moved(canvas, 20.0, 24, 0))
+    for extractor in (small, plain):
+        monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi: image)
+    motion = compare_prints(plain, *pair, ppi=300, tried=Poses((-20.0, 20.0), shift_mm=2.0)).pose
+    cos, sin = math.cos(0.12), math.sin(0.12)
+    first = Pose(torch.tensor([[[cos, -sin], [sin, cos]]]), torch.tensor([[5.0, -3.0]]), None, 256.0)
+    second = first.within(motion)
+    both = Pose(torch.cat([first.matrix, second.matrix]), torch.cat([first.shift, second.shift]), None, 256.0)
+    monkeypatch.setattr(small, "alignment", lambda images: both)
+    found = compare_prints(small, *pair, ppi=300, tried=UPRIGHT)
+    assert found.similarity > 0.9
+    assert overlap(found) > 0.9
+
+
+def overlap(found):
+    """Correlation of the ink of both prints, the probe in its pose, in the middle of the canvas."""
     middle = slice(60, 260)
     inks = [
         resample(1 - torch.from_numpy(image.copy())[None, None] / 255, pose, 320)[0, 0, middle, middle].flatten()
         for image, pose in zip(found.canvases, (upright(1, 320.0, torch.device("cpu")), whole(found.pose)), strict=True)
     ]
-    assert torch.corrcoef(torch.stack(inks))[0, 1] > 0.9
+    return float(torch.corrcoef(torch.stack(inks))[0, 1])
 
 
 def whole(pose, side=320.0):
