@@ -82,14 +82,14 @@ def test_quality_of_prints(extractor, prints):
 
 def test_the_usual_norm_is_kept_and_used(extractor, prints, tmp_path):
     shards = open_dataset(prints)
+    canvases = torch.from_numpy(np.stack([shards.image(row) for row in range(24)]))
     extractor.notes = {}
-    alone = extractor.quality(shards)
-    usual = extractor.usual_norm(extractor.batches(shards))
+    alone = extractor.with_quality(canvases)[1].numpy()
+    usual = extractor.usual_norm(canvases.split(9))
     extractor.save_pretrained(tmp_path / "model", {"usual_norm": usual})
     again = FingerprintExtractor.from_pretrained(tmp_path / "model")
-    norm = again.network(torch.from_numpy(shards.image(3).copy())[None]).norm
-    strength = (float(norm) / usual) ** 4
-    found = again.quality(shards)
+    strength = (float(again.network(canvases[3:4]).norm) / usual) ** 4
+    found = again.with_quality(canvases)[1].numpy()
     assert found[3] == pytest.approx(math.sqrt(alone[3] * strength / (1 + strength)), rel=1e-4)
     answers = np.square(found) / alone
     assert 0.45 < np.median(answers) < 0.55, "half of usual prints are answered to more strongly than usual"

@@ -67,12 +67,14 @@ def test_recipe_runs(recipe, launcher, prints, environment, tmp_path):
     assert ("cpu:0 x 2 | " in result.stdout) == (launcher == "two processes")
     assert len(records(tmp_path / "run")) == 12
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    notes = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["notes"]
+    if recipe != "pretrain_small.py":  # it keeps notes of its own
+        assert notes["usual_norm"] > 0
     if recipe == "quickstart.py":
         metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
         assert 0 <= metrics["eer"] <= 1
         assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
     if recipe == "pretrain_small.py":
-        notes = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["notes"]
         assert 0 <= notes["eer_with_poses"] <= 1
         assert list(notes["thresholds_with_poses"]) == ["0.01", "0.001"]
 
