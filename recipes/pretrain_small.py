@@ -196,7 +196,9 @@ def export(out: Path, unseen: Path, bf16: bool) -> None:
     extractor.bf16 = bf16
     command = f"accelerate launch recipes/pretrain_small.py --out {out.name}"
     made = {"made_by": f"`{command}`, {commit()}, torch {torch.__version__}"}
-    notes = {**made, **FACTS, **rates_and_thresholds(extractor, open_dataset(unseen))}
+    shards = open_dataset(unseen)
+    notes = {**made, **FACTS, **rates_and_thresholds(extractor, shards)}
+    notes["usual_norm"] = extractor.usual_norm(extractor.batches(shards))
     extractor.save_pretrained(out / "model", notes, half=True)
     print("\n".join(f"{name}: {value}" for name, value in notes.items()))
 
