@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import tyro
-from throughput_table import aligned
 
 from fingerprint_accel.data.order import SampleOrder, permutation
 from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.text import aligned
 
 MODES = ("sequential", "block", "permutation", "pairs")
 ROWS = ("shuffled", "sorted")

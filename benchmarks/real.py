@@ -30,6 +30,7 @@ from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
 from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses
+from fingerprint_accel.text import aligned
 
 STEP = 15  # degrees between the turns that are tried on prints that were turned further than usual
 
@@ -136,8 +137,7 @@ def table(found: dict[str, dict[str, Measured]]) -> str:
     tars = [f"{100 * np.mean([row[way].tar_at_far_1_percent for row in found.values()]):.1f}" for way in ways]
     classical = [np.mean([getattr(SETS[name], judge) for name in found]) for judge in ("nbis", "sourceafis")]
     rows.append(["mean", *mean, *tars, *(f"{value:.2f}" for value in classical)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return aligned(rows)
 
 
 def main(

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
-def aligned(rows: list[list[str]], words: int = 1) -> str:
-    """Rows of cells as text; the first `words` columns begin at the left, the others end at the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{cell:<{width}}" if place < words else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+from fingerprint_accel.text import aligned
 
 
 def rate(value: float) -> str:
@@ -58,7 +47,7 @@ def parts_table(row: dict[str, Any]) -> str:
     rows += [
         [f"  {part}", f"{cell['ms_per_batch']:.2f}", percent(cell["share"])] for part, cell in row["parts"].items()
     ]
-    return aligned(rows)
+    return aligned(rows, 1)
 
 
 def ceiling_lines(ceilings: dict[str, float]) -> str:
@@ -68,7 +57,7 @@ def ceiling_lines(ceilings: dict[str, float]) -> str:
         words = name.split("_")
         what = f"products of {words[1]} matrices" if words[0] == "matmul" else f"copies on the {words[0]}"
         rows.append([f"  {what}", f"{value:,.2f} TFLOP/s" if words[0] == "matmul" else f"{value:,.1f} GB/s"])
-    return aligned(rows)
+    return aligned(rows, 1)
 
 
 def comparison_table(found: dict[str, Any]) -> str:
@@ -97,7 +86,7 @@ def comparison_table(found: dict[str, Any]) -> str:
         ["  setting", *settings, ""],
         ["  worker processes", str(plain["workers"]), "none", ""],
     ]
-    return "\n\n".join([aligned(rows), _per_print(preparation), _projection(found["projected"])])
+    return "\n\n".join([aligned(rows, 1), _per_print(preparation), _projection(found["projected"])])
 
 
 def _times(value: float) -> str:
@@ -111,7 +100,7 @@ def _per_print(preparation: dict[str, Any]) -> str:
         whole = sum(parts.values())
         rows.append([title, f"{whole:.2f}", ""])
         rows += [[f"  {part}", f"{spent:.2f}", percent(spent / whole)] for part, spent in parts.items()]
-    return aligned(rows)
+    return aligned(rows, 1)
 
 
 def _projection(found: dict[str, Any]) -> str:
@@ -119,4 +108,4 @@ def _projection(found: dict[str, Any]) -> str:
     for row in found["hours_per_epoch"]:
         hours = [f"{row[name]:,.2f}" for name in ("reference_hours", "our_hours")]
         rows.append([f"  {row['prints']:,} prints", str(row["devices"]), *hours])
-    return aligned(rows) + f"\n({found['assumption']})"
+    return aligned(rows, 1) + f"\n({found['assumption']})"

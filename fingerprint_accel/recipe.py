@@ -60,12 +60,10 @@ def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
 
 def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:
     """Makes a dataset folder on one process of the launch, unless it is there; returns its path."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+    from fingerprint_accel.training.setup import process_state
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else several CPU processes stay apart
+    state = process_state()
     with state.main_process_first():
         if not folder.exists():
             summary = write_synthetic_dataset(folder, fingers, impressions, seed, style, progress=state.is_main_process)

@@ -93,6 +93,10 @@ class Stage:
     siblings: int = 1
     variant: str = "Tex"
 
+    def prints(self, out: Path) -> str:
+        """Makes them unless they are there; returns their folder."""
+        return synthetic_prints(out / self.name / "prints", self.fingers, self.impressions, self.seed, self.style)
+
     def config(self, start_from: str) -> Config:
         """All of its settings."""
         return dataclasses.replace(
@@ -207,9 +211,7 @@ def run_stage(stage: Stage, out: Path, start_from: str, precision: str) -> str:
     """Trains one stage unless it is done; returns its run folder."""
     folder = out / stage.name
     if not (folder / "model").exists():
-        prints = folder / "prints"
-        data = synthetic_prints(prints, stage.fingers, stage.impressions, stage.seed, stage.style)
-        config = dataclasses.replace(stage.config(start_from), data=data, out=str(folder))
+        config = dataclasses.replace(stage.config(start_from), data=stage.prints(out), out=str(folder))
         training = dataclasses.replace(config.training, precision=precision)
         run_training(dataclasses.replace(config, training=training))
     return str(folder)
@@ -217,16 +219,14 @@ def run_stage(stage: Stage, out: Path, start_from: str, precision: str) -> str:
 
 def align(out: Path, trained: str, stage: Stage) -> str:
     """Puts an aligning network in front, taught on the prints of a stage; returns the model's folder."""
-    from accelerate import PartialState
-
     from fingerprint_accel.training.alignment import teach_alignment
+    from fingerprint_accel.training.setup import process_state
 
     folder = out / "3-alignment" / "model"
-    state = PartialState()
+    data = stage.prints(out)
+    state = process_state()
     with state.main_process_first():
         if not folder.exists():
-            prints = out / stage.name / "prints"
-            data = synthetic_prints(prints, stage.fingers, stage.impressions, stage.seed, stage.style)
             folder.parent.mkdir(parents=True, exist_ok=True)
             print(teach_alignment(data, trained, folder, device=state.device))
     return str(folder)
@@ -250,9 +250,8 @@ def main() -> None:
         start = earlier_stages(out, config.training.precision)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, start_from=start))
     if not config.data:
-        data = synthetic_prints(out / last.name / "prints", last.fingers, last.impressions, last.seed, last.style)
         reading = dataclasses.replace(config.reading, siblings=last.siblings, validation_fraction=0.0)
-        config = dataclasses.replace(config, data=data, reading=reading)
+        config = dataclasses.replace(config, data=last.prints(out), reading=reading)
     run = run_training(config)
     unseen = synthetic_prints(out / "unseen-prints", TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED, Style())
     if run.accelerator.is_main_process:

@@ -19,6 +19,7 @@ def evaluate(
     pairs_file: Path | None = None,
     against: Path | None = None,
     pose_sweep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    minimum_quality: float = 0.0,
     by: str = "",
     batch_size: int = 64,
 ) -> None:
@@ -47,11 +48,12 @@ def evaluate(
             names prints FINGER/IMPRESSION or by their source, or a benchmark of flx (.json).
         against: Another model, for the same comparisons: is the difference more than chance?
         pose_sweep: Also measure with probes turned by up to 60 degrees and shifted by up to 4 mm.
+        minimum_quality: Prints below, 0 to 1, count as failures to extract: they never match.
         by: Regular expression whose first group, searched in the source of a print, names its group; the error rates
             of groups are printed. Default: folders of the source, on the page only.
         batch_size: Prints at a time.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
-    extras = Extras(pairs, seed, pairs_file, by, against, pose_sweep)
+    extras = Extras(pairs, seed, pairs_file, by, against, pose_sweep, minimum_quality)
     evaluate_command(model, dataset, protocol, out, batch_size, extras)

@@ -20,6 +20,7 @@ from fingerprint_accel.data.parallel import batched, cores, in_parallel
 from fingerprint_accel.data.print_file import Enhance, Job, Prepared, Target, find_template, prepare_many
 from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.text import aligned
 
 JOBS_PER_TASK = 16
 DEFAULT_PPI = {"socofing": 500}
@@ -61,8 +62,7 @@ class ImportSummary:
             ("seconds", f"{self.seconds:.1f} ({self.info.prints / max(1e-9, self.seconds):.0f} prints/s)"),
             ("dataset", str(self.out)),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return aligned(rows)
 
 
 def import_dataset(

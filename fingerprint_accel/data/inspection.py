@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.text import aligned
 
 COLUMNS = 8
 LABEL = 18  # pixels
@@ -36,8 +37,7 @@ def describe(shards: Shards) -> str:
         rows.append(("minutiae per print", f"median {int(np.median(minutiae[minutiae > 0]))}"))
     size = sum(file.stat().st_size for file in shards.folder.iterdir()) / 1e6
     rows += [("shards", f"{len(info.sha256)}"), ("MB", f"{size:.1f}")]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return aligned(rows)
 
 
 def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, columns: int = COLUMNS) -> Image.Image:

@@ -14,6 +14,7 @@ from fingerprint_accel.config import Config, load_yaml
 from fingerprint_accel.data.shards import Shards, open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.history import find_run
+from fingerprint_accel.synthesis.skin import finger_name
 from fingerprint_accel.synthesis.source import is_source, parse_source
 from fingerprint_accel.training.saved_model import BUNDLED, bundled_models
 
@@ -134,10 +135,11 @@ def _compare(config: Config, shards: Shards) -> Shared:
 
 
 def _rendered_fingers(config: Config, shards: Shards) -> int:
-    """Fingers of a synthetic source are the same wherever they are made; their keys hold seed and number."""
+    """Fingers of a synthetic source are the same wherever they are made, and so are their names."""
     spec = parse_source(config.data)
-    numbers = [key.removeprefix(f"synthetic-{spec.seed}-") for key in shards.key_of_finger]
-    return sum(text.isdecimal() and spec.first <= int(text) < spec.first + spec.fingers for text in numbers)
+    numbers = range(spec.first, spec.first + spec.fingers)
+    names = {finger_name(spec.seed, number, spec.style.siblings) for number in numbers}
+    return sum(key in names for key in shards.key_of_finger)
 
 
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:

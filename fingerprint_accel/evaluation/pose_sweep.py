@@ -103,14 +103,13 @@ def embed_moved(
     Returns:
         (N, D) float32 of unit length; (N, P, D) for P > 1 poses.
     """
-    device = next(extractor.model.parameters()).device
     pixels = shift_mm * shards.info.ppi / MM_PER_INCH
     parts = []
     for start in range(0, len(rows), batch_size):
         here = slice(start, start + batch_size)
         images = np.stack([shards.image(row) for row in rows[here].tolist()])
         canvases = moved(images, degrees[here], pixels[here])
-        parts.append(extractor(torch.from_numpy(canvases).to(device), poses).cpu().numpy())
+        parts.append(extractor(torch.from_numpy(canvases).to(extractor.device), poses).cpu().numpy())
         if bar is not None:
             bar.update(len(images))
     return np.concatenate(parts)

@@ -13,7 +13,7 @@ import torch
 from fingerprint_accel import __version__
 from fingerprint_accel.compat.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.against import compare_scores
 from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
 from fingerprint_accel.evaluation.groups import breakdown, groupings
@@ -50,6 +50,10 @@ class Extras:
         by: regular expression that names a print's group from its source; empty: the folders of the source.
         against: another model, for the same comparisons.
         pose_sweep: also measure with turned and shifted probes.
+        minimum_quality: prints below count as failures to extract.
+
+    Raises:
+        UserError: a quality out of range.
     """
 
     pairs: int | None = None
@@ -58,6 +62,10 @@ class Extras:
     by: str = ""
     against: Path | None = None
     pose_sweep: bool = False
+    minimum_quality: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def evaluate(
         protocol: a key of `PROTOCOLS`; a list of comparisons in `extras` wins.
         batch_size: prints at a time.
         extras: what else to do.
-        extracted: (N,) bool, False for prints that count as failures to extract; default: none failed.
+        extracted: (N,) bool, False for prints that count as failures to extract, besides those of low quality.
 
     Raises:
         UserError: the dataset does not fit a model, or has too few fingers for the protocol.
@@ -126,6 +134,9 @@ def evaluate(
     names = groupings(shards, extras.by)
     other = None if extras.against is None else open_extractor(extras.against)
     embeddings = extractor.extract(shards, batch_size=batch_size)
+    if extras.minimum_quality > 0:
+        good = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
+        extracted = good if extracted is None else extracted & good
     scores = plan.scores(embeddings, shards, extracted)
     rival = None
     if other is not None:

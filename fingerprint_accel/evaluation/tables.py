@@ -5,6 +5,7 @@ from __future__ import annotations
 from fingerprint_accel.evaluation.groups import Breakdown
 from fingerprint_accel.evaluation.pose_sweep import PoseSweep
 from fingerprint_accel.evaluation.results import Evaluation, Rival, percent
+from fingerprint_accel.text import aligned
 
 GROUP_HEADER = ("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")
 Table = list[tuple[str, ...]]
@@ -12,14 +13,14 @@ Table = list[tuple[str, ...]]
 
 def results_text(evaluation: Evaluation, groups: bool = False) -> str:
     """Everything for the terminal; error rates of groups only where they are asked for."""
-    parts = [aligned(evaluation.rates(), right=False)]
+    parts = [aligned(evaluation.rates())]
     if evaluation.rival is not None:
-        parts.append(aligned(difference_table(evaluation.rival)))
+        parts.append(aligned(difference_table(evaluation.rival), words=1))
     if evaluation.sweep is not None:
         title = f"{sweep_title(evaluation.sweep)}, probes turned and shifted by up to"
-        parts.append(title + "\n" + aligned(sweep_table(evaluation.sweep)))
+        parts.append(title + "\n" + aligned(sweep_table(evaluation.sweep), words=1))
     for part in evaluation.breakdowns if groups else []:
-        parts.append(f"{group_title(part)}\n" + aligned(group_table(part)))
+        parts.append(f"{group_title(part)}\n" + aligned(group_table(part), words=1))
     return "\n\n".join(parts)
 
 
@@ -72,13 +73,3 @@ def group_table(part: Breakdown) -> Table:
         counts = (f"{group.prints:,}", f"{group.mated:,}", f"{group.nonmated:,}")
         rows.append((group.name, *counts, shown(group.eer), shown(group.fnmr), shown(group.fmr, 3)))
     return rows
-
-
-def aligned(rows: list[tuple[str, str]] | Table, right: bool = True) -> str:
-    """Rows as text in columns, the first to the left, the others to the right or left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [text.rjust(width) if right else text for text, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
 from fingerprint_accel.data.part_folder import PartFolder
@@ -21,7 +20,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.bulk_result import ExtractionSummary, publish, summarise
 from fingerprint_accel.extraction.bulk_work import Options, Work, make_part, prepare_work
 from fingerprint_accel.extraction.embeddings_folder import CONFIG, FAILED
-from fingerprint_accel.training.setup import use_all_cores
+from fingerprint_accel.training.setup import process_state, use_all_cores
 
 LOOK_AGAIN = 0.2  # seconds, while other processes finish
 EVERYTHING = Options()
@@ -56,7 +55,7 @@ def extract_all(
         UserError: anything the user can mend.
     """
     started = time.perf_counter()
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = process_state()
     use_all_cores(state)
     device = state.device if state.device.type == "cuda" else torch.device("cpu")
     work = prepare_work(data, model, ppi, options, device)

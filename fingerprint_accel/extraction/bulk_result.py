@@ -29,6 +29,7 @@ from fingerprint_accel.extraction.embeddings_folder import (
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.template_formats import DTYPES, TemplateFormat
+from fingerprint_accel.text import aligned
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class ExtractionSummary:
             ("seconds", f"{self.seconds:.1f}{speed}"),
             ("embeddings", str(self.out)),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return aligned(rows)
 
 
 def publish(work: Work, parts: PartFolder, out: Path) -> None:

@@ -12,6 +12,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.text import aligned
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,12 @@ def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: b
     extractor = open_extractor(model)
     found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
     rows = found.rows()
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows))
-    if not found.verdicts:
-        print(f"{extractor.origin}: keeps no thresholds; measure error rates with `fingerprint-accel evaluate`")
     if out is not None:
         from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
 
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(pair_png(found, (reference.name, probe.name), extractor))
-        print(f"{'picture':<{width}}  {out}")
+        rows.append(("picture", str(out)))
+    print(aligned(rows))
+    if not found.verdicts:
+        print(f"{extractor.origin}: keeps no thresholds; measure error rates with `fingerprint-accel evaluate`")

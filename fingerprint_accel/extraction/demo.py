@@ -121,7 +121,9 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
                     with gradio.Column():
                         files.append(drop(label=name, elem_id=name))
                         canvases.append(shown(label=f"{name} on its canvas", elem_id=f"{name}-canvas"))
-            poses = gradio.Checkbox(True, label="try turns and shifts too (45 poses)", elem_id="poses")
+            poses = gradio.Checkbox(
+                True, label=f"try turns and shifts too ({len(extractor.usual_poses)} poses)", elem_id="poses"
+            )
             button = gradio.Button("Compare", variant="primary", elem_id="compare")
             verdict = gradio.Markdown(elem_id="verdict")
             pair = shown(show_label=False, elem_id="pair", height=None)

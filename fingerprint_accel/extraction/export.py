@@ -36,16 +36,15 @@ class Embedder(nn.Module):
         super().__init__()
         self.model, self.preprocessor = extractor.model, extractor.preprocessor
         self.crop = float(extractor.preprocess_config.crop)
-        network = extractor.model.localization
-        self.aligns = None if network is None or network.plain else network
+        self.aligning = extractor.aligning
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length."""
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
         inputs = self.preprocessor.pixels(images, pose)
-        if self.aligns is None:
+        if self.aligning is None:
             return self.model(inputs).embedding
-        pose = turned_and_shifted(self.aligns.transform(inputs), self.crop)  # as `FingerprintExtractor.alignment` does
+        pose = turned_and_shifted(self.aligning.transform(inputs), self.crop)  # as `extractor.alignment` does
         return self.model.describe(self.preprocessor.pixels(images, pose)).embedding
 
 

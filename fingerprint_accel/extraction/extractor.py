@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -27,11 +23,12 @@ from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses, similarity
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.localization import Localization
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
-from fingerprint_accel.training.saved_model import find_model
+from fingerprint_accel.training.saved_model import find_model, write_model
 
 Image = Path | str | np.ndarray
 
@@ -70,10 +67,15 @@ class FingerprintExtractor(nn.Module):
         return next(self.model.parameters()).device
 
     @property
+    def aligning(self) -> Localization | None:
+        """The network that aligns prints before they are embedded, if the model has one; flx's align inside."""
+        network = self.model.localization
+        return None if network is None or network.plain else network
+
+    @property
     def usual_poses(self) -> Poses:
         """What is tried at comparison: less where the model aligns prints."""
-        network = self.model.localization
-        return USUAL if network is None or network.plain else ALIGNED
+        return USUAL if self.aligning is None else ALIGNED
 
     @property
     def identity(self) -> str:
@@ -95,15 +97,11 @@ class FingerprintExtractor(nn.Module):
         return torch.stack(found, dim=1) if len(found) > 1 else found[0]
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
-        """images (B, canvas, canvas) uint8 -> where the model's aligning network, if it has one, finds the fingers.
-
-        None also for flx's networks, which align inside.
-        """
-        network = self.model.localization
-        if network is None or network.plain:
+        """images (B, canvas, canvas) uint8 -> where the `aligning` network finds the fingers; None without one."""
+        if self.aligning is None:
             return None
         inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
-        return turned_and_shifted(network.transform(inputs), float(self.preprocess_config.crop))
+        return turned_and_shifted(self.aligning.transform(inputs), float(self.preprocess_config.crop))
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
         """images (B, canvas, canvas) uint8 -> all that the network says of them.
@@ -132,8 +130,8 @@ class FingerprintExtractor(nn.Module):
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
         """Median length of embeddings before they are scaled to unit length, of usual prints: (B, canvas, canvas) uint8
         each. Kept in `notes` under this name, it lets `quality` see how strongly the network answers to a print."""
-        norms = [self.network(images.to(self.device)).norm for images in batches]
-        return round(float(torch.cat([norm for norm in norms if norm is not None]).median()), 3)
+        norms = [norm for images in batches if (norm := self.network(images.to(self.device)).norm) is not None]
+        return round(float(torch.cat(norms).median()), 3)
 
     def quality(self, prints: Shards | Sequence[Image], ppi: int = 0, batch_size: int = 64) -> np.ndarray:
         """How much each print has to compare by, 0 to 1; prints of low quality often fail to match.
@@ -255,13 +253,9 @@ class FingerprintExtractor(nn.Module):
             half: store matrices in 16 bits: half the bytes, embeddings that differ by about 0.001.
         """
         folder = Path(folder)
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         if half:  # statistics and biases are few, and their range is wide
             tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         notes = self.notes if notes is None else notes
         config = {
             "format_version": 1,
@@ -272,16 +266,8 @@ class FingerprintExtractor(nn.Module):
             "enhanced": self.enhanced,
             "notes": notes,
         }
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         card = model_card(folder.name, self.model.config, self.ppi, self.canvas, self.enhanced, notes)
-        (temporary / "README.md").write_text(card)
-        for file in temporary.iterdir():
-            file.chmod(0o644)  # safetensors leaves its files to their owner alone
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        write_model(folder, tensors, config, card)
 
     @classmethod
     def from_pretrained(cls, place: Path | str = "small") -> FingerprintExtractor:

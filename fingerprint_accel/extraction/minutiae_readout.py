@@ -106,9 +106,8 @@ def minutiae_on_canvases(
         UserError: the model has no minutia branch.
     """
     check_draws_minutiae(extractor)
-    device = next(extractor.model.parameters()).device
-    inputs = extractor.preprocessor.images(torch.from_numpy(canvases).to(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=extractor.bf16):
+    inputs = extractor.preprocessor.images(torch.from_numpy(canvases).to(extractor.device))
+    with torch.autocast(extractor.device.type, torch.bfloat16, enabled=extractor.bf16):
         maps = extractor.model.draw_minutiae(inputs.contiguous(memory_format=torch.channels_last))
     found = [read_map(minutia_map, threshold) for minutia_map in maps]
     crop = extractor.preprocess_config.crop
@@ -175,16 +174,11 @@ def _of_images(
 
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
-    """Raises UserError where a model has no minutia branch, or aligns first."""
+    """Raises UserError where a model has no minutia branch."""
     if not extractor.model.needs_minutia_maps:
         raise UserError(
             f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} draws no minutiae; "
             "give a model with a minutia branch, trained with --model.variant TexMinu"
-        )
-    if extractor.model.localization is not None:
-        raise UserError(
-            f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} aligns prints inside, so its "
-            "minutiae lie elsewhere than on the image; give a model without Loc in its variant"
         )
 
 

@@ -13,9 +13,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.preprocess.coarse import local_means
 
-MM_PER_INCH = 25.4
 CELL_MM = 0.68  # side of a cell: about a ridge and a half; neighbourhoods have three cells to a side
 RIDGES_PER_MM = (1.0, 3.0)  # what can be ridges; usual prints have about 2
 CLEAR_CONTRAST = 0.08  # standard deviation of the ink, 0 to 1, from which more contrast is no better

@@ -64,7 +64,7 @@ def find(
         raise UserError(f"--top {top}: must be at least 1")
     embedding = extractor.extract([probe], ppi, progress=False)
     started = time.perf_counter()
-    hits = gallery.search(embedding, top, next(extractor.model.parameters()).device)
+    hits = gallery.search(embedding, top, extractor.device)
     seconds = time.perf_counter() - started
     thresholds = sorted(extractor.notes.get("thresholds", {}).items(), key=lambda item: float(item[0]))
     found = []

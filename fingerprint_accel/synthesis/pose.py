@@ -49,7 +49,7 @@ def poses_of(shards: Shards) -> torch.Tensor:
     """
     try:
         made = json.loads((shards.folder / "synthesis.json").read_text())
-        numbers = np.array([int(key.rsplit("-", 1)[1]) for key in shards.key_of_finger], np.int64)
+        numbers = np.array([int(key.rsplit("-", 1)[1].split("s")[0]) for key in shards.key_of_finger], np.int64)
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{shards.folder}: not made by `synth`; only synthetic prints know how they lie") from error
     style = Style(tuple(made["sensors"]), made["quality"], made["ppi"], made["canvas"], made.get("siblings", 1))

@@ -50,6 +50,14 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
     return sample_keys(seed, torch.full_like(fingers, -1), fingers)
 
 
+def finger_name(seed: int, number: int, siblings: int = 1) -> str:
+    """Under which a finger is stored: the same name, the same finger. Names sort like numbers.
+
+    The first of a family is the finger that the number means alone; the others say whose siblings they are.
+    """
+    return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
+
+
 def flow_keys(seed: int, fingers: torch.Tensor, siblings: int = 1) -> torch.Tensor:
     """fingers (N,) int64 -> (N,) int64 key of what each shares with its siblings: that of the first of them."""
     return finger_keys(seed, fingers // siblings * siblings)

@@ -29,6 +29,8 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.parts import Parts, Plan, make_part
 from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.synthesis.skin import finger_name
+from fingerprint_accel.text import aligned
 
 DEFAULT_STYLE = Style()
 ARGUMENTS = "synthesis.json"  # in the dataset folder: what it was made with
@@ -72,8 +74,7 @@ class SynthesisSummary:
             ("dataset", str(self.out)),
             ("contact sheet", str(self.out / CONTACT_SHEET)),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return aligned(rows)
 
 
 def write_synthetic_dataset(
@@ -211,7 +212,7 @@ def _join(parts: Parts, out: Path, overwrite: bool, progress: bool) -> None:
             for row in rows.tolist():
                 image, minutiae, kind = prints[row]
                 finger, impression = divmod(row, plan.impressions)
-                key = f"synthetic-{plan.seed}-{plan.first_finger + finger:06d}"
+                key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
                 source = f"synthetic/{plan.style.quality}/{CLASSES[kind]}"
                 writer.add(Record(image, key, impression, source, minutiae))
             bar.update(len(rows))

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from fingerprint_accel.config import AugmentConfig, ModelConfig, PreprocessConfig
+from fingerprint_accel.config import AugmentConfig, ModelConfig
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.models.localization import Localization
 from fingerprint_accel.preprocess.augment import Pose, random_pose
 from fingerprint_accel.preprocess.pipeline import Preprocessor
@@ -81,8 +82,11 @@ def teach_alignment(
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    out_of_training = shards.fingers < max(1, round(HELD_OUT * shards.info.fingers))
-    task = _Task(shards, truth, before.preprocess_config, torch.device(device), seed)
+    last = np.argsort(np.array(shards.key_of_finger))[-max(1, round(HELD_OUT * shards.info.fingers)) :]
+    out_of_training = np.isin(shards.fingers, last)  # neighbours in number, so that siblings stay together
+    preprocess = dataclasses.replace(before.preprocess_config, augment=AUGMENT)
+    preprocessor = Preprocessor(preprocess, shards.info.canvas, seed, shards.info.ppi).to(device)
+    task = _Task(shards, truth, preprocessor)
     rows = _rows(np.flatnonzero(~out_of_training), batch_size, seed)
     with tqdm(range(steps), desc="teaching alignment", unit="step") as bar:
         for step in bar:
@@ -129,23 +133,20 @@ class _Task:
 
     shards: Shards
     truth: torch.Tensor
-    preprocess: PreprocessConfig
-    device: torch.device
-    seed: int
+    preprocessor: Preprocessor
 
     def batch(self, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """rows (B,) -> (B, 1, S, S) inputs and (B, 3) rotation in radians, shift in half sides of the input."""
-        canvas, crop, size = self.shards.info.canvas, self.preprocess.crop, self.preprocess.size
+        preprocessor, canvas = self.preprocessor, self.shards.info.canvas
+        config, device = preprocessor.config, preprocessor.tile.device
         images = np.empty((len(rows), canvas, canvas), np.uint8)
         self.shards.read(rows, images)
-        keys = sample_keys(self.seed, torch.full((len(rows),), epoch), torch.from_numpy(rows)).to(self.device)
-        pose, quality = random_pose(keys, AUGMENT, crop), random_quality(keys, AUGMENT, size)
-        config = dataclasses.replace(self.preprocess, augment=AUGMENT)
-        preprocessor = Preprocessor(config, canvas, self.seed, self.shards.info.ppi).to(self.device)
-        inputs = preprocessor.images(torch.from_numpy(images).to(self.device), pose, quality)
-        return inputs.contiguous(memory_format=torch.channels_last), seen_from(
-            pose, self.truth[rows].to(self.device), crop
-        )
+        keys = sample_keys(preprocessor.seed, torch.full((len(rows),), epoch), torch.from_numpy(rows)).to(device)
+        pose = random_pose(keys, config.augment, config.crop)
+        quality = random_quality(keys, config.augment, config.size)
+        inputs = preprocessor.images(torch.from_numpy(images).to(device), pose, quality)
+        wanted = seen_from(pose, self.truth[rows].to(device), config.crop)
+        return inputs.contiguous(memory_format=torch.channels_last), wanted
 
     @torch.no_grad()
     def error(self, network: Localization, rows: np.ndarray, batch_size: int) -> AlignmentError:
@@ -155,7 +156,7 @@ class _Task:
             inputs, wanted = self.batch(some, -1)
             off.append((network.transform(inputs) - wanted).abs().cpu())
         median = torch.cat(off).median(dim=0).values.tolist()
-        mm = self.preprocess.crop / 2 / self.shards.info.ppi * 25.4
+        mm = self.preprocessor.config.crop / 2 / self.shards.info.ppi * MM_PER_INCH
         return AlignmentError(math.degrees(median[0]), median[1] * mm, median[2] * mm)
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.synthesis.source import SyntheticPrints
+from fingerprint_accel.text import aligned
 from fingerprint_accel.training.advice import Adviser, Situation
 from fingerprint_accel.training.data import PrintLoader
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
@@ -154,8 +155,7 @@ class Reporter:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
         rows += [(name.upper(), f"{value:.2%}") for name, value in self.last_validation.items() if "@" in name]
         rows.append(("run folder", str(run.folder)))
-        width = max(len(name) for name, _ in rows)
-        run.accelerator.print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+        run.accelerator.print("\n" + aligned(rows))
 
 
 def _is_rate(name: str) -> bool:

@@ -1,15 +1,17 @@
-"""Finds a trained network by name or place, and reads it."""
+"""Trained networks on disk: found by name or place, read, and written."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, to_dict
@@ -129,3 +131,20 @@ def _checkpoint(path: Path, config_file: Path) -> SavedModel:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
     return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced)
+
+
+def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
+    """Writes an exported model, `model.safetensors`, `config.json` and `README.md`; replaces the folder as a whole."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (temporary / "README.md").write_text(card)
+    for file in temporary.iterdir():
+        file.chmod(0o644)  # safetensors leaves its files to their owner alone
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)

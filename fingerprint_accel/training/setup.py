@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
@@ -87,6 +87,11 @@ def make_accelerator(config: Config) -> Accelerator:
     use_all_cores(accelerator)
     set_precision(training, accelerator.device)
     return accelerator
+
+
+def process_state() -> PartialState:
+    """Which process of a launch this is. On CPUs it has to be said that it runs on such, else several stay apart."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def use_all_cores(state: Accelerator | PartialState) -> None:

@@ -12,6 +12,7 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.report import SYNTHETIC, is_synthetic
 from fingerprint_accel.evaluation.run import Extras, evaluate, evaluate_command
 from fingerprint_accel.evaluation.training_plots import training_png
@@ -169,6 +170,21 @@ def test_failures_to_extract_are_counted(ten_fingers, tiny_model):
     assert found.metrics.zero_fmr >= 3 / 60
     assert ("failure to extract", "1 of 40 prints (2.50%), counted as never matching") in found.rates()
     assert not any(name == "failure to extract" for name, _ in whole.rates())
+
+
+def test_prints_of_low_quality_count_as_failures(prints):
+    torch.manual_seed(0)
+    network = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
+    extractor = FingerprintExtractor(network, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320)
+    shards = open_dataset(prints)
+    quality = extractor.quality(shards)
+    floor = float(np.quantile(quality, 0.25))
+    found = evaluate(extractor, shards, "all-pairs", extras=Extras(minimum_quality=floor))
+    masked = evaluate(extractor, shards, "all-pairs", extracted=quality >= floor)
+    assert found.failed == masked.failed == int((quality < floor).sum()) > 10
+    assert found.metrics == masked.metrics
+    with pytest.raises(UserError, match="--minimum-quality 2"):
+        Extras(minimum_quality=2)
 
 
 def test_listed_comparisons_and_searches(ten_fingers, tiny_model, tmp_path):

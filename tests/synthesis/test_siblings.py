@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters, numbered_masters
+from fingerprint_accel.synthesis.skin import finger_keys, finger_name, make_masters, numbered_masters
 from fingerprint_accel.synthesis.source import parse_source
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
@@ -30,15 +31,16 @@ def test_dataset_and_source_have_the_same_siblings(tmp_path):
     assert style == Style(siblings=2)
     write_synthetic_dataset(tmp_path / "set", 4, 1, seed=3, style=style, workers=1, progress=False)
     write_synthetic_dataset(tmp_path / "alone", 4, 1, seed=3, workers=1, progress=False)
-    from fingerprint_accel.data.shards import open_dataset
-
     pictures = {
         name: {key: shards.image(row).tobytes() for row, key in enumerate(shards.table["finger_key"].to_pylist())}
         for name in ("set", "alone")
         for shards in [open_dataset(tmp_path / name)]
     }
-    same = [pictures["set"][key] == pictures["alone"][key] for key in sorted(pictures["set"])]
-    assert same == [True, False, True, False]
+    assert sorted(pictures["set"]) == [f"synthetic-3-{name}" for name in ("000000", "000001s2", "000002", "000003s2")]
+    assert sorted(pictures["alone"]) == [finger_name(3, number) for number in range(4)]
+    both = set(pictures["set"]) & set(pictures["alone"])
+    assert len(both) == 2 and all(pictures["set"][key] == pictures["alone"][key] for key in both)
+    assert len({*pictures["set"].values(), *pictures["alone"].values()}) == 6, "another name, another finger"
 
 
 def test_a_family_has_at_least_one():

@@ -10,7 +10,7 @@ from fingerprint_accel.config import AugmentConfig, ModelConfig, PreprocessConfi
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.preprocess.augment import Pose, random_pose, resample
+from fingerprint_accel.preprocess.augment import Pose, random_pose, resample, turned_and_shifted
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.pose import poses_of
 from fingerprint_accel.synthesis.sensors import Style
@@ -19,9 +19,7 @@ from fingerprint_accel.training.alignment import seen_from, teach_alignment
 
 
 def turned(truth):
-    cos, sin = truth[:, 0].cos(), truth[:, 0].sin()
-    matrix = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    return Pose(matrix, truth[:, 1:], None, 256.0)
+    return turned_and_shifted(truth / torch.tensor([1, 128, 128]), 256.0)  # from half sides to pixels
 
 
 @pytest.fixture(scope="module")
