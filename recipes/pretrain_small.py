@@ -13,10 +13,14 @@ accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small
     --training.save-every 500 --resume auto
 """
 
+from __future__ import annotations
+
 import dataclasses
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -35,6 +39,9 @@ from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.source import is_source
+
+if TYPE_CHECKING:
+    from fingerprint_accel.training.setup import Run
 
 CONFIG = Config(
     reading=ReadingConfig(validation_fraction=0.01, impressions_per_finger=2),
@@ -151,6 +158,8 @@ FLOW = (
     Stage("2-default", 10_000, 6, 20261125, Style(), LONGER, FULL, WHOLE),
 )
 """Learn how ridges flow, which tells most fingers apart."""
+ALIGNMENT = "synth:fingers=1024,quality=mixed,seed=20261128"
+"""Prints that teach where fingers lie."""
 DETAILS = (
     Stage(
         "4-clean-siblings", 1280, 6, 20261129, Style(quality="clean", siblings=8),
@@ -190,20 +199,20 @@ def commit() -> str:
         return f"release {__version__}"
 
 
-def export(out: Path, unseen: Path, bf16: bool) -> None:
+def export(run: Run, unseen: str, facts: dict[str, str]) -> None:
     """Measures the best model on fingers it never saw; keeps rates, thresholds and origin with it, in 16 bits."""
     from fingerprint_accel import FingerprintExtractor
     from fingerprint_accel.data.shards import open_dataset
     from fingerprint_accel.evaluation.calibration import rates_and_thresholds
 
-    extractor = FingerprintExtractor.from_pretrained(out)
-    extractor.bf16 = bf16
-    command = f"accelerate launch recipes/pretrain_small.py --out {out.name}"
+    extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
+    extractor.bf16 = run.accelerator.mixed_precision == "bf16"
+    command = f"accelerate launch recipes/{Path(sys.argv[0]).name} --out {run.folder.name}"
     made = {"made_by": f"`{command}`, {commit()}, torch {torch.__version__}"}
     shards = open_dataset(unseen)
-    notes = {**made, **FACTS, **rates_and_thresholds(extractor, shards)}
+    notes = {**made, **facts, **rates_and_thresholds(extractor, shards)}
     notes["usual_norm"] = extractor.usual_norm(extractor.batches(shards))
-    extractor.save_pretrained(out / "model", notes, half=True)
+    extractor.save_pretrained(run.folder / "model", notes, half=True)
     print("\n".join(f"{name}: {value}" for name, value in notes.items()))
 
 
@@ -217,18 +226,17 @@ def run_stage(stage: Stage, out: Path, start_from: str, precision: str) -> str:
     return str(folder)
 
 
-def align(out: Path, trained: str, stage: Stage) -> str:
-    """Puts an aligning network in front, taught on the prints of a stage; returns the model's folder."""
+def align(out: Path, trained: str) -> str:
+    """Puts an aligning network in front, taught on prints that are rendered as needed; returns the model's folder."""
     from fingerprint_accel.training.alignment import teach_alignment
     from fingerprint_accel.training.setup import process_state
 
     folder = out / "3-alignment" / "model"
-    data = stage.prints(out)
     state = process_state()
     with state.main_process_first():
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            print(teach_alignment(data, trained, folder, device=state.device))
+            print(teach_alignment(ALIGNMENT, trained, folder, device=state.device))
     return str(folder)
 
 
@@ -237,7 +245,7 @@ def earlier_stages(out: Path, precision: str) -> str:
     start = ""
     for stage in FLOW:
         start = run_stage(stage, out, start, precision)
-    start = align(out, start, DETAILS[-1])
+    start = align(out, start)
     return run_stage(DETAILS[0], out, start, precision)
 
 
@@ -255,7 +263,7 @@ def main() -> None:
     run = run_training(config)
     unseen = synthetic_prints(out / "unseen-prints", TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED, Style())
     if run.accelerator.is_main_process:
-        export(out, Path(unseen), run.accelerator.mixed_precision == "bf16")
+        export(run, unseen, FACTS)
     run.accelerator.state.destroy_process_group()
 
 

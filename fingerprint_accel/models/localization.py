@@ -66,7 +66,7 @@ class Localization(nn.Module):
 
 
 class CompactLocalization(Localization):
-    """The aligning network of the compact trunk: a small residual network on the whole input.
+    """The aligning network of the compact trunk: a small residual network on the whole input, at most 160 pixels wide.
 
     Args:
         max_degrees: largest rotation to either side.
@@ -74,7 +74,7 @@ class CompactLocalization(Localization):
         norm: "batch" or "group".
     """
 
-    WIDTH = 24
+    WIDTH, SIDE = 24, 160
 
     def __init__(self, max_degrees: float, max_translation: float, norm: str) -> None:
         super().__init__(max_degrees, max_translation)
@@ -89,6 +89,8 @@ class CompactLocalization(Localization):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> (B, F)."""
+        if image.shape[-1] > self.SIDE:
+            image = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=True)
         return self.localization(image).flatten(1)
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import torch
 
-from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys
 from fingerprint_accel.synthesis.orientation import finger_size
 from fingerprint_accel.synthesis.sensors import Style
@@ -39,19 +34,3 @@ def finger_pose(seed: int, fingers: torch.Tensor, impressions: torch.Tensor, sty
     x = across * cos - up * sin - touch.shift_x
     y = across * sin + up * cos - touch.shift_y
     return torch.stack([-touch.angle, x / touch.mm, -y / touch.mm], dim=1).flatten(1).float()
-
-
-def poses_of(shards: Shards) -> torch.Tensor:
-    """(N, 3) `finger_pose` of every print of a dataset that `synth` has made.
-
-    Raises:
-        UserError: another dataset.
-    """
-    try:
-        made = json.loads((shards.folder / "synthesis.json").read_text())
-        numbers = np.array([int(key.rsplit("-", 1)[1].split("s")[0]) for key in shards.key_of_finger], np.int64)
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{shards.folder}: not made by `synth`; only synthetic prints know how they lie") from error
-    style = Style(tuple(made["sensors"]), made["quality"], made["ppi"], made["canvas"], made.get("siblings", 1))
-    fingers = torch.from_numpy(numbers[shards.fingers])
-    return finger_pose(made["seed"], fingers, torch.from_numpy(shards.impressions.astype(np.int64)), style)

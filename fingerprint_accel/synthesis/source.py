@@ -21,6 +21,7 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.minutiae import Minutiae
+from fingerprint_accel.synthesis.pose import finger_pose
 from fingerprint_accel.synthesis.sensors import DEFAULT, Style
 from fingerprint_accel.synthesis.skin import Masters, join, numbered_masters
 
@@ -174,13 +175,24 @@ class SyntheticPrints:
             samples: (B,) int64 in 0..N-1.
             epochs: (B,) int64; an epoch has its own impressions.
         """
-        device = self.numbers.device
-        index, epoch = torch.from_numpy(samples).to(device), torch.from_numpy(epochs).to(device)
-        which = index // self.spec.impressions
-        impression = epoch * self.spec.impressions + index % self.spec.impressions
+        index, epoch, which, impression = self._which(samples, epochs)
         keys = impression_keys(self.spec.seed, self.numbers[which], impression)
         prints = render(self.masters, which, keys, self.spec.style)
         return Batch(prints.image, which, prints.minutiae, prints.count, index, epoch)
+
+    def poses(self, samples: np.ndarray, epochs: np.ndarray) -> torch.Tensor:
+        """(B, 3) `synthesis.pose.finger_pose` of the prints that `read` renders for the same arguments."""
+        _, _, which, impression = self._which(samples, epochs)
+        return finger_pose(self.spec.seed, self.numbers[which], impression, self.spec.style)
+
+    def _which(
+        self, samples: np.ndarray, epochs: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B,) int64 each, on the device: sample, epoch, finger among the masters, impression of that finger."""
+        device = self.numbers.device
+        index, epoch = torch.from_numpy(samples).to(device), torch.from_numpy(epochs).to(device)
+        impression = epoch * self.spec.impressions + index % self.spec.impressions
+        return index, epoch, index // self.spec.impressions, impression
 
     def loader(
         self,

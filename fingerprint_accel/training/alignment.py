@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from fingerprint_accel.config import AugmentConfig, ModelConfig
-from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH
@@ -27,7 +26,7 @@ from fingerprint_accel.preprocess.augment import Pose, random_pose
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.quality import random_quality
 from fingerprint_accel.random import sample_keys
-from fingerprint_accel.synthesis.pose import poses_of
+from fingerprint_accel.synthesis.source import SyntheticPrints, is_source, open_source
 
 RADIANS, HALF_SIDES = 0.15, 0.08  # errors from which the loss grows linearly only
 AUGMENT = AugmentConfig(
@@ -46,7 +45,7 @@ class AlignmentError:
 
 
 def teach_alignment(
-    prints: Path | str,
+    data: str,
     trained: Path | str,
     out: Path | str,
     steps: int = 1100,
@@ -55,11 +54,11 @@ def teach_alignment(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> AlignmentError:
-    """Puts an aligning network in front of a trained one, and teaches it.
+    """Puts an aligning network in front of a trained one, or takes the one that is there, and teaches it.
 
     Args:
-        prints: dataset folder that `synth` has made.
-        trained: network without alignment: a bundled model, run folder, checkpoint or exported model.
+        data: `synth:fingers=1000,...`, see `synthesis.source.parse_source`: only synthetic prints know how they lie.
+        trained: a bundled model, run folder, checkpoint or exported model.
         out: exported model to write: the `Loc` variant of it, `localization_frozen`.
         steps: optimizer steps.
         batch_size: prints per step.
@@ -71,26 +70,46 @@ def teach_alignment(
         Errors on fingers that were not trained on, turned and shifted as in training.
 
     Raises:
-        UserError: prints that are not synthetic, or a network that aligns already.
+        UserError: prints that are not synthetic, or a network that aligns in flx's way.
     """
-    shards, before = open_dataset(prints), FingerprintExtractor.from_pretrained(trained)
-    truth = poses_of(shards)
+    if not is_source(str(data)):
+        raise UserError(f"{data}: only synthetic prints know how they lie; give synth:fingers=1000")
+    before = FingerprintExtractor.from_pretrained(trained)
     torch.manual_seed(seed)
     extractor = _with_localization(before).to(device)
     network = extractor.model.localization
     assert network is not None
+    prints, held_out = open_source(data, HELD_OUT, torch.device(device))
+    assert held_out is not None
+    preprocess = dataclasses.replace(before.preprocess_config, augment=AUGMENT)
+    preprocessor = Preprocessor(preprocess, prints.info.canvas, seed, prints.info.ppi).to(device)
+    _teach(network, _Task(prints, preprocessor), steps, batch_size, learning_rate)
+    error = _Task(held_out, preprocessor).error(network.eval(), batch_size)
+    extractor.cpu().save_pretrained(out, {})
+    return error
+
+
+def _with_localization(before: FingerprintExtractor) -> FingerprintExtractor:
+    """The same extractor with a fresh aligning network in front, unless it has one."""
+    config: ModelConfig = before.model.config
+    if before.model.localization is not None and before.aligning is None:
+        raise UserError(f"{before.origin}: aligns inside, as flx's networks do; start from another model")
+    variant = config.variant if before.aligning is not None else f"Loc{config.variant}"
+    aligned = dataclasses.replace(config, variant=variant, localization_frozen=True)  # type: ignore[arg-type]
+    extractor = FingerprintExtractor(aligned, before.preprocess_config, before.ppi, before.canvas, before.enhanced)
+    extractor.model.load_state_dict(before.model.state_dict(), strict=False)
+    return extractor
+
+
+def _teach(network: Localization, task: _Task, steps: int, batch_size: int, learning_rate: float) -> None:
+    """Trains the network in place, with AdamW."""
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    last = np.argsort(np.array(shards.key_of_finger))[-max(1, round(HELD_OUT * shards.info.fingers)) :]
-    out_of_training = np.isin(shards.fingers, last)  # neighbours in number, so that siblings stay together
-    preprocess = dataclasses.replace(before.preprocess_config, augment=AUGMENT)
-    preprocessor = Preprocessor(preprocess, shards.info.canvas, seed, shards.info.ppi).to(device)
-    task = _Task(shards, truth, preprocessor)
-    rows = _rows(np.flatnonzero(~out_of_training), batch_size, seed)
+    order = SampleOrder(len(task.prints), task.preprocessor.seed)
     with tqdm(range(steps), desc="teaching alignment", unit="step") as bar:
         for step in bar:
-            inputs, wanted = task.batch(next(rows), step)
+            inputs, wanted = task.batch(*order.take(step * batch_size, batch_size))
             off = (network.transform(inputs) - wanted) / wanted.new_tensor([RADIANS, HALF_SIDES, HALF_SIDES])
             loss = F.smooth_l1_loss(off, torch.zeros_like(off))
             optimizer.zero_grad()
@@ -100,63 +119,37 @@ def teach_alignment(
             schedule.step()
             if step % 20 == 0:
                 bar.set_postfix_str(f"loss {float(loss.detach()):.3f}")
-    error = task.error(network.eval(), np.flatnonzero(out_of_training), batch_size)
-    extractor.cpu().save_pretrained(out, {})
-    return error
-
-
-def _with_localization(before: FingerprintExtractor) -> FingerprintExtractor:
-    """The same extractor with a fresh aligning network in front."""
-    config: ModelConfig = before.model.config
-    if before.model.localization is not None:
-        raise UserError(f"{before.origin}: aligns already; start from a model without Loc in its variant")
-    aligned = dataclasses.replace(
-        config,
-        variant=f"Loc{config.variant}",  # type: ignore[arg-type]
-        localization_frozen=True,
-    )
-    extractor = FingerprintExtractor(aligned, before.preprocess_config, before.ppi, before.canvas, before.enhanced)
-    extractor.model.load_state_dict(before.model.state_dict(), strict=False)
-    return extractor
-
-
-def _rows(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Sorted rows of one random batch after the other, for ever."""
-    generator = np.random.default_rng(seed)
-    while True:
-        yield np.sort(generator.choice(rows, min(batch_size, len(rows)), replace=False))
 
 
 @dataclass(frozen=True)
 class _Task:
     """Turned and shifted prints, and what the network is to say about them."""
 
-    shards: Shards
-    truth: torch.Tensor
+    prints: SyntheticPrints
     preprocessor: Preprocessor
 
-    def batch(self, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """rows (B,) -> (B, 1, S, S) inputs and (B, 3) rotation in radians, shift in half sides of the input."""
-        preprocessor, canvas = self.preprocessor, self.shards.info.canvas
-        config, device = preprocessor.config, preprocessor.tile.device
-        images = np.empty((len(rows), canvas, canvas), np.uint8)
-        self.shards.read(rows, images)
-        keys = sample_keys(preprocessor.seed, torch.full((len(rows),), epoch), torch.from_numpy(rows)).to(device)
+    def batch(self, samples: np.ndarray, epochs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """samples, epochs (B,) int64 -> (B, 1, S, S) inputs and (B, 3) rotation in radians, shift in half sides of the
+        input."""
+        preprocessor = self.preprocessor
+        config = preprocessor.config
+        batch = self.prints.read(samples, epochs)
+        keys = sample_keys(preprocessor.seed, batch.epoch, batch.index)
         pose = random_pose(keys, config.augment, config.crop)
         quality = random_quality(keys, config.augment, config.size)
-        inputs = preprocessor.images(torch.from_numpy(images).to(device), pose, quality)
-        wanted = seen_from(pose, self.truth[rows].to(device), config.crop)
+        inputs = preprocessor.images(batch.image, pose, quality)
+        wanted = seen_from(pose, self.prints.poses(samples, epochs), config.crop)
         return inputs.contiguous(memory_format=torch.channels_last), wanted
 
     @torch.no_grad()
-    def error(self, network: Localization, rows: np.ndarray, batch_size: int) -> AlignmentError:
-        """Of prints that are turned and shifted in the same way whenever it is asked."""
+    def error(self, network: Localization, batch_size: int) -> AlignmentError:
+        """Over all prints of one epoch."""
         off = []
-        for some in np.array_split(rows, max(1, len(rows) // batch_size)):
-            inputs, wanted = self.batch(some, -1)
+        for some in np.array_split(np.arange(len(self.prints)), max(1, len(self.prints) // batch_size)):
+            inputs, wanted = self.batch(some, np.zeros_like(some))
             off.append((network.transform(inputs) - wanted).abs().cpu())
         median = torch.cat(off).median(dim=0).values.tolist()
-        mm = self.preprocessor.config.crop / 2 / self.shards.info.ppi * MM_PER_INCH
+        mm = self.preprocessor.config.crop / 2 / self.prints.info.ppi * MM_PER_INCH
         return AlignmentError(math.degrees(median[0]), median[1] * mm, median[2] * mm)
 
 
