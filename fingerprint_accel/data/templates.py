@@ -198,7 +198,7 @@ def xyt_bytes(minutiae: np.ndarray, image_height: int) -> bytes:
     """Lines `x y theta quality` as mindtct writes them: y from the bottom, degrees along the ridge the other way.
 
     `_read_xyt` takes a file without an angle from 180 on for one of `mindtct -m1`. In such a file one angle is given a
-    whole turn more, which Bozorth3 takes off again.
+    whole turn more, which is the same direction.
     """
     theta = (np.degrees(minutiae[:, 2]) - 180).round().astype(int) % 360
     if len(theta) and (theta < 180).all():

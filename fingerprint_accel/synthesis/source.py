@@ -212,7 +212,8 @@ class RenderLoader:
     """Endless micro-batches, rendered one after the other. Use as a context manager, then iterate.
 
     Attributes:
-        waited: seconds spent on rendering batches after the first; on a GPU, on handing the work to it.
+        waited: seconds spent on rendering batches after the first; 0 on a GPU, where rendering is work like any other
+            and the host's clock shows how far ahead of it the host is.
         seconds: the same, by stage.
     """
 
@@ -221,6 +222,7 @@ class RenderLoader:
     ) -> None:
         self.prints, self.order, self.batch_size = prints, order, batch_size
         self.rank, self.processes, self.position = rank, processes, position
+        self.counts = prints.numbers.device.type == "cpu"
         self.waited = 0.0
         self.seconds = {"render": 0.0}
 
@@ -235,7 +237,7 @@ class RenderLoader:
         while True:
             start = time.perf_counter()
             batch = self.prints.read(*self.order.take(position + self.rank * self.batch_size, self.batch_size))
-            if position > self.position:  # the first batch also readies the device
+            if self.counts and position > self.position:  # the first batch also readies the device
                 self.waited += time.perf_counter() - start
                 self.seconds["render"] = self.waited
             position += self.batch_size * self.processes
