@@ -108,6 +108,15 @@ class LossConfig:
     """Scale of the cosine for arcface and cosface."""
     margin: float = 0.35
     """Additive margin: radians for arcface, cosine for cosface."""
+    sharded: bool = False
+    """Every process keeps a slice of the fingers of each head (PartialFC), instead of all of them: for many fingers.
+    Loss and gradients are the same."""
+    negative_sampling: float = 1.0
+    """Share of its fingers that a process compares prints with in an update, drawn anew each time, those of the prints
+    always among them; below 1 it needs `sharded`."""
+    filter_above: float = 1.0
+    """Other fingers with a larger cosine to a print do not count, since they may be its own under another name: for
+    noisy labels. Below 1 it needs `sharded`, and arcface or cosface."""
     margin_start: float = 0.0
     """Share of the run before which the margin is 0."""
     margin_ramp: float = 0.0
@@ -134,6 +143,16 @@ class LossConfig:
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
         rising = all(low < high for low, high in zip((0, *self.nested), self.nested, strict=False))
         require(rising, "loss.nested must be lengths above 0, shortest first")
+        require(0 < self.negative_sampling <= 1, "loss.negative_sampling must be above 0 and at most 1")
+        require(0 < self.filter_above <= 1, "loss.filter_above must be above 0 and at most 1")
+        for name in ("negative_sampling", "filter_above"):
+            require(
+                self.sharded or getattr(self, name) == 1, f"loss.{name} needs loss.sharded: add --loss.sharded True"
+            )
+        require(
+            self.head != "softmax" or self.filter_above == 1,
+            "loss.filter_above compares cosines: choose --loss.head arcface or cosface",
+        )
         require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 

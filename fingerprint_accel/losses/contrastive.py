@@ -6,10 +6,9 @@ mean outside the logarithm (Khosla et al. 2020, arXiv 2004.11362, equation 2).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
+
+from fingerprint_accel.losses.exchange import gather, gather_with_gradient, place
 
 
 def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -26,54 +25,12 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
     Returns:
         () float32.
     """
-    everyone, fingers = gather_with_gradient(embedding), finger  # (N, D), (N,)
-    if _is_distributed():
-        fingers = _gather(finger)
-    rank = dist.get_rank() if _is_distributed() else 0
-    place = torch.arange(len(finger), device=finger.device) + rank * len(finger)
-    itself = place[:, None] == torch.arange(len(fingers), device=finger.device)  # (B, N)
+    everyone, fingers = gather_with_gradient(embedding), gather(finger)  # (N, D), (N,)
+    row = torch.arange(len(finger), device=finger.device) + place()[0] * len(finger)
+    itself = row[:, None] == torch.arange(len(fingers), device=finger.device)  # (B, N)
     mated = (finger[:, None] == fingers) & ~itself
     similarity = embedding @ everyone.T / temperature
     others = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)  # finite: a batch of one has no others
     mates = mated.sum(dim=1)
     to_mates = (similarity * mated).sum(dim=1) / mates.clamp(min=1)
     return ((others.logsumexp(dim=1) - to_mates) * (mates > 0)).mean()
-
-
-def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) on each rank -> (ranks * B, ...) of all, in order of rank; without a process group the tensor itself.
-
-    The gradient of a row is the sum of what all ranks send back to it.
-    """
-    return _exchange(tensor) if _is_distributed() else tensor
-
-
-@torch.compiler.disable  # processes talk outside of compiled code
-def _exchange(tensor: torch.Tensor) -> torch.Tensor:
-    return _GatherWithGradient.apply(tensor)
-
-
-class _GatherWithGradient(torch.autograd.Function):
-    """`torch.distributed.nn.functional.all_gather`, which torch is giving up, with a backward that gloo has too."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.rows = len(tensor)
-        return _gather(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[dist.get_rank() * ctx.rows :][: ctx.rows]
-
-
-@torch.compiler.disable
-def _gather(tensor: torch.Tensor) -> torch.Tensor:
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -12,6 +12,7 @@ from fingerprint_accel.config import LossConfig
 from fingerprint_accel.losses.center import CenterLoss
 from fingerprint_accel.losses.contrastive import contrastive_loss
 from fingerprint_accel.losses.margin import make_head
+from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.output import Output
 
 
@@ -53,15 +54,23 @@ class DeepPrintLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.has_map = config, has_map
-        self.heads = nn.ModuleDict(
-            {
-                name: make_head(config.head, dim, num_fingers, config.scale, config.margin, dropout)
-                for name, dim in branch_dims.items()
-            }
-        )
+        self.heads = nn.ModuleDict({name: self._head(dim, num_fingers, dropout) for name, dim in branch_dims.items()})
+        with_centers = branch_dims if config.center_weight > 0 else {}  # else they would only take room
         self.centers = nn.ModuleDict(
-            {name: CenterLoss(dim, num_fingers, config.center_rate) for name, dim in branch_dims.items()}
+            {name: CenterLoss(dim, num_fingers, config.center_rate) for name, dim in with_centers.items()}
         )
+
+    def _head(self, dim: int, classes: int, dropout: float) -> nn.Module:
+        config = self.config
+        if not config.sharded:
+            return make_head(config.head, dim, classes, config.scale, config.margin, dropout)
+        share, filter_above = config.negative_sampling, config.filter_above
+        return ShardedHead(dim, classes, config.head, config.scale, config.margin, dropout, share, filter_above)
+
+    @property
+    def sharded_heads(self) -> dict[str, ShardedHead]:
+        """Those of which every process has a slice, by name of the branch."""
+        return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
 
     def forward(
         self,
@@ -103,15 +112,21 @@ class DeepPrintLoss(nn.Module):
         """Terms of one branch by name; identity and contrastive are means over the embedding and its beginnings."""
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.nested)]
-        identity = [F.cross_entropy(self.heads[name](each, finger, margin), finger) for each in nested]
-        terms = {
-            "identity": sum(identity[1:], identity[0]) / len(nested),
-            "center": self.centers[name](embedding, finger),
-        }
+        terms = {"identity": self._identity(self.heads[name], nested, finger, margin)}
+        if config.center_weight > 0:
+            terms["center"] = self.centers[name](embedding, finger)
         if config.contrastive_weight > 0:
             contrastive = [contrastive_loss(each, finger, config.contrastive_temperature) for each in nested]
             terms["contrastive"] = sum(contrastive[1:], contrastive[0]) / len(nested)
         return terms
+
+    def _identity(
+        self, head: nn.Module, nested: list[torch.Tensor], finger: torch.Tensor, margin: float | torch.Tensor | None
+    ) -> torch.Tensor:
+        if isinstance(head, ShardedHead):
+            return head(nested, finger, margin)
+        losses = [F.cross_entropy(head(each, finger, margin), finger) for each in nested]
+        return sum(losses[1:], losses[0]) / len(nested)
 
     @torch.no_grad()
     def update_centers(

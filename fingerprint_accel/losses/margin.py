@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+ROWS_AT_ONCE = 1 << 16
 SOFTMAX_GAIN = 16.0  # e^16 = 9 million: a unit-length embedding can stand out among that many fingers
 
 
@@ -30,7 +31,7 @@ class SoftmaxHead(nn.Module):
 
     def __init__(self, dim: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, dim) / math.sqrt(dim))
+        self.weight = nn.Parameter(random_class_vectors(classes, dim))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.dropout = nn.Dropout(dropout)
 
@@ -56,9 +57,9 @@ class MarginHead(nn.Module):
 
     def __init__(self, dim: int, classes: int, kind: str, scale: float, margin: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, dim) / math.sqrt(dim))
+        self.weight = nn.Parameter(random_class_vectors(classes, dim))
         self.scale, self.margin = scale, margin
-        self.with_margin = {"arcface": arcface, "cosface": cosface}[kind]
+        self.with_margin = WITH_MARGIN[kind]
 
     def forward(
         self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None = None
@@ -68,6 +69,18 @@ class MarginHead(nn.Module):
         cosine = F.linear(embedding, F.normalize(self.weight[:, : embedding.shape[1]], dim=1))
         own = finger[:, None]
         return self.scale * cosine.scatter(1, own, self.with_margin(cosine.gather(1, own), margin))
+
+
+def random_class_vectors(classes: int, dim: int, rows: slice = slice(None)) -> torch.Tensor:
+    """(rows, dim) of the `classes` random vectors that a head starts with, the same whichever rows are kept."""
+    first, last, _ = rows.indices(classes)
+    kept = torch.empty(last - first, dim)
+    for begin in range(0, classes, ROWS_AT_ONCE):
+        drawn = torch.randn(min(ROWS_AT_ONCE, classes - begin), dim) / math.sqrt(dim)
+        wanted = drawn[max(0, first - begin) : max(0, last - begin)]
+        start = max(0, begin - first)
+        kept[start : start + len(wanted)] = wanted
+    return kept
 
 
 def cosface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
@@ -88,8 +101,11 @@ def arcface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
     return torch.where(cosine > -cos, shifted, cosine - margin * sin)
 
 
+WITH_MARGIN = {"arcface": arcface, "cosface": cosface}
+
+
 def make_head(kind: str, dim: int, classes: int, scale: float, margin: float, dropout: float) -> nn.Module:
-    """The identity head that `LossConfig.head` names."""
+    """The identity head that `LossConfig.head` names, with all classes on this process."""
     if kind == "softmax":
         return SoftmaxHead(dim, classes, dropout)
     return MarginHead(dim, classes, kind, scale, margin)
