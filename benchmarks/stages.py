@@ -23,6 +23,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.shards import draw_classes, put_classes_back
 from fingerprint_accel.training.step import optimizer_step
 
 READ_BATCH = 256
@@ -166,8 +167,8 @@ def prepare_parts(preprocessor: Preprocessor, batch: Batch, maps: bool, seconds:
     }
 
 
-def stepper(run: Run, batches: Iterator[Batch]) -> Callable[[], None]:
-    """One optimizer step per call, at full strength of everything."""
+def stepper(run: Run, batches: Iterator[Batch], moves: bool = False) -> Callable[[], None]:
+    """One optimizer step per call, at full strength of everything; `moves`: the next step has the next prints."""
     meters, progress = Meters(run.accelerator.device), Progress()
     full = Pace(run.config.training.learning_rate, 1.0, run.config.loss.margin)
     run.module.train()
@@ -175,6 +176,7 @@ def stepper(run: Run, batches: Iterator[Batch]) -> Callable[[], None]:
     def work() -> None:
         optimizer_step(run, batches, full, meters, progress)
         progress.step += 1
+        progress.position += run.samples_per_step if moves else 0
 
     return work
 
@@ -191,7 +193,7 @@ def measure_step(run: Run, seconds: float) -> dict[str, Any]:
 def measure_train(run: Run, seconds: float) -> dict[str, Any]:
     """The same fed by the reading thread; the share of time spent waiting for it."""
     with open_loader(run, run.config.training.batch_size) as loader:
-        work = stepper(run, iter(loader))
+        work = stepper(run, iter(loader), moves=True)
         return timed(run.accelerator, _prints_here(run), work, seconds, lambda: loader.waited)
 
 
@@ -213,8 +215,10 @@ def try_one_step(run: Run) -> None:
     batch = resident_batch(run)
     room = [torch.empty_like(parameter) for parameter in run.bare.parameters() for _ in range(2)]
     image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.needs_minutia_maps)
+    draw_classes(run, position=0)
     with run.accelerator.autocast():
         loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0)[0]
     loss.backward()
     run.bare.zero_grad()
+    put_classes_back(run)
     del room

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.errors import UserError
@@ -128,8 +129,12 @@ def find_checkpoint(run: Path) -> Path | None:
     return run / "checkpoints" / names[-1] if names else None
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Checkpoint:
     """Reads one checkpoint folder.
+
+    Args:
+        folder: `RUN/checkpoints/step-XXXXXXXX`.
+        rows: of which parameters only so many rows are wanted, by name; what the optimizer remembers of them too.
 
     Raises:
         UserError: not a checkpoint folder, a damaged file, or one of another format version.
@@ -140,7 +145,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text())
         model = load_file(folder / "model.safetensors")
-        training = load_file(folder / "training_state.safetensors")
+        training = _load_rows(folder / "training_state.safetensors", rows or {})
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged checkpoint ({error}); resume from another one") from error
     if state.get("format_version") != FORMAT_VERSION:
@@ -150,10 +155,32 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(model, training, state)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
-    """State of an optimizer as `optimizer.<parameter>.<entry>`; `names` maps id(parameter) to its name."""
+def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]:
+    """Tensors of a file; of those that `rows` names, those rows alone are read."""
     tensors = {}
-    for parameter, entries in optimizer.state.items():
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no dictionary)
+            wanted = rows.get(parameter_of(key))
+            if wanted is not None and file.get_slice(key).get_shape():
+                tensors[key] = file.get_slice(key)[wanted.start : wanted.stop]
+            else:
+                tensors[key] = file.get_tensor(key)
+    return tensors
+
+
+def parameter_of(key: str) -> str:
+    """The parameter that a tensor of a checkpoint is, or that it is remembered of."""
+    return key.removeprefix("optimizer.").rpartition(".")[0] if key.startswith("optimizer.") else key
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
+    """State of an optimizer as `optimizer.<parameter>.<entry>`; `names` maps id(parameter) to its name.
+
+    Parameters without a name are left out.
+    """
+    tensors = {}
+    named = [(parameter, entries) for parameter, entries in optimizer.state.items() if id(parameter) in names]
+    for parameter, entries in named:
         for entry, value in entries.items():
             if value is not None:
                 tensors[f"optimizer.{names[id(parameter)]}.{entry}"] = torch.as_tensor(value)
@@ -171,7 +198,7 @@ def restore_optimizer(
             by_name.setdefault(parameter, {})[entry] = tensor
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            entries = by_name.get(names[id(parameter)])
+            entries = by_name.get(names.get(id(parameter), ""))
             if entries is not None:
                 optimizer.state[parameter] = {
                     entry: _like(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.losses.exchange import reduce
+from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
@@ -60,7 +62,11 @@ def start_heads(run: Run) -> None:
     )
     branches = embeddings.split(list(run.bare.model.branch_dims.values()), dim=1)
     for name, vectors in zip(run.bare.model.branch_dims, branches, strict=True):
-        weight = run.bare.loss.heads[name].weight
+        head = run.bare.loss.heads[name]
+        weight, rows = head.weight, head.rows if isinstance(head, ShardedHead) else slice(0, run.train.classes)
         assert isinstance(weight, torch.Tensor)
-        sums = torch.zeros(len(weight), vectors.shape[1]).index_add_(0, labels, vectors)
-        weight.copy_(F.normalize(sums, dim=1) * weight.norm(dim=1).mean().cpu())
+        here = (labels >= rows.start) & (labels < rows.stop)
+        sums = torch.zeros(len(weight), vectors.shape[1]).index_add_(0, labels[here] - rows.start, vectors[here])
+        lengths = weight.norm(dim=1).sum()
+        length = (reduce(lengths) if isinstance(head, ShardedHead) else lengths) / run.train.classes
+        weight.copy_(F.normalize(sums, dim=1) * length.cpu())

@@ -22,6 +22,7 @@ from fingerprint_accel.training.checkpoint import (
     write_json,
 )
 from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.shards import rows_to_read, whole_tensors
 
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
@@ -49,13 +50,14 @@ class Progress:
 
 
 def save(run: Run, progress: Progress, best: bool = False) -> None:
-    """Writes a checkpoint on rank 0; with `best`, `best.json` names it."""
-    if not run.accelerator.is_main_process:
-        return
+    """Writes a checkpoint on rank 0, to which all ranks give their slices; with `best`, `best.json` names it."""
     info = run.train.info
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
     tensors |= optimizer_tensors(run.optimizer.optimizer, run.parameter_names)  # type: ignore[attr-defined]
+    tensors = whole_tensors(run.bare, tensors)
+    if not run.accelerator.is_main_process:
+        return
     state = {
         **dataclasses.asdict(progress),
         "seed": run.config.training.seed,
@@ -103,7 +105,7 @@ def restore(run: Run, folder: Path) -> Progress:
     Raises:
         UserError: the checkpoint belongs to other data or to another model.
     """
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, rows_to_read(run.bare))
     state = checkpoint.state
     here = {
         "fingers": run.train.classes,
@@ -119,6 +121,8 @@ def restore(run: Run, folder: Path) -> Progress:
                 "use the same data, seed and reading knobs"
             )
     heads = {key.removeprefix("loss."): t for key, t in checkpoint.training.items() if key.startswith("loss.")}
+    if run.config.loss.center_weight == 0:  # earlier versions kept centres that nobody asked for
+        heads = {name: tensor for name, tensor in heads.items() if not name.startswith("centers.")}
     try:
         run.bare.model.load_state_dict(checkpoint.model)
         run.bare.loss.load_state_dict(heads)

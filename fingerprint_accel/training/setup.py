@@ -15,11 +15,13 @@ from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.saved_model import find_model
+from fingerprint_accel.training.shards import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 
@@ -102,9 +104,15 @@ def use_all_cores(state: Accelerator | PartialState) -> None:
 
 
 def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; vectors (biases, normalisation) are not decayed. Fused: it can skip an update on the device."""
-    matrices = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    vectors = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+    """AdamW or SGD; vectors (biases, normalisation) are not decayed. Fused: it can skip an update on the device.
+
+    Heads that sample classes are in it twice: whole, without gradients, and what is drawn of them.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for part in module.modules():
+        parameters += part.drawn.values() if isinstance(part, ShardedHead) else []
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": training.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -156,6 +164,7 @@ def set_up(config: Config) -> Run:
         _start_from(model, config)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
+    keep_from_ddp(bare, accelerator.distributed_type)
     note = compile_parts(bare, training, accelerator.device)
     if training.compile != "no":
         preprocessor.compile()

@@ -11,6 +11,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress, seed_step
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.shards import clip_gradients, draw_classes, put_classes_back
 from fingerprint_accel.training.speed import begin_step, input_dtype
 
 
@@ -25,6 +26,7 @@ def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meter
     margin = torch.full((), pace.margin, device=accelerator.device)  # a number would be compiled into the losses
     maps_needed, dtype = run.bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     losses, fingers, branches = [], [], []
+    draw_classes(run, progress.position)
     for _ in range(training.accumulation):
         batch = next(batches)
         with accelerator.accumulate(run.module):
@@ -35,12 +37,13 @@ def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meter
             fingers.append(batch.finger)
             branches.append(embeddings)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(run.bare.parameters(), training.clip_norm or float("inf"))
+                norm = clip_gradients(run)
                 bad = ~torch.isfinite(norm)
                 if accelerator.scaler is None:  # the protocol by which a GradScaler makes fused optimizers skip
                     optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
                 run.optimizer.step()
                 run.optimizer.zero_grad()
+    put_classes_back(run)
     _update_centers(run, fingers, branches, bad)
     mean = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
     meters.add(mean, norm, bad, run.samples_per_step)

@@ -13,6 +13,7 @@ LAUNCHERS = {
         *("--config_file", str(ROOT / "recipes" / "hardware" / "cpu.yaml")),
     ],
     "two processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "three processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"],
 }
 TINY = [
     *("--reading.validation-fraction", "0.3", "--preprocess.crop", "256", "--preprocess.size", "64"),

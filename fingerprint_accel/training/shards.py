@@ -1,0 +1,143 @@
+"""Heads of which every process has a slice, in training: kept apart from DDP, clipped with the rest, saved whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedType
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.losses.exchange import is_distributed, place, reduce
+from fingerprint_accel.losses.sharded import ShardedHead, slice_of_classes
+from fingerprint_accel.training.checkpoint import parameter_of
+from fingerprint_accel.training.module import TrainingModule
+
+if TYPE_CHECKING:
+    from fingerprint_accel.training.setup import Run
+
+ROWS_AT_ONCE = 1 << 15  # sent to the process that saves: 64 MiB of 512 numbers each
+SHARES_OUT_ITSELF = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def sharded_parameters(module: TrainingModule) -> dict[str, ShardedHead]:
+    """Name of every parameter of which this process has a slice, and its head."""
+    return {
+        f"loss.heads.{branch}.{name}": head
+        for branch, head in module.loss.sharded_heads.items()
+        for name, _ in head.named_parameters()
+    }
+
+
+def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
+    """Has DDP neither average slices nor overwrite them with those of rank 0.
+
+    Raises:
+        UserError: Accelerate shards all parameters in a way of its own.
+    """
+    names = sharded_parameters(module)
+    if not names:
+        return
+    if kind in SHARES_OUT_ITSELF:
+        raise UserError(f"loss.sharded shares out the heads itself, so {kind.value} must not: leave one of them out")
+    ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(module, list(names))
+
+
+def draw_classes(run: Run, position: int) -> None:
+    """Before an update: chooses the classes it is about where heads sample them. `position`: of its prints."""
+    if run.config.loss.negative_sampling == 1:
+        return
+    samples, _ = run.order.take(position, run.samples_per_step)  # a function of the position: no rank needs to ask
+    finger = torch.from_numpy(run.train.labels[samples]).to(run.accelerator.device, non_blocking=True)
+    for head in run.bare.loss.sharded_heads.values():
+        head.draw(finger, _optimizer(run))
+
+
+def put_classes_back(run: Run) -> None:
+    """After an update, whether it was skipped or not."""
+    for head in run.bare.loss.sharded_heads.values():
+        head.put_back(_optimizer(run))
+
+
+def clip_gradients(run: Run) -> torch.Tensor:
+    """Clips to `training.clip_norm`; returns the () norm of all gradients, slices of other processes included."""
+    accelerator, limit = run.accelerator, run.config.training.clip_norm or float("inf")
+    heads = run.bare.loss.sharded_heads.values()
+    if not heads:
+        return accelerator.clip_grad_norm_(run.bare.parameters(), limit)
+    slices = [parameter for head in heads for parameter in head.trained() if parameter.grad is not None]
+    known = {id(parameter) for parameter in slices}
+    groups = _optimizer(run).param_groups
+    trained = [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
+    shared = [parameter for parameter in trained if id(parameter) not in known]
+    if accelerator.scaler is not None:
+        spread_what_is_not_finite(slices)
+    accelerator.unscale_gradients()
+    norm = (_norm(shared, run).square() + reduce(_norm(slices, run).square())).sqrt()
+    clip_grads_with_norm_(trained, limit, norm)
+    return norm
+
+
+def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return get_total_norm(gradients) if gradients else torch.zeros((), device=run.accelerator.device)
+
+
+def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
+    """A gradient that is not finite on one rank makes one so on every rank: a GradScaler, which looks at the gradients
+    of its own process, then skips the update on all or on none."""
+    gradients = [parameter.grad for parameter in slices if parameter.grad is not None]
+    gradients[0].view(-1)[:1].add_(reduce(get_total_norm(gradients) * 0))
+
+
+def _optimizer(run: Run) -> torch.optim.Optimizer:
+    return run.optimizer.optimizer  # type: ignore[attr-defined]
+
+
+def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors with all classes in place of this process's slice, on rank 0; nothing on the others.
+
+    All ranks call this, with the same names.
+
+    Args:
+        module: whose heads may be slices.
+        tensors: weights by name, and what the optimizer remembers of them by `optimizer.<name>.<entry>`.
+    """
+    heads = sharded_parameters(module)
+    whole = {}
+    for key in sorted(tensors) if heads else tensors:
+        tensor, head = tensors[key], heads.get(parameter_of(key))
+        if head is not None and tensor.ndim > 0:
+            tensor = _whole(tensor, head.classes)
+        if place()[0] == 0:
+            whole[key] = tensor
+    return whole
+
+
+def rows_to_read(module: TrainingModule) -> dict[str, slice]:
+    """Of which tensors of a checkpoint this process needs a slice only, by name of the parameter."""
+    return {name: head.rows for name, head in sharded_parameters(module).items()}
+
+
+def _whole(part: torch.Tensor, classes: int) -> torch.Tensor:
+    """(R, ...) on every rank -> (C, ...) of all classes in order, in rank 0's main memory; elsewhere the part."""
+    if not is_distributed():
+        return part
+    rank, processes = place()
+    whole = torch.empty((classes if rank == 0 else 0, *part.shape[1:]), dtype=part.dtype)
+    for source in range(processes):
+        rows = slice_of_classes(classes, source, processes)
+        for begin in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, rows.stop)
+            mine = part[begin - rows.start : end - rows.start]
+            if rank == 0:
+                received = mine if source == 0 else torch.empty((end - begin, *part.shape[1:])).to(part)
+                if source > 0:
+                    dist.recv(received, source)
+                whole[begin:end] = received
+            elif rank == source:
+                dist.send(mine.contiguous(), 0)
+    return whole if rank == 0 else part
