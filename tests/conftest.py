@@ -1,10 +1,17 @@
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+
+if TYPE_CHECKING:
+    from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -31,6 +38,25 @@ def prints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "prints"
     write_synthetic_dataset(folder, 24, 4, seed=3, style=Style(quality="clean"), workers=1, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def spread_out() -> Callable[[FingerprintExtractor, np.ndarray], None]:
+    """Makes random weights tell prints apart, by moving the last biases until embeddings of `canvases` centre on 0.
+
+    Embeddings of any two prints by an untrained network have a cosine above 0.999: tests would compare rounding.
+    """
+
+    def spread(extractor: FingerprintExtractor, canvases: np.ndarray) -> None:
+        branches = (extractor.model.texture_branch, extractor.model.minutia_branch)
+        for layer in [branch[-1] for branch in branches if branch is not None]:
+            outputs: list[torch.Tensor] = []
+            hook = layer.register_forward_hook(lambda *args, found=outputs: found.append(args[2]))
+            extractor(torch.from_numpy(canvases))
+            hook.remove()
+            layer.bias.data -= outputs[0].mean(dim=0)
+
+    return spread
 
 
 def _forget() -> None:

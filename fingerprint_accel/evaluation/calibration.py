@@ -11,7 +11,7 @@ from fingerprint_accel.evaluation.curve import resolvable, sorted_curve
 from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.protocols import Scores, comparisons
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.poses import similarity
+from fingerprint_accel.similarity import similarity
 
 RATES = (1e-2, 1e-3, 1e-4)
 

@@ -14,12 +14,13 @@ from tqdm import tqdm
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.curve import FAILED, Curve, resolvable
 from fingerprint_accel.evaluation.protocols import unit_vectors
+from fingerprint_accel.similarity import similarity
 
 FPIRS = (0.01, 0.1)
 RANKS = (1, 5, 10)
 MAX_COMPARISONS = 2_000_000_000
 """Comparisons of one identification test at most; beyond, an even, seeded sample of the probes searches."""
-BLOCK_BYTES = 2**27  # of similarities at a time
+BLOCK_BYTES = 2**27  # of similarities, and of probes' embeddings, at a time
 SLOW = 50_000_000  # comparisons from which on progress is shown
 SEED = 2382  # of who is enrolled, fixed, so that two models meet the same searches
 
@@ -85,7 +86,7 @@ def closed_set(
     """The first impression of every finger is enrolled, all others are searched.
 
     Args:
-        embeddings: (N, D) float32, any length above 0.
+        embeddings: (N, D) float32, any length above 0, or (N, P, D), as in `protocols.score_pairs`.
         fingers, impressions: (N,) of every print.
         extracted: (N,) bool, as in `protocols.score_pairs`.
 
@@ -124,7 +125,7 @@ def listed_searches(
     """Searches of several folds, taken together.
 
     Args:
-        embeddings: (N, D) float32, any length above 0.
+        embeddings: (N, D) float32, any length above 0, or (N, P, D), as in `protocols.score_pairs`.
         fingers: (N,) of every print.
         folds: rows that are enrolled, one of a finger, and rows that are searched.
         extracted: (N,) bool, as in `protocols.score_pairs`.
@@ -153,7 +154,7 @@ def search(
     """Compares probes with all references, by blocks of matrix products.
 
     Args:
-        vectors: (N, D) float32 of unit length.
+        vectors: (N, D) float32 of unit length; (N, P, D) in P poses, of which the best counts.
         fingers: (N,) of every print.
         references: (R,) rows that are enrolled, one of a finger.
         probes: (M,) rows that are searched.
@@ -172,12 +173,12 @@ def search(
     gallery = vectors[references]
     rank = np.zeros(len(probes), np.int64)
     mated, best_other = (np.full(len(probes), FAILED, np.float32) for _ in range(2))
-    block = max(1, BLOCK_BYTES // (4 * len(references)))
+    block = max(1, BLOCK_BYTES // (4 * max(len(references), vectors[0].size)))
     quiet = len(probes) * len(references) < SLOW
     with tqdm(total=len(probes), desc="searching", unit="print", disable=quiet, leave=False) as bar:
         for start in range(0, len(probes), block):
             here = slice(start, start + block)
-            scores = vectors[probes[here]] @ gallery.T  # (B, R)
+            scores = similarity(vectors[probes[here]], gallery)  # (B, R)
             scores[:, dead[references]] = FAILED
             scores[dead[probes[here]]] = FAILED
             lines, known = np.arange(len(scores)), enrolled[here]

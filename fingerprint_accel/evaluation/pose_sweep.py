@@ -132,6 +132,7 @@ def pose_sweep(
     angles: Sequence[float] = ANGLES,
     shifts: Sequence[float] = SHIFTS,
     most_prints: int = MOST_PRINTS,
+    poses: Poses = UPRIGHT,
     progress: bool = True,
 ) -> PoseSweep:
     """Error rates over all pairs: the first print as it is, the second turned and shifted at random.
@@ -143,6 +144,7 @@ def pose_sweep(
         angles: degrees, largest turn to either side.
         shifts: mm, largest shift.
         most_prints: beyond, a sample of the fingers.
+        poses: that are tried at comparison.
         progress: shows a progress bar.
 
     Raises:
@@ -157,12 +159,12 @@ def pose_sweep(
     cells = []
     total = len(rows) * (1 + sum(setting != (0, 0) for setting in settings))
     with tqdm(total=total, desc="turning and shifting", unit="print", disable=not progress) as bar:
-        references = embed_moved(extractor, shards, rows, *still, batch_size, bar=bar)
+        references = embed_moved(extractor, shards, rows, *still, batch_size, poses, bar)
         for angle, shift in settings:
             probes = references
             if angle or shift:
                 moves = random_moves(len(rows), angle, shift)
-                probes = embed_moved(extractor, shards, rows, *moves, batch_size, bar=bar)
+                probes = embed_moved(extractor, shards, rows, *moves, batch_size, poses, bar)
             scores = score_pairs(references, pairs, fingers, probes=probes)
             metrics = compute_metrics(scores.mated, scores.nonmated)
             cells.append(SweepCell(angle, shift, metrics.eer, metrics.fnmr_at_fmr[fmr] if fmr else None))

@@ -1,7 +1,7 @@
 """Which prints are compared with which, and the similarity of every such pair.
 
-A leaf module: it imports numpy, `sampling` and the package's errors only, so that the training loop may use it for
-validation.
+A leaf module: it imports numpy, `sampling`, `similarity` and the package's errors only, so that the training loop may
+use it for validation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.sampling import mated_sample, nonmated_sample
+from fingerprint_accel.similarity import pair_similarity, similarity
 
 PROTOCOLS = {
     "fvc": "FVC2000-2006: mated = every pair of impressions of a finger, once; "
@@ -107,22 +108,22 @@ def score_pairs(
     extracted: np.ndarray | None = None,
     probes: np.ndarray | None = None,
 ) -> Scores:
-    """Cosine similarity of listed comparisons.
+    """Cosine similarity of listed comparisons, the best over poses where there are some.
 
     Args:
-        embeddings: (N, D) float32, any length above 0.
+        embeddings: (N, D) float32, any length above 0; (N, P, D) in P poses, the print as it is first.
         pairs: to compare.
         fingers: (N,) finger of every print.
         extracted: (N,) bool, False for prints from which nothing could be extracted; their comparisons score -infinity
             and their embeddings are not looked at. Default: all were.
-        probes: (N, D) float32 embeddings of the second print of each pair, where they are others; default the same.
+        probes: likewise, embeddings of the second print of each pair, where they are others; default the same.
 
     Raises:
         UserError: an embedding that is not finite or has no direction.
     """
     first = unit_vectors(embeddings, extracted)
     second = first if probes is None else unit_vectors(probes, extracted)
-    mated, nonmated = (_pair_scores(first, second, rows) for rows in (pairs.mated, pairs.nonmated))
+    mated, nonmated = (pair_similarity(first, second, rows) for rows in (pairs.mated, pairs.nonmated))
     return _failed(Scores(mated, nonmated, pairs, np.asarray(fingers)), extracted)
 
 
@@ -138,7 +139,7 @@ def score_protocol(
 
     Args:
         protocol: a key of `PROTOCOLS`.
-        embeddings: (N, D) float32, any length above 0.
+        embeddings: as `score_pairs`.
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
         max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
@@ -153,12 +154,12 @@ def score_protocol(
     scores, pairs = np.empty(bound, np.float32), np.empty((bound, 2), np.int64)
     filled = 0
     for first, second, keep in _blocks(fingers, rows, possible, max_nonmated):
-        block = (vectors[first] @ vectors[second].T)[keep][: bound - filled]
+        block = similarity(vectors[first], vectors[second])[keep][: bound - filled]
         scores[filled : filled + len(block)] = block
         pairs[filled : filled + len(block)] = _ordered(first, second, keep)[: len(block)]
         filled += len(block)
     chosen = Pairs(mated, pairs[:filled], possible)
-    mated_scores = _pair_scores(vectors, vectors, mated)
+    mated_scores = pair_similarity(vectors, vectors, mated)
     return _failed(Scores(mated_scores, scores[:filled], chosen, np.asarray(fingers)), extracted)
 
 
@@ -230,17 +231,18 @@ def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndar
 
 
 def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None) -> np.ndarray:
-    """Embeddings of unit length; zeros for prints from which nothing could be extracted."""
-    vectors = np.asarray(embeddings, np.float32)
+    """(N, D) or (N, P, D) embeddings of unit length; zeros for prints from which nothing could be extracted."""
+    vectors = np.array(embeddings, np.float32)
     if extracted is not None:
-        vectors = np.where(np.asarray(extracted, bool)[:, None], vectors, 0)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors[~np.asarray(extracted, bool)] = 0
+    lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would hold all squares
     if extracted is not None:
         lengths[~np.asarray(extracted, bool)] = 1
-    bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)).reshape(len(vectors), -1).all(axis=1))
     if len(bad):
         raise UserError(f"{len(bad)} of {len(vectors)} embeddings are NaN, infinite or zero (first: row {bad[0]})")
-    return vectors / lengths
+    vectors /= lengths
+    return vectors
 
 
 def _failed(scores: Scores, extracted: np.ndarray | None) -> Scores:
@@ -248,12 +250,4 @@ def _failed(scores: Scores, extracted: np.ndarray | None) -> Scores:
     if extracted is not None:
         for values, rows in ((scores.mated, scores.pairs.mated), (scores.nonmated, scores.pairs.nonmated)):
             values[~np.asarray(extracted, bool)[rows].all(axis=1)] = -np.inf
-    return scores
-
-
-def _pair_scores(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), 65536):
-        part = pairs[start : start + 65536]
-        scores[start : start + 65536] = np.einsum("nd,nd->n", first[part[:, 0]], second[part[:, 1]])
     return scores

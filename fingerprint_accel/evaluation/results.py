@@ -86,6 +86,7 @@ class Evaluation:
         overlap: with the training data, where it was looked for.
         sweep: error rates with moved probes, where wanted.
         rival: another model, where one was given.
+        poses: in which prints were compared, the best of which counts; 1: as they are.
     """
 
     protocol: str
@@ -100,6 +101,7 @@ class Evaluation:
     overlap: Overlap | None = None
     sweep: PoseSweep | None = None
     rival: Rival | None = None
+    poses: int = 1
 
     def rates(self) -> Rows:
         """Names and values to print."""
@@ -125,9 +127,10 @@ class Evaluation:
     def other_rows(self) -> Rows:
         """What else verification has to say."""
         metrics = self.metrics
+        poses = f", best of {self.poses} poses" if self.poses > 1 else ""
         rows = [
             ("d'", "-" if metrics.d_prime is None else f"{metrics.d_prime:.2f}"),
-            ("comparisons", f"{metrics.mated:,} mated, {metrics.nonmated:,} non-mated"),
+            ("comparisons", f"{metrics.mated:,} mated, {metrics.nonmated:,} non-mated{poses}"),
             ("smallest resolvable FMR", f"{100 * metrics.smallest_fmr:.2g} %"),
         ]
         if self.failed:
@@ -142,6 +145,7 @@ class Evaluation:
         return {
             "protocol": self.protocol,
             "protocol_definition": self.definition,
+            "poses": self.poses,
             **asdict(metrics),
             "eer_threshold": threshold if math.isfinite(threshold) else None,
             "fnmr_at_fmr": {f"{fmr:g}": metrics.fnmr_at_fmr.get(fmr) for fmr in FMRS},

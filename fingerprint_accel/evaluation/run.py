@@ -35,6 +35,7 @@ from fingerprint_accel.evaluation.report import report_html
 from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows
 from fingerprint_accel.evaluation.tables import results_text
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 
 SAMPLED_PAIRS = 100_000
 
@@ -51,6 +52,7 @@ class Extras:
         against: another model, for the same comparisons.
         pose_sweep: also measure with turned and shifted probes.
         minimum_quality: prints below count as failures to extract.
+        poses: compare best over the usual poses of the model, as `compare` does, in place of prints as they are.
 
     Raises:
         UserError: a quality out of range.
@@ -63,9 +65,14 @@ class Extras:
     against: Path | None = None
     pose_sweep: bool = False
     minimum_quality: float = 0.0
+    poses: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
+
+    def poses_of(self, extractor: FingerprintExtractor) -> Poses:
+        """What is tried at comparison with a model."""
+        return extractor.usual_poses if self.poses else UPRIGHT
 
 
 @dataclass(frozen=True)
@@ -133,14 +140,15 @@ def evaluate(
     plan = _plan(protocol, shards, extras)
     names = groupings(shards, extras.by)
     other = None if extras.against is None else open_extractor(extras.against)
-    embeddings = extractor.extract(shards, batch_size=batch_size)
+    poses = extras.poses_of(extractor)
+    embeddings = extractor.extract(shards, poses=poses, batch_size=batch_size)
     if extras.minimum_quality > 0:
         good = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
         extracted = good if extracted is None else extracted & good
     scores = plan.scores(embeddings, shards, extracted)
     rival = None
     if other is not None:
-        theirs = other.extract(shards, batch_size=batch_size)
+        theirs = other.extract(shards, poses=extras.poses_of(other), batch_size=batch_size)
         their_scores = plan.scores(theirs, shards, extracted)
         rival = Rival(
             model_name(extras.against or Path()),
@@ -159,12 +167,14 @@ def evaluate(
         prints=len(shards),
         breakdowns=[breakdown(scores, groups, by) for by, groups in names.items()],
         overlap=training_overlap(extractor.origin, shards) if extractor.origin else None,
-        sweep=pose_sweep(extractor, shards, batch_size) if extras.pose_sweep else None,
+        sweep=pose_sweep(extractor, shards, batch_size, poses=poses) if extras.pose_sweep else None,
         rival=rival,
+        poses=len(poses),
     )
 
 
 def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
+    tried = len(extras.poses_of(extractor))
     config, preparation = extractor.model.config, extractor.preprocess_config
     window = f"{preparation.crop} of {extractor.canvas} pixels, seen at {preparation.size}"
     rows = [
@@ -175,6 +185,7 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
         ("prints", f"{len(shards):,}"),
         ("fingers", f"{shards.info.fingers:,}"),
         ("ppi", f"{shards.info.ppi}"),
+        ("compared", f"best of {tried} poses" if tried > 1 else "as they are"),
     ]
     if extras.against is not None:
         rows.append(("compared with", str(extras.against)))

@@ -20,7 +20,7 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.model_card import model_card
-from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses, similarity
+from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.localization import Localization
@@ -28,6 +28,7 @@ from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
+from fingerprint_accel.similarity import similarity
 from fingerprint_accel.training.saved_model import find_model, write_model
 
 Image = Path | str | np.ndarray
@@ -174,11 +175,17 @@ class FingerprintExtractor(nn.Module):
             UserError: a dataset of another ppi or canvas than the network was trained on, only one of the two
                 enhanced, an image without a print, or no ppi.
         """
-        batches = self.batches(prints, ppi, batch_size, progress)
-        return torch.cat([self(images, poses).cpu() for images in batches]).numpy()
+        embeddings, filled = np.empty(0, np.float32), 0  # one array from the start: with poses it is large
+        for images in self.batches(prints, ppi, batch_size, progress):
+            found = self(images, poses).cpu().numpy()
+            if not filled:
+                embeddings = np.empty((len(prints), *found.shape[1:]), np.float32)
+            embeddings[filled : filled + len(found)] = found
+            filled += len(found)
+        return embeddings
 
     def compare(self, reference: Image, probe: Image, ppi: int = 500, poses: Poses | None = None) -> float:
-        """Similarity of two prints, -1 to 1: the best over poses, see `poses.similarity`.
+        """Similarity of two prints, -1 to 1: the best over poses, see `similarity.similarity`.
 
         Args:
             reference, probe: image files, or arrays (H, W) uint8 with dark ridges.

@@ -67,25 +67,6 @@ ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
 """What an aligning network errs by."""
 
 
-def similarity(reference: np.ndarray, probe: np.ndarray) -> np.ndarray:
-    """Best cosine of one print as it is with the other in any pose, tried both ways around.
-
-    Args:
-        reference: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
-        probe: (M, P, D) or (M, D).
-
-    Returns:
-        (N, M) float32.
-    """
-    reference, probe = (prints[:, None] if prints.ndim == 2 else prints for prints in (reference, probe))
-    best = np.full((len(reference), len(probe)), -np.inf, np.float32)
-    for pose in range(probe.shape[1]):
-        np.maximum(best, reference[:, 0] @ probe[:, pose].T, out=best)
-    for pose in range(1, reference.shape[1]):
-        np.maximum(best, reference[:, pose] @ probe[:, 0].T, out=best)
-    return best
-
-
 @dataclass(frozen=True)
 class Agreement:
     """Where two prints agree best; one of the two poses is 0, the print as it is.

@@ -37,7 +37,7 @@ def ten_fingers(tmp_path_factory, write_prints):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
+def tiny_model(tmp_path_factory, spread_out):
     """An exported model with random weights for these canvases."""
     from fingerprint_accel.config import ModelConfig, PreprocessConfig
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -45,7 +45,9 @@ def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
     network = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
-    FingerprintExtractor(network, PreprocessConfig(crop=48, size=32), ppi=300, canvas=SIDE).save_pretrained(folder)
+    extractor = FingerprintExtractor(network, PreprocessConfig(crop=48, size=32), ppi=300, canvas=SIDE)
+    spread_out(extractor, np.random.default_rng(0).integers(0, 256, (32, SIDE, SIDE), np.uint8))
+    extractor.save_pretrained(folder)
     return folder
 
 

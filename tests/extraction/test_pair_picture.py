@@ -12,8 +12,9 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_command, compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import in_words
-from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement, similarity
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.preprocess.augment import Pose, resample, upright
+from fingerprint_accel.similarity import similarity
 
 
 @pytest.fixture(scope="module")

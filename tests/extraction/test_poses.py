@@ -6,7 +6,8 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.poses import Poses, similarity
+from fingerprint_accel.extraction.poses import Poses
+from fingerprint_accel.similarity import similarity
 
 
 @pytest.fixture(scope="module")
