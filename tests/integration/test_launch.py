@@ -49,19 +49,21 @@ def test_hardware_parses(path):
 
 
 EVERY_LAUNCHER = "small.py"
-LONGEST = "pretrain_base.py"  # two stages: on two processes only
+TWO_PROCESSES_ONLY = ["pretrain_base.py", "medium.py", "large_500k.py", "xlarge_1m.py", "huge_1_5m.py"]  # to save time
 RUNS = [
     (EVERY_LAUNCHER, "python"),
     (EVERY_LAUNCHER, "torchrun"),
-    *((recipe, "accelerate") for recipe in RECIPES if recipe != LONGEST),
+    *((recipe, "accelerate") for recipe in RECIPES if recipe not in TWO_PROCESSES_ONLY),
 ]
 RUNS += [(recipe, "two processes") for recipe in RECIPES if recipe != EVERY_LAUNCHER]  # must be one run of both
 
+LARGER = ["--loss.nested", "8", "--training.steps", "20", "--training.warmup-steps", "2"]
 SHRUNK = {  # the tiny network has few numbers, and is not of the bundled one's shape
     "pretrain_small.py": ["--loss.nested", "8"],
     "pretrain_base.py": ["--loss.nested", "8", "--model.variant", "LocTex", "--reading.siblings", "1"],
     "finetune.py": ["--loss.nested", "8", "--model.start-from", ""],
     "quickstart.py": ["--loss.nested", "8", "--model.start-from", ""],
+    **dict.fromkeys(["medium.py", "large_500k.py", "xlarge_1m.py", "huge_1_5m.py"], LARGER),
 }
 
 
@@ -72,7 +74,7 @@ def test_recipe_runs(recipe, launcher, prints, environment, tmp_path):
     result = launch(launcher, recipe, environment, "--data", prints, "--out", tmp_path / "run", *words)
     assert "best validation EER" in result.stdout
     assert ("cpu:0 x 2 | " in result.stdout) == (launcher == "two processes")
-    assert len(records(tmp_path / "run")) == 12
+    assert len(records(tmp_path / "run")) == (20 if words is LARGER else 12)
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     notes = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["notes"]
     if not recipe.startswith("pretrain_"):  # they keep notes of their own

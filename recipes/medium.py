@@ -1,0 +1,46 @@
+"""About 100,000 prints of 10,000 fingers, on one GPU: DeepPrint with texture and minutia branch.
+
+accelerate launch --config_file recipes/hardware/gpu.yaml recipes/medium.py --data DATASET --out RUN
+
+What differs from small.py: enough fingers for a contrastive term over pairs of impressions; margin and augmentation
+come late, because from random weights neither lets the loss move; larger batches, and a learning rate that grows with
+the square root of their size (5e-4 at 32), as it should with Adam (Malladi et al. 2022, arXiv 2205.10287).
+"""
+
+from fingerprint_accel.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    PreprocessConfig,
+    ReadingConfig,
+    TrainingConfig,
+)
+from fingerprint_accel.recipe import run_recipe
+
+CONFIG = Config(
+    reading=ReadingConfig(validation_fraction=0.02, impressions_per_finger=2),
+    preprocess=PreprocessConfig(augment=AugmentConfig(start=0.2, ramp=0.3)),
+    model=ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512),
+    loss=LossConfig(
+        head="cosface",
+        scale=48.0,
+        margin=0.3,
+        margin_start=0.2,
+        margin_ramp=0.2,
+        contrastive_weight=0.5,
+        nested=(64, 128),
+    ),
+    training=TrainingConfig(
+        epochs=40,
+        batch_size=128,
+        learning_rate=1e-3,
+        warmup_steps=500,
+        validate_every=1000,
+        save_every=1000,
+        patience=10,
+    ),
+)
+
+if __name__ == "__main__":
+    run_recipe(CONFIG, __doc__ or "")
