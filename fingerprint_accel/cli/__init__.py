@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from fingerprint_accel import __version__
-from fingerprint_accel.cli import data, demo, evaluation, extraction, minutiae, models
+from fingerprint_accel.cli import data, demo, evaluation, extraction, minutiae, models, planning
 from fingerprint_accel.errors import one_line_errors
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -25,6 +25,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "minutiae": minutiae.minutiae,
     "export": models.export,
     "demo": demo.demo,
+    "plan": planning.plan,
     "convert-flx": models.convert_flx,
 }
 

@@ -1,0 +1,19 @@
+"""`fingerprint-accel plan`."""
+
+from __future__ import annotations
+
+
+def plan(fingers: int, impressions: float = 10, gpus: str = "1xH100", canvas: int = 320) -> None:
+    """What will training take? Disk, memory of a GPU by part, the recipe to use, and projected hours.
+
+    fingerprint-accel plan --fingers 100000 --impressions 10 --gpus 8xA100-80
+
+    Args:
+        fingers: To train on.
+        impressions: Prints of each, on average.
+        gpus: How many of which: A100-40, A100-80, H100, H200, L40S or RTX4090, as in 4xA100-40.
+        canvas: Side of a stored print in pixels.
+    """
+    from fingerprint_accel.plan import plan as table
+
+    print(table(fingers, impressions, gpus, canvas))

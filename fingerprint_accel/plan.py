@@ -1,0 +1,188 @@
+"""What training on so many prints takes: disk, memory of a device, time. Networks are counted, speed is projected."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.text import aligned
+
+GIB, GB = 2**30, 1e9
+ROW_BYTES = 2_300  # beside the pixels: minutiae, labels, padding (a synthetic dataset)
+LZ4_SHARE = 0.37  # of the room of raw prints, synthetic ones
+MFU = 0.0925  # of the bf16 peak of the data sheet; see MEASURED
+MEASURED = (
+    "9.25 % of a data sheet's peak, as Inception v4 Tex reached on one H100 (1,246 prints/s at batch 256 in bf16, not "
+    "compiled: benchmarks/results/h100/throughput.json), on every device, and nothing lost between them"
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU by its data sheet: bf16 TFLOP/s of matrix products without sparsity, and memory in GiB."""
+
+    tflops: float
+    memory: float
+
+
+DEVICES = {
+    "A100-40": Device(312, 40),
+    "A100-80": Device(312, 80),
+    "H100": Device(989, 80),
+    "H200": Device(989, 141),
+    "L40S": Device(362, 48),
+    "RTX4090": Device(165, 24),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe sets; `tests/test_plan.py` compares it with the recipe."""
+
+    name: str
+    most_prints: float
+    batch_size: int
+    epochs: float
+    sharded: bool = False
+    sampling: float = 1.0
+
+
+RECIPES = (
+    Recipe("small.py", 20_000, 32, 60),
+    Recipe("medium.py", 200_000, 128, 40),
+    Recipe("large_500k.py", 700_000, 128, 30, True),
+    Recipe("xlarge_1m.py", 1_200_000, 256, 24, True),
+    Recipe("huge_1_5m.py", float("inf"), 256, 20, True, 0.33),
+)
+MODEL = ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512)
+SIZE = 299  # pixels, the recipes' input
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one print costs in training, counted on the network itself.
+
+    Attributes:
+        parameters: trained numbers.
+        saved_bytes: kept per print from the forward to the backward pass, in bf16 where autocast computes so.
+        flops: per print, forward and backward; a multiplication and an addition are two.
+    """
+
+    parameters: int
+    saved_bytes: float
+    flops: float
+
+
+def count(model: ModelConfig, size: int, map_size: int = 128) -> Counted:
+    """Runs two prints through a network on the CPU and counts. Takes seconds."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fingerprint_accel.models.deepprint import DeepPrint
+
+    network = DeepPrint(model, map_size).to(memory_format=torch.channels_last)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    image = torch.zeros(2, 1, size, size).contiguous(memory_format=torch.channels_last)
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            saved[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(image)
+        del output
+    parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    copies = 2 * parameters  # of the weights in bf16, saved once however many prints there are
+    return Counted(parameters, max(0, sum(saved.values()) - copies) / 2, 3 * counter.get_total_flops() / 2)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of one device in bytes, by part."""
+
+    network: float
+    head: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.network + self.head + self.activations
+
+
+def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: Recipe) -> Need:
+    """Weights, gradients and both moments of AdamW in float32, and weights once more in bf16; what the batch keeps; the
+    identity heads, whole or a slice, with their logits for the whole batch."""
+    rows = fingers / devices if recipe.sharded else fingers
+    active = rows * recipe.sampling
+    prints = batch_size * (devices if recipe.sharded else 1)
+    dims = MODEL.embedding_dim  # of both branches together
+    head = (rows * 12 + active * (16 if recipe.sampling < 1 else 4)) * dims + 2 * 2 * 4 * prints * active
+    return Need(counted.parameters * 18, head, counted.saved_bytes * batch_size)
+
+
+def parse_devices(text: str) -> tuple[int, str, Device]:
+    """`8xA100-80` -> 8, its name and data sheet.
+
+    Raises:
+        UserError: another form, or a GPU that is not in the list.
+    """
+    found = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9-]+)", text)
+    if not found or found[2] not in DEVICES or found[1] == "0":
+        raise UserError(f"--gpus {text}: write 8xA100-80; there are {', '.join(DEVICES)}")
+    return int(found[1] or 1), found[2], DEVICES[found[2]]
+
+
+def plan(fingers: int, impressions: float, gpus: str, canvas: int = 320) -> str:
+    """A table for `fingers` with `impressions` prints each on devices such as `8xA100-80`.
+
+    Raises:
+        UserError: numbers that make no dataset, or devices that are not known.
+    """
+    require(fingers >= 2 and impressions >= 1, "plan: needs two fingers and one impression of each at least")
+    devices, name, device = parse_devices(gpus)
+    prints = fingers * impressions
+    recipe = next(recipe for recipe in RECIPES if prints <= recipe.most_prints)
+    counted = count(MODEL, SIZE)
+    needed = need(counted, fingers, recipe.batch_size, devices, recipe)
+    rate = devices * device.tflops * 1e12 * MFU / counted.flops
+    raw = prints * (canvas**2 + ROW_BYTES)
+    room = 0.92 * device.memory * GIB  # the rest: CUDA, cuDNN, fragments
+    rows = [
+        ["prints", f"{prints:,.0f} of {fingers:,} fingers"],
+        [
+            "disk",
+            f"{raw / GB:,.1f} GB raw, about {LZ4_SHARE * raw / GB:,.1f} GB as lz4; an import needs it twice for a while",
+        ],
+        ["recipe", f"recipes/{recipe.name}, {recipe.batch_size} prints per device, {recipe.epochs:g} epochs"],
+        ["memory of a device", f"{needed.total / GIB:,.1f} of {device.memory:g} GiB"],
+        ["  network, AdamW", f"{needed.network / GIB:,.1f} GiB for {counted.parameters / 1e6:,.1f} M parameters"],
+        ["  activations", f"{needed.activations / GIB:,.1f} GiB, {counted.saved_bytes / 1e6:,.0f} MB a print in bf16"],
+        ["  identity heads", f"{needed.head / GIB:,.2f} GiB" + (", a slice of them" if recipe.sharded else "")],
+        ["speed, projected", f"{rate:,.0f} prints/s on {devices} x {name}"],
+        ["an epoch, projected", _hours(prints / rate)],
+        ["training, projected", _hours(recipe.epochs * prints / rate)],
+        ["projected from", MEASURED],
+    ]
+    if needed.total > room:
+        rows.append(["WILL NOT FIT", _remedy(counted, fingers, devices, device, recipe)])
+    return aligned(rows)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else f"{seconds / 60:,.0f} minutes"
+
+
+def _remedy(counted: Counted, fingers: int, devices: int, device: Device, recipe: Recipe) -> str:
+    for share in (2, 4, 8, 16, 32):
+        batch_size = recipe.batch_size // share
+        if batch_size and need(counted, fingers, batch_size, devices, recipe).total < 0.92 * device.memory * GIB:
+            return f"add --training.batch-size {batch_size} --training.accumulation {share}: the same update"
+    return "more or larger GPUs"

@@ -1,0 +1,64 @@
+"""Plans agree with the recipes, with what a dataset takes on disk, and with what a GPU was measured to take."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.plan import DEVICES, GIB, MFU, MODEL, RECIPES, ROW_BYTES, SIZE, count, need, plan
+from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = json.loads((ROOT / "benchmarks" / "results" / "h100" / "throughput.json").read_text())["results"][0]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_recipes_are_what_plans_say(recipe, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    config = runpy.run_path(str(ROOT / "recipes" / recipe.name), run_name="recipe")["CONFIG"]
+    assert (config.training.batch_size, config.training.epochs) == (recipe.batch_size, recipe.epochs)
+    assert (config.loss.sharded, config.loss.negative_sampling) == (recipe.sharded, recipe.sampling)
+    for name in ("variant", "trunk", "embedding_dim"):
+        assert getattr(config.model, name) == getattr(MODEL, name)
+    assert config.preprocess.size == SIZE
+
+
+@pytest.fixture(scope="module")
+def tex():
+    return count(ModelConfig(variant="Tex", trunk="inception_v4", embedding_dim=512), SIZE)
+
+
+def test_memory_and_work_are_those_of_a_gpu(tex):
+    """Within 20 %: peak memory and operations of the training step that was measured."""
+    batch_size = MEASURED["batch_size"]
+    planned = need(tex, fingers=256, batch_size=batch_size, devices=1, recipe=RECIPES[0]).total
+    assert planned == pytest.approx(MEASURED["peak_memory_mb"] * 1e6, rel=0.2)
+    assert tex.flops == pytest.approx(MEASURED["flops_per_print"], rel=0.01)
+    assert DEVICES["H100"].tflops * 1e12 * MFU / tex.flops == pytest.approx(MEASURED["samples_per_second"], rel=0.01)
+
+
+def test_disk_is_that_of_a_dataset(tmp_path):
+    write_synthetic_dataset(tmp_path / "set", 8, 8, seed=1, workers=1, progress=False)
+    size = sum(file.stat().st_size for file in (tmp_path / "set").glob("*.arrow"))
+    assert size == pytest.approx(64 * (320**2 + ROW_BYTES), rel=0.05)
+
+
+def test_what_will_not_fit_is_said(tex, monkeypatch):
+    monkeypatch.setattr("fingerprint_accel.plan.count", lambda *_: tex)
+    assert "WILL NOT FIT" not in plan(100_000, 10, "8xA100-80")
+    text = plan(100_000, 10, "8xRTX4090")  # 256 prints a device want 23.6 GB for the network alone
+    assert "add --training.batch-size 128 --training.accumulation 2: the same update" in text
+
+
+def test_a_slice_of_the_heads_is_smaller(tex):
+    whole, slices = (need(tex, 1_000_000, 64, 8, recipe).head / GIB for recipe in (RECIPES[1], RECIPES[2]))
+    assert slices < whole / 4
+
+
+@pytest.mark.parametrize("gpus", ["8xA10", "0xH100", "x", ""])
+def test_unknown_devices_are_refused(gpus):
+    with pytest.raises(UserError, match="there are A100-40"):
+        plan(1000, 10, gpus)
