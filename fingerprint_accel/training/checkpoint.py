@@ -75,7 +75,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """In main memory, each in a storage of its own; copied only where that is not so, since heads can be large."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {
+        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        for name, tensor in plain.items()
+    }
 
 
 def _sync_file(path: Path) -> None:

@@ -51,7 +51,10 @@ def draw_classes(run: Run, position: int) -> None:
     if run.config.loss.negative_sampling == 1:
         return
     samples, _ = run.order.take(position, run.samples_per_step)  # a function of the position: no rank needs to ask
-    finger = torch.from_numpy(run.train.labels[samples]).to(run.accelerator.device, non_blocking=True)
+    device = run.accelerator.device
+    finger = torch.empty(len(samples), dtype=torch.int64, pin_memory=device.type == "cuda")  # the host does not wait
+    finger.numpy()[:] = run.train.labels[samples]
+    finger = finger.to(device, non_blocking=True)
     for head in run.bare.loss.sharded_heads.values():
         head.draw(finger, _optimizer(run))
 

@@ -89,6 +89,11 @@ def test_a_step_never_waits_for_the_device(everything, variant, optimizer):
     assert profiled_steps(config) == {}
 
 
+def test_a_head_that_samples_never_waits(everything):
+    loss = dataclasses.replace(everything.loss, sharded=True, negative_sampling=0.5, filter_above=0.5)
+    assert profiled_steps(dataclasses.replace(everything, loss=loss)) == {}
+
+
 def test_a_wait_would_be_noticed(everything):
     assert sum(profiled_steps(everything, 1, lambda bad: bad.item()).values()) == 1
     assert sum(profiled_steps(everything, 1, lambda bad: bad.nonzero()).values()) == 1
