@@ -85,6 +85,7 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
 def _bicubic(size: int, device: torch.device) -> torch.Tensor:
     """(size, CONTROL_POINTS): shares of the control points along one side in each pixel along it."""
     points = torch.eye(CONTROL_POINTS, device=device)[None, :, :, None]  # one picture, a channel per point

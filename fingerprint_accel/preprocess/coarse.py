@@ -83,6 +83,7 @@ def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) 
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
 def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
     """(n,) pixels along one side of each cell."""
     edges = torch.arange(0, size + cell, cell, device=device).clamp_max(size)
@@ -90,6 +91,7 @@ def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
 def _window(size: int, cell: int, cells: int, rounds: int, device: torch.device) -> torch.Tensor:
     """(n, n): sums over cells along one side -> means over windows of cells."""
     counts = _counts(size, cell, device)
