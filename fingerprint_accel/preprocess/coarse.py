@@ -57,7 +57,7 @@ def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
     """(B, C, n, n) at the centres of cells -> (B, C, size, size), bilinear."""
     if cell == 1:
         return coarse
-    if coarse.device.type != "cpu":
+    if coarse.device.type != "cpu" or torch.compiler.is_exporting():
         return F.interpolate(coarse, scale_factor=cell, mode="bilinear", align_corners=False)[..., :size, :size]
     # torch's kernel is not vectorised for one channel; rows of equal phase are, and take a fifth of its time
     padded = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
