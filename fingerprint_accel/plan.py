@@ -159,7 +159,7 @@ def plan(fingers: int, impressions: float, gpus: str, canvas: int = 320) -> str:
         ["prints", f"{prints:,.0f} of {fingers:,} fingers"],
         [
             "disk",
-            f"{raw / GB:,.1f} GB raw, about {LZ4_SHARE * raw / GB:,.1f} GB as lz4; an import needs it twice for a while",
+            f"{raw / GB:,.1f} GB raw, about {LZ4_SHARE * raw / GB:,.1f} GB as lz4; twice that while importing",
         ],
         ["recipe", f"recipes/{recipe.name}, {recipe.batch_size} prints per device, {recipe.epochs:g} epochs"],
         ["memory of a device", f"{needed.total / GIB:,.1f} of {device.memory:g} GiB"],

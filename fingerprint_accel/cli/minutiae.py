@@ -14,7 +14,7 @@ def minutiae(
     out: Path,
     format: Literal["xyt", "iso"] = "xyt",
     ppi: int = 500,
-    threshold: float = 0.4,
+    threshold: float = 0.2,
 ) -> None:
     """Finds the minutiae of prints, with a model that has a minutia branch; writes one file per image.
 

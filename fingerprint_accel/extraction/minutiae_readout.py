@@ -25,7 +25,7 @@ from fingerprint_accel.preprocess.minutia_map import direction_weights
 DIRECTIONS, COARSELY = 180, 5  # tried for each peak; every fifth of them while peaks are looked for
 APART = 2.5  # map pixels: of two peaks nearer than this the weaker one is dropped
 FAINT = 1e-6  # of a peak: what its neighbours have at least, for their logarithm
-THRESHOLD = 0.4  # of the score; `benchmarks/minutiae_readout.py` shows what others give
+THRESHOLD = 0.2  # of the score: best F1 of a trained model (docs/evaluation.md)
 
 
 @functools.lru_cache(maxsize=4)

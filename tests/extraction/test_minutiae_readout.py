@@ -1,5 +1,6 @@
 """Minutiae from minutia maps: perfect maps give back what they were drawn from, and places lead back to the image."""
 
+import inspect
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fingerprint_accel.cli.minutiae import minutiae as minutiae_verb
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.canvas import place
 from fingerprint_accel.data.shards import open_dataset
@@ -14,7 +16,7 @@ from fingerprint_accel.data.templates import read_template
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.minutiae import angle_difference, match_minutiae
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.minutiae_readout import minutiae_command, read_map, read_minutiae
+from fingerprint_accel.extraction.minutiae_readout import THRESHOLD, minutiae_command, read_map, read_minutiae
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 
 SIDE = 128
@@ -136,3 +138,7 @@ def test_mistakes_are_named(tmp_path):
         minutiae_command([tmp_path / "a.png", tmp_path / "a.bmp"], "small", tmp_path, "xyt", 500, 0.4)
     with pytest.raises(UserError, match="--threshold 2: must be above 0"):
         minutiae_command([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 2)
+
+
+def test_the_command_takes_the_threshold_of_the_package():
+    assert inspect.signature(minutiae_verb).parameters["threshold"].default == THRESHOLD
