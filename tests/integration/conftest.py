@@ -23,7 +23,18 @@ TINY = [
 ]
 
 
+OFFLINE = Path(__file__).parent / "offline"
+
+
 @pytest.fixture
-def environment():
-    """Two threads at most, and a CPU even where there is a GPU."""
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def environment(tmp_path):
+    """Two threads at most, a CPU even where there is a GPU, and no other machine within reach."""
+    refused = tmp_path / "refused-connections"
+    yield {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(OFFLINE), str(ROOT)]),
+        "REFUSED_CONNECTIONS": str(refused),
+    }
+    assert not refused.exists(), f"asked for another machine: {refused.read_text()}"

@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,6 +87,20 @@ def test_recipe_runs(recipe, launcher, prints, environment, tmp_path):
     if recipe.startswith("pretrain_"):
         assert 0 <= notes["eer_with_poses"] <= 1
         assert list(notes["thresholds_with_poses"]) == ["0.01", "0.001"]
+
+
+def test_no_other_machine_is_within_reach(environment, tmp_path):
+    """Of all that is launched here, the quickstart among it."""
+    asking = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+    log = tmp_path / "asked"
+    result = subprocess.run(
+        [sys.executable, "-c", asking],
+        env={**environment, "REFUSED_CONNECTIONS": str(log)},
+        capture_output=True,
+        text=True,
+    )
+    assert "no network in tests: 192.0.2.1" in result.stderr
+    assert log.read_text() == "192.0.2.1\n"
 
 
 PAIRS = [
