@@ -33,18 +33,20 @@ class DeepPrint(nn.Module):
         self.localization = _localization(config) if name.startswith("Loc") else None
         width, norm = config.width, config.norm
         inception, plain = config.trunk != "compact", config.trunk == "flx"
-        self.stem = backbones.inception_stem() if inception else backbones.compact_stem(width, norm)
+        if inception:
+            from fingerprint_accel.models import inception as inception_v4
+        self.stem = inception_v4.inception_stem() if inception else backbones.compact_stem(width, norm)
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
         if texture:
             self.texture_branch = (
-                backbones.inception_texture(config.dropout, dims)
+                inception_v4.inception_texture(config.dropout, dims)
                 if inception
                 else backbones.compact_texture(width, norm, config.dropout, dims)
             )
         if minutia and inception:
-            self.minutia_stem = backbones.inception_minutia_stem()
+            self.minutia_stem = inception_v4.inception_minutia_stem()
             self.minutia_map = backbones.MapDecoder(384, (128, 32), map_size, plain)
-            self.minutia_branch = backbones.inception_minutia(config.dropout, dims, plain)
+            self.minutia_branch = inception_v4.inception_minutia(config.dropout, dims, plain)
         elif minutia:
             self.minutia_stem = backbones.compact_minutia_stem(width, norm)
             self.minutia_map = backbones.MapDecoder(2 * width, (width, max(8, width // 4)), map_size)
