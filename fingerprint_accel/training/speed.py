@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import torch
@@ -65,4 +66,5 @@ def begin_step() -> None:
 
     Called once per optimizer step, not per micro-batch: gradients that add up over micro-batches are such results.
     """
-    torch.compiler.cudagraph_mark_step_begin()
+    if "torch._inductor.cudagraph_trees" in sys.modules:  # asking for it elsewhere would import the compiler, seconds
+        torch.compiler.cudagraph_mark_step_begin()

@@ -1,7 +1,10 @@
 """What makes the training step fast, and that it stays correct."""
 
 import dataclasses
+import importlib
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -173,6 +176,7 @@ def test_compiled_training_is_the_same_training(scheduled, tmp_path, monkeypatch
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, mode, dynamic: compile_module(module, backend="aot_eager")
     )
+    importlib.import_module("torch._inductor.cudagraph_trees")  # as compiling with CUDA graphs does
     begun = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
     compiled = dataclasses.replace(config.training, compile="default")
@@ -247,3 +251,12 @@ def test_optimizers_are_fused_and_skip_on_the_device(name, kind):
         optimizer.step()
         optimizer.zero_grad()
         assert torch.equal(module.weight, before) is not moves
+
+
+def test_training_that_is_not_compiled_leaves_the_compiler_alone():
+    """Importing it takes seconds, at the first step of every run."""
+    script = (
+        "import sys; from fingerprint_accel.training import loop, speed; speed.begin_step(); "
+        "sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
