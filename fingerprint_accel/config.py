@@ -206,11 +206,13 @@ class TrainingConfig:
     """Send gradients between processes in half the bytes; bf16 keeps the range of float32."""
     bucket_mb: int = 25
     """Gradients that processes exchange at a time, MiB: larger for many GPUs or a slow network."""
+    timeout: int = 600
+    """Seconds without an answer from another process after which it counts as lost, and the job ends."""
     seed: int = 0
     """Seed of initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "log_every", "keep", "max_bad_steps", "bucket_mb"):
+        for name in ("batch_size", "accumulation", "log_every", "keep", "max_bad_steps", "bucket_mb", "timeout"):
             require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
         for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
             require(getattr(self, name) >= 0, f"training.{name} must not be negative")

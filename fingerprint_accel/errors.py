@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,9 +12,24 @@ _CANNOT_WRITE = {
     *(errno.ENOTDIR, errno.EEXIST),
 }
 
+STOPPED = 75  # exit codes; this one is EX_TEMPFAIL of sysexits.h: try again later
+LOST = 76
+
 
 class UserError(ValueError):
     """A mistake the user can mend. The message names the file or option, and the remedy."""
+
+
+class Stopped(Exception):  # noqa: N818  (it is no error)
+    """Training was told to stop, and has saved. The message says how to go on; empty on all ranks but the first."""
+
+    code = STOPPED
+
+
+class LostProcessError(Exception):
+    """Another process of the run has failed or is gone. The message says which, if that is known."""
+
+    code = LOST
 
 
 def require(holds: bool, message: str) -> None:
@@ -26,6 +42,8 @@ def require(holds: bool, message: str) -> None:
 def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     """Turns a `UserError`, or a place that cannot be written, into `error: ...` on stderr and exit code 2.
 
+    `Stopped` becomes exit code 75, `LostProcessError` 76, at once: connections would wait for the other process.
+
     Args:
         on_interrupt: what to say at Ctrl-C, before exit code 130.
     """
@@ -34,6 +52,13 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"\n{stopped}", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+    except LostProcessError as error:
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        os._exit(LOST)
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise

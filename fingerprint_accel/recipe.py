@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fingerprint_accel.config import Config, parse
-from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.errors import Stopped, UserError, one_line_errors
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ def run_training(config: Config) -> Run:
 
     Raises:
         UserError: anything the user can mend.
+        Stopped, LostProcessError: see `training.loop.train`.
     """
     check_out(config)
     # imported here, so that --help answers at once and a broken installation ends in one line
@@ -39,7 +40,11 @@ def run_training(config: Config) -> Run:
     from fingerprint_accel.training.setup import set_up
 
     run = set_up(config)
-    train(run)
+    try:
+        train(run)
+    except Stopped:
+        run.accelerator.state.destroy_process_group()
+        raise
     if run.accelerator.is_main_process:
         extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
         if run.validation is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from fingerprint_accel.config import save_yaml
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import Stopped, UserError
 from fingerprint_accel.training.heads import start_heads
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
+from fingerprint_accel.training.preemption import Watch
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
 from fingerprint_accel.training.schedule import pace
@@ -24,6 +26,8 @@ def train(run: Run) -> Progress:
 
     Raises:
         UserError: the loss stayed NaN or infinite, or the run folder cannot be gone on with.
+        Stopped: SIGTERM or SIGUSR1 came to one of the ranks; all have ended the same step, and a checkpoint is saved.
+        LostProcessError: another rank has failed or is gone.
     """
     accelerator, training = run.accelerator, run.config.training
     checkpoint = checkpoint_to_resume(run.config)
@@ -35,13 +39,14 @@ def train(run: Run) -> Progress:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_yaml(run.config, run.folder / "config.yaml")
     accelerator.print(start_line(run, progress))
-    guard, meters = StatisticsGuard(run.bare), Meters(accelerator.device, progress.skipped)
+    guard = StatisticsGuard(run.bare)
+    meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
         accelerator.device, progress.position, run.config.reading.prefetch,
     )  # fmt: skip
     run.module.train()
-    with Reporter(run, progress) as reporter, loader:
+    with Watch(accelerator, training.timeout, progress.step) as watch, Reporter(run, progress) as reporter, loader:
         batches = iter(loader)
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while not _finished(run, progress):
@@ -60,11 +65,14 @@ def train(run: Run) -> Progress:
             if last or _due(progress.step, training.validate_every):
                 guard.average(accelerator.num_processes)
                 improved = _validate(run, progress, reporter)
-            if improved or _finished(run, progress) or _due(progress.step, training.save_every):
+            stop = watch.stop_here(progress.step) and not _finished(run, progress)
+            if improved or stop or _finished(run, progress) or _due(progress.step, training.save_every):
                 guard.average(accelerator.num_processes)
                 progress.skipped = meters.skipped()
                 save(run, progress, improved)
             meters.pause(time.perf_counter() - started)
+            if stop:
+                _stop(run, progress, watch.signal)
         bar.close()
         reporter.final_table(meters)
     accelerator.wait_for_everyone()
@@ -74,6 +82,12 @@ def train(run: Run) -> Progress:
 def _finished(run: Run, progress: Progress) -> bool:
     patience = run.config.training.patience
     return progress.step >= run.steps or 0 < patience <= progress.validations_without_gain
+
+
+def _stop(run: Run, progress: Progress, name: str) -> NoReturn:
+    run.accelerator.wait_for_everyone()  # a rank that ends earlier has the launcher end the one that saves
+    line = f"stopped by {name} after step {progress.step} of {run.steps}, saved; the same command with --resume auto"
+    raise Stopped(f"{line} goes on" if run.accelerator.is_main_process else "")
 
 
 def _due(step: int, every: int) -> bool:
@@ -86,9 +100,10 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
         return False
     batch_size = run.config.training.batch_size
     metrics = validate(run.accelerator, run.bare.model, run.preprocessor, run.validation, batch_size)
-    improved = progress.best_eer is None or metrics["eer"] < progress.best_eer
+    eer = metrics["eer"]
+    improved = progress.best_eer is None or eer < progress.best_eer
     if improved:
-        progress.best_eer, progress.best_step = metrics["eer"], progress.step
+        progress.best_eer, progress.best_step = eer, progress.step
         progress.validations_without_gain = 0
     else:
         progress.validations_without_gain += 1

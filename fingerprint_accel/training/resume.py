@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -120,6 +121,7 @@ def restore(run: Run, folder: Path) -> Progress:
                 f"{folder}: trained on {what} {state.get(what, 'of an earlier version')}, this run has {value}; "
                 "use the same data, seed and reading knobs"
             )
+    _check_batch(folder, run, state)
     heads = {key.removeprefix("loss."): t for key, t in checkpoint.training.items() if key.startswith("loss.")}
     if run.config.loss.center_weight == 0:  # earlier versions kept centres that nobody asked for
         heads = {name: tensor for name, tensor in heads.items() if not name.startswith("centers.")}
@@ -137,6 +139,22 @@ def restore(run: Run, folder: Path) -> Progress:
     if progress.best_step == progress.step and run.accelerator.is_main_process and folder.parent.parent == run.folder:
         _name_best(run.folder, folder.name, progress)  # a kill may have come between the checkpoint and best.json
     return progress
+
+
+def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
+    """Raises UserError where a step would take other prints than the steps before: batches may be shared out anew, to
+    other processes and micro-batches, but not grow or shrink."""
+    here, training = run.samples_per_step, run.config.training
+    before = state["position"] // state["step"] if state["step"] else here
+    if before == here:
+        return
+    share, rest = divmod(before, training.batch_size * run.accelerator.num_processes)
+    processes = run.accelerator.num_processes
+    remedy = f"--training.accumulation {share}" if share and not rest else "another --training.batch-size"
+    raise UserError(
+        f"{folder}: trained with {before} prints per step, this run has {here} (batch size {training.batch_size} x "
+        f"accumulation {training.accumulation} x {processes} processes); give {remedy}, so that it is {before} again"
+    )
 
 
 def _name_best(run: Path, name: str, progress: Progress) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
@@ -80,7 +86,10 @@ def make_accelerator(config: Config) -> Accelerator:
             log_with=None if training.tracker == "none" else training.tracker,
             project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[ddp_options(training)],
+            kwargs_handlers=[
+                ddp_options(training),
+                InitProcessGroupKwargs(backend=None, timeout=timedelta(seconds=training.timeout)),
+            ],
         )
     except ValueError as error:
         if "fp16" in str(error):

@@ -1,0 +1,174 @@
+"""How a run ends before its end: stop signals that all ranks agree on, and ranks that are lost.
+
+A thread on each rank tells the others how its rank fares, four times a second, over a gloo group of its own: words on
+the host beside training, so that no step waits for a device or for another rank. When one of them was told to stop,
+the threads hold every rank at the end of its step, take the latest of these steps, and let all run to the end of the
+step after it. A rank that waits at the end of a step never keeps the others from finishing theirs: it has handed in
+its share of every step so far, and the threads answer in place of ranks that are busy.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from fingerprint_accel.errors import LOST, LostProcessError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+TICK = 0.25  # seconds between two words
+GRACE = 3.0  # seconds for the training thread to end by itself before the process is ended
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What a rank tells the others.
+
+    Attributes:
+        stop: name of the signal that it got.
+        failed: the error that ended its training.
+        done: it has no more steps to do.
+    """
+
+    stop: str = ""
+    failed: str = ""
+    done: bool = False
+
+
+class Watch:
+    """Looks out for stop signals and lost ranks while training runs. A context manager, for the main thread.
+
+    Args:
+        accelerator: of the run.
+        timeout: seconds without an answer after which a rank counts as lost.
+        step: optimizer steps done before.
+
+    Attributes:
+        signal: name of the signal that stops the run, the same on all ranks.
+
+    Raises:
+        LostProcessError: on leaving, in place of the error that training ended with, where another rank is the cause.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: int, step: int = 0) -> None:
+        self.rank, self.processes, self.timeout = accelerator.process_index, accelerator.num_processes, timeout
+        self.signal = ""
+        self._own_signal = ""
+        self._passed, self._target = step, 0
+        self._held = False
+        self._turn = threading.Condition()
+        self._word = _Word()
+        self._leaving = threading.Event()
+        self._lost = ""
+        self._thread: threading.Thread | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._group: Any = None
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if self.processes > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+            self._thread = threading.Thread(target=self._talk, name="watch", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failed = "" if error is None or not self._is_failure(error) else _one_line(error)
+        self._word = _Word(failed=failed, done=not failed)
+        self._leaving.set()
+        if self._thread is not None:
+            self._thread.join(GRACE if failed else None)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._lost and (error is None or isinstance(error, RuntimeError)):
+            raise LostProcessError(self._lost) from error
+        if failed and isinstance(error, RuntimeError) and "timed out" in failed.lower():
+            raise LostProcessError(self._line(f"another process has not answered within {self.timeout} s")) from error
+
+    @staticmethod
+    def _is_failure(error: BaseException) -> bool:
+        return getattr(error, "code", None) is None  # a run that was stopped in good order is none
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._own_signal = signal.Signals(number).name
+
+    def stop_here(self, step: int) -> bool:
+        """Whether training ends after this step; called at the end of each, on all ranks."""
+        if self._thread is None:
+            self.signal = self._own_signal
+            return bool(self.signal)
+        with self._turn:
+            self._turn.wait_for(lambda: not self._held)
+            self._passed = step
+            return step == self._target
+
+    def _talk(self) -> None:
+        """The thread: ends when all ranks are done, or one has failed or is lost."""
+        try:
+            while True:
+                words = self._tell(_Word(self._own_signal) if not self._leaving.is_set() else self._word)
+                broken = [(rank, word.failed) for rank, word in enumerate(words) if word.failed]
+                if broken:
+                    self._end([(rank, text) for rank, text in broken if rank != self.rank])
+                    return
+                if all(word.done for word in words):
+                    return
+                stops = [word.stop for word in words if word.stop]
+                if stops and not self._target:
+                    self._agree(stops[0])
+                time.sleep(TICK)
+        except RuntimeError:  # gloo has lost a connection, or nobody answered in time
+            self._end([])
+
+    def _tell(self, word: Any) -> list[Any]:
+        """`word` of every rank, in order of rank."""
+        words: list[Any] = [None] * self.processes
+        dist.all_gather_object(words, word, group=self._group)
+        return words
+
+    def _agree(self, name: str) -> None:
+        """Sets the step after which all stop: no rank has begun the one behind it, for all are held meanwhile."""
+        with self._turn:
+            self._held = True
+            passed = self._passed
+        latest = max(self._tell(passed))
+        with self._turn:
+            self.signal, self._target, self._held = name, latest + 1, False
+            self._turn.notify_all()
+
+    def _line(self, what: str) -> str:
+        return (
+            f"rank {self.rank}: {what}, after step {self._passed} of this one; the same command with --resume auto "
+            "goes on from the last checkpoint"
+        )
+
+    def _end(self, broken: list[tuple[int, str]]) -> None:
+        """Ends a process whose training thread waits for ranks that will not answer."""
+        if self._word.failed and not broken:
+            return
+        what = "another process of the run is gone (killed, out of memory, or its machine was lost)"
+        if broken:
+            what = f"rank {broken[0][0]} has failed ({broken[0][1]})"
+        self._lost = self._line(what)
+        with self._turn:
+            self._held = False
+            self._turn.notify_all()
+        if not self._leaving.wait(GRACE):
+            print(f"\nerror: {self._lost}", file=sys.stderr, flush=True)
+            os._exit(LOST)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,149 @@
+"""Signals, kills, lost ranks: what each process ends with, and that a resumed run is the one that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from .conftest import LAUNCHERS, ROOT, TINY
+
+MOMENTS = ("step", "validation", "save")
+LAST = "checkpoints/step-00000012"
+SCRIPT = Path(__file__).with_name("survival_runs.py")
+
+
+@pytest.fixture(scope="module")
+def runs(prints, tmp_path_factory):
+    """Folder of all runs, and how each ended."""
+    folder = tmp_path_factory.mktemp("survival")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(SCRIPT), str(prints), str(folder), str(ROOT / "recipes" / "small.py")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+def samples(folder, name, processes):
+    """Prints of each step, over all ranks; of steps that all ranks ended."""
+    steps: dict[int, list] = {}
+    for line in (folder / f"{name}.samples").read_text().splitlines():
+        record = json.loads(line)
+        steps.setdefault(record["step"], []).append(record["seen"])
+    return {step: sorted(chain.from_iterable(seen)) for step, seen in steps.items() if len(seen) == processes}
+
+
+def saved_steps(folder):
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def errors(folder, name, rank):
+    return [line for line in (folder / f"{name}.{rank}.err").read_text().splitlines() if "error: " in line]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_one_rank_stops_all_at_one_step(processes, moment, runs):
+    folder, results = runs
+    name = f"SIGTERM-{processes}-{moment}"
+    assert results[name]["codes"] == [75] * processes
+    stopped = saved_steps(folder / name)[-1]
+    told = {"step": 6, "validation": 4, "save": 5}[moment]  # in the save after step 4: too late for that step
+    assert (stopped == told) if processes == 1 else (told <= stopped < 12)
+    assert max(samples(folder, name, processes)) == stopped, "no rank has begun another step"
+    line = f"stopped by SIGTERM after step {stopped} of 12, saved; the same command with --resume auto goes on"
+    assert [line in (folder / f"{name}.{rank}.err").read_text() for rank in range(processes)] == [True, False][
+        :processes
+    ]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_lost_rank_ends_the_other_with_one_line(moment, runs):
+    folder, results = runs
+    name, victim = f"SIGKILL-2-{moment}", 0 if moment == "save" else 1
+    codes = results[name]["codes"]
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 76
+    assert results[name]["seconds"] < 20, "the timeout of the run"
+    (line,) = errors(folder, name, 1 - victim)
+    assert line.startswith(f"error: rank {1 - victim}: another process of the run is gone (killed, out of memory")
+    assert line.endswith("the same command with --resume auto goes on from the last checkpoint")
+    assert "Traceback" not in (folder / f"{name}.{1 - victim}.err").read_text()
+
+
+def test_a_failed_rank_ends_the_other_with_one_line(runs):
+    folder, results = runs
+    assert results["failing"]["codes"] == [76, 1]
+    assert results["failing"]["seconds"] < 20
+    (line,) = errors(folder, "failing", 0)
+    assert line.startswith("error: rank 0: rank 1 has failed (OSError: [Errno 5] Input/output error: 'data.arrow')")
+    assert "Traceback" in (folder / "failing.1.err").read_text(), "a disk that fails is no user's mistake"
+
+
+@pytest.mark.parametrize("again", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_a_resumed_run_is_the_one_that_was_left_alone(number, processes, moment, again, runs):
+    folder, results = runs
+    name = f"{number}-{processes}-{moment}"
+    assert results[f"{name}-{again}"]["codes"] == [0] * again, (folder / f"{name}-{again}.0.err").read_text()[-2000:]
+    whole = samples(folder, "whole-1", 1)
+    assert sorted(whole) == list(range(1, 13))
+    before, after = samples(folder, name, processes), samples(folder, f"{name}-{again}", again)
+    assert sorted(after) == list(range(saved_steps(folder / name)[-1] + 1, 13)), "it goes on from the newest checkpoint"
+    for seen in (samples(folder, "whole-2", 2), before, after):
+        assert {step: whole[step] for step in seen} == seen, "every step sees the prints that it would have seen"
+    if again == processes:
+        same_bits(folder / f"whole-{processes}" / LAST, folder / f"{name}-{again}" / LAST, number == "SIGTERM")
+
+
+def same_bits(whole, resumed, stopped):
+    """All but running statistics of several ranks: a save takes their mean, and a signal brings one more save."""
+    for file in ("model.safetensors", "training_state.safetensors"):
+        tensors = [load_file(place / file) for place in (whole, resumed)]
+        assert list(tensors[0]) == list(tensors[1])
+        for name in tensors[0]:
+            nearly = "running_" in name and stopped
+            found = [part[name] for part in tensors]
+            np.testing.assert_allclose(*found, rtol=1e-5 if nearly else 0, atol=1e-6 if nearly else 0, err_msg=name)
+    states = [json.loads((place / "state.json").read_text()) for place in (whole, resumed)]
+    assert states[0]["best_step"] == states[1]["best_step"]
+    assert states[0]["position"] == states[1]["position"] == 96
+
+
+def test_batches_may_be_shared_out_anew_but_not_change(runs):
+    folder, results = runs
+    assert results["more micro-batches"]["codes"] == [0]
+    whole, found = samples(folder, "whole-1", 1), samples(folder, "more micro-batches", 1)
+    assert found == {step: whole[step] for step in range(7, 13)}
+    assert results["another batch"]["codes"] == [2]
+    (line,) = errors(folder, "another batch", 0)
+    assert "trained with 8 prints per step, this run has 6 (batch size 2 x accumulation 3 x 1 processes)" in line
+    assert "give --training.accumulation 4, so that it is 8 again" in line
+
+
+def test_torchrun_passes_the_signal_on(prints, environment, tmp_path):
+    command = [*LAUNCHERS["two processes"], str(ROOT / "recipes" / "small.py"), *TINY, "--data", str(prints)]
+    command += ["--out", str(tmp_path / "run"), "--training.steps", "5000", "--resume", "auto"]
+    with (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=err)
+    records = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (records.exists() and records.read_text().count("\n") > 2):
+        assert process.poll() is None, (tmp_path / "err").read_text()[-3000:]
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) != 0
+    text = (tmp_path / "err").read_text()
+    assert "stopped by SIGTERM after step" in text
+    (stopped,) = saved_steps(tmp_path / "run")
+    assert f"after step {stopped} of 5000, saved" in text
+    assert len(records.read_text().splitlines()) == stopped, "both ranks ended the same step"
