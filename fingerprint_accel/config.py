@@ -85,6 +85,11 @@ class ModelConfig:
     """Largest shift of the aligning network, as a share of the input's side."""
     localization_frozen: bool = False
     """Leave the aligning network as it starts (`start_from`): it was taught apart, and the rest learns behind it."""
+    trunk_frozen: bool = False
+    """Leave everything but the last layer of each branch as it starts (`start_from`): for a few fingers of your own."""
+    recompute: bool = False
+    """Keep only what passes between the blocks of the trunk, and compute the rest again in the backward pass: less
+    memory, about a third more time (gradient checkpointing)."""
 
     def __post_init__(self) -> None:
         both = self.variant.endswith("TexMinu")
@@ -121,6 +126,8 @@ class LossConfig:
     """Share of the run before which the margin is 0."""
     margin_ramp: float = 0.0
     """Share of the run over which the margin then rises, linearly, to `margin`."""
+    label_smoothing: float = 0.0
+    """Share of the identity target that is spread over all fingers, for labels that are sometimes wrong."""
     identity_weight: float = 1.0
     center_weight: float = 0.125
     minutia_map_weight: float = 0.3
@@ -154,6 +161,8 @@ class LossConfig:
             "loss.filter_above compares cosines: choose --loss.head arcface or cosface",
         )
         require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
+        require(0 <= self.label_smoothing < 1, "loss.label_smoothing must be at least 0 and below 1")
+        require(not (self.sharded and self.label_smoothing), "loss.label_smoothing needs heads held whole: one of the two")
         require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 
 
@@ -169,11 +178,22 @@ class TrainingConfig:
     """Prints per process and micro-batch."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
+    fit_memory: Literal["auto", "yes", "no"] = "auto"
+    """Rehearse a micro-batch before the first step, and where memory runs out on any process take smaller ones and more
+    of them on all, with the same prints per step; `auto` does so on GPUs."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Autocast of the network, losses stay in float32; `auto` takes what `accelerate launch` was told."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     """Peak learning rate, for the whole batch as given (it is not rescaled)."""
+    head_rate: float = 1.0
+    """Learning rate of the identity heads, as a multiple of `learning_rate`."""
+    layer_decay: float = 1.0
+    """Each block of the network learns at this share of the rate of the block behind it: below 1 to keep the early
+    layers of a trained network (`model.start_from`)."""
+    ema_decay: float = 0.0
+    """Keep a moving average of the weights, this share of it at each step (less in the beginning): validated and saved
+    beside the raw weights, and exported in their place. 0 keeps none, 0.999 suits runs of 10,000 steps."""
     weight_decay: float = 0.02
     momentum: float = 0.9
     """Momentum of sgd."""
@@ -216,6 +236,9 @@ class TrainingConfig:
             require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
         for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
             require(getattr(self, name) >= 0, f"training.{name} must not be negative")
+        require(self.head_rate >= 0, "training.head_rate must not be negative")
+        require(0 < self.layer_decay <= 1, "training.layer_decay must be above 0 and at most 1")
+        require(0 <= self.ema_decay < 1, "training.ema_decay must be at least 0 and below 1")
         require(self.learning_rate > 0, "training.learning_rate must be above 0")
         require(self.steps > 0 or self.epochs > 0, "training.epochs must be above 0")
 
@@ -247,6 +270,14 @@ class Config:
             batch_size % together == 0,
             f"training.batch_size {batch_size} is not a multiple of {together}, all impressions of the siblings "
             "(reading.impressions_per_finger x reading.siblings)",
+        )
+        require(
+            not (self.model.recompute and self.training.compile != "no"),
+            "model.recompute and training.compile do not go together: compiled code decides itself what to keep",
+        )
+        require(
+            not self.model.trunk_frozen or self.model.start_from != "",
+            "model.trunk_frozen keeps what it starts from: give --model.start-from a trained network",
         )
         branch = self.model.embedding_dim // (2 if self.model.variant.endswith("TexMinu") else 1)
         require(

@@ -125,7 +125,8 @@ class DeepPrintLoss(nn.Module):
     ) -> torch.Tensor:
         if isinstance(head, ShardedHead):
             return head(nested, finger, margin)
-        losses = [F.cross_entropy(head(each, finger, margin), finger) for each in nested]
+        smoothing = self.config.label_smoothing
+        losses = [F.cross_entropy(head(each, finger, margin), finger, label_smoothing=smoothing) for each in nested]
         return sum(losses[1:], losses[0]) / len(nested)
 
     @torch.no_grad()

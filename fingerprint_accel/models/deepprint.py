@@ -10,6 +10,7 @@ from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models import backbones
 from fingerprint_accel.models.localization import CompactLocalization, Localization
 from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.recompute import through
 
 
 class DeepPrint(nn.Module):
@@ -59,11 +60,22 @@ class DeepPrint(nn.Module):
         return self.minutia_map is not None
 
     def train(self, mode: bool = True) -> DeepPrint:
-        """As any module, but an aligning network that is frozen keeps its statistics too."""
+        """As any module, but what is frozen keeps its statistics too."""
         super().train(mode)
-        if self.localization is not None and self.config.localization_frozen:
-            self.localization.eval().requires_grad_(False)
+        for part in self._frozen_parts():
+            part.eval().requires_grad_(False)
         return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        config = self.config
+        parts: list[nn.Module | None] = []
+        if config.localization_frozen or config.trunk_frozen:
+            parts.append(self.localization)
+        if config.trunk_frozen:
+            parts += [self.stem, self.minutia_stem, self.minutia_map]
+            for branch in (self.texture_branch, self.minutia_branch):
+                parts += list(branch[:-2]) if branch is not None else []  # all but dropout and embedding layer
+        return [part for part in parts if part is not None]
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
@@ -80,14 +92,15 @@ class DeepPrint(nn.Module):
     def describe(self, image: torch.Tensor) -> Output:
         """As `forward`, of an image (B, 1, S, S) that is aligned already."""
         texture = minutia = maps = None
-        features = self.stem(image)
+        recompute = self.config.recompute and self.training
+        features = through(self.stem, image, recompute)
         norms = []
         if self.texture_branch is not None:
-            texture, norm = _unit(self.texture_branch(features))
+            texture, norm = _unit(through(self.texture_branch, features, recompute))
             norms.append(norm)
         if self.minutia_stem is not None and self.minutia_branch is not None and self.minutia_map is not None:
-            deeper = self.minutia_stem(features)
-            minutia, norm = _unit(self.minutia_branch(deeper))
+            deeper = through(self.minutia_stem, features, recompute)
+            minutia, norm = _unit(through(self.minutia_branch, deeper, recompute))
             norms.append(norm)
             maps = self.minutia_map(deeper) if self.training else None
         return Output(texture, minutia, maps, None if self.training else torch.stack(norms).mean(dim=0))
