@@ -162,7 +162,9 @@ class LossConfig:
         )
         require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing must be at least 0 and below 1")
-        require(not (self.sharded and self.label_smoothing), "loss.label_smoothing needs heads held whole: one of the two")
+        require(
+            not (self.sharded and self.label_smoothing), "loss.label_smoothing needs heads held whole: one of the two"
+        )
         require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
 
 

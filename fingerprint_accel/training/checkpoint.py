@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from fingerprint_accel.errors import UserError
 
 FORMAT_VERSION = 1
+EMA_FILE = "ema.safetensors"
 FILES = ("state.json", "model.safetensors", "training_state.safetensors")
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -30,11 +31,13 @@ class Checkpoint:
         model: state dict of the network.
         training: every other tensor: heads and centres (`loss.`), optimizer (`optimizer.`), counters (`run.`).
         state: numbers and words: step, position, seed, best EER, gradient scaler, dataset facts.
+        ema: state dict of the moving average of the network, if one is kept.
     """
 
     model: dict[str, torch.Tensor]
     training: dict[str, torch.Tensor]
     state: dict[str, Any]
+    ema: dict[str, torch.Tensor] | None = None
 
 
 def write_json(values: Any, path: Path) -> None:
@@ -61,6 +64,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     temporary.mkdir(parents=True)
     save_file(_plain(checkpoint.model), temporary / "model.safetensors", metadata={"format": "pt"})
     save_file(_plain(checkpoint.training), temporary / "training_state.safetensors", metadata={"format": "pt"})
+    if checkpoint.ema is not None:
+        save_file(_plain(checkpoint.ema), temporary / EMA_FILE, metadata={"format": "pt"})
     (temporary / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **checkpoint.state}, indent=2))
     for file in temporary.iterdir():
         _sync_file(file)
@@ -151,13 +156,14 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
         state = json.loads((folder / "state.json").read_text())
         model = load_file(folder / "model.safetensors")
         training = _load_rows(folder / "training_state.safetensors", rows or {})
+        ema = load_file(folder / EMA_FILE) if (folder / EMA_FILE).is_file() else None
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged checkpoint ({error}); resume from another one") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder}: checkpoint format {state.get('format_version')}, this version reads {FORMAT_VERSION}"
         )
-    return Checkpoint(model, training, state)
+    return Checkpoint(model, training, state, ema)
 
 
 def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]:

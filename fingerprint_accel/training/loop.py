@@ -10,6 +10,7 @@ from tqdm import tqdm
 from fingerprint_accel.config import save_yaml
 from fingerprint_accel.errors import Stopped, UserError
 from fingerprint_accel.training.heads import start_heads
+from fingerprint_accel.training.memory import explained, fit_memory
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.preemption import Watch
@@ -29,17 +30,19 @@ def train(run: Run) -> Progress:
         Stopped: SIGTERM or SIGUSR1 came to one of the ranks; all have ended the same step, and a checkpoint is saved.
         LostProcessError: another rank has failed or is gone.
     """
-    accelerator, training = run.accelerator, run.config.training
+    accelerator = run.accelerator
     checkpoint = checkpoint_to_resume(run.config)
     accelerator.wait_for_everyone()  # all ranks have looked before rank 0 writes
     progress = restore(run, checkpoint) if checkpoint else Progress()
     if run.config.model.start_from and not checkpoint:
         start_heads(run)
+    fit_memory(run, progress.step, progress.position)
+    training = run.config.training  # its micro-batches may have become smaller
     if accelerator.is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_yaml(run.config, run.folder / "config.yaml")
     accelerator.print(start_line(run, progress))
-    guard = StatisticsGuard(run.bare)
+    guard = StatisticsGuard(run.bare, run.ema.module if run.ema is not None else None)
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
@@ -51,9 +54,12 @@ def train(run: Run) -> Progress:
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while not _finished(run, progress):
             now = pace(progress.step, run.steps, run.config)
-            bad = optimizer_step(run, batches, now, meters, progress)
+            with explained(run, progress.step):
+                bad = optimizer_step(run, batches, now, meters, progress)
             guard.step(bad)
             progress.step += 1
+            if run.ema is not None:
+                run.ema.update(run.bare.model, progress.step)
             progress.position += run.samples_per_step
             bar.update()
             last = progress.step == run.steps
@@ -101,6 +107,10 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     batch_size = run.config.training.batch_size
     metrics = validate(run.accelerator, run.bare.model, run.preprocessor, run.validation, batch_size)
     eer = metrics["eer"]
+    if run.ema is not None:  # what is exported decides
+        average = validate(run.accelerator, run.ema.module, run.preprocessor, run.validation, batch_size)
+        metrics |= {f"ema_{name}": value for name, value in average.items()}
+        eer = average["eer"]
     improved = progress.best_eer is None or eer < progress.best_eer
     if improved:
         progress.best_eer, progress.best_step = eer, progress.step

@@ -57,10 +57,12 @@ class StatisticsGuard:
 
     Args:
         module: whose batch normalisation is guarded.
+        average: moving average of the network, whose statistics are then the mean over ranks too.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, average: nn.Module | None = None) -> None:
         self.live = running_statistics(module)
+        self.averaged = running_statistics(average) if average is not None else []
         self.good = [buffer.clone() for buffer in self.live]
 
     @torch.no_grad()
@@ -75,9 +77,9 @@ class StatisticsGuard:
     def average(self, processes: int) -> None:
         """Makes the statistics the mean over ranks; every rank calls this at the same step."""
         if processes > 1 and self.live:
-            flat = torch.cat([buffer.flatten() for buffer in self.live])
+            together = self.live + self.averaged
+            flat = torch.cat([buffer.flatten() for buffer in together])
             torch.distributed.all_reduce(flat)
-            parts = (flat / processes).split([buffer.numel() for buffer in self.live])
-            for live, good, part in zip(self.live, self.good, parts, strict=True):
-                live.copy_(part.view_as(live))
-                good.copy_(live)
+            parts = (flat / processes).split([buffer.numel() for buffer in together])
+            torch._foreach_copy_(together, [part.view_as(buffer) for part, buffer in zip(parts, together, strict=True)])
+            torch._foreach_copy_(self.good, self.live)

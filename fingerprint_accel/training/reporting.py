@@ -159,4 +159,4 @@ class Reporter:
 
 
 def _is_rate(name: str) -> bool:
-    return name == "eer" or "@" in name
+    return name.endswith("eer") or "@" in name

@@ -72,7 +72,8 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         "enhanced": info.enhanced,
         "processes": run.accelerator.num_processes,
     }
-    name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state))
+    ema = run.ema.module.state_dict() if run.ema is not None else None
+    name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state, ema))
     if best:
         _name_best(run.folder, name, progress)
     prune(run.folder, run.config.training.keep)
@@ -128,6 +129,8 @@ def restore(run: Run, folder: Path) -> Progress:
     try:
         run.bare.model.load_state_dict(checkpoint.model)
         run.bare.loss.load_state_dict(heads)
+        if run.ema is not None:  # switched on later, it starts from the weights
+            run.ema.module.load_state_dict(checkpoint.ema or checkpoint.model)
     except RuntimeError as error:
         raise UserError(
             f"{folder}: holds another model than configured ({str(error).splitlines()[-1].strip()})"

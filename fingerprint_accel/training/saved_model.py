@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.training.checkpoint import find_checkpoint, read_pointer
+from fingerprint_accel.training.checkpoint import EMA_FILE, find_checkpoint, read_pointer
 
 BUNDLED = Path(__file__).parent.parent / "pretrained"
 
@@ -44,12 +44,14 @@ class SavedModel:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def load_into(self, network: torch.nn.Module) -> None:
-        """Copies the weights into a network of the same configuration.
+        """Copies the weights into a network of the same configuration: their moving average where it was kept.
 
         Raises:
             UserError: the file is missing, damaged, or of another network.
         """
-        file = self.folder / "model.safetensors"
+        file = self.folder / EMA_FILE
+        if not file.is_file():
+            file = self.folder / "model.safetensors"
         try:
             network.load_state_dict(load_file(file))
         except (OSError, SafetensorError) as error:

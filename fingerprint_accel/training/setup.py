@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -26,9 +27,13 @@ from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.rates import depths, parameter_groups
 from fingerprint_accel.training.saved_model import find_model
 from fingerprint_accel.training.shards import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 
 @dataclass
@@ -39,6 +44,7 @@ class Run:
         module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
         bare: the same without wrapping.
         optimizer: wrapped by Accelerate; `optimizer.optimizer` is torch's.
+        ema: moving average of the network's weights, if one is kept.
         steps: optimizer steps in all.
     """
 
@@ -52,6 +58,7 @@ class Run:
     bare: TrainingModule
     optimizer: torch.optim.Optimizer
     steps: int
+    ema: ModelEmaV3 | None = None
 
     @property
     def folder(self) -> Path:
@@ -113,22 +120,30 @@ def use_all_cores(state: Accelerator | PartialState) -> None:
 
 
 def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; vectors (biases, normalisation) are not decayed. Fused: it can skip an update on the device.
+    """AdamW or SGD over `rates.parameter_groups`. Fused: it can skip an update on the device.
 
     Heads that sample classes are in it twice: whole, without gradients, and what is drawn of them.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for part in module.modules():
-        parameters += part.drawn.values() if isinstance(part, ShardedHead) else []
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": training.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    where = depths(module.model) if isinstance(module, TrainingModule) else {}
+    drawn = [
+        (f"{name}.{entry}", parameter)
+        for name, part in module.named_modules()
+        if isinstance(part, ShardedHead)
+        for entry, parameter in part.drawn.items()
     ]
+    groups = parameter_groups([*module.named_parameters(), *drawn], where, training)
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+
+
+def _average(model: DeepPrint, decay: float) -> ModelEmaV3 | None:
+    """Of its weights over the steps to come."""
+    if decay == 0:
+        return None
+    from timm.utils.model_ema import ModelEmaV3  # takes seconds
+
+    return ModelEmaV3(model, decay, use_warmup=True)
 
 
 def _start_from(model: DeepPrint, config: Config) -> None:
@@ -192,5 +207,6 @@ def set_up(config: Config) -> Run:
         module=module,
         bare=bare,
         optimizer=optimizer,
+        ema=_average(bare.model, training.ema_decay),
         steps=training.steps or max(1, round(training.epochs * order.length / per_step)),
     )

@@ -22,7 +22,7 @@ def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meter
     begin_step()
     seed_step(training.seed, progress.step, accelerator.process_index)
     for group in optimizer.param_groups:
-        group["lr"] = pace.learning_rate
+        group["lr"] = pace.learning_rate * group["rate"]
     margin = torch.full((), pace.margin, device=accelerator.device)  # a number would be compiled into the losses
     maps_needed, dtype = run.bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     losses, fingers, branches = [], [], []

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.extraction import extractor  # noqa: F401  (imported by every run)
 from fingerprint_accel.recipe import run_recipe
@@ -29,9 +31,10 @@ WORDS = [
     *("--training.steps", str(STEPS), "--training.warmup-steps", "2", "--training.log-every", "5"),
     *("--training.tracker", "none", "--training.precision", "no", "--resume", "auto", "--training.timeout", "20"),
     *("--training.validate-every", "4", "--training.save-every", "3", "--data", str(DATA)),
+    *("--training.ema-decay", "0.9", "--training.fit-memory", "yes"),
 ]
-MOMENTS = {  # the call at which it comes: in step 6, in validation after step 4, in the save then
-    "step": (setup.TrainingModule, "forward", 6),
+MOMENTS = {  # the call at which it comes: in step 6 (one call rehearses), in validation after step 4, in the save then
+    "step": (setup.TrainingModule, "forward", 7),
     "validation": (validation, "begin_step", 1),
     "save": (checkpoint, "_sync_file", 5),
 }
@@ -129,6 +132,20 @@ def failing_read(rank):
     read, Shards.position_of_failure, Shards.read = Shards.read, itertools.count(), broken
 
 
+def little_memory(rank):
+    """Rank 1 has room for two prints."""
+    from fingerprint_accel.models.deepprint import DeepPrint
+
+    forward = DeepPrint.forward
+
+    def limited(self, image):
+        if rank == 1 and self.training and len(image) > 2:
+            raise torch.OutOfMemoryError("injected")
+        return forward(self, image)
+
+    DeepPrint.forward = limited
+
+
 def main():
     results = {}
     for processes in (1, 2):
@@ -146,7 +163,14 @@ def main():
             resumed = f"{name}-{again}"
             shutil.copytree(FOLDER / name, FOLDER / resumed)
             results[resumed] = launch(resumed, FOLDER / resumed, again)
+    results["ctrl-c"] = launch(
+        "ctrl-c", FOLDER / "ctrl-c", 2, before=lambda rank: strike("step", lambda: os.kill(os.getpid(), signal.SIGINT))
+    )
     results["failing"] = launch("failing", FOLDER / "failing", 2, before=failing_read)
+    every_step = ["--training.log-every", "1"]
+    small = ["--training.batch-size", "2", "--training.accumulation", "2"]
+    results["shrunk"] = launch("shrunk", FOLDER / "shrunk", 2, every_step, before=little_memory)
+    results["small"] = launch("small", FOLDER / "small", 2, [*every_step, *small])
     stopped = FOLDER / "SIGTERM-1-step"
     for name, words in {
         "more micro-batches": ["--training.batch-size", "2", "--training.accumulation", "4"],

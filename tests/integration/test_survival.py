@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from fingerprint_accel.config import load_yaml
+
 from .conftest import LAUNCHERS, ROOT, TINY
 
 MOMENTS = ("step", "validation", "save")
@@ -78,6 +80,14 @@ def test_a_lost_rank_ends_the_other_with_one_line(moment, runs):
     assert "Traceback" not in (folder / f"{name}.{1 - victim}.err").read_text()
 
 
+def test_ctrl_c_stops_at_once(runs):
+    folder, results = runs
+    assert results["ctrl-c"]["codes"] == [130, 130]
+    assert results["ctrl-c"]["seconds"] < 20
+    assert saved_steps(folder / "ctrl-c") == [3, 4]
+    assert "interrupted; the same command with --resume auto" in (folder / "ctrl-c.0.err").read_text()
+
+
 def test_a_failed_rank_ends_the_other_with_one_line(runs):
     folder, results = runs
     assert results["failing"]["codes"] == [76, 1]
@@ -107,7 +117,7 @@ def test_a_resumed_run_is_the_one_that_was_left_alone(number, processes, moment,
 
 def same_bits(whole, resumed, stopped):
     """All but running statistics of several ranks: a save takes their mean, and a signal brings one more save."""
-    for file in ("model.safetensors", "training_state.safetensors"):
+    for file in ("model.safetensors", "training_state.safetensors", "ema.safetensors"):
         tensors = [load_file(place / file) for place in (whole, resumed)]
         assert list(tensors[0]) == list(tensors[1])
         for name in tensors[0]:
@@ -128,6 +138,27 @@ def test_batches_may_be_shared_out_anew_but_not_change(runs):
     (line,) = errors(folder, "another batch", 0)
     assert "trained with 8 prints per step, this run has 6 (batch size 2 x accumulation 3 x 1 processes)" in line
     assert "give --training.accumulation 4, so that it is 8 again" in line
+
+
+def test_too_little_memory_on_one_rank_makes_both_smaller(runs):
+    folder, results = runs
+    assert results["shrunk"]["codes"] == results["small"]["codes"] == [0, 0]
+    said = (folder / "shrunk.0.out").read_text()
+    assert (
+        "out of memory on 1 of 2 processes with batch 4 x 1: all go on with 2 x 2, the same 8 prints per step in the "
+        "same order"
+    ) in said
+    assert "batch 2 x 2 per device, 8 in total" in said
+    whole = samples(folder, "whole-2", 2)
+    losses = []
+    for name in ("shrunk", "small"):
+        assert samples(folder, name, 2) == whole
+        records = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([record["loss"] for record in records if record["kind"] == "train"])
+        assert len(losses[-1]) == 12
+    assert losses[0] == losses[1]
+    assert load_yaml(folder / "shrunk" / "config.yaml").training == load_yaml(folder / "small" / "config.yaml").training
+    same_bits(folder / "small" / LAST, folder / "shrunk" / LAST, stopped=False)
 
 
 def test_torchrun_passes_the_signal_on(prints, environment, tmp_path):
