@@ -81,11 +81,15 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """In main memory, each in a storage of its own; copied only where that is not so, since heads can be large."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return {
-        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-        for name, tensor in plain.items()
-    }
+    found: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        shared = storage.data_ptr() in storages or storage.nbytes() != plain.nbytes
+        storages.add(storage.data_ptr())
+        found[name] = plain.clone() if shared else plain
+    return found
 
 
 def _sync_file(path: Path) -> None:

@@ -100,3 +100,15 @@ def test_optimizer_goes_on_where_it_was(kind):
     advance(again, other, 1)
     for name, tensor in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_rows_alone_are_read(tmp_path):
+    """Of a parameter and of what the optimizer remembers of it; not of counters, nor of others."""
+    whole = torch.arange(14.0).reshape(7, 2)
+    tensors = {"loss.a": whole, "optimizer.loss.a.exp_avg": 2 * whole, "optimizer.loss.a.step": torch.tensor(3.0)}
+    save_checkpoint(tmp_path, Checkpoint({}, {**tensors, "loss.b": whole}, {"step": 1}))
+    found = load_checkpoint(tmp_path / "checkpoints" / "step-00000001", {"loss.a": slice(2, 5)}).training
+    assert found["loss.a"].tolist() == whole[2:5].tolist()
+    assert found["optimizer.loss.a.exp_avg"].tolist() == (2 * whole[2:5]).tolist()
+    assert found["optimizer.loss.a.step"].item() == 3
+    assert found["loss.b"].tolist() == whole.tolist()

@@ -1,0 +1,43 @@
+"""Sharded heads in training on one process; tests/integration/test_sharded.py has several."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import DistributedType
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.setup import set_up
+from fingerprint_accel.training.shards import draw_classes, keep_from_ddp
+
+
+def with_loss(config, **knobs):
+    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, **knobs))
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_nothing_else_may_share_out_the_heads(tiny, kind):
+    run = set_up(with_loss(tiny, sharded=True))
+    with pytest.raises(UserError, match=f"{kind.value} must not"):
+        keep_from_ddp(run.bare, kind)
+    keep_from_ddp(set_up(tiny).bare, kind)
+
+
+def test_an_update_draws_the_fingers_of_its_prints(tiny):
+    """Those of all micro-batches, from the place in the stream alone."""
+    config = with_loss(tiny, sharded=True, negative_sampling=0.1)
+    config = dataclasses.replace(config, training=dataclasses.replace(tiny.training, batch_size=2, accumulation=2))
+    run = set_up(config)
+    draw_classes(run, position=9)
+    samples, _ = run.order.take(9, 4)
+    wanted = set(run.train.labels[samples].tolist())
+    for head in run.bare.loss.sharded_heads.values():
+        rows = head._drawn_rows.tolist()
+        assert len(rows) == 4
+        assert wanted <= set(rows)
+        assert torch.equal(head.drawn["weight"], head.weight[rows])
+    with run.train.loader(run.order, 2, position=9) as loader:
+        batches = iter(loader)
+        read = np.concatenate([next(batches).finger.numpy() for _ in range(2)])
+    assert set(read.tolist()) == wanted
