@@ -17,7 +17,7 @@ from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.schedule import pace
 from fingerprint_accel.training.setup import Run
-from fingerprint_accel.training.speed import input_dtype
+from fingerprint_accel.training.speed import begin_step, input_dtype
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
@@ -88,7 +88,10 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     samples = run.order.take(position + accelerator.process_index * size, size)
     batch = run.train.read(*samples).to(accelerator.device)
     bare.train()
-    kept = [] if run.optimizer.state else [torch.empty_like(part) for part in bare.parameters() for _ in range(2)]
+    begin_step()
+    states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]  # numbers per weight
+    kept = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
+    margin = torch.full((), now.margin, device=accelerator.device)  # as in a step, which compiled losses depend on
     maps_needed, dtype = bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     image, maps = run.preprocessor(batch, True, maps_needed, now.augmentation, dtype)
     with accelerator.autocast():
@@ -97,7 +100,7 @@ def _rehearse(run: Run, step: int, position: int) -> None:
             parts = [*output.branches.values(), *([output.minutia_map] if output.minutia_map is not None else [])]
             loss = sum((part.float().mean() for part in parts), torch.zeros((), device=image.device))
         else:
-            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, now.margin)[0]
+            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, margin)[0]
     loss.backward()
     del kept
 

@@ -94,8 +94,8 @@ class Watch:
             signal.signal(number, handler)
         if self._lost and (error is None or isinstance(error, RuntimeError)):
             raise LostProcessError(self._lost) from error
-        if failed and isinstance(error, RuntimeError) and "timed out" in failed.lower():
-            raise LostProcessError(self._line(f"another process has not answered within {self.timeout} s")) from error
+        if isinstance(error, RuntimeError) and _is_timeout(error):
+            raise LostProcessError(self._line(self._silence())) from error
 
     @staticmethod
     def _is_failure(error: BaseException) -> bool:
@@ -129,8 +129,8 @@ class Watch:
                 if stops and not self._target:
                     self._agree(stops[0])
                 time.sleep(TICK)
-        except RuntimeError:  # gloo has lost a connection, or nobody answered in time
-            self._end([])
+        except RuntimeError as error:  # gloo has lost a connection, or nobody answered in time
+            self._end([], _is_timeout(error))
 
     def _tell(self, word: Any) -> list[Any]:
         """`word` of every rank, in order of rank."""
@@ -154,11 +154,16 @@ class Watch:
             "goes on from the last checkpoint"
         )
 
-    def _end(self, broken: list[tuple[int, str]]) -> None:
+    def _silence(self) -> str:
+        return f"another process of the run has not answered within {self.timeout} s"
+
+    def _end(self, broken: list[tuple[int, str]], silent: bool = False) -> None:
         """Ends a process whose training thread waits for ranks that will not answer."""
         if self._word.failed and not broken:
             return
         what = "another process of the run is gone (killed, out of memory, or its machine was lost)"
+        if silent:
+            what = self._silence()
         if broken:
             what = f"rank {broken[0][0]} has failed ({broken[0][1]})"
         self._lost = self._line(what)
@@ -168,6 +173,10 @@ class Watch:
         if not self._leaving.wait(GRACE):
             print(f"\nerror: {self._lost}", file=sys.stderr, flush=True)
             os._exit(LOST)
+
+
+def _is_timeout(error: RuntimeError) -> bool:
+    return "timed out" in str(error).lower()  # torch has no exception of its own for it
 
 
 def _one_line(error: BaseException) -> str:

@@ -106,8 +106,11 @@ def process(name, out, rank, processes, port, words, before):
     os._exit(code)
 
 
-def launch(name, out, processes, words=(), before=lambda rank: None):
-    """Runs to the end; exit codes of all ranks (negative: the signal) and seconds."""
+def launch(name, out, processes, words=(), before=lambda rank: None, hung=False):
+    """Runs to the end; exit codes of all ranks (negative: the signal) and seconds.
+
+    With `hung` rank 1 does not end by itself: it is killed when rank 0 has ended.
+    """
     port, start = free_port(), time.monotonic()
     children = []
     for rank in range(processes):
@@ -115,7 +118,11 @@ def launch(name, out, processes, words=(), before=lambda rank: None):
         if not child:
             process(name, out, rank, processes, port, words, before)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = []
+    for child in children:
+        if codes and hung:
+            os.kill(child, signal.SIGKILL)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     return {"codes": codes, "seconds": time.monotonic() - start}
 
 
@@ -166,6 +173,11 @@ def main():
     results["ctrl-c"] = launch(
         "ctrl-c", FOLDER / "ctrl-c", 2, before=lambda rank: strike("step", lambda: os.kill(os.getpid(), signal.SIGINT))
     )
+
+    def hang(rank):
+        strike("step", (lambda: os.kill(os.getpid(), signal.SIGSTOP)) if rank else lambda: None)
+
+    results["hung"] = launch("hung", FOLDER / "hung", 2, ["--training.timeout", "5"], hang, hung=True)
     results["failing"] = launch("failing", FOLDER / "failing", 2, before=failing_read)
     every_step = ["--training.log-every", "1"]
     small = ["--training.batch-size", "2", "--training.accumulation", "2"]

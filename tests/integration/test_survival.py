@@ -80,6 +80,14 @@ def test_a_lost_rank_ends_the_other_with_one_line(moment, runs):
     assert "Traceback" not in (folder / f"{name}.{1 - victim}.err").read_text()
 
 
+def test_a_rank_that_does_not_answer_counts_as_lost(runs):
+    folder, results = runs
+    assert results["hung"]["codes"] == [76, -signal.SIGKILL]
+    assert 5 < results["hung"]["seconds"] < 25
+    (line,) = errors(folder, "hung", 0)
+    assert line.startswith("error: rank 0: another process of the run has not answered within 5 s, after step ")
+
+
 def test_ctrl_c_stops_at_once(runs):
     folder, results = runs
     assert results["ctrl-c"]["codes"] == [130, 130]
