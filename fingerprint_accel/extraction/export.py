@@ -81,15 +81,28 @@ def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
         return torch.export.export(embedder, (example,), dynamic_shapes=({0: batch},))
 
 
-def save_torch(extractor: FingerprintExtractor, path: Path) -> Check:
-    """Writes a `torch.export` file, which `torch.export.load` opens without this package, and checks it."""
-    torch.export.save(traced(extractor), path)
+def save_torch(
+    extractor: FingerprintExtractor, path: Path, program: torch.export.ExportedProgram | None = None
+) -> Check:
+    """Writes a `torch.export` file, which `torch.export.load` opens without this package, and checks it.
+
+    Args:
+        extractor: the model.
+        path: to write.
+        program: what `traced` says of it, where that is at hand: tracing takes seconds.
+    """
+    torch.export.save(program or traced(extractor), path)
     module = torch.export.load(path).module()
     return _check(extractor, lambda images: module(torch.from_numpy(images)).detach().numpy())
 
 
-def save_onnx(extractor: FingerprintExtractor, path: Path) -> Check:
+def save_onnx(
+    extractor: FingerprintExtractor, path: Path, program: torch.export.ExportedProgram | None = None
+) -> Check:
     """Writes an ONNX file with input `images` and output `embeddings`, and checks it with onnxruntime.
+
+    Args:
+        extractor, path, program: as of `save_torch`.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is missing.
@@ -102,16 +115,16 @@ def save_onnx(extractor: FingerprintExtractor, path: Path) -> Check:
         raise UserError(f"{error.name} is not installed: pip install 'fingerprint-accel[onnx]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            traced(extractor),
+        written = torch.onnx.export(
+            program or traced(extractor),
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
             output_names=["embeddings"],
             verbose=False,
         )
-    assert program is not None, "the new exporter returns a program"
-    program.save(str(path))
+    assert written is not None, "the new exporter returns a program"
+    written.save(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return _check(extractor, lambda images: session.run(["embeddings"], {"images": images})[0])
 
@@ -145,9 +158,10 @@ def export_command(model: str, onnx: Path | None, torch_file: Path | None) -> No
     if onnx is None and torch_file is None:
         raise UserError("nothing to write: give --onnx FILE, --torch FILE, or both")
     extractor = FingerprintExtractor.from_pretrained(model)
+    program = traced(extractor)
     for path, save in ((onnx, save_onnx), (torch_file, save_torch)):
         if path is not None:
-            check = save(extractor, path)
+            check = save(extractor, path, program)
             print(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {check.difference:.1e}; "
                 f"{check.milliseconds:.1f} ms a print in batches of {TRIED[-1]}, "

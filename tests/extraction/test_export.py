@@ -1,45 +1,113 @@
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.export import export_command, save_onnx, save_torch
+from fingerprint_accel.extraction.export import export_command, save_torch
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_only.py"
+
+
+@pytest.fixture(scope="module")
+def canvases(prints):
+    """(12, 320, 320) uint8 prints."""
+    shards = open_dataset(prints)
+    return np.stack([shards.image(row) for row in range(12)])
 
 
 @pytest.fixture(scope="module", params=["Tex", "LocTexMinu"])
-def extractor(request):
+def exported(request, canvases, spread_out, tmp_path_factory):
+    """An extractor that tells prints apart and aligns them, the folder of its exports, and what was printed."""
     torch.manual_seed(0)
     model = ModelConfig(variant=request.param, trunk="compact", width=8, embedding_dim=32)
-    return FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320)
+    extractor = FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320)
+    if extractor.aligning is not None:
+        torch.nn.init.normal_(extractor.aligning.fc_loc[-1].weight, std=0.5)  # at first it turns nothing
+    spread_out(extractor, canvases)  # also what was embedded before must not matter to the export
+    folder = tmp_path_factory.mktemp("export")
+    extractor.save_pretrained(folder / "model")
+    onnx = folder / "model.onnx" if all(map(importlib.util.find_spec, ONNX_PACKAGES)) else None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        export_command(str(folder / "model"), onnx, folder / "model.pt2")
+    return extractor, folder, printed.getvalue()
 
 
-def test_onnx_gives_the_same_embeddings_for_any_number_of_prints(extractor, tmp_path):
+@pytest.fixture(scope="module")
+def session(exported):
     runtime = pytest.importorskip("onnxruntime")
-    check = save_onnx(extractor, tmp_path / "model.onnx")
-    assert check.difference < 1e-4
-    assert check.milliseconds > 0
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
-    images = np.random.default_rng(1).integers(0, 256, (5, 320, 320), np.uint8)
-    (found,) = session.run(["embeddings"], {"images": images})
-    np.testing.assert_allclose(found, extractor(torch.from_numpy(images)), atol=1e-4)
+    if not (exported[1] / "model.onnx").exists():
+        pytest.skip("writing ONNX needs onnx and onnxscript")
+    return runtime.InferenceSession(exported[1] / "model.onnx")
 
 
-def test_torch_opens_its_export_without_the_package(extractor, tmp_path):
-    assert save_torch(extractor, tmp_path / "model.pt2").difference < 1e-4
-    module = torch.export.load(tmp_path / "model.pt2").module()
-    images = torch.randint(0, 256, (4, 320, 320), dtype=torch.uint8)
+def test_the_network_tells_the_prints_of_these_tests_apart(exported, canvases):
+    extractor = exported[0]
+    embeddings = extractor(torch.from_numpy(canvases)).numpy()
+    assert (embeddings @ embeddings.T)[np.triu_indices(12, 1)].min() < 0
+    alignment = extractor.alignment(torch.from_numpy(canvases))
+    assert alignment is None or alignment.shift.std() > 1
+
+
+def test_the_command_says_how_the_files_differ(exported):
+    lines = exported[2].splitlines()
+    assert [line.split(":")[0].rpartition(".")[2] for line in lines][-1] == "pt2"
+    for line in lines:
+        assert float(re.search(r"differs from PyTorch by at most (\S+);", line)[1]) < 1e-4
+        assert float(re.search(r"; (\S+) ms a print", line)[1]) > 0
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_onnx_gives_the_same_embeddings_for_any_number_of_prints(exported, session, canvases, count):
+    (found,) = session.run(["embeddings"], {"images": canvases[:count]})
+    np.testing.assert_allclose(found, exported[0](torch.from_numpy(canvases[:count])), atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_torch_opens_its_export_without_the_package(exported, canvases, count):
+    extractor, folder, _ = exported
+    images = torch.from_numpy(canvases[:count])
+    module = torch.export.load(folder / "model.pt2").module()
     torch.testing.assert_close(module(images), extractor(images), atol=1e-4, rtol=0)
 
 
-def test_the_command_says_how_they_differ(extractor, tmp_path, capsys):
-    extractor.save_pretrained(tmp_path / "model")
-    export_command(str(tmp_path / "model"), None, tmp_path / "model.pt2")
-    assert "differs from PyTorch by at most" in capsys.readouterr().out
+def test_the_example_needs_nothing_else_and_finds_the_same(exported, session, canvases, tmp_path):
+    text = EXAMPLE.read_text()
+    assert len(text.splitlines()) <= 40
+    modules = {alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+    assert modules == {"sys", "numpy", "onnxruntime", "PIL"}
+    paths = [tmp_path / f"{row}.png" for row in range(4)]
+    for path, image in zip(paths, canvases, strict=False):
+        Image.fromarray(image).save(path)
+    extractor, folder, _ = exported
+    wanted = extractor(torch.from_numpy(canvases[:4])).numpy()
+    found = runpy.run_path(str(EXAMPLE))["embed"](folder / "model.onnx", paths, 300)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    command = [sys.executable, str(EXAMPLE), str(folder / "model.onnx"), str(paths[0]), str(paths[1]), "300"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(printed.split()[-1]) == pytest.approx(wanted[0] @ wanted[1], abs=1e-3)
+
+
+def test_nothing_to_write_and_what_cannot_be_exported_are_errors(tmp_path):
     with pytest.raises(UserError, match="nothing to write"):
-        export_command(str(tmp_path / "model"), None, None)
+        export_command("small", None, None)
     preprocess = PreprocessConfig(crop=256, size=64, enhance=True)
-    enhancing = FingerprintExtractor(extractor.model.config, preprocess, ppi=300, canvas=320)
+    model = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=32)
+    enhancing = FingerprintExtractor(model, preprocess, ppi=300, canvas=320)
     with pytest.raises(UserError, match="ridge enhancement cannot be exported"):
         save_torch(enhancing, tmp_path / "enhancing.pt2")
