@@ -1,0 +1,148 @@
+"""Embeddings per second, from image files and from a dataset, of the bundled model and of DeepPrint's network.
+
+python benchmarks/extraction.py --out extraction.json
+
+Without --data it makes prints of its own. Files are the same prints as 500 ppi PNGs, one by one decoded, segmented and
+placed on a canvas as an import does. The network of DeepPrint (Tex on Inception v4, 299 x 299 pixels) has random
+weights: they cost the same time. Every combination takes its turn in each round, so that other work of the machine
+meets all of them; the median of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from benchmark_data import default_dataset
+from machine import machine, usable_cores, versions
+from PIL import Image
+from timing import spread
+from tqdm import tqdm
+
+from fingerprint_accel import FingerprintExtractor
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.text import aligned
+
+FLX = (2.3, 2.9)  # images/s on one core, of flx's DeepPrint_Tex with its preparation
+FILE_PPI = 500
+Prints = Shards | list[Path]
+
+
+def deepprint_tex(shards: Shards) -> FingerprintExtractor:
+    """DeepPrint's network for the prints of a dataset, untrained."""
+    preparation = PreprocessConfig(crop=min(299, shards.info.canvas), size=299)
+    return FingerprintExtractor(ModelConfig(variant="Tex"), preparation, shards.info.ppi, shards.info.canvas)
+
+
+def write_files(shards: Shards, folder: Path, count: int) -> list[Path]:
+    """The first prints of a dataset as PNG files at FILE_PPI."""
+    paths = []
+    for row in range(count):
+        side = round(shards.info.canvas * FILE_PPI / shards.info.ppi)
+        image = Image.fromarray(np.array(shards.image(row))).resize((side, side), Image.Resampling.BICUBIC)
+        paths.append(folder / f"{row:05}.png")
+        image.save(paths[-1])
+    return paths
+
+
+class Combination:
+    """A model, its precision, and where prints come from.
+
+    Args:
+        extractor: the model.
+        bf16: its precision.
+        prints: a dataset, or files; at least `batch_size`.
+        batch_size: prints at a time.
+    """
+
+    def __init__(self, extractor: FingerprintExtractor, bf16: bool, prints: Prints, batch_size: int) -> None:
+        self.extractor, self.bf16, self.prints, self.batch_size = extractor, bf16, prints, batch_size
+        self.count = batch_size
+        self.rates: list[float] = []
+
+    def run(self) -> float:
+        """Embeds `count` prints; prints per second."""
+        self.extractor.bf16 = self.bf16
+        done, started = 0, time.perf_counter()
+        if isinstance(self.prints, Shards):
+            for images in self.extractor.batches(self.prints, batch_size=self.batch_size):
+                self.extractor(images)
+                done += len(images)
+                if done >= self.count:
+                    break
+        else:
+            self.extractor.extract(self.prints[: self.count], FILE_PPI, batch_size=self.batch_size, progress=False)
+            done = self.count
+        return done / (time.perf_counter() - started)
+
+    def prepare(self, seconds: float) -> None:
+        """Runs once to warm up and once to see how many batches take about `seconds`."""
+        self.run()
+        most = len(self.prints) // self.batch_size
+        self.count = self.batch_size * max(1, min(most, round(seconds * self.run() / self.batch_size)))
+
+
+def combinations(shards: Shards, files: list[Path], batch_size: int) -> dict[tuple[str, str, str], Combination]:
+    """All of them by model, precision and source."""
+    found = {}
+    small = FingerprintExtractor.from_pretrained("small")
+    small.check_dataset(shards)
+    sources: dict[str, Prints] = {"files": files, "dataset": shards}
+    for name, extractor in (("small", small), ("DeepPrint_Tex", deepprint_tex(shards))):
+        for precision in ("float32", "bf16"):
+            for source, prints in sources.items():
+                found[name, precision, source] = Combination(extractor, precision == "bf16", prints, batch_size)
+    return found
+
+
+def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Path | None = None) -> None:
+    """Prints a table; writes JSON.
+
+    Args:
+        data: Dataset folder that the bundled model fits.
+        rounds: In which every combination takes its turn.
+        seconds: Of one turn, about.
+        out: JSON file to write.
+    """
+    if rounds < 1 or seconds <= 0:
+        raise UserError("--rounds must be at least 1, --seconds above 0")
+    batch_size, cores = 16, usable_cores()
+    shards = open_dataset(data or Path(default_dataset(Accelerator(cpu=True))))
+    if len(shards) < batch_size:
+        raise UserError(f"{shards.folder}: {len(shards)} prints; give at least {batch_size}")
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(shards, Path(folder), min(384, len(shards)))
+        found = combinations(shards, files, batch_size)
+        for each in tqdm(found.values(), desc="warming up", leave=False):
+            each.prepare(seconds)
+        for _ in tqdm(range(rounds), desc="measuring", unit="round", leave=False):
+            for each in found.values():
+                each.rates.append(each.run())
+    rows, results = [("network", "precision", "from", "prints/s", "slowest", "fastest", "per core", "times flx")], []
+    for (name, precision, source), each in found.items():
+        rate = spread(each.rates)
+        per_core = rate["samples_per_second"] / cores
+        results.append({"network": name, "precision": precision, "from": source, "prints_per_turn": each.count, **rate})
+        times = f"{per_core / FLX[1]:.1f} to {per_core / FLX[0]:.1f}"
+        numbers = [f"{rate[key]:.1f}" for key in ("samples_per_second", "slowest_round", "fastest_round")]
+        rows.append((name, precision, source, *numbers, f"{per_core:.1f}", times))
+    print(aligned(rows, words=3))
+    print(f"{cores} cores; flx: {FLX[0]} to {FLX[1]} images/s on one")
+    if out is not None:
+        facts = {"batch_size": batch_size, "flx_per_core": FLX, "data": str(shards.folder), "command": sys.argv}
+        setting = {"machine": machine(torch.device("cpu")), "versions": versions(), "threads": torch.get_num_threads()}
+        out.write_text(json.dumps({"results": results, **facts, **setting}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(main, description=__doc__)
