@@ -26,6 +26,8 @@ from fingerprint_accel.errors import LOST, LostProcessError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TICK = 0.25  # seconds between two words
+GONE = "another process of the run is gone (killed, out of memory, or its machine was lost)"
+FAREWELL = 10.0  # seconds for the words to arrive where training has failed: they tell whose fault it is
 GRACE = 3.0  # seconds for the training thread to end by itself before the process is ended
 
 
@@ -89,7 +91,7 @@ class Watch:
         self._word = _Word(failed=failed, done=not failed)
         self._leaving.set()
         if self._thread is not None:
-            self._thread.join(GRACE if failed else None)
+            self._thread.join(FAREWELL if failed else None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._lost and (error is None or isinstance(error, RuntimeError)):
@@ -121,7 +123,9 @@ class Watch:
                 words = self._tell(_Word(self._own_signal) if not self._leaving.is_set() else self._word)
                 broken = [(rank, word.failed) for rank, word in enumerate(words) if word.failed]
                 if broken:
-                    self._end([(rank, text) for rank, text in broken if rank != self.rank])
+                    others = [(rank, text) for rank, text in broken if rank != self.rank]
+                    if others:
+                        self._end(f"rank {others[0][0]} has failed ({others[0][1]})")
                     return
                 if all(word.done for word in words):
                     return
@@ -130,7 +134,7 @@ class Watch:
                     self._agree(stops[0])
                 time.sleep(TICK)
         except RuntimeError as error:  # gloo has lost a connection, or nobody answered in time
-            self._end([], _is_timeout(error))
+            self._end(self._silence() if _is_timeout(error) else GONE)
 
     def _tell(self, word: Any) -> list[Any]:
         """`word` of every rank, in order of rank."""
@@ -157,15 +161,8 @@ class Watch:
     def _silence(self) -> str:
         return f"another process of the run has not answered within {self.timeout} s"
 
-    def _end(self, broken: list[tuple[int, str]], silent: bool = False) -> None:
+    def _end(self, what: str) -> None:
         """Ends a process whose training thread waits for ranks that will not answer."""
-        if self._word.failed and not broken:
-            return
-        what = "another process of the run is gone (killed, out of memory, or its machine was lost)"
-        if silent:
-            what = self._silence()
-        if broken:
-            what = f"rank {broken[0][0]} has failed ({broken[0][1]})"
         self._lost = self._line(what)
         with self._turn:
             self._held = False

@@ -163,6 +163,8 @@ def main():
         victim = 0 if moment == "save" or processes == 1 else 1
 
         def before(rank, number=number, moment=moment, victim=victim):
+            if (number, moment) == ("SIGKILL", "step"):
+                preemption.TICK = 1.0  # training notices before the thread does
             strike(moment, (lambda: os.kill(os.getpid(), getattr(signal, number))) if rank == victim else lambda: None)
 
         results[name] = launch(name, FOLDER / name, processes, before=before)
