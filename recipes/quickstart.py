@@ -59,13 +59,13 @@ TEST_FINGERS, TEST_IMPRESSIONS = 60, 4
 
 
 def fast_on_this_machine(config: Config) -> Config:
-    """bf16 and all epochs where a GPU or the processor multiplies bf16 in hardware; else float32 and half of them."""
+    """bf16 and all epochs where a GPU or the processor multiplies bf16 in hardware; else float32 and a quarter of them."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     training = config.training
     if torch.cuda.is_available() or "amx_bf16" in flags or "avx512_bf16" in flags:
         return dataclasses.replace(config, training=dataclasses.replace(training, precision="bf16"))
-    return dataclasses.replace(config, training=dataclasses.replace(training, epochs=training.epochs / 2))
+    return dataclasses.replace(config, training=dataclasses.replace(training, epochs=training.epochs / 4))
 
 
 def main() -> None:
