@@ -59,7 +59,7 @@ TEST_FINGERS, TEST_IMPRESSIONS = 60, 4
 
 
 def fast_on_this_machine(config: Config) -> Config:
-    """bf16 and all epochs where a GPU or the processor multiplies bf16 in hardware; else float32 and a quarter of them."""
+    """bf16 and all epochs where a GPU or processor multiplies bf16 in hardware; else float32 and a quarter of them."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     training = config.training
