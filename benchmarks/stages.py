@@ -23,7 +23,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
-from fingerprint_accel.training.shards import draw_classes, put_classes_back
+from fingerprint_accel.training.sharded_heads import draw_classes, put_classes_back
 from fingerprint_accel.training.step import optimizer_step
 
 READ_BATCH = 256

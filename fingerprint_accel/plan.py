@@ -28,6 +28,11 @@ class Device:
     tflops: float
     memory: float
 
+    @property
+    def room(self) -> float:
+        """Bytes of it that training can have; CUDA, cuDNN and fragments take the rest."""
+        return 0.92 * self.memory * GIB
+
 
 DEVICES = {
     "A100-40": Device(312, 40),
@@ -154,7 +159,6 @@ def plan(fingers: int, impressions: float, gpus: str, canvas: int = 320) -> str:
     needed = need(counted, fingers, recipe.batch_size, devices, recipe)
     rate = devices * device.tflops * 1e12 * MFU / counted.flops
     raw = prints * (canvas**2 + ROW_BYTES)
-    room = 0.92 * device.memory * GIB  # the rest: CUDA, cuDNN, fragments
     rows = [
         ["prints", f"{prints:,.0f} of {fingers:,} fingers"],
         [
@@ -171,7 +175,7 @@ def plan(fingers: int, impressions: float, gpus: str, canvas: int = 320) -> str:
         ["training, projected", _hours(recipe.epochs * prints / rate)],
         ["projected from", MEASURED],
     ]
-    if needed.total > room:
+    if needed.total > device.room:
         rows.append(["WILL NOT FIT", _remedy(counted, fingers, devices, device, recipe)])
     return aligned(rows)
 
@@ -183,6 +187,6 @@ def _hours(seconds: float) -> str:
 def _remedy(counted: Counted, fingers: int, devices: int, device: Device, recipe: Recipe) -> str:
     for share in (2, 4, 8, 16, 32):
         batch_size = recipe.batch_size // share
-        if batch_size and need(counted, fingers, batch_size, devices, recipe).total < 0.92 * device.memory * GIB:
+        if batch_size and need(counted, fingers, batch_size, devices, recipe).total < device.room:
             return f"add --training.batch-size {batch_size} --training.accumulation {share}: the same update"
     return "more or larger GPUs"

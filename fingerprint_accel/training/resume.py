@@ -23,7 +23,7 @@ from fingerprint_accel.training.checkpoint import (
     write_json,
 )
 from fingerprint_accel.training.setup import Run
-from fingerprint_accel.training.shards import rows_to_read, whole_tensors
+from fingerprint_accel.training.sharded_heads import rows_to_read, whole_tensors
 
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"

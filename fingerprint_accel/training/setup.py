@@ -29,7 +29,7 @@ from fingerprint_accel.training.data import PrintSource, open_data, sibling_labe
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.rates import depths, parameter_groups
 from fingerprint_accel.training.saved_model import find_model
-from fingerprint_accel.training.shards import keep_from_ddp
+from fingerprint_accel.training.sharded_heads import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress, seed_step
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
-from fingerprint_accel.training.shards import clip_gradients, draw_classes, put_classes_back
+from fingerprint_accel.training.sharded_heads import clip_gradients, draw_classes, put_classes_back
 from fingerprint_accel.training.speed import begin_step, input_dtype
 
 

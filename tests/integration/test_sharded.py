@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fingerprint_accel.losses.margin import make_head
 from fingerprint_accel.losses.sharded import ShardedHead
-from fingerprint_accel.training.shards import spread_what_is_not_finite
+from fingerprint_accel.training.sharded_heads import spread_what_is_not_finite
 
 dist.init_process_group("gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()
