@@ -150,7 +150,7 @@ def search_lancedb(folder: Path, nprobe: int) -> Search:
     table = lancedb.connect(folder).open_table("gallery")
 
     def search(probe: np.ndarray) -> np.ndarray:
-        query = table.search(probe, "embedding").distance_type("dot").limit(TOP).select(["row"])
+        query = table.search(probe, "embedding").distance_type("dot").limit(TOP).select(["row", "_distance"])
         if nprobe:
             query = query.nprobes(nprobe).refine_factor(20)
         return query.to_arrow()["row"].to_numpy()

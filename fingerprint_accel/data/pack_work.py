@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fingerprint_accel.data.shard_writing import FEATURES, DatasetInfo, file_sha256, shard_name, write_info
+from fingerprint_accel.data.shard_writing import DatasetInfo, features, file_sha256, shard_name, write_info
 from fingerprint_accel.errors import UserError
 
 REJECTED = "rejected.jsonl"
@@ -107,7 +107,7 @@ class Work:
         temporary = path.with_name(f"{path.name}.tmp")
         with_minutiae = 0
         with temporary.open("wb") as file:
-            with pa.ipc.new_stream(file, FEATURES.arrow_schema) as stream:
+            with pa.ipc.new_stream(file, features().arrow_schema) as stream:
                 for batch in batches:
                     stream.write_batch(batch)
                     with_minutiae += pc.sum(pc.greater(pc.list_value_length(batch["minutiae"]), 0)).as_py()

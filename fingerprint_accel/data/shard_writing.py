@@ -7,29 +7,23 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.errors import UserError
 
+if TYPE_CHECKING:
+    import datasets
+
 FORMAT_VERSION = 1
 ROWS_PER_SHARD = 8192
 ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
-FEATURES = datasets.Features(
-    {
-        "image": datasets.Value("binary"),
-        "finger": datasets.Value("int32"),
-        "impression": datasets.Value("int16"),
-        "finger_key": datasets.Value("string"),
-        "source": datasets.Value("string"),
-        "minutiae": datasets.List(datasets.Value("float32")),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -179,6 +173,23 @@ class ShardWriter:
         return info
 
 
+@cache
+def features() -> datasets.Features:
+    """Columns of a dataset. Only who writes one pays a second for the import of `datasets`."""
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            "image": Value("binary"),
+            "finger": Value("int32"),
+            "impression": Value("int16"),
+            "finger_key": Value("string"),
+            "source": Value("string"),
+            "minutiae": List(Value("float32")),
+        }
+    )
+
+
 def rows_per_record_batch(canvas: int) -> int:
     """Prints that lie together in a shard, at most."""
     return max(1, min(ROWS_PER_RECORD_BATCH, BYTES_PER_RECORD_BATCH // canvas**2))
@@ -200,15 +211,17 @@ def record_batch(
     """Rows as a shard holds them; images encoded, minutiae (n, 4) each."""
     flat = [np.ascontiguousarray(points, np.float32).ravel() for points in minutiae]
     columns = (images, fingers, impressions, finger_keys, sources, flat)
-    schema = FEATURES.arrow_schema
+    schema = features().arrow_schema
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.record_batch(arrays, schema=schema)
 
 
 def write_info(folder: Path, info: DatasetInfo) -> None:
     """`fingerprint.json`, and `dataset_info.json` and `state.json` as `Dataset.save_to_disk` leaves them."""
+    import datasets
+
     (folder / "fingerprint.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-    datasets.DatasetInfo(features=FEATURES).write_to_directory(str(folder))
+    datasets.DatasetInfo(features=features()).write_to_directory(str(folder))
     fingerprint = hashlib.sha256("".join(info.sha256.values()).encode()).hexdigest()[:16]
     state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in info.sha256],

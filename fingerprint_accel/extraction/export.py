@@ -34,7 +34,7 @@ class Embedder(nn.Module):
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         super().__init__()
-        self.model, self.preprocessor = extractor.model, extractor.preprocessor
+        self.model, self.preprocessor = extractor.running, extractor.preprocessor
         self.crop = float(extractor.preprocess_config.crop)
         self.aligning = extractor.aligning
 

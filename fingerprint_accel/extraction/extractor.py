@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.folding import folded
 from fingerprint_accel.models.localization import Localization
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
@@ -58,9 +59,24 @@ class FingerprintExtractor(nn.Module):
         self.model = DeepPrint(model, preprocess.map_size).to(memory_format=torch.channels_last)
         self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
         self.bf16 = False
+        self._running: list[DeepPrint] = []  # not in the module's own lists: it shares what it does not fold
+        self.model.register_load_state_dict_post_hook(lambda *_: self._running.clear())
         self.notes: dict[str, Any] = {}
         self.origin = ""
         self.eval()
+
+    def _apply(self, *arguments: Any, **named: Any) -> FingerprintExtractor:
+        """As any module, and what runs is folded anew: `to`, `half` and their like end here."""
+        self._running.clear()
+        return super()._apply(*arguments, **named)
+
+    @property
+    def running(self) -> DeepPrint:
+        """`model` as it runs: batch normalisations folded into convolutions, which saves a tenth of the time."""
+        if not self._running:
+            with torch.inference_mode(False), torch.no_grad():  # who asks first may differentiate later, or export
+                self._running.append(cast(DeepPrint, folded(self.model)))
+        return self._running[0]
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +86,7 @@ class FingerprintExtractor(nn.Module):
     @property
     def aligning(self) -> Localization | None:
         """The network that aligns prints before they are embedded, if the model has one; flx's align inside."""
-        network = self.model.localization
+        network = self.running.localization
         return None if network is None or network.plain else network
 
     @property
@@ -117,7 +133,7 @@ class FingerprintExtractor(nn.Module):
             pose = alignment if pose is None else pose.within(alignment)
         inputs = self.preprocessor.images(images, pose).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model(inputs) if alignment is None else self.model.describe(inputs)
+            return self.running(inputs) if alignment is None else self.running.describe(inputs)
 
     @torch.inference_mode()
     def with_quality(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,7 +23,6 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return _gather(tensor) if is_distributed() else tensor
 
 
-@torch.compiler.disable  # processes talk outside of compiled code
 def _gather(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
@@ -38,7 +37,6 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     return _exchange(tensor) if is_distributed() else tensor
 
 
-@torch.compiler.disable
 def _exchange(tensor: torch.Tensor) -> torch.Tensor:
     return _GatherWithGradient.apply(tensor)
 
@@ -58,9 +56,17 @@ class _GatherWithGradient(torch.autograd.Function):
         return total[dist.get_rank() * ctx.rows :][: ctx.rows]
 
 
-@torch.compiler.disable
 def reduce(tensor: torch.Tensor, largest: bool = False) -> torch.Tensor:
     """Sum over ranks, element by element, or the largest; in place, and has no gradient."""
-    if is_distributed():
-        dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+    return _reduce(tensor, largest) if is_distributed() else tensor
+
+
+def _reduce(tensor: torch.Tensor, largest: bool) -> torch.Tensor:
+    dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
     return tensor
+
+
+def talk_outside_compiled_code() -> None:
+    """To be called before losses are compiled; decorators would cost everybody the import of the compiler."""
+    for name in ("_gather", "_exchange", "_reduce"):
+        globals()[name] = torch.compiler.disable(globals()[name])

@@ -91,7 +91,6 @@ class ShardedHead(nn.Module):
         mine = torch.cat([self.dropout(embedding) for embedding in embeddings], dim=1)
         return self._loss(mine, finger, margin, [embedding.shape[1] for embedding in embeddings])
 
-    @torch.compiler.disable  # processes talk
     def _loss(
         self, mine: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
 from fingerprint_accel.config import TrainingConfig
+from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 from fingerprint_accel.training.module import TrainingModule
 
 
@@ -52,6 +53,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
         mode, note = "default", "--training.compile reduce-overhead: CUDA graphs need a GPU; compiling with default"
     module.model.compile(mode=mode, dynamic=False)
     if device.type == "cuda":
+        talk_outside_compiled_code()
         module.loss.compile(mode=mode, dynamic=False)
     return note
 

@@ -5,13 +5,12 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import starting
 import torch
 
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
@@ -52,8 +51,7 @@ def grating(side, period, angle=0.0):
 
 def run(*words):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(BENCHMARKS / "throughput.py"), *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return starting.run([BENCHMARKS / "throughput.py", *words], environment=environment)
 
 
 def test_stages_and_sweep(dataset, tmp_path):

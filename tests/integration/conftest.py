@@ -1,8 +1,10 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import starting
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
@@ -13,8 +15,8 @@ LAUNCHERS = {
         *("--config_file", str(ROOT / "recipes" / "hardware" / "cpu.yaml")),
     ],
     "two processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-    "three processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"],
 }
+FORKED = {"one process": 1, "two processes": 2, "three processes": 3}
 TINY = [
     *("--reading.validation-fraction", "0.3", "--preprocess.crop", "256", "--preprocess.size", "64"),
     *("--model.variant", "TexMinu", "--model.trunk", "compact", "--model.width", "8", "--model.embedding-dim", "32"),
@@ -24,6 +26,17 @@ TINY = [
 
 
 OFFLINE = Path(__file__).parent / "offline"
+
+
+def launched(launcher, words, environment, timeout=300):
+    """Runs a program to its end, which has to be a good one; several processes without torchrun's seconds."""
+    if launcher in FORKED:
+        result = starting.run(words, FORKED[launcher], environment, timeout)
+    else:
+        command = [*LAUNCHERS[launcher], *map(str, words)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
 
 
 @pytest.fixture

@@ -1,18 +1,20 @@
 """Compiled parts inside DDP, on two processes."""
 
 import json
-import subprocess
 
 import numpy as np
 
-from .conftest import LAUNCHERS, ROOT, TINY
+from .conftest import ROOT, TINY, launched
 
 # both parts, as on a GPU; dynamo and AOT autograd without the code generator, which takes minutes on two cores
 TRAIN = """
 import runpy, sys
 import fingerprint_accel.training.setup as setup
+from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 
 def compile_both(module, training, device):
+    if training.compile != "no":
+        talk_outside_compiled_code()
     for part in (module.model, module.loss) if training.compile != "no" else ():
         part.compile(backend="aot_eager", dynamic=False)
     return ""
@@ -34,9 +36,7 @@ def test_two_compiled_processes_train_what_plain_ones_do(prints, environment, tm
     for mode in ("no", "default"):
         out = tmp_path / mode
         words = [*TINY, *CHANGING, "--data", str(prints), "--out", str(out), "--training.compile", mode]
-        command = [*LAUNCHERS["two processes"], str(script), str(ROOT / "recipes" / "small.py"), *words]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
+        launched("two processes", [script, ROOT / "recipes" / "small.py", *words], environment)
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
         losses[mode] = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses["no"]) == 6

@@ -1,7 +1,5 @@
 """Two processes extract the bytes that one does."""
 
-import subprocess
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from fingerprint_accel.extraction.bulk import extract_all
 from fingerprint_accel.extraction.bulk_work import Options
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
-from .conftest import LAUNCHERS
+from .conftest import launched
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
@@ -22,9 +20,7 @@ def test_two_processes_extract_what_one_does(prints, environment, tmp_path):
     alone = extract_all(prints, tmp_path / "alone", str(model), options=Options(batch_size=1), progress=False)
     assert alone.made == 96
     words = ["extract", prints, "--out", tmp_path / "shared", "--model", model, "--batch-size", 1]  # three parts of 32
-    command = [*LAUNCHERS["two processes"], "-m", "fingerprint_accel.cli", *map(str, words)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = launched("two processes", ["-m", "fingerprint_accel.cli", *words], environment)
     assert result.stdout.count("failure to extract") == 1, "one summary"
     for path in (tmp_path / "alone").iterdir():
         assert path.read_bytes() == (tmp_path / "shared" / path.name).read_bytes(), path.name

@@ -3,14 +3,13 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import starting
 
-from .conftest import LAUNCHERS, ROOT, TINY
+from .conftest import FORKED, ROOT, TINY, launched
 
 # Kills its own process inside the save that comes as number N, before the file number M is on disk.
 KILL_IN_SAVE = """
@@ -29,16 +28,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 SAVES = ["--training.save-every", "2", "--training.validate-every", "4", "--training.keep", "2"]
 
 
-def command(launcher, prints, out):
+def program(prints, out):
     words = [*TINY, *SAVES, "--data", str(prints), "--out", str(out), "--resume", "auto"]
-    return [*LAUNCHERS[launcher], str(ROOT / "recipes" / "small.py"), *words]
+    return [str(ROOT / "recipes" / "small.py"), *words]
 
 
 def finish(launcher, prints, out, environment):
-    result = subprocess.run(
-        command(launcher, prints, out), env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    launched(launcher, program(prints, out), environment)
     last = out / "checkpoints" / "step-00000012"
     return {
         name: (last / name).read_bytes() for name in ("model.safetensors", "training_state.safetensors", "state.json")
@@ -46,23 +42,21 @@ def finish(launcher, prints, out, environment):
 
 
 def kill_at_step(launcher, prints, out, environment, step, delay):
-    """SIGKILL to the whole process group, `delay` seconds after the record of `step`."""
-    process = subprocess.Popen(
-        command(launcher, prints, out),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    """SIGKILL to every process, `delay` seconds after the record of `step`."""
     metrics: Path = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
-            break
-        time.sleep(0.002)
-    time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+
+    def kill(processes):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+                break
+            time.sleep(0.002)
+        time.sleep(delay)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+
+    result = starting.run(program(prints, out), FORKED[launcher], environment, meanwhile=kill)
+    assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +64,10 @@ def untouched(prints, tmp_path_factory):
     """What one and two processes end with when nobody kills them."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     folder = tmp_path_factory.mktemp("untouched")
-    return {name: finish(name, prints, folder / name[:3], environment) for name in ("python", "two processes")}
+    return {name: finish(name, prints, folder / name[:3], environment) for name in ("one process", "two processes")}
 
 
-@pytest.mark.parametrize(("launcher", "kills"), [("python", 3), ("two processes", 2)])
+@pytest.mark.parametrize(("launcher", "kills"), [("one process", 3), ("two processes", 2)])
 def test_killed_at_random_moments(launcher, kills, prints, untouched, environment, tmp_path):
     chance = random.Random(launcher)
     out = tmp_path / "run"
@@ -91,10 +85,9 @@ def test_killed_at_random_moments(launcher, kills, prints, untouched, environmen
 @pytest.mark.parametrize("at", [1, 5, 9])
 def test_killed_inside_a_save(at, prints, untouched, environment, tmp_path):
     out = tmp_path / "run"
-    words = [sys.executable, "-c", KILL_IN_SAVE.format(at=at), *command("python", prints, out)[1:]]
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    result = starting.run(["-c", KILL_IN_SAVE.format(at=at), *program(prints, out)], environment=environment)
     assert result.returncode == -signal.SIGKILL
     names = [path.name for path in (out / "checkpoints").iterdir()]
     assert sum(name.startswith(".step") for name in names) == 1, "the kill came inside the save"
     assert len(names) - 1 == (at - 1) // 3, "earlier checkpoints are whole"
-    assert finish("python", prints, out, environment) == untouched["python"]
+    assert finish("one process", prints, out, environment) == untouched["one process"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import runpy
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import starting
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
@@ -17,17 +17,14 @@ from safetensors.torch import load_file
 from fingerprint_accel.config import Config, parse
 from fingerprint_accel.recipe import run_training
 
-from .conftest import LAUNCHERS, ROOT, TINY
+from .conftest import ROOT, TINY, launched
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 HARDWARE = sorted((ROOT / "recipes" / "hardware").glob("*.yaml"))
 
 
 def launch(launcher, recipe, environment, *words):
-    command = [*LAUNCHERS[launcher], str(ROOT / "recipes" / recipe), *TINY, *map(str, words)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result
+    return launched(launcher, [ROOT / "recipes" / recipe, *TINY, *words], environment)
 
 
 def records(folder, kind="train"):
@@ -58,7 +55,8 @@ TWO_PROCESSES_ONLY = "pretrain_base.py"  # to save time
 RUNS = [
     (EVERY_LAUNCHER, "python"),
     (EVERY_LAUNCHER, "torchrun"),
-    *((recipe, "accelerate") for recipe in LAUNCHED if recipe != TWO_PROCESSES_ONLY),
+    (EVERY_LAUNCHER, "accelerate"),
+    *((recipe, "one process") for recipe in LAUNCHED if recipe not in (EVERY_LAUNCHER, TWO_PROCESSES_ONLY)),
 ]
 RUNS += [(recipe, "two processes") for recipe in LAUNCHED if recipe != EVERY_LAUNCHER]  # must be one run of both
 
@@ -143,7 +141,7 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
     same += ["--training.optimizer", optimizer, "--training.learning-rate", {"adamw": "5e-4", "sgd": "0.05"}[optimizer]]
     one = [*same, "--out", tmp_path / "one", "--training.batch-size", "8"]
     two = [*same, "--out", tmp_path / "two", "--training.batch-size", "4"]
-    launch("python", "small.py", environment, *one)
+    launch("one process", "small.py", environment, *one)
     launch("two processes", "small.py", environment, *two)
     losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
     assert len(losses[0]) == 12
@@ -204,10 +202,8 @@ accelerator.end_training()
 def test_contrastive_gradients_of_two_ranks_are_those_of_one(environment, tmp_path):
     script = tmp_path / "contrast.py"
     script.write_text(CONTRAST)
-    for launcher in ("python", "two processes"):
-        command = [*LAUNCHERS[launcher], str(script), str(tmp_path)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
+    for launcher in ("one process", "two processes"):
+        launched(launcher, [script, tmp_path], environment)
     alone = load_file(tmp_path / "1-0")
     assert np.linalg.norm(alone["gradient"]) > 0.1
     for rank in (0, 1):
@@ -246,10 +242,8 @@ def test_ranks_share_the_validation_prints(prints, environment, tmp_path):
     """Whichever rank embeds a print, all ranks end with every print once, in order, as one process would."""
     script = tmp_path / "embed.py"
     script.write_text(EMBED)
-    for launcher in ("python", "two processes"):
-        command = [*LAUNCHERS[launcher], str(script), str(prints), str(tmp_path)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
+    for launcher in ("one process", "two processes"):
+        launched(launcher, [script, prints, tmp_path], environment)
     alone = load_file(tmp_path / "1-0")
     assert len(alone["labels"]) % 2 == 1
     for rank in (0, 1):
@@ -258,13 +252,12 @@ def test_ranks_share_the_validation_prints(prints, environment, tmp_path):
         np.testing.assert_allclose(shared["embeddings"], alone["embeddings"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("launcher", "processes"), [("accelerate", 1), ("two processes", 2)])
+@pytest.mark.parametrize(("launcher", "processes"), [("one process", 1), ("two processes", 2)])
 def test_benchmark_runs(launcher, processes, prints, environment, tmp_path):
-    command = [*LAUNCHERS[launcher], str(ROOT / "benchmarks" / "throughput.py"), "--data", str(prints)]
-    command += ["--stages", "read,raw,step,train", "--seconds", "0.2", "--out", str(tmp_path / "speed.json")]
-    command += ["--model.trunk", "compact", "--model.width", "8", "--preprocess.crop", "256", "--preprocess.size", "64"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    words = [ROOT / "benchmarks" / "throughput.py", "--data", prints]
+    words += ["--stages", "read,raw,step,train", "--seconds", "0.2", "--out", tmp_path / "speed.json"]
+    words += ["--model.trunk", "compact", "--model.width", "8", "--preprocess.crop", "256", "--preprocess.size", "64"]
+    result = launched(launcher, words, environment)
     assert result.stdout.count("written to") == 1
     found = json.loads((tmp_path / "speed.json").read_text())
     assert [row["stage"] for row in found["results"]] == ["read", "raw", "step", "train"]
@@ -274,14 +267,7 @@ def test_benchmark_runs(launcher, processes, prints, environment, tmp_path):
 
 
 def test_mistake_under_a_launcher_is_one_line(environment, tmp_path):
-    command = [
-        *LAUNCHERS["python"],
-        str(ROOT / "recipes" / "small.py"),
-        "--data",
-        "nowhere",
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    result = subprocess.run(command, env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    words = [ROOT / "recipes" / "small.py", "--data", "nowhere", "--out", tmp_path / "r"]
+    result = starting.run(words, environment=environment)
     assert result.returncode == 2
     assert result.stderr.startswith("error: nowhere: not a dataset folder")

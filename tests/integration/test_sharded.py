@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from .conftest import LAUNCHERS, ROOT, TINY
+from .conftest import ROOT, TINY, launched
 from .test_launch import records
 
 # Every rank computes the whole head as well, and compares.
@@ -102,10 +101,7 @@ dist.destroy_process_group()
 def test_slices_equal_the_whole(launcher, environment, tmp_path):
     script = tmp_path / "equal.py"
     script.write_text(EQUAL)
-    result = subprocess.run(
-        [*LAUNCHERS[launcher], str(script)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = launched(launcher, [script], environment)
     assert result.stdout.count("equal on rank") == {"two processes": 2, "three processes": 3}[launcher]
 
 
@@ -157,12 +153,10 @@ def trained(prints, tmp_path_factory):
     one = {"whole": SAVE, "whole clipped": CLIPPED, "on one": [*resume, *SHARDED], "on one, whole": resume}
     one["started whole"] = [*start, "--training.steps", "2"]
     three = {"on three": [*resume, *SHARDED]}
-    for launcher, batch, runs in (("two processes", 6, two), ("python", 12, one), ("three processes", 4, three)):
+    for launcher, batch, runs in (("two processes", 6, two), ("one process", 12, one), ("three processes", 4, three)):
         given = [*TINY, *SAME, "--data", str(prints), "--training.batch-size", str(batch)]
         words = [json.dumps([*given, *own, "--out", str(folder / name)]) for name, own in runs.items()]
-        command = [*LAUNCHERS[launcher], str(folder / "train.py"), str(ROOT / "recipes" / "small.py"), *words]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stderr[-3000:]
+        launched(launcher, [folder / "train.py", ROOT / "recipes" / "small.py", *words], environment)
     return folder
 
 

@@ -11,7 +11,7 @@ DATA = "synth:fingers=8,impressions=4,seed=1,quality=clean"
 def test_two_processes_train_what_one_does(environment, tmp_path):
     same = ["--data", DATA, "--model.norm", "group", "--model.dropout", "0", "--reading.impressions-per-finger", "2"]
     same += ["--loss.contrastive-weight", "1", "--loss.scale", "16", "--training.validate-every", "6"]
-    launch("python", "small.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")
+    launch("one process", "small.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")
     launch("two processes", "small.py", environment, *same, "--out", tmp_path / "two", "--training.batch-size", "4")
     losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
     assert len(losses[0]) == 12
@@ -21,7 +21,7 @@ def test_two_processes_train_what_one_does(environment, tmp_path):
 
 
 def test_killed_and_resumed(environment, tmp_path):
-    untouched = finish("python", DATA, tmp_path / "untouched", environment)
+    untouched = finish("one process", DATA, tmp_path / "untouched", environment)
     for step in (3, 8):
-        kill_at_step("python", DATA, tmp_path / "run", environment, step, 0.01)
-    assert finish("python", DATA, tmp_path / "run", environment) == untouched
+        kill_at_step("one process", DATA, tmp_path / "run", environment, step, 0.01)
+    assert finish("one process", DATA, tmp_path / "run", environment) == untouched
