@@ -6,14 +6,15 @@ python benchmarks/search_engines.py --out search_engines.json
 References are unit vectors, some impressions of each finger that have a cosine of --likeness with each other; probes
 are further impressions. Recall@10 is the share of the ten most similar references that an engine finds, `mate first`
 the share of probes for which the best hit is of the same finger. Every engine builds in one process and searches in
-another, whose memory is how far its resident set grows beyond what imports take; pages of mapped files count.
+another, whose memory is how far its resident set grew at most while it did, imports included where an engine does them;
+pages of mapped files count. Impressions of other fingers lie in random directions: an index finds the mates among the
+ten best, the rest of the ten by chance.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import resource
 import shutil
 import statistics
 import sys
@@ -34,6 +35,7 @@ from machine import machine, usable_cores, versions
 from tqdm import tqdm
 
 from fingerprint_accel.errors import UserError, one_line_errors, require
+from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.text import aligned
 
@@ -95,10 +97,22 @@ def build_ours(references: References, folder: Path) -> None:
         gallery.append(part, [str(start + i) for i in range(len(part))])
 
 
+def build_indexed(references: References, folder: Path) -> None:
+    """The same with the index of `search --index`."""
+    build_ours(references, folder)
+    ApproximateSearch(Gallery(folder))
+
+
 def search_ours(folder: Path) -> Search:
     """Exact."""
     gallery = Gallery(folder)
     return lambda probe: gallery.search(probe[None], TOP).row[0]
+
+
+def search_indexed(folder: Path) -> Search:
+    """By index, candidates compared exactly."""
+    search = ApproximateSearch(Gallery(folder))
+    return lambda probe: search.search(probe[None], TOP).row[0]
 
 
 def build_faiss(references: References, folder: Path, recipe: str) -> None:
@@ -163,6 +177,7 @@ def engines(references: int, nprobe: int) -> dict[str, tuple[Callable[..., None]
     cells = max(1, min(1024, references // 64))
     return {
         "ours, exact": (build_ours, (), search_ours, ()),
+        "ours, --index": (build_indexed, (), search_indexed, ()),
         "FAISS Flat, exact": (build_faiss, ("Flat",), search_faiss, (0,)),
         f"FAISS IVF{cells},Flat": (build_faiss, (f"IVF{cells},Flat",), search_faiss, (nprobe,)),
         f"FAISS IVF{cells},SQ8": (build_faiss, (f"IVF{cells},SQ8",), search_faiss, (nprobe,)),
@@ -171,23 +186,30 @@ def engines(references: int, nprobe: int) -> dict[str, tuple[Callable[..., None]
     }
 
 
-def resident_peak() -> float:
-    """MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+def resident(what: str) -> float:
+    """MB of the process: "VmRSS" now, "VmHWM" at most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1e3
+
+
+def forget_peak() -> float:
+    """Lets the peak begin anew, and says where: MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def timed_build(references: References, build: Callable[..., None], folder: Path, arguments: tuple) -> dict[str, float]:
     """Seconds and memory to build, and bytes on disk."""
-    before, started = resident_peak(), time.perf_counter()
+    before, started = forget_peak(), time.perf_counter()
     build(references, folder, *arguments)
     seconds = time.perf_counter() - started
     disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"build_seconds": seconds, "build_memory_mb": resident_peak() - before, "disk_mb": disk / 1e6}
+    return {"build_seconds": seconds, "build_memory_mb": resident("VmHWM") - before, "disk_mb": disk / 1e6}
 
 
 def timed_search(data: Path, opened: Callable[..., Search], folder: Path, arguments: tuple) -> dict[str, Any]:
     """Rows found, median wait for one probe, and memory."""
-    before = resident_peak()
+    before = forget_peak()
     search, probes = opened(folder, *arguments), np.load(data / PROBES)
     for probe in probes[:3]:
         search(probe)
@@ -197,7 +219,7 @@ def timed_search(data: Path, opened: Callable[..., Search], folder: Path, argume
         found.append(search(probe).tolist())
         times.append(time.perf_counter() - started)
     wait = 1000 * statistics.median(times)
-    return {"found": found, "milliseconds": wait, "search_memory_mb": resident_peak() - before}
+    return {"found": found, "milliseconds": wait, "search_memory_mb": resident("VmHWM") - before}
 
 
 def alone(function: Callable[..., dict], *arguments: Any) -> dict[str, Any]:

@@ -76,8 +76,10 @@ def search(
     ppi: int = 500,
     top: int = 10,
     verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Finds the prints of a gallery that are most like one print; compares with every one of them.
+    """Finds the prints of a gallery that are most like one print; compares with every one of them, or with --index with
+    those that an index proposes, which is for a million prints and more.
 
     fingerprint-accel search known unknown.png --top 5
 
@@ -88,10 +90,11 @@ def search(
         ppi: Resolution of the image, pixels per inch.
         top: How many to show.
         verify: First compare every file of the gallery with its SHA-256.
+        index: Search by an index, kept in the gallery (pip install 'fingerprint_accel[faiss]').
     """
     from fingerprint_accel.extraction.search_commands import search_command
 
-    search_command(gallery, probe, model, ppi, top, verify)
+    search_command(gallery, probe, model, ppi, top, verify, index)
 
 
 def export(

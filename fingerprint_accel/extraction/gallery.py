@@ -63,7 +63,8 @@ class Gallery:
             self.dims, self.model = int(facts["dims"]), str(facts["model"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one") from error
-        self._parts = [_read_part(path, self.dims) for path in _part_files(self.folder)]
+        files = _part_files(self.folder)
+        self._names, self._parts = [path.name for path in files], [_read_part(path, self.dims) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
@@ -111,6 +112,7 @@ class Gallery:
         finally:
             temporary.unlink(missing_ok=True)
         self._parts.append(_read_part(path, self.dims))
+        self._names.append(path.name)
         self._starts = np.append(self._starts, self._starts[-1] + len(batch))
 
     def names(self, rows: np.ndarray) -> list[str]:
@@ -121,10 +123,34 @@ class Gallery:
             for part, row in zip(parts, rows, strict=True)
         ]
 
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """rows (n,) -> (n, D) float32, read from the files."""
+        found = np.empty((len(rows), self.dims), np.float32)
+        of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(of_row).tolist():
+            here = of_row == number
+            found[here] = self._part(number)[rows[here] - self._starts[number]]
+        return found
+
+    def _part(self, number: int) -> np.ndarray:
+        """(n, D) float32, a view of the file."""
+        return self._parts[number]["embedding"].flatten().to_numpy().reshape(-1, self.dims)
+
+    def part_names(self) -> list[str]:
+        """Names of the files, in the order of their rows; a name is that of its content."""
+        return self._names[:]
+
+    def check_probes(self, probes: np.ndarray) -> None:
+        """Raises UserError where probes are not (M, D)."""
+        if probes.ndim != 2 or probes.shape[1] != self.dims:
+            raise UserError(
+                f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}"
+            )
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """First row, and (n, D) float32 view of the file, of some references at a time."""
-        for start, part in zip(self._starts, self._parts, strict=False):
-            flat = part["embedding"].flatten().to_numpy().reshape(-1, self.dims)
+        for number, start in enumerate(self._starts[:-1]):
+            flat = self._part(number)
             for first in range(0, len(flat), BLOCK):
                 yield int(start) + first, flat[first : first + BLOCK]
 
@@ -153,10 +179,7 @@ class Gallery:
         """
         if not len(self):
             raise UserError(f"{self.folder}: no print is enrolled yet")
-        if probes.ndim != 2 or probes.shape[1] != self.dims:
-            raise UserError(
-                f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}"
-            )
+        self.check_probes(probes)
         k = min(k, len(self))
         parts = [self._search(part.to(device), k) for part in torch.from_numpy(probes).split(PROBES)]
         similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
 
@@ -53,18 +55,21 @@ class Hit:
 
 
 def find(
-    extractor: FingerprintExtractor, gallery: Gallery, probe: Image, ppi: int, top: int
+    extractor: FingerprintExtractor, gallery: Gallery, probe: Image, ppi: int, top: int, indexed: bool = False
 ) -> tuple[list[Hit], float]:
     """The references of a gallery most similar to an image, best first, and the seconds that the search took.
 
+    With `indexed` only those that an index by FAISS proposes are compared.
+
     Raises:
-        UserError: an image without a print, an empty gallery, or `top` below 1.
+        UserError: an image without a print, an empty gallery, `top` below 1, or an index without FAISS.
     """
     if top < 1:
         raise UserError(f"--top {top}: must be at least 1")
     embedding = extractor.extract([probe], ppi, progress=False)
+    index = _index(gallery) if indexed else None
     started = time.perf_counter()
-    hits = gallery.search(embedding, top, extractor.device)
+    hits = index.search(embedding, top) if index else gallery.search(embedding, top, extractor.device)
     seconds = time.perf_counter() - started
     thresholds = sorted(extractor.notes.get("thresholds", {}).items(), key=lambda item: float(item[0]))
     found = []
@@ -74,7 +79,15 @@ def find(
     return found, seconds
 
 
-def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool) -> None:
+def _index(gallery: Gallery) -> ApproximateSearch:
+    started = time.perf_counter()
+    index = ApproximateSearch(gallery)
+    if index.added:
+        print(f"{index.added:,} prints added to the index in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    return index
+
+
+def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool, index: bool) -> None:
     """Prints the references most similar to an image, with what the model's thresholds say.
 
     Raises:
@@ -84,11 +97,12 @@ def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, ve
     gallery = open_gallery(folder, extractor)
     if verify:
         gallery.verify()
-    hits, seconds = find(extractor, gallery, probe, ppi, top)
+    hits, seconds = find(extractor, gallery, probe, ppi, top, index)
     print("rank  similarity  match at FMR  name")
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:>4}  {hit.similarity:>10.3f}  {hit.rate:>12}  {hit.name}")
-    print(f"\ncompared with {len(gallery):,} prints in {1000 * seconds:.0f} ms; the rates are those of one comparison")
+    how = "searched by index among" if index else "compared with"
+    print(f"\n{how} {len(gallery):,} prints in {1000 * seconds:.0f} ms; the rates are those of one comparison")
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:

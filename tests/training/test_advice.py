@@ -95,9 +95,9 @@ def test_a_slow_disk_is_reported_by_training(tiny, capsys, monkeypatch):
     read = Subset.read
 
     def slowly(subset, samples, epochs, buffer=None, seconds=None):
-        time.sleep(0.3 if seconds is not None else 0)
+        time.sleep(0.8 if seconds is not None else 0)
         if seconds is not None:
-            seconds["disk"] += 0.3
+            seconds["disk"] += 0.8
         return read(subset, samples, epochs, buffer, seconds)
 
     monkeypatch.setattr(Subset, "read", slowly)

@@ -1,0 +1,122 @@
+"""Search in a gallery too large to be compared with as a whole: FAISS names candidates, which are compared exactly.
+
+FAISS (Douze et al. 2024, arXiv 2401.08281) groups the references into cells and keeps each in one byte per number; a
+search looks into the cells nearest to the probe. The index lies in the gallery's folder and is memory-mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.gallery import Gallery, Hits
+
+REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
+TRAINED_ON = 64  # references per cell, at most
+SHARE_OF_CELLS = 16  # a search looks into one in so many, and into FEWEST_CELLS at least
+FEWEST_CELLS = 32
+CANDIDATES = 20  # compared exactly, for each that is asked for
+INDEX, COVERED = "index.faiss", "index.json"
+
+
+class ApproximateSearch:
+    """A gallery with its index, which is made or brought up to date first.
+
+    Args:
+        gallery: the gallery.
+
+    Attributes:
+        gallery: the gallery.
+        added: references that the index did not have yet.
+
+    Raises:
+        UserError: FAISS is not installed, an empty gallery, or an index that is damaged.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery, self._faiss = gallery, _faiss()
+        if not len(gallery):
+            raise UserError(f"{gallery.folder}: no print is enrolled yet")
+        self.added = self._bring_up_to_date()
+        self._index = self._read(self._faiss.IO_FLAG_MMAP)
+        self._index.nprobe = max(FEWEST_CELLS, self._index.nlist // SHARE_OF_CELLS)
+
+    def search(self, probes: np.ndarray, k: int = 10) -> Hits:
+        """The k references most similar to each probe, as far as they lie in the cells that are looked into.
+
+        Args:
+            probes: (M, D) float32 of unit length.
+            k: how many, at most as many as there are references.
+
+        Returns:
+            Similarities are exact.
+
+        Raises:
+            UserError: probes of another length.
+        """
+        self.gallery.check_probes(probes)
+        k = min(k, len(self.gallery))
+        _, candidates = self._index.search(probes, min(CANDIDATES * k, len(self.gallery)))
+        similarity, row = np.full((len(probes), k), -1, np.float32), np.zeros((len(probes), k), np.int64)
+        for number, (probe, rows) in enumerate(zip(probes, candidates, strict=True)):
+            rows = np.sort(rows[rows >= 0])  # fewer than asked for where cells are small
+            exact = self.gallery.vectors(rows) @ probe
+            best = np.argsort(-exact, kind="stable")[:k]
+            similarity[number, : len(best)], row[number, : len(best)] = exact[best], rows[best]
+        return Hits(similarity, row)
+
+    def _bring_up_to_date(self) -> int:
+        parts, path = self.gallery.part_names(), self.gallery.folder / INDEX
+        covered = self._covered()
+        if covered and covered == parts[: len(covered)] and path.exists():
+            if covered == parts:
+                return 0
+            index = self._read(0)
+        else:
+            index = self._trained()
+        before = index.ntotal
+        for start, block in self.gallery.blocks():
+            if start + len(block) > index.ntotal:
+                index.add(np.ascontiguousarray(block[max(0, index.ntotal - start) :]))
+        temporary = path.with_name(f".{INDEX}.tmp")
+        (self.gallery.folder / COVERED).unlink(missing_ok=True)  # a kill in between leaves an index that is made anew
+        self._faiss.write_index(index, str(temporary))
+        temporary.rename(path)
+        (self.gallery.folder / COVERED).write_text(json.dumps({"parts": parts}) + "\n")
+        return int(index.ntotal - before)
+
+    def _covered(self) -> list[str]:
+        """Files of the gallery that the index has read."""
+        try:
+            return list(json.loads((self.gallery.folder / COVERED).read_text())["parts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def _trained(self) -> Any:
+        """An empty index whose cells lie where references do, a seeded sample of them."""
+        count = len(self.gallery)
+        cells = max(1, min(round(4 * math.sqrt(count)), count // REFERENCES_PER_CELL))
+        index = self._faiss.index_factory(self.gallery.dims, f"IVF{cells},SQ8", self._faiss.METRIC_INNER_PRODUCT)
+        rows = np.random.default_rng(0).choice(count, min(count, TRAINED_ON * cells), replace=False)
+        index.train(self.gallery.vectors(np.sort(rows)))
+        return index
+
+    def _read(self, flags: int) -> Any:
+        path = self.gallery.folder / INDEX
+        try:
+            return self._faiss.read_index(str(path), flags)
+        except RuntimeError as error:
+            raise UserError(f"{path}: damaged; delete it, and the next search makes it again") from error
+
+
+def _faiss() -> ModuleType:
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
+    return faiss

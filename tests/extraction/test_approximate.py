@@ -1,0 +1,86 @@
+"""Searching a gallery by an index: what it finds, and that it follows the gallery."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction import approximate
+from fingerprint_accel.extraction.approximate import COVERED, INDEX, ApproximateSearch
+from fingerprint_accel.extraction.gallery import Gallery
+
+pytest.importorskip("faiss")
+DIMS, MATES = 32, 4
+
+
+def impressions(fingers, of_each, seed=0):
+    """(fingers * of_each, DIMS), cosine of mates about 0.8."""
+    chance = np.random.default_rng(seed)
+    centres = chance.standard_normal((fingers, DIMS)).repeat(of_each, axis=0)
+    vectors = (centres + 0.5 * chance.standard_normal(centres.shape)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    """500 fingers in two enrolments."""
+    made, vectors = Gallery.create(tmp_path / "gallery", DIMS, "tests"), impressions(500, MATES)
+    for go, part in enumerate((vectors[:800], vectors[800:])):
+        made.append(part, [f"{go}-{i}" for i in range(len(part))])
+    return made
+
+
+def test_mates_are_found_with_their_exact_similarity(gallery):
+    probes = gallery.vectors(np.arange(0, 2000, 40))
+    exact, found = gallery.search(probes, MATES), ApproximateSearch(gallery).search(probes, MATES)
+    np.testing.assert_array_equal(found.row[:, 0], np.arange(0, 2000, 40))
+    assert np.mean([len({*a} & {*b}) / MATES for a, b in zip(found.row, exact.row, strict=True)]) > 0.95
+    same = found.row == exact.row
+    np.testing.assert_allclose(found.similarity[same], exact.similarity[same], atol=1e-6)
+
+
+def test_more_cells_looked_into_find_what_exact_search_does(gallery, monkeypatch):
+    monkeypatch.setattr(approximate, "FEWEST_CELLS", 10_000)
+    probes = impressions(7, 1, seed=5)
+    exact, found = gallery.search(probes, 3), ApproximateSearch(gallery).search(probes, 3)
+    np.testing.assert_array_equal(found.row, exact.row)
+    assert ApproximateSearch(gallery).search(probes, 5000).row.shape == (7, 2000)
+
+
+def test_the_index_follows_the_gallery(gallery):
+    assert ApproximateSearch(gallery).added == 2000
+    assert ApproximateSearch(gallery).added == 0
+    new = impressions(1, 3, seed=9)
+    gallery.append(new, ["a", "b", "c"])
+    search = ApproximateSearch(Gallery(gallery.folder))
+    assert search.added == 3
+    assert gallery.names(search.search(new[:1], 1).row[0]) == ["a"]
+    (gallery.folder / gallery.part_names()[0]).unlink()
+    assert ApproximateSearch(Gallery(gallery.folder)).added == 1203, "made anew: rows have moved"
+
+
+def test_a_kill_while_the_index_is_written_leaves_none(gallery, monkeypatch):
+    ApproximateSearch(gallery)
+    gallery.append(impressions(1, 1, seed=3), ["x"])
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ApproximateSearch(gallery)
+    monkeypatch.undo()
+    assert ApproximateSearch(gallery).added == 2001
+
+
+def test_mistakes_are_named(gallery, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no print is enrolled"):
+        ApproximateSearch(Gallery.create(tmp_path / "empty", DIMS, "tests"))
+    with pytest.raises(UserError, match="32 numbers, the probes have 16"):
+        ApproximateSearch(gallery).search(np.zeros((1, 16), np.float32))
+    (gallery.folder / INDEX).write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"index\.faiss: damaged"):
+        ApproximateSearch(gallery)
+    (gallery.folder / COVERED).write_text("[]")
+    assert ApproximateSearch(gallery).added == 2000, "what covers nothing is made again"
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"pip install 'fingerprint_accel\[faiss\]'"):
+        ApproximateSearch(gallery)
