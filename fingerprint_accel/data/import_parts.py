@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,15 +64,37 @@ def files_per_part(files: int) -> int:
 
 def make_part(task: PartTask) -> int:
     """Prepares the files of a part, which is on the disk once this returns; says how many they are."""
-    with task.parts.writing(task.part) as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+    schema = SCHEMA.with_metadata({"files": state_of(task.jobs)})
+    with task.parts.writing(task.part) as file, pa.ipc.new_stream(file, schema) as writer:
         for jobs in batched(iter(task.jobs), FILES_AT_ONCE):
             rows = []
             for job in jobs:
                 end_if_stopping()
                 rows.append(_row(prepare(job, task.target), task.encoding))
             columns = [pa.array([row[place] for row in rows], field.type) for place, field in enumerate(SCHEMA)]
-            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            writer.write_batch(pa.record_batch(columns, schema=schema))
     return len(task.jobs)
+
+
+def state_of(jobs: list[Job]) -> str:
+    """Tells files of these sizes and times from the same files after a change."""
+    state = hashlib.sha256()
+    for path in [path for job in jobs for path in (job.path, job.minutiae) if path is not None]:
+        try:
+            known = path.stat()
+            state.update(f"{known.st_size} {known.st_mtime_ns}\n".encode())
+        except OSError:
+            state.update(b"unreadable\n")
+    return state.hexdigest()
+
+
+def is_of(path: Path, jobs: list[Job]) -> bool:
+    """Whether a part was made from these files as they are now."""
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            return bool(reader.schema.metadata[b"files"].decode() == state_of(jobs))
+    except (OSError, pa.ArrowException, TypeError, KeyError):
+        return False
 
 
 def _row(prepared: Prepared, encoding: str) -> tuple:

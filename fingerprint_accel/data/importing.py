@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.import_parts import PartTask, make_part, read_part
+from fingerprint_accel.data.import_parts import PartTask, is_of, make_part, read_part
 from fingerprint_accel.data.import_plan import ImportPlan
 from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.listing import list_files
@@ -169,6 +169,9 @@ def _make(
         if out.exists() and not overwrite:
             raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
         parts.begin(overwrite)
+        for part in set(range(parts.count)) - set(parts.missing()):
+            if not is_of(parts.path(part), plan.jobs(part)):
+                parts.path(part).unlink()
         if plan.encoding == "raw":
             parts.check_room(len(plan) * plan.target.canvas**2)
 

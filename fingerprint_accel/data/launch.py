@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -227,6 +228,7 @@ class Launch:
 
 
 ALONE = Launch()
+_COMMANDS = itertools.count()  # of this process, and in the same order of the others: none reads another's words
 
 
 def _difference(there: dict[str, Any] | None, ours: dict[str, Any]) -> str:
@@ -247,7 +249,7 @@ def launched() -> Iterator[Launch]:
     if place["size"] == 1:
         yield ALONE
         return
-    from torch.distributed import rendezvous  # only here: it takes a while
+    from torch.distributed import PrefixStore, rendezvous  # only here: it takes a while
 
     if place["local_size"] == place["size"]:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -256,7 +258,7 @@ def launched() -> Iterator[Launch]:
         store, *_ = next(rendezvous("env://", place["rank"], place["size"], timeout=timedelta(seconds=SILENCE)))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"process {place['rank']} of {place['size']} cannot find the main one ({error})") from error
-    launch = Launch(**place, store=store)
+    launch = Launch(**place, store=PrefixStore(f"command/{next(_COMMANDS)}", store))
     atexit.register(launch.linger)
     with launch.taking_part():
         yield launch
