@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 from fingerprint_accel.errors import LostProcessError, UserError, exit_code
 
 T = TypeVar("T")
-SILENCE = 300.0  # seconds without a sign of life after which a process counts as lost
+JOINING = 300.0  # seconds for all processes to start
+SILENCE = 120.0  # seconds without a sign of life after which a process counts as lost
 BEAT, CHECK, LOOK_AGAIN = 5.0, 1.0, 0.2  # seconds between two signs, between two looks at those of others, at a folder
 UNSEEN = 90.0  # seconds for a network file system to show a new file
 FAREWELL = 5.0  # seconds for the others to hear the last words, where the store ends with this process
@@ -255,7 +256,7 @@ def launched() -> Iterator[Launch]:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     try:
-        store, *_ = next(rendezvous("env://", place["rank"], place["size"], timeout=timedelta(seconds=SILENCE)))
+        store, *_ = next(rendezvous("env://", place["rank"], place["size"], timeout=timedelta(seconds=JOINING)))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"process {place['rank']} of {place['size']} cannot find the main one ({error})") from error
     launch = Launch(**place, store=PrefixStore(f"command/{next(_COMMANDS)}", store))
