@@ -38,7 +38,9 @@ VARIABLES = {  # as accelerate reads them: torchrun, Intel MPI or MPICH, Open MP
 
 
 def place_in_launch() -> dict[str, int]:
-    """Rank, size, local rank and local size, as the environment has them; 0 of 1 where it says nothing."""
+    """Rank, size, local rank and local size, as the environment has them; 0 of 1 where it names no rank."""
+    if not any(os.environ.get(variable) for variable in VARIABLES["rank"]):  # scripts for SLURM may set the size alone
+        return {"rank": 0, "size": 1, "local_rank": 0, "local_size": 1}
     found = {}
     for name, variables in VARIABLES.items():
         values = [os.environ[variable] for variable in variables if os.environ.get(variable)]

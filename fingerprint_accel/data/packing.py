@@ -76,13 +76,13 @@ def pack(
     check_places(sources, out)
     options = completed(options, sources)
     work = Work(out, arguments(options, sources))
-    if launch.first(work.finished):
+    if launch.first(lambda: _finished(work, overwrite)):
         if launch.main:
             work.remove()
     else:
         with work.locked() if launch.main else contextlib.nullcontext():
             try:
-                launch.first(lambda: _begin(work, sources, verify, workers, overwrite, progress))
+                launch.first(functools.partial(_begin, work, sources, verify, workers, overwrite, progress))
                 opened = _open(work, sources, options, workers, progress, launch)
                 merged = Merged(opened, options.join_fingers, options.seed)
                 _write(work, merged, opened, options, workers, progress, launch)
@@ -93,9 +93,14 @@ def pack(
     return ImportSummary.of(out, time.perf_counter() - started) if launch.main else None
 
 
-def _begin(work: Work, sources: Sequence[Path], verify: bool, workers: int, overwrite: bool, progress: bool) -> None:
-    if work.out.exists() and not overwrite:
+def _finished(work: Work, overwrite: bool) -> bool:
+    finished = work.finished()
+    if work.out.exists() and not (finished or overwrite):
         raise UserError(f"{work.out}: exists already; choose another folder, or add --overwrite")
+    return finished
+
+
+def _begin(work: Work, sources: Sequence[Path], verify: bool, workers: int, overwrite: bool, progress: bool) -> None:
     work.begin(overwrite)
     if verify:
         verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)

@@ -95,9 +95,9 @@ def test_a_killed_process_ends_all_and_one_goes_on(scans, environment, tmp_path)
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert not out.exists()
-    parts = sorted(path.name for path in (tmp_path / ".set.parts").glob("part-*"))
-    assert parts[:2] == ["part-00000.arrow", "part-00001.arrow"]
-    assert len(parts) < 4
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".set.parts").glob("part-*")}
+    assert "part-00001.arrow" in made
+    assert "part-00003.arrow" not in made
     import_dataset(scans, out, "flx", 500, workers=1, progress=False)
     import_dataset(scans, tmp_path / "whole", "flx", 500, workers=1, progress=False)
     assert contents(out) == contents(tmp_path / "whole")
