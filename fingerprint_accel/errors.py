@@ -14,6 +14,7 @@ _CANNOT_WRITE = {
 
 STOPPED = 75  # exit codes; this one is EX_TEMPFAIL of sysexits.h: try again later
 LOST = 76
+INTERRUPTED = 130
 
 
 class UserError(ValueError):
@@ -36,6 +37,13 @@ def require(holds: bool, message: str) -> None:
     """Raises UserError with `message` unless `holds`."""
     if not holds:
         raise UserError(message)
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that ends in one line of its own; None for a bug, or the fault of another process."""
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _CANNOT_WRITE):
+        return 2
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
 
 
 @contextlib.contextmanager
@@ -66,4 +74,4 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"\n{on_interrupt}", file=sys.stderr)  # below a progress bar
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None

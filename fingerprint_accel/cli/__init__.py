@@ -10,6 +10,7 @@ import tyro
 
 from fingerprint_accel import __version__
 from fingerprint_accel.cli import data, demo, evaluation, extraction, minutiae, models, planning
+from fingerprint_accel.data.launch import place_in_launch
 from fingerprint_accel.errors import one_line_errors
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -38,5 +39,8 @@ def main() -> None:
     description = (
         "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
     )
+    main_process = place_in_launch()["rank"] == 0  # the others of a launch would say the same
     with one_line_errors("interrupted; nothing half-made was left behind"):
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog="fingerprint-accel", description=description)
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="fingerprint-accel", description=description, console_outputs=main_process
+        )

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from fingerprint_accel.errors import one_line_errors
 
+GOES_ON = "interrupted; the same command goes on from here"
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
 
 
@@ -38,7 +39,12 @@ def import_files(
       socofing  1__M_Left_index_finger.BMP      altered versions are further impressions
       csv       SRC is the file: path,finger,impression[,ppi][,minutiae]
 
+    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there. Several
+    processes, also of several machines, share the work if all see SRC and OUT.
+
     fingerprint-accel import scans/DB1_B datasets/db1 --layout fvc --ppi 500
+
+    torchrun --nproc-per-node 4 -m fingerprint_accel.cli import scans datasets/scans --layout csv
 
     Args:
         src: Folder of images, or the csv file.
@@ -50,19 +56,20 @@ def import_files(
         minutiae: Folder of minutiae files with the images' stems, if they do not lie beside the images.
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
         enhance: Store prints whose ridges are enhanced, once and for all.
-        workers: Processes; 0 for one per core.
+        workers: Workers of each process; 0 for one per core.
         seed: Of the order in which prints are written.
-        overwrite: Replace OUT.
+        overwrite: Replace OUT, and unfinished parts of another command beside it.
     """
     from fingerprint_accel.data.importing import import_dataset
+    from fingerprint_accel.data.launch import launched
 
-    summary = import_dataset(
-        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
-        enhance=_enhancement(enhance), workers=workers, seed=seed, overwrite=overwrite,
-    )  # fmt: skip
-    print(summary.table())
-    if summary.rejected:
-        print(f"rejected files and reasons: {out / 'rejected.jsonl'}")
+    with one_line_errors(GOES_ON), launched() as launch:
+        summary = import_dataset(
+            src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
+            enhance=_enhancement(enhance), workers=workers, seed=seed, overwrite=overwrite, launch=launch,
+        )  # fmt: skip
+    if summary is not None:
+        summary.show()
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
@@ -93,13 +100,16 @@ def pack(
     SRC is a dataset folder, or a folder of images in flx's naming (10_9.png) with minutiae files beside them. Fingers
     of different SRC are kept apart: where two have the same key, the folder's name goes before it.
 
-    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
+    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there. Several
+    processes, also of several machines, share the work if all see SRC and OUT.
 
     fingerprint-accel pack datasets/db1 datasets/db2 datasets/both --encoding lz4
 
     fingerprint-accel pack datasets/db1 datasets/fast --enhance
 
     fingerprint-accel pack datasets/db1 --verify
+
+    torchrun --nproc-per-node 4 -m fingerprint_accel.cli pack datasets/db1 datasets/db1-250 --ppi 250
 
     Args:
         paths: Dataset folders, and last the dataset folder to make; one alone with --verify is only verified.
@@ -112,12 +122,12 @@ def pack(
         source_ppi: Resolution of the images in a SRC that is a folder of images.
         verify: Compare every shard of every SRC with its sha256 before.
         seed: Of the order in which prints are written.
-        workers: Processes; 0 for one per core, or one where prints are only copied or compressed.
+        workers: Workers of each process; 0 for one per core, or one where prints are only copied or compressed.
         overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.packing import PackOptions, pack_command
 
-    with one_line_errors("interrupted; the same command goes on from here"):
+    with one_line_errors(GOES_ON):
         options = PackOptions(
             ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed, source_ppi
         )
@@ -155,11 +165,14 @@ def synth(
       mixed       anything from clean to poor
 
     The same arguments give the same bytes. Finger i of a seed is the same however many fingers are made. If it is
-    interrupted or killed, the same command goes on from there.
+    interrupted or killed, the same command goes on from there. Several processes, also of several machines, share the
+    work if all see OUT.
 
     fingerprint-accel synth datasets/synthetic --fingers 1000 --impressions 8
 
     fingerprint-accel synth datasets/touch --fingers 200 --impressions 4 --seed 7 --sensors capacitive --quality poor
+
+    accelerate launch -m fingerprint_accel.cli synth datasets/large --fingers 50000 --impressions 10
 
     Args:
         out: Dataset folder to make.
@@ -172,19 +185,21 @@ def synth(
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
         siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
-        workers: Processes on a CPU; 0 for one per core.
+        workers: Workers of each process on a CPU; 0 for one per core.
         device: What makes the prints; auto takes a GPU if there is one.
         overwrite: Replace OUT, and unfinished parts of another command beside it.
     """
+    from fingerprint_accel.data.launch import launched
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
-    with one_line_errors("interrupted; the same command goes on from here"):
+    with one_line_errors(GOES_ON), launched() as launch:
         style = Style(sensors, quality, ppi, canvas, siblings)
         summary = write_synthetic_dataset(
-            out, fingers, impressions, seed, style, first_finger, workers, device, overwrite
+            out, fingers, impressions, seed, style, first_finger, workers, device, overwrite, launch=launch
         )
-    print(summary.table())
+    if summary is not None:
+        print(summary.table())
 
 
 def inspect(

@@ -1,36 +1,42 @@
-"""The import: a folder (or csv) of image files becomes a dataset folder, in parallel."""
+"""The import: a folder (or csv) of image files becomes a dataset folder, in parallel and resumable.
+
+The files are prepared part by part (`import_parts.py`), which processes share out and write to a hidden folder beside
+the dataset; the main process joins the parts once all are there.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 from tqdm import tqdm
 
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.listing import Listing, list_files
-from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.parallel import batched, cores, in_parallel
-from fingerprint_accel.data.print_file import Enhance, Job, Prepared, Target, find_template, prepare_many
-from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
+from fingerprint_accel.data.import_parts import PartTask, is_of, make_part, read_part
+from fingerprint_accel.data.import_plan import ImportPlan
+from fingerprint_accel.data.launch import ALONE, Launch
+from fingerprint_accel.data.listing import list_files
+from fingerprint_accel.data.part_folder import PartFolder, workers_here
+from fingerprint_accel.data.print_file import Enhance, Target
+from fingerprint_accel.data.shard_writing import INFO, REJECTED, DatasetInfo, Record, ShardWriter, file_sha256
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.text import aligned
 
-JOBS_PER_TASK = 16
+JOINED = "joined.sha256"  # among the parts: of the INFO of the dataset that they have become
 DEFAULT_PPI = {"socofing": 500}
 
 
 @dataclass
 class ImportSummary:
-    """What an import did.
+    """What an import or a packing did.
 
     Attributes:
+        out: the dataset folder.
         info: of the dataset.
         impressions_per_finger: how many fingers have 1, 2, ... impressions.
         rejected: number of files by reason.
@@ -44,6 +50,17 @@ class ImportSummary:
     megabytes: float
     seconds: float
     rejected: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, out: Path, seconds: float) -> ImportSummary:
+        """Reads from a finished dataset folder what is worth saying."""
+        dataset = open_dataset(out)
+        rejected: Counter[str] = Counter()
+        if (out / REJECTED).is_file():
+            with (out / REJECTED).open() as log:
+                rejected.update(kind_of(json.loads(line)["reason"]) for line in log)
+        size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+        return cls(out, dataset.info, Counter(np.bincount(dataset.fingers).tolist()), size, seconds, rejected)
 
     def table(self) -> str:
         """The summary as aligned text."""
@@ -64,6 +81,12 @@ class ImportSummary:
         ]
         return aligned(rows)
 
+    def show(self) -> None:
+        """Prints the table, and where to find what was rejected."""
+        print(self.table())
+        if self.rejected:
+            print(f"rejected files and reasons: {self.out / REJECTED}")
+
 
 def import_dataset(
     source: Path,
@@ -80,8 +103,11 @@ def import_dataset(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
-) -> ImportSummary:
-    """Imports image files into a dataset folder; the result does not depend on the number of workers.
+    launch: Launch = ALONE,
+) -> ImportSummary | None:
+    """Imports image files into a dataset folder; goes on from what an interrupted call with these arguments has left.
+
+    The result does not depend on the number of workers or processes, nor on interruptions.
 
     Args:
         source: folder of images, or the csv file.
@@ -93,58 +119,101 @@ def import_dataset(
         minutiae: folder of minutiae files with the images' stems; default: beside the images.
         encoding: of the images in the dataset, "raw" or "lz4".
         enhance: done once to every canvas (`preprocess.stored.enhance_canvas`); None leaves prints as they are.
-        workers: processes; 0 for one per core.
+        workers: processes; 0 for one per core. A script that asks for more than one needs
+            `if __name__ == "__main__":` around the call.
         seed: of the order in which prints are written.
-        overwrite: replace `out`.
-        progress: shows a progress bar.
+        overwrite: replace `out`, and parts that another call has left.
+        progress: shows progress bars.
+        launch: the processes that share the work; each calls this, and all see `source` and `out`.
+
+    Returns:
+        The summary on the main process, None on others.
 
     Raises:
-        UserError: nothing to import, nothing that could be used, no ppi, or `out` exists.
+        UserError: nothing to import, nothing that could be used, no ppi, too little room on the disk, `out` exists, or
+            parts of another call lie beside it.
     """
     started = time.perf_counter()
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
     _check_numbers(ppi, dataset_ppi, canvas, minutiae)
     check_encoding(encoding)
     listing = list_files(source, layout)
     ppi = ppi or DEFAULT_PPI.get(layout, 0)
     if not ppi and (listing.table["ppi"].to_numpy() == 0).any():
         raise UserError(f"{source}: resolution unknown; add --ppi, for example --ppi 500")
-    rejected: Counter[str] = Counter()
-    per_finger: Counter[str] = Counter()
-    target = Target(dataset_ppi, canvas, enhance)
-    enhanced = enhance is not None
-    with ShardWriter(out, dataset_ppi, canvas, overwrite=overwrite, encoding=encoding, enhanced=enhanced) as writer:
-        with (writer.folder / "rejected.jsonl").open("w") as log:
+    plan = ImportPlan(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
+    parts = PartFolder(out.with_name(f".{out.name}.parts"), plan.arguments(), plan.parts)
+    if not launch.first(lambda: _joined(out, parts)):
+        _make(plan, parts, out, launch, workers, overwrite, progress)
+        if launch.main:
+            _join(plan, parts, out, overwrite, progress)
+    if not launch.main:
+        return None
+    parts.remove()
+    return ImportSummary.of(out, time.perf_counter() - started)
+
+
+def _joined(out: Path, parts: PartFolder) -> bool:
+    """Whether a run of the same arguments was cut off at the very end: dataset there, parts not yet deleted."""
+    try:
+        return parts.stored() == parts.arguments and file_sha256(out / INFO) == (parts.folder / JOINED).read_text()
+    except OSError:
+        return False
+
+
+def _make(
+    plan: ImportPlan, parts: PartFolder, out: Path, launch: Launch, workers: int, overwrite: bool, progress: bool
+) -> None:
+    """Makes this process's share of the missing parts."""
+
+    def begin() -> None:
+        if out.exists() and not overwrite:
+            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+        parts.begin(overwrite)
+        for part in set(range(parts.count)) - set(parts.missing()):
+            if not is_of(parts.path(part), plan.jobs(part)):
+                parts.path(part).unlink()
+        if plan.encoding == "raw":
+            parts.check_room(len(plan) * plan.target.canvas**2)
+
+    missing = parts.shared(launch, begin, progress)
+    share = launch.share(missing)
+    there = len(plan) - sum(len(plan.rows(part)) for part in missing)
+    with launch.counting("importing", len(plan), there, progress) as made:
+        tasks = (PartTask(parts, part, plan.jobs(part), plan.target, plan.encoding) for part in share)
+        parts.make(launch, make_part, tasks, workers_here(workers, launch, len(share)), made)
+
+
+def _join(plan: ImportPlan, parts: PartFolder, out: Path, overwrite: bool, progress: bool) -> None:
+    """Parts to shards, and what was rejected to a list."""
+    target, rejected = plan.target, Counter[str]()
+    with ShardWriter(
+        out, target.ppi, target.canvas,
+        overwrite=overwrite, encoding=plan.encoding, enhanced=target.enhance is not None,
+    ) as writer:  # fmt: skip
+        with (writer.folder / REJECTED).open("w") as log:
 
             def reject(path: str, reason: str) -> None:
                 rejected[kind_of(reason)] += 1
                 log.write(json.dumps({"path": path, "reason": reason}) + "\n")
 
-            for path, reason in listing.rejected:
+            used = False
+            for path, reason in plan.listing.rejected:
                 reject(path, reason)
-            jobs = _jobs(listing, ppi, minutiae, seed)
-            bar = tqdm(total=len(listing.table), desc="importing", unit="print", disable=not progress)
-            with contextlib.closing(_prepared(jobs, target, workers)) as results:
-                for prepared in results:
-                    job = prepared.job
-                    if prepared.minutiae_reason:
-                        reject(str(job.minutiae), prepared.minutiae_reason)
-                    if prepared.image is None:
-                        reject(job.name, prepared.reason)
+            for part in tqdm(range(parts.count), desc="joining", unit="part", disable=not progress):
+                for file in read_part(parts.path(part)):
+                    if file.minutiae_reason:
+                        reject(file.minutiae_file, file.minutiae_reason)
+                    if file.image is None:
+                        reject(file.source, file.reason)
                     else:
-                        record = Record(prepared.image, job.finger_key, job.impression, job.name, prepared.minutiae)
-                        writer.add(record)
-                        per_finger[job.finger_key] += 1
-                    bar.update()
-            bar.close()
-        if not per_finger:
+                        writer.add(Record(file.image, file.finger_key, file.impression, file.source, file.minutiae))
+                        used = True
+        if not used:
+            parts.remove()
             reasons = "; ".join(f"{number} x {reason}" for reason, number in rejected.most_common(3))
-            raise UserError(f"{source}: none of {len(listing.table)} images could be used ({reasons})")
-        info = writer.close()
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    seconds = time.perf_counter() - started
-    return ImportSummary(out, info, Counter(per_finger.values()), size, seconds, rejected)
+            raise UserError(f"{plan.source}: none of {len(plan)} images could be used ({reasons})")
+        writer.complete()
+        (parts.folder / JOINED).write_text(file_sha256(writer.folder / INFO))
 
 
 def kind_of(reason: str) -> str:
@@ -168,27 +237,3 @@ def check_canvas(option: str, ppi: int, canvas: int) -> None:
         raise UserError(f"{option} {ppi}: must lie between 50 and 2000")
     if not 64 <= canvas <= 2048:
         raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
-
-
-def _jobs(listing: Listing, ppi: int, minutiae: Path | None, seed: int) -> Iterator[Job]:
-    """Files in the order in which they are written: shuffled over fingers."""
-    table = listing.table.combine_chunks()
-    order = permutation(len(table), seed, epoch=0, level=2)
-    for start in range(0, len(order), 4096):
-        rows = table.take(pa.array(order[start : start + 4096])).to_pylist()
-        for row in rows:
-            path = listing.root / row["path"]
-            if row["minutiae"]:
-                template: Path | None = listing.root / row["minutiae"]
-            else:
-                template = find_template(path, minutiae)
-            yield Job(path, row["path"], row["finger_key"], row["impression"], row["ppi"] or ppi, template)
-
-
-def _prepared(jobs: Iterator[Job], target: Target, workers: int) -> Generator[Prepared, None, None]:
-    """Prepares jobs on several processes and yields them in order."""
-    workers = workers or cores()
-    tasks = ((batch, target) for batch in batched(jobs, 1 if workers == 1 else JOBS_PER_TASK))
-    with contextlib.closing(in_parallel(prepare_many, tasks, workers)) as batches:
-        for batch in batches:
-            yield from batch

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fingerprint_accel import __version__
 from fingerprint_accel.data.encoding import check_encoding
+from fingerprint_accel.data.import_plan import versions
 from fingerprint_accel.data.importing import check_canvas
 from fingerprint_accel.data.print_file import Enhance
 from fingerprint_accel.data.shard_writing import ROWS_PER_SHARD, file_sha256
@@ -106,8 +105,5 @@ def arguments(options: PackOptions, sources: Sequence[Path]) -> dict[str, Any]:
         "enhance": options.enhance is not None,
         "seed": options.seed,
         "source_ppi": options.source_ppi,
-        "fingerprint_accel": __version__,
-        "pyarrow": version("pyarrow"),
-        "pillow": version("pillow"),
-        "torch": version("torch") if options.enhance else "",
+        **versions(options.enhance is not None),
     }

@@ -15,10 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fingerprint_accel.data.shard_writing import DatasetInfo, features, file_sha256, shard_name, write_info
+from fingerprint_accel.data.part_folder import unfinished
+from fingerprint_accel.data.shard_writing import (
+    INFO,
+    REJECTED,
+    DatasetInfo,
+    features,
+    file_sha256,
+    shard_name,
+    write_info,
+)
 from fingerprint_accel.errors import UserError
-
-REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,16 @@ class Work:
         self.folder = out.with_name(f".{out.name}.pack")
         self.dataset, self.done = self.folder / "dataset", self.folder / "done"
 
+    def stored(self) -> dict[str, Any] | None:
+        """The plan of the shards that are there; None where there is nothing to be read."""
+        return _read_json(self.folder / "plan.json")
+
     def finished(self) -> bool:
         """Whether this plan was cut off at the very end: OUT is there, this folder not yet deleted."""
         ready = _read_json(self.folder / "finished.json")
-        if ready is None or _read_json(self.folder / "plan.json") != self.arguments:
+        if ready is None or self.stored() != self.arguments:
             return False
-        file = self.out / "fingerprint.json"
+        file = self.out / INFO
         return file.is_file() and file_sha256(file) == ready["fingerprint"]
 
     @contextlib.contextmanager
@@ -73,10 +84,10 @@ class Work:
         Raises:
             UserError: it holds shards of another plan, and `overwrite` is not set.
         """
-        stored = _read_json(self.folder / "plan.json")
+        stored = self.stored()
         if stored == self.arguments:
-            for unfinished in self.dataset.glob("*.tmp"):
-                unfinished.unlink()
+            for path in [*self.dataset.glob("*.tmp"), *self.done.glob("*.tmp")]:
+                path.unlink()
             return
         if any(self.dataset.glob("data-*.arrow")) and not overwrite:
             other = stored or {}
@@ -101,10 +112,14 @@ class Work:
             return None
         return Done(**values)
 
+    def missing(self, shards: int) -> list[int]:
+        """Shards still to be written, of so many."""
+        return [number for number in range(shards) if self.shard(number, shards) is None]
+
     def write_shard(self, number: int, shards: int, batches: Iterator[pa.RecordBatch]) -> Done:
         """Writes a shard, which is finished once this returns."""
         path = self.dataset / shard_name(number, shards)
-        temporary = path.with_name(f"{path.name}.tmp")
+        temporary = unfinished(path)
         with_minutiae = 0
         with temporary.open("wb") as file:
             with pa.ipc.new_stream(file, features().arrow_schema) as stream:
@@ -122,12 +137,12 @@ class Work:
     def publish(self, info: DatasetInfo) -> None:
         """Puts the dataset in its place and deletes the folder."""
         write_info(self.dataset, info)
-        rejected = sorted(self.folder.glob("import-*/rejected.jsonl"))
+        rejected = sorted(self.folder.glob(f"import-*/{REJECTED}"))
         if rejected:
             (self.dataset / REJECTED).write_text("".join(path.read_text() for path in rejected))
         for path in self.dataset.glob("*.json*"):
             _sync(path)
-        _write_json(self.folder / "finished.json", {"fingerprint": file_sha256(self.dataset / "fingerprint.json")})
+        _write_json(self.folder / "finished.json", {"fingerprint": file_sha256(self.dataset / INFO)})
         if self.out.exists():
             shutil.rmtree(self.out)
         self.dataset.rename(self.out)
@@ -149,8 +164,8 @@ class Work:
 
     def remove_if_empty(self) -> None:
         """Deletes the folder where nothing in it is worth going on from."""
-        worth = [*self.dataset.glob("data-*.arrow"), *self.folder.glob("import-*/fingerprint.json")]
-        if not worth:
+        imported = [*self.folder.glob(f"import-*/{INFO}"), *self.folder.glob(".import-*.parts/part-*")]
+        if not imported and not any(self.dataset.glob("data-*.arrow")):
             self.remove()
 
 
@@ -164,7 +179,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     """Whole and on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished(path)
     temporary.write_text(json.dumps(values, indent=2) + "\n")
     _sync(temporary)
     temporary.rename(path)

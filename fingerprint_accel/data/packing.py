@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
-from fingerprint_accel.data.importing import ImportSummary, import_dataset, kind_of
+from fingerprint_accel.data.importing import ImportSummary, import_dataset
+from fingerprint_accel.data.launch import ALONE, Launch, launched
 from fingerprint_accel.data.merging import Merged, Source, open_source
 from fingerprint_accel.data.pack_options import PackOptions, arguments, check_places, completed, is_dataset
 from fingerprint_accel.data.pack_rows import PackedRow, pack_rows
-from fingerprint_accel.data.pack_work import REJECTED, Done, Work
+from fingerprint_accel.data.pack_work import Done, Work
 from fingerprint_accel.data.parallel import cores, in_parallel
+from fingerprint_accel.data.part_folder import workers_here
 from fingerprint_accel.data.print_file import Target
 from fingerprint_accel.data.shard_writing import (
     FORMAT_VERSION,
@@ -29,7 +29,6 @@ from fingerprint_accel.data.shard_writing import (
     rows_per_record_batch,
     shard_name,
 )
-from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.verifying import verify_datasets
 from fingerprint_accel.errors import UserError
 
@@ -47,10 +46,11 @@ def pack(
     workers: int = 0,
     overwrite: bool = False,
     progress: bool = True,
-) -> ImportSummary:
+    launch: Launch = ALONE,
+) -> ImportSummary | None:
     """Writes one dataset folder from one or more; goes on from what an interrupted call with these arguments has left.
 
-    The bytes depend on the sources and the options alone, not on the number of workers nor on interruptions.
+    The bytes depend on the sources and the options alone: not on workers, processes or interruptions.
 
     Args:
         sources: dataset folders, or folders of images in flx's naming with minutiae beside them.
@@ -61,6 +61,10 @@ def pack(
             that asks for more needs `if __name__ == "__main__":` around the call.
         overwrite: replace `out`, and shards that another call has left.
         progress: shows progress bars.
+        launch: the processes that share the work; each calls this, and all see the folders.
+
+    Returns:
+        The summary on the main process, None on others.
 
     Raises:
         UserError: a source missing, damaged, or enhanced where others are not; `out` exists or lies in a source; a
@@ -72,36 +76,59 @@ def pack(
     check_places(sources, out)
     options = completed(options, sources)
     work = Work(out, arguments(options, sources))
-    if work.finished():
-        work.remove()
-        return _summary(out, started)
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
-    with work.locked():
-        try:
-            work.begin(overwrite)
-            if verify:
-                verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
-            opened = []
-            for number, source in enumerate(sources):
-                folder = source if is_dataset(source) else work.folder / f"import-{number}"
-                if not is_dataset(folder):
-                    _import_images(source, folder, options, workers, progress)
-                opened.append(open_source(folder, source.name))
-            merged = Merged(opened, options.join_fingers, options.seed)
-            _write(work, merged, opened, options, workers, progress)
-        except UserError:
-            work.remove_if_empty()
-            raise
-    return _summary(out, started)
+    if launch.first(lambda: _finished(work, overwrite)):
+        if launch.main:
+            work.remove()
+    else:
+        with work.locked() if launch.main else contextlib.nullcontext():
+            try:
+                launch.first(functools.partial(_begin, work, sources, verify, workers, overwrite, progress))
+                opened = _open(work, sources, options, workers, progress, launch)
+                merged = Merged(opened, options.join_fingers, options.seed)
+                _write(work, merged, opened, options, workers, progress, launch)
+            except UserError:
+                if launch.size == 1:  # otherwise others may be writing
+                    work.remove_if_empty()
+                raise
+    return ImportSummary.of(out, time.perf_counter() - started) if launch.main else None
 
 
-def _import_images(source: Path, folder: Path, options: PackOptions, workers: int, progress: bool) -> None:
+def _finished(work: Work, overwrite: bool) -> bool:
+    finished = work.finished()
+    if work.out.exists() and not (finished or overwrite):
+        raise UserError(f"{work.out}: exists already; choose another folder, or add --overwrite")
+    return finished
+
+
+def _begin(work: Work, sources: Sequence[Path], verify: bool, workers: int, overwrite: bool, progress: bool) -> None:
+    work.begin(overwrite)
+    if verify:
+        verify_datasets([source for source in sources if is_dataset(source)], workers or cores(), progress)
+
+
+def _open(
+    work: Work, sources: Sequence[Path], options: PackOptions, workers: int, progress: bool, launch: Launch
+) -> list[Source]:
+    """Opens the sources; folders of images are imported before."""
+    opened = []
+    for number, source in enumerate(sources):
+        folder = source if is_dataset(source) else work.folder / f"import-{number}"
+        if folder != source and not launch.first(functools.partial(is_dataset, folder)):
+            _import_images(source, folder, options, workers, progress, launch)
+            launch.first(lambda: None)  # once it is joined
+            launch.wait(functools.partial(is_dataset, folder))
+        opened.append(open_source(folder, source.name))
+    return opened
+
+
+def _import_images(
+    source: Path, folder: Path, options: PackOptions, workers: int, progress: bool, launch: Launch
+) -> None:
     """A folder of images becomes a dataset that the packed rows can be copied from."""
     try:
         import_dataset(
             source, folder, "flx", options.source_ppi, dataset_ppi=options.ppi, canvas=options.canvas,
-            encoding=options.encoding, workers=workers, overwrite=True, progress=progress,
+            encoding=options.encoding, workers=workers, overwrite=True, progress=progress, launch=launch,
         )  # fmt: skip
     except UserError as error:
         if "layout" not in str(error):
@@ -110,38 +137,49 @@ def _import_images(source: Path, folder: Path, options: PackOptions, workers: in
 
 
 def _write(
-    work: Work, merged: Merged, sources: Sequence[Source], options: PackOptions, workers: int, progress: bool
+    work: Work,
+    merged: Merged,
+    sources: Sequence[Source],
+    options: PackOptions,
+    workers: int,
+    progress: bool,
+    launch: Launch,
 ) -> None:
-    """Writes the shards that are missing, and with them the dataset."""
+    """Writes this process's share of the shards that are missing; the main process makes the dataset of all."""
     target = Target(options.ppi, options.canvas, options.enhance)
     shards = -(-len(merged) // options.rows_per_shard)
-    done = [work.shard(number, shards) for number in range(shards)]
-    missing = [number for number in range(shards) if done[number] is None]
-    rows = {number: _rows_of(number, len(merged), options.rows_per_shard) for number in missing}
-    to_write = sum(len(some) for some in rows.values())
-    if len(missing) < shards and progress:
-        print(f"going on: {shards - len(missing)} of {shards} shards are there", file=sys.stderr)
-    _check_room(work, merged, to_write, target, options.encoding)
+    rows = [_rows_of(number, len(merged), options.rows_per_shard) for number in range(shards)]
+
+    def prepare() -> list[int]:
+        missing = work.missing(shards)
+        if len(missing) < shards and progress:
+            print(f"going on: {shards - len(missing)} of {shards} shards are there", file=sys.stderr)
+        _check_room(work, merged, sum(len(rows[number]) for number in missing), target, options.encoding)
+        return missing
+
+    missing = launch.first(prepare)
+    share = launch.share(missing)
+    if share:
+        launch.see(work.stored, work.arguments, work.folder)
     size = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // options.canvas**2))
     tasks = (
         merged.task(piece, target, options.encoding)
-        for number in missing
+        for number in share
         for batch in _pieces(rows[number], rows_per_record_batch(options.canvas))
         for piece in _pieces(range(batch.start, batch.stop), size)
     )
-    if not workers:  # handing a print over costs more than copying or compressing it
-        workers = cores() if any(_moves(source.info, options) for source in sources) else 1
-    workers = max(1, min(workers, -(-to_write // size)))
-    with (
-        tqdm(
-            total=len(merged), initial=len(merged) - to_write, desc="packing", unit="print", disable=not progress
-        ) as bar,
-        contextlib.closing(in_parallel(pack_rows, tasks, workers)) as results,
-    ):
-        for number in missing:
-            batches = _batches(merged, rows[number], options.canvas, results, bar)
-            done[number] = work.write_shard(number, shards, batches)
-    work.publish(_info(merged, done, sources, options))
+    if not workers and not any(_moves(source.info, options) for source in sources):
+        workers = 1  # handing a print over costs more than copying or compressing it
+    workers = workers_here(workers, launch, -(-sum(len(rows[number]) for number in share) // size))
+    there = len(merged) - sum(len(rows[number]) for number in missing)
+    with launch.counting("packing", len(merged), there, progress) as made:
+        with contextlib.closing(in_parallel(pack_rows, tasks, workers)) as results:
+            for number in share:
+                work.write_shard(number, shards, _batches(merged, rows[number], options.canvas, results, made))
+        if launch.main:
+            launch.wait_for_all(lambda: work.missing(shards), work.folder, lambda: made(0))
+    if launch.main:
+        work.publish(_info(merged, [work.shard(number, shards) for number in range(shards)], sources, options))
 
 
 def _moves(info: DatasetInfo, options: PackOptions) -> bool:
@@ -174,7 +212,11 @@ def _pieces(rows: range, size: int) -> Iterator[slice]:
 
 
 def _batches(
-    merged: Merged, rows: range, canvas: int, results: Generator[list[PackedRow], None, None], bar: tqdm
+    merged: Merged,
+    rows: range,
+    canvas: int,
+    results: Generator[list[PackedRow], None, None],
+    made: Callable[[int], None],
 ) -> Iterator[pa.RecordBatch]:
     """The record batches of a shard from the results of its tasks, which come in order."""
     for batch in _pieces(rows, rows_per_record_batch(canvas)):
@@ -182,7 +224,7 @@ def _batches(
         while len(packed) < batch.stop - batch.start:
             piece = next(results)
             packed += piece
-            bar.update(len(piece))
+            made(len(piece))
         yield record_batch(
             [row.image for row in packed],
             merged.fingers[batch],
@@ -207,17 +249,6 @@ def _check_room(work: Work, merged: Merged, rows: int, target: Target, encoding:
         )
 
 
-def _summary(out: Path, started: float) -> ImportSummary:
-    dataset = open_dataset(out)
-    rejected: Counter[str] = Counter()
-    if (out / REJECTED).is_file():
-        lines = (out / REJECTED).read_text().splitlines()
-        rejected.update(kind_of(json.loads(line)["reason"]) for line in lines)
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    per_finger = Counter(np.bincount(dataset.fingers).tolist())
-    return ImportSummary(out, dataset.info, per_finger, size, time.perf_counter() - started, rejected)
-
-
 def pack_command(paths: Sequence[Path], options: PackOptions, verify: bool, workers: int, overwrite: bool) -> None:
     """`fingerprint-accel pack`: packs all paths but the last into the last, or verifies the only one.
 
@@ -230,7 +261,9 @@ def pack_command(paths: Sequence[Path], options: PackOptions, verify: bool, work
         return
     if len(paths) < 2:
         raise UserError("pack: give SRC and OUT, or SRC and --verify")
-    summary = pack(paths[:-1], paths[-1], options, verify=verify, workers=workers, overwrite=overwrite)
-    print(summary.table())
-    if summary.rejected:
-        print(f"rejected files and reasons: {summary.out / REJECTED}")
+    with launched() as launch:
+        summary = pack(
+            paths[:-1], paths[-1], options, verify=verify, workers=workers, overwrite=overwrite, launch=launch
+        )
+    if summary is not None:
+        summary.show()

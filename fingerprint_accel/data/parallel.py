@@ -38,7 +38,7 @@ def in_parallel(
     """Yields function(task) for every task, in order, with a bounded number in flight.
 
     Close the generator (`contextlib.closing`) to end the workers; those under way finish their task, or notice
-    `stopping`. When this process is killed they end at once.
+    `end_if_stopping`. When this process is killed they end at once.
 
     Args:
         function: a module's function; it and the tasks travel to the workers.
@@ -70,9 +70,14 @@ def batched(items: Iterable[Task], size: int) -> Iterator[list[Task]]:
     return iter(lambda: list(itertools.islice(items, size)), [])
 
 
-def stopping() -> bool:
-    """Whether this is a worker whose results nobody waits for any more. Long tasks ask now and then, and return."""
-    return _stop.is_set()
+class Stopping(Exception):  # noqa: N818  (it is no error)
+    """A worker ends its task, because nobody waits for the result any more."""
+
+
+def end_if_stopping() -> None:
+    """Raises `Stopping` in a worker whose results nobody waits for any more. Long tasks call it now and then."""
+    if _stop.is_set():
+        raise Stopping
 
 
 class _Worker:

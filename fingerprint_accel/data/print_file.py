@@ -87,9 +87,3 @@ def prepare(job: Job, target: Target) -> Prepared:
     except CanvasError as error:
         return Prepared(job, None, NO_MINUTIAE, str(error), minutiae_reason)
     return Prepared(job, target.finish(image), minutiae, "", minutiae_reason)
-
-
-def prepare_many(task: tuple[list[Job], Target]) -> list[Prepared]:
-    """`prepare` for a list of jobs, as worker processes are handed them."""
-    jobs, target = task
-    return [prepare(job, target) for job in jobs]

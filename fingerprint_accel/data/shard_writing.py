@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import datasets
 
 FORMAT_VERSION = 1
+INFO, REJECTED = "fingerprint.json", "rejected.jsonl"  # what is known of the prints; files left out, and why
 ROWS_PER_SHARD = 8192
 ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
@@ -28,9 +29,12 @@ BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay b
 
 @dataclass(frozen=True)
 class Record:
-    """One print: image (canvas, canvas) uint8, and minutiae (n, 4) float32 of x, y, angle, quality in canvas pixels."""
+    """One print: image (canvas, canvas) uint8, and minutiae (n, 4) float32 of x, y, angle, quality in canvas pixels.
 
-    image: np.ndarray
+    Bytes in place of an image are one that has the dataset's encoding already.
+    """
+
+    image: np.ndarray | bytes
     finger_key: str
     impression: int
     source: str
@@ -93,6 +97,7 @@ class ShardWriter:
         self._stream: pa.ipc.RecordBatchStreamWriter | None = None
         self._rows_per_batch = rows_per_record_batch(canvas)
         self._closed = False
+        self._info: DatasetInfo | None = None
         self._rows_in_shard, self._shards, self._prints, self._with_minutiae = 0, 0, 0, 0
 
     def __enter__(self) -> ShardWriter:
@@ -108,8 +113,9 @@ class ShardWriter:
 
     def add(self, record: Record) -> None:
         """Appends one print; fingers are numbered as they first appear."""
-        assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
-        assert record.image.dtype == np.uint8, "canvases are uint8"
+        if isinstance(record.image, np.ndarray):
+            assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
+            assert record.image.dtype == np.uint8, "canvases are uint8"
         self._pending.append(record)
         if len(self._pending) == min(self._rows_per_batch, self.rows_per_shard - self._rows_in_shard):
             self._flush()
@@ -119,7 +125,7 @@ class ShardWriter:
             return
         rows, self._pending = self._pending, []
         batch = record_batch(
-            [encode(row.image, self.encoding) for row in rows],
+            [row.image if isinstance(row.image, bytes) else encode(row.image, self.encoding) for row in rows],
             [self._fingers.setdefault(row.finger_key, len(self._fingers)) for row in rows],
             [row.impression for row in rows],
             [row.finger_key for row in rows],
@@ -143,6 +149,21 @@ class ShardWriter:
         Raises:
             UserError: no print was added.
         """
+        info = self.complete()
+        if self.out.exists():
+            shutil.rmtree(self.out)
+        self.folder.rename(self.out)
+        self._closed = True
+        return info
+
+    def complete(self) -> DatasetInfo:
+        """Completes the folder where it was written; `close` puts it in its place.
+
+        Raises:
+            UserError: no print was added.
+        """
+        if self._info is not None:
+            return self._info
         self._flush()
         if self._stream is not None:
             self._stream.close()
@@ -154,7 +175,7 @@ class ShardWriter:
         for shard in range(self._shards):
             names.append(shard_name(shard, self._shards))
             (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / names[-1])
-        info = DatasetInfo(
+        self._info = DatasetInfo(
             FORMAT_VERSION,
             self.ppi,
             self.canvas,
@@ -165,12 +186,8 @@ class ShardWriter:
             {name: file_sha256(self.folder / name) for name in names},
             self.enhanced,
         )
-        write_info(self.folder, info)
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        self.folder.rename(self.out)
-        self._closed = True
-        return info
+        write_info(self.folder, self._info)
+        return self._info
 
 
 @cache
@@ -220,7 +237,7 @@ def write_info(folder: Path, info: DatasetInfo) -> None:
     """`fingerprint.json`, and `dataset_info.json` and `state.json` as `Dataset.save_to_disk` leaves them."""
     import datasets
 
-    (folder / "fingerprint.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
+    (folder / INFO).write_text(json.dumps(asdict(info), indent=2) + "\n")
     datasets.DatasetInfo(features=features()).write_to_directory(str(folder))
     fingerprint = hashlib.sha256("".join(info.sha256.values()).encode()).hexdigest()[:16]
     state: dict[str, object] = {

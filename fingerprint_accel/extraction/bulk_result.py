@@ -71,6 +71,12 @@ class ExtractionSummary:
         ]
         return aligned(rows)
 
+    def show(self) -> None:
+        """Prints the table, and where to find what failed."""
+        print(self.table())
+        if self.failed:
+            print(f"prints that failed and reasons: {self.out / FAILED}")
+
 
 def publish(work: Work, parts: PartFolder, out: Path) -> None:
     """Joins the parts, one at a time in memory, in a folder that appears whole."""

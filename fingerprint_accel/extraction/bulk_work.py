@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.part_folder import PartFolder
@@ -141,12 +140,6 @@ def prepare_work(data: Path, model: str, ppi: int, options: Options, device: tor
 def make_part(work: Work, parts: PartFolder, part: int, done: Callable[[int], None]) -> None:
     """Embeds a part, which is on disk once this returns; `done` is told of every batch how many prints it had."""
     templates, quality, reasons = work.embed(work.rows(part), done)
-    unfinished = parts.folder / f"{part:05d}-{os.getpid()}.tmp"
-    try:
-        failed = json.dumps({str(row): reasons[row] for row in sorted(reasons)})
-        save_file({"embeddings": templates, "quality": quality}, unfinished, {"failed": failed})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.rename(parts.path(part))
-    finally:
-        unfinished.unlink(missing_ok=True)
+    failed = json.dumps({str(row): reasons[row] for row in sorted(reasons)})
+    with parts.writing(part) as file:
+        file.write(save({"embeddings": templates, "quality": quality}, {"failed": failed}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from fingerprint_accel import __version__
-from fingerprint_accel.data.parallel import stopping
+from fingerprint_accel.data.parallel import end_if_stopping
 from fingerprint_accel.data.part_folder import PartFolder
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
@@ -165,24 +164,15 @@ def _row(batch: pa.RecordBatch, place: int, canvas: int) -> tuple[np.ndarray, np
 
 
 def make_part(task: tuple[Parts, int]) -> int:
-    """Makes one part and says how many prints it holds; 0 if it was told to stop."""
+    """Makes one part and says how many prints it holds."""
     parts, number = task
     plan = parts.plan
-    unfinished = parts.folder / f"{number:05d}-{os.getpid()}.tmp"
     prints = 0
-    try:
-        with unfinished.open("wb") as file:
-            with pa.ipc.new_file(file, plan.schema) as writer:
-                for batch in _batches(plan, plan.fingers_of(number)):
-                    if stopping():
-                        return 0
-                    writer.write_batch(batch)
-                    prints += len(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(parts.path(number))
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with parts.writing(number) as file, pa.ipc.new_file(file, plan.schema) as writer:
+        for batch in _batches(plan, plan.fingers_of(number)):
+            end_if_stopping()
+            writer.write_batch(batch)
+            prints += len(batch)
     return prints
 
 

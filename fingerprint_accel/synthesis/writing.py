@@ -6,10 +6,7 @@ joined, in an order shuffled over fingers, and deleted.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from fingerprint_accel.data.inspection import save_contact_sheet
+from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.parallel import cores, in_parallel
+from fingerprint_accel.data.part_folder import workers_here
 from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
@@ -88,7 +86,8 @@ def write_synthetic_dataset(
     device: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
-) -> SynthesisSummary:
+    launch: Launch = ALONE,
+) -> SynthesisSummary | None:
     """Writes a dataset folder of synthetic prints; goes on from what an interrupted call with these arguments has left.
 
     The prints depend on nothing but fingers, impressions, seed, style and first_finger, and on whether a CPU or a GPU
@@ -106,6 +105,10 @@ def write_synthetic_dataset(
         device: "cpu", "cuda", or "auto" for a GPU if there is one; a GPU works in this process.
         overwrite: replace `out`, and parts that another call has left.
         progress: shows progress bars.
+        launch: the processes that share the work; each calls this, and `out` lies where all of them see it.
+
+    Returns:
+        The summary on the main process, None on others.
 
     Raises:
         UserError: a number out of range, no such device, too little room on the disk, a worker that was killed, `out`
@@ -115,15 +118,15 @@ def write_synthetic_dataset(
     out = Path(out)
     if workers < 0:
         raise UserError(f"--workers {workers}: must not be negative")
-    parts = Parts(
-        out.with_name(f".{out.name}.parts"), Plan(fingers, impressions, seed, first_finger, style, _device(device))
-    )
+    plan = Plan(fingers, impressions, seed, first_finger, style, _device(device, launch))
+    parts = Parts(out.with_name(f".{out.name}.parts"), plan)
     made = 0
-    if not _joined(out, parts):
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
-        parts.begin(overwrite)
-        made = _make(parts, workers, progress)
+    joined = launch.first(lambda: _joined(out, parts))
+    if not joined:
+        made = _make(parts, out, launch, workers, overwrite, progress)
+    if not launch.main:
+        return None
+    if not joined:
         _join(parts, out, overwrite, progress)
     shards = open_dataset(out)
     save_contact_sheet(shards, out / CONTACT_SHEET)
@@ -131,15 +134,18 @@ def write_synthetic_dataset(
     return _summary(out, shards, made, time.perf_counter() - started)
 
 
-def _device(name: str) -> str:
+def _device(name: str, launch: Launch) -> str:
+    """Resolves "auto", and gives each process of a machine its own GPU."""
     there = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if there else "cpu"
-    if name not in ("cpu", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {name}: unknown; there are auto, cpu, cuda")
     if name == "cuda" and not there:
         raise UserError("--device cuda: torch finds no GPU here; take --device cpu")
-    return name
+    if name == "cpu" or not there:
+        return "cpu"
+    if launch.size > 1:
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+    return "cuda"
 
 
 def _joined(out: Path, parts: Parts) -> bool:
@@ -150,40 +156,22 @@ def _joined(out: Path, parts: Parts) -> bool:
         return False
 
 
-def _make(parts: Parts, workers: int, progress: bool) -> int:
-    """Makes the parts that are missing and returns how many prints that were."""
-    _check_room(parts)
-    plan, missing = parts.plan, parts.missing()
-    there = plan.parts - len(missing)
-    if there and progress:
-        print(f"going on: {there} of {plan.parts} parts are there", file=sys.stderr)
-    to_make = sum(len(plan.fingers_of(part)) for part in missing) * plan.impressions
-    workers = max(1, min(workers or cores(), len(missing))) if plan.device == "cpu" else 1
-    tasks = ((parts, part) for part in missing)
-    made = 0
-    with (
-        parts.tidied(),
-        tqdm(
-            total=plan.prints, initial=plan.prints - to_make, desc="making", unit="print", disable=not progress
-        ) as bar,
-        contextlib.closing(in_parallel(_make_on_one_thread, tasks, workers)) as results,
-    ):
-        for prints in results:
-            made += prints
-            bar.update(prints)
-    return made
-
-
-def _check_room(parts: Parts) -> None:
-    """Parts and dataset lie side by side for a while."""
+def _make(parts: Parts, out: Path, launch: Launch, workers: int, overwrite: bool, progress: bool) -> int:
+    """Makes this process's share of the missing parts and returns how many prints that were."""
     plan = parts.plan
-    there = sum(path.stat().st_size for path in parts.folder.glob("part-*"))
-    needed = 2 * plan.prints * (plan.style.canvas**2 + MINUTIAE_BYTES) - there
-    free = shutil.disk_usage(parts.folder).free
-    if needed > free:
-        raise UserError(
-            f"{parts.folder}: {needed / 1e9:.1f} GB needed, half of it for the parts; {free / 1e9:.1f} GB are free"
-        )
+
+    def begin() -> None:
+        if out.exists() and not overwrite:
+            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+        parts.begin(overwrite)
+        parts.check_room(plan.prints * (plan.style.canvas**2 + MINUTIAE_BYTES))
+
+    missing = parts.shared(launch, begin, progress)
+    share = launch.share(missing)
+    workers = workers_here(workers, launch, len(share)) if plan.device == "cpu" else 1
+    there = plan.prints - sum(len(plan.fingers_of(part)) for part in missing) * plan.impressions
+    with launch.counting("making", plan.prints, there, progress) as made:
+        return parts.make(launch, _make_on_one_thread, ((parts, part) for part in share), workers, made)
 
 
 def _make_on_one_thread(task: tuple[Parts, int]) -> int:

@@ -102,7 +102,7 @@ def make_accelerator(config: Config) -> Accelerator:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
-    use_all_cores(accelerator)
+    use_all_cores(accelerator.device.type, accelerator.num_processes)
     set_precision(training, accelerator.device)
     return accelerator
 
@@ -112,10 +112,10 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def use_all_cores(state: Accelerator | PartialState) -> None:
+def use_all_cores(device: str, processes: int) -> None:
     """Undoes the single thread that `accelerate launch` sets where it was not told that it runs on a CPU."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if state.device.type == "cpu" and state.num_processes == 1 and by_accelerate:
+    if device == "cpu" and processes == 1 and by_accelerate:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
