@@ -1,8 +1,8 @@
-"""Trunk of vision transformers (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929), with patches
-and blocks from timm. Imported only where it is used: timm takes seconds.
+"""Trunk of vision transformers (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929), with
+patches and blocks from timm. Imported only where it is used: timm takes seconds.
 
-Positions are fixed waves and tokens are averaged, as in Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k",
-arXiv 2205.01580; so there is no class token, and every input size works.
+Positions are fixed waves and tokens are averaged, as in Beyer et al. 2022, "Better plain ViT baselines for
+ImageNet-1k", arXiv 2205.01580; so there is no class token, and every input size works.
 """
 
 from __future__ import annotations

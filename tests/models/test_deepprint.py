@@ -83,8 +83,8 @@ def test_transformer_is_a_vit():
     """Stem, texture branch and embedding layer weigh what timm's network of that name weighs, but for the first layer's
     two missing colours and its learned positions; and its tokens go back to where their patches are."""
     with torch.device("meta"):
-        theirs = VisionTransformer(patch_size=16, embed_dim=384, num_heads=6, in_chans=1, num_classes=512, pos_embed="none",
-                                   class_token=False, global_pool="avg")  # fmt: skip
+        plain = {"pos_embed": "none", "class_token": False, "global_pool": "avg"}
+        theirs = VisionTransformer(in_chans=1, num_classes=512, embed_dim=384, num_heads=6, **plain)
         ours = DeepPrint(ModelConfig(variant="Tex", trunk="vit_small", embedding_dim=512))
     assert parameters(ours) == parameters(theirs)
     image = torch.zeros(1, 1, 96, 96)
