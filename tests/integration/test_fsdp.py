@@ -116,7 +116,7 @@ def trained(prints, tmp_path_factory):
         words = [json.dumps(words_of(4, name, own)) for name, own in two.items()]
         command = [*LAUNCHERS["two processes"], str(folder / "train.py"), str(ROOT / "recipes" / "small.py"), *words]
         environment |= launched_with_fsdp()
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr[-3000:]
         for name, own in back.items():
             train_here(words_of(8, name, own))
@@ -196,7 +196,10 @@ def test_a_loss_that_is_nan_on_one_rank_is_skipped_on_all(trained):
     assert course(trained / "batch norm", "skipped").tolist() == [0, 1]
     folders = [trained / "batch norm" / "checkpoints" / f"step-{step:08d}" for step in (1, 2)]
     for file in ("model.safetensors", "training_state.safetensors"):
-        before, after = (load_file(folder / file) for folder in folders)
+        before, after = (
+            {name: tensor for name, tensor in load_file(folder / file).items() if "batches_tracked" not in name}
+            for folder in folders
+        )
         same_state(after, before, 0)
         assert all(tensor.abs().max() > 0 for name, tensor in after.items() if "running_mean" in name)
 
