@@ -69,13 +69,14 @@ class ModelConfig:
     exported model. Heads start afresh: the fingers are others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
-    trunk: Literal["inception_v4", "compact", "flx"] = "inception_v4"
-    """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `flx` is Inception v4
-    as flx builds it, for its weights: no activations in minutia branch, map decoder and aligning network."""
+    trunk: Literal["inception_v4", "compact", "vit_small", "vit_base", "flx"] = "inception_v4"
+    """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `vit_small` and
+    `vit_base` are vision transformers; `flx` is Inception v4 as flx builds it, for its weights: no activations in
+    minutia branch, map decoder and aligning network."""
     embedding_dim: int = 512
     """Length of the whole embedding; variants with two branches give each half."""
     width: int = 32
-    """Channels of the compact trunk's first stage."""
+    """Channels of the compact trunk's first stage; `vit_small` has 12 times as many in every layer, `vit_base` 24."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of the compact trunk; `group` makes results independent of the batch."""
     dropout: float = 0.2

@@ -87,7 +87,9 @@ def _index(gallery: Gallery) -> ApproximateSearch:
     return index
 
 
-def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool, index: bool) -> None:
+def search_command(
+    folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool, index: bool = False
+) -> None:
     """Prints the references most similar to an image, with what the model's thresholds say.
 
     Raises:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,6 +15,8 @@ from fingerprint_accel.models import backbones
 from fingerprint_accel.models.localization import CompactLocalization, Localization
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.models.recompute import through
+
+VIT_HEADS = {"vit_small": 6, "vit_base": 12}  # of attention, each of 2 * width channels
 
 
 class DeepPrint(nn.Module):
@@ -32,32 +38,26 @@ class DeepPrint(nn.Module):
         dims = config.embedding_dim // (texture + minutia)
         self.branch_dims = {branch: dims for branch, on in (("texture", texture), ("minutia", minutia)) if on}
         self.localization = _localization(config) if name.startswith("Loc") else None
-        width, norm = config.width, config.norm
-        inception, plain = config.trunk != "compact", config.trunk == "flx"
-        if inception:
-            from fingerprint_accel.models import inception as inception_v4
-        self.stem = inception_v4.inception_stem() if inception else backbones.compact_stem(width, norm)
+        parts = _parts(config, dims, map_size)
+        self.stem = parts.stem()
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
         if texture:
-            self.texture_branch = (
-                inception_v4.inception_texture(config.dropout, dims)
-                if inception
-                else backbones.compact_texture(width, norm, config.dropout, dims)
-            )
-        if minutia and inception:
-            self.minutia_stem = inception_v4.inception_minutia_stem()
-            self.minutia_map = backbones.MapDecoder(384, (128, 32), map_size, plain)
-            self.minutia_branch = inception_v4.inception_minutia(config.dropout, dims, plain)
-        elif minutia:
-            self.minutia_stem = backbones.compact_minutia_stem(width, norm)
-            self.minutia_map = backbones.MapDecoder(2 * width, (width, max(8, width // 4)), map_size)
-            self.minutia_branch = backbones.compact_minutia(width, norm, config.dropout, dims)
+            self.texture_branch = parts.texture()
+        if minutia:
+            self.minutia_stem, self.minutia_map = parts.minutia_stem(), parts.minutia_map()
+            self.minutia_branch = parts.minutia()
         self.train()
 
     @property
     def needs_minutia_maps(self) -> bool:
         """Whether training wants minutia maps as targets."""
         return self.minutia_map is not None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Of the trunk, those that are made of several layers."""
+        parts = (self.stem, self.minutia_stem, self.texture_branch, self.minutia_branch)
+        return [block for part in parts if part is not None for block in part if any(True for _ in block.children())]
 
     def train(self, mode: bool = True) -> DeepPrint:
         """As any module, but what is frozen keeps its statistics too."""
@@ -112,6 +112,45 @@ class DeepPrint(nn.Module):
         """
         assert self.minutia_stem is not None and self.minutia_map is not None, "a variant without a minutia branch"
         return self.minutia_map(self.minutia_stem(self.stem(self.align(image))))
+
+
+class _Parts(NamedTuple):
+    """Makes the parts of a network."""
+
+    stem: Callable[[], nn.Sequential]
+    texture: Callable[[], nn.Sequential]
+    minutia_stem: Callable[[], nn.Sequential]
+    minutia_map: Callable[[], nn.Module]
+    minutia: Callable[[], nn.Sequential]
+
+
+def _parts(config: ModelConfig, dims: int, map_size: int) -> _Parts:
+    """Of a trunk, for branches with `dims` numbers each."""
+    width, norm, dropout = config.width, config.norm, config.dropout
+    if config.trunk == "compact":
+        return _Parts(
+            partial(backbones.compact_stem, width, norm),
+            partial(backbones.compact_texture, width, norm, dropout, dims),
+            partial(backbones.compact_minutia_stem, width, norm),
+            partial(backbones.MapDecoder, 2 * width, (width, max(8, width // 4)), map_size),
+            partial(backbones.compact_minutia, width, norm, dropout, dims),
+        )
+    if config.trunk in VIT_HEADS:
+        from fingerprint_accel.models.vit import Transformer
+
+        heads = VIT_HEADS[config.trunk]
+        vit = Transformer(2 * width * heads, heads, dropout, dims)
+        return _Parts(vit.stem, vit.texture, vit.minutia_stem, partial(vit.minutia_map, map_size), vit.minutia)
+    from fingerprint_accel.models import inception
+
+    plain = config.trunk == "flx"
+    return _Parts(
+        inception.inception_stem,
+        partial(inception.inception_texture, dropout, dims),
+        inception.inception_minutia_stem,
+        partial(backbones.MapDecoder, 384, (128, 32), map_size, plain),
+        partial(inception.inception_minutia, dropout, dims, plain),
+    )
 
 
 def _localization(config: ModelConfig) -> Localization:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.fsdp import sliced
 
 FORMAT_VERSION = 1
 EMA_FILE = "ema.safetensors"
@@ -223,4 +224,4 @@ def restore_optimizer(
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """`value` in the memory layout of `parameter`: fused optimizers walk both in step."""
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(sliced(value, parameter))

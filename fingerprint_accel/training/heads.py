@@ -17,6 +17,7 @@ from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.losses.exchange import reduce
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.training.data import PrintSource
+from fingerprint_accel.training.fsdp import sliced, whole
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
@@ -58,7 +59,7 @@ def start_heads(run: Run) -> None:
     """
     some = _Some(run.train, first_of_each(run.train.labels, PRINTS_PER_FINGER))
     embeddings, labels = embed(
-        run.accelerator, run.bare.model, run.preprocessor, some, run.config.training.batch_size, "starting heads"
+        run.accelerator, run.network, run.preprocessor, some, run.config.training.batch_size, "starting heads"
     )
     branches = embeddings.split(list(run.bare.model.branch_dims.values()), dim=1)
     for name, vectors in zip(run.bare.model.branch_dims, branches, strict=True):
@@ -67,6 +68,6 @@ def start_heads(run: Run) -> None:
         assert isinstance(weight, torch.Tensor)
         here = (labels >= rows.start) & (labels < rows.stop)
         sums = torch.zeros(len(weight), vectors.shape[1]).index_add_(0, labels[here] - rows.start, vectors[here])
-        lengths = weight.norm(dim=1).sum()
+        lengths = whole(weight).norm(dim=1).sum()
         length = (reduce(lengths) if isinstance(head, ShardedHead) else lengths) / run.train.classes
-        weight.copy_(F.normalize(sums, dim=1) * length.cpu())
+        weight.copy_(sliced(F.normalize(sums, dim=1) * length.cpu(), weight))

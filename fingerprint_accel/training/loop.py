@@ -105,7 +105,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     if run.validation is None:
         return False
     batch_size = run.config.training.batch_size
-    metrics = validate(run.accelerator, run.bare.model, run.preprocessor, run.validation, batch_size)
+    metrics = validate(run.accelerator, run.network, run.preprocessor, run.validation, batch_size)
     eer = metrics["eer"]
     if run.ema is not None:  # what is exported decides
         average = validate(run.accelerator, run.ema.module, run.preprocessor, run.validation, batch_size)

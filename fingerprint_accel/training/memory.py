@@ -31,7 +31,8 @@ def smaller_batch(config: Config) -> tuple[int, int] | None:
 
 
 def fit_memory(run: Run, step: int, position: int) -> None:
-    """Lowers the device batch until every rank has room for it; the prints of each step stay what they were.
+    """Lowers the device batch until every rank has room for it; the prints of each step stay what they were. Not with
+    FSDP, where no rank can rehearse alone.
 
     Args:
         run: whose configuration is changed where need be.
@@ -42,7 +43,7 @@ def fit_memory(run: Run, step: int, position: int) -> None:
         UserError: the smallest micro-batch is too large.
     """
     wanted = run.config.training.fit_memory
-    if wanted == "no" or (wanted == "auto" and run.accelerator.device.type == "cpu"):
+    if wanted == "no" or (wanted == "auto" and (run.accelerator.device.type == "cpu" or run.accelerator.is_fsdp2)):
         return
     while True:
         short = torch.tensor(float(not _has_room(run, step, position)), device=run.accelerator.device)

@@ -7,6 +7,7 @@ from torch import nn
 
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.output import Output
 
 
 class TrainingModule(nn.Module):
@@ -40,6 +41,19 @@ class TrainingModule(nn.Module):
         poison = result.total.detach() * 0 + 1  # 1, or NaN where the loss is NaN or infinite
         branches = {name: value.detach() for name, value in output.branches.items()}
         return result.total * poison, result.parts, branches
+
+    def embed(self, image: torch.Tensor) -> Output:
+        """image (B, 1, S, S) -> what the network makes of it."""
+        output: Output = self.model(image)
+        return output
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers whose weights FSDP gathers together, by the name under which Accelerate looks for them:
+        the blocks of the trunk, as far as they are not parts of others, and the losses."""
+        blocks = self.model.blocks
+        inner = {type(part) for block in blocks for part in block.modules() if part is not block}
+        return sorted({kind.__name__ for kind in {type(block) for block in blocks} - inner} | {"DeepPrintLoss"})
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:

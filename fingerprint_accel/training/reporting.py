@@ -34,7 +34,7 @@ def start_line(run: Run, progress: Progress) -> str:
     held_out = f", {run.validation.classes} to validate" if run.validation else ""
     start = f"from step {progress.step} " if progress.step else ""
     return (
-        f"{device} x {accelerator.num_processes} | {precision} | "
+        f"{device} x {accelerator.num_processes}{' with FSDP' if accelerator.is_fsdp2 else ''} | {precision} | "
         f"batch {training.batch_size} x {training.accumulation} per device, {total} in total | "
         f"DeepPrint {config.model.variant} {config.model.trunk}, {parameters / 1e6:.1f} M parameters | "
         f"{config.data}: {len(run.train)} prints of {run.train.classes} fingers{held_out} | "

@@ -22,6 +22,7 @@ from fingerprint_accel.training.checkpoint import (
     save_checkpoint,
     write_json,
 )
+from fingerprint_accel.training.fsdp import load_whole
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.sharded_heads import rows_to_read, whole_tensors
 
@@ -57,6 +58,8 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
     tensors |= optimizer_tensors(run.optimizer.optimizer, run.parameter_names)  # type: ignore[attr-defined]
     tensors = whole_tensors(run.bare, tensors)
+    model = whole_tensors(run.bare, run.bare.model.state_dict())
+    ema = whole_tensors(run.bare, run.ema.module.state_dict()) if run.ema is not None else None
     if not run.accelerator.is_main_process:
         return
     state = {
@@ -72,8 +75,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         "enhanced": info.enhanced,
         "processes": run.accelerator.num_processes,
     }
-    ema = run.ema.module.state_dict() if run.ema is not None else None
-    name = save_checkpoint(run.folder, Checkpoint(run.bare.model.state_dict(), tensors, state, ema))
+    name = save_checkpoint(run.folder, Checkpoint(model, tensors, state, ema))
     if best:
         _name_best(run.folder, name, progress)
     prune(run.folder, run.config.training.keep)
@@ -127,10 +129,10 @@ def restore(run: Run, folder: Path) -> Progress:
     if run.config.loss.center_weight == 0:  # earlier versions kept centres that nobody asked for
         heads = {name: tensor for name, tensor in heads.items() if not name.startswith("centers.")}
     try:
-        run.bare.model.load_state_dict(checkpoint.model)
-        run.bare.loss.load_state_dict(heads)
+        load_whole(run.bare.model, checkpoint.model)
+        load_whole(run.bare.loss, heads)
         if run.ema is not None:  # switched on later, it starts from the weights
-            run.ema.module.load_state_dict(checkpoint.ema or checkpoint.model)
+            load_whole(run.ema.module, checkpoint.ema or checkpoint.model)
     except RuntimeError as error:
         raise UserError(
             f"{folder}: holds another model than configured ({str(error).splitlines()[-1].strip()})"

@@ -26,6 +26,7 @@ from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
+from fingerprint_accel.training.fsdp import ThroughRoot, fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.rates import depths, parameter_groups
 from fingerprint_accel.training.saved_model import find_model
@@ -42,7 +43,7 @@ class Run:
 
     Attributes:
         module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
-        bare: the same without wrapping.
+        bare: the same without wrapping; FSDP changes it in place.
         optimizer: wrapped by Accelerate; `optimizer.optimizer` is torch's.
         ema: moving average of the network's weights, if one is kept.
         steps: optimizer steps in all.
@@ -72,6 +73,11 @@ class Run:
         return training.batch_size * training.accumulation * self.accelerator.num_processes
 
     @property
+    def network(self) -> DeepPrint | ThroughRoot:
+        """The network by itself, to embed prints with."""
+        return ThroughRoot(self.bare) if self.accelerator.is_fsdp2 else self.bare.model
+
+    @property
     def parameter_names(self) -> dict[int, str]:
         """Name of each trained parameter by its id()."""
         return {id(parameter): name for name, parameter in self.bare.named_parameters()}
@@ -84,12 +90,14 @@ def make_accelerator(config: Config) -> Accelerator:
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(no_fp16_here)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    plugin = fsdp_plugin(config)
     try:
         accelerator = Accelerator(
             mixed_precision=None if training.precision == "auto" else training.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
             ),
+            fsdp_plugin=plugin,
             log_with=None if training.tracker == "none" else training.tracker,
             project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
             step_scheduler_with_optimizer=False,
@@ -102,6 +110,7 @@ def make_accelerator(config: Config) -> Accelerator:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
+    switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)
     set_precision(training, accelerator.device)
     return accelerator
@@ -187,7 +196,9 @@ def set_up(config: Config) -> Run:
     if config.model.start_from:
         _start_from(model, config)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
-    bare = TrainingModule(model, loss).to(memory_format=torch.channels_last)
+    bare = TrainingModule(model, loss)
+    if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
+        bare = bare.to(memory_format=torch.channels_last)
     keep_from_ddp(bare, accelerator.distributed_type)
     note = compile_parts(bare, training, accelerator.device)
     if training.compile != "no":
@@ -195,7 +206,8 @@ def set_up(config: Config) -> Run:
     if note:
         accelerator.print(note)
     optimizer = make_optimizer(bare, training)
-    module, optimizer = accelerator.prepare(bare, optimizer)
+    average = _average(bare.model, training.ema_decay)
+    module, optimizer = prepare(accelerator, bare, optimizer, average)
     per_step = training.batch_size * training.accumulation * accelerator.num_processes
     return Run(
         config=config,
@@ -207,6 +219,6 @@ def set_up(config: Config) -> Run:
         module=module,
         bare=bare,
         optimizer=optimizer,
-        ema=_average(bare.model, training.ema_decay),
+        ema=average,
         steps=training.steps or max(1, round(training.epochs * order.length / per_step)),
     )

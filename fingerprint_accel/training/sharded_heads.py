@@ -13,13 +13,14 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.exchange import is_distributed, place, reduce
 from fingerprint_accel.losses.sharded import ShardedHead, slice_of_classes
 from fingerprint_accel.training.checkpoint import parameter_of
+from fingerprint_accel.training.fsdp import whole
 from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
     from fingerprint_accel.training.setup import Run
 
 ROWS_AT_ONCE = 1 << 15  # sent to the process that saves: 64 MiB of 512 numbers each
-SHARES_OUT_ITSELF = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def sharded_parameters(module: TrainingModule) -> dict[str, ShardedHead]:
@@ -70,7 +71,7 @@ def clip_gradients(run: Run) -> torch.Tensor:
     accelerator, limit = run.accelerator, run.config.training.clip_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
     if not heads:
-        return accelerator.clip_grad_norm_(run.bare.parameters(), limit)
+        return whole(accelerator.clip_grad_norm_(run.bare.parameters(), limit))
     slices = [parameter for head in heads for parameter in head.trained() if parameter.grad is not None]
     known = {id(parameter) for parameter in slices}
     groups = _optimizer(run).param_groups
@@ -80,13 +81,14 @@ def clip_gradients(run: Run) -> torch.Tensor:
         spread_what_is_not_finite(slices)
     accelerator.unscale_gradients()
     norm = (_norm(shared, run).square() + reduce(_norm(slices, run).square())).sqrt()
-    clip_grads_with_norm_(trained, limit, norm)
+    for parameters in (shared, slices):
+        clip_grads_with_norm_(parameters, limit, norm)
     return norm
 
 
 def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return get_total_norm(gradients) if gradients else torch.zeros((), device=run.accelerator.device)
+    return whole(get_total_norm(gradients)) if gradients else torch.zeros((), device=run.accelerator.device)
 
 
 def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
@@ -101,23 +103,24 @@ def _optimizer(run: Run) -> torch.optim.Optimizer:
 
 
 def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors with all classes in place of this process's slice, on rank 0; nothing on the others.
+    """A checkpoint's tensors, each whole in place of this process's slice, on rank 0; nothing on the others.
 
     All ranks call this, with the same names.
 
     Args:
-        module: whose heads may be slices.
+        module: whose heads may be slices; FSDP's slices know what they are of.
         tensors: weights by name, and what the optimizer remembers of them by `optimizer.<name>.<entry>`.
     """
     heads = sharded_parameters(module)
-    whole = {}
+    found = {}
     for key in sorted(tensors) if heads else tensors:
         tensor, head = tensors[key], heads.get(parameter_of(key))
         if head is not None and tensor.ndim > 0:
-            tensor = _whole(tensor, head.classes)
+            tensor = _all_classes(tensor, head.classes)
+        together = whole(tensor)
         if place()[0] == 0:
-            whole[key] = tensor
-    return whole
+            found[key] = together if together is tensor else together.cpu()
+    return found
 
 
 def rows_to_read(module: TrainingModule) -> dict[str, slice]:
@@ -125,12 +128,12 @@ def rows_to_read(module: TrainingModule) -> dict[str, slice]:
     return {name: head.rows for name, head in sharded_parameters(module).items()}
 
 
-def _whole(part: torch.Tensor, classes: int) -> torch.Tensor:
+def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
     """(R, ...) on every rank -> (C, ...) of all classes in order, in rank 0's main memory; elsewhere the part."""
     if not is_distributed():
         return part
     rank, processes = place()
-    whole = torch.empty((classes if rank == 0 else 0, *part.shape[1:]), dtype=part.dtype)
+    everything = torch.empty((classes if rank == 0 else 0, *part.shape[1:]), dtype=part.dtype)
     for source in range(processes):
         rows = slice_of_classes(classes, source, processes)
         for begin in range(rows.start, rows.stop, ROWS_AT_ONCE):
@@ -140,7 +143,7 @@ def _whole(part: torch.Tensor, classes: int) -> torch.Tensor:
                 received = mine if source == 0 else torch.empty((end - begin, *part.shape[1:])).to(part)
                 if source > 0:
                     dist.recv(received, source)
-                whole[begin:end] = received
+                everything[begin:end] = received
             elif rank == source:
                 dist.send(mine.contiguous(), 0)
-    return whole if rank == 0 else part
+    return everything if rank == 0 else part

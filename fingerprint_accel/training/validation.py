@@ -14,6 +14,7 @@ from fingerprint_accel.evaluation.metrics import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource
+from fingerprint_accel.training.fsdp import ThroughRoot
 from fingerprint_accel.training.speed import begin_step
 
 
@@ -31,7 +32,7 @@ class Readable(Protocol):
 @torch.no_grad()
 def embed(
     accelerator: Accelerator,
-    model: DeepPrint,
+    model: DeepPrint | ThroughRoot,
     preprocessor: Preprocessor,
     subset: Readable,
     batch_size: int,
@@ -69,7 +70,11 @@ def embed(
 
 
 def validate(
-    accelerator: Accelerator, model: DeepPrint, preprocessor: Preprocessor, subset: PrintSource, batch_size: int
+    accelerator: Accelerator,
+    model: DeepPrint | ThroughRoot,
+    preprocessor: Preprocessor,
+    subset: PrintSource,
+    batch_size: int,
 ) -> dict[str, float]:
     """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them.
 

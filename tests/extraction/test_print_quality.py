@@ -98,7 +98,7 @@ def test_the_usual_norm_is_kept_and_used(extractor, prints, tmp_path):
 def test_norm_is_the_length_before_scaling(extractor, prints):
     image = torch.from_numpy(open_dataset(prints).image(0).copy())[None]
     lengths = []
-    network = extractor.model
+    network = extractor.running
     hooks = [
         branch.register_forward_hook(lambda _, __, out: lengths.append(float(out.detach().norm())))
         for branch in (network.texture_branch, network.minutia_branch)
@@ -107,6 +107,6 @@ def test_norm_is_the_length_before_scaling(extractor, prints):
     for hook in hooks:
         hook.remove()
     assert float(output.norm) == pytest.approx(np.mean(lengths), rel=1e-5)
-    network.train()
+    network = extractor.model.train()
     assert network(torch.zeros(2, 1, 64, 64)).norm is None
     network.eval()

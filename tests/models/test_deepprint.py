@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models.inception_v4 import InceptionV4
+from timm.models.vision_transformer import VisionTransformer
 
 from fingerprint_accel.config import LossConfig, ModelConfig, Variant
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.localization import Localization
+from fingerprint_accel.models.vit import Grid, Patches
 
 VARIANTS = typing.get_args(Variant)
+TRUNKS = ("compact", "inception_v4", "vit_small")
 
 
 def parameters(module):
@@ -43,10 +46,10 @@ def test_texture_branch_is_inception_v4():
     assert parameters(ours) == parameters(theirs)
 
 
-@pytest.mark.parametrize(("variant", "trunk"), list(itertools.product(VARIANTS, ("compact", "inception_v4"))))
+@pytest.mark.parametrize(("variant", "trunk"), [*itertools.product(VARIANTS, TRUNKS[:2]), ("LocTexMinu", "vit_small")])
 def test_every_parameter_gets_a_gradient(variant, trunk):
     torch.manual_seed(0)
-    model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=16))
+    model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=8))
     loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.needs_minutia_maps)
     maps = torch.rand(2, 6, 128, 128) if model.needs_minutia_maps else None
     for target in (maps, None):
@@ -57,21 +60,39 @@ def test_every_parameter_gets_a_gradient(variant, trunk):
             parameter.grad = None
 
 
+@pytest.mark.parametrize(("trunk", "width"), [("compact", 32), ("vit_small", 8)])
 @pytest.mark.parametrize("size", [64, 96, 128, 299])
-def test_compact_takes_any_size(size):
-    model = DeepPrint(ModelConfig(variant="LocTexMinu", trunk="compact", embedding_dim=64))
+def test_takes_any_size(size, trunk, width):
+    model = DeepPrint(ModelConfig(variant="LocTexMinu", trunk=trunk, width=width, embedding_dim=64))
     output = model(torch.randn(1, 1, size, size).repeat(2, 1, 1, 1))
     assert output.embedding.shape == (2, 64)
     assert output.minutia_map.shape == (2, 6, 128, 128)
 
 
-@pytest.mark.parametrize("trunk", ["inception_v4", "compact"])
+@pytest.mark.parametrize("trunk", [*TRUNKS, "vit_base"])
 def test_the_documented_numbers_of_parameters(trunk):
     page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| `{trunk}`"))
     documented = [float(cell) for cell in row.strip("|").split("|")[1:]]
-    counted = [parameters(DeepPrint(ModelConfig(variant=name, trunk=trunk))) / 1e6 for name in VARIANTS]
+    with torch.device("meta"):  # no numbers are needed to count them
+        counted = [parameters(DeepPrint(ModelConfig(variant=name, trunk=trunk))) / 1e6 for name in VARIANTS]
     assert documented == pytest.approx(counted, abs=0.0501)
+
+
+def test_transformer_is_a_vit():
+    """Stem, texture branch and embedding layer weigh what timm's network of that name weighs, but for the first layer's
+    two missing colours and its learned positions; and its tokens go back to where their patches are."""
+    with torch.device("meta"):
+        plain = {"pos_embed": "none", "class_token": False, "global_pool": "avg"}
+        theirs = VisionTransformer(in_chans=1, num_classes=512, embed_dim=384, num_heads=6, **plain)
+        ours = DeepPrint(ModelConfig(variant="Tex", trunk="vit_small", embedding_dim=512))
+    assert parameters(ours) == parameters(theirs)
+    image = torch.zeros(1, 1, 96, 96)
+    image[..., 32:48, 64:80] = 1.0  # the patch in row 2 and column 4
+    patches = Patches(16)
+    difference = Grid()(patches(image) - patches(torch.zeros_like(image)))
+    assert difference.abs().sum(dim=(0, 1)).nonzero().tolist() == [[2, 4]]
+    assert len(set(patches(torch.zeros_like(image))[0, :, 0].tolist())) > 1, "places differ"
 
 
 def test_group_norm_is_independent_of_the_batch():

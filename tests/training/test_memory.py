@@ -123,7 +123,10 @@ def gradients(config, size, recompute):
     return found, {name: buffer.clone() for name, buffer in model.named_buffers()}, forward
 
 
-@pytest.mark.parametrize(("variant", "trunk", "size"), [("TexMinu", "compact", 64), ("Minu", "inception_v4", 107)])
+@pytest.mark.parametrize(
+    ("variant", "trunk", "size"),
+    [("TexMinu", "compact", 64), ("Minu", "inception_v4", 107), ("TexMinu", "vit_small", 64)],
+)
 def test_recomputed_features_give_the_same_gradients(variant, trunk, size):
     config = ModelConfig(variant=variant, trunk=trunk, width=8, embedding_dim=32, dropout=0.3)
     plain, again = gradients(config, size, False), gradients(config, size, True)

@@ -16,7 +16,7 @@ def with_loss(config, **knobs):
     return dataclasses.replace(config, loss=dataclasses.replace(config.loss, **knobs))
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+@pytest.mark.parametrize("kind", [DistributedType.MEGATRON_LM, DistributedType.DEEPSPEED])
 def test_nothing_else_may_share_out_the_heads(tiny, kind):
     run = set_up(with_loss(tiny, sharded=True))
     with pytest.raises(UserError, match=f"{kind.value} must not"):

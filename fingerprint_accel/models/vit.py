@@ -1,0 +1,106 @@
+"""Trunk of vision transformers (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929), with
+patches and blocks from timm. Imported only where it is used: timm takes seconds.
+
+Positions are fixed waves and tokens are averaged, as in Beyer et al. 2022, "Better plain ViT baselines for
+ImageNet-1k", arXiv 2205.01580; so there is no class token, and every input size works.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from fingerprint_accel.models.backbones import MapDecoder
+
+PATCH = 16  # pixels
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The parts of a vision transformer: a third of its twelve blocks in the stem, the rest in each branch.
+
+    Attributes:
+        channels: D, of every token.
+        heads: of attention.
+        dropout: in front of the embedding layers.
+        dims: length of the embedding of a branch.
+    """
+
+    channels: int
+    heads: int
+    dropout: float
+    dims: int
+
+    def stem(self) -> nn.Sequential:
+        """(B, 1, S, S) -> (B, N, D), one token for each patch of 16 x 16 pixels."""
+        return nn.Sequential(Patches(self.channels), *self._blocks(4))
+
+    def texture(self) -> nn.Sequential:
+        """(B, N, D) -> (B, dims)."""
+        return self._branch(8)
+
+    def minutia_stem(self) -> nn.Sequential:
+        """(B, N, D) -> the same shape."""
+        return nn.Sequential(*self._blocks(2))
+
+    def minutia_map(self, side: int) -> nn.Sequential:
+        """(B, N, D) -> (B, 6, side, side)."""
+        decoder = MapDecoder(self.channels, (128, 32), side)
+        return nn.Sequential(nn.LayerNorm(self.channels, eps=1e-6), Grid(), decoder)
+
+    def minutia(self) -> nn.Sequential:
+        """(B, N, D) -> (B, dims)."""
+        return self._branch(6)
+
+    def _branch(self, blocks: int) -> nn.Sequential:
+        return nn.Sequential(
+            *self._blocks(blocks),
+            nn.LayerNorm(self.channels, eps=1e-6),
+            Mean(),
+            nn.Dropout(self.dropout),
+            nn.Linear(self.channels, self.dims),
+        )
+
+    def _blocks(self, count: int) -> list[nn.Module]:
+        blocks = [Block(self.channels, self.heads, qkv_bias=True) for _ in range(count)]
+        for layer in [part for block in blocks for part in block.modules() if isinstance(part, nn.Linear)]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        return [*blocks]
+
+
+class Patches(nn.Module):
+    """(B, 1, S, S) -> (B, N, D): tokens of patches, row by row, with their places; margins are filled up with 0.
+
+    Args:
+        channels: D.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embed = PatchEmbed(None, PATCH, 1, channels, dynamic_img_pad=True)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.embed(image)  # (B, N, D)
+        side = -(-image.shape[-1] // PATCH)
+        return tokens + build_sincos2d_pos_embed([side, side], tokens.shape[-1], device=tokens.device).to(tokens.dtype)
+
+
+class Grid(nn.Module):
+    """(B, h * h, D) -> (B, D, h, h): tokens put back where their patches are."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        side = math.isqrt(tokens.shape[1])
+        return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+class Mean(nn.Module):
+    """(B, N, D) -> (B, D)."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.mean(dim=1)
