@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = Path(__file__).parent / "integration" / "offline"
 PATIENCE = 15  # seconds that the others have once a process has failed
 IMPORTED = (
-    *("torch._dynamo", "accelerate", "datasets", "matplotlib.pyplot", "fingerprint_accel.recipe"),
-    *("fingerprint_accel.models.inception", "fingerprint_accel.evaluation.report", "fingerprint_accel.cli.models"),
-    *("fingerprint_accel.synthesis.writing", "fingerprint_accel.extraction.bulk", "torch.distributed.nn"),
+    *("torch._dynamo", "torch.distributed.nn", "accelerate", "datasets", "matplotlib.pyplot"),
+    *("fingerprint_accel.recipe", "fingerprint_accel.models.inception", "fingerprint_accel.models.vit"),
+    *("fingerprint_accel.evaluation.report", "fingerprint_accel.extraction.bulk", "fingerprint_accel.cli.models"),
+    "fingerprint_accel.synthesis.writing",
 )
 
 

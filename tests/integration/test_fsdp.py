@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.fsdp import fsdp_plugin
 
-from .conftest import LAUNCHERS, ROOT, TINY
+from .conftest import ROOT, TINY, launched
 from .test_sharded import course, same_state
 
 # Trains one run after the other on the same processes; each tells what it holds of the network, and of its heads. With
@@ -29,7 +28,6 @@ import json, os, runpy, sys
 from pathlib import Path
 from torch.distributed.tensor import DTensor
 from fingerprint_accel.config import Config, parse
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, LossParts
 from fingerprint_accel.recipe import run_training
@@ -114,10 +112,8 @@ def trained(prints, tmp_path_factory):
             train_here(words_of(8, name, own))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         words = [json.dumps(words_of(4, name, own)) for name, own in two.items()]
-        command = [*LAUNCHERS["two processes"], str(folder / "train.py"), str(ROOT / "recipes" / "small.py"), *words]
         environment |= launched_with_fsdp()
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stderr[-3000:]
+        launched("two processes", [folder / "train.py", ROOT / "recipes" / "small.py", *words], environment)
         for name, own in back.items():
             train_here(words_of(8, name, own))
     return folder

@@ -1,12 +1,11 @@
 """Launched processes import, pack, synthesise and extract what one does; one that is killed or fails ends all."""
 
 import os
-import socket
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+import starting
 import torch
 from PIL import Image
 
@@ -19,7 +18,7 @@ from fingerprint_accel.extraction.bulk_work import Options
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
-from .conftest import LAUNCHERS
+from .conftest import LAUNCHERS, launched
 
 ALL_VERBS = """
 import sys
@@ -77,9 +76,7 @@ def test_two_processes_make_what_one_does(scans, environment, tmp_path):
         ["extract", str(alone / "import"), "--out", made["extract"], "--model", str(model), "--batch-size", "1"],
     ]
     (tmp_path / "all_verbs.py").write_text(ALL_VERBS.format(commands=commands))
-    command = [*LAUNCHERS["two processes"], str(tmp_path / "all_verbs.py")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = launched("two processes", [tmp_path / "all_verbs.py"], environment)
     for summary in ("minutiae per print", "failure to extract", f"rejected files and reasons: {shared / 'import'}"):
         assert result.stdout.count(summary) == 1, "one process speaks"
     for verb in made:
@@ -106,23 +103,9 @@ def test_a_killed_process_ends_all_and_one_goes_on(scans, environment, tmp_path)
 
 def test_a_mistake_is_one_line_of_one_process(environment, tmp_path):
     """Also where no launcher ends the others."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["synth", str(tmp_path / "set"), "--fingers", "1", "--impressions", "1", "--sensors", "acoustic"]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "fingerprint_accel.cli", *words],
-            env={
-                **environment, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            },
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [2, 2], said
-    (line,) = "".join(said).splitlines()
+    words = ["synth", tmp_path / "set", "--fingers", "1", "--impressions", "1", "--sensors", "acoustic"]
+    result = starting.run(["-m", "fingerprint_accel.cli", *words], 2, environment)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("error: sensor 'acoustic': unknown; there are optical, ")
     assert os.listdir(tmp_path) == []  # noqa: PTH208
