@@ -26,7 +26,7 @@ IMPORTED = (
     *("torch._dynamo", "torch.distributed.nn", "accelerate", "datasets", "matplotlib.pyplot"),
     *("fingerprint_accel.recipe", "fingerprint_accel.models.inception", "fingerprint_accel.models.vit"),
     *("fingerprint_accel.evaluation.report", "fingerprint_accel.extraction.bulk", "fingerprint_accel.cli.models"),
-    "fingerprint_accel.synthesis.writing",
+    *("fingerprint_accel.synthesis.writing", "timm.utils.model_ema"),
 )
 
 

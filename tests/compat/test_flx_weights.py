@@ -169,8 +169,8 @@ class Flx:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def checkpoint(request, tmp_path_factory):
-    """A checkpoint with flx's names, three prints, and their embeddings by flx's arithmetic."""
-    images = torch.rand(3, 1, 299, 299, generator=torch.Generator().manual_seed(1))
+    """A checkpoint with flx's names, two prints, and their embeddings by flx's arithmetic."""
+    images = torch.rand(2, 1, 299, 299, generator=torch.Generator().manual_seed(1))
     flx = Flx(request.param)
     texture, minutia = flx(images)
     path = tmp_path_factory.mktemp("flx") / "best_model.pyt"
@@ -199,6 +199,8 @@ def test_embeddings_are_those_of_flx(checkpoint, tmp_path):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
             torch.testing.assert_close(first, theirs[:1], rtol=0, atol=1e-5)
             assert (theirs[0] - theirs[1]).abs().max() > 1e-3, "prints differ"
+    if variant != "LocTexMinu":
+        return  # one conversion will do: it takes seconds
     extractor = flx_weights.convert(path, tmp_path / "model")
     again = FingerprintExtractor.from_pretrained(tmp_path / "model")
     assert again.model.config.variant == variant

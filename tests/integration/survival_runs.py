@@ -16,10 +16,12 @@ import sys
 import time
 from pathlib import Path
 
+import timm.utils.model_ema  # noqa: F401  (this, and what follows, is imported by every run)
 import torch
+import torch._dynamo
 
 from fingerprint_accel.data.batch import Batch
-from fingerprint_accel.extraction import extractor  # noqa: F401  (imported by every run)
+from fingerprint_accel.extraction import extractor  # noqa: F401
 from fingerprint_accel.recipe import run_recipe
 from fingerprint_accel.training import checkpoint, loop, preemption, setup, validation
 

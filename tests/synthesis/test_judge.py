@@ -25,8 +25,8 @@ def measure(monkeypatch):
 
 
 def test_clean_prints_hold_the_minutiae_they_list(measure, tmp_path):
-    write_synthetic_dataset(tmp_path / "set", 10, 3, seed=21, style=Style(quality="clean"), workers=1, progress=False)
-    found = measure(tmp_path / "set", 30, 200, 1)
+    write_synthetic_dataset(tmp_path / "set", 7, 2, seed=21, style=Style(quality="clean"), workers=1, progress=False)
+    found = measure(tmp_path / "set", 14, 60, 1)
     assert found["precision"] >= 0.8
     assert found["recall"] >= 0.7
     assert found["apart_px"] < 2, "canvas pixels"
@@ -35,8 +35,8 @@ def test_clean_prints_hold_the_minutiae_they_list(measure, tmp_path):
 
 
 def test_default_prints_are_as_hard_as_real_ones(measure, tmp_path):
-    write_synthetic_dataset(tmp_path / "set", 16, 5, seed=22, workers=1, progress=False)
-    found = measure(tmp_path / "set", 80, 500, 1)
+    write_synthetic_dataset(tmp_path / "set", 12, 4, seed=22, workers=1, progress=False)
+    found = measure(tmp_path / "set", 48, 300, 1)
     assert 0.005 <= found["eer"] <= 0.10
     assert found["precision"] >= 0.8
     assert 18 <= found["truth_per_cm2"] <= 25
