@@ -7,6 +7,7 @@ What is started is a process of its own, with the environment, output and exit c
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -68,6 +70,7 @@ def serve():
     """Starts what it is told to; returns in every process that it starts, with the words of the program."""
     for name in IMPORTED:
         __import__(name)
+    gc.freeze()  # forks need not look through what they share
     for line in sys.stdin:
         order = json.loads(line)
         children = []
@@ -115,21 +118,38 @@ def become(order, rank, port):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
 
 
-def main():
-    first, *rest = serve()
+def execute(first, *rest):
+    """The program, as the main module."""
     if first == "-c":
-        sys.argv = ["-c", *rest[1:]]
-        sys.path[0] = ""
-        names = {"__name__": "__main__"}
-        exec(rest[0], names)
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        exec(rest[0], {"__name__": "__main__"})
     elif first == "-m":
-        sys.argv = rest
-        sys.path[0] = str(Path.cwd())
+        sys.argv, sys.path[0] = list(rest), str(Path.cwd())
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = [first, *rest]
-        sys.path[0] = str(Path(first).parent)
+        sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")
+
+
+def main():
+    """Ends as an interpreter does, but for a second of taking apart what was imported."""
+    words, code = serve(), 0
+    try:
+        execute(*words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        code = 1
+        sys.excepthook(*sys.exc_info())
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
