@@ -6,15 +6,11 @@ Scaling Fully Sharded Data Parallel", arXiv 2304.11277). As `accelerate config` 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import require
@@ -23,6 +19,10 @@ from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+# torch's FSDP and distributed tensors take seconds to import: only where they are used
 
 REDUCED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,6 +37,9 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
     require(os.environ.get("FSDP_VERSION") == "2", "FSDP of version 1 is not supported: set fsdp_version: 2")
     reduced = REDUCED[config.training.gradient_compression]
     plugin = FullyShardedDataParallelPlugin(
@@ -94,6 +97,9 @@ def prepare(
         if average is not None:
             average.to(accelerator.device)
         return accelerator.prepare(bare, optimizer)
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
     plugin = accelerator.state.fsdp_plugin
     known = {type(part).__name__ for part in bare.modules()}
     for name in plugin.transformer_cls_names_to_wrap or []:
@@ -122,9 +128,9 @@ def prepare(
 def _keep_slices_apart(groups: list[dict]) -> None:
     """Fused optimizers do not take FSDP's slices and other tensors in one group."""
     for group in list(groups):
-        others = [parameter for parameter in group["params"] if not isinstance(parameter, DTensor)]
+        others = [parameter for parameter in group["params"] if not is_slice(parameter)]
         if others and len(others) < len(group["params"]):
-            group["params"] = [parameter for parameter in group["params"] if isinstance(parameter, DTensor)]
+            group["params"] = [parameter for parameter in group["params"] if is_slice(parameter)]
             groups.append({**group, "params": others})
 
 
@@ -150,24 +156,31 @@ class ThroughRoot:
     def train(self, mode: bool = True) -> None:
         """As of any module; gives up weights that stayed gathered."""
         self.module.model.train(mode)
-        assert isinstance(self.module, FSDPModule)
-        self.module.reshard()
+        cast("FSDPModule", self.module).reshard()
 
     def __call__(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) -> embeddings."""
         return self.module.embed(image)
 
 
+def is_slice(tensor: torch.Tensor) -> bool:
+    """Whether this is FSDP's slice of a tensor, torch's DTensor."""
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor with the slices of all processes, all of which call this; other tensors as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast("DTensor", tensor).full_tensor() if is_slice(tensor) else tensor
 
 
 def sliced(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This process's slice of a whole tensor, where `like` is such a slice; else the tensor as it is."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not is_slice(like) or tensor.shape != like.shape:
         return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = cast("DTensor", like)
+    return distribute_tensor(tensor, mesh.device_mesh, mesh.placements, src_data_rank=None)
 
 
 def load_whole(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
