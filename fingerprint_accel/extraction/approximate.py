@@ -1,18 +1,20 @@
 """Search in a gallery too large to be compared with as a whole: FAISS names candidates, which are compared exactly.
 
 FAISS (Douze et al. 2024, arXiv 2401.08281) groups the references into cells and keeps each in one byte per number; a
-search looks into the cells nearest to the probe. The index lies in the gallery's folder and is memory-mapped.
+search looks into the cells nearest to the probe. The index lies in the gallery's folder and is memory-mapped; its name
+is that of the gallery's files that it has read, so that one that is cut off, or made by two at once, never lies.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from fingerprint_accel.data.part_folder import unfinished
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.gallery import Gallery, Hits
 
@@ -21,7 +23,6 @@ TRAINED_ON = 64  # references per cell, at most
 SHARE_OF_CELLS = 16  # a search looks into one in so many, and into FEWEST_CELLS at least
 FEWEST_CELLS = 32
 CANDIDATES = 20  # compared exactly, for each that is asked for
-INDEX, COVERED = "index.faiss", "index.json"
 
 
 class ApproximateSearch:
@@ -43,7 +44,7 @@ class ApproximateSearch:
         if not len(gallery):
             raise UserError(f"{gallery.folder}: no print is enrolled yet")
         self.added = self._bring_up_to_date()
-        self._index = self._read(self._faiss.IO_FLAG_MMAP)
+        self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
         self._index.nprobe = max(FEWEST_CELLS, self._index.nlist // SHARE_OF_CELLS)
 
     def search(self, probes: np.ndarray, k: int = 10) -> Hits:
@@ -71,31 +72,34 @@ class ApproximateSearch:
         return Hits(similarity, row)
 
     def _bring_up_to_date(self) -> int:
-        parts, path = self.gallery.part_names(), self.gallery.folder / INDEX
-        covered = self._covered()
-        if covered and covered == parts[: len(covered)] and path.exists():
-            if covered == parts:
-                return 0
-            index = self._read(0)
-        else:
-            index = self._trained()
+        *older, name = self._names()
+        folder = self.gallery.folder
+        if (folder / name).exists():
+            return 0
+        known = next((each for each in reversed(older) if (folder / each).exists()), None)
+        index = self._read(known) if known else self._trained()
         before = index.ntotal
         for start, block in self.gallery.blocks():
             if start + len(block) > index.ntotal:
                 index.add(np.ascontiguousarray(block[max(0, index.ntotal - start) :]))
-        temporary = path.with_name(f".{INDEX}.tmp")
-        (self.gallery.folder / COVERED).unlink(missing_ok=True)  # a kill in between leaves an index that is made anew
-        self._faiss.write_index(index, str(temporary))
-        temporary.rename(path)
-        (self.gallery.folder / COVERED).write_text(json.dumps({"parts": parts}) + "\n")
+        temporary = unfinished(folder / name)
+        try:
+            self._faiss.write_index(index, str(temporary))
+            temporary.rename(folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for path in folder.glob("index-*.faiss"):
+            if path.name != name:
+                path.unlink(missing_ok=True)
         return int(index.ntotal - before)
 
-    def _covered(self) -> list[str]:
-        """Files of the gallery that the index has read."""
-        try:
-            return list(json.loads((self.gallery.folder / COVERED).read_text())["parts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+    def _names(self) -> list[str]:
+        """Of an index of the gallery's first file, of its first two, and so on; each is that of their content."""
+        names, files = [], hashlib.sha256()
+        for part in self.gallery.part_names:
+            files.update(part.encode())
+            names.append(f"index-{files.hexdigest()[:16]}.faiss")
+        return names
 
     def _trained(self) -> Any:
         """An empty index whose cells lie where references do, a seeded sample of them."""
@@ -106,8 +110,8 @@ class ApproximateSearch:
         index.train(self.gallery.vectors(np.sort(rows)))
         return index
 
-    def _read(self, flags: int) -> Any:
-        path = self.gallery.folder / INDEX
+    def _read(self, name: str, flags: int = 0) -> Any:
+        path = self.gallery.folder / name
         try:
             return self._faiss.read_index(str(path), flags)
         except RuntimeError as error:

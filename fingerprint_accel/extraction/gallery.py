@@ -51,6 +51,7 @@ class Gallery:
     Attributes:
         dims: length of an embedding.
         model: what made the embeddings, in words; probes must come from the same.
+        part_names: of its files, in the order of their rows; a name is that of its content.
 
     Raises:
         UserError: not a gallery, or a file of it is cut off.
@@ -64,7 +65,7 @@ class Gallery:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one") from error
         files = _part_files(self.folder)
-        self._names, self._parts = [path.name for path in files], [_read_part(path, self.dims) for path in files]
+        self.part_names, self._parts = [path.name for path in files], [_read_part(path, self.dims) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
@@ -112,7 +113,7 @@ class Gallery:
         finally:
             temporary.unlink(missing_ok=True)
         self._parts.append(_read_part(path, self.dims))
-        self._names.append(path.name)
+        self.part_names.append(path.name)
         self._starts = np.append(self._starts, self._starts[-1] + len(batch))
 
     def names(self, rows: np.ndarray) -> list[str]:
@@ -135,10 +136,6 @@ class Gallery:
     def _part(self, number: int) -> np.ndarray:
         """(n, D) float32, a view of the file."""
         return self._parts[number]["embedding"].flatten().to_numpy().reshape(-1, self.dims)
-
-    def part_names(self) -> list[str]:
-        """Names of the files, in the order of their rows; a name is that of its content."""
-        return self._names[:]
 
     def check_probes(self, probes: np.ndarray) -> None:
         """Raises UserError where probes are not (M, D)."""

@@ -8,7 +8,7 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import approximate
-from fingerprint_accel.extraction.approximate import COVERED, INDEX, ApproximateSearch
+from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.gallery import Gallery
 
 pytest.importorskip("faiss")
@@ -57,18 +57,20 @@ def test_the_index_follows_the_gallery(gallery):
     search = ApproximateSearch(Gallery(gallery.folder))
     assert search.added == 3
     assert gallery.names(search.search(new[:1], 1).row[0]) == ["a"]
-    (gallery.folder / gallery.part_names()[0]).unlink()
+    (gallery.folder / gallery.part_names[0]).unlink()
     assert ApproximateSearch(Gallery(gallery.folder)).added == 1203, "made anew: rows have moved"
 
 
-def test_a_kill_while_the_index_is_written_leaves_none(gallery, monkeypatch):
+def test_an_interrupted_index_leaves_the_one_before(gallery, monkeypatch):
     ApproximateSearch(gallery)
     gallery.append(impressions(1, 1, seed=3), ["x"])
     monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         ApproximateSearch(gallery)
     monkeypatch.undo()
-    assert ApproximateSearch(gallery).added == 2001
+    assert len(list(gallery.folder.iterdir())) == 5, "three enrolments, what the gallery is, and the index of before"
+    assert ApproximateSearch(gallery).added == 1
+    assert len(list(gallery.folder.iterdir())) == 5, "the index of before is gone"
 
 
 def test_mistakes_are_named(gallery, tmp_path, monkeypatch):
@@ -76,11 +78,12 @@ def test_mistakes_are_named(gallery, tmp_path, monkeypatch):
         ApproximateSearch(Gallery.create(tmp_path / "empty", DIMS, "tests"))
     with pytest.raises(UserError, match="32 numbers, the probes have 16"):
         ApproximateSearch(gallery).search(np.zeros((1, 16), np.float32))
-    (gallery.folder / INDEX).write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=r"index\.faiss: damaged"):
+    (index,) = gallery.folder.glob("index-*.faiss")
+    index.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"index-.*\.faiss: damaged; delete it"):
         ApproximateSearch(gallery)
-    (gallery.folder / COVERED).write_text("[]")
-    assert ApproximateSearch(gallery).added == 2000, "what covers nothing is made again"
+    index.unlink()
+    assert ApproximateSearch(gallery).added == 2000
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"pip install 'fingerprint_accel\[faiss\]'"):
         ApproximateSearch(gallery)
