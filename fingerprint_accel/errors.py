@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -37,6 +38,11 @@ def require(holds: bool, message: str) -> None:
     """Raises UserError with `message` unless `holds`."""
     if not holds:
         raise UserError(message)
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raises UserError where there is something in the place of what is to be made, and it is not to be replaced."""
+    require(overwrite or not out.exists(), f"{out}: exists already; choose another folder, or add --overwrite")
 
 
 def exit_code(error: BaseException) -> int | None:

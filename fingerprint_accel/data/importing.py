@@ -24,7 +24,7 @@ from fingerprint_accel.data.part_folder import PartFolder, workers_here
 from fingerprint_accel.data.print_file import Enhance, Target
 from fingerprint_accel.data.shard_writing import INFO, REJECTED, DatasetInfo, Record, ShardWriter, file_sha256
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, refuse_existing
 from fingerprint_accel.text import aligned
 
 JOINED = "joined.sha256"  # among the parts: of the INFO of the dataset that they have become
@@ -166,8 +166,7 @@ def _make(
     """Makes this process's share of the missing parts."""
 
     def begin() -> None:
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+        refuse_existing(out, overwrite)
         parts.begin(overwrite)
         for part in set(range(parts.count)) - set(parts.missing()):
             if not is_of(parts.path(part), plan.jobs(part)):

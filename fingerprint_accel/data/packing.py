@@ -30,7 +30,7 @@ from fingerprint_accel.data.shard_writing import (
     shard_name,
 )
 from fingerprint_accel.data.verifying import verify_datasets
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, refuse_existing
 
 ROWS_PER_TASK, BYTES_PER_TASK = 64, 2**22  # at most
 SAMPLED = 16  # prints encoded beforehand to tell how much room all will need
@@ -95,8 +95,7 @@ def pack(
 
 def _finished(work: Work, overwrite: bool) -> bool:
     finished = work.finished()
-    if work.out.exists() and not (finished or overwrite):
-        raise UserError(f"{work.out}: exists already; choose another folder, or add --overwrite")
+    refuse_existing(work.out, finished or overwrite)
     return finished
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import check_encoding, encode
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, refuse_existing
 
 if TYPE_CHECKING:
     import datasets
@@ -85,8 +85,7 @@ class ShardWriter:
         enhanced: bool = False,
     ) -> None:
         check_encoding(encoding)
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+        refuse_existing(out, overwrite)
         self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
         self.encoding, self.enhanced = encoding, enhanced
         self.folder = self.out.with_name(f".{self.out.name}.tmp")

@@ -15,7 +15,7 @@ from accelerate.utils import parse_flag_from_env
 
 from fingerprint_accel.data.launch import ALONE, Launch, launched
 from fingerprint_accel.data.part_folder import PartFolder
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import refuse_existing
 from fingerprint_accel.extraction.bulk_result import ExtractionSummary, publish, summarise
 from fingerprint_accel.extraction.bulk_work import Options, make_part, prepare_work
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
@@ -63,8 +63,7 @@ def extract_all(
     finished = launch.first(lambda: _finished(out, parts))
 
     def begin() -> None:
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+        refuse_existing(out, overwrite)
         parts.begin(overwrite)
 
     missing = [] if finished else parts.shared(launch, begin, progress)

@@ -23,7 +23,7 @@ from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.part_folder import workers_here
 from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, refuse_existing
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.parts import Parts, Plan, make_part
 from fingerprint_accel.synthesis.sensors import Style
@@ -161,8 +161,7 @@ def _make(parts: Parts, out: Path, launch: Launch, workers: int, overwrite: bool
     plan = parts.plan
 
     def begin() -> None:
-        if out.exists() and not overwrite:
-            raise UserError(f"{out}: exists already; choose another folder, or add --overwrite")
+        refuse_existing(out, overwrite)
         parts.begin(overwrite)
         parts.check_room(plan.prints * (plan.style.canvas**2 + MINUTIAE_BYTES))
 
