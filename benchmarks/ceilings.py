@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from timing import synchronize, total
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.plan import flop_counter
 from fingerprint_accel.training.module import TrainingModule
 
 LARGEST = {"cuda": 8192, "cpu": 2048}  # side of the matrices
@@ -104,7 +104,7 @@ def _shortest(device: torch.device, work: Callable[[], object], seconds: float) 
 
 def flops_of(work: Callable[[], object]) -> int:
     """Operations of the convolutions and matrix products in `work`, backward included if it calls it."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         work()
     return counter.get_total_flops()
 

@@ -48,6 +48,22 @@ def test_disk_is_that_of_a_dataset(tmp_path):
     assert size == pytest.approx(64 * (320**2 + ROW_BYTES), rel=0.05)
 
 
+def test_attention_is_counted():
+    """Of 16 tokens of 384 numbers in 12 blocks, by hand; forward and twice that backward."""
+    products, attention = 12 * 2 * 16 * 384**2 * (3 + 1 + 4 + 4), 12 * 2 * 2 * 16**2 * 384
+    ends = 2 * 16 * 16**2 * 384 + 2 * 384 * 96
+    counted = count(ModelConfig(variant="Tex", trunk="vit_small", embedding_dim=96), 64)
+    assert counted.flops == 3 * (products + attention + ends)
+
+
+def test_devices_that_share_a_network_out_need_less(tex):
+    alone, shared = (need(tex, 1000, 64, 8, RECIPES[0], fsdp).network for fsdp in (False, True))
+    assert alone == 18 * tex.parameters
+    blocks = 2 * 8 * tex.largest_block  # two whole ones, with gradients
+    assert shared == pytest.approx(tex.parameters * (2 + 16 / 8) + blocks)
+    assert tex.largest_block < tex.parameters / 4
+
+
 def test_what_will_not_fit_is_said(tex, monkeypatch):
     monkeypatch.setattr("fingerprint_accel.plan.count", lambda *_: tex)
     assert "WILL NOT FIT" not in plan(100_000, 10, "8xA100-80")
@@ -58,6 +74,15 @@ def test_what_will_not_fit_is_said(tex, monkeypatch):
 def test_a_slice_of_the_heads_is_smaller(tex):
     whole, slices = (need(tex, 1_000_000, 64, 8, recipe).head / GIB for recipe in (RECIPES[1], RECIPES[2]))
     assert slices < whole / 4
+
+
+def test_another_trunk_shared_out_is_named(tex, monkeypatch):
+    monkeypatch.setattr("fingerprint_accel.plan.count", lambda model, size: tex)
+    text = plan(50_000, 10, "4xA100-40", trunk="vit_base", fsdp=True)
+    assert "--model.trunk vit_base, --config_file recipes/hardware/fsdp.yaml" in text
+    assert text.rstrip().endswith("vit_base was not measured")
+    with pytest.raises(UserError, match="--trunk vit: there are inception_v4, compact, vit_small, vit_base"):
+        plan(50_000, 10, "4xA100-40", trunk="vit")
 
 
 @pytest.mark.parametrize("gpus", ["8xA10", "0xH100", "x", ""])

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
 
-def plan(fingers: int, impressions: float = 10, gpus: str = "1xH100", canvas: int = 320) -> None:
+
+def plan(
+    fingers: int,
+    impressions: float = 10,
+    gpus: str = "1xH100",
+    canvas: int = 320,
+    trunk: Literal["inception_v4", "compact", "vit_small", "vit_base"] = "inception_v4",
+    fsdp: bool = False,
+) -> None:
     """What will training take? Disk, memory of a GPU by part, the recipe to use, and projected hours.
 
     fingerprint-accel plan --fingers 100000 --impressions 10 --gpus 8xA100-80
@@ -13,7 +22,9 @@ def plan(fingers: int, impressions: float = 10, gpus: str = "1xH100", canvas: in
         impressions: Prints of each, on average.
         gpus: How many of which: A100-40, A100-80, H100, H200, L40S or RTX4090, as in 4xA100-40.
         canvas: Side of a stored print in pixels.
+        trunk: Of the network.
+        fsdp: The GPUs share the network out (recipes/hardware/fsdp.yaml).
     """
     from fingerprint_accel.plan import plan as table
 
-    print(table(fingers, impressions, gpus, canvas))
+    print(table(fingers, impressions, gpus, canvas, trunk, fsdp))
