@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -68,7 +68,7 @@ RECIPES = (
     Recipe("huge_1_5m.py", float("inf"), 256, 20, True, 0.33),
 )
 MODEL = ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512)
-TRUNKS = ("inception_v4", "compact", "vit_small", "vit_base")
+Trunk = Literal["inception_v4", "compact", "vit_small", "vit_base"]
 SIZE = 299  # pixels, the recipes' input
 
 
@@ -176,7 +176,7 @@ def plan(
     impressions: float,
     gpus: str,
     canvas: int = 320,
-    trunk: str = "inception_v4",
+    trunk: Trunk = "inception_v4",
     fsdp: bool = False,
 ) -> str:
     """A table for `fingers` with `impressions` prints each on devices such as `8xA100-80`.
@@ -186,14 +186,14 @@ def plan(
         impressions: prints of each.
         gpus: how many of which.
         canvas: side of a stored print, pixels.
-        trunk: of the network, one of TRUNKS.
+        trunk: of the network, one of Trunk.
         fsdp: whether the devices share the network out.
 
     Raises:
         UserError: numbers that make no dataset, devices or a trunk that are not known.
     """
     require(fingers >= 2 and impressions >= 1, "plan: needs two fingers and one impression of each at least")
-    require(trunk in TRUNKS, f"--trunk {trunk}: there are {', '.join(TRUNKS)}")
+    require(trunk in get_args(Trunk), f"--trunk {trunk}: there are {', '.join(get_args(Trunk))}")
     devices, name, device = parse_devices(gpus)
     prints = fingers * impressions
     recipe = next(recipe for recipe in RECIPES if prints <= recipe.most_prints)
