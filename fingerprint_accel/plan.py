@@ -118,9 +118,9 @@ def count(model: ModelConfig, size: int, map_size: int = 128) -> Counted:
     with FakeTensorMode():
         network = DeepPrint(model, map_size)
         image = torch.zeros(2, 1, size, size)
-        with flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-            with torch.autocast("cpu", torch.bfloat16):
-                output = network(image)
+        kept = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with flop_counter() as counter, kept, torch.autocast("cpu", torch.bfloat16):
+            output = network(image)
     for weight in network.parameters():
         saved.pop(weight.untyped_storage()._cdata, None)
     del output
