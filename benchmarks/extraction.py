@@ -5,7 +5,8 @@ python benchmarks/extraction.py --out extraction.json
 Without --data it makes prints of its own. Files are the same prints as 500 ppi PNGs, one by one decoded, segmented and
 placed on a canvas as an import does. The network of DeepPrint (Tex on Inception v4, 299 x 299 pixels) has random
 weights: they cost the same time. Every combination takes its turn in each round, so that other work of the machine
-meets all of them; the median of the rounds counts.
+meets all of them; the median of the rounds counts. `at most` is what the fastest product of matrices that was measured
+would allow, if the convolutions and products of the network were as fast and nothing else took time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 from benchmark_data import default_dataset
+from ceilings import flops_of, matmul_tflops
 from machine import machine, usable_cores, versions
 from PIL import Image
 from timing import spread
@@ -84,6 +86,13 @@ class Combination:
             done = self.count
         return done / (time.perf_counter() - started)
 
+    def most(self, tflops: dict[bool, float]) -> float:
+        """Prints per second that a machine with so many TFLOP/s, by whether bf16, could embed."""
+        canvas = self.extractor.canvas
+        images = torch.zeros(self.batch_size, canvas, canvas, dtype=torch.uint8)
+        self.extractor.bf16 = self.bf16
+        return tflops[self.bf16] * 1e12 * self.batch_size / flops_of(lambda: self.extractor(images))
+
     def prepare(self, seconds: float) -> None:
         """Runs once to warm up and once to see how many batches take about `seconds`."""
         self.run()
@@ -124,21 +133,31 @@ def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Pat
         found = combinations(shards, files, batch_size)
         for each in tqdm(found.values(), desc="warming up", leave=False):
             each.prepare(seconds)
+        tflops = {False: matmul_tflops(torch.device("cpu"), "fp32", 4)}
+        tflops[True] = max(tflops[False], matmul_tflops(torch.device("cpu"), "bf16", 4))
         for _ in tqdm(range(rounds), desc="measuring", unit="round", leave=False):
             for each in found.values():
                 each.rates.append(each.run())
-    rows, results = [("network", "precision", "from", "prints/s", "slowest", "fastest", "per core", "times flx")], []
+    titles = ("network", "precision", "from", "prints/s", "slowest", "fastest", "at most", "per core", "times flx")
+    rows, results = [titles], []
     for (name, precision, source), each in found.items():
         rate = spread(each.rates)
         per_core = rate["samples_per_second"] / cores
-        results.append({"network": name, "precision": precision, "from": source, "prints_per_turn": each.count, **rate})
+        speed = {"prints_per_turn": each.count, **rate, "at_most": each.most(tflops)}
+        results.append({"network": name, "precision": precision, "from": source, **speed})
         times = f"{per_core / FLX[1]:.1f} to {per_core / FLX[0]:.1f}"
-        numbers = [f"{rate[key]:.1f}" for key in ("samples_per_second", "slowest_round", "fastest_round")]
+        numbers = [f"{speed[key]:.1f}" for key in ("samples_per_second", "slowest_round", "fastest_round", "at_most")]
         rows.append((name, precision, source, *numbers, f"{per_core:.1f}", times))
     print(aligned(rows, words=3))
     print(f"{cores} cores; flx: {FLX[0]} to {FLX[1]} images/s on one")
     if out is not None:
-        facts = {"batch_size": batch_size, "flx_per_core": FLX, "data": str(shards.folder), "command": sys.argv}
+        facts = {
+            "batch_size": batch_size,
+            "matmul_tflops": {"float32": tflops[False], "bf16": tflops[True]},
+            "flx_per_core": FLX,
+            "data": str(shards.folder),
+            "command": sys.argv,
+        }
         setting = {"machine": machine(torch.device("cpu")), "versions": versions(), "threads": torch.get_num_threads()}
         out.write_text(json.dumps({"results": results, **facts, **setting}, indent=2) + "\n")
 

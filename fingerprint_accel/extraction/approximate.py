@@ -20,7 +20,7 @@ from fingerprint_accel.extraction.gallery import Gallery, Hits
 
 REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
 TRAINED_ON = 64  # references per cell, at most
-SHARE_OF_CELLS = 16  # a search looks into one in so many, and into FEWEST_CELLS at least
+SHARE_OF_CELLS = 4  # a search looks into one in so many, and into FEWEST_CELLS at least
 FEWEST_CELLS = 32
 CANDIDATES = 20  # compared exactly, for each that is asked for
 
@@ -104,7 +104,7 @@ class ApproximateSearch:
     def _trained(self) -> Any:
         """An empty index whose cells lie where references do, a seeded sample of them."""
         count = len(self.gallery)
-        cells = max(1, min(round(4 * math.sqrt(count)), count // REFERENCES_PER_CELL))
+        cells = max(1, min(round(2 * math.sqrt(count)), count // REFERENCES_PER_CELL))
         index = self._faiss.index_factory(self.gallery.dims, f"IVF{cells},SQ8", self._faiss.METRIC_INNER_PRODUCT)
         rows = np.random.default_rng(0).choice(count, min(count, TRAINED_ON * cells), replace=False)
         index.train(self.gallery.vectors(np.sort(rows)))
