@@ -68,10 +68,11 @@ class Shards:
         return np.concatenate([np.from_dlpack(chunk) for chunk in self.table[column].chunks])
 
     def _keys(self) -> list[str]:
-        """The key in the first row of each finger."""
+        """The key in the first row of each finger; not by `pa.array`, which imports pandas too."""
         first = np.full(self.info.fingers, len(self), np.int64)
         np.minimum.at(first, self.fingers, np.arange(len(self)))
-        return self.table["finger_key"].combine_chunks().take(pa.array(first)).to_pylist()
+        rows = pa.Array.from_buffers(pa.int64(), len(first), [None, pa.py_buffer(first)])
+        return self.table["finger_key"].combine_chunks().take(rows).to_pylist()
 
     def _minutia_index(self, tables: list[pa.Table]) -> None:
         """Where each row's minutiae start, counted in float32 from the start of its file."""

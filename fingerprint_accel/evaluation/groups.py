@@ -66,7 +66,7 @@ def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
         UserError: not a regular expression, or a source in which it is not found.
     """
     encoded = shards.table["source"].combine_chunks().dictionary_encode()
-    sources, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    sources, codes = encoded.dictionary.to_pylist(), np.from_dlpack(encoded.indices)
     if by:
         return {by: _matches(by, sources)[codes]}
     split = [source.split("/") for source in sources]

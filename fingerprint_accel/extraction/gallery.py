@@ -135,7 +135,7 @@ class Gallery:
 
     def _part(self, number: int) -> np.ndarray:
         """(n, D) float32, a view of the file."""
-        return self._parts[number]["embedding"].flatten().to_numpy().reshape(-1, self.dims)
+        return np.from_dlpack(self._parts[number]["embedding"].flatten()).reshape(-1, self.dims)
 
     def check_probes(self, probes: np.ndarray) -> None:
         """Raises UserError where probes are not (M, D)."""

@@ -253,12 +253,13 @@ def test_optimizers_are_fused_and_skip_on_the_device(name, kind):
         assert torch.equal(module.weight, before) is not moves
 
 
-def test_training_that_is_not_compiled_leaves_the_compiler_alone():
+def test_training_that_is_not_compiled_leaves_the_compiler_alone(prints):
     """Importing it takes seconds, at the first step of every run; nor is loaded what only some runs need."""
     slow = ("torch._inductor.compile_fx", "torch._dynamo", "torch.distributed.tensor", "datasets", "pandas", "timm")
     script = (
         "import sys; from fingerprint_accel.training import loop, speed; speed.begin_step(); "
+        "from fingerprint_accel.data.shards import open_dataset; open_dataset(sys.argv[1]); "
         f"sys.exit(', '.join({{*{slow}}} & {{*sys.modules}}) or None)"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", script, str(prints)], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
