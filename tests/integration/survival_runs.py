@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-import timm.utils.model_ema  # noqa: F401  (this, and what follows, is imported by every run)
+import pyarrow.compute  # noqa: F401  (this, and what follows, is imported by every run)
+import timm.utils.model_ema  # noqa: F401
 import torch
 import torch._dynamo
 

@@ -1,5 +1,7 @@
 """The truth about poses, and a network that learns it."""
 
+import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -11,7 +13,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.preprocess.augment import Pose, random_pose, resample, turned_and_shifted
 from fingerprint_accel.random import sample_keys
-from fingerprint_accel.synthesis.source import open_source
+from fingerprint_accel.synthesis.source import SyntheticPrints, open_source
 from fingerprint_accel.training import alignment
 from fingerprint_accel.training.alignment import seen_from, teach_alignment
 
@@ -82,7 +84,24 @@ def save_untaught(folder, **model):
     return extractor
 
 
-def test_it_learns_and_leaves_the_rest_as_it_was(tmp_path, monkeypatch):
+@pytest.fixture
+def rendered_once(monkeypatch):
+    """Every epoch has the prints of the first; poses and augmentation go on. Rendering would take half a minute."""
+    kept, read, poses = {}, SyntheticPrints.read, SyntheticPrints.poses
+
+    def read_kept(prints, samples, epochs):
+        fingers = tuple(prints.numbers.tolist())
+        if fingers not in kept:
+            kept[fingers] = read(prints, *first_epoch(prints))
+        parts = {part.name: getattr(kept[fingers], part.name)[samples] for part in dataclasses.fields(kept[fingers])}
+        return dataclasses.replace(kept[fingers], **parts | {"epoch": torch.from_numpy(epochs)})
+
+    monkeypatch.setattr(SyntheticPrints, "read", read_kept)
+    monkeypatch.setattr(SyntheticPrints, "poses", lambda prints, samples, epochs: poses(prints, samples, 0 * epochs))
+    monkeypatch.setattr(alignment, "open_source", functools.cache(open_source))
+
+
+def test_it_learns_and_leaves_the_rest_as_it_was(tmp_path, monkeypatch, rendered_once):
     monkeypatch.setattr(alignment, "AUGMENT", AugmentConfig(rotation_degrees=35, translation=0, occlusion=0))
     before = save_untaught(tmp_path / "before")
     first = teach_alignment(DATA, tmp_path / "before", tmp_path / "first", steps=1, batch_size=8)
