@@ -32,11 +32,16 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def prints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder of 24 synthetic fingers with 4 impressions each."""
+    from filelock import FileLock
+
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
-    folder = tmp_path_factory.mktemp("data") / "prints"
-    write_synthetic_dataset(folder, 24, 4, seed=3, style=Style(quality="clean"), workers=1, progress=False)
+    here = tmp_path_factory.getbasetemp()
+    folder = (here.parent if TEST_PROCESSES > 1 else here) / "prints"
+    with FileLock(folder.with_suffix(".lock")):  # one process makes it for all
+        if not folder.exists():
+            write_synthetic_dataset(folder, 24, 4, seed=3, style=Style(quality="clean"), workers=1, progress=False)
     return folder
 
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import starting
 
 from fingerprint_accel import __version__
 from fingerprint_accel.errors import one_line_errors
@@ -11,12 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*words):
-    code = "from fingerprint_accel.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    return starting.run(["-m", "fingerprint_accel.cli", *words])
 
 
 def test_version_and_help():
-    assert run("--version").stdout.strip() == __version__
+    command = [sys.executable, "-m", "fingerprint_accel.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == __version__
     text = run("import", "--help").stdout
     for word in ("fvc", "socofing", "csv", "--ppi", "--layout"):
         assert word in text

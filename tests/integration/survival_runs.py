@@ -34,10 +34,10 @@ WORDS = [
     *("--training.steps", str(STEPS), "--training.warmup-steps", "2", "--training.log-every", "5"),
     *("--training.tracker", "none", "--training.precision", "no", "--resume", "auto", "--training.timeout", "20"),
     *("--training.validate-every", "4", "--training.save-every", "3", "--data", str(DATA)),
-    *("--training.ema-decay", "0.9", "--training.fit-memory", "yes"),
+    *("--training.ema-decay", "0.9"),
 ]
-MOMENTS = {  # the call at which it comes: in step 6 (one call rehearses), in validation after step 4, in the save then
-    "step": (setup.TrainingModule, "forward", 7),
+MOMENTS = {  # the call at which it comes: in step 6, in validation after step 4, in the save then
+    "step": (setup.TrainingModule, "forward", 6),
     "validation": (validation, "begin_step", 1),
     "save": (checkpoint, "_sync_file", 5),
 }
@@ -186,8 +186,9 @@ def main():
     results["failing"] = launch("failing", FOLDER / "failing", 2, before=failing_read)
     every_step = ["--training.log-every", "1"]
     small = ["--training.batch-size", "2", "--training.accumulation", "2"]
-    results["shrunk"] = launch("shrunk", FOLDER / "shrunk", 2, every_step, before=little_memory)
-    results["small"] = launch("small", FOLDER / "small", 2, [*every_step, *small])
+    rehearsed = [*every_step, "--training.fit-memory", "yes"]
+    results["shrunk"] = launch("shrunk", FOLDER / "shrunk", 2, rehearsed, before=little_memory)
+    results["small"] = launch("small", FOLDER / "small", 2, [*rehearsed, *small])
     stopped = FOLDER / "SIGTERM-1-step"
     for name, words in {
         "more micro-batches": ["--training.batch-size", "2", "--training.accumulation", "4"],
