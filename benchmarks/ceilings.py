@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -109,6 +110,7 @@ def flops_of(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+@functools.cache
 def training_flops(config: Config, classes: int) -> float:
     """Operations per print of forward and backward through network and losses, float32, not compiled.
 
