@@ -20,7 +20,7 @@ from fingerprint_accel.data.import_parts import PartTask, is_of, make_part, read
 from fingerprint_accel.data.import_plan import ImportPlan
 from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.listing import list_files
-from fingerprint_accel.data.part_folder import PartFolder, workers_here
+from fingerprint_accel.data.part_folder import PartFolder, alone_at, workers_here
 from fingerprint_accel.data.print_file import Enhance, Target
 from fingerprint_accel.data.shard_writing import INFO, REJECTED, DatasetInfo, Record, ShardWriter, file_sha256
 from fingerprint_accel.data.shards import open_dataset
@@ -142,13 +142,14 @@ def import_dataset(
         raise UserError(f"{source}: resolution unknown; add --ppi, for example --ppi 500")
     plan = ImportPlan(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
     parts = PartFolder(out.with_name(f".{out.name}.parts"), plan.arguments(), plan.parts)
-    if not launch.first(lambda: _joined(out, parts)):
-        _make(plan, parts, out, launch, workers, overwrite, progress)
-        if launch.main:
-            _join(plan, parts, out, overwrite, progress)
-    if not launch.main:
-        return None
-    parts.remove()
+    with alone_at(out, launch):
+        if not launch.first(lambda: _joined(out, parts)):
+            _make(plan, parts, out, launch, workers, overwrite, progress)
+            if launch.main:
+                _join(plan, parts, out, overwrite, progress)
+        if not launch.main:
+            return None
+        parts.remove()
     return ImportSummary.of(out, time.perf_counter() - started)
 
 

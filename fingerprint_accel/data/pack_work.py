@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -60,30 +58,13 @@ class Work:
         file = self.out / INFO
         return file.is_file() and file_sha256(file) == ready["fingerprint"]
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes the folder, and keeps other processes from working in it; a killed one keeps nobody.
-
-        Raises:
-            UserError: another process works in it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{self.out}: another `pack` is making it; wait for it, or end it") from error
-            yield
-        finally:
-            os.close(descriptor)
-
     def begin(self, overwrite: bool) -> None:
         """Makes ready, or takes over what an interrupted run of the same plan has left.
 
         Raises:
             UserError: it holds shards of another plan, and `overwrite` is not set.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         stored = self.stored()
         if stored == self.arguments:
             for path in [*self.dataset.glob("*.tmp"), *self.done.glob("*.tmp")]:

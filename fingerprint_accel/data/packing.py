@@ -20,7 +20,7 @@ from fingerprint_accel.data.pack_options import PackOptions, arguments, check_pl
 from fingerprint_accel.data.pack_rows import PackedRow, pack_rows
 from fingerprint_accel.data.pack_work import Done, Work
 from fingerprint_accel.data.parallel import cores, in_parallel
-from fingerprint_accel.data.part_folder import workers_here
+from fingerprint_accel.data.part_folder import alone_at, workers_here
 from fingerprint_accel.data.print_file import Target
 from fingerprint_accel.data.shard_writing import (
     FORMAT_VERSION,
@@ -80,7 +80,7 @@ def pack(
         if launch.main:
             work.remove()
     else:
-        with work.locked() if launch.main else contextlib.nullcontext():
+        with alone_at(out, launch):
             try:
                 launch.first(functools.partial(_begin, work, sources, verify, workers, overwrite, progress))
                 opened = _open(work, sources, options, workers, progress, launch)

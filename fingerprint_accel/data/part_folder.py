@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -17,6 +19,41 @@ from fingerprint_accel.data.parallel import cores, in_parallel
 from fingerprint_accel.errors import UserError
 
 Task = TypeVar("Task")
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
+
+
+@contextlib.contextmanager
+def alone_at(out: Path, launch: Launch) -> Iterator[None]:
+    """Keeps other commands from making `out`, for as long as this one does; one that is killed keeps nobody.
+
+    Args:
+        out: what is made. Beside it lies a locked file meanwhile.
+        launch: the processes that make it; the main one asks for all.
+
+    Raises:
+        UserError: another command is making it.
+    """
+    if not launch.main:
+        yield
+        return
+    path = out.with_name(f".{out.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:  # network file systems lock only what can be written to
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        except OSError as error:
+            ours = error.errno in NO_LOCKS
+            if not ours and not isinstance(error, BlockingIOError):
+                raise
+        if not ours:
+            raise UserError(f"{out}: another command is making it; wait for it, or end it")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class PartFolder:

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from fingerprint_accel.data.launch import ALONE, Launch, launched
-from fingerprint_accel.data.part_folder import PartFolder
+from fingerprint_accel.data.part_folder import PartFolder, alone_at
 from fingerprint_accel.errors import refuse_existing
 from fingerprint_accel.extraction.bulk_result import ExtractionSummary, publish, summarise
 from fingerprint_accel.extraction.bulk_work import Options, make_part, prepare_work
@@ -60,24 +60,25 @@ def extract_all(
     parts = PartFolder(
         out.with_name(f".{out.name}.parts"), work.arguments(data, ppi), -(-total // work.part_size), ".safetensors"
     )
-    finished = launch.first(lambda: _finished(out, parts))
 
     def begin() -> None:
         refuse_existing(out, overwrite)
         parts.begin(overwrite)
 
-    missing = [] if finished else parts.shared(launch, begin, progress)
-    to_make = sum(len(work.rows(part)) for part in missing)
-    with launch.counting("extracting", total, total - to_make, progress) as made:
-        for part in launch.share(missing):
-            make_part(work, parts, part, made)
-        if launch.main and not finished:
-            launch.wait_for_all(parts.missing, parts.folder, lambda: made(0))
-    if not launch.main:
-        return None
-    if not finished:
-        publish(work, parts, out)
-    parts.remove()
+    with alone_at(out, launch):
+        finished = launch.first(lambda: _finished(out, parts))
+        missing = [] if finished else parts.shared(launch, begin, progress)
+        to_make = sum(len(work.rows(part)) for part in missing)
+        with launch.counting("extracting", total, total - to_make, progress) as made:
+            for part in launch.share(missing):
+                make_part(work, parts, part, made)
+            if launch.main and not finished:
+                launch.wait_for_all(parts.missing, parts.folder, lambda: made(0))
+        if not launch.main:
+            return None
+        if not finished:
+            publish(work, parts, out)
+        parts.remove()
     return summarise(work, out, to_make, time.perf_counter() - started)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.part_folder import workers_here
+from fingerprint_accel.data.part_folder import alone_at, workers_here
 from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, refuse_existing
@@ -121,16 +121,17 @@ def write_synthetic_dataset(
     plan = Plan(fingers, impressions, seed, first_finger, style, _device(device, launch))
     parts = Parts(out.with_name(f".{out.name}.parts"), plan)
     made = 0
-    joined = launch.first(lambda: _joined(out, parts))
-    if not joined:
-        made = _make(parts, out, launch, workers, overwrite, progress)
-    if not launch.main:
-        return None
-    if not joined:
-        _join(parts, out, overwrite, progress)
-    shards = open_dataset(out)
-    save_contact_sheet(shards, out / CONTACT_SHEET)
-    parts.remove()
+    with alone_at(out, launch):
+        joined = launch.first(lambda: _joined(out, parts))
+        if not joined:
+            made = _make(parts, out, launch, workers, overwrite, progress)
+        if not launch.main:
+            return None
+        if not joined:
+            _join(parts, out, overwrite, progress)
+        shards = open_dataset(out)
+        save_contact_sheet(shards, out / CONTACT_SHEET)
+        parts.remove()
     return _summary(out, shards, made, time.perf_counter() - started)
 
 

@@ -21,7 +21,7 @@ BENCHMARKS = ROOT / "benchmarks"
 TINY = [
     *("--preprocess.crop", "64", "--preprocess.size", "32", "--preprocess.map-size", "16"),
     *("--model.trunk", "compact", "--model.width", "8", "--model.embedding-dim", "16"),
-    *("--training.batch-size", "4", "--training.precision", "no", "--seconds", "0.3"),
+    *("--training.batch-size", "4", "--training.precision", "no", "--seconds", "0.1"),
 ]
 TOO_LARGE = "2000000000"  # prints of 64 x 64 do not fit into any address space
 

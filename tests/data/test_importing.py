@@ -179,7 +179,7 @@ def test_a_large_tree_is_listed_compactly(tmp_path, monkeypatch):
 
     walk(8)
     list_files(tmp_path, "fvc")  # libraries import what they need
-    count = 300_000
+    count = 150_000
     walk(count)
     before = pa.total_allocated_bytes()
     tracemalloc.start()

@@ -143,13 +143,6 @@ def test_killed(source, tmp_path):
     assert files(tmp_path / "whole") == files(tmp_path / "out")
 
 
-def test_two_at_once(source, tmp_path):
-    work = Work(tmp_path / "out", {})
-    with work.locked(), pytest.raises(UserError, match="out: another `pack` is making it; wait for it"):
-        pack([source], tmp_path / "out", **QUIET)
-    assert pack([source], tmp_path / "out", **QUIET).info.prints == 20
-
-
 def test_other_arguments_after_an_interruption(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Work, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

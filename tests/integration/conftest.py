@@ -8,8 +8,6 @@ import starting
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
-    "python": [sys.executable],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"],
     "accelerate": [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
         *("--config_file", str(ROOT / "recipes" / "hardware" / "cpu.yaml")),

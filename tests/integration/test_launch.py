@@ -53,7 +53,7 @@ LARGER = ["medium.py", "large_500k.py", "xlarge_1m.py", "huge_1_5m.py"]  # launc
 LAUNCHED = [recipe for recipe in RECIPES if recipe not in LARGER]
 TWO_PROCESSES_ONLY = "pretrain_base.py"  # to save time
 RUNS = [
-    (EVERY_LAUNCHER, "python"),
+    (EVERY_LAUNCHER, "one process"),
     (EVERY_LAUNCHER, "accelerate"),  # torchrun: test_survival.py
     *((recipe, "one process") for recipe in LAUNCHED if recipe not in (EVERY_LAUNCHER, TWO_PROCESSES_ONLY)),
 ]
@@ -253,13 +253,13 @@ def test_ranks_share_the_validation_prints(prints, environment, tmp_path):
 
 def test_benchmark_runs_on_two_processes(prints, environment, tmp_path):
     words = [ROOT / "benchmarks" / "throughput.py", "--data", prints]
-    words += ["--stages", "read,raw,step,train", "--seconds", "0.2", "--out", tmp_path / "speed.json"]
+    words += ["--stages", "read,train", "--seconds", "0.2", "--out", tmp_path / "speed.json"]
     words += ["--model.trunk", "compact", "--model.width", "8", "--preprocess.crop", "256", "--preprocess.size", "64"]
     words += ["--model.variant", "Tex", "--training.batch-size", "4"]
     result = launched("two processes", words, environment)
     assert result.stdout.count("written to") == 1
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert [row["stage"] for row in found["results"]] == ["read", "raw", "step", "train"]
+    assert [row["stage"] for row in found["results"]] == ["read", "train"]
     assert all(row["samples_per_second"] > 1 for row in found["results"])
     assert 0 <= found["results"][-1]["data_wait_share"] <= 1
     assert found["setting"]["processes"] == 2
