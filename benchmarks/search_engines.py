@@ -7,8 +7,8 @@ References are unit vectors, one of each finger; probes are further impressions 
 of --likeness with the first, their mate. Recall@10 is the share of the ten most similar references that an engine
 finds, `mate first` the share of probes whose best hit is the mate. Every engine builds in one process and searches in
 another, whose memory is how far its resident set grew at most while it did, imports included where an engine does them;
-pages of mapped files count. Fingers lie in random directions: an index has no reason to find any of the ten but the
-mate, and even that one is nowhere harder to find.
+pages of mapped files count. Fingers lie in random directions, the hardest case for an index: it has no reason to
+find any of the ten but the mate.
 """
 
 from __future__ import annotations

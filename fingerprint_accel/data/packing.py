@@ -76,11 +76,11 @@ def pack(
     check_places(sources, out)
     options = completed(options, sources)
     work = Work(out, arguments(options, sources))
-    if launch.first(lambda: _finished(work, overwrite)):
-        if launch.main:
-            work.remove()
-    else:
-        with alone_at(out, launch):
+    with alone_at(out, launch):
+        if launch.first(lambda: _finished(work, overwrite)):
+            if launch.main:
+                work.remove()
+        else:
             try:
                 launch.first(functools.partial(_begin, work, sources, verify, workers, overwrite, progress))
                 opened = _open(work, sources, options, workers, progress, launch)

@@ -19,8 +19,6 @@ from fingerprint_accel.data.parallel import cores, in_parallel
 from fingerprint_accel.errors import UserError
 
 Task = TypeVar("Task")
-
-
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
 
 

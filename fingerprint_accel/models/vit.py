@@ -69,7 +69,7 @@ class Transformer:
     def _blocks(self, count: int) -> list[nn.Module]:
         blocks = [Block(self.channels, self.heads, qkv_bias=True) for _ in range(count)]
         for layer in [part for block in blocks for part in block.modules() if isinstance(part, nn.Linear)]:
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)  # trunc_normal_ refuses tensors without memory
             nn.init.zeros_(layer.bias)
         return [*blocks]
 

@@ -23,25 +23,24 @@ def heads(monkeypatch):
     return heads
 
 
-def test_bytes_are_those_of_the_collectives(heads, tmp_path, capsys):
-    """And of the loopback, which nobody else uses."""
-    heads.main(cases=("sharded",), classes=CLASSES, traffic_classes=0, dim=DIM, batch_size=BATCH, steps=2,
-               out=tmp_path / "heads.json")  # fmt: skip
+def test_data_parallel_sends_every_gradient(heads, tmp_path, capsys):
+    """A ring reduction sends from each of two as much as there is to reduce; on a loopback that nobody else uses."""
+    size = {"dim": DIM, "batch_size": BATCH, "steps": 2}
+    heads.main(cases=("data parallel",), classes=CLASSES, traffic_classes=0, out=tmp_path / "heads.json", **size)
     (row,) = json.loads((tmp_path / "heads.json").read_text())["results"]
-    assert (row["name"], row["processes"]) == ("sharded", 2)
-    assert row["sent_by_collective"] == SHARDED
-    assert row["sent_per_process"] == sum(SHARDED.values()) <= row["over_loopback_per_process"] < 60_000
+    assert (row["name"], row["processes"]) == ("data parallel", 2)
+    assert row["sent_by_collective"] == {"all_reduce": CLASSES * DIM * 4}
+    assert row["over_loopback_per_process"] == pytest.approx(CLASSES * DIM * 4, rel=0.2)
     assert row["peak_memory_mb"] > 100 and row["core_seconds"] > 0
-    assert "sharded" in capsys.readouterr().out
+    assert "data parallel" in capsys.readouterr().out
 
 
-def test_data_parallel_sends_every_gradient(heads):
-    """A ring reduction sends from each of two as much as there is to reduce."""
-    case = heads.Case("data parallel", CLASSES, DIM, BATCH, 0.1, "adamw", 2, 2)
+def test_bytes_of_a_sharded_head_are_those_of_its_collectives(heads):
+    case = heads.Case("sharded", CLASSES, DIM, BATCH, 0.1, "adamw", 2, 2)
     words = [BENCHMARKS / "heads.py", "--case", json.dumps(asdict(case))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
     result = starting.run(words, processes=2, environment=environment)
     assert result.returncode == 0, result.stderr
     row = json.loads(result.stdout)
-    assert row["sent_by_collective"] == {"all_reduce": CLASSES * DIM * 4}
-    assert row["over_loopback_per_process"] > CLASSES * DIM * 4
+    assert row["sent_by_collective"] == SHARDED
+    assert row["peak_memory_mb"] > 100 and row["core_seconds"] > 0

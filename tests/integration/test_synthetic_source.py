@@ -23,5 +23,6 @@ def test_two_processes_train_what_one_does(environment, tmp_path):
 
 def test_killed_and_resumed(environment, tmp_path):
     untouched = finish("one process", DATA, tmp_path / "untouched", environment)
-    kill_at_step("one process", DATA, tmp_path / "run", environment, 5, 0.01)
+    for step in (3, 8):
+        kill_at_step("one process", DATA, tmp_path / "run", environment, step, 0.01)
     assert finish("one process", DATA, tmp_path / "run", environment) == untouched

@@ -52,7 +52,7 @@ def host_syncs(events):
     return found
 
 
-def profiled_steps(config, steps=2, spoil=None):
+def profiled_steps(config, steps=3, spoil=None):
     """Host synchronisations of some optimizer steps."""
     run = set_up(config)
     meters, progress = Meters(run.accelerator.device), Progress()
