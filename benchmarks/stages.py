@@ -19,6 +19,7 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.preprocess import pipeline
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import RenderLoader
+from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Pace
@@ -119,9 +120,11 @@ def measure_raw(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def measure_prepare(run: Run, seconds: float) -> dict[str, Any]:
-    """Augmentation, normalisation and minutia maps of a batch on the device, whole and by parts."""
+    """Augmentation, normalisation and minutia maps of a batch on the device, whole and, if not compiled, by parts."""
     batch, maps = resident_batch(run), run.bare.model.needs_minutia_maps
     result = timed(run.accelerator, len(batch), lambda: run.preprocessor(batch, augment=True, maps=maps), seconds * 0.7)
+    if run.preprocessor.compiled:
+        return result
     return {**result, "parts": prepare_parts(run.preprocessor, batch, maps, seconds * 0.3)}
 
 
@@ -191,10 +194,14 @@ def measure_step(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def measure_train(run: Run, seconds: float) -> dict[str, Any]:
-    """The same fed by the reading thread; the share of time spent waiting for it."""
-    with open_loader(run, run.config.training.batch_size) as loader:
+    """The same fed by the reading thread; the share of time spent waiting for it, and how busy the GPU was (NVML)."""
+    with open_loader(run, run.config.training.batch_size) as loader, GpuMonitor(run.accelerator.device) as monitor:
         work = stepper(run, iter(loader), moves=True)
-        return timed(run.accelerator, _prints_here(run), work, seconds, lambda: loader.waited)
+        work()  # compiles, if nothing has before: not what the monitor is asked about
+        synchronize(run.accelerator.device)
+        monitor.window()
+        found = timed(run.accelerator, _prints_here(run), work, seconds, lambda: loader.waited)
+        return {**found, **monitor.window()}
 
 
 MEASURES: dict[str, Callable[[Run, float], dict[str, Any]]] = {

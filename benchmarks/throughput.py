@@ -65,14 +65,14 @@ def agree(run: Run, reason: str | None) -> str | None:
 
 def due(options: Options, config: Config, done: set[tuple]) -> list[str]:
     """Stages of this combination that no earlier one has measured: reading is the same for all of them, preparation
-    for those of one batch size with or without minutia maps."""
+    for those of one batch size, compiled or not, with or without minutia maps."""
     keys: dict[str, tuple] = {}
     maps = "Minu" in config.model.variant
     for stage in options.stages:
         if stage in READING:
             keys[stage] = (stage,)
         elif stage == "prepare":
-            keys[stage] = (stage, config.training.batch_size, maps)
+            keys[stage] = (stage, config.training.batch_size, config.training.compile != "no", maps)
         else:
             keys[stage] = (stage, config)
     found = [stage for stage in options.stages if keys[stage] not in done]
@@ -100,7 +100,7 @@ def measure(config: Config, stages: list[str], options: Options) -> list[dict[st
             continue
         row: dict[str, Any] = {"stage": stage, **(about if stage not in READING else {"batch_size": READ_BATCH})}
         if stage == "prepare":
-            del row["precision"], row["compile"]
+            del row["precision"]
         if stage not in READING and reason is not None:
             rows.append({**row, "error": reason})
             continue

@@ -26,16 +26,20 @@ def stage_table(results: list[dict[str, Any]]) -> str:
     """A row per stage and combination, and below it the parts of preparation."""
     head = [
         *("stage", "variant", "batch", "precision", "compile"),
-        *("prints/s", "slowest", "fastest", "data wait", "of ceiling", "peak MB"),
+        *("prints/s", "slowest", "fastest", "data wait", "GPU busy", "of ceiling", "peak MB"),
     ]
     rows = [head]
     for row in results:
         about = [str(row.get(name, "-")) for name in ("stage", "variant", "batch_size", "precision", "compile")]
         if "error" in row:
-            rows.append([*about, row["error"], *[""] * 5])
+            rows.append([*about, row["error"], *[""] * 6])
             continue
         rates = [rate(row[name]) for name in ("samples_per_second", "slowest_round", "fastest_round")]
-        shares = [percent(row.get("data_wait_share")), percent(share_of_ceiling(row))]
+        shares = [
+            percent(row.get("data_wait_share")),
+            percent(row.get("gpu_utilisation")),
+            percent(share_of_ceiling(row)),
+        ]
         rows.append([*about, *rates, *shares, f"{row['peak_memory_mb']:,.0f}"])
     return "\n\n".join([aligned(rows, 2), *(parts_table(row) for row in results if "parts" in row)])
 

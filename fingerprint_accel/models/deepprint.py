@@ -56,8 +56,21 @@ class DeepPrint(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """Of the trunk, those that are made of several layers."""
+        return [block for part in self._trunk for block in _blocks(part)]
+
+    @property
+    def regions(self) -> list[nn.Module]:
+        """What is compiled by itself: the blocks of a part that has several, each kind once, or else the part."""
+        found: list[nn.Module] = [part for part in (self.localization, self.minutia_map) if part is not None]
+        for part in self._trunk:
+            blocks = _blocks(part)
+            found += blocks if len(blocks) > 1 else [part]
+        return found
+
+    @property
+    def _trunk(self) -> list[nn.Sequential]:
         parts = (self.stem, self.minutia_stem, self.texture_branch, self.minutia_branch)
-        return [block for part in parts if part is not None for block in part if any(True for _ in block.children())]
+        return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> DeepPrint:
         """As any module, but what is frozen keeps its statistics too."""
@@ -112,6 +125,10 @@ class DeepPrint(nn.Module):
         """
         assert self.minutia_stem is not None and self.minutia_map is not None, "a variant without a minutia branch"
         return self.minutia_map(self.minutia_stem(self.stem(self.align(image))))
+
+
+def _blocks(part: nn.Sequential) -> list[nn.Module]:
+    return [block for block in part if any(True for _ in block.children())]
 
 
 class _Parts(NamedTuple):

@@ -62,6 +62,11 @@ class Preprocessor(nn.Module):
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         self.pixels = torch.compile(self.pixels, *args, **{"dynamic": False, **kwargs})  # type: ignore[method-assign]
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` has been called, on a GPU."""
+        return "pixels" in vars(self)
+
     @torch.no_grad()
     def forward(
         self,

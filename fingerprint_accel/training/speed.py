@@ -12,6 +12,14 @@ from fingerprint_accel.config import TrainingConfig
 from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 from fingerprint_accel.training.module import TrainingModule
 
+FEWER_PASSES = {
+    "realize_reads_threshold": 64,
+    "realize_opcount_threshold": 1000,
+    "realize_acc_reads_threshold": 64,
+}
+"""Options of the code generator for GPUs: what the gradient of a normalisation is made of is computed where it is used,
+twice if need be, not written to memory in float32 and read again."""
+
 
 def set_precision(training: TrainingConfig, device: torch.device) -> None:
     """On CUDA: TF32 or full float32 products, and convolution algorithms chosen by trial, since shapes never change.
@@ -40,7 +48,8 @@ def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
 def compile_parts(module: TrainingModule, training: TrainingConfig, device: torch.device) -> str:
     """Compiles the network, and on CUDA the losses, in place: names in state dicts stay as they are.
 
-    Each part is compiled by itself, because DDP has to see the module around them as it is.
+    The network is compiled region by region, which takes a fraction of the time where blocks repeat, and the losses by
+    themselves: DDP has to see the module around them as it is.
 
     Returns:
         A note for the user, or nothing.
@@ -48,10 +57,14 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
     mode = training.compile
     if mode == "no":
         return ""
+    from torch._inductor import list_mode_options  # takes seconds
+
     note = ""
     if mode == "reduce-overhead" and device.type != "cuda":
         mode, note = "default", "--training.compile reduce-overhead: CUDA graphs need a GPU; compiling with default"
-    module.model.compile(mode=mode, dynamic=False)
+    how = {"mode": mode} if device.type != "cuda" else {"options": {**list_mode_options(mode), **FEWER_PASSES}}
+    for region in module.model.regions:
+        region.compile(**how, dynamic=False)
     if device.type == "cuda":
         talk_outside_compiled_code()
         module.loss.compile(mode=mode, dynamic=False)

@@ -1,0 +1,143 @@
+"""Layers in the words in which a GPU or its compiler makes the fewest passes over memory; the results are torch's.
+
+In torch's words, a compiler reads the output of every activation again in the backward pass, beside its input from
+which it could be had, and scatters the gradient of a maximum into a picture of zeros; and a GPU takes ten times as long
+for the average of neighbours as for reading them, and several times as long for a convolution of one channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def layout_of(features: torch.Tensor) -> torch.memory_format:
+    """In which order (B, C, h, w) lies in memory."""
+    last = features.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class Rectifier(nn.ReLU):
+    """The larger of a number and 0."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return torch.where(features > 0, features, 0.0)
+        return F.relu(features, self.inplace)
+
+
+class Halving(nn.MaxPool2d):
+    """(B, C, h, w) -> (B, C, (h - 1) // 2, (w - 1) // 2): the largest number of every other 3 x 3 window."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=2)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            largest: torch.Tensor = _Largest.apply(features)
+            return largest
+        return super().forward(features)
+
+
+class FirstConvolution(nn.Conv2d):
+    """(B, 1, S, S) -> (B, C, (S - 1) // 2, (S - 1) // 2): 3 x 3, every other place; a product of matrices on a GPU.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels, 3, stride=2, bias=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.as_product(image) if image.is_cuda else super().forward(image)
+
+    def as_product(self, image: torch.Tensor) -> torch.Tensor:
+        """The same; nine numbers and seven zeros a place, because GPUs multiply by eights."""
+        places = image.unfold(2, 3, 2).unfold(3, 3, 2).flatten(4)[:, 0]  # (B, h, w, 9)
+        kernel = F.pad(self.weight.flatten(1), (0, 7))
+        return F.linear(F.pad(places, (0, 7)), kernel, self.bias).permute(0, 3, 1, 2)
+
+
+class Average(nn.AvgPool2d):
+    """(B, C, h, w) -> the same shape: means of 3 x 3 places, of those that there are at the edges."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_dynamo_compiling() or (features.is_cuda and self.training):
+            average: torch.Tensor = _Average.apply(features)
+            return average
+        return super().forward(features)
+
+
+class _Average(torch.autograd.Function):
+    """Sums of neighbours, which are their own gradient, over how many there are."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
+        return _sums(features) * _shares(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _sums(gradient * _shares(gradient))
+
+
+def _sums(values: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> the same shape: of 3 x 3 places."""
+    height, width = values.shape[2:]
+    padded = F.pad(values, (1, 1, 1, 1))
+    along = sum((padded[..., shift : shift + width] for shift in (1, 2)), padded[..., :width])
+    return sum((along[..., shift : shift + height, :] for shift in (1, 2)), along[..., :height, :])
+
+
+def _shares(values: torch.Tensor) -> torch.Tensor:
+    """(h, w): one over the number of places of `values` (B, C, h, w) around each."""
+    sides = [torch.arange(side, device=values.device) for side in values.shape[2:]]
+    rows, columns = (3 - (side == 0).int() - (side == len(side) - 1).int() for side in sides)
+    return (1 / (rows[:, None] * columns)).to(values.dtype)
+
+
+class _Largest(torch.autograd.Function):
+    """Keeps where in its window each maximum was, and asks the windows around each place whether it was there."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
+        largest, index = F.max_pool2d(features, 3, stride=2, return_indices=True)
+        (height, width), side = largest.shape[2:], features.shape[3]
+        down = index // side - 2 * torch.arange(height, device=index.device)[:, None]
+        right = index % side - 2 * torch.arange(width, device=index.device)
+        place = (3 * down + right).to(torch.int8)
+        ctx.save_for_backward(place)
+        ctx.size = features.shape[2:]
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (place,) = ctx.saved_tensors
+        total: torch.Tensor | float = 0.0
+        for up in (0, 1):
+            for left in (0, 1):
+                rows, columns = (
+                    torch.arange(side, device=place.device) % 2 + 2 * back
+                    for side, back in zip(ctx.size, (up, left), strict=True)
+                )
+                inside = (rows[:, None] < 3) & (columns < 3)
+                number = torch.where(inside, 3 * rows[:, None] + columns, -2)
+                chosen = _spread(place, ctx.size, up, left, -1) == number
+                total = total + torch.where(chosen, _spread(gradient, ctx.size, up, left, 0), 0.0)
+        assert isinstance(total, torch.Tensor)
+        return total.contiguous(memory_format=layout_of(gradient))
+
+
+def _spread(windows: torch.Tensor, size: torch.Size, up: int, left: int, elsewhere: int) -> torch.Tensor:
+    """(B, C, h, w), a value per window -> (B, C, *size): that of the window at each place, or of its neighbour above or
+    to the left."""
+    height, width = windows.shape[2:]
+    doubled = windows[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
+    below, right = size[0] - 2 * height - 2 * up, size[1] - 2 * width - 2 * left
+    return F.pad(doubled, (2 * left, right, 2 * up, below), value=elsewhere)
