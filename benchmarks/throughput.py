@@ -24,7 +24,7 @@ from machine import device_name, machine, versions
 from stages import MEASURES, READ_BATCH, not_here, try_one_step
 from throughput_options import Options, read_options
 from throughput_plot import plot_comparison, plot_stages
-from throughput_table import ceiling_lines, comparison_table, stage_table
+from throughput_table import ceiling_lines, comparison_table, rate, stage_table
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.config_dict import to_dict
@@ -106,6 +106,7 @@ def measure(config: Config, stages: list[str], options: Options) -> list[dict[st
             continue
         run.accelerator.print(f"{describe(row)} ...", flush=True)
         found, error = attempt(config, lambda stage=stage: MEASURES[stage](run, options.seconds))
+        run.accelerator.print(f"  {error or rate(found['samples_per_second']) + ' prints/s'}", flush=True)
         rows.append({**row, "error": error} if error else {**row, **found, **demand(stage, run)})
     return rows
 
@@ -166,18 +167,25 @@ def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
     ceilings = measure_ceilings(accelerator, ceiling_seconds)
     results: list[dict[str, Any]] = []
     done: set[tuple] = set()
+    about = setting(options.configs[0], accelerator.device, accelerator.num_processes)
     for config in options.configs:
         stages = due(options, config, done)
         if stages:
             results += measure(config, stages, options)
             clean_up()
+            keep({"results": results, "ceilings": ceilings, "setting": about}, options, accelerator)
     if not results:
         raise UserError(f"--stages {','.join(options.stages)}: nothing to measure on these prints; name another stage")
     again = measure_ceilings(accelerator, ceiling_seconds)
     ceilings = {name: max(value, again[name]) for name, value in ceilings.items()}
     add_shares(results, ceilings)
-    about = setting(options.configs[0], accelerator.device, accelerator.num_processes)
     return {"results": results, "ceilings": ceilings, "setting": about}
+
+
+def keep(found: dict[str, Any], options: Options, accelerator: Accelerator) -> None:
+    """Writes the JSON, whole or what there is of it."""
+    if options.out is not None and accelerator.is_main_process:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def run_comparison(options: Options) -> dict[str, Any]:
@@ -190,14 +198,13 @@ def run_comparison(options: Options) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any], options: Options) -> None:
-    """Prints tables, writes JSON and plot."""
+    """Prints tables, writes the plot."""
     title = found["setting"]["device"]
     if options.compare:
         print("\n" + comparison_table(found["comparison"]))
     else:
         print(f"\n{stage_table(found['results'])}\n\n{ceiling_lines(found['ceilings'])}")
     if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
         print(f"\nwritten to {options.out}")
     if options.plot is not None:
         if options.compare:
@@ -216,6 +223,7 @@ def main() -> None:
         configs = [dataclasses.replace(config, data=data, out=scratch) for config in options.configs]
         options = dataclasses.replace(options, configs=configs)
         found = run_comparison(options) if options.compare else run_stages(options, accelerator)
+    keep(found, options, accelerator)
     if accelerator.is_main_process:
         report(found, options)
     accelerator.wait_for_everyone()

@@ -80,11 +80,11 @@ class _Average(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
-        return _sums(features) * _shares(features)
+        return _sums(features) / _places(features)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return _sums(gradient * _shares(gradient))
+        return _sums(gradient / _places(gradient))
 
 
 def _sums(values: torch.Tensor) -> torch.Tensor:
@@ -95,11 +95,11 @@ def _sums(values: torch.Tensor) -> torch.Tensor:
     return sum((along[..., shift : shift + height, :] for shift in (1, 2)), along[..., :height, :])
 
 
-def _shares(values: torch.Tensor) -> torch.Tensor:
-    """(h, w): one over the number of places of `values` (B, C, h, w) around each."""
+def _places(values: torch.Tensor) -> torch.Tensor:
+    """(h, w): how many of 3 x 3 places there are around each of `values` (B, C, h, w)."""
     sides = [torch.arange(side, device=values.device) for side in values.shape[2:]]
     rows, columns = (3 - (side == 0).int() - (side == len(side) - 1).int() for side in sides)
-    return (1 / (rows[:, None] * columns)).to(values.dtype)
+    return (rows[:, None] * columns).to(values.dtype)
 
 
 class _Largest(torch.autograd.Function):
@@ -113,7 +113,7 @@ class _Largest(torch.autograd.Function):
         right = index % side - 2 * torch.arange(width, device=index.device)
         place = (3 * down + right).to(torch.int8)
         ctx.save_for_backward(place)
-        ctx.size = features.shape[2:]
+        ctx.size, ctx.layout = features.shape[2:], layout_of(features)
         return largest
 
     @staticmethod
@@ -131,7 +131,7 @@ class _Largest(torch.autograd.Function):
                 chosen = _spread(place, ctx.size, up, left, -1) == number
                 total = total + torch.where(chosen, _spread(gradient, ctx.size, up, left, 0), 0.0)
         assert isinstance(total, torch.Tensor)
-        return total.contiguous(memory_format=layout_of(gradient))
+        return total.contiguous(memory_format=ctx.layout)
 
 
 def _spread(windows: torch.Tensor, size: torch.Size, up: int, left: int, elsewhere: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 from fingerprint_accel.training.module import TrainingModule
 
 FEWER_PASSES = {
-    "realize_reads_threshold": 64,
+    "realize_reads_threshold": 7,
     "realize_opcount_threshold": 1000,
     "realize_acc_reads_threshold": 64,
 }
