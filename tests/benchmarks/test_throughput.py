@@ -1,6 +1,7 @@
 """`benchmarks/throughput.py`, its reference and `benchmarks/mixing.py`: right on what can be computed by hand."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -99,6 +100,21 @@ def test_stages_and_sweep(dataset, tmp_path):
     assert out.with_suffix(".png").stat().st_size > 5000
     assert "out of memory" in result.stdout
     assert "products of fp32 matrices" in result.stdout
+
+
+def test_what_was_measured_is_kept(monkeypatch, tmp_path):
+    """By a run that fails, or is cut off, at its second combination."""
+    tool, options = importlib.import_module("throughput"), importlib.import_module("throughput_options")
+    rows = iter([[{"stage": "step", "samples_per_second": 5.0}]])
+    monkeypatch.setattr(tool, "measure_ceilings", lambda *_: {"matmul_fp32_tflops": 1.0})
+    monkeypatch.setattr(tool, "measure", lambda *_: next(rows))
+    asked = options.read_options(["--stages", "step", "--batch-sizes", "4,8", "--out", str(tmp_path / "speed.json")])
+    process = SimpleNamespace(device=torch.device("cpu"), num_processes=1, is_main_process=True, print=lambda *_: None)
+    with pytest.raises(StopIteration):
+        tool.run_stages(asked, process)
+    assert json.loads((tmp_path / "speed.json").read_text())["results"] == [
+        {"stage": "step", "samples_per_second": 5.0}
+    ]
 
 
 def test_comparison(dataset, tmp_path):

@@ -1,6 +1,7 @@
 """Layers that a GPU and its compiler are told in other words, beside torch's and timm's own."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch.nn.functional as F
 from timm.models.inception_v4 import InceptionV4
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import list_mode_options
 
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models.compilable import Average, FirstConvolution, Halving, Rectifier, _Average, _Largest
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.training.speed import FEWER_PASSES
 
 SIZES = [(7, 9), (8, 5), (4, 3), (35, 35)]
 
@@ -85,6 +88,22 @@ def test_the_trunk_is_timms(tex):
     found = [with_gradient(network, image) for network in (ours, theirs)]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(ours.state_dict(), dict(theirs.state_dict()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes minutes: SLOW_TESTS=1")
+def test_the_trunk_through_the_code_generator(tex):
+    """With the options that are for GPUs, on a CPU."""
+    network = copy.deepcopy(tex).double().to(memory_format=torch.channels_last)
+    image = torch.randn(4, 1, 299, 299, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for compiled in (False, True):
+        for region in network.regions if compiled else ():
+            region.compile(options={**list_mode_options("default"), **FEWER_PASSES}, dynamic=False)
+        network.zero_grad()
+        embedding = network(image).texture
+        (embedding * torch.linspace(-1, 1, embedding.numel()).view_as(embedding)).sum().backward()
+        found.append([embedding.detach(), *(weight.grad.clone() for weight in network.parameters())])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-9)
 
 
 def test_each_kind_of_block_is_compiled_once(tex):
