@@ -1,4 +1,4 @@
-"""Layers in the words in which a GPU or its compiler makes the fewest passes over memory; the results are torch's.
+"""Layers in the words in which a GPU or its compiler makes the fewest passes over memory; results differ by rounding.
 
 In torch's words, a compiler reads the output of every activation again in the backward pass, beside its input from
 which it could be had, and scatters the gradient of a maximum into a picture of zeros; and a GPU takes ten times as long
@@ -25,7 +25,7 @@ class Rectifier(nn.ReLU):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_dynamo_compiling():
-            return torch.where(features > 0, features, 0.0)
+            return torch.where(features <= 0, 0.0, features)  # what is no number stays none
         return F.relu(features, self.inplace)
 
 
@@ -69,7 +69,7 @@ class Average(nn.AvgPool2d):
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_dynamo_compiling() or (features.is_cuda and self.training):
+        if torch.compiler.is_dynamo_compiling() or features.is_cuda:
             average: torch.Tensor = _Average.apply(features)
             return average
         return super().forward(features)

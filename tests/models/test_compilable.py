@@ -68,9 +68,13 @@ def test_first_convolution_as_a_product(folded):
 def test_compiled_layers_are_the_same_layers():
     layers = nn.Sequential(Average(), Rectifier(), Halving())
     features = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain = with_gradient(layers, features)
+    broken = features.clone()
+    broken[0, 1, 2, 3] = torch.nan
+    plain, spread = with_gradient(layers, features), layers(broken)
     layers.compile(backend="aot_eager", dynamic=False)
     torch.testing.assert_close(with_gradient(layers, features), plain, rtol=0, atol=1e-12)
+    assert spread.isnan().any(), "or a loss that is not finite would go unnoticed"
+    assert torch.equal(layers(broken).isnan(), spread.isnan())
 
 
 @pytest.fixture(scope="module")
