@@ -88,7 +88,7 @@ def test_the_trunk_is_timms(tex):
     ours = nn.Sequential(*copy.deepcopy(tex.stem), *copy.deepcopy(tex.texture_branch)[:16]).double()
     theirs = InceptionV4(num_classes=1, in_chans=1).features.double()
     theirs.load_state_dict(ours.state_dict())
-    image = torch.randn(2, 1, 139, 139, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = torch.randn(2, 1, 107, 107, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = [with_gradient(network, image) for network in (ours, theirs)]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(ours.state_dict(), dict(theirs.state_dict()), rtol=0, atol=1e-9)
