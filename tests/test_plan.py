@@ -12,7 +12,10 @@ from fingerprint_accel.plan import DEVICES, GIB, MFU, MODEL, RECIPES, ROW_BYTES,
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURED, TRAINING = json.loads((ROOT / "benchmarks" / "results" / "h100" / "throughput.json").read_text())["results"]
+H100 = ROOT / "benchmarks" / "results" / "h100"
+MEASURED, TRAINING = json.loads((H100 / "throughput.json").read_text())["results"]
+NOW = next(row for row in json.loads((H100 / "tex.json").read_text())["results"] if row["code"].startswith("aa2ba66"))
+"""Of the network as it is; the others are of one that took more memory and time."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -32,10 +35,10 @@ def tex():
 
 
 def test_memory_and_work_are_those_of_a_gpu(tex):
-    """Within 20 %: peak memory and operations of the training step that was measured, and prints/s of training."""
-    batch_size = MEASURED["batch_size"]
-    planned = need(tex, fingers=256, batch_size=batch_size, devices=1, recipe=RECIPES[0]).total
-    assert planned == pytest.approx(MEASURED["peak_memory_mb"] * 1e6, rel=0.2)
+    """Peak memory and operations of the training step that was measured, and prints/s of training."""
+    assert (NOW["stage"], NOW["compile"]) == ("step", "no")
+    planned = need(tex, fingers=256, batch_size=NOW["batch_size"], devices=1, recipe=RECIPES[0]).total
+    assert planned == pytest.approx(NOW["peak_memory_mb"] * 1e6, rel=0.02)
     assert tex.flops == pytest.approx(MEASURED["flops_per_print"], rel=0.01)
     planned = DEVICES["H100"].tflops * 1e12 * MFU / tex.flops
     assert planned == pytest.approx(MEASURED["samples_per_second"], rel=0.01), "the step that it was calibrated on"
