@@ -114,7 +114,7 @@ def measure(config: Config, stages: list[str], options: Options) -> list[dict[st
 def describe(row: dict[str, Any]) -> str:
     """A row's combination in a few words."""
     words = [str(row[name]) for name in ("stage", "variant", "batch_size", "precision") if name in row]
-    return " ".join([*words, "compiled"] if row.get("compile") else words)
+    return " ".join([*words, "compiled"] if row.get("compile", "no") != "no" else words)
 
 
 def demand(stage: str, run: Run) -> dict[str, Any]:

@@ -102,6 +102,12 @@ def test_stages_and_sweep(dataset, tmp_path):
     assert "products of fp32 matrices" in result.stdout
 
 
+def test_only_what_is_compiled_is_called_so():
+    tool = importlib.import_module("throughput")
+    rows = [{"stage": "step", "compile": mode} for mode in ("no", "default")]
+    assert [tool.describe(row) for row in rows] == ["step", "step compiled"]
+
+
 def test_what_was_measured_is_kept(monkeypatch, tmp_path):
     """By a run that fails, or is cut off, at its second combination."""
     tool, options = importlib.import_module("throughput"), importlib.import_module("throughput_options")

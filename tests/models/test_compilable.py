@@ -19,7 +19,7 @@ from fingerprint_accel.training.speed import FEWER_PASSES
 SIZES = [(7, 9), (8, 5), (4, 3), (35, 35)]
 
 
-def with_gradient(function, features, weights=None):
+def with_gradient(function, features):
     """What it makes of the features, and the gradient by them of a sum with the same random weights each time."""
     features = features.detach().requires_grad_()
     result = function(features)

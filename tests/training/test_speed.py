@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._inductor import list_mode_options
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +28,7 @@ from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import pace
 from fingerprint_accel.training.setup import make_optimizer, set_up
+from fingerprint_accel.training.speed import FEWER_PASSES
 from fingerprint_accel.training.step import optimizer_step
 
 WAITS_FOR_THE_DEVICE = (
@@ -145,8 +147,9 @@ def test_compiling_leaves_names_as_they_are(tiny, monkeypatch):
     network = [type(region).__name__ for region in plain.bare.model.regions]
     assert network == ["MapDecoder", *["Sequential"] * 2, *["Residual"] * 8]
     if run.accelerator.device.type == "cuda":
-        assert [name for name, _ in asked] == [*network, "DeepPrintLoss"]
-        assert all(how["options"]["realize_acc_reads_threshold"] == 64 for _, how in asked[:-1])
+        fewer_passes = {"options": {**list_mode_options("default"), **FEWER_PASSES}, "dynamic": False}
+        losses = ("DeepPrintLoss", {"mode": "default", "dynamic": False})
+        assert asked == [*((name, fewer_passes) for name in network), losses]
     else:
         assert asked == [(name, {"mode": "default", "dynamic": False}) for name in network]
     assert list(run.bare.state_dict()) == list(plain.bare.state_dict())
