@@ -6,6 +6,7 @@ runs beside training without worker processes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import threading
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -61,6 +63,14 @@ class Subset:
         """Resolution and size of the prints, and whether they are enhanced."""
         info = self.shards.info
         return PrintInfo(info.ppi, info.canvas, info.enhanced)
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of which impression of which finger each print is, by the owner's ids; not of the pictures."""
+        fingers = np.unique(self.shards.fingers[self.rows]).tolist()
+        keys = "\0".join(self.shards.key_of_finger[finger] for finger in fingers)
+        numbers = self.labels.tobytes() + self.shards.impressions[self.rows].tobytes()
+        return hashlib.blake2b(keys.encode() + numbers, digest_size=8).hexdigest()
 
     def layout(self, prints: int) -> BatchLayout:
         """How a batch of so many prints lies in memory."""

@@ -168,6 +168,12 @@ class SyntheticPrints:
         """Resolution and size of the prints."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
 
+    @property
+    def identity(self) -> str:
+        """What decides which fingers these are and how they look."""
+        knobs = vars(self.spec) | vars(self.spec.style)
+        return ",".join(f"{name}={value}" for name, value in knobs.items() if name != "style")
+
     def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch:
         """Renders prints on the masters' device.
 

@@ -68,6 +68,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         "rng": RNG_RULE,
         "gradient_scaler": scaler.state_dict() if scaler is not None else None,
         "order": run.order.rule,
+        "data": run.train.identity,
         "prints": len(run.train),
         "fingers": run.train.classes,
         "ppi": info.ppi,
@@ -114,10 +115,12 @@ def restore(run: Run, folder: Path) -> Progress:
     here = {
         "fingers": run.train.classes,
         "prints": len(run.train),
-        "enhanced": run.train.info.enhanced,
+        **dataclasses.asdict(run.train.info),
         "seed": run.config.training.seed,
         "order": run.order.rule,
     }
+    if "data" in state:  # earlier versions did not write it
+        here["data"] = run.train.identity
     for what, value in here.items():
         if state.get(what) != value:
             raise UserError(

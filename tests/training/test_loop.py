@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, ReadingConfig, load_yaml
+from fingerprint_accel.data.pack_options import PackOptions
+from fingerprint_accel.data.packing import pack
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
@@ -230,6 +233,21 @@ def test_mistakes_name_the_remedy(tiny, tmp_path):
     for config, message in cases:
         with pytest.raises(UserError, match=message):
             run_training(config)
+
+
+@pytest.mark.parametrize("data", ["synth", "folder"])
+def test_a_run_goes_on_with_the_prints_it_began_with(tiny, data, tmp_path):
+    """Others are refused, be they as many; the same ones may lie elsewhere."""
+    began, same, others = "synth:fingers=9", "synth:seed=0,fingers=9,quality=default", "synth:fingers=9,quality=poor"
+    if data == "folder":
+        began, same, others = tiny.data, str(tmp_path / "moved"), str(tmp_path / "in another order")
+        shutil.copytree(began, same)
+        pack([Path(began)], Path(others), PackOptions(), workers=1, progress=False)
+    run_training(dataclasses.replace(changed(tiny, steps=2), data=began))
+    further = dataclasses.replace(changed(tiny, steps=3), resume="auto")
+    run_training(dataclasses.replace(further, data=same))
+    with pytest.raises(UserError, match=r"step-00000003: trained on data .*, this run has .*; use the same data"):
+        run_training(dataclasses.replace(further, data=others))
 
 
 def test_validation_is_by_finger(tiny):
