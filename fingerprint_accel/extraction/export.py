@@ -64,15 +64,7 @@ class Check:
 
 
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
-    """The graph of an extractor, for any number of prints at once.
-
-    Raises:
-        UserError: it enhances ridges while it extracts, which loops over pieces of a batch.
-    """
-    if extractor.preprocess_config.enhance:
-        raise UserError(
-            f"{extractor.origin}: ridge enhancement cannot be exported; train on prints that `pack --enhance` stored"
-        )
+    """The graph of an extractor, for any number of prints at once."""
     embedder = Embedder(extractor).cpu().eval()
     example = torch.zeros(2, extractor.canvas, extractor.canvas, dtype=torch.uint8)
     with torch.no_grad():

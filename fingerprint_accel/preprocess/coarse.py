@@ -16,11 +16,13 @@ CACHED = 1 << 19  # pixels of a picture, per thread, that CPU caches hold togeth
 
 
 def chunks(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
-    """Cuts `count` pictures of `pixels` each into runs that stay in the caches of a CPU; one run on other devices."""
-    step = count
-    if device.type == "cpu":
-        step = max(1, CACHED * torch.get_num_threads() // pixels)
-    for start in range(0, count, max(1, step)):
+    """Cuts `count` pictures of `pixels` each into runs that stay in the caches of a CPU; one run on other devices, and
+    for export, where `count` may be any."""
+    if device.type != "cpu" or torch.compiler.is_exporting():
+        yield slice(0, count)
+        return
+    step = max(1, CACHED * torch.get_num_threads() // pixels)
+    for start in range(0, max(1, count), step):
         yield slice(start, min(start + step, count))
 
 

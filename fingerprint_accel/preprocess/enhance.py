@@ -44,10 +44,8 @@ class Enhancer(nn.Module):
 
     def forward(self, ink: torch.Tensor) -> torch.Tensor:
         """ink (B, 1, S, S) in 0..1 -> (B, 1, S, S) in 0..1: ridges bright, valleys and background dark."""
-        enhanced = torch.empty_like(ink)
-        for rows in chunks(len(ink), 8 * ink.shape[-1] ** 2, ink.device):
-            enhanced[rows] = self._enhanced(ink[rows])
-        return enhanced
+        runs = chunks(ink.shape[0], 8 * ink.shape[-1] ** 2, ink.device)
+        return torch.cat([self._enhanced(ink[rows]) for rows in runs])
 
     def _enhanced(self, ink: torch.Tensor) -> torch.Tensor:
         size = ink.shape[-1]
@@ -61,7 +59,7 @@ class Enhancer(nn.Module):
     def _strongest(self, ink: torch.Tensor) -> torch.Tensor:
         """ink (B, 1, S, S) -> (B, 2, S, S): the strongest answer to ridges and to valleys, at least 0."""
         size = ink.shape[-1]
-        best = ink.new_zeros(len(ink), 2, size, size)
+        best = ink.new_zeros(ink.shape[0], 2, size, size)
         for i, rate in enumerate(self.rates):
             bank = self.get_buffer(f"bank{i}")
             picture = ink if rate == 1 else _resize(ink, math.ceil(rate * size))
@@ -74,12 +72,11 @@ def _extremes(picture: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
     """picture (B, 1, s, s) -> (B, 2, s, s): the largest answer of the bank, and the negative of the smallest."""
     side, taps = picture.shape[-1], bank.shape[-1]
     padded = F.pad(picture, (taps // 2,) * 4, mode="replicate")
-    extremes = picture.new_empty(len(picture), 2, side, side)
-    for rows in chunks(side, 24 * side, picture.device):  # strips of the picture, for the caches' sake again
+    strips = []
+    for rows in chunks(side, 24 * side, picture.device):  # for the caches' sake again
         answer = F.conv2d(padded[:, :, rows.start : rows.stop + taps - 1], bank)  # (B, ORIENTATIONS, rows, s)
-        extremes[:, 0, rows] = answer.amax(dim=1)
-        extremes[:, 1, rows] = -answer.amin(dim=1)
-    return extremes
+        strips.append(torch.stack([answer.amax(dim=1), -answer.amin(dim=1)], dim=1))
+    return torch.cat(strips, dim=2)
 
 
 def gabor_bank(period: float) -> torch.Tensor:
