@@ -21,6 +21,7 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import RenderLoader
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters
+from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Pace
 from fingerprint_accel.training.setup import Run
@@ -172,12 +173,12 @@ def prepare_parts(preprocessor: Preprocessor, batch: Batch, maps: bool, seconds:
 
 def stepper(run: Run, batches: Iterator[Batch], moves: bool = False) -> Callable[[], None]:
     """One optimizer step per call, at full strength of everything; `moves`: the next step has the next prints."""
-    meters, progress = Meters(run.accelerator.device), Progress()
+    meters, progress, guard = Meters(run.accelerator.device), Progress(), StatisticsGuard(run.bare)
     full = Pace(run.config.training.learning_rate, 1.0, run.config.loss.margin)
     run.module.train()
 
     def work() -> None:
-        optimizer_step(run, batches, full, meters, progress)
+        guard.step(optimizer_step(run, batches, full, meters, progress))
         progress.step += 1
         progress.position += run.samples_per_step if moves else 0
 

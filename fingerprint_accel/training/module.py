@@ -77,23 +77,30 @@ class StatisticsGuard:
     def __init__(self, module: nn.Module, average: nn.Module | None = None) -> None:
         self.live = running_statistics(module)
         self.averaged = running_statistics(average) if average is not None else []
-        self.good = [buffer.clone() for buffer in self.live]
+        self.good = _joined(self.live)
 
     @torch.no_grad()
     def step(self, bad: torch.Tensor) -> None:
         """bad: () bool on the device. Keeps the live statistics, or puts the last good ones back."""
-        if self.live:
-            kept = [torch.where(bad, good, live) for good, live in zip(self.good, self.live, strict=True)]
-            torch._foreach_copy_(self.live, kept)
-            torch._foreach_copy_(self.good, kept)
+        if self.live:  # joined: a handful of operations, not one per layer
+            self.good = torch.where(bad, self.good, _joined(self.live))
+            _share_out(self.good, self.live)
 
     @torch.no_grad()
     def average(self, processes: int) -> None:
         """Makes the statistics the mean over ranks; every rank calls this at the same step."""
         if processes > 1 and self.live:
             together = self.live + self.averaged
-            flat = torch.cat([buffer.flatten() for buffer in together])
+            flat = _joined(together)
             torch.distributed.all_reduce(flat)
-            parts = (flat / processes).split([buffer.numel() for buffer in together])
-            torch._foreach_copy_(together, [part.view_as(buffer) for part, buffer in zip(parts, together, strict=True)])
-            torch._foreach_copy_(self.good, self.live)
+            _share_out(flat / processes, together)
+            self.good = _joined(self.live)
+
+
+def _joined(buffers: list[torch.Tensor]) -> torch.Tensor:
+    """(C,) each -> one after the other."""
+    return torch.cat(buffers) if buffers else torch.empty(0)
+
+
+def _share_out(joined: torch.Tensor, buffers: list[torch.Tensor]) -> None:
+    torch._foreach_copy_(buffers, joined.split([len(buffer) for buffer in buffers]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,11 @@ class Run:
     def network(self) -> DeepPrint | ThroughRoot:
         """The network by itself, to embed prints with."""
         return ThroughRoot(self.bare) if self.accelerator.is_fsdp2 else self.bare.model
+
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained, in the order of the module."""
+        return list(self.bare.parameters())
 
     @property
     def parameter_names(self) -> dict[int, str]:

@@ -71,7 +71,7 @@ def clip_gradients(run: Run) -> torch.Tensor:
     accelerator, limit = run.accelerator, run.config.training.clip_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
     if not heads:
-        return whole(accelerator.clip_grad_norm_(run.bare.parameters(), limit))
+        return whole(accelerator.clip_grad_norm_(run.parameters, limit))
     slices = [parameter for head in heads for parameter in head.trained() if parameter.grad is not None]
     known = {id(parameter) for parameter in slices}
     groups = _optimizer(run).param_groups

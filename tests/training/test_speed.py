@@ -24,11 +24,12 @@ from fingerprint_accel.config import (
 )
 from fingerprint_accel.losses.margin import arcface, cosface
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training import speed
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import pace
 from fingerprint_accel.training.setup import make_optimizer, set_up
-from fingerprint_accel.training.speed import FEWER_PASSES
+from fingerprint_accel.training.speed import FEWER_PASSES, compile_parts
 from fingerprint_accel.training.step import optimizer_step
 
 WAITS_FOR_THE_DEVICE = (
@@ -138,21 +139,36 @@ def test_cuda_graphs_need_a_gpu(tiny, monkeypatch, capsys):
     assert "CUDA graphs need a GPU; compiling with default" in capsys.readouterr().out
 
 
-def test_compiling_leaves_names_as_they_are(tiny, monkeypatch):
-    """Compiled in place, for static shapes, so that checkpoints fit compiled and uncompiled networks."""
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked of the compiler, which does not get to work."""
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: asked.append((type(module).__name__, how)))
+    monkeypatch.setattr(speed, "talk_outside_compiled_code", lambda: None)
+    return asked
+
+
+def test_compiling_leaves_names_as_they_are(tiny, asked):
+    """Compiled in place, so that checkpoints fit compiled and uncompiled networks."""
     plain = set_up(tiny)
     run = set_up(dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, compile="default")))
-    network = [type(region).__name__ for region in plain.bare.model.regions]
-    assert network == ["MapDecoder", *["Sequential"] * 2, *["Residual"] * 8]
-    if run.accelerator.device.type == "cuda":
-        fewer_passes = {"options": {**list_mode_options("default"), **FEWER_PASSES}, "dynamic": False}
-        losses = ("DeepPrintLoss", {"mode": "default", "dynamic": False})
-        assert asked == [*((name, fewer_passes) for name in network), losses]
-    else:
-        assert asked == [(name, {"mode": "default", "dynamic": False}) for name in network]
+    assert asked
     assert list(run.bare.state_dict()) == list(plain.bare.state_dict())
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_what_is_compiled(tiny, asked, mode):
+    """For static shapes; on a GPU the losses too, and the network with options that the mode's are part of."""
+    run = set_up(tiny)
+    how = dataclasses.replace(tiny.training, compile=mode)
+    network = ["MapDecoder", *["Sequential"] * 2, *["Residual"] * 8]
+    on_a_cpu = {"mode": "default" if mode == "reduce-overhead" else mode, "dynamic": False}
+    compile_parts(run.bare, how, torch.device("cpu"))
+    assert asked == [(name, on_a_cpu) for name in network]
+    asked.clear()
+    on_a_gpu = {"options": {**list_mode_options(mode), **FEWER_PASSES}, "dynamic": False}
+    compile_parts(run.bare, how, torch.device("cuda"))
+    assert asked == [*((name, on_a_gpu) for name in network), ("DeepPrintLoss", {"mode": mode, "dynamic": False})]
 
 
 @pytest.fixture
