@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from fingerprint_accel.plan import flop_counter
 from fingerprint_accel.training.module import TrainingModule
 
 LARGEST = {"cuda": 8192, "cpu": 2048}  # side of the matrices
-COPIED = {"cuda": 2**30, "cpu": 2**28}  # bytes, far more than any cache holds
-ENOUGH = 0.1  # seconds from which a product is long enough to time; larger ones are not tried
+COPIED, COPIED_ON_GPU = 2**28, 2**30  # bytes, far more than any cache holds
+ENOUGH = 0.02  # seconds from which a product is long enough to time; larger ones are not tried
 COUNTED = 4  # prints in the batch whose operations are counted
 
 
@@ -36,10 +37,14 @@ def measure_ceilings(accelerator: Accelerator, seconds: float) -> dict[str, floa
     for name in _types(device):
         accelerator.wait_for_everyone()
         found[f"matmul_{name}_tflops"] = total(accelerator, matmul_tflops(device, name, seconds))
-    accelerator.wait_for_everyone()
-    found["device_copy_gb_per_second"] = total(accelerator, _device_copy(device, seconds))
-    accelerator.wait_for_everyone()
-    found["host_copy_gb_per_second"] = total(accelerator, _host_copy(seconds))
+    source, target = (np.ones(COPIED, np.uint8) for _ in range(2))  # written: untouched pages are all the same one
+    copies = {
+        "device": partial(_device_copy, device, source, target),
+        "host": partial(_copy, device, partial(np.copyto, target, source), COPIED),
+    }
+    for what, measure in copies.items():
+        accelerator.wait_for_everyone()
+        found[f"{what}_copy_gb_per_second"] = total(accelerator, measure(seconds))
     return found
 
 
@@ -77,17 +82,17 @@ def matmul_tflops(device: torch.device, name: str, seconds: float) -> float:
     return best
 
 
-def _device_copy(device: torch.device, seconds: float) -> float:
-    source = torch.zeros(COPIED.get(device.type, 2**28), dtype=torch.uint8, device=device)
-    target = torch.ones_like(source)
-    return 2 * source.numel() / _shortest(device, lambda: target.copy_(source), seconds) / 1e9
+def _device_copy(device: torch.device, source: np.ndarray, target: np.ndarray, seconds: float) -> float:
+    """From and to the device's own memory, which on a CPU is where `source` and `target` lie."""
+    here, there = torch.from_numpy(source), torch.from_numpy(target)
+    if device.type != "cpu":
+        here, there = (torch.ones(COPIED_ON_GPU, dtype=torch.uint8, device=device) for _ in range(2))
+    return _copy(device, lambda: there.copy_(here), here.numel(), seconds)
 
 
-def _host_copy(seconds: float) -> float:
-    source = np.zeros(COPIED["cpu"], np.uint8)
-    source[:] = 1  # pages that were never written are all the same one
-    target = np.ones_like(source)
-    return 2 * source.size / _shortest(torch.device("cpu"), lambda: np.copyto(target, source), seconds) / 1e9
+def _copy(device: torch.device, work: Callable[[], object], size: int, seconds: float) -> float:
+    """GB/s of reading and writing `size` bytes."""
+    return 2 * size / _shortest(device, work, seconds) / 1e9
 
 
 def _shortest(device: torch.device, work: Callable[[], object], seconds: float) -> float:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_curve
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.curve import det_curve, resolvable, sorted_curve
@@ -19,6 +18,8 @@ def draw(seed, mated=700, nonmated=3000, levels=0):
 
 def independent(mated, nonmated):
     """FMR, TAR and thresholds by scikit-learn."""
+    from sklearn.metrics import roc_curve  # takes seconds, which every test process would spend
+
     truth = np.r_[np.ones(len(mated)), np.zeros(len(nonmated))]
     return roc_curve(truth, np.r_[mated, nonmated], drop_intermediate=False)
 

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import starting
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import load_yaml
@@ -27,8 +27,7 @@ def runs(prints, tmp_path_factory):
     """Folder of all runs, and how each ended."""
     folder = tmp_path_factory.mktemp("survival")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(SCRIPT), str(prints), str(folder), str(ROOT / "recipes" / "small.py")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    result = starting.run([SCRIPT, prints, folder, ROOT / "recipes" / "small.py"], environment=environment, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text())
 

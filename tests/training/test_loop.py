@@ -78,7 +78,7 @@ def test_a_run_folder_is_complete(tiny, tmp_path):
 def test_training_learns(tiny, tmp_path):
     config = changed(tiny, steps=80, batch_size=16, learning_rate=2e-3, validate_every=80)
     model = dataclasses.replace(tiny.model, variant="Tex", norm="batch", width=16)
-    preprocess = PreprocessConfig(crop=256, size=128, augment=AugmentConfig(enabled=False))
+    preprocess = PreprocessConfig(crop=256, size=64, augment=AugmentConfig(enabled=False))
     run_training(dataclasses.replace(config, model=model, preprocess=preprocess))
     found = losses(tmp_path / "run")
     assert np.mean(found[-10:]) < 0.5 * np.mean(found[:10])
@@ -238,7 +238,7 @@ def test_mistakes_name_the_remedy(tiny, tmp_path):
 @pytest.mark.parametrize("data", ["synth", "folder"])
 def test_a_run_goes_on_with_the_prints_it_began_with(tiny, data, tmp_path):
     """Others are refused, be they as many; the same ones may lie elsewhere."""
-    began, same, others = "synth:fingers=9", "synth:seed=0,fingers=9,quality=default", "synth:fingers=9,quality=poor"
+    began, same, others = "synth:fingers=4", "synth:seed=0,fingers=4,quality=default", "synth:fingers=4,quality=poor"
     if data == "folder":
         began, same, others = tiny.data, str(tmp_path / "moved"), str(tmp_path / "in another order")
         shutil.copytree(began, same)
