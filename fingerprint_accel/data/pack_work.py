@@ -23,6 +23,7 @@ from fingerprint_accel.data.shard_writing import (
     shard_name,
     write_info,
 )
+from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
 
 
@@ -112,7 +113,7 @@ class Work:
         done = Done(file_sha256(temporary), with_minutiae)
         _write_json(self.done / f"{number:05d}.json", vars(done))
         temporary.rename(path)
-        _sync(self.dataset)
+        sync(self.dataset)
         return done
 
     def publish(self, info: DatasetInfo) -> None:
@@ -122,12 +123,12 @@ class Work:
         if rejected:
             (self.dataset / REJECTED).write_text("".join(path.read_text() for path in rejected))
         for path in self.dataset.glob("*.json*"):
-            _sync(path)
+            sync(path)
         _write_json(self.folder / "finished.json", {"fingerprint": file_sha256(self.dataset / INFO)})
         if self.out.exists():
             shutil.rmtree(self.out)
         self.dataset.rename(self.out)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         self.remove()
 
     def remove(self) -> None:
@@ -162,15 +163,6 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     """Whole and on the disk, or not at all."""
     temporary = unfinished(path)
     temporary.write_text(json.dumps(values, indent=2) + "\n")
-    _sync(temporary)
+    sync(temporary)
     temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Has a file, or the names in a folder, written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from safetensors import safe_open
 
 from fingerprint_accel.data.importing import kind_of
 from fingerprint_accel.data.part_folder import PartFolder
+from fingerprint_accel.durable import sync
 from fingerprint_accel.extraction.bulk_work import Work
 from fingerprint_accel.extraction.embeddings_folder import (
     CONFIG,
@@ -111,8 +111,7 @@ def publish(work: Work, parts: PartFolder, out: Path) -> None:
     }
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     for path in temporary.iterdir():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(path)
     if out.exists():
         shutil.rmtree(out)
     temporary.rename(out)

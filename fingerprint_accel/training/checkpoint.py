@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.fsdp import sliced
 
@@ -44,13 +44,10 @@ class Checkpoint:
 def write_json(values: Any, path: Path) -> None:
     """Replaces a JSON file in one motion, so that a reader or a crash never meets half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    sync(temporary)
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
@@ -69,12 +66,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
         save_file(_plain(checkpoint.ema), temporary / EMA_FILE, metadata={"format": "pt"})
     (temporary / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **checkpoint.state}, indent=2))
     for file in temporary.iterdir():
-        _sync_file(file)
-    _sync_folder(temporary)
+        sync(file)
+    sync(temporary)
     if (folder / name).exists():  # the same step, saved by a run that was then resumed from an earlier one
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
-    _sync_folder(folder)
+    sync(folder)
     write_json({"checkpoint": name, "step": checkpoint.state["step"]}, run / "latest.json")
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
     return name
@@ -91,19 +88,6 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         storages.add(storage.data_ptr())
         found[name] = plain.clone() if shared else plain
     return found
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checkpoint_names(run: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, to_dict
+from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.checkpoint import EMA_FILE, find_checkpoint, read_pointer
 
@@ -145,8 +145,7 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     (temporary / "README.md").write_text(card)
     for file in temporary.iterdir():
         file.chmod(0o644)  # safetensors leaves its files to their owner alone
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(file)
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)

@@ -28,6 +28,7 @@ def extractor():
 
 def test_rates_are_those_of_all_pairs(extractor, shared_data):
     import real
+    from sklearn.metrics import roc_curve  # takes seconds, which every test process would spend
 
     folder = shared_data / "fvc2002_db3_b"
     found = real.measure(extractor, folder, 500, poses=False, turn=0.0)["as it is"]
@@ -37,8 +38,6 @@ def test_rates_are_those_of_all_pairs(extractor, shared_data):
     first, second = np.triu_indices(len(files), 1)
     mated = fingers[first] == fingers[second]
     scores = (embeddings[first] * embeddings[second]).sum(axis=1)
-    from sklearn.metrics import roc_curve  # takes seconds, which every test process would spend
-
     fmr, tmr, _ = roc_curve(mated, scores, drop_intermediate=False)
     nearest = np.abs(fmr - (1 - tmr)).argmin()
     assert found.eer == pytest.approx((fmr[nearest] + 1 - tmr[nearest]) / 2, abs=0.005)

@@ -15,13 +15,13 @@ from .conftest import FORKED, ROOT, TINY, launched
 KILL_IN_SAVE = """
 import os, runpy, signal, sys
 import fingerprint_accel.training.checkpoint as checkpoint
-sync, count = checkpoint._sync_file, [0]
+sync, count = checkpoint.sync, [0]
 def deadly(path):
-    count[0] += 1
+    count[0] += path.parent.name.startswith(".step")
     if count[0] == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(path)
-checkpoint._sync_file = deadly
+checkpoint.sync = deadly
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
