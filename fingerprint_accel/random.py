@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -36,9 +37,35 @@ def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Te
 
 def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
     """(B,) keys -> (B, count) float32, uniform in [low, high). Streams are independent of each other."""
-    element = torch.arange(count, device=keys.device) + (stream << 32)
-    bits = mix(mix(keys)[:, None] + element * _GOLDEN)
-    return low + (high - low) * _shift(bits, 40).to(torch.float32) * 2.0**-24
+    return between(_uniform(keys, _elements(stream, count, keys.device)), low, high)
+
+
+def uniforms(keys: torch.Tensor, counts: tuple[tuple[int, int], ...]) -> dict[int, torch.Tensor]:
+    """The same in [0, 1) for several streams, (stream, count) each: {stream: (B, count)}; all are hashed at once, in
+    as many operations as one."""
+    drawn = _uniform(keys, _table(counts, keys.device)).split([count for _, count in counts], dim=1)
+    return dict(zip((stream for stream, _ in counts), drawn, strict=True))
+
+
+def between(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Values in [0, 1) -> values in [low, high)."""
+    return low + (high - low) * values
+
+
+def _uniform(keys: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
+    bits = mix(mix(keys)[:, None] + elements)
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def _elements(stream: int, count: int, device: torch.device) -> torch.Tensor:
+    """(count,) int64, which tell the numbers of a key apart."""
+    return (torch.arange(count, device=device) + (stream << 32)) * _GOLDEN
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # whoever asks first
+def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
+    return torch.cat([_elements(stream, count, device) for stream, count in counts])
 
 
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:

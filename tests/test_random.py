@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from fingerprint_accel.random import sample_keys, uniform
+from fingerprint_accel.random import between, sample_keys, uniform, uniforms
 
 
 def keys(count, epoch=0, seed=0):
@@ -21,6 +21,14 @@ def test_uniform():
     observed = torch.histc(values, 50, 0, 1)
     assert ((observed - 4000) ** 2 / 4000).sum() < 85.4, "chi-square, 49 degrees of freedom, p = 0.001"
     assert 0 <= values.min() < values.max() < 1
+
+
+def test_streams_drawn_together_are_those_drawn_apart():
+    together = uniforms(keys(1000), ((3, 1), (20, 7), (4, 2)))
+    for stream, count in ((3, 1), (20, 7), (4, 2)):
+        for low, high in ((0, 1), (-0.3, 0.7), (0, 1e-3)):
+            apart = uniform(keys(1000), stream, count, low, high)
+            assert torch.equal(between(together[stream], low, high), apart)
 
 
 def test_streams_epochs_seeds_and_elements_are_unrelated():

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
 from fingerprint_accel.preprocess.coarse import cell_means
-from fingerprint_accel.random import steady, uniform
+from fingerprint_accel.random import between, steady, uniforms
 
 CONTROL_POINTS = 6  # along each side, of the elastic distortion
 ROTATION, TRANSLATION, SCALE, ELASTIC, ELASTIC_SIZE = range(5)  # random streams
+DRAWN = ((ROTATION, 1), (TRANSLATION, 2), (SCALE, 1), (ELASTIC, 2 * CONTROL_POINTS**2), (ELASTIC_SIZE, 1))
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,16 @@ def turned_and_shifted(transform: torch.Tensor, crop: float) -> Pose:
 def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
     """One random pose per key (B,)."""
     limit = math.radians(config.rotation_degrees)
-    angle = uniform(keys, ROTATION, 1, -limit, limit)[:, 0]
-    factor = steady(torch.exp, uniform(keys, SCALE, 1, -1, 1)[:, 0] * math.log1p(config.scale))
+    drawn = uniforms(keys, DRAWN)
+    angle = between(drawn[ROTATION][:, 0], -limit, limit)
+    factor = steady(torch.exp, between(drawn[SCALE][:, 0], -1, 1) * math.log1p(config.scale))
     cos, sin = steady(torch.cos, angle) * factor, steady(torch.sin, angle) * factor
     matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
-    shift = uniform(keys, TRANSLATION, 2, -config.translation, config.translation)
+    shift = between(drawn[TRANSLATION], -config.translation, config.translation)
     elastic = None
     if config.elastic > 0:
-        points = uniform(keys, ELASTIC, 2 * CONTROL_POINTS**2, -1, 1).view(-1, 2, CONTROL_POINTS, CONTROL_POINTS)
-        elastic = points * uniform(keys, ELASTIC_SIZE, 1, 0, config.elastic)[:, :, None, None]
+        points = between(drawn[ELASTIC], -1, 1).view(-1, 2, CONTROL_POINTS, CONTROL_POINTS)
+        elastic = points * between(drawn[ELASTIC_SIZE], 0, config.elastic)[:, :, None, None]
     return Pose(matrix, shift, elastic, float(crop))
 
 

@@ -9,9 +9,10 @@ import torch
 
 from fingerprint_accel.config import AugmentConfig
 from fingerprint_accel.preprocess.coarse import grow
-from fingerprint_accel.random import steady, steady_mean, uniform
+from fingerprint_accel.random import between, steady, steady_mean, uniforms
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
+DRAWN = ((CONTRAST, 1), (GAIN, 1), (THICKNESS, 1), (NOISE, 1), (NOISE_PLACE, 2), (OCCLUSION, 5))
 TILE = 512
 CELLS = 64  # at least, along a side: the soft edge of a missing patch is drawn on a coarser grid
 
@@ -50,9 +51,10 @@ def noise_tile(seed: int, size: int) -> torch.Tensor:
 
 def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Quality:
     """One random quality per key (B,), for inputs of `size` pixels."""
+    drawn = uniforms(keys, DRAWN)
 
     def draw(stream: int, low: float, high: float) -> torch.Tensor:
-        return uniform(keys, stream, 1, low, high)[:, :, None, None]
+        return between(drawn[stream], low, high)[:, :, None, None]
 
     def factor(stream: int, change: float) -> torch.Tensor | None:
         return steady(torch.exp, draw(stream, -1, 1) * math.log1p(change)) if change > 0 else None
@@ -62,9 +64,9 @@ def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Qual
         thickness=draw(THICKNESS, -thickness, thickness) if thickness > 0 else None,
         contrast=factor(CONTRAST, config.contrast),
         gain=factor(GAIN, config.gain),
-        contact=_contact(keys, config.occlusion, size) if config.occlusion > 0 else None,
+        contact=_contact(drawn[OCCLUSION], config.occlusion, size) if config.occlusion > 0 else None,
         noise=draw(NOISE, 0, config.noise) if config.noise > 0 else None,
-        corner=(uniform(keys, NOISE_PLACE, 2) * TILE).long(),
+        corner=(drawn[NOISE_PLACE] * TILE).long(),
     )
 
 
@@ -109,15 +111,15 @@ def _cell(size: int) -> int:
     return max(1, size // CELLS)
 
 
-def _contact(keys: torch.Tensor, share: float, size: int) -> torch.Tensor:
-    """(B, 1, n, n): 0 inside one soft-edged ellipse per print that covers up to `share` of the picture."""
-    place = uniform(keys, OCCLUSION, 5)
+def _contact(place: torch.Tensor, share: float, size: int) -> torch.Tensor:
+    """place (B, 5) in [0, 1) -> (B, 1, n, n): 0 inside one soft-edged ellipse per print that covers up to `share` of
+    the picture."""
     area = place[:, 0] * share * 4  # in units of half sides squared
     stretch = steady(torch.exp, place[:, 1] * 2 - 1)
     radius_x, radius_y = (area / math.pi * stretch).sqrt(), (area / math.pi / stretch).sqrt()
     angle = place[:, 2] * math.pi
     cell = _cell(size)
-    axis = (torch.arange(-(-size // cell), device=keys.device) + 0.5) * (2 * cell / size) - 1
+    axis = (torch.arange(-(-size // cell), device=place.device) + 0.5) * (2 * cell / size) - 1
     x = axis[None, None, :] - (place[:, 3] * 2 - 1)[:, None, None]
     y = axis[None, :, None] - (place[:, 4] * 2 - 1)[:, None, None]
     cos, sin = steady(torch.cos, angle)[:, None, None], steady(torch.sin, angle)[:, None, None]
