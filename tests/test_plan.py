@@ -13,9 +13,11 @@ from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 H100 = ROOT / "benchmarks" / "results" / "h100"
-MEASURED, TRAINING = json.loads((H100 / "throughput.json").read_text())["results"]
-NOW = next(row for row in json.loads((H100 / "tex.json").read_text())["results"] if row["code"].startswith("aa2ba66"))
-"""Of the network as it is; the others are of one that took more memory and time."""
+ROWS = json.loads((H100 / "tex.json").read_text())["results"]
+NOW = next(row for row in ROWS if row["code"].startswith("aa2ba66"))
+"""Of the network as it is; those before are of one that took more memory."""
+TRAINING = next(row for row in ROWS if (row["stage"], row["compile"], "while" in row["code"]) == ("train", "no", False))
+"""From files, while nothing else ran."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -39,10 +41,9 @@ def test_memory_and_work_are_those_of_a_gpu(tex):
     assert (NOW["stage"], NOW["compile"]) == ("step", "no")
     planned = need(tex, fingers=256, batch_size=NOW["batch_size"], devices=1, recipe=RECIPES[0]).total
     assert planned == pytest.approx(NOW["peak_memory_mb"] * 1e6, rel=0.02)
-    assert tex.flops == pytest.approx(MEASURED["flops_per_print"], rel=0.01)
+    assert tex.flops == pytest.approx(NOW["flops_per_print"], rel=0.01)
     planned = DEVICES["H100"].tflops * 1e12 * MFU / tex.flops
-    assert planned == pytest.approx(MEASURED["samples_per_second"], rel=0.01), "the step that it was calibrated on"
-    assert planned == pytest.approx(TRAINING["samples_per_second"], rel=0.2), "training end to end, prints rendered"
+    assert planned == pytest.approx(TRAINING["samples_per_second"], rel=0.01)
 
 
 def test_disk_is_that_of_a_dataset(tmp_path):
