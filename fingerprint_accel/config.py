@@ -23,6 +23,7 @@ from fingerprint_accel.errors import UserError, require
 __all__ = ["AugmentConfig", "PreprocessConfig", "TrainingConfig"]  # where all knobs are found
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu"]
+Trunk = Literal["inception_v4", "compact", "vit_small", "vit_base", "flx"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class ModelConfig:
     exported model. Heads start afresh: the fingers are others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
-    trunk: Literal["inception_v4", "compact", "vit_small", "vit_base", "flx"] = "inception_v4"
+    trunk: Trunk = "inception_v4"
     """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `vit_small` and
     `vit_base` are vision transformers; `flx` is Inception v4 as flx builds it, for its weights: no activations in
     minutia branch, map decoder and aligning network."""

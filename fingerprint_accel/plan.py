@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.config import ModelConfig, Trunk
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.text import aligned
 
@@ -69,7 +69,6 @@ RECIPES = (
     Recipe("huge_1_5m.py", float("inf"), 256, 20, True, 0.33),
 )
 MODEL = ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512)
-Trunk = Literal["inception_v4", "compact", "vit_small", "vit_base"]
 SIZE = 299  # pixels, the recipes' input
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from fingerprint_accel.config import Trunk
 
 
 def plan(
@@ -10,7 +10,7 @@ def plan(
     impressions: float = 10,
     gpus: str = "1xH100",
     canvas: int = 320,
-    trunk: Literal["inception_v4", "compact", "vit_small", "vit_base"] = "inception_v4",
+    trunk: Trunk = "inception_v4",
     fsdp: bool = False,
 ) -> None:
     """What will training take? Disk, memory of a GPU by part, the recipe to use, and projected hours.
