@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -39,8 +38,8 @@ def measure_ceilings(accelerator: Accelerator, seconds: float) -> dict[str, floa
         found[f"matmul_{name}_tflops"] = total(accelerator, matmul_tflops(device, name, seconds))
     source, target = (np.ones(COPIED, np.uint8) for _ in range(2))  # written: untouched pages are all the same one
     copies = {
-        "device": partial(_device_copy, device, source, target),
-        "host": partial(_copy, device, partial(np.copyto, target, source), COPIED),
+        "device": functools.partial(_device_copy, device, source, target),
+        "host": functools.partial(_copy, device, lambda: np.copyto(target, source), COPIED),
     }
     for what, measure in copies.items():
         accelerator.wait_for_everyone()

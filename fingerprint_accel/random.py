@@ -63,7 +63,7 @@ def _elements(stream: int, count: int, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # whoever asks first
+@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
 def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
     return torch.cat([_elements(stream, count, device) for stream, count in counts])
 

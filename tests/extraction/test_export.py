@@ -34,10 +34,11 @@ def canvases(prints):
 def exported(canvases, spread_out, tmp_path_factory):
     """An extractor that enhances, aligns and tells apart prints, the folder of its exports, and what was printed.
 
-    It has all parts that extractors can have; exporting takes half a minute."""
+    It has all parts that extractors can have, averages canvases down, and shrinks pictures of wide ridges once more;
+    exporting takes half a minute."""
     torch.manual_seed(0)
     model = ModelConfig(variant="LocTexMinu", trunk="compact", width=8, embedding_dim=32)
-    extractor = FingerprintExtractor(model, PreprocessConfig(crop=128, size=128, enhance=True), ppi=300, canvas=320)
+    extractor = FingerprintExtractor(model, PreprocessConfig(crop=256, size=144, enhance=True), ppi=300, canvas=320)
     if extractor.aligning is not None:
         torch.nn.init.normal_(extractor.aligning.fc_loc[-1].weight, std=0.5)  # at first it turns nothing
     spread_out(extractor, canvases)  # also what was embedded before must not matter to the export
