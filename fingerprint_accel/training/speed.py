@@ -19,6 +19,9 @@ FEWER_PASSES = {
 }
 """Options of the code generator for GPUs: what the gradient of a normalisation is made of is computed where it is used,
 twice if need be, not written to memory in float32 and read again."""
+KINDS = 64
+"""Versions of compiled code that blocks of one class may have: sizes, training or not. torch 2.11 counts those of all
+regions together, and after eight leaves the rest uncompiled."""
 
 
 def set_precision(training: TrainingConfig, device: torch.device) -> None:
@@ -57,8 +60,10 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
     mode = training.compile
     if mode == "no":
         return ""
+    from torch import _dynamo
     from torch._inductor import list_mode_options  # takes seconds
 
+    _dynamo.config.recompile_limit = max(KINDS, _dynamo.config.recompile_limit)
     note = ""
     if mode == "reduce-overhead" and device.type != "cuda":
         mode, note = "default", "--training.compile reduce-overhead: CUDA graphs need a GPU; compiling with default"
