@@ -19,15 +19,13 @@ class Situation:
         source: "shards", or "synthetic" for prints rendered while training.
         lz4: prints are stored compressed.
         may_read_blocks: `--reading.order block` is not used yet, and goes with the other knobs.
-        compiled: the network is compiled.
-        half: the network runs in bf16 or fp16.
+        may_replay: `--training.compile reduce-overhead` is not used yet, and goes with the other knobs.
     """
 
     source: Literal["shards", "synthetic"] = "shards"
     lz4: bool = False
     may_read_blocks: bool = True
-    compiled: bool = False
-    half: bool = False
+    may_replay: bool = True
 
 
 def advice(
@@ -46,12 +44,10 @@ def advice(
     if wait > WAITS_TOO_LONG:
         return f"{wait:.0%} of the time waits for data: {_slow_stage(stages, seconds, situation)}"
     if record.get("gpu_utilisation", 1.0) < IDLE_GPU:
-        remedies = ["--training.batch-size"]
-        remedies += [] if situation.compiled else ["--training.compile default"]
-        remedies += [] if situation.half else ["--training.precision bf16"]
+        replay = ", or CUDA graphs: --training.compile reduce-overhead" if situation.may_replay else ""
         return (
-            f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data: give it more at "
-            f"once ({', '.join(remedies)})"
+            f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data, so it waits for "
+            f"Python: give it more at once (a larger --training.batch-size{replay})"
         )
     return ""
 

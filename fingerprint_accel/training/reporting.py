@@ -63,8 +63,9 @@ def situation(run: Run) -> Situation:
         and reading.impressions_per_finger == 1
         and not reading.balanced
         and reading.siblings == 1,
-        compiled=run.config.training.compile != "no",
-        half=run.accelerator.mixed_precision != "no",
+        may_replay=run.config.training.compile not in ("reduce-overhead", "max-autotune")
+        and not run.config.model.recompute
+        and not run.accelerator.is_fsdp2,
     )
 
 

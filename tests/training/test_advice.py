@@ -52,17 +52,17 @@ def test_advice_does_not_ask_for_what_is_set_or_refused():
     assert "--reading.order" not in line
     assert "--encoding lz4" in line
     assert advice(slow, READING, 10.0, Situation(lz4=True, may_read_blocks=False)).endswith("to a local disk")
-    assert "(--training.batch-size, --training.precision bf16)" in advice(idle, {}, 10.0, Situation(compiled=True))
-    assert "(--training.batch-size)" in advice(idle, {}, 10.0, Situation(compiled=True, half=True))
+    assert "--training.compile reduce-overhead)" in advice(idle, {}, 10.0, Situation())
+    assert advice(idle, {}, 10.0, Situation(may_replay=False)).endswith("(a larger --training.batch-size)")
 
 
 @pytest.mark.parametrize(
     ("reading", "training", "expected"),
     [
         ({}, {}, Situation()),
-        ({"impressions_per_finger": 2}, {"compile": "default"}, Situation(may_read_blocks=False, compiled=True)),
-        ({"balanced": True}, {"precision": "bf16"}, Situation(may_read_blocks=False, half=True)),
-        ({"order": "block"}, {}, Situation(may_read_blocks=False)),
+        ({"impressions_per_finger": 2}, {"compile": "default"}, Situation(may_read_blocks=False)),
+        ({"balanced": True}, {}, Situation(may_read_blocks=False)),
+        ({"order": "block"}, {"compile": "max-autotune"}, Situation(may_read_blocks=False, may_replay=False)),
     ],
 )
 def test_the_situation_is_that_of_the_run(tiny, reading, training, expected):
