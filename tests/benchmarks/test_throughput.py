@@ -108,6 +108,13 @@ def test_only_what_is_compiled_is_called_so():
     assert [tool.describe(row) for row in rows] == ["step", "step compiled"]
 
 
+def test_memory_that_graphs_hold_is_counted(monkeypatch):
+    sizes = {(0, 0): 3_000_000, (0, 1): 2_000_000, (1, 0): 5_000_000}
+    segments = [{"total_size": size, "segment_pool_id": pool} for pool, size in sizes.items()]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    assert importlib.import_module("timing").held_by_graphs_mb() == 7.0
+
+
 def test_what_was_measured_is_kept(monkeypatch, tmp_path):
     """By a run that fails, or is cut off, at its second combination."""
     tool, options = importlib.import_module("throughput"), importlib.import_module("throughput_options")
