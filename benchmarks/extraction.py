@@ -11,7 +11,6 @@ would allow, if the convolutions and products of the network were as fast and no
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from benchmark_data import default_dataset
 from ceilings import flops_of, matmul_tflops
 from machine import machine, usable_cores, versions
 from PIL import Image
+from results_file import check_results, write_results
 from timing import spread
 from tqdm import tqdm
 
@@ -122,6 +122,7 @@ def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Pat
         seconds: Of one turn, about.
         out: JSON file to write.
     """
+    check_results(out)
     if rounds < 1 or seconds <= 0:
         raise UserError("--rounds must be at least 1, --seconds above 0")
     batch_size, cores = 16, usable_cores()
@@ -159,7 +160,7 @@ def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Pat
             "command": sys.argv,
         }
         setting = {"machine": machine(torch.device("cpu")), "versions": versions(), "threads": torch.get_num_threads()}
-        out.write_text(json.dumps({"results": results, **facts, **setting}, indent=2) + "\n")
+        write_results(out, {"results": results, **facts, **setting})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ compared within their set, before and after. For demonstration: released models 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import torch
 import tyro
 from machine import machine, versions
 from real import SETS
+from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.listing import list_files
@@ -81,6 +81,7 @@ def main(data: Path, out: Path | None = None) -> None:
         data: Folder with the sets.
         out: JSON file to write.
     """
+    check_results(out)
     before = FingerprintExtractor.from_pretrained("small")
     prints = read_sets(before, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +98,7 @@ def main(data: Path, out: Path | None = None) -> None:
     print(f"{'mean':<22}  {means['before']:>6.2%}  {means['after']:>6.2%}")
     if out:
         facts = {"mean": means, "fingers": fingers, "command": sys.argv, "machine": machine(torch.device("cpu"))}
-        out.write_text(json.dumps({"results": rates, **facts, "versions": versions()}, indent=2) + "\n")
+        write_results(out, {"results": rates, **facts, "versions": versions()})
 
 
 if __name__ == "__main__":

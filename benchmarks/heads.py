@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from machine import machine, versions
+from results_file import check_results, write_results
 from timing import synchronize
 from torch import nn
 from tqdm import tqdm
@@ -261,6 +262,7 @@ def main(
         traffic_classes: Fingers for which what is sent is compared with data parallel; 0 leaves that out.
         out: JSON file to write.
     """
+    check_results(out)
     several = processes or (torch.cuda.device_count() if torch.cuda.is_available() else 2)
     plan: list[tuple[Name, int]] = [(name, classes) for name in cases]
     if traffic_classes:
@@ -277,8 +279,7 @@ def main(
     if out:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         setting = {**machine(device), **versions(), "command": " ".join(["python", *sys.argv])}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"results": rows, "setting": setting}, indent=2) + "\n")
+        write_results(out, {"results": rows, "setting": setting})
         print(f"written to {out}")
 
 

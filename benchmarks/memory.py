@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine, versions
+from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel.data.loader import subset_of_fingers
@@ -185,6 +186,7 @@ def main() -> None:
     if given.read:
         print(json.dumps(read_bounded(Path(given.read[0]), given.read[1], int(given.read[2]))))
         return
+    check_results(given.out)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fingerprint-accel-") as scratch:
         if "rows" in given.parts:
@@ -199,8 +201,7 @@ def main() -> None:
     command = " ".join(["python", *sys.argv])
     results["setting"] = {**machine(torch.device("cpu")), **versions(), "command": command}
     if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(results, indent=2) + "\n")
+        write_results(given.out, results)
         print(f"written to {given.out}")
 
 

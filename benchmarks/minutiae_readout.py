@@ -9,7 +9,6 @@ maps instead of the network's: what no network can exceed, because minutiae clos
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
+from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import Shards, open_dataset
@@ -94,6 +94,7 @@ def main(
         degrees: How far its direction may differ.
         out: JSON file to write.
     """
+    check_results(out)
     extractor = FingerprintExtractor.from_pretrained(model)
     shards = open_dataset(dataset)
     truth = true_minutiae(shards, extractor.preprocess_config.crop)
@@ -115,7 +116,7 @@ def main(
         )
     if out is not None:
         facts = {"mm": mm, "degrees": degrees, "command": sys.argv, "machine": machine(torch.device("cpu"))}
-        out.write_text(json.dumps({"results": rows, **facts, "versions": versions()}, indent=2) + "\n")
+        write_results(out, {"results": rows, **facts, "versions": versions()})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ python benchmarks/mixing.py --prints 20000 --fingers 2500 --block-size 2048
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from results_file import check_results, write_results
 
 from fingerprint_accel.data.order import SampleOrder, permutation
 from fingerprint_accel.errors import UserError, one_line_errors
@@ -89,6 +89,7 @@ def main(
         seed: Of the orders and of the shuffled rows.
         out: JSON file to write.
     """
+    check_results(out)
     for name, value in (("prints", prints), ("fingers", fingers), ("block-size", block_size)):
         if value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
@@ -111,8 +112,7 @@ def main(
     print(aligned(table, 2))
     if out is not None:
         setting = {"prints": prints, "fingers": fingers, "batch": batch, "block_size": block_size, "seed": seed}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"results": rows, "setting": {**setting, "command": " ".join(sys.argv)}}, indent=2))
+        write_results(out, {"results": rows, "setting": {**setting, "command": " ".join(sys.argv)}})
         print(f"written to {out}")
 
 

@@ -8,7 +8,6 @@ by a random angle up to the stated one, on top of the little that a clean touch 
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
+from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel import FingerprintExtractor
@@ -69,6 +69,7 @@ def main(
         bf16: Run the network in bf16.
         out: JSON file to write.
     """
+    check_results(out)
     extractor = FingerprintExtractor.from_pretrained(model)
     extractor.bf16 = bf16
     rows = []
@@ -85,12 +86,7 @@ def main(
                 print(f"{angle:>5.0f}  {len(poses):>5}  {rate:>17.2%}  {eer:>7.2%}  {flx:.1f} %", flush=True)
     if out:
         facts = {"model": extractor.origin, "fingers": fingers, "seed": seed, "command": sys.argv}
-        out.write_text(
-            json.dumps(
-                {"results": rows, **facts, "machine": machine(torch.device("cpu")), "versions": versions()}, indent=2
-            )
-            + "\n"
-        )
+        write_results(out, {"results": rows, **facts, "machine": machine(torch.device("cpu")), "versions": versions()})
 
 
 if __name__ == "__main__":

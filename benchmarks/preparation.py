@@ -3,7 +3,6 @@
 OMP_NUM_THREADS=1 python benchmarks/preparation.py --out FILE.json
 """
 
-import json
 import statistics
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 from machine import machine, versions
+from results_file import check_results, write_results
 
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
@@ -110,6 +110,7 @@ def main(
         device: auto, cpu or cuda.
         out: JSON file to write.
     """
+    check_results(out)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)
@@ -124,8 +125,7 @@ def main(
         setting = {
             **machine(where), **versions(), "threads": torch.get_num_threads(), "command": " ".join(sys.argv)
         }  # fmt: skip
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"stages": results, "setting": setting}, indent=2) + "\n")
+        write_results(out, {"stages": results, "setting": setting})
         print(f"written to {out}")
 
 

@@ -10,7 +10,6 @@ sets together.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 import tyro
 from machine import machine, versions
 from real import read_set, sets_in
+from results_file import check_results, write_results
 
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
@@ -137,6 +137,7 @@ def main(data: Path | None = None, dataset: Path | None = None, model: str = "sm
         model: Bundled model, run, checkpoint or exported folder.
         out: JSON file to write.
     """
+    check_results(out)
     if data is None and dataset is None:
         raise UserError("nothing to measure: give --data, --dataset, or both")
     there = sets_in(data) if data else {}
@@ -163,7 +164,7 @@ def main(data: Path | None = None, dataset: Path | None = None, model: str = "sm
         facts = {"model": extractor.origin, "identity": extractor.identity, "command": sys.argv, "time": share}
         results = {"rejected": REJECTED, "fnmr": found, "usual_norm": usual}
         everything = {"results": results, **facts, "machine": machine(extractor.device), "versions": versions()}
-        out.write_text(json.dumps(everything, indent=2) + "\n")
+        write_results(out, everything)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ are measured. Mated: every pair of impressions of a finger; non-mated: every pai
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 import tyro
 from machine import machine, versions
 from PIL import Image
+from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.images import read_grey
@@ -166,6 +166,7 @@ def main(
         bf16: Run the network in bf16.
         out: JSON file to write.
     """
+    check_results(out)
     there = sets_in(data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extractor = FingerprintExtractor.from_pretrained(model).to(device)
@@ -175,7 +176,7 @@ def main(
     if out:
         rows = {name: {way: dataclasses.asdict(m) for way, m in row.items()} for name, row in found.items()}
         facts = {"model": extractor.origin, "turn": turn, "command": sys.argv, "machine": machine(device)}
-        out.write_text(json.dumps({"results": rows, **facts, "versions": versions()}, indent=2) + "\n")
+        write_results(out, {"results": rows, **facts, "versions": versions()})
 
 
 if __name__ == "__main__":

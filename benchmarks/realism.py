@@ -7,7 +7,6 @@ python benchmarks/realism.py datasets/synthetic datasets/fvc2002_db1_b --prints 
 Needs `pip install nbis-py`. Takes about 0.4 s per print and 10 ms per comparison on one core.
 """
 
-import json
 import multiprocessing
 import platform
 import sys
@@ -26,6 +25,7 @@ from nbis_judge import ENDING, PPI, Nbis
 from PIL import Image
 from realism_measures import image_measures
 from realism_table import table
+from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel.data.shards import Shards, open_dataset
@@ -230,6 +230,7 @@ def main(
         pairs: mated and non-mated comparisons each at most.
         processes: at work at a time.
     """
+    check_results(out)
     if not datasets:
         raise UserError("name at least one dataset folder")
     if min(prints, pairs, processes) < 1:
@@ -252,8 +253,7 @@ def main(
             "distance_mm": MAX_DISTANCE_MM,
             "command": " ".join(sys.argv),
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"datasets": results, "setting": setting}, indent=2) + "\n")
+        write_results(out, {"datasets": results, "setting": setting})
         print(f"written to {out}")
 
 

@@ -5,7 +5,6 @@ python benchmarks/search.py --references 1000000 --probes 256 --dim 512 --out se
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
+from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel.errors import one_line_errors
@@ -60,6 +60,7 @@ def main(references: int = 1_000_000, probes: int = 256, dim: int = 512, out: Pa
         dim: Length of an embedding.
         out: JSON file to write.
     """
+    check_results(out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         gallery = filled(Path(folder) / "gallery", references, dim)
@@ -78,7 +79,7 @@ def main(references: int = 1_000_000, probes: int = 256, dim: int = 512, out: Pa
             "machine": machine(torch.device(device)),
             "versions": versions(),
         }
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        write_results(out, found)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ find any of the ten but the mate.
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import statistics
 import sys
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, usable_cores, versions
+from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel.errors import UserError, one_line_errors, require
@@ -248,6 +248,7 @@ def main(
         nprobe: Cells that indexes look into.
         out: JSON file to write.
     """
+    check_results(out)
     for package, name in (("faiss", "faiss-cpu"), ("lancedb", "lancedb")):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install {name}")
@@ -279,7 +280,7 @@ def main(
         setting = {"machine": machine(torch.device("cpu")), "cores": usable_cores(), "versions": versions() | packages}
         asked = {"references": references, "impressions": impressions, "probes": probes, "dim": dim}
         facts = {**asked, "likeness": likeness, "nprobe": nprobe, "command": sys.argv}
-        out.write_text(json.dumps({"results": results, **facts, **setting}, indent=2) + "\n")
+        write_results(out, {"results": results, **facts, **setting})
 
 
 if __name__ == "__main__":

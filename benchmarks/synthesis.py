@@ -4,7 +4,6 @@ python benchmarks/synthesis.py --out FILE.json
 python benchmarks/synthesis.py --stages uniqueness --masters 10000 --out FILE.json
 """
 
-import json
 import platform
 import statistics
 import sys
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from machine import device_name
+from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel.errors import UserError, one_line_errors
@@ -188,6 +188,7 @@ def main(
         device: auto, cpu or cuda.
         out: JSON file to write.
     """
+    check_results(out)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)
@@ -206,8 +207,7 @@ def main(
             "device": device_name(where), "threads": torch.get_num_threads(), "python": platform.python_version(),
             "torch": torch.__version__, "command": " ".join(sys.argv),
         }  # fmt: skip
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**results, "setting": setting}, indent=2) + "\n")
+        write_results(out, {**results, "setting": setting})
         print(f"written to {out}")
 
 

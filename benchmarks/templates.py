@@ -7,7 +7,6 @@ FOLDER as of benchmarks/real.py. Prints are compared as they are, without poses,
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 import tyro
 from machine import machine, versions
 from real import SETS, Prints, read_set, sets_in
+from results_file import check_results, write_results
 
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.evaluation.calibration import all_pairs
@@ -70,6 +70,7 @@ def main(data: Path, model: str = "small", out: Path | None = None) -> None:
         model: Bundled model, run, checkpoint or exported folder; all of its numbers, a half, a quarter, an eighth.
         out: JSON file to write.
     """
+    check_results(out)
     sets_in(data)
     extractor = open_extractor(model)
     rows = measured(extractor, data)
@@ -78,7 +79,7 @@ def main(data: Path, model: str = "small", out: Path | None = None) -> None:
         facts = {"model": extractor.origin, "identity": extractor.identity, "command": sys.argv}
         device = torch.device(extractor.device)
         found = {"results": rows, **facts, "machine": machine(device), "versions": versions()}
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        write_results(out, found)
 
 
 if __name__ == "__main__":

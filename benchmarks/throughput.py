@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import shlex
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from benchmark_data import default_dataset
 from ceilings import measure_ceilings, peak_name, training_flops
 from comparison import compare
 from machine import device_name, machine, versions
+from results_file import write_results
 from stages import MEASURES, READ_BATCH, not_here, try_one_step
 from throughput_options import Options, read_options
 from throughput_plot import plot_comparison, plot_stages
@@ -185,7 +185,7 @@ def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
 def keep(found: dict[str, Any], options: Options, accelerator: Accelerator) -> None:
     """Writes the JSON, whole or what there is of it."""
     if options.out is not None and accelerator.is_main_process:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        write_results(options.out, found)
 
 
 def run_comparison(options: Options) -> dict[str, Any]:

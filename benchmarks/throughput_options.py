@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import torch
+from results_file import written_by
 
 from fingerprint_accel.config import Config, ModelConfig, ReadingConfig, TrainingConfig, Variant, parse
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import check_file
 
 STAGES = ("read", "raw", "decode", "prepare", "step", "train")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -175,5 +177,6 @@ def _file(option: str, path: Path | None, ending: str) -> Path | None:
         return None
     if path.suffix != ending or path.is_dir():
         raise UserError(f"{option} {path}: must be a file that ends in {ending}")
+    check_file(path, written_by())
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from results_file import written_by
 from throughput_table import percent, rate, share_of_ceiling
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+
+from fingerprint_accel.outputs import mark
 
 COLOURS = {
     "read": "#4c78a8", "raw": "#4c78a8", "decode": "#4c78a8", "prepare": "#72b7b2", "step": "#f58518",
@@ -33,7 +36,7 @@ def plot_stages(results: list[dict[str, Any]], title: str, path: Path) -> None:
         bars.append((label, row.get("samples_per_second"), COLOURS[row["stage"]], "  ".join(filter(None, notes))))
     _draw(axes, bars)
     axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": mark(written_by())})
     plt.close(figure)
 
 
@@ -52,7 +55,7 @@ def plot_comparison(found: dict[str, Any], title: str, path: Path) -> None:
     _draw(second, bars)
     second.set_title(f"training, end to end: {rate(found['ratio']['training'])} times", fontsize=10)
     _hours(third, found["projected"]["hours_per_epoch"])
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": mark(written_by())})
     plt.close(figure)
 
 

@@ -5,17 +5,18 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ),  # names that the file system refuses
 }
 
 STOPPED = 75  # exit codes; this one is EX_TEMPFAIL of sysexits.h: try again later
 LOST = 76
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
 
 class UserError(ValueError):
@@ -38,11 +39,6 @@ def require(holds: bool, message: str) -> None:
     """Raises UserError with `message` unless `holds`."""
     if not holds:
         raise UserError(message)
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raises UserError where there is something in the place of what is to be made, and it is not to be replaced."""
-    require(overwrite or not out.exists(), f"{out}: exists already; choose another folder, or add --overwrite")
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -73,6 +69,9 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     except LostProcessError as error:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
         os._exit(LOST)
+    except BrokenPipeError:  # `... | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at the end would fail again
+        raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, Variant
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.training.saved_model import MODEL
 
 PPI, CANVAS, SIZE = 300, 320, 299
 HEADS = ("texture_logits.", "minutia_logits.")
@@ -79,8 +81,8 @@ def convert(path: Path, out: Path) -> FingerprintExtractor:
     Raises:
         UserError: as `load`, or `out` exists.
     """
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another folder")
+    require(not out.exists(), f"{out}: exists already; choose another folder")
+    check_folder(out, MODEL, inputs=[path])
     network = read_network(path)
     preprocess = PreprocessConfig(crop=SIZE, size=SIZE, normalize="none", enhance=True)
     extractor = FingerprintExtractor(network.config, preprocess, PPI, CANVAS)

@@ -22,9 +22,18 @@ from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.part_folder import PartFolder, alone_at, workers_here
 from fingerprint_accel.data.print_file import Enhance, Target
-from fingerprint_accel.data.shard_writing import INFO, REJECTED, DatasetInfo, Record, ShardWriter, file_sha256
+from fingerprint_accel.data.shard_writing import (
+    DATASET,
+    INFO,
+    REJECTED,
+    DatasetInfo,
+    Record,
+    ShardWriter,
+    file_sha256,
+)
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError, refuse_existing
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
 
 JOINED = "joined.sha256"  # among the parts: of the INFO of the dataset that they have become
@@ -122,7 +131,7 @@ def import_dataset(
         workers: processes; 0 for one per core. A script that asks for more than one needs
             `if __name__ == "__main__":` around the call.
         seed: of the order in which prints are written.
-        overwrite: replace `out`, and parts that another call has left.
+        overwrite: replace `out` if it is a dataset folder, and parts that another call has left.
         progress: shows progress bars.
         launch: the processes that share the work; each calls this, and all see `source` and `out`.
 
@@ -130,10 +139,12 @@ def import_dataset(
         The summary on the main process, None on others.
 
     Raises:
-        UserError: nothing to import, nothing that could be used, no ppi, too little room on the disk, `out` exists, or
-            parts of another call lie beside it.
+        UserError: nothing to import, nothing that could be used, no ppi, too little room on the disk, `out` may not be
+            written (`outputs.check_folder`), or parts of another call lie beside it.
     """
     started = time.perf_counter()
+    inputs = [source, *([minutiae] if minutiae else [])]
+    check_folder(out, DATASET, inputs=inputs)
     _check_numbers(ppi, dataset_ppi, canvas, minutiae)
     check_encoding(encoding)
     listing = list_files(source, layout)
@@ -167,7 +178,7 @@ def _make(
     """Makes this process's share of the missing parts."""
 
     def begin() -> None:
-        refuse_existing(out, overwrite)
+        check_folder(out, DATASET, overwrite)
         parts.begin(overwrite)
         for part in set(range(parts.count)) - set(parts.missing()):
             if not is_of(parts.path(part), plan.jobs(part)):

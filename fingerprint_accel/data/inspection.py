@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.durable import write_file
+from fingerprint_accel.outputs import PICTURE, check_picture, mark
 from fingerprint_accel.text import aligned
 
 COLUMNS = 8
@@ -79,6 +83,14 @@ def _draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: in
 
 
 def save_contact_sheet(shards: Shards, path: Path, fingers: int = 5, minutiae: bool = False) -> None:
-    """Writes `contact_sheet` as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(shards, fingers, minutiae).save(path)
+    """Writes `contact_sheet` as PNG.
+
+    Raises:
+        UserError: `path` does not end in .png, or is a file that no command has written.
+    """
+    check_picture(path)
+    info = PngInfo()
+    info.add_text("Software", mark(PICTURE))
+    buffer = io.BytesIO()
+    contact_sheet(shards, fingers, minutiae).save(buffer, format="PNG", pnginfo=info)
+    write_file(path, buffer.getvalue())

@@ -12,9 +12,10 @@ from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.import_plan import versions
 from fingerprint_accel.data.importing import check_canvas
 from fingerprint_accel.data.print_file import Enhance
-from fingerprint_accel.data.shard_writing import ROWS_PER_SHARD, file_sha256
+from fingerprint_accel.data.shard_writing import DATASET, ROWS_PER_SHARD, file_sha256
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import check_folder
 
 DEFAULT_PPI, DEFAULT_CANVAS = 300, 320  # of folders of images, where nothing else says
 
@@ -50,17 +51,13 @@ def is_dataset(folder: Path) -> bool:
 
 
 def check_places(sources: Sequence[Path], out: Path) -> None:
-    """Raises UserError where a source is missing, given twice, or would be overwritten."""
-    real_out = out.resolve()
+    """Raises UserError where a source is missing or given twice, or `out` may not be written."""
     for source in sources:
         if not source.is_dir():
             raise UserError(f"{source}: no such folder; give a dataset folder, or a folder of images named as flx does")
         if not is_dataset(source) and any(source.glob("*.arrow")):
             raise UserError(f"{source}: no fingerprint.json beside its shards; copy or import it again")
-        if real_out == source or source in real_out.parents:
-            raise UserError(f"{out}: lies in the source {source}; choose a folder outside of it")
-        if real_out in source.parents:
-            raise UserError(f"{out}: holds the source {source}; choose another folder")
+    check_folder(out, DATASET, inputs=sources)
     for source, times in Counter(sources).items():
         if times > 1:
             raise UserError(f"{source}: given {times} times; give every source once")

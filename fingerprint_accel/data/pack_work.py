@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from fingerprint_accel.data.part_folder import unfinished
 from fingerprint_accel.data.shard_writing import (
+    DATASET,
     INFO,
     REJECTED,
     DatasetInfo,
@@ -25,6 +26,7 @@ from fingerprint_accel.data.shard_writing import (
 )
 from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import put_in_place
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,7 @@ class Work:
         for path in self.dataset.glob("*.json*"):
             sync(path)
         _write_json(self.folder / "finished.json", {"fingerprint": file_sha256(self.dataset / INFO)})
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        self.dataset.rename(self.out)
-        sync(self.out.parent)
+        put_in_place(self.dataset, self.out, DATASET)
         self.remove()
 
     def remove(self) -> None:

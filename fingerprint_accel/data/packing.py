@@ -23,6 +23,7 @@ from fingerprint_accel.data.parallel import cores, in_parallel
 from fingerprint_accel.data.part_folder import alone_at, workers_here
 from fingerprint_accel.data.print_file import Target
 from fingerprint_accel.data.shard_writing import (
+    DATASET,
     FORMAT_VERSION,
     DatasetInfo,
     record_batch,
@@ -30,7 +31,8 @@ from fingerprint_accel.data.shard_writing import (
     shard_name,
 )
 from fingerprint_accel.data.verifying import verify_datasets
-from fingerprint_accel.errors import UserError, refuse_existing
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import check_folder
 
 ROWS_PER_TASK, BYTES_PER_TASK = 64, 2**22  # at most
 SAMPLED = 16  # prints encoded beforehand to tell how much room all will need
@@ -59,7 +61,7 @@ def pack(
         verify: compare every shard of the sources with its sha256 before.
         workers: processes; 0 for one per core, or this one alone where prints are only copied or compressed. A script
             that asks for more needs `if __name__ == "__main__":` around the call.
-        overwrite: replace `out`, and shards that another call has left.
+        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
         progress: shows progress bars.
         launch: the processes that share the work; each calls this, and all see the folders.
 
@@ -95,7 +97,7 @@ def pack(
 
 def _finished(work: Work, overwrite: bool) -> bool:
     finished = work.finished()
-    refuse_existing(work.out, finished or overwrite)
+    check_folder(work.out, DATASET, finished or overwrite)
     return finished
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -17,14 +15,14 @@ from typing import IO, Any, TypeVar
 from fingerprint_accel.data.launch import Launch
 from fingerprint_accel.data.parallel import cores, in_parallel
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import locked
 
 Task = TypeVar("Task")
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
 
 
 @contextlib.contextmanager
 def alone_at(out: Path, launch: Launch) -> Iterator[None]:
-    """Keeps other commands from making `out`, for as long as this one does; one that is killed keeps nobody.
+    """Keeps other commands from making `out` for as long as this one does; a killed process releases the lock.
 
     Args:
         out: what is made. Beside it lies a locked file meanwhile.
@@ -36,22 +34,9 @@ def alone_at(out: Path, launch: Launch) -> Iterator[None]:
     if not launch.main:
         yield
         return
-    path = out.with_name(f".{out.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:  # network file systems lock only what can be written to
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
-        except OSError as error:
-            ours = error.errno in NO_LOCKS
-            if not ours and not isinstance(error, BlockingIOError):
-                raise
-        if not ours:
-            raise UserError(f"{out}: another command is making it; wait for it, or end it")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    refusal = f"{out}: another command is making it; wait for it, or end it"
+    with locked(out.with_name(f".{out.name}.lock"), refusal):
+        yield
 
 
 class PartFolder:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import check_encoding, encode
-from fingerprint_accel.errors import UserError, refuse_existing
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
 if TYPE_CHECKING:
     import datasets
@@ -25,6 +26,13 @@ INFO, REJECTED = "fingerprint.json", "rejected.jsonl"  # what is known of the pr
 ROWS_PER_SHARD = 8192
 ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
+DATASET = FolderKind(
+    "a dataset folder",
+    json_with(INFO, "format_version", "canvas", "sha256"),
+    # `synth` adds two files; `map` and `filter` of the library `datasets` leave caches beside the shards
+    r"fingerprint\.json|dataset_info\.json|state\.json|rejected\.jsonl|synthesis\.json|contact_sheet\.png"
+    r"|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,12 @@ class ShardWriter:
         ppi: resolution of the canvases, pixels per inch.
         canvas: side of a canvas, pixels.
         rows_per_shard: prints per file.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing dataset folder.
         encoding: of the images, "raw" or "lz4".
         enhanced: whether the images that will be added are enhanced.
 
     Raises:
-        UserError: `out` exists, or an unknown encoding.
+        UserError: `out` exists and is not to be replaced (`outputs.check_folder`), or an unknown encoding.
     """
 
     def __init__(
@@ -85,7 +93,7 @@ class ShardWriter:
         enhanced: bool = False,
     ) -> None:
         check_encoding(encoding)
-        refuse_existing(out, overwrite)
+        check_folder(out, DATASET, overwrite)
         self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
         self.encoding, self.enhanced = encoding, enhanced
         self.folder = self.out.with_name(f".{self.out.name}.tmp")
@@ -146,12 +154,14 @@ class ShardWriter:
         """Completes the folder and puts it in its place.
 
         Raises:
-            UserError: no print was added.
+            UserError: no print was added, or `out` is no dataset folder any more.
         """
         info = self.complete()
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        self.folder.rename(self.out)
+        try:
+            put_in_place(self.folder, self.out, DATASET)
+        except UserError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         self._closed = True
         return info
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fingerprint_accel.durable import write_file
+
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", ".xyt", ".min")  # searched in this order
 MOST_MINUTIAE = 255  # that a view of ISO/IEC 19794-2 holds
 CM_PER_INCH = 2.54
@@ -171,9 +173,7 @@ def write_template(path: Path, minutiae: np.ndarray, width: int, height: int, pp
         ppi: of their image.
     """
     data = xyt_bytes(minutiae, height) if path.suffix == ".xyt" else iso_bytes(minutiae, width, height, ppi)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_file(path, data)
 
 
 def iso_bytes(minutiae: np.ndarray, width: int, height: int, ppi: int) -> bytes:

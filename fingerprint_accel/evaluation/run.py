@@ -13,6 +13,7 @@ import torch
 from fingerprint_accel import __version__
 from fingerprint_accel.compat.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.against import compare_scores
 from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
@@ -36,8 +37,15 @@ from fingerprint_accel.evaluation.results import Evaluation, Identification, Riv
 from fingerprint_accel.evaluation.tables import results_text
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.outputs import FolderKind, check_folder, json_with
 
 SAMPLED_PAIRS = 100_000
+FOLDER = FolderKind(
+    "a folder of an evaluation",
+    json_with("metrics.json", "protocol", "eer", "definitions"),
+    r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep)\.png",
+    whole=False,
+)
 
 
 @dataclass(frozen=True)
@@ -201,8 +209,7 @@ def evaluate_command(
     Raises:
         UserError: a model, dataset or list that cannot be used.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give --out a folder")
+    check_folder(out, FOLDER, inputs=[dataset])
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
     extras = extras or Extras()
@@ -211,13 +218,12 @@ def evaluate_command(
     evaluation = evaluate(extractor, shards, protocol, batch_size, extras)
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
-    out.mkdir(parents=True, exist_ok=True)
     values = {**evaluation.values(), "facts": dict(facts)}
-    (out / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_file(out / "metrics.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
     for name in ("training", "sweep"):
         (out / f"{name}.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
     for name, png in pictures.items():
-        (out / f"{name}.png").write_bytes(png)
+        write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"
-    (out / "report.html").write_text(report_html(title, facts, pictures, shards, evaluation))
+    write_file(out / "report.html", report_html(title, facts, pictures, shards, evaluation))
     print(f"\n{results_text(evaluation, groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")

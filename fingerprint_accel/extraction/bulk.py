@@ -15,10 +15,10 @@ from accelerate.utils import parse_flag_from_env
 
 from fingerprint_accel.data.launch import ALONE, Launch, launched
 from fingerprint_accel.data.part_folder import PartFolder, alone_at
-from fingerprint_accel.errors import refuse_existing
 from fingerprint_accel.extraction.bulk_result import ExtractionSummary, publish, summarise
 from fingerprint_accel.extraction.bulk_work import Options, make_part, prepare_work
-from fingerprint_accel.extraction.embeddings_folder import CONFIG
+from fingerprint_accel.extraction.embeddings_folder import CONFIG, FOLDER
+from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.training.setup import use_all_cores
 
 EVERYTHING = Options()
@@ -42,7 +42,7 @@ def extract_all(
         model: as of `FingerprintExtractor.from_pretrained`.
         ppi: of images, pixels per inch; a dataset knows its own.
         options: what is kept of a print.
-        overwrite: replace `out`, and parts that another call has left.
+        overwrite: replace `out` if it is a folder of embeddings, and parts that another call has left.
         progress: shows a progress bar.
         launch: the processes that share the work; each calls this, and `out` lies where all of them see it.
 
@@ -53,6 +53,7 @@ def extract_all(
         UserError: anything the user can mend.
     """
     started = time.perf_counter()
+    check_folder(out, FOLDER, inputs=[data, *([model] if Path(model).exists() else [])])
     device = _device(launch)
     use_all_cores(device.type, launch.size)
     work = prepare_work(data, model, ppi, options, device)
@@ -62,7 +63,7 @@ def extract_all(
     )
 
     def begin() -> None:
-        refuse_existing(out, overwrite)
+        check_folder(out, FOLDER, overwrite)
         parts.begin(overwrite)
 
     with alone_at(out, launch):

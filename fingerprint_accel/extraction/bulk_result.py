@@ -22,6 +22,7 @@ from fingerprint_accel.extraction.embeddings_folder import (
     CONFIG,
     EMBEDDINGS,
     FAILED,
+    FOLDER,
     FORMAT_VERSION,
     PRINTS,
     Tensor,
@@ -29,6 +30,7 @@ from fingerprint_accel.extraction.embeddings_folder import (
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.template_formats import DTYPES, TemplateFormat
+from fingerprint_accel.outputs import put_in_place
 from fingerprint_accel.text import aligned
 
 
@@ -112,9 +114,7 @@ def publish(work: Work, parts: PartFolder, out: Path) -> None:
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     for path in temporary.iterdir():
         sync(path)
-    if out.exists():
-        shutil.rmtree(out)
-    temporary.rename(out)
+    put_in_place(temporary, out, FOLDER)
 
 
 def _failures(work: Work, parts: PartFolder, part: int) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
+from fingerprint_accel.outputs import check_picture
 from fingerprint_accel.preprocess.augment import Pose
 from fingerprint_accel.text import aligned
 
@@ -98,16 +100,15 @@ def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: b
     """
     if ppi <= 0:
         raise UserError(f"--ppi {ppi}: must be above 0")
-    if out is not None and (out.is_dir() or out.suffix.lower() != ".png"):
-        raise UserError(f"--out {out}: give a file that ends in .png")
+    if out is not None:
+        check_picture(out, (reference, probe))
     extractor = open_extractor(model)
     found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
     rows = found.rows()
     if out is not None:
         from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
 
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(pair_png(found, (reference.name, probe.name), extractor))
+        write_file(out, pair_png(found, (reference.name, probe.name), extractor))
         rows.append(("picture", str(out)))
     print(aligned(rows))
     if not found.verdicts:

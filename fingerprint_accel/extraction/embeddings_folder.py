@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,15 @@ from safetensors.numpy import load_file
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.template_formats import TemplateFormat
+from fingerprint_accel.outputs import FolderKind, json_with
 
 FORMAT_VERSION = 1
 EMBEDDINGS, PRINTS, FAILED, CONFIG = "embeddings.safetensors", "prints.parquet", "failed.jsonl", "config.json"
+FOLDER = FolderKind(
+    "a folder of embeddings",
+    json_with(CONFIG, "format_version", "template", "arguments"),
+    "|".join(map(re.escape, (EMBEDDINGS, PRINTS, FAILED, CONFIG))),
+)
 DTYPES = {"float32": "F32", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"}  # as safetensors calls them
 
 

@@ -17,12 +17,14 @@ from torch import nn
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.outputs import check_file, mark
 from fingerprint_accel.preprocess.augment import turned_and_shifted, upright
 
 OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
 LARGEST_BATCH = 4096
 TRIED = (1, 3, 8)  # batch sizes that an exported file is checked with
 ROUNDS = 5
+KIND = "exported model"  # in the files, so that they may be replaced
 
 
 class Embedder(nn.Module):
@@ -83,7 +85,7 @@ def save_torch(
         path: to write.
         program: what `traced` says of it, where that is at hand: tracing takes seconds.
     """
-    torch.export.save(program or traced(extractor), path)
+    torch.export.save(program or traced(extractor), path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
     return _check(extractor, lambda images: module(torch.from_numpy(images)).detach().numpy())
 
@@ -116,6 +118,7 @@ def save_onnx(
             verbose=False,
         )
     assert written is not None, "the new exporter returns a program"
+    written.model.metadata_props["written_by"] = mark(KIND)
     written.save(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return _check(extractor, lambda images: session.run(["embeddings"], {"images": images})[0])
@@ -145,10 +148,14 @@ def export_command(model: str, onnx: Path | None, torch_file: Path | None) -> No
     """Writes the files asked for; prints how they compare with the original.
 
     Raises:
-        UserError: no such model, no file asked for, or a package is missing.
+        UserError: no such model, no file asked for, a package is missing, or a file that `export` has not written is
+            in the place of one.
     """
     if onnx is None and torch_file is None:
         raise UserError("nothing to write: give --onnx FILE, --torch FILE, or both")
+    for file in filter(None, (onnx, torch_file)):
+        check_file(file, KIND)
+        file.parent.mkdir(parents=True, exist_ok=True)
     extractor = FingerprintExtractor.from_pretrained(model)
     program = traced(extractor)
     for path, save in ((onnx, save_onnx), (torch_file, save_torch)):

@@ -274,6 +274,9 @@ class FingerprintExtractor(nn.Module):
             folder: to write.
             notes: facts to keep in `config.json`, such as error rates; default the model's own.
             half: store matrices in 16 bits: half the bytes, embeddings that differ by about 0.001.
+
+        Raises:
+            UserError: `folder` is something else than a model folder.
         """
         folder = Path(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}

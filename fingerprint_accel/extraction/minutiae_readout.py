@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +19,21 @@ from fingerprint_accel.data.canvas import find_frame
 from fingerprint_accel.data.images import read_grey
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
+from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
+from fingerprint_accel.outputs import FolderKind, check_folder, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
 DIRECTIONS, COARSELY = 180, 5  # tried for each peak; every fifth of them while peaks are looked for
 APART = 2.5  # map pixels: of two peaks nearer than this the weaker one is dropped
 FAINT = 1e-6  # of a peak: what its neighbours have at least, for their logarithm
+FOLDER = FolderKind(
+    "a folder that `minutiae` has written",
+    json_with("minutiae.json", "format", "model"),
+    r"minutiae\.json|.*\.(xyt|iso)",
+    whole=False,
+)
 THRESHOLD = 0.2  # of the score: best F1 of a trained model (docs/evaluation.md)
 
 
@@ -188,8 +197,8 @@ def minutiae_command(
     """Writes the minutiae of image files, one file per image with its stem.
 
     Raises:
-        UserError: a model without a minutia branch, an image without a print, two images of one stem, or a ppi or
-            threshold out of range.
+        UserError: a model without a minutia branch, an image without a print, two images of one stem, a ppi or
+            threshold out of range, or `out` holds minutiae that this command has not written.
     """
     if ppi <= 0:
         raise UserError(f"--ppi {ppi}: must be above 0")
@@ -198,9 +207,11 @@ def minutiae_command(
     stem, count = Counter(image.stem for image in images).most_common(1)[0]
     if count > 1:
         raise UserError(f"{count} images are called {stem}, and so would their minutiae be; take them one by one")
+    check_folder(out, FOLDER)
     extractor = open_extractor(model)
     found = read_minutiae(extractor, images, ppi, threshold, progress=len(images) > 16)
-    out.mkdir(parents=True, exist_ok=True)
+    facts = {"format": format, "ppi": ppi, "model": extractor.identity}
+    write_file(out / "minutiae.json", json.dumps(facts, indent=2) + "\n")
     for image, minutiae in zip(images, found, strict=True):
         height, width = read_grey(image).shape
         write_template(out / f"{image.stem}.{format}", minutiae, width, height, ppi)

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from fingerprint_accel.extraction.comparison import Comparison
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH
+from fingerprint_accel.outputs import PICTURE, mark
 from fingerprint_accel.preprocess.augment import Pose, resample, upright
 
 REFERENCE, PROBE = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0)  # blue and vermilion of Okabe and Ito
@@ -51,7 +52,7 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
     _write(figure, comparison)
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": mark(PICTURE)})
     return buffer.getvalue()
 
 

@@ -21,9 +21,10 @@ from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.part_folder import alone_at, workers_here
-from fingerprint_accel.data.shard_writing import DatasetInfo, Record, ShardWriter
+from fingerprint_accel.data.shard_writing import DATASET, DatasetInfo, Record, ShardWriter
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.errors import UserError, refuse_existing
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.parts import Parts, Plan, make_part
 from fingerprint_accel.synthesis.sensors import Style
@@ -103,7 +104,7 @@ def write_synthetic_dataset(
         workers: processes on a CPU; 0 for one per core, 1 for this process alone. A script that asks for more needs
             `if __name__ == "__main__":` around the call.
         device: "cpu", "cuda", or "auto" for a GPU if there is one; a GPU works in this process.
-        overwrite: replace `out`, and parts that another call has left.
+        overwrite: replace `out` if it is a dataset folder, and parts that another call has left.
         progress: shows progress bars.
         launch: the processes that share the work; each calls this, and `out` lies where all of them see it.
 
@@ -118,6 +119,7 @@ def write_synthetic_dataset(
     out = Path(out)
     if workers < 0:
         raise UserError(f"--workers {workers}: must not be negative")
+    check_folder(out, DATASET)
     plan = Plan(fingers, impressions, seed, first_finger, style, _device(device, launch))
     parts = Parts(out.with_name(f".{out.name}.parts"), plan)
     made = 0
@@ -162,7 +164,7 @@ def _make(parts: Parts, out: Path, launch: Launch, workers: int, overwrite: bool
     plan = parts.plan
 
     def begin() -> None:
-        refuse_existing(out, overwrite)
+        check_folder(out, DATASET, overwrite)
         parts.begin(overwrite)
         parts.check_room(plan.prints * (plan.style.canvas**2 + MINUTIAE_BYTES))
 

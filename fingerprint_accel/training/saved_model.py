@@ -16,9 +16,15 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 from fingerprint_accel.training.checkpoint import EMA_FILE, find_checkpoint, read_pointer
 
 BUNDLED = Path(__file__).parent.parent / "pretrained"
+MODEL = FolderKind(
+    "a model folder",
+    json_with("config.json", "model", "preprocess", "ppi"),
+    r"model\.safetensors|config\.json|README\.md",
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,12 @@ def _checkpoint(path: Path, config_file: Path) -> SavedModel:
 
 
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
-    """Writes an exported model, `model.safetensors`, `config.json` and `README.md`; replaces the folder as a whole."""
+    """Writes an exported model, `model.safetensors`, `config.json` and `README.md`; replaces the folder as a whole.
+
+    Raises:
+        UserError: `folder` is something else than a model folder.
+    """
+    check_folder(folder, MODEL)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -146,6 +157,4 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     for file in temporary.iterdir():
         file.chmod(0o644)  # safetensors leaves its files to their owner alone
         sync(file)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    put_in_place(temporary, folder, MODEL)

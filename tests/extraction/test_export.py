@@ -16,8 +16,9 @@ from PIL import Image
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.export import export_command
+from fingerprint_accel.extraction.export import KIND, export_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.outputs import check_file
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_only.py"
@@ -64,6 +65,13 @@ def test_the_network_tells_the_prints_of_these_tests_apart(exported, canvases):
     assert (embeddings @ embeddings.T)[np.triu_indices(12, 1)].min() < 0
     alignment = extractor.alignment(torch.from_numpy(canvases))
     assert alignment is None or alignment.shift.std() > 1
+
+
+def test_the_files_may_be_replaced_by_another_export(exported):
+    for file in exported[1].glob("model.*"):
+        check_file(file, KIND)
+        with pytest.raises(UserError, match="was not written by this command"):
+            check_file(file, "picture")
 
 
 def test_the_command_says_how_the_files_differ(exported):

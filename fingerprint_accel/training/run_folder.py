@@ -1,0 +1,101 @@
+"""Who may write to a run folder: one run at a time, launched as one, and nothing in the place of a user's files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate.utils import broadcast_object_list
+
+from fingerprint_accel.config import Config
+from fingerprint_accel.data.launch import place_in_launch
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.outputs import FolderKind, check_folder, locked
+from fingerprint_accel.training.saved_model import MODEL
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SECTIONS = ("reading:", "preprocess:", "model:", "loss:", "training:")  # of config.yaml
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        lines = (folder / "config.yaml").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return all(section in lines for section in SECTIONS)
+
+
+RUN = FolderKind(
+    "a run folder",
+    _is_run,
+    r"config\.yaml|metrics\.jsonl|(best|latest)\.json|checkpoints|tensorboard|model",
+    whole=False,
+)
+
+
+def check_run_folder(config: Config) -> None:
+    """Checks --out before anything is done.
+
+    Raises:
+        UserError: it is missing, is something else than a run folder, or lies in the training data.
+    """
+    if not config.out:
+        raise UserError("no run folder: give --out a new folder")
+    out = Path(config.out)
+    check_folder(out, RUN, inputs=[config.data] if config.data and Path(config.data).exists() else [])
+    check_folder(out / "model", MODEL)
+
+
+@contextlib.contextmanager
+def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Holds the lock of a run folder; the main process asks for all.
+
+    Raises:
+        UserError: another run holds it, on all processes.
+    """
+    refusal = f"{folder}: another run is writing to it; wait for it or end it, or choose another --out"
+    with contextlib.ExitStack() as stack:
+        found = [""]
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(folder / "run.lock", refusal))
+            except UserError as error:
+                found = [str(error)]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        require(not found[0], found[0])
+        yield
+
+
+def check_launch(seen: int) -> None:
+    """Compares the processes that Accelerate sees with those that were launched.
+
+    Several processes that each see themselves alone would all train the same run: a configuration for several GPUs on a
+    machine without one, or `srun python`.
+
+    Args:
+        seen: number of processes of the run, as Accelerate has it.
+
+    Raises:
+        UserError: this process is alone in its run, but was launched as one of several.
+    """
+    launched = max(place_in_launch()["size"], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
+    if seen == 1 and launched > 1:
+        raise UserError(
+            f"launched as {launched} processes, but Accelerate sees one: each would train by itself. Without a usable "
+            "GPU launch with ACCELERATE_USE_CPU=true or --config_file recipes/hardware/cpu.yaml; under srun, start one "
+            "`accelerate launch` per machine (recipes/hardware/slurm.sh)"
+        )
+
+
+def _tasks_of_slurm() -> int:
+    """Tasks of the job step that this process is one of; a batch script may have SLURM_NTASKS and be alone."""
+    step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if not step and os.environ.get("SLURM_PROCID", "0") != "0":
+        step = os.environ.get("SLURM_NTASKS", "")
+    return int(step) if step.isdigit() else 1

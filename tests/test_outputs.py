@@ -1,0 +1,296 @@
+"""What a command may replace: only what the same kind of command has written, and never what it reads."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import starting
+from PIL import Image
+
+from fingerprint_accel.cli.data import inspect
+from fingerprint_accel.compat.flx_weights import convert
+from fingerprint_accel.config import Config
+from fingerprint_accel.data.importing import import_dataset
+from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.shard_writing import DATASET, ShardWriter
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.evaluation.run import evaluate_command
+from fingerprint_accel.extraction.bulk import extract_all
+from fingerprint_accel.extraction.comparison import compare_command
+from fingerprint_accel.extraction.export import export_command
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.minutiae_readout import minutiae_command
+from fingerprint_accel.extraction.search_commands import enroll_command
+from fingerprint_accel.outputs import check_file, check_folder, locked, mark, put_in_place
+from fingerprint_accel.recipe import run_training
+from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+from tests.data.small_datasets import QUIET, dataset, ridges
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tree(folder):
+    """Every file below a folder, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Two fingers with two impressions each, and notes of the user beside them."""
+    folder = tmp_path / "own" / "scans"
+    folder.mkdir(parents=True)
+    for finger in (1, 2):
+        for impression in (1, 2):
+            Image.fromarray(ridges(finger + impression)).save(folder / f"{finger}_{impression}.png")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+FOLDERS = {
+    "import": lambda scans, prints, out: import_dataset(scans, out, "fvc", 500, overwrite=True, **QUIET),
+    "pack": lambda scans, prints, out: pack([prints], out, overwrite=True, **QUIET),
+    "synth": lambda scans, prints, out: write_synthetic_dataset(out, 1, 1, overwrite=True, **QUIET),
+    "extract": lambda scans, prints, out: extract_all(scans, out, "small", 500, overwrite=True, progress=False),
+    "enroll": lambda scans, prints, out: enroll_command(out, [scans / "1_1.png"], "small", 500, 1),
+    "save_pretrained": lambda scans, prints, out: FingerprintExtractor.from_pretrained("small").save_pretrained(out),
+    "convert-flx": lambda scans, prints, out: convert(scans / "notes.txt", out),
+    "evaluate": lambda scans, prints, out: evaluate_command("small", prints, "fvc", out, 8),
+    "minutiae": lambda scans, prints, out: minutiae_command([scans / "1_1.png"], "small", out, "xyt", 500, 0.2),
+    "recipe": lambda scans, prints, out: run_training(Config(data=str(prints), out=str(out))),
+}
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize("command", FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_of_documents_is_not_replaced(command, scans, prints, tmp_path):
+    """Names are those that commands write, so that a name alone does not make a folder one's own."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name in ("thesis.txt", "metrics.json", "1_1.xyt", "config.yaml", "config.json", "fingerprint.json"):
+        (documents / name).write_text('{"title": "thesis"}')
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="documents: exists already") as caught:
+        command(scans, prints, documents)
+    assert len(str(caught.value).splitlines()) == 1
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["import", "extract"])
+@pytest.mark.parametrize(("out", "words"), [(".", "lies in"), ("..", "holds"), ("inside", "lies in")])
+def test_what_is_read_is_not_replaced(command, out, words, scans, prints, tmp_path):
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=f"{words} the source"):
+        FOLDERS[command](scans, prints, scans.parent if out == ".." else scans / out)
+    assert tree(tmp_path) == before
+
+
+def test_the_command_line_ends_with_exit_code_2(scans, tmp_path):
+    before = tree(tmp_path)
+    words = ["import", scans, scans, "--layout", "fvc", "--ppi", "500", "--overwrite"]
+    result = starting.run(["-m", "fingerprint_accel.cli", *words])
+    assert (result.returncode, result.stderr) == (
+        2,
+        f"error: {scans}: lies in the source {scans}; choose a folder outside of it\n",
+    )
+    assert tree(tmp_path) == before
+
+
+def test_a_source_by_another_name_is_seen(scans, tmp_path):
+    (tmp_path / "link").symlink_to(scans.parent)
+    with pytest.raises(UserError, match="holds the source"):
+        import_dataset(scans, tmp_path / "link", "fvc", 500, overwrite=True, **QUIET)
+    with pytest.raises(UserError, match="is a link"):
+        (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+        import_dataset(scans, tmp_path / "nowhere", "fvc", 500, overwrite=True, **QUIET)
+    assert (scans / "notes.txt").read_text() == "mine"
+
+
+def test_a_dataset_with_files_of_the_user_is_not_replaced(scans, tmp_path):
+    out = dataset(tmp_path / "set", ["a", "b"])
+    (out / "labels.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"set: holds labels.csv, which is no part of a dataset folder"):
+        FOLDERS["import"](scans, None, out)
+    assert (out / "labels.csv").read_text() == "mine"
+    (out / "labels.csv").unlink()
+    (out / "cache-0123456789abcdef.arrow").write_bytes(b"")  # as `datasets` leaves them
+    FOLDERS["import"](scans, None, out)
+    assert open_dataset(out).info.prints == 4
+    assert not (out / "cache-0123456789abcdef.arrow").exists()
+
+
+def test_what_came_while_the_command_ran_is_not_deleted(tmp_path):
+    out = dataset(tmp_path / "set", ["a", "b"])
+    writer = ShardWriter(out, 300, 64, overwrite=True)
+    (out / "labels.csv").write_text("mine")
+    staged = tmp_path / "staged"
+    shutil.copytree(out, staged)
+    with pytest.raises(UserError, match=r"holds labels.csv"):
+        put_in_place(staged, out, DATASET)
+    writer.__exit__(KeyboardInterrupt, None, None)
+    assert (out / "labels.csv").read_text() == "mine"
+
+
+def test_empty_folders_are_taken(scans, tmp_path):
+    (tmp_path / "empty").mkdir()
+    import_dataset(scans, tmp_path / "empty", "fvc", 500, **QUIET)
+    assert open_dataset(tmp_path / "empty").info.prints == 4
+
+
+NAMES = {
+    ".": "is the current folder, or holds it",
+    "..": "is the current folder, or holds it",
+    "x" * 250: "a name of 250 bytes is too long here; give one of at most 246",
+    "x" * 5000: "a name of 5000 bytes is too long here",
+    "file": "is a file; give the name of a new folder",
+}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:5])
+def test_names_that_cannot_be(name, scans, tmp_path, monkeypatch):
+    work = tmp_path / "work" / "here"
+    work.mkdir(parents=True)
+    (work / "file").write_text("mine")
+    monkeypatch.chdir(work)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=NAMES[name]):
+            import_dataset(scans, Path(name), "fvc", 500, overwrite=overwrite, **QUIET)
+    assert tree(work) == {"file": b"mine"}
+
+
+def test_a_name_in_a_file_is_one_line(scans, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        import_dataset(scans, scans / "1_1.png" / "out", "fvc", 500, **QUIET)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_files_of_the_user_are_not_replaced(scans, prints, tmp_path):
+    mine = scans / "1_1.png"
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="is also what this command reads"):
+        compare_command(mine, scans / "2_1.png", "small", 500, False, mine)
+    with pytest.raises(UserError, match=r"2_2.png: exists already and was not written by this command"):
+        compare_command(mine, mine, "small", 500, False, scans / "2_2.png")
+    with pytest.raises(UserError, match="exists already and was not written by this command"):
+        inspect(prints, out=mine)
+    for wanted in ({"onnx": scans / "notes.txt", "torch_file": None}, {"onnx": None, "torch_file": mine}):
+        with pytest.raises(UserError, match="exists already and was not written by this command"):
+            export_command("small", **wanted)
+    assert tree(tmp_path) == before
+
+
+def test_own_files_are_replaced(prints, tmp_path):
+    for fingers in (1, 2):
+        inspect(prints, out=tmp_path / "sheet.png", fingers=fingers)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height == 2 * (320 + 18)
+    with pytest.raises(UserError, match="not written by this command"):
+        check_file(tmp_path / "sheet.png", "exported model")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match="is a folder; give the name of a file"):
+        inspect(prints, out=tmp_path / "folder.png")
+
+
+def test_results_of_a_benchmark(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["benchmarks/heads.py"])
+    written = runpy.run_path(str(ROOT / "benchmarks" / "results_file.py"))
+    out = tmp_path / "results" / "heads.json"
+    for value in (1, 2):
+        written["check_results"](out)
+        written["write_results"](out, {"value": value})
+    assert json.loads(out.read_text()) == {"written_by": mark("benchmark heads"), "value": 2}
+    out.write_text("{}")
+    with pytest.raises(UserError, match="exists already and was not written by this command"):
+        written["check_results"](out)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_looks_before_it_measures(name, tmp_path):
+    """Each that has --out ends in one line where a file of the user is in its place."""
+    text = (ROOT / "benchmarks" / name).read_text()
+    if "out: Path | None" not in text or "def main(" not in text:
+        return
+    assert "check_results(out)" in text and ".write_text(json" not in text
+
+
+def test_committed_results_may_be_replaced():
+    for path in (ROOT / "benchmarks" / "results").rglob("*.json"):
+        check_file(path, json.loads(path.read_text())["written_by"].removeprefix("fingerprint_accel "))
+
+
+def test_a_model_folder_is_replaced_but_not_what_lies_in_it(tmp_path):
+    extractor = FingerprintExtractor.from_pretrained("small")
+    extractor.save_pretrained(tmp_path / "model")
+    extractor.save_pretrained(tmp_path / "model", {"note": "second"})
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["notes"] == {"note": "second"}
+    (tmp_path / "model" / "small.onnx").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds small.onnx, which is no part of a model folder"):
+        extractor.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "small.onnx").read_bytes() == b"mine"
+
+
+def test_a_reader_that_goes_away_is_no_error(prints, tmp_path):
+    """`inspect DATASET | head -1`"""
+    command = f"{sys.executable} -m fingerprint_accel.cli inspect {prints} --out {tmp_path / 'a.png'} | head -n 0"
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_lock_is_released_by_whoever_ends(tmp_path):
+    lock = tmp_path / "lock"
+    with locked(lock, "held"), pytest.raises(UserError, match="held"), locked(lock, "held"):
+        raise AssertionError("two hold it")
+    assert not lock.exists()
+    held, order = threading.Event(), []
+
+    def first():
+        with locked(lock, "held"):
+            held.set()
+            threading.Event().wait(0.3)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with locked(lock, "held", patience=10):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    code = (
+        "import os, sys; from pathlib import Path; from fingerprint_accel.outputs import locked\n"
+        "with locked(Path(sys.argv[1]), 'held'): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(lock)]).returncode == -9
+    with locked(lock, "held"):
+        pass
+
+
+def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch):
+    old = dataset(tmp_path / "set", ["a"])
+    new = dataset(tmp_path / "new", ["b", "c"])
+    renamed = []
+
+    def rename(path, target, original=Path.rename):
+        renamed.append(sorted(each.name for each in tmp_path.iterdir() if (each / "fingerprint.json").exists()))
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    put_in_place(new, old, DATASET)
+    monkeypatch.undo()
+    assert renamed == [["new", "set"], [".set.old.tmp", "new"]]
+    assert open_dataset(old).key_of_finger == ["b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    check_folder(old, DATASET)
+    assert np.array_equal(open_dataset(old).image(0), open_dataset(old).image(0))

@@ -1,0 +1,186 @@
+"""One run to a folder, launched as one; checkpoints that count are whole, and damaged ones are passed over."""
+
+import dataclasses
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import starting
+import torch
+from safetensors.torch import load_file
+
+from fingerprint_accel.config import Config
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import locked
+from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training import checkpoint as module
+from fingerprint_accel.training.checkpoint import Checkpoint, checkpoint_names, damage, find_checkpoint, save_checkpoint
+from fingerprint_accel.training.run_folder import check_launch, check_run_folder, holding
+from fingerprint_accel.training.saved_model import find_model
+
+ROOT = starting.ROOT
+LAUNCHES = {
+    "torchrun": {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+    "mpirun": {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"},
+    "srun, first": {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
+    "srun, second": {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+}
+FINE = {
+    "alone": ({}, 1),
+    "two that see each other": ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "2"}, 2),
+    "a launcher on each of two machines": ({"RANK": "0", "WORLD_SIZE": "16", "SLURM_STEP_NUM_TASKS": "2"}, 16),
+    "a batch script of many tasks": ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, 1),
+    "a size without a rank": ({"WORLD_SIZE": "2"}, 1),
+}
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """No variable of a launcher is set."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "MV2_", "MPI_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("environment", LAUNCHES.values(), ids=LAUNCHES)
+def test_lone_processes_are_refused(environment, nowhere):
+    for name, value in environment.items():
+        nowhere.setenv(name, value)
+    with pytest.raises(UserError, match="launched as 2 processes, but Accelerate sees one"):
+        check_launch(1)
+
+
+@pytest.mark.parametrize(("environment", "seen"), FINE.values(), ids=FINE)
+def test_launches_that_are_fine(environment, seen, nowhere):
+    for name, value in environment.items():
+        nowhere.setenv(name, value)
+    check_launch(seen)
+
+
+def words(prints, out):
+    return [
+        *(ROOT / "recipes" / "small.py", "--data", prints, "--out", out, "--preprocess.crop", "256"),
+        *("--preprocess.size", "32", "--model.trunk", "compact", "--model.width", "8", "--training.steps", "2"),
+        *("--training.tracker", "none", "--reading.validation-fraction", "0.3"),
+    ]
+
+
+def test_several_gpus_asked_for_where_there_is_none(prints, tmp_path):
+    """What a launcher starts for a MULTI_GPU configuration: two processes, and nothing says that they run on CPUs."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    result = starting.run(words(prints, tmp_path / "run"), 2, environment)
+    assert result.returncode == 2
+    for line in result.stderr.strip().splitlines():
+        assert line.startswith("error: launched as 2 processes, but Accelerate sees one: each would train by itself.")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_run_is_refused(processes, prints, tmp_path):
+    with locked(tmp_path / "run" / "run.lock", "held"):
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        result = starting.run(words(prints, tmp_path / "run"), processes, environment)
+        assert result.returncode == 2
+        errors = [line for line in result.stderr.splitlines() if "rror" in line]
+        assert errors
+        for line in errors:
+            assert line.startswith(f"error: {tmp_path / 'run'}: another run is writing to it; wait for it or end it")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+    result = starting.run(words(prints, tmp_path / "run"), processes, environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_a_lock_is_there_while_the_run_is(tmp_path):
+    alone = SimpleNamespace(is_main_process=True, num_processes=1)
+    with holding(tmp_path / "run", alone):
+        assert (tmp_path / "run" / "run.lock").exists()
+        with pytest.raises(UserError, match="another run is writing to it"), holding(tmp_path / "run", alone):
+            raise AssertionError("two hold it")
+
+
+def test_a_run_inside_its_data_is_refused(prints, tmp_path):
+    with pytest.raises(UserError, match="lies in the source"):
+        check_run_folder(Config(data=str(prints), out=str(prints / "run")))
+    (tmp_path / "run" / "prints").mkdir(parents=True)
+    check_run_folder(Config(data=str(tmp_path / "run" / "prints"), out=str(tmp_path / "run")))
+
+
+def some(step, names=("a", "b")):
+    return Checkpoint({name: torch.full((3,), float(step)) for name in names}, {}, {"step": step})
+
+
+def test_a_checkpoint_is_read_back_before_it_counts(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, some(1))
+    original = module.save_file
+    for written in ({}, {"a": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(4)}):
+        monkeypatch.setattr(module, "save_file", lambda tensors, path, written=written, **_: original(written, path))
+        with pytest.raises(UserError, match=r"model.safetensors: holds \d tensors in place of 2 that were written"):
+            save_checkpoint(tmp_path, some(2))
+    monkeypatch.setattr(module, "save_file", lambda tensors, path, **_: path.write_bytes(b"half"))
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be read back"):
+        save_checkpoint(tmp_path, some(2))
+    assert checkpoint_names(tmp_path) == ["step-00000001"]
+    assert json.loads((tmp_path / "latest.json").read_text())["step"] == 1
+
+
+def spoil(folder, how):
+    if how == "cut off":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-7])
+    elif how == "no tensor":
+        module.save_file({}, folder / "model.safetensors")
+    elif how == "another step":
+        (folder / "state.json").write_text(json.dumps({"format_version": 1, "step": 5}))
+    else:
+        (folder / how).unlink()
+
+
+DAMAGE = {
+    "cut off": "damaged: ",
+    "no tensor": "model.safetensors holds no tensor",
+    "another step": "state.json is of step 5",
+    "training_state.safetensors": "no training_state.safetensors",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_is_told(how, tmp_path):
+    save_checkpoint(tmp_path, some(1))
+    folder = tmp_path / "checkpoints" / save_checkpoint(tmp_path, some(2))
+    assert damage(folder) is None
+    spoil(folder, how)
+    assert damage(folder).startswith(DAMAGE[how])
+    assert find_checkpoint(tmp_path).name == "step-00000001"
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
+    """The run goes on from the one before, and ends with the weights of a run that was left alone."""
+    saving = dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, save_every=2, steps=6))
+    run_training(dataclasses.replace(saving, out=str(tmp_path / "alone")))
+    run_training(saving)
+    run = tmp_path / "run"
+    assert checkpoint_names(run)[-2:] == ["step-00000004", "step-00000006"]
+    (run / "best.json").write_text(json.dumps({"checkpoint": "step-00000006", "step": 6, "eer": 0.1}))
+    spoil(run / "checkpoints" / "step-00000006", "cut off")
+    capsys.readouterr()
+    assert find_model(run).folder.name == "step-00000004"
+    assert "the best checkpoint, step-00000006, is not whole (damaged" in capsys.readouterr().err
+    run_training(dataclasses.replace(saving, resume="auto"))
+    error = capsys.readouterr().err
+    assert f"{run / 'checkpoints' / 'step-00000006'}: damaged" in error
+    assert "renamed to damaged-step-00000006, going on from step-00000004" in error
+    ended, alone = (
+        load_file(folder / "checkpoints" / "step-00000006" / "model.safetensors")
+        for folder in (run, tmp_path / "alone")
+    )
+    for name, tensor in alone.items():
+        assert torch.equal(ended[name], tensor)
+    assert (run / "checkpoints" / "damaged-step-00000006").is_dir()  # nothing of the user's is deleted
+    for folder in (run / "checkpoints").glob("step-*"):
+        spoil(folder, "no tensor")
+    with pytest.raises(UserError, match=r"no checkpoint is whole \(step-00000006: model.safetensors holds no tensor\)"):
+        run_training(dataclasses.replace(saving, resume="auto"))
