@@ -50,8 +50,9 @@ def enroll(
 ) -> None:
     """Adds prints to a gallery that `search` looks in; makes the gallery if it is not there.
 
-    One call adds all of its prints or none. Images are called by their path, the prints of a dataset
-    FINGER/IMPRESSION. A gallery belongs to the model that filled it.
+    One call adds all of its prints or none. Prints that are enrolled already, by name and image, are not added again.
+    Images are named by their path, the prints of a dataset FINGER/IMPRESSION. A gallery belongs to the model that
+    filled it.
 
     fingerprint-accel enroll known scans/*.png
 

@@ -1,8 +1,8 @@
 """A gallery: embeddings of known prints on disk, with names, searched exactly by blocked matrix products.
 
-A gallery is a folder of Arrow files. Every file is one enrolment, whole or absent, and carries the beginning of its own
-SHA-256 in its name, so that a kill, a full disk or two enrolments at once never leave a gallery that lies. Files are
-memory-mapped: opening costs nothing, and a gallery may be larger than memory.
+A gallery is a folder of Arrow files. Every file is one enrolment, whole or absent. Its name holds the beginning of its
+SHA-256, and its schema what `gallery.json` says. So neither a kill nor a full disk nor two enrolments at once leave a
+folder that cannot be used. Files are memory-mapped: opening costs nothing, and a gallery may be larger than memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,15 +19,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from fingerprint_accel.data.shard_writing import file_sha256
+from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import FolderKind, check_folder, locked
 
 FORMAT_VERSION = 1
+FACTS = "gallery.json"
 BLOCK = 65_536  # references compared at a time
 CELL = 128  # references of which only the best is looked at first
 PROBES = 256  # compared at a time
+SAME = 0.9999  # similarity from which two embeddings are of one image: other hardware rounds otherwise
+PATIENCE = 60.0  # seconds to wait for another enrolment to write its file
 _NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
 
 
@@ -59,46 +67,100 @@ class Gallery:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        try:
-            facts = json.loads((self.folder / "gallery.json").read_text())
-            self.dims, self.model = int(facts["dims"]), str(facts["model"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one") from error
+        facts = _facts(self.folder)
+        if facts is None:
+            raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
+        self.dims, self.model = facts
+        self._open_parts()
+
+    def _open_parts(self) -> None:
+        """Opens the files that are there now."""
         files = _part_files(self.folder)
         self.part_names, self._parts = [path.name for path in files], [_read_part(path, self.dims) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
     def create(cls, folder: Path | str, dims: int, model: str) -> Gallery:
-        """Makes an empty gallery.
+        """Makes an empty gallery, by a rename: a kill leaves a gallery or nothing.
 
         Raises:
-            UserError: the folder exists.
+            UserError: the folder exists and is not empty.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise UserError(f"{folder}: exists already; choose another folder")
-        folder.mkdir(parents=True)
-        facts = {"format_version": FORMAT_VERSION, "dims": dims, "model": model}
-        (folder / "gallery.json").write_text(json.dumps(facts, indent=2) + "\n")
+        check_folder(folder, KIND)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            write_file(staged / FACTS, json.dumps(_as_facts(dims, model), indent=2) + "\n")
+            staged.rename(folder)  # takes the place of an empty folder, and of no other
+        except OSError as error:
+            if folder.exists():
+                raise UserError(f"{folder}: exists already; choose another folder") from error
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        sync(folder.parent)
         return cls(folder)
+
+    @classmethod
+    def open_or_create(cls, folder: Path | str, dims: int, model: str) -> Gallery:
+        """Opens a gallery, or makes an empty one where there is none.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            check_folder(folder, KIND)
+            return cls(folder)
+        return cls.create(folder, dims, model)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def append(self, embeddings: np.ndarray, names: Sequence[str]) -> None:
-        """Enrols prints in one new file; they are all in, or none is.
+    def append(self, embeddings: np.ndarray, names: Sequence[str]) -> int:
+        """Enrols prints in one new file: all of them, or none. Prints that are enrolled already, by name and embedding,
+        are passed over, so that an enrolment can be repeated after a kill.
 
         Args:
             embeddings: (N, D) float32 of unit length.
             names: N, what a search answers with.
+
+        Returns:
+            Number of prints that were new.
+
+        Raises:
+            UserError: another process has been writing to the gallery for a minute.
         """
         assert embeddings.shape == (len(names), self.dims), "one name and one embedding per print"
-        if not len(names):
-            return
+        with locked(self.folder / ".lock", f"{self.folder}: another command is enrolling; try again later", PATIENCE):
+            self._open_parts()  # another enrolment may have come between
+            new = self._are_new(embeddings, list(names))
+            if new.any():
+                self._write(embeddings[new], [name for name, is_new in zip(names, new, strict=True) if is_new])
+            if not (self.folder / FACTS).is_file():
+                write_file(self.folder / FACTS, json.dumps(_as_facts(self.dims, self.model), indent=2) + "\n")
+        return int(new.sum())
+
+    def _are_new(self, embeddings: np.ndarray, names: list[str]) -> np.ndarray:
+        """(N,) bool: False where a print of that name and that embedding is enrolled."""
+        new, wanted = np.ones(len(names), bool), pa.array(names, pa.string())
+        for number, part in enumerate(self._parts):
+            rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
+            places: dict[str, list[int]] = {}
+            for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
+                places.setdefault(name, []).append(row)
+            for place in np.flatnonzero(new).tolist() if places else ():
+                enrolled = self._part(number)[places.get(names[place], [])]
+                new[place] = not (enrolled @ embeddings[place] >= SAME).any()
+        return new
+
+    def _write(self, embeddings: np.ndarray, names: list[str]) -> None:
+        """A new file of prints."""
         flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
-        columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(list(names), pa.string())]
-        batch = pa.record_batch(columns, names=["embedding", "name"])
+        columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(names, pa.string())]
+        facts = {"gallery": json.dumps(_as_facts(self.dims, self.model))}
+        batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata(facts)
         temporary = self.folder / f".{os.getpid()}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -110,11 +172,10 @@ class Gallery:
             number = max(numbers, default=-1) + 1
             path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
             temporary.rename(path)
+            sync(self.folder)
         finally:
             temporary.unlink(missing_ok=True)
-        self._parts.append(_read_part(path, self.dims))
-        self.part_names.append(path.name)
-        self._starts = np.append(self._starts, self._starts[-1] + len(batch))
+        self._open_parts()
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Name of each row."""
@@ -213,6 +274,29 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)
+
+
+def _as_facts(dims: int, model: str) -> dict[str, int | str]:
+    return {"format_version": FORMAT_VERSION, "dims": dims, "model": model}
+
+
+def _facts(folder: Path) -> tuple[int, str] | None:
+    """Length of the embeddings and model of a gallery folder, from `gallery.json` or, where that is lost, from a file
+    of prints; None where neither says."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        return int(facts["dims"]), str(facts["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        path = _part_files(folder)[0]
+        facts = json.loads(pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"gallery"])
+        return int(facts["dims"]), str(facts["model"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
+        return None
+
+
+KIND = FolderKind("a gallery folder", lambda folder: _facts(folder) is not None, ".*", whole=False)
 
 
 def _part_files(folder: Path) -> list[Path]:

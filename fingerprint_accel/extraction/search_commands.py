@@ -11,7 +11,8 @@ from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
-from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery import KIND, Gallery
+from fingerprint_accel.outputs import check_folder
 
 
 def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch_size: int) -> None:
@@ -32,11 +33,14 @@ def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch
         if folders:
             raise UserError(f"{folders[0]}: a folder; give image files, or one dataset folder alone")
         source, names = list(prints), [str(path) for path in prints]
-    gallery = open_gallery(folder, extractor) if folder.exists() else None  # asked before the work, made after it
+    check_folder(folder, KIND, inputs=prints)
+    if folder.is_dir() and any(folder.iterdir()):
+        open_gallery(folder, extractor)  # asked before the work; an empty gallery is made after it
     embeddings = extractor.extract(source, ppi, batch_size=batch_size)
-    gallery = gallery or Gallery.create(folder, extractor.model.config.embedding_dim, extractor.identity)
-    gallery.append(embeddings, names)
-    print(f"{folder}: {len(names):,} prints enrolled, {len(gallery):,} in all")
+    gallery = Gallery.open_or_create(folder, extractor.model.config.embedding_dim, extractor.identity)
+    new = gallery.append(embeddings, names)
+    there = f" ({len(names) - new:,} were there already)" if new < len(names) else ""
+    print(f"{folder}: {new:,} prints enrolled{there}, {len(gallery):,} in all")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_command
-from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.search_commands import enroll_command, search_command
 
@@ -63,6 +63,15 @@ def test_enroll_and_search(model, images, tmp_path, capsys):
         assert lines[1] == f"   1       1.000          0.01  {image}"
         assert len(lines) == 5
         assert lines[-1].startswith("compared with 5 prints in ")
+
+
+def test_an_empty_gallery_takes_prints_and_none_twice(model, images, tmp_path, capsys):
+    gallery = tmp_path / "known"
+    Gallery.create(gallery, 16, open_extractor(model).identity)
+    enroll_command(gallery, images[:2], model, 300, batch_size=2)
+    assert capsys.readouterr().out == f"{gallery}: 2 prints enrolled, 2 in all\n"
+    enroll_command(gallery, images[:3], model, 300, batch_size=3)
+    assert capsys.readouterr().out == f"{gallery}: 1 prints enrolled (2 were there already), 3 in all\n"
 
 
 def test_a_dataset_is_enrolled_by_finger_and_impression(model, prints, tmp_path):

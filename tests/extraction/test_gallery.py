@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -102,3 +104,53 @@ def test_files_open_with_arrow_alone(tmp_path):
     table = pa.ipc.open_file(path).read_all()
     np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), references)
     assert table["name"].to_pylist() == [f"0-{i}" for i in range(5)]
+
+
+def test_an_enrolment_can_be_repeated(tmp_path):
+    """As after a kill between the rename that enrols and the end of the command."""
+    gallery, every = filled(tmp_path / "gallery", 5, 3)
+    names = [f"0-{i}" for i in range(5)]
+    assert Gallery(tmp_path / "gallery").append(every[:5], names) == 0
+    rounded = every[:5] * np.float32(1 + 1e-6)
+    assert gallery.append(rounded, names) == 0
+    assert gallery.append(unit(2, seed=7), ["0-0", "new"]) == 2  # another print of the same name is one more
+    assert gallery.append(np.concatenate([every[:1], unit(1, seed=8)]), ["0-0", "newer"]) == 1
+    again = Gallery(tmp_path / "gallery")
+    assert len(again) == len(gallery) == 11
+    assert again.names(np.arange(8, 11)) == ["0-0", "new", "newer"]
+
+
+def test_a_gallery_that_was_begun_can_be_gone_on_with(tmp_path, monkeypatch):
+    folder = tmp_path / "gallery"
+    monkeypatch.setattr(module.Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Gallery.create(folder, 16, "tests")
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+    folder.mkdir()  # all that a kill has left of one that was made otherwise
+    assert len(Gallery.open_or_create(folder, 16, "tests")) == 0
+    assert Gallery.open_or_create(folder, 16, "tests").append(unit(2), ["a", "b"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_a_lost_description_is_in_the_files_too(tmp_path):
+    filled(tmp_path / "gallery", 5)
+    description = tmp_path / "gallery" / "gallery.json"
+    before = description.read_text()
+    description.unlink()
+    gallery = Gallery(tmp_path / "gallery")
+    assert (gallery.dims, gallery.model, len(gallery)) == (16, "tests", 5)
+    gallery.append(unit(1, seed=9), ["new"])
+    assert description.read_text() == before
+
+
+def test_enrolments_at_once_are_all_in(tmp_path):
+    Gallery.create(tmp_path / "gallery", 16, "tests")
+    galleries = [Gallery(tmp_path / "gallery") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: galleries[i].append(unit(3, seed=i), [f"{i}-{j}" for j in range(3)]), range(4)))
+    found = Gallery(tmp_path / "gallery")
+    assert sorted(found.names(np.arange(len(found)))) == [f"{i}-{j}" for i in range(4) for j in range(3)]
+    assert sorted(path.name[:11] for path in (tmp_path / "gallery").glob("*.arrow")) == [
+        f"part-00000{i}" for i in range(4)
+    ]
