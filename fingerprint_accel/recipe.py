@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fingerprint_accel.config import Config, parse
-from fingerprint_accel.errors import Stopped, UserError, one_line_errors
+from fingerprint_accel.errors import Stopped, one_line_errors
 
 if TYPE_CHECKING:
     import torch
@@ -33,25 +33,33 @@ def run_training(config: Config) -> Run:
         UserError: anything the user can mend.
         Stopped, LostProcessError: see `training.loop.train`.
     """
-    check_out(config)
     # imported here, so that --help answers at once and a broken installation ends in one line
-    from fingerprint_accel.extraction.extractor import FingerprintExtractor
     from fingerprint_accel.training.loop import train
+    from fingerprint_accel.training.run_folder import check_run_folder, holding
     from fingerprint_accel.training.setup import set_up
 
+    check_run_folder(config)
     run = set_up(config)
-    try:
-        train(run)
-    except Stopped:
-        run.accelerator.state.destroy_process_group()
-        raise
-    if run.accelerator.is_main_process:
-        extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
-        if run.validation is not None:
-            extractor.notes["usual_norm"] = extractor.usual_norm(some_of(run.validation))
-        extractor.save_pretrained(run.folder / "model")
-    run.accelerator.wait_for_everyone()
+    with holding(run.folder, run.accelerator):
+        try:
+            train(run)
+        except Stopped:
+            run.accelerator.state.destroy_process_group()
+            raise
+        if run.accelerator.is_main_process:
+            export(run)
+        run.accelerator.wait_for_everyone()
     return run
+
+
+def export(run: Run) -> None:
+    """Writes the best checkpoint of a run to `<out>/model`."""
+    from fingerprint_accel.extraction.extractor import FingerprintExtractor
+
+    extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
+    if run.validation is not None:
+        extractor.notes["usual_norm"] = extractor.usual_norm(some_of(run.validation))
+    extractor.save_pretrained(run.folder / "model")
 
 
 def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
@@ -75,12 +83,3 @@ def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, st
             assert summary is not None, "it is alone"
             print(f"\n{summary.table()}\n")
     return str(folder)
-
-
-def check_out(config: Config) -> None:
-    """Raises UserError where --out is missing or cannot be a folder."""
-    if not config.out:
-        raise UserError("no run folder: give --out a new folder")
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give --out a new folder")

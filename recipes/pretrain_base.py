@@ -17,8 +17,9 @@ from pretrain_small import FACTS, MILD, TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEE
 
 from fingerprint_accel.config import Config, parse
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
+from fingerprint_accel.recipe import INTERRUPTED, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.training.run_folder import check_run_folder
 
 FINGERS, SIBLINGS, SEED = 24_000, 8, 20261130
 CLEAN_SHARE = 2 / 11  # of the steps of the second stage
@@ -89,7 +90,7 @@ def clean_stage(config: Config) -> str:
 def main() -> None:
     """Trains both stages, measures, exports."""
     config = parse(CONFIG, __doc__ or "")
-    check_out(config)
+    check_run_folder(config)
     if not config.model.start_from:
         start_from = clean_stage(config)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, start_from=start_from))

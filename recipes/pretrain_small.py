@@ -36,9 +36,10 @@ from fingerprint_accel.config import (
     parse,
 )
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
+from fingerprint_accel.recipe import INTERRUPTED, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.source import is_source
+from fingerprint_accel.training.run_folder import check_run_folder
 
 if TYPE_CHECKING:
     from fingerprint_accel.training.setup import Run
@@ -252,7 +253,7 @@ def earlier_stages(out: Path, precision: str) -> str:
 def main() -> None:
     """Makes the prints once, trains, measures, exports."""
     config = parse(CONFIG, __doc__ or "")
-    check_out(config)
+    check_run_folder(config)
     out, last = Path(config.out), DETAILS[-1]
     if not config.model.start_from and (not config.data or is_source(config.data)):
         start = earlier_stages(out, config.training.precision)

@@ -25,8 +25,9 @@ from fingerprint_accel.config import (
     parse,
 )
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.recipe import INTERRUPTED, check_out, run_training, synthetic_prints
+from fingerprint_accel.recipe import INTERRUPTED, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.training.run_folder import check_run_folder
 
 CONFIG = Config(
     reading=ReadingConfig(validation_fraction=0.08, impressions_per_finger=2),
@@ -71,7 +72,7 @@ def fast_on_this_machine(config: Config) -> Config:
 def main() -> None:
     """Makes, trains, evaluates."""
     config = parse(fast_on_this_machine(CONFIG), __doc__ or "")
-    check_out(config)
+    check_run_folder(config)
     out = Path(config.out)
     if not config.data:
         config = dataclasses.replace(config, data=synthetic_prints(out / "prints", FINGERS, IMPRESSIONS, 1, STYLE))

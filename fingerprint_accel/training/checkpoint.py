@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fingerprint_accel.durable import sync
+from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.fsdp import sliced
 
@@ -43,31 +43,33 @@ class Checkpoint:
 
 def write_json(values: Any, path: Path) -> None:
     """Replaces a JSON file in one motion, so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    write_file(path, json.dumps(values, indent=2) + "\n")
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     """Writes `run/checkpoints/step-XXXXXXXX` and points `latest.json` at it; returns its name.
 
-    A process killed at any moment leaves the previous checkpoints as they were.
+    A process killed at any moment leaves the previous checkpoints as they were. Files are read back before they count.
+
+    Raises:
+        UserError: what was written is not what is there.
     """
     folder = run / "checkpoints"
     name = f"step-{checkpoint.state['step']:08d}"
     temporary = folder / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_plain(checkpoint.model), temporary / "model.safetensors", metadata={"format": "pt"})
-    save_file(_plain(checkpoint.training), temporary / "training_state.safetensors", metadata={"format": "pt"})
+    files = {"model.safetensors": checkpoint.model, "training_state.safetensors": checkpoint.training}
     if checkpoint.ema is not None:
-        save_file(_plain(checkpoint.ema), temporary / EMA_FILE, metadata={"format": "pt"})
+        files[EMA_FILE] = checkpoint.ema
+    for file_name, tensors in files.items():
+        save_file(_plain(tensors), temporary / file_name, metadata={"format": "pt"})
     (temporary / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **checkpoint.state}, indent=2))
     for file in temporary.iterdir():
         sync(file)
     sync(temporary)
+    for file_name, tensors in files.items():
+        _check_written(temporary / file_name, tensors)
     if (folder / name).exists():  # the same step, saved by a run that was then resumed from an earlier one
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
@@ -75,6 +77,47 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     write_json({"checkpoint": name, "step": checkpoint.state["step"]}, run / "latest.json")
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
     return name
+
+
+def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Compares names and shapes in a file with what was to be written; opening it compares its length."""
+    try:
+        there = _shapes(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read back ({error}); the disk or another process changed it") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if there != expected:
+        raise UserError(
+            f"{file}: holds {len(there)} tensors in place of {len(expected)} that were written; another process writes "
+            "to this run folder"
+        )
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a file by name, from its header."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, as far as names, lengths and headers of its files tell; None if nothing.
+
+    A number that has changed inside a tensor is not found.
+    """
+    name = next((name for name in FILES if not (folder / name).is_file()), None)
+    if name is not None:
+        return f"no {name}"
+    try:
+        step = json.loads((folder / "state.json").read_text())["step"]
+        shapes = _shapes(folder / "model.safetensors")
+        _shapes(folder / "training_state.safetensors")
+        if (folder / EMA_FILE).is_file():
+            _shapes(folder / EMA_FILE)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return f"damaged: {str(error)[:80] or type(error).__name__}"
+    if not shapes:
+        return "model.safetensors holds no tensor"
+    return None if folder.name == f"step-{step:08d}" else f"state.json is of step {step}"
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -122,10 +165,26 @@ def read_pointer(path: Path) -> str | None:
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder, or None. Its name, not `latest.json`, decides: the rename that
-    completes a checkpoint comes before the pointer."""
-    names = checkpoint_names(run)
-    return run / "checkpoints" / names[-1] if names else None
+    """The newest checkpoint of a run folder that is not damaged, or None. Its name, not `latest.json`, decides: the
+    rename that completes a checkpoint comes before the pointer."""
+    folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
+    return next((folder for folder in folders if damage(folder) is None), None)
+
+
+def set_aside_damaged(run: Path, newest: Path) -> list[str]:
+    """Renames checkpoints that are newer than `newest`, the newest whole one: they would count when old ones are
+    deleted. Returns a line to print about each."""
+    lines = []
+    for name in checkpoint_names(run):
+        if name > newest.name:
+            folder = run / "checkpoints" / name
+            lines.append(f"{folder}: {damage(folder)}; renamed to damaged-{name}, going on from {newest.name}")
+            aside = folder.with_name(f"damaged-{name}")
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time at the same step
+            folder.rename(aside)
+            if read_pointer(run / "best.json") == name:
+                (run / "best.json").unlink()
+    return lines
 
 
 def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Checkpoint:
@@ -147,7 +206,7 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
         training = _load_rows(folder / "training_state.safetensors", rows or {})
         ema = load_file(folder / EMA_FILE) if (folder / EMA_FILE).is_file() else None
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: damaged checkpoint ({error}); resume from another one") from error
+        raise UserError(f"{folder}: damaged checkpoint ({error}); --resume auto takes the newest whole one") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder}: checkpoint format {state.get('format_version')}, this version reads {FORMAT_VERSION}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import NoReturn
 
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.config import save_yaml
 from fingerprint_accel.errors import Stopped, UserError
+from fingerprint_accel.training.checkpoint import set_aside_damaged
 from fingerprint_accel.training.heads import start_heads
 from fingerprint_accel.training.memory import explained, fit_memory
 from fingerprint_accel.training.meters import Meters
@@ -33,6 +35,9 @@ def train(run: Run) -> Progress:
     accelerator = run.accelerator
     checkpoint = checkpoint_to_resume(run.config)
     accelerator.wait_for_everyone()  # all ranks have looked before rank 0 writes
+    if accelerator.is_main_process and checkpoint and checkpoint.parent.parent == run.folder:
+        for line in set_aside_damaged(run.folder, checkpoint):
+            print(line, file=sys.stderr)
     progress = restore(run, checkpoint) if checkpoint else Progress()
     if run.config.model.start_from and not checkpoint:
         start_heads(run)

@@ -14,6 +14,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
     checkpoint_names,
+    damage,
     find_checkpoint,
     load_checkpoint,
     optimizer_tensors,
@@ -86,21 +87,27 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     """The checkpoint that `--resume` asks for, or None to start afresh.
 
     Raises:
-        UserError: the run folder holds a run that would be overwritten, or the checkpoint asked for is not there.
+        UserError: the run folder holds a run that would be overwritten or has no whole checkpoint, or the checkpoint
+            asked for is not there.
     """
     folder = Path(config.out)
-    newest = find_checkpoint(folder)
+    names, newest = checkpoint_names(folder), find_checkpoint(folder)
     if config.resume == "auto":
+        if names and newest is None:
+            wrong = damage(folder / "checkpoints" / names[-1])
+            raise UserError(
+                f"{folder}: no checkpoint is whole ({names[-1]}: {wrong}); restore one, or choose another --out"
+            )
         return newest
     if config.resume == "never":
-        if newest is not None:
+        if names:
             raise UserError(f"{folder}: holds a run already; add --resume auto to go on, or choose another --out")
         return None
     chosen = Path(config.resume)
     if not (chosen / "state.json").is_file():
         raise UserError(f"--resume {chosen}: not a checkpoint folder; give RUN/checkpoints/step-XXXXXXXX, or auto")
-    if newest is not None and chosen.resolve() != newest.resolve():
-        raise UserError(f"{folder}: holds {checkpoint_names(folder)[-1]}, which would be lost; choose another --out")
+    if names and (newest is None or chosen.resolve() != newest.resolve()):
+        raise UserError(f"{folder}: holds {names[-1]}, which would be lost; choose another --out")
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
-from fingerprint_accel.training.checkpoint import EMA_FILE, find_checkpoint, read_pointer
+from fingerprint_accel.training.checkpoint import EMA_FILE, damage, find_checkpoint, read_pointer
 
 BUNDLED = Path(__file__).parent.parent / "pretrained"
 MODEL = FolderKind(
@@ -96,17 +97,28 @@ def find_model(place: Path | str) -> SavedModel:
     if (path / "config.json").is_file():
         return _export(path)
     if (path / "config.yaml").is_file():
-        best = read_pointer(path / "best.json")
-        checkpoint = path / "checkpoints" / best if best else find_checkpoint(path)
-        if checkpoint is None:
-            raise UserError(f"{path}: a run without a checkpoint yet; train it first")
-        return _checkpoint(checkpoint, path / "config.yaml")
+        return _checkpoint(_best_checkpoint(path), path / "config.yaml")
     if (path / "state.json").is_file() and (path / "model.safetensors").is_file():
         return _checkpoint(path, path.parent.parent / "config.yaml")
     raise UserError(
         f"{path}: no model here; give a run folder, a checkpoint folder, an exported model/ folder, or a bundled "
         f"model ({', '.join(bundled_models())})"
     )
+
+
+def _best_checkpoint(run: Path) -> Path:
+    """The best checkpoint of a run folder; the newest where none was validated, or the best one is damaged."""
+    best = read_pointer(run / "best.json")
+    if best is not None:
+        wrong = damage(run / "checkpoints" / best)
+        if wrong is None:
+            return run / "checkpoints" / best
+    newest = find_checkpoint(run)
+    if newest is None:
+        raise UserError(f"{run}: a run without a whole checkpoint; train it first")
+    if best is not None:
+        print(f"{run}: the best checkpoint, {best}, is not whole ({wrong}); taking {newest.name}", file=sys.stderr)
+    return newest
 
 
 def _export(path: Path) -> SavedModel:

@@ -30,6 +30,7 @@ from fingerprint_accel.training.data import PrintSource, open_data, sibling_labe
 from fingerprint_accel.training.fsdp import ThroughRoot, fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.rates import depths, parameter_groups
+from fingerprint_accel.training.run_folder import check_launch
 from fingerprint_accel.training.saved_model import find_model
 from fingerprint_accel.training.sharded_heads import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
@@ -116,6 +117,7 @@ def make_accelerator(config: Config) -> Accelerator:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
+    check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)
     set_precision(training, accelerator.device)
@@ -123,8 +125,14 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def process_state() -> PartialState:
-    """Which process of a launch this is. On CPUs it has to be said that it runs on such, else several stay apart."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    """Which process of a launch this is. On CPUs it has to be said that it runs on such, else several stay apart.
+
+    Raises:
+        UserError: as `check_launch`.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    check_launch(state.num_processes)
+    return state
 
 
 def use_all_cores(device: str, processes: int) -> None:
