@@ -94,6 +94,11 @@ class ModelConfig:
     """Keep only what passes between the blocks of the trunk, and compute the rest again in the backward pass: less
     memory, about a third more time (gradient checkpointing)."""
 
+    @property
+    def needs_minutia_maps(self) -> bool:
+        """Whether the network has a minutia branch, which learns to draw minutia maps."""
+        return "Minu" in self.variant
+
     def __post_init__(self) -> None:
         both = self.variant.endswith("TexMinu")
         require(self.embedding_dim >= 2, "model.embedding_dim must be at least 2")
@@ -134,6 +139,7 @@ class LossConfig:
     identity_weight: float = 1.0
     center_weight: float = 0.125
     minutia_map_weight: float = 0.3
+    """Weight of the minutia-map loss. It needs prints with minutiae; 0 trains a minutia branch without any."""
     contrastive_weight: float = 0.0
     """Weight of the InfoNCE term; it learns from fingers with several prints in a micro-batch
     (`reading.impressions_per_finger`)."""

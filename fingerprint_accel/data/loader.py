@@ -64,6 +64,11 @@ class Subset:
         info = self.shards.info
         return PrintInfo(info.ppi, info.canvas, info.enhanced)
 
+    @property
+    def with_minutiae(self) -> int:
+        """Number of prints that have at least one minutia."""
+        return int(np.count_nonzero(self.shards.minutia_counts(self.rows)))
+
     @cached_property
     def identity(self) -> str:
         """Digest of which impression of which finger each print is, by the owner's ids; not of the pictures."""

@@ -164,6 +164,11 @@ class SyntheticPrints:
         return np.arange(len(self)) // self.spec.impressions
 
     @property
+    def with_minutiae(self) -> int:
+        """Number of prints that have minutiae: the generator places some on every finger."""
+        return len(self)
+
+    @property
     def info(self) -> PrintInfo:
         """Resolution and size of the prints."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
