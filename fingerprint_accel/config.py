@@ -67,7 +67,8 @@ class ModelConfig:
 
     start_from: str = ""
     """Trained network of the same shape to start from: a bundled model (`small`), a run folder, a checkpoint, or an
-    exported model. Heads start afresh: the fingers are others. Empty: random weights."""
+    exported model. The prints need the ppi and canvas of those it was trained on. Heads start afresh: the fingers are
+    others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
     trunk: Trunk = "inception_v4"

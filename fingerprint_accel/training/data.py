@@ -6,7 +6,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from fingerprint_accel.config import Config
-from fingerprint_accel.data.loader import PrintInfo, Subset, TrainingLoader, subset_of_fingers
+from fingerprint_accel.data.loader import Subset, TrainingLoader, subset_of_fingers
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.source import RenderLoader, SyntheticPrints, is_source, open_source

@@ -8,6 +8,7 @@ import pytest
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.setup import set_up
 
@@ -86,16 +87,17 @@ def test_a_small_share_is_told_and_half_is_not(with_some, prints, tmp_path, caps
 
 def test_where_no_map_is_learned_none_are_needed(with_some, tiny, tmp_path):
     """Without the map loss, or behind a frozen trunk; but a network that starts from another goes on with its maps."""
-    run_training(tiny)
-    config = with_some(np.zeros(24, bool), start_from=tiny.out)
-    config = dataclasses.replace(config, out=str(tmp_path / "second"))
+    model = tmp_path / "model"
+    FingerprintExtractor(tiny.model, tiny.preprocess, ppi=300, canvas=320).save_pretrained(model)
+    config = with_some(np.zeros(24, bool), start_from=str(model))
     assert refused(config).endswith("; --loss.minutia-map-weight 0 trains without minutiae")
     set_up(dataclasses.replace(config, loss=dataclasses.replace(config.loss, minutia_map_weight=0.0)))
     set_up(dataclasses.replace(config, model=dataclasses.replace(config.model, trunk_frozen=True)))
 
 
 def test_synthetic_sources_always_have_them(tiny):
-    run = set_up(dataclasses.replace(tiny, data="synth:fingers=8,impressions=2,quality=clean"))
+    reading = dataclasses.replace(tiny.reading, validation_fraction=0.0)
+    run = set_up(dataclasses.replace(tiny, reading=reading, data="synth:fingers=2,impressions=2,quality=clean"))
     assert run.train.with_minutiae == len(run.train) > 0
     batch = run.train.read(np.arange(len(run.train)), np.zeros(len(run.train), np.int64))
     assert int(batch.minutia_count.min()) > 0
