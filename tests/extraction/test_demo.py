@@ -76,14 +76,15 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
         raise ImportError(name="gradio")
 
     monkeypatch.setattr(demo.importlib, "import_module", without)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # which the command sets
     with pytest.raises(UserError, match=r"the demo needs gradio .*pip install 'fingerprint-accel\[demo\]'"):
         demo.demo_command("small", None, 7860)
 
 
 @pytest.fixture
 def address(extractor, gallery, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "dropped"))  # gradio reads it when it is imported, too
     pytest.importorskip("gradio")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "dropped"))
     gradio = demo.import_gradio()
     page = demo.build(gradio, demo.Demo(extractor), gallery)
     yield demo.serve(gradio, page, 0)
