@@ -67,7 +67,8 @@ class ModelConfig:
 
     start_from: str = ""
     """Trained network of the same shape to start from: a bundled model (`small`), a run folder, a checkpoint, or an
-    exported model. Heads start afresh: the fingers are others. Empty: random weights."""
+    exported model. The prints need the ppi and canvas of those it was trained on. Heads start afresh: the fingers are
+    others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
     trunk: Trunk = "inception_v4"
@@ -93,6 +94,11 @@ class ModelConfig:
     recompute: bool = False
     """Keep only what passes between the blocks of the trunk, and compute the rest again in the backward pass: less
     memory, about a third more time (gradient checkpointing)."""
+
+    @property
+    def needs_minutia_maps(self) -> bool:
+        """Whether the network has a minutia branch, which learns to draw minutia maps."""
+        return "Minu" in self.variant
 
     def __post_init__(self) -> None:
         both = self.variant.endswith("TexMinu")
@@ -134,6 +140,7 @@ class LossConfig:
     identity_weight: float = 1.0
     center_weight: float = 0.125
     minutia_map_weight: float = 0.3
+    """Weight of the minutia-map loss. It needs prints with minutiae; 0 trains a minutia branch without any."""
     contrastive_weight: float = 0.0
     """Weight of the InfoNCE term; it learns from fingers with several prints in a micro-batch
     (`reading.impressions_per_finger`)."""

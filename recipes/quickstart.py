@@ -12,8 +12,6 @@ course of training, DET curve and histogram, lies in OUT/evaluation/report.html.
 import dataclasses
 from pathlib import Path
 
-import torch
-
 from fingerprint_accel.config import (
     AugmentConfig,
     Config,
@@ -27,6 +25,7 @@ from fingerprint_accel.config import (
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.recipe import INTERRUPTED, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
+from fingerprint_accel.training.precision import fast_precision
 from fingerprint_accel.training.run_folder import check_run_folder
 
 CONFIG = Config(
@@ -60,13 +59,11 @@ TEST_FINGERS, TEST_IMPRESSIONS = 60, 4
 
 
 def fast_on_this_machine(config: Config) -> Config:
-    """bf16 and all epochs where a GPU or processor multiplies bf16 in hardware; else float32 and a quarter of them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    training = config.training
-    if torch.cuda.is_available() or "amx_bf16" in flags or "avx512_bf16" in flags:
-        return dataclasses.replace(config, training=dataclasses.replace(training, precision="bf16"))
-    return dataclasses.replace(config, training=dataclasses.replace(training, epochs=training.epochs / 4))
+    """16 bits and all epochs where the hardware multiplies 16-bit numbers; else float32 and a quarter of the epochs."""
+    training, precision = config.training, fast_precision()
+    if precision == "no":
+        return dataclasses.replace(config, training=dataclasses.replace(training, epochs=training.epochs / 4))
+    return dataclasses.replace(config, training=dataclasses.replace(training, precision=precision))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ def demo(model: str = "small", gallery: Path | None = None, port: int = 7860) ->
 
     The page shows each print as the network is given it, both laid on each other in the pose that compared best, their
     similarity and what the model's thresholds say, and minutiae where the model has a minutia branch. It is served to
-    this machine alone and asks nothing of any other.
+    this machine alone and asks nothing of any other. Dropped prints are deleted when it ends, also by a signal.
 
     Needs `pip install 'fingerprint-accel[demo]'`.
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 
 from fingerprint_accel.compat.flx_weights import load as load  # flx's checkpoints, beside flx's getters
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
+from fingerprint_accel.data.launch import place_in_launch
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training.precision import fast_precision
+from fingerprint_accel.training.resume import checkpoint_to_resume
 
-_DEFAULT = Config(training=TrainingConfig(batch_size=16))
+_DEFAULT = Config()
 
 
 class DeepPrintExtractor:
@@ -30,7 +31,7 @@ class DeepPrintExtractor:
 
     Args:
         num_training_subjects: number of fingers in the training data (flx's subjects).
-        config: everything else; `model` holds the variant.
+        config: everything that `fit` does not take; `model` holds the variant.
     """
 
     def __init__(self, num_training_subjects: int, config: Config) -> None:
@@ -44,19 +45,26 @@ class DeepPrintExtractor:
         num_epochs: float = 100,
         out_dir: str | Path = "deepprint",
         patience: int = 0,
-        use_amp: bool = False,
+        use_amp: bool = True,
+        batch_size: int = TrainingConfig.batch_size,
+        learning_rate: float = TrainingConfig.learning_rate,
     ) -> DeepPrintExtractor:
-        """Trains; afterwards the best model is in `out_dir/model` and in this object. Interrupted runs are resumed.
+        """Trains; afterwards the best model is in `out_dir/model` and in this object.
 
-        Minutia maps and labels, which flx passes separately, are part of our datasets.
+        If `out_dir` holds a run, `fit` resumes it and prints from which step. Minutia maps and labels, which flx passes
+        separately, are part of our datasets.
 
         Args:
             fingerprints: dataset folder to train on.
             validation_fingerprints: dataset folder to validate on; None validates on nothing and keeps the last model.
             num_epochs: passes over the data.
             out_dir: run folder.
-            patience: epochs without a lower validation EER after which training stops; 0 never stops early.
-            use_amp: bf16 on processors and GPUs that have it, else fp16.
+            patience: epochs without a lower validation EER after which training stops; 0 never stops early. The run
+                validates once an epoch, rounded to whole steps, on any number of processes.
+            use_amp: train in mixed precision where that is fast: bf16 on GPUs and processors that have it in hardware,
+                fp16 on other GPUs, float32 on other processors.
+            batch_size: prints per process and step; several processes take as many times more per step.
+            learning_rate: peak learning rate of AdamW. It is not scaled with the batch.
 
         Raises:
             UserError: data that cannot be used, or whose number of fingers is not `num_training_subjects`.
@@ -67,24 +75,25 @@ class DeepPrintExtractor:
                 f"{fingerprints}: holds {shards.info.fingers} fingers, not num_training_subjects="
                 f"{self.num_training_subjects}"
             )
-        training = self.config.training
-        per_step = training.batch_size * training.accumulation
-        steps_per_epoch = max(1, round(len(shards) / per_step))
+        training = replace(
+            self.config.training,
+            epochs=float(num_epochs),
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            patience=patience,
+            precision=fast_precision() if use_amp else "no",
+        )
+        epoch = len(shards) / (batch_size * training.accumulation * place_in_launch()["size"])  # in steps
+        every = max(1, round(epoch))
         config = replace(
             self.config,
             data=str(fingerprints),
             out=str(out_dir),
             resume="auto",
             reading=ReadingConfig(validation_data=str(validation_fingerprints or ""), validation_fraction=0.0),
-            training=replace(
-                training,
-                epochs=float(num_epochs),
-                patience=patience,
-                validate_every=steps_per_epoch,
-                save_every=steps_per_epoch,
-                precision=_amp() if use_amp else "no",
-            ),
+            training=replace(training, validate_every=every, save_every=every),
         )
+        _tell_if_resumed(config, steps=max(1, round(num_epochs * epoch)))
         run_training(config)
         return self.load_best_model(out_dir)
 
@@ -116,8 +125,12 @@ class DeepPrintExtractor:
         return found.get("texture"), found.get("minutia")
 
 
-def _amp() -> Literal["bf16", "fp16"]:
-    return "bf16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else "fp16"
+def _tell_if_resumed(config: Config, steps: int) -> None:
+    """Prints, on one process, from which step of `steps` a run that is there goes on."""
+    checkpoint = checkpoint_to_resume(config)
+    if checkpoint is not None and place_in_launch()["rank"] == 0:
+        step = int(checkpoint.name.removeprefix("step-"))
+        print(f"{config.out}: holds a run already; fit resumes it from step {step} of {steps}", flush=True)
 
 
 def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtractor:

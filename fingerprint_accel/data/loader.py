@@ -21,19 +21,11 @@ import torch
 
 from fingerprint_accel.data.batch import Batch, BatchLayout
 from fingerprint_accel.data.order import SampleOrder
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 
 ANNOUNCED = 4  # batches that the system fetches ahead of the reading thread, where the data is larger than memory
 PATIENCE = 1.0  # seconds after which the consumer looks whether anybody reads
-
-
-@dataclass(frozen=True)
-class PrintInfo:
-    """Resolution (pixels per inch) and side (pixels) of prints, and whether they are stored enhanced."""
-
-    ppi: int
-    canvas: int
-    enhanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,11 @@ class Subset:
         """Resolution and size of the prints, and whether they are enhanced."""
         info = self.shards.info
         return PrintInfo(info.ppi, info.canvas, info.enhanced)
+
+    @property
+    def with_minutiae(self) -> int:
+        """Number of prints that have at least one minutia."""
+        return int(np.count_nonzero(self.shards.minutia_counts(self.rows)))
 
     @cached_property
     def identity(self) -> str:

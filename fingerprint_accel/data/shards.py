@@ -139,6 +139,10 @@ class Shards:
         for file in self._files:
             file.unmap_pages()
 
+    def minutia_counts(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers of minutiae (B,) int32 of the prints `rows` (B,) int64."""
+        return self._minutia_count[rows]
+
     def minutiae(self, rows: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64.
 

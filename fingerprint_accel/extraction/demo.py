@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import io
 import os
 import socket
-import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import PIL.Image
 from fingerprint_accel.data.images import SUFFIXES
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_prints
+from fingerprint_accel.extraction.demo_folder import dropped_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
@@ -160,14 +161,21 @@ def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StaysHere:
-    """ASGI middleware: the page may load nothing from other machines.
+    """ASGI middleware: the page answers this machine alone, and may load nothing from others.
+
+    Requests count as this machine's if they name it: a page elsewhere whose name was made to lead here (DNS rebinding)
+    sends its own name as Host, and a form on such a page sends its Origin.
 
     Args:
         app: what answers.
+        port: where the page is served.
     """
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Any, port: int) -> None:
+        self.app, self.port = app, port
+        names = [f"{host}:{port}" for host in (HOST, "localhost")] + ([HOST, "localhost"] if port == 80 else [])
+        self.hosts = {name.encode() for name in names}
+        self.origins = {b"http://" + host for host in self.hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_with_policy(message: Any) -> None:
@@ -175,7 +183,29 @@ class StaysHere:
                 message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY)]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        if scope["type"] in ("http", "websocket") and not self._from_here(scope["headers"]):
+            await self._refuse(scope, receive, send_with_policy)
+        else:
+            await self.app(scope, receive, send_with_policy)
+
+    def _from_here(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        hosts = [value.lower() for name, value in headers if name.lower() == b"host"]
+        origins = {value.lower() for name, value in headers if name.lower() == b"origin"}
+        return len(hosts) == 1 and hosts[0] in self.hosts and origins <= self.origins
+
+    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        kind = "http.response"
+        if scope["type"] == "websocket":
+            await receive()  # the request to connect, which is answered by refusing
+            kind = "websocket.http.response"
+            if kind not in scope.get("extensions", {}):
+                await send({"type": "websocket.close", "code": 1008})
+                return
+        port = self.port
+        text = f"open http://{HOST}:{port}; from another machine, run ssh -L {port}:{HOST}:{port} first\n".encode()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
+        await send({"type": f"{kind}.start", "status": 403, "headers": headers})
+        await send({"type": f"{kind}.body", "body": text})
 
 
 def serve(gradio: Any, page: Any, port: int) -> str:
@@ -191,7 +221,13 @@ def serve(gradio: Any, page: Any, port: int) -> str:
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: cannot be used ({error}); choose another") from error
         port = free.getsockname()[1]  # 0 asks for any
-    middleware = importlib.import_module("starlette.middleware").Middleware
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        # Around gradio's own middleware: that for CORS would answer preflight requests to any host.
+        app.middleware_stack = StaysHere(app.middleware_stack, port)
+        yield
+
     sans, mono = FONTS
     page.launch(
         server_name=HOST,
@@ -202,24 +238,28 @@ def serve(gradio: Any, page: Any, port: int) -> str:
         prevent_thread_lock=True,
         theme=gradio.themes.Default(font=sans, font_mono=mono),
         css=STYLE,
-        app_kwargs={"middleware": [middleware(StaysHere)]},
+        app_kwargs={"lifespan": guarded},
     )
     return f"http://{HOST}:{port}"
 
 
 def demo_command(model: str, gallery: Path | None, port: int) -> None:
-    """Opens the model, builds the page and serves it until Ctrl-C.
+    """Opens the model, builds the page and serves it until Ctrl-C or another signal.
 
     Raises:
         UserError: gradio is not installed, no such model, a gallery of another model, or a port that is taken.
+        SystemExit: a signal came; no dropped print is left.
     """
-    gradio = import_gradio()
-    extractor = open_extractor(model)
-    if gallery is not None:
-        open_gallery(gallery, extractor)
-    with tempfile.TemporaryDirectory(prefix="fingerprint-accel-") as dropped:
-        os.environ["GRADIO_TEMP_DIR"] = dropped  # no print stays behind
+    with dropped_prints() as dropped:
+        os.environ["GRADIO_TEMP_DIR"] = str(dropped)  # gradio reads it when it is imported, and later
+        gradio = import_gradio()
+        extractor = open_extractor(model)
+        if gallery is not None:
+            open_gallery(gallery, extractor)
         page = build(gradio, Demo(extractor), "" if gallery is None else str(gallery))
         address = serve(gradio, page, port)
         print(f"{address}  (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)  # so that no upload arrives after the folder is removed

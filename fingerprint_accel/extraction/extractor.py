@@ -16,6 +16,7 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.data.canvas import CanvasError, place
 from fingerprint_accel.data.images import ImageError, read_grey
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
@@ -250,22 +251,9 @@ class FingerprintExtractor(nn.Module):
 
     def check_dataset(self, shards: Shards) -> None:
         """Raises UserError, with the remedy, where the prints of a dataset are not as the network wants them."""
-        for what in ("ppi", "canvas"):
-            ours, theirs = getattr(self, what), getattr(shards.info, what)
-            if ours != theirs:
-                option = "--dataset-ppi" if what == "ppi" else "--canvas"
-                raise UserError(
-                    f"{shards.folder}: {what} {theirs}, the model wants {ours}; "
-                    f"import it with {option} {ours}, or `pack` it with --{what} {ours}"
-                )
-        if self.enhanced and not shards.info.enhanced:
-            raise UserError(
-                f"{shards.folder}: the model wants enhanced prints; `pack {shards.folder} OUT --enhance` makes them"
-            )
-        if shards.info.enhanced and not self.enhanced:
-            raise UserError(
-                f"{shards.folder}: enhanced, the model wants prints as they are; import them again without --enhance"
-            )
+        info = shards.info
+        found = PrintInfo(info.ppi, info.canvas, info.enhanced)
+        found.check_suits(PrintInfo(self.ppi, self.canvas, self.enhanced), shards.folder)
 
     def save_pretrained(self, folder: Path | str, notes: dict[str, Any] | None = None, half: bool = False) -> None:
         """Writes `model.safetensors`, `config.json` and `README.md`; the folder is replaced as a whole.

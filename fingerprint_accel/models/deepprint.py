@@ -34,7 +34,7 @@ class DeepPrint(nn.Module):
         super().__init__()
         self.config = config
         name = config.variant
-        texture, minutia = "Tex" in name, "Minu" in name
+        texture, minutia = "Tex" in name, config.needs_minutia_maps
         dims = config.embedding_dim // (texture + minutia)
         self.branch_dims = {branch: dims for branch, on in (("texture", texture), ("minutia", minutia)) if on}
         self.localization = _localization(config) if name.startswith("Loc") else None
@@ -51,7 +51,7 @@ class DeepPrint(nn.Module):
     @property
     def needs_minutia_maps(self) -> bool:
         """Whether training wants minutia maps as targets."""
-        return self.minutia_map is not None
+        return self.config.needs_minutia_maps
 
     @property
     def blocks(self) -> list[nn.Module]:

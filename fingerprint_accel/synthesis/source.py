@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from fingerprint_accel.data.batch import Batch
-from fingerprint_accel.data.loader import PrintInfo
 from fingerprint_accel.data.order import SampleOrder
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.minutiae import Minutiae
@@ -162,6 +162,11 @@ class SyntheticPrints:
     def labels(self) -> np.ndarray:
         """(N,) int64 finger of each print, dense."""
         return np.arange(len(self)) // self.spec.impressions
+
+    @property
+    def with_minutiae(self) -> int:
+        """Number of prints that have minutiae: the generator places some on every finger."""
+        return len(self)
 
     @property
     def info(self) -> PrintInfo:

@@ -6,7 +6,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from fingerprint_accel.config import Config
-from fingerprint_accel.data.loader import PrintInfo, Subset, TrainingLoader, subset_of_fingers
+from fingerprint_accel.data.loader import Subset, TrainingLoader, subset_of_fingers
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.source import RenderLoader, SyntheticPrints, is_source, open_source
@@ -45,7 +46,32 @@ def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, Pr
         _check_validation(validation, reading.validation_data or config.data)
     if train.classes < 2:
         raise UserError(f"{config.data}: {train.classes} fingers to train on, needs two; lower the validation fraction")
+    if note := _check_minutiae(train, config):
+        accelerator.print(note)
     return train, validation
+
+
+def _check_minutiae(train: PrintSource, config: Config) -> str:
+    """A note where most training prints have no minutiae to learn from, else nothing.
+
+    Raises:
+        UserError: no training print has minutiae, but the minutia-map loss would train the network.
+    """
+    model = config.model
+    # a frozen trunk includes the map decoder, so the map loss would change nothing
+    learns_maps = model.needs_minutia_maps and config.loss.minutia_map_weight > 0 and not model.trunk_frozen
+    found, total = train.with_minutiae, len(train)
+    if not learns_maps or 2 * found >= total:
+        return ""
+    if found:
+        return f"{config.data}: {found} of {total} training prints have minutiae; only these train the minutia map"
+    texture = "LocTex" if model.variant.startswith("Loc") else "Tex"
+    without = "--loss.minutia-map-weight 0" if model.start_from else f"--model.variant {texture}"
+    raise UserError(
+        f"{config.data}: none of the {total} training prints has minutiae, but {model.variant} learns from them; "
+        "`import ... --minutiae FOLDER` reads mindtct's .xyt files and ISO templates, also beside the images; "
+        f"{without} trains without minutiae"
+    )
 
 
 def _split(folder: str, held_out: float) -> tuple[Subset, Subset | None]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, to_dict
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import sync
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
@@ -67,6 +68,11 @@ class SavedModel:
             raise UserError(
                 f"{file}: does not fit its configuration ({str(error).splitlines()[-1].strip()})"
             ) from error
+
+    @property
+    def prints(self) -> PrintInfo:
+        """What the prints are like that it was trained on."""
+        return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""

@@ -26,6 +26,7 @@ from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.fsdp import ThroughRoot, fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
@@ -169,10 +170,15 @@ def _average(model: DeepPrint, decay: float) -> ModelEmaV3 | None:
     return ModelEmaV3(model, decay, use_warmup=True)
 
 
-def _start_from(model: DeepPrint, config: Config) -> None:
-    """Raises UserError where the trained network is not there or has another shape."""
+def _start_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
+    """Takes the weights of the trained network. Crop and size may differ from its own: it may go on at another scale.
+
+    Raises:
+        UserError: the trained network is not there, has another shape, or was trained on other prints than `train`.
+    """
     saved = find_model(config.model.start_from)
     saved.check_fits(config.model)
+    train.info.check_suits(saved.prints, config.data, synthetic=is_source(config.data))
     saved.load_into(model)
 
 
@@ -208,7 +214,7 @@ def set_up(config: Config) -> Run:
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model, config.preprocess.map_size)
     if config.model.start_from:
-        _start_from(model, config)
+        _start_from(model, config, train)
     loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
     bare = TrainingModule(model, loss)
     if not accelerator.is_fsdp2:  # whose slices are of contiguous weights

@@ -1,10 +1,19 @@
 """The demo's page in a browser: drop, click, read; nothing is asked of other machines."""
 
+import asyncio
+import http.client
 import json
+import os
 import shutil
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import starting
 import torch
 from PIL import Image
 
@@ -67,18 +76,151 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
         raise ImportError(name="gradio")
 
     monkeypatch.setattr(demo.importlib, "import_module", without)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # which the command sets
     with pytest.raises(UserError, match=r"the demo needs gradio .*pip install 'fingerprint-accel\[demo\]'"):
         demo.demo_command("small", None, 7860)
 
 
 @pytest.fixture
 def address(extractor, gallery, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "dropped"))  # gradio reads it when it is imported, too
     pytest.importorskip("gradio")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "dropped"))
     gradio = demo.import_gradio()
     page = demo.build(gradio, demo.Demo(extractor), gallery)
     yield demo.serve(gradio, page, 0)
     page.close()
+
+
+def ask(address, method="GET", path="/", **headers):
+    """Status, type and text of the answer to a request with exactly these headers."""
+    port = int(address.rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value.replace("PORT", str(port)))
+    connection.endheaders()
+    answer = connection.getresponse()
+    return answer.status, answer.getheader("content-type"), answer.read().decode()
+
+
+def test_only_requests_to_this_machine_are_answered(address):
+    """A page elsewhere whose name was made to lead here (DNS rebinding) sends its own name."""
+    port = address.rpartition(":")[2]
+    here = {"Host": "127.0.0.1:PORT"}
+    for headers in (
+        here,
+        {"Host": "localhost:PORT"},
+        {"Host": "LOCALHOST:PORT"},
+        {**here, "Origin": "http://127.0.0.1:PORT"},
+        {**here, "Origin": "http://localhost:PORT"},
+    ):
+        status, kind, text = ask(address, **headers)
+        assert (status, kind) == (200, "text/html; charset=utf-8"), headers
+        assert "fingerprint_accel" in text
+    preflight = {"Origin": "http://evil.example", "Access_Control_Request_Method": "POST"}
+    told = f"open http://127.0.0.1:{port}; from another machine, run ssh -L {port}:127.0.0.1:{port} first\n"
+    for method, path, headers in (
+        ("GET", "/", {"Host": "evil.example:PORT"}),
+        ("GET", "/", {"Host": "evil.example"}),
+        ("GET", "/", {"Host": "127.0.0.1"}),
+        ("GET", "/", {"Host": "localhost:1"}),
+        ("GET", "/", {"Host": "127.0.0.1:PORT.evil.example"}),
+        ("HEAD", "/", {"Host": "evil.example"}),
+        ("GET", "/config", {"Host": "evil.example:PORT"}),
+        ("POST", "/gradio_api/upload", {"Host": "evil.example:PORT", "Content_Length": "0"}),
+        ("GET", "/", {**here, "Origin": "http://evil.example"}),
+        ("GET", "/", {**here, "Origin": "http://localhost:1"}),
+        ("GET", "/", {**here, "Origin": "https://localhost:PORT"}),
+        ("GET", "/", {**here, "Origin": "null"}),
+        ("OPTIONS", "/gradio_api/upload", {"Host": "evil.example:PORT", **preflight}),
+        ("OPTIONS", "/gradio_api/upload", {**here, **preflight}),
+    ):
+        answer = ask(address, method, path, **headers)
+        assert answer == (403, "text/plain; charset=utf-8", "" if method == "HEAD" else told), (method, path, headers)
+
+
+def answers(port, kind, headers, **scope):
+    """What the middleware sends, and whether it lets the request through."""
+    sent, through = [], []
+
+    async def app(scope, receive, send):
+        through.append(scope)
+
+    async def receive():
+        return {"type": f"{kind}.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(demo.StaysHere(app, port)({"type": kind, "headers": headers, **scope}, receive, send))
+    return sent, bool(through)
+
+
+def test_sockets_are_checked_as_pages_are():
+    here, evil = [(b"host", b"localhost:7860")], [(b"host", b"evil.example:7860")]
+    assert answers(7860, "websocket", here) == ([], True)
+    assert answers(7860, "websocket", evil) == ([{"type": "websocket.close", "code": 1008}], False)
+    other = [*here, (b"origin", b"http://evil.example")]
+    assert answers(7860, "websocket", other) == ([{"type": "websocket.close", "code": 1008}], False)
+    sent, through = answers(7860, "websocket", evil, extensions={"websocket.http.response": {}})
+    assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
+    assert sent[0]["status"] == 403 and not through
+    assert not answers(7860, "http", [])[1], "no Host at all"
+    assert not answers(7860, "http", here + evil)[1], "two"
+    assert answers(7860, "lifespan", [])[1]
+
+
+def test_browsers_leave_out_port_80():
+    for host in (b"localhost", b"127.0.0.1", b"localhost:80"):
+        assert answers(80, "http", [(b"host", host), (b"origin", b"http://" + host)])[1]
+    assert not answers(80, "http", [(b"host", b"evil.example")])[1]
+
+
+DEMO = """
+import sys, tempfile
+
+tempfile.tempdir = sys.argv.pop(1)
+from fingerprint_accel.cli import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
+def test_no_dropped_print_is_left(images, tmp_path, number, code):
+    """The folder is for its owner alone while the demo runs, and gone afterwards."""
+    pytest.importorskip("gradio")
+    httpx = pytest.importorskip("httpx")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def drop():
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                httpx.get(f"{HERE}{port}")
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        with Path(images[0]).open("rb") as file:
+            (kept,) = httpx.post(f"{HERE}{port}/gradio_api/upload", files={"files": file}, timeout=60).json()
+        (folder,) = tmp_path.iterdir()
+        assert kept.startswith(f"{folder}/")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+    def drop_and_end(ids):
+        try:
+            drop()
+        finally:
+            os.kill(ids[0], number)
+
+    ended = starting.run(["-c", DEMO, tmp_path, "demo", "--port", port], timeout=240, meanwhile=drop_and_end)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.startswith(f"{HERE}{port}  (Ctrl-C ends it)\n")
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

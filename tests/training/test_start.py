@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.data.pack_options import PackOptions
+from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.heads import first_of_each, start_heads
 from fingerprint_accel.training.setup import set_up
@@ -87,3 +91,75 @@ def test_another_shape_is_named(tiny, tmp_path):
         set_up(dataclasses.replace(config, model=ModelConfig(start_from=tiny.out, trunk="compact", width=8)))
     with pytest.raises(UserError, match="nowhere: no model here"):
         set_up(changed(config, "model", start_from="nowhere"))
+
+
+@pytest.fixture
+def untrained(tiny, tmp_path):
+    """Makes `tiny` start from a model on disk that says what prints it was trained on."""
+
+    def make(data, enhanced=False):
+        model = FingerprintExtractor(tiny.model, tiny.preprocess, ppi=300, canvas=320, enhanced=enhanced)
+        model.save_pretrained(tmp_path / "model")
+        config = changed(dataclasses.replace(tiny, data=str(data)), "model", start_from=str(tmp_path / "model"))
+        return changed(config, "reading", validation_fraction=0.0)
+
+    return make
+
+
+def refused(config):
+    with pytest.raises(UserError) as error:
+        set_up(config)
+    return str(error.value)
+
+
+def halved(image, ppi):
+    """Stands for the filters, which take longer."""
+    return image // 2
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"ppi": 250}, "ppi 250, the model wants 300; import it with --dataset-ppi 300, or `pack` it with --ppi 300"),
+        (
+            {"canvas": 352},
+            "canvas 352, the model wants 320; import it with --canvas 320, or `pack` it with --canvas 320",
+        ),
+        ({"enhance": halved}, "enhanced, the model wants prints as they are; import them again without --enhance"),
+    ],
+)
+def test_other_prints_are_refused_with_the_words_of_evaluate(untrained, prints, tmp_path, options, problem):
+    other = tmp_path / "other"
+    pack([prints], other, PackOptions(**options), workers=1, progress=False)
+    config = untrained(other)
+    assert refused(config) == f"{other}: {problem}"
+    with pytest.raises(UserError) as by_extraction:
+        FingerprintExtractor.from_pretrained(config.model.start_from).check_dataset(open_dataset(other))
+    assert str(by_extraction.value) == f"{other}: {problem}"
+
+
+def test_a_model_of_enhanced_prints_goes_on_with_such(untrained, prints, tmp_path):
+    enhanced = tmp_path / "enhanced"
+    pack([prints], enhanced, PackOptions(enhance=halved), workers=1, progress=False)
+    set_up(untrained(enhanced, enhanced=True))
+    assert refused(untrained(prints, enhanced=True)) == (
+        f"{prints}: the model wants enhanced prints; `pack {prints} OUT --enhance` makes them"
+    )
+    source = "synth:fingers=2,impressions=2"
+    assert refused(untrained(source, enhanced=True)) == (
+        f"{source}: the model wants enhanced prints; make a dataset with `synth`, then `pack` it with --enhance"
+    )
+
+
+def test_a_synthetic_source_is_checked_too(untrained):
+    source = "synth:fingers=2,impressions=2"
+    set_up(untrained(source))
+    for knob, other, wanted in (("ppi", 250, 300), ("canvas", 352, 320)):
+        data = f"{source},{knob}={other}"
+        problem = f"{knob} {other}, the model wants {wanted}; write {knob}={wanted} in it"
+        assert refused(untrained(data)) == f"{data}: {problem}"
+
+
+def test_another_scale_is_no_other_print(untrained, prints):
+    """The bundled `base` was trained from the aligning network of `small`, at a finer scale."""
+    set_up(changed(untrained(prints), "preprocess", crop=240, size=80))

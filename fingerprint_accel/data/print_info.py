@@ -1,0 +1,48 @@
+"""What has to be the same of all prints that one model sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fingerprint_accel.errors import UserError
+
+
+@dataclass(frozen=True)
+class PrintInfo:
+    """Resolution (pixels per inch) and side (pixels) of prints, and whether they are stored enhanced."""
+
+    ppi: int
+    canvas: int
+    enhanced: bool = False
+
+    def check_suits(self, wanted: PrintInfo, data: Path | str, synthetic: bool = False) -> None:
+        """Checks these prints against those that a model was trained on.
+
+        Args:
+            wanted: the prints that the model was trained on.
+            data: where these prints come from, for the message.
+            synthetic: `data` is a source (`synth:...`), not a dataset folder; its remedies are others.
+
+        Raises:
+            UserError: they differ. The message names the remedy.
+        """
+        for what in ("ppi", "canvas"):
+            ours, theirs = getattr(wanted, what), getattr(self, what)
+            if ours != theirs:
+                option = "--dataset-ppi" if what == "ppi" else "--canvas"
+                remedy = f"import it with {option} {ours}, or `pack` it with --{what} {ours}"
+                raise UserError(
+                    f"{data}: {what} {theirs}, the model wants {ours}; "
+                    + (f"write {what}={ours} in it" if synthetic else remedy)
+                )
+        if wanted.enhanced and not self.enhanced:
+            remedy = f"`pack {data} OUT --enhance` makes them"
+            raise UserError(
+                f"{data}: the model wants enhanced prints; "
+                + ("make a dataset with `synth`, then `pack` it with --enhance" if synthetic else remedy)
+            )
+        if self.enhanced and not wanted.enhanced:
+            raise UserError(
+                f"{data}: enhanced, the model wants prints as they are; import them again without --enhance"
+            )

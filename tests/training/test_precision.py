@@ -1,0 +1,39 @@
+"""Mixed precision where it is fast, and float32 where it would be emulated."""
+
+import pytest
+import torch
+
+from fingerprint_accel.training import precision
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2 avx512f", "no"),
+        ("fpu avx512_bf16", "bf16"),
+        ("fpu amx_bf16 amx_tile", "bf16"),
+        ("fpu my_amx_bf16_like", "no"),
+        (None, "no"),
+    ],
+)
+def test_processors(monkeypatch, tmp_path, flags, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"model name : any\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(precision, "CPU_INFO", info)
+    assert precision.fast_precision() == expected
+
+
+@pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_gpus(monkeypatch, tmp_path, in_hardware, expected):
+    """torch says that every GPU supports bf16, because it emulates it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware
+    )
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert precision.fast_precision() == expected
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert precision.fast_precision() == "no", "training then runs on the processor"
