@@ -20,6 +20,7 @@ from fingerprint_accel.data import decoder_processes
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.errors import UserError
+from tests.data.small_datasets import ridges
 
 ROOT = Path(__file__).resolve().parents[2]
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
@@ -36,15 +37,9 @@ decoding.serve()
 """
 
 
-def ridges(phase=0.0, side=300):
-    y, x = np.mgrid[:side, :side]
-    inside = (x - side / 2) ** 2 + (y - side / 2) ** 2 < (0.42 * side) ** 2
-    return np.where(inside, 128 + 100 * np.cos(x / 1.5 + phase + y / 9), 255).astype(np.uint8)
-
-
 def save_crashing_wsq(path):
     """A good WSQ file but for one byte, which makes its frame 65,280 pixels wider than the coefficients that follow."""
-    Image.fromarray(ridges()).save(path)
+    Image.fromarray(ridges(0)).save(path)
     data = bytearray(path.read_bytes())
     data[data.index(b"\xff\xa2") + 8] = 255
     path.write_bytes(data)
@@ -102,7 +97,7 @@ def test_import_names_the_file_that_crashes_and_goes_on(tmp_path, workers):
 
 def test_compare_ends_in_one_line_that_names_the_file(tmp_path, capsys, monkeypatch):
     save_crashing_wsq(tmp_path / "bad.wsq")
-    Image.fromarray(ridges()).save(tmp_path / "good.png")
+    Image.fromarray(ridges(0)).save(tmp_path / "good.png")
     images = [str(tmp_path / "good.png"), str(tmp_path / "bad.wsq")]
     monkeypatch.setattr(sys, "argv", ["fingerprint-accel", "compare", *images, "--ppi", "500"])
     with pytest.raises(SystemExit) as stopped:
