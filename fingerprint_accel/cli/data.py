@@ -53,7 +53,8 @@ def import_files(
         ppi: Resolution of the images, pixels per inch; a ppi in names or in the csv wins.
         dataset_ppi: Resolution of the dataset.
         canvas: Side of a print in the dataset, pixels.
-        minutiae: Folder of minutiae files with the images' stems, if they do not lie beside the images.
+        minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
+            FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
         enhance: Store prints whose ridges are enhanced, once and for all.
         workers: Workers of each process; 0 for one per core.

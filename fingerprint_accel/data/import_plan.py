@@ -16,7 +16,8 @@ from fingerprint_accel import __version__
 from fingerprint_accel.data.import_parts import files_per_part
 from fingerprint_accel.data.listing import Listing
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.print_file import Job, Target, find_template
+from fingerprint_accel.data.pairing import Pairing
+from fingerprint_accel.data.print_file import Job, Target
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class ImportPlan:
     def _table(self) -> pa.Table:
         return self.listing.table.combine_chunks()
 
+    @functools.cached_property
+    def _pairing(self) -> Pairing:
+        return Pairing(self.listing, self.minutiae)
+
     @property
     def parts(self) -> int:
         """Number of parts."""
@@ -67,14 +72,12 @@ class ImportPlan:
     def jobs(self, part: int) -> list[Job]:
         """The files of a part."""
         places = self.rows(part)
+        numbers = self._order[places.start : places.stop]
         found = []
-        for row in self._table.take(pa.array(self._order[places.start : places.stop])).to_pylist():
-            path = self.listing.root / row["path"]
-            if row["minutiae"]:
-                template: Path | None = self.listing.root / row["minutiae"]
-            else:
-                template = find_template(path, self.minutiae)
-            found.append(Job(path, row["path"], row["finger_key"], row["impression"], row["ppi"] or self.ppi, template))
+        for number, row in zip(numbers.tolist(), self._table.take(pa.array(numbers)).to_pylist(), strict=True):
+            path, ppi = self.listing.root / row["path"], row["ppi"] or self.ppi
+            template = self._pairing.of(number)
+            found.append(Job(path, row["path"], row["finger_key"], row["impression"], ppi, *template))
         return found
 
     def arguments(self) -> dict[str, Any]:

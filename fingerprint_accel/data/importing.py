@@ -125,7 +125,8 @@ def import_dataset(
         ppi: resolution of the images, pixels per inch; names or csv columns that state one win.
         dataset_ppi: resolution of the dataset.
         canvas: side of a print in the dataset, pixels.
-        minutiae: folder of minutiae files with the images' stems; default: beside the images.
+        minutiae: folder of minutiae files, with the paths of the images below `source` or with stems that no two images
+            have; default: beside the images.
         encoding: of the images in the dataset, "raw" or "lz4".
         enhance: done once to every canvas (`preprocess.stored.enhance_canvas`); None leaves prints as they are.
         workers: processes; 0 for one per core. A script that asks for more than one needs
@@ -207,12 +208,13 @@ def _join(plan: ImportPlan, parts: PartFolder, out: Path, overwrite: bool, progr
                 rejected[kind_of(reason)] += 1
                 log.write(json.dumps({"path": path, "reason": reason}) + "\n")
 
-            used = False
+            used, listed = False, set()
             for path, reason in plan.listing.rejected:
                 reject(path, reason)
             for part in tqdm(range(parts.count), desc="joining", unit="part", disable=not progress):
                 for file in read_part(parts.path(part)):
-                    if file.minutiae_reason:
+                    if file.minutiae_reason and file.minutiae_file not in listed:  # one that fits several prints
+                        listed.add(file.minutiae_file)
                         reject(file.minutiae_file, file.minutiae_reason)
                     if file.image is None:
                         reject(file.source, file.reason)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from fingerprint_accel.data.canvas import recanvas
 from fingerprint_accel.data.encoding import decode, encode
+from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.print_file import Target
 from fingerprint_accel.errors import UserError
 
@@ -59,13 +60,15 @@ def pack_rows(task: RowTask) -> list[PackedRow]:
     """Reads rows, neighbours in a file one after the other, and returns them in the order of the task.
 
     Raises:
-        UserError: a shard is missing or damaged.
+        UserError: a shard is missing or damaged, or holds minutiae that no print can have.
     """
     packed: dict[int, PackedRow] = {}
     for place in np.lexsort((task.row, task.shard)).tolist():
         shard = task.shards[task.shard[place]]
         try:
             packed[place] = _packed(shard, int(task.row[place]), task)
+        except UserError:
+            raise
         except (OSError, pa.ArrowException, ValueError) as error:
             raise UserError(f"{shard.path}: missing or damaged ({str(error)[:80]}); copy or import it again") from error
     return [packed[place] for place in range(len(task.row))]
@@ -76,6 +79,9 @@ def _packed(shard: ShardPath, row: int, task: RowTask) -> PackedRow:
     stored = table["image"][row].as_buffer()
     minutiae = table["minutiae"][row].values.to_numpy().reshape(-1, 4)
     source = table["source"][row].as_py()
+    if not plausible(minutiae):
+        finger, impression = table["finger_key"][row], table["impression"][row]
+        raise UserError(f"{shard.path}: {IMPLAUSIBLE} (finger {finger}, impression {impression}); import it again")
     same = (shard.ppi, shard.canvas) == (target.ppi, target.canvas)
     if same and target.enhance is None and shard.encoding == task.encoding:
         if task.encoding == "raw" and len(stored) != target.canvas**2:

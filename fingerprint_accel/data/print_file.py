@@ -10,7 +10,7 @@ import numpy as np
 
 from fingerprint_accel.data.canvas import CanvasError, place
 from fingerprint_accel.data.images import ImageError, read_grey
-from fingerprint_accel.data.templates import NO_MINUTIAE, SUFFIXES, TemplateError, read_template
+from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
 # (canvas (S, S) uint8, ppi) -> the same, enhanced. The filters live in `preprocess`, which stands after `data`, so
 # whoever asks for them passes the function in; it is a module's function, so that worker processes can be sent it.
@@ -38,7 +38,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Job:
-    """A file to import: where it is, what it is called in the dataset, its resolution."""
+    """A file to import: where it is, what it is called in the dataset, its resolution, and its minutiae file.
+
+    `minutiae_reason` says why the minutiae file is not to be used, if so.
+    """
 
     path: Path
     name: str
@@ -46,6 +49,7 @@ class Job:
     impression: int
     ppi: int
     minutiae: Path | None
+    minutiae_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,24 +63,14 @@ class Prepared:
     minutiae_reason: str = ""
 
 
-def find_template(image: Path, folder: Path | None) -> Path | None:
-    """The minutiae file with the image's stem, beside it or in `folder`."""
-    base = (folder or image.parent) / image.stem
-    for suffix in SUFFIXES:
-        candidate = base.with_name(base.name + suffix)
-        if candidate.is_file():
-            return candidate
-    return None
-
-
 def prepare(job: Job, target: Target) -> Prepared:
     """Reads and places one print; never raises for what a file holds."""
     try:
         grey = read_grey(job.path)
     except ImageError as error:
-        return Prepared(job, None, NO_MINUTIAE, str(error))
-    minutiae, minutiae_reason = NO_MINUTIAE, ""
-    if job.minutiae is not None:
+        return Prepared(job, None, NO_MINUTIAE, str(error), job.minutiae_reason)
+    minutiae, minutiae_reason = NO_MINUTIAE, job.minutiae_reason
+    if job.minutiae is not None and not minutiae_reason:
         try:
             template = read_template(job.minutiae, grey.shape[0])
             minutiae = template.fitted(grey.shape[1], grey.shape[0])

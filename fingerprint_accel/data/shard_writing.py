@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import check_encoding, encode
+from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
@@ -119,10 +120,19 @@ class ShardWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, record: Record) -> None:
-        """Appends one print; fingers are numbered as they first appear."""
+        """Appends one print; fingers are numbered as they first appear.
+
+        Raises:
+            UserError: its minutiae are not finite, or out of range.
+        """
         if isinstance(record.image, np.ndarray):
             assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
             assert record.image.dtype == np.uint8, "canvases are uint8"
+        if not plausible(record.minutiae):
+            raise UserError(
+                f"{record.source}: {IMPLAUSIBLE} (finger {record.finger_key}, impression {record.impression}); "
+                "mend or leave them out"
+            )
         self._pending.append(record)
         if len(self._pending) == min(self._rows_per_batch, self.rows_per_shard - self._rows_in_shard):
             self._flush()

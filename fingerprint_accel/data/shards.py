@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,12 @@ import pyarrow as pa
 from fingerprint_accel.data.encoding import ENCODINGS
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
+from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
 from fingerprint_accel.errors import UserError
 
+CHECKED_AT_ONCE = 2**26  # bytes of minutiae, which take some 20 ms; more of them are only checked as they are read
 RESIDENT = 2**30  # bytes of mapped files that may lie in this process's resident memory
 
 
@@ -48,8 +51,11 @@ class Shards:
         ]
         self._chunk_start = np.cumsum([0] + [len(chunk) for chunk in self._images])
         self._floats = [np.frombuffer(file.buffer, np.float32, len(file) // 4) for file in files]
-        self._minutia_index(tables)
+        stored = self._minutia_index(tables)
         self.most_minutiae = int(self._minutia_count.max(initial=0))
+        if sum(values.nbytes for _, values in stored) <= CHECKED_AT_ONCE:
+            for rows in [rows for rows, values in stored if not plausible(values)]:
+                self.minutiae(np.arange(rows.start, rows.stop))  # raises for the one at fault
         size = sum(map(len, files))
         self.larger_than_memory = size > memory_of_machine()
         self._unmaps = size > RESIDENT
@@ -74,8 +80,13 @@ class Shards:
         rows = pa.Array.from_buffers(pa.int64(), len(first), [None, pa.py_buffer(first)])
         return self.table["finger_key"].combine_chunks().take(rows).to_pylist()
 
-    def _minutia_index(self, tables: list[pa.Table]) -> None:
-        """Where each row's minutiae start, counted in float32 from the start of its file."""
+    def _minutia_index(self, tables: list[pa.Table]) -> list[tuple[slice, np.ndarray]]:
+        """Where each row's minutiae start, counted in float32 from the start of its file.
+
+        Returns:
+            Rows whose minutiae lie together, and these as a flat view of the file.
+        """
+        together = []
         self._minutia_file = np.empty(len(self), np.int32)
         self._minutia_start = np.empty(len(self), np.int64)
         self._minutia_count = np.empty(len(self), np.int32)
@@ -90,7 +101,10 @@ class Shards:
                 self._minutia_file[here] = number
                 self._minutia_start[here] = origin + offsets[:-1]
                 self._minutia_count[here] = np.diff(offsets) // 4
+                values = self._floats[number][origin + offsets[0] : origin + offsets[-1]]
+                together.append((here, values))
                 row += len(chunk)
+        return together
 
     def image(self, row: int) -> np.ndarray:
         """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
@@ -149,6 +163,9 @@ class Shards:
         Args:
             rows: (B,) int64.
             out: (B, M, 4) float32 to fill, M at least `most_minutiae`; default: made to the measure of these rows.
+
+        Raises:
+            UserError: minutiae that are not finite, or out of range.
         """
         counts = self._minutia_count[rows].astype(np.int64)
         if out is None:
@@ -159,8 +176,19 @@ class Shards:
             wanted = np.arange(out.shape[1])[None] < counts[chosen, None]
             which, place = np.nonzero(wanted)
             position = self._minutia_start[rows[chosen]][which] + 4 * place
-            out[chosen[which], place] = self._floats[number][position[:, None] + np.arange(4)]
+            values = self._floats[number][position[:, None] + np.arange(4)]
+            if not plausible(values):
+                at_fault = next(row for row, value in enumerate(values) if not plausible(value))
+                self._refuse(int(rows[chosen[which[at_fault]]]))
+            out[chosen[which], place] = values
         return out, counts
+
+    def _refuse(self, row: int) -> NoReturn:
+        finger = self.key_of_finger[self.fingers[row]]
+        raise UserError(
+            f"{self._files[self._minutia_file[row]].path}: {IMPLAUSIBLE} (finger {finger}, "
+            f"impression {self.impressions[row]}); import it again, which leaves such minutiae out"
+        )
 
     def verify(self) -> None:
         """Compares every shard with its sha256.
@@ -178,7 +206,7 @@ def open_dataset(folder: Path | str) -> Shards:
 
     Raises:
         UserError: not a dataset folder, another format version, or a shard that is missing, cut off or in another
-            encoding than the folder's.
+            encoding than the folder's; minutiae that are not finite or out of range, where they are few enough to look.
     """
     folder = Path(folder)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fingerprint_accel.data.minutia_values import LARGEST, plausible
 from fingerprint_accel.durable import write_file
 
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", ".xyt", ".min")  # searched in this order
@@ -61,7 +62,7 @@ def read_template(path: Path, image_height: int) -> Template:
         image_height: pixels, for formats that count y from the bottom.
 
     Raises:
-        TemplateError: damaged, or of no known format.
+        TemplateError: damaged, of no known format, of several fingers or views, or with numbers that no print can have.
     """
     try:
         data = path.read_bytes()
@@ -74,6 +75,8 @@ def read_template(path: Path, image_height: int) -> Template:
             return _read_xyt(data.decode("ascii"), image_height)
         if path.suffix.lower() == ".min":
             return _read_min(data.decode("ascii"))
+    except TemplateError:
+        raise
     except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
         raise TemplateError(f"damaged minutiae file ({error})") from error
     raise TemplateError("no known minutiae format")
@@ -95,12 +98,27 @@ def _read_fmr(data: bytes) -> Template:
 
 
 def _read_views(data: bytes, header: int, size_at: int, views_at: int, unit: float) -> Template:
-    """ISO 2005 and INCITS 378 share everything behind the header but the unit of angles; the first view is taken."""
+    """ISO 2005 and INCITS 378 share everything behind the header but the unit of angles."""
     width, height = struct.unpack(">HH", data[size_at : size_at + 4])
-    if data[views_at] == 0:
+    views = data[views_at]
+    if views == 0:
         return Template(NO_MINUTIAE, width, height)
+    if views > 1:
+        positions, at = [], header
+        for _ in range(views):
+            positions.append(data[at])
+            at += 4 + 6 * data[at + 3]  # position, number and kind of the view, quality, count; minutiae
+            at += 2 + struct.unpack(">H", data[at : at + 2])[0]  # extended data
+        raise _several(positions)
     count = data[header + 3]
     return Template(_minutiae(data[header + 4 :], count, 6, unit), width, height)
+
+
+def _several(positions: list[int]) -> TemplateError:
+    """Why a record with views of these finger positions is refused: nothing says which of them the image shows."""
+    fingers = len(set(positions))
+    what = f"{fingers} fingers" if fingers > 1 else f"{len(positions)} views of a finger"
+    return TemplateError(f"record of {what}, which cannot be told apart")
 
 
 def _minutiae(data: bytes, count: int, size: int, unit: float) -> np.ndarray:
@@ -119,10 +137,16 @@ def _read_iso_2011(data: bytes) -> Template:
         raise TemplateError("record length differs from file length")
     if representations == 0:
         return Template(NO_MINUTIAE, 0, 0)
-    at = 15 + 4 + 9 + 1 + 2 + 2  # length, time, technology, vendor and device of the first representation
-    at += 1 + 5 * data[at]  # quality blocks
-    if certified:
-        at += 1 + 3 * data[at]
+    positions, start = [], 15
+    for _ in range(representations):
+        at = start + 4 + 9 + 1 + 2 + 2  # length, time, technology, vendor and device of a representation
+        at += 1 + 5 * data[at]  # quality blocks
+        if certified:
+            at += 1 + 3 * data[at]
+        positions.append(data[at])
+        start += struct.unpack(">I", data[start : start + 4])[0]
+    if representations > 1:
+        raise _several(positions)
     at += 1 + 1 + 2 + 2 + 1  # position, number, sampling rates, impression type
     width, height, packed, count = struct.unpack(">HHBB", data[at : at + 6])
     size = packed >> 4
@@ -141,8 +165,7 @@ def _read_xyt(text: str, image_height: int) -> Template:
         raise TemplateError("lines must hold x y theta [quality]")
     if not rows:
         return Template(NO_MINUTIAE, 0, 0)
-    table = np.array([[*row, 0.0][:4] for row in rows], np.float32)
-    x, y, theta, quality = table.T
+    x, y, theta, quality = _checked(np.array([[*row, 0.0][:4] for row in rows])).T
     if (theta < 180).all():
         theta = theta * 2
     else:
@@ -151,13 +174,28 @@ def _read_xyt(text: str, image_height: int) -> Template:
     return Template(np.stack([x, y, np.radians(theta % 360), quality / 100], axis=1).astype(np.float32), 0, 0)
 
 
+def _checked(table: np.ndarray) -> np.ndarray:
+    """(n, 4) float64 as in a text file -> the same as float32.
+
+    Raises:
+        TemplateError: a number that is not finite, or greater than any image is large.
+    """
+    if not plausible(table):
+        row = int(np.flatnonzero(~(np.abs(table) <= LARGEST).all(axis=1))[0])
+        raise TemplateError(f"minutia {row + 1} has numbers that are not finite or above {LARGEST}")
+    return table.astype(np.float32)
+
+
 def _read_min(text: str) -> Template:
     """y from the top; directions in steps of 11.25 degrees, clockwise from straight up."""
     size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
     if size is None:
         raise TemplateError("no line 'Image (w,h)'")
+    announced = re.search(r"(\d+) Minutiae Detected", text)
     rows = [[float(word) for word in match] for match in _MIN_LINE.findall(text)]
-    table = np.array(rows, np.float32).reshape(-1, 4)
+    if announced is not None and int(announced[1]) != len(rows):
+        raise TemplateError(f"{announced[1]} minutiae announced, {len(rows)} that can be read")
+    table = _checked(np.array(rows).reshape(-1, 4))
     angle = np.radians((90 - table[:, 2] * 11.25) % 360)
     minutiae = np.stack([table[:, 0], table[:, 1], angle, table[:, 3]], axis=1).astype(np.float32)
     return Template(minutiae, int(size[1]), int(size[2]))

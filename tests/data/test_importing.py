@@ -143,6 +143,20 @@ def test_minutiae_beside_the_image_or_elsewhere(source, tmp_path):
     assert summary.info.with_minutiae == 1
 
 
+def test_minutiae_that_are_not_finite_do_not_cost_the_image(source, tmp_path):
+    """They were imported, and ended the training in an IndexError that named nothing."""
+    (source / "101_1.xyt").write_text("150 150 45 80\n150 nan 10 20\n")
+    (source / "101_2.xyt").write_text("150 150 45 80\n150 150 1e300 20\n")
+    (source / "102_1.xyt").write_text("150 150 45 80\n")
+    summary = import_dataset(source, tmp_path / "set", "fvc", **OPTIONS)
+    assert (summary.info.prints, summary.info.with_minutiae) == (6, 1)
+    lines = [json.loads(line) for line in (tmp_path / "set" / "rejected.jsonl").read_text().splitlines()]
+    assert {line["path"]: line["reason"] for line in lines} == {
+        str(source / name): "minutiae: minutia 2 has numbers that are not finite or above 65535"
+        for name in ("101_1.xyt", "101_2.xyt")
+    }
+
+
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [

@@ -49,6 +49,23 @@ def test_lz4_and_back(source, tmp_path):
     assert sizes[0] < 0.75 * sizes[1]
 
 
+@pytest.mark.parametrize("options", [PackOptions(), PackOptions(encoding="lz4"), PackOptions(ppi=250, canvas=64)])
+def test_minutiae_that_are_not_finite_are_not_copied(source, tmp_path, monkeypatch, options):
+    """Of a dataset that an earlier version wrote, and that is too large to be checked whole on opening."""
+    with monkeypatch.context() as patch:
+        patch.setattr("fingerprint_accel.data.shard_writing.plausible", lambda values: True)
+        with ShardWriter(tmp_path / "bad", 300, SIDE) as writer:
+            for row in range(6):
+                points = np.full((2, 4), np.nan if row == 4 else 20, np.float32)
+                writer.add(Record(picture(row), f"bad {row}", row, "", points))
+    with pytest.raises(UserError, match=r"bad.*\.arrow: minutiae that are not finite .*finger bad 4, impression 4"):
+        pack([source, tmp_path / "bad"], tmp_path / "out", options, **QUIET)
+    monkeypatch.setattr("fingerprint_accel.data.shards.CHECKED_AT_ONCE", 0)
+    with pytest.raises(UserError, match=r"bad.*\.arrow: minutiae that are not finite .*finger bad 4, impression 4"):
+        pack([source, tmp_path / "bad"], tmp_path / "out", options, **QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["bad", "one"]
+
+
 def test_merging_keeps_fingers_apart(source, tmp_path):
     other = dataset(tmp_path / "two", ["finger 9", "finger 10", "finger 11"], first=100)
     namesake = dataset(tmp_path / "deep" / "two", ["finger 9", "new"], first=200, encoding="lz4")

@@ -110,6 +110,51 @@ def test_a_row_that_is_not_in_the_folders_encoding_is_refused(folder):
         open_dataset(folder)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("column", range(4))
+def test_minutiae_that_are_not_finite_are_not_written(tmp_path, number, column):
+    minutiae = np.ones((3, 4), np.float32)
+    minutiae[1, column] = number
+    with (
+        pytest.raises(UserError, match=r"^b\.png: minutiae that are not finite.*\(finger anna, impression 5\)"),
+        ShardWriter(tmp_path / "set", ppi=300, canvas=SIDE) as writer,
+    ):
+        writer.add(Record(np.zeros((SIDE, SIDE), np.uint8), "anna", 5, "b.png", minutiae))
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoilt(folder, rows, monkeypatch):
+    """A dataset in which some rows got minutiae that are not finite, as versions before this check wrote them."""
+    with monkeypatch.context() as patch:
+        patch.setattr("fingerprint_accel.data.shard_writing.plausible", lambda values: True)
+        with ShardWriter(folder, ppi=300, canvas=SIDE, rows_per_shard=1024) as writer:
+            for row, record in enumerate(records(2500)):
+                if row in rows:
+                    record.minutiae[-1, 2] = np.nan
+                writer.add(record)
+    return folder
+
+
+@pytest.mark.parametrize("row", [1, 1024 + 899, 2499])
+@pytest.mark.parametrize("whole", [True, False])
+def test_minutiae_that_are_not_finite_are_found(tmp_path, monkeypatch, row, whole):
+    """Few are looked at when the dataset is opened, many when they are read."""
+    folder = spoilt(tmp_path / "set", {row}, monkeypatch)
+    shard = f"data-{row // 1024:05d}-of-00003.arrow"
+    message = rf"{shard}: minutiae that are not .*\(finger finger {row % 7} é, impression {row // 7}\); import it again"
+    if whole:
+        with pytest.raises(UserError, match=message):
+            open_dataset(folder)
+    else:
+        monkeypatch.setattr("fingerprint_accel.data.shards.CHECKED_AT_ONCE", 1000)
+        shards = open_dataset(folder)
+        others = np.setdiff1d(np.arange(2500), [row])
+        shards.minutiae(others)
+        for rows in (np.array([row]), np.array([4, row, 0, 8]), np.arange(2500)):
+            with pytest.raises(UserError, match=message):
+                shards.minutiae(rows)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for resident pages")
 def test_resident_memory_is_bounded(tmp_path, monkeypatch):
     """Every row of 200 MB is read, in random order, and never are more than 128 MB of it mapped."""

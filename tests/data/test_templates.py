@@ -113,6 +113,55 @@ def test_damage_has_a_reason_and_no_crash(tmp_path, make):
             read(tmp_path, data, name)
 
 
+def of_several(record, header, count_at, positions, length_at, unit):
+    """A record made one of several views or representations, which are all alike but for the finger's position."""
+    view = record[header:]
+    at = unit(view)
+    body = b"".join(view[:at] + bytes([position]) + view[at + 1 :] for position in positions)
+    whole = bytearray(record[:header] + body)
+    whole[count_at] = len(positions)
+    whole[length_at : length_at + 4] = struct.pack(">I", len(whole))
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(("positions", "what"), [((1, 2, 3), "3 fingers"), ((1, 1), "2 views of a finger")])
+def test_a_record_of_several_fingers_gives_none(tmp_path, positions, what):
+    """Its first finger was taken, whoever's the image is."""
+    record = iso_2011()
+    head = 33 + 1 + 5 * 2 + 1 + 3  # bytes of a representation before the position, with quality blocks and certificate
+    for several in (
+        of_several(iso_2005(), 24, 22, positions, 8, lambda view: 0),
+        of_several(incits_378(extended=True), 30, 28, positions, 10, lambda view: 0),
+        of_several(record, 15, 13, positions, 8, lambda view: head - 15),
+    ):
+        with pytest.raises(TemplateError, match=f"^record of {what}, which cannot be told apart$"):
+            read(tmp_path, several)
+    short = of_several(incits_378(extended=True), 30, 28, positions, 10, lambda view: 0)
+    short = short[:8] + struct.pack(">H", len(short) - 4) + short[14:]
+    with pytest.raises(TemplateError, match=f"record of {what}"):
+        read(tmp_path, short)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "1e30", "70000"])
+@pytest.mark.parametrize("place", range(4))
+def test_numbers_that_no_print_can_have(tmp_path, number, place):
+    words = ["10", "20", "200", "50"]
+    words[place] = number
+    data = f"30 40 10 20\n{' '.join(words)}\n".encode()
+    with pytest.raises(TemplateError, match=r"^minutia 2 has numbers that are not finite or above 65535$"):
+        read(tmp_path, data, "a.xyt")
+    words[2] = words[2].replace("200", "7")
+    line = "{} : {}, {} : {} : {} :RIG : DIS\n"
+    text = "Image (w,h) 300 300\n\n2 Minutiae Detected\n\n" + line.format(0, 30, 40, 1, 0.2) + line.format(1, *words)
+    with pytest.raises(TemplateError, match=r"not finite or above|2 minutiae announced, 1 that can be read"):
+        read(tmp_path, text.encode(), "a.min")
+
+
+def test_places_beyond_the_image_are_no_damage(tmp_path):
+    """The canvas drops them; of a large image they may be right."""
+    assert len(read(tmp_path, b"16383 20 200 50\n-5 20 10 50\n", "a.xyt").minutiae) == 2
+
+
 def some_minutiae(count, seed=0):
     """(count, 4) with every angle and quality, on an image of 388 x 374."""
     generator = np.random.default_rng(seed)

@@ -1,0 +1,128 @@
+"""Decoding of images: the bytes of a file to grey pixels, and the loop of the child process in which that happens.
+
+Decoders are native code that is not safe on damaged files, so `decoder_processes` runs them in a process that may die.
+Such a process starts for every worker, so this module imports numpy and the WSQ plugin only where a file needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import signal
+import struct
+import warnings
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000
+TIME_LIMIT = 300  # seconds for one file; JPEG 2000, the slowest format, takes 60 s for 50 megapixels of colour noise
+# Bytes of address space. Float images of 50 megapixels, the largest case, need 1.6 GB, and a decoder that is told to
+# make more by a damaged header fails at once instead of driving the machine into swap.
+MEMORY_LIMIT = 3 * 2**30
+OUT_OF_MEMORY = 3  # exit code
+WSQ_START = b"\xff\xa0"  # the marker "start of image"
+SIZE = struct.Struct(">Q")  # of the file's bytes, which follow
+ANSWER = struct.Struct(">?IIQ")  # decoded?, height, width, bytes that follow: the pixels, or else the reason in UTF-8
+
+Image.MAX_IMAGE_PIXELS = None  # checked below, with a reason instead of a traceback
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message says why."""
+
+
+def decode(data: bytes) -> tuple[int, int, bytes]:
+    """Decodes an image file to grey.
+
+    Colour becomes luminance, transparency white, 1-bit black and white; deeper values are scaled to 8 bits from the
+    number of bits they use. Of several frames the first is taken.
+
+    Args:
+        data: all bytes of the file.
+
+    Returns:
+        Height, width, and height * width bytes, row by row.
+
+    Raises:
+        ImageError: cut off, not an image, or larger than 50 megapixels.
+        MemoryError: as `MEMORY_LIMIT` in a decoder process.
+    """
+    if data.startswith(WSQ_START):
+        import wsq  # noqa: F401  (registers WSQ with Pillow)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
+                image.load()
+                return image.height, image.width, _grey(image)
+        except (ImageError, MemoryError):
+            raise
+        except UnidentifiedImageError:
+            raise ImageError("not an image") from None
+        except Exception as error:  # decoders raise anything on damaged files
+            raise ImageError(f"damaged: {str(error)[:60] or type(error).__name__}") from error
+
+
+def _grey(image: Image.Image) -> bytes:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits per pixel
+        return _deep(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("L").tobytes()
+
+
+def _deep(image: Image.Image) -> bytes:
+    """More than 8 bits per pixel: white is the top of the smallest of 8, 10, 12, 14, 16 bits that holds the values."""
+    import numpy as np
+
+    values = np.asarray(image, np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError("damaged: values that are not finite")
+    low, high = min(0.0, values.min()), values.max()
+    bits = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), None)
+    top = 2**bits - 1 if bits else high
+    return ((values - low) * (255 / max(1e-9, top - low))).round().astype(np.uint8).tobytes()
+
+
+def serve() -> None:
+    """What a decoder process does: answers files on stdin until it is closed. Says with one byte that it is ready."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # sent to all processes of a job; the parent decides what follows
+    _limit(resource.RLIMIT_AS, MEMORY_LIMIT)
+    _limit(resource.RLIMIT_CORE, 1)  # a core file would hold a print; 0 does not keep one from a crash handler, 1 does
+    requests, answers = os.fdopen(0, "rb", closefd=False), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what native code prints must not reach the parent
+    answers.write(b"\0")
+    answers.flush()
+    while header := requests.read(SIZE.size):
+        data = requests.read(SIZE.unpack(header)[0])
+        # The parent has a time limit too. This one ends a decoder that loops where the parent was killed meanwhile.
+        signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT)
+        _answer(data, answers)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _answer(data: bytes, answers: BinaryIO) -> None:
+    try:
+        height, width, pixels = decode(data)
+        answers.write(ANSWER.pack(True, height, width, len(pixels)))
+        answers.write(pixels)
+    except ImageError as error:
+        reason = str(error).encode(errors="replace")
+        answers.write(ANSWER.pack(False, 0, 0, len(reason)) + reason)
+    except MemoryError:  # perhaps for what earlier files have left behind: the parent tries a fresh process
+        os._exit(OUT_OF_MEMORY)
+    answers.flush()
+
+
+def _limit(kind: int, most: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    with contextlib.suppress(OSError, ValueError):  # not every system has every limit
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
