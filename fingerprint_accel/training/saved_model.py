@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
@@ -42,6 +42,12 @@ class SavedModel:
     canvas: int
     enhanced: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def half(self) -> bool:
+        """Whether its matrices are stored in 16 bits."""
+        with safe_open(self.folder / "model.safetensors", "pt") as file:
+            return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
     def load_into(self, network: torch.nn.Module) -> None:
         """Copies the weights into a network of the same configuration: their moving average where it was kept.
@@ -132,7 +138,17 @@ def _checkpoint(path: Path, config_file: Path) -> SavedModel:
         enhanced = bool(state.get("enhanced", False))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
-    return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced)
+    notes = _exported_notes(config_file.parent / "model", path.name)
+    return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced, notes)
+
+
+def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
+    """Notes of an exported model that was made from this checkpoint, else none: both are one model."""
+    try:
+        notes = dict(json.loads((export / "config.json").read_text())["notes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return notes if notes.get("checkpoint") == checkpoint else {}
 
 
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
@@ -149,3 +165,13 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
+
+
+def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
+    """Replaces `config.json` and `README.md` of an exported model, each as a whole; its weights are not touched."""
+    for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text)
+        temporary.chmod((folder / "model.safetensors").stat().st_mode)
+        sync(temporary)
+        temporary.replace(folder / name)
