@@ -186,8 +186,9 @@ FACTS = {
     "no_real_fingers": "no real image, crop of one, or statistic of an individual real print is in the training data. "
     "Every print comes from `fingerprint_accel.synthesis`, a function of integers; training reads no file but the "
     "datasets it has made itself. Ranges of the generator were set by medians over whole real sets (docs/synthesis.md)",
-    "limits": "on real fingers it errs more than classical matchers (table in docs/released_model.md); not made "
-    "for latent marks, children, worn or diseased skin; not to decide about people",
+    "limits": "on some sets of real fingers classical matchers err less (table in docs/released_model.md), and the "
+    "forty fingers of that table say little; not made for latent marks, children, worn or diseased skin; not to decide "
+    "about people",
 }
 
 
