@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from real import SETS
+from real import SETS, mean_of_real
 from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
@@ -94,8 +94,8 @@ def main(data: Path, out: Path | None = None) -> None:
     print(f"\ntrained on {fingers} fingers; EER of the others\n{'set':<22}  before   after")
     for name in prints:
         print(f"{SETS[name].title:<22}  {rates['before'][name]:>6.2%}  {rates['after'][name]:>6.2%}")
-    means = {when: float(np.mean(list(found.values()))) for when, found in rates.items()}
-    print(f"{'mean':<22}  {means['before']:>6.2%}  {means['after']:>6.2%}")
+    means = {when: mean_of_real(found) for when, found in rates.items()}
+    print(f"{'mean of real sets':<22}  {means['before']:>6.2%}  {means['after']:>6.2%}")
     if out:
         facts = {"mean": means, "fingers": fingers, "command": sys.argv, "machine": machine(torch.device("cpu"))}
         write_results(out, {"results": rates, **facts, "versions": versions()})

@@ -149,7 +149,7 @@ def main(data: Path | None = None, dataset: Path | None = None, model: str = "sm
             measured(extractor, prints.paths, prints.fingers, prints.impressions, there[name].ppi)
             for name, prints in sets.items()
         ]
-        found["real sets"] = rates(mated)
+        found["FVC sets"] = rates(mated)
     if dataset:
         shards = open_dataset(dataset)
         found[str(dataset)] = rates([measured(extractor, shards, shards.fingers, shards.impressions)])

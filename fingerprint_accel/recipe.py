@@ -27,7 +27,7 @@ def run_recipe(defaults: Config, description: str) -> None:
 
 
 def run_training(config: Config) -> Run:
-    """Trains as configured and exports the best checkpoint to `<out>/model`.
+    """Trains as configured and exports the best checkpoint to `<out>/model`, calibrated on the validation fingers.
 
     Raises:
         UserError: anything the user can mend.
@@ -53,12 +53,20 @@ def run_training(config: Config) -> Run:
 
 
 def export(run: Run) -> None:
-    """Writes the best checkpoint of a run to `<out>/model`."""
+    """Writes the best checkpoint of a run to `<out>/model`, calibrated on the validation fingers."""
+    from fingerprint_accel.evaluation.calibration import calibrate_export
+    from fingerprint_accel.extraction.calibration import NOTE
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
+    from fingerprint_accel.synthesis.source import is_source
 
     extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
+    extractor.notes["checkpoint"] = Path(extractor.origin).name
     if run.validation is not None:
         extractor.notes["usual_norm"] = extractor.usual_norm(some_of(run.validation))
+        if NOTE not in extractor.notes:  # an earlier export of this checkpoint may have been calibrated since
+            source = run.config.reading.validation_data or run.config.data
+            name = source if is_source(source) else Path(source).resolve().name
+            calibrate_export(extractor, run.validation, f"validation fingers of {name}")
     extractor.save_pretrained(run.folder / "model")
 
 

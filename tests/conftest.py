@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -43,6 +43,22 @@ def prints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not folder.exists():
             write_synthetic_dataset(folder, 24, 4, seed=3, style=Style(quality="clean"), workers=1, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated_notes() -> Callable[..., dict[str, Any]]:
+    """Makes the notes of a model that was calibrated on 2,880 non-mated comparisons of ten fingers, from the thresholds
+    of prints as they are and of the best of 45 poses."""
+    from fingerprint_accel.extraction.calibration import Calibration, Way
+
+    def notes(
+        as_is: dict[str, float], posed: dict[str, float] | None = None, synthetic: bool = False
+    ) -> dict[str, Any]:
+        both = [(1, as_is)] + ([] if posed is None else [(45, posed)])
+        ways = [Way(poses, 80, 10, 280, 2880, 0.05, found, found) for poses, found in both]
+        return {"calibration": Calibration("scans", synthetic, "all-pairs", ways).values()}
+
+    return notes
 
 
 @pytest.fixture(scope="session")

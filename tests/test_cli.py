@@ -34,6 +34,8 @@ def test_version_and_help():
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
         (("convert-flx", "nowhere.pyt", "out"), "nowhere.pyt: cannot be read"),
         (("compare", "a.png", "b.png", "--model", "nowhere"), "nowhere: no model here"),
+        (("calibrate", "small", "nowhere"), "small: comes with the package and stays as it is; give --out FOLDER"),
+        (("calibrate", "small", "nowhere", "--out", "copy"), "nowhere: not a dataset folder"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(words, message, tmp_path):

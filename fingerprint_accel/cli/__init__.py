@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": models.compare,
     "enroll": models.enroll,
     "search": models.search,
+    "calibrate": models.calibrate,
     "minutiae": minutiae.minutiae,
     "export": models.export,
     "demo": demo.demo,

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import math
+import sys
+from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+from tqdm import tqdm
 
-from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.data.loader import Subset, subset_of_fingers
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.curve import resolvable, sorted_curve
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import Scores, comparisons
-from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.evaluation.pose_sweep import sample_of_fingers
+from fingerprint_accel.evaluation.protocols import Scores, comparisons, score_protocol
+from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.similarity import similarity
+from fingerprint_accel.text import aligned
+from fingerprint_accel.training.data import PrintSource
+from fingerprint_accel.training.saved_model import SavedModel, find_model
 
 RATES = (1e-2, 1e-3, 1e-4)
+PROTOCOL = "all-pairs"
+DIGITS = 10_000  # thresholds are rounded up to four digits, so that the rate holds for what is kept
+MOST_PRINTS = 10_000  # that are compared as they are
+BATCH = 64
 
 
 def all_pairs(embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarray) -> Scores:
@@ -27,7 +43,7 @@ def all_pairs(embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarr
         UserError: no mated or no non-mated pair.
     """
     matrix = similarity(embeddings, embeddings)
-    pairs = comparisons("all-pairs", fingers, impressions)
+    pairs = comparisons(PROTOCOL, fingers, impressions)
     return Scores(matrix[tuple(pairs.mated.T)], matrix[tuple(pairs.nonmated.T)], pairs, np.asarray(fingers))
 
 
@@ -35,20 +51,192 @@ def thresholds(scores: Scores) -> dict[str, float]:
     """Lowest similarity to accept by false match rate ("0.001": 0.41); rates that the comparisons cannot resolve are
     left out."""
     curve = sorted_curve(scores.mated, scores.nonmated)
-    found = {}
-    for rate in RATES:
-        if resolvable(rate, len(curve.nonmated)):
-            highest_rejected = curve.fnmr_at_fmr(rate)[1]
-            found[f"{rate:g}"] = float(np.nextafter(np.float32(highest_rejected), np.float32(np.inf)))
+    return {f"{rate:g}": curve.threshold_at_fmr(rate) for rate in RATES if resolvable(rate, len(curve.nonmated))}
+
+
+def has_synthetic(prints: PrintSource) -> bool:
+    """Whether any of the prints was made, not taken: a `source` that starts with "synthetic", or a generator's."""
+    if not isinstance(prints, Subset):
+        return True
+    return bool(pc.any(pc.starts_with(prints.shards.table["source"].take(prints.rows), "synthetic")).as_py())
+
+
+def most_with_poses(extractor: FingerprintExtractor) -> int:
+    """Prints that are compared best over poses: embedding takes as many times as long as there are poses."""
+    return 500 if extractor.device.type == "cpu" else 2000
+
+
+def measure(extractor: FingerprintExtractor, prints: PrintSource, poses: Poses, most: int, progress: bool) -> Way:
+    """Error rates and thresholds of one way of comparing, over all pairs of prints.
+
+    Args:
+        extractor: the model, which works in float32 unless its `bf16` is set.
+        prints: to compare.
+        poses: to compare them in.
+        most: prints to compare, about; beyond, a fixed choice of whole fingers.
+        progress: shows a progress bar.
+
+    Raises:
+        UserError: no mated or no non-mated pair, or an embedding that is not finite.
+    """
+    rows = sample_of_fingers(prints.labels, most)
+    parts = []
+    title = "as they are" if len(poses) == 1 else f"in {len(poses)} poses"
+    with tqdm(total=len(rows), desc=f"calibrating {title}", unit="print", disable=not progress) as bar:
+        for start in range(0, len(rows), BATCH):
+            chosen = rows[start : start + BATCH]
+            images = prints.read(chosen, np.zeros_like(chosen)).image
+            parts.append(extractor(images.to(extractor.device), poses).cpu().numpy())
+            bar.update(len(chosen))
+    fingers = prints.labels[rows]
+    return rates(score_protocol(PROTOCOL, np.concatenate(parts), fingers, np.zeros_like(fingers)), len(poses))
+
+
+def rates(scores: Scores, poses: int) -> Way:
+    """Error rates and thresholds of compared prints.
+
+    Args:
+        scores: of all comparisons.
+        poses: in which prints were compared.
+    """
+    kept = {rate: math.ceil(value * DIGITS) / DIGITS for rate, value in thresholds(scores).items()}
+    mated = scores.mated.astype(np.float64)  # as `decisions` compares
+    return Way(
+        poses=poses,
+        prints=len(scores.fingers),
+        fingers=len(np.unique(scores.fingers)),
+        mated=len(scores.mated),
+        nonmated=len(scores.nonmated),
+        eer=round(sorted_curve(scores.mated, scores.nonmated).eer()[0], 5),
+        thresholds=kept,
+        fnmr={rate: round(float((mated < value).mean()), 5) for rate, value in kept.items()},
+    )
+
+
+def calibrate(
+    extractor: FingerprintExtractor,
+    prints: PrintSource,
+    source: str,
+    most: int = MOST_PRINTS,
+    most_posed: int | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Measures thresholds and keeps them in the notes of the model.
+
+    Args:
+        extractor: the model; its `notes` get the record, and lose what older exports kept in its place.
+        prints: of fingers that the model was not trained on, as the model wants them.
+        source: what the record calls them.
+        most: prints to compare as they are, about.
+        most_posed: likewise best over the usual poses; 0 leaves that out. Default `most_with_poses`.
+        progress: shows progress bars.
+
+    Raises:
+        UserError: as `measure`.
+    """
+    ways = [measure(extractor, prints, UPRIGHT, most, progress)]
+    most_posed = most_with_poses(extractor) if most_posed is None else most_posed
+    if most_posed:
+        ways.append(measure(extractor, prints, extractor.usual_poses, most_posed, progress))
+    found = Calibration(source, has_synthetic(prints), PROTOCOL, ways)
+    for name in LOOSE_NOTES:
+        extractor.notes.pop(name, None)
+    extractor.notes[NOTE] = found.values()
     return found
 
 
-def rates_and_thresholds(extractor: FingerprintExtractor, shards: Shards) -> dict[str, Any]:
-    """What a model keeps about itself: EER and thresholds on a dataset, as prints are and best over the usual poses."""
-    embeddings = extractor.extract(shards, poses=extractor.usual_poses)
-    found: dict[str, Any] = {}
-    for name, vectors in (("", embeddings[:, 0]), ("_with_poses", embeddings)):
-        scores = all_pairs(vectors, shards.fingers, shards.impressions)
-        found[f"eer{name}"] = round(compute_metrics(scores.mated, scores.nonmated).eer, 5)
-        found[f"thresholds{name}"] = {rate: round(value, 4) for rate, value in thresholds(scores).items()}
-    return found
+def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, source: str) -> None:
+    """Calibrates a model on the validation fingers of its run, in a small share of the time that training has taken.
+
+    Poses are tried where that is cheap, on a GPU or with few prints for a model that aligns them, and where it leads to
+    decisions, which synthetic prints do not. Prints of which nothing can be measured leave the model uncalibrated.
+
+    Args:
+        extractor: the model; its `notes` get the record.
+        validation: the prints.
+        source: what the record calls them.
+    """
+    gpu = extractor.device.type != "cpu"
+    posed = 0 if has_synthetic(validation) else 2000 if gpu else 100 if extractor.aligning is not None else 0
+    try:
+        calibrate(extractor, validation, source, 2000 if gpu else 500, posed, progress=sys.stderr.isatty())
+    except UserError as error:
+        print(f"the model is not calibrated: {error}")
+
+
+def calibrate_command(model: str, dataset: Path, out: Path | None) -> None:
+    """Calibrates a model, writes it, and prints what was measured.
+
+    Raises:
+        UserError: a model or dataset that cannot be used, no mated or no non-mated pair, or no place to write to.
+    """
+    saved, folder = _place(model, out)
+    shards = open_dataset(dataset)
+    extractor = open_extractor(saved.folder)
+    extractor.check_dataset(shards)
+    extractor.notes = dict(saved.notes)
+    source = dataset.resolve().name
+    found = calibrate(extractor, subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool)), source)
+    if folder == saved.folder:
+        extractor.save_notes(folder)
+    else:
+        extractor.save_pretrained(folder, half=saved.half)
+    print(f"\n{summary(found)}\n\ncalibrated: {folder}")
+    for warning in _warnings(found, shards):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _place(model: str, out: Path | None) -> tuple[SavedModel, Path]:
+    """What to open and where to write."""
+    saved = find_model(model)
+    if out is not None:
+        if out.exists() and not (out / "config.json").is_file():
+            raise UserError(f"--out {out}: exists and is no exported model; give a new folder")
+        return saved, out
+    if not Path(model).exists():
+        raise UserError(f"{model}: comes with the package and stays as it is; give --out FOLDER for a calibrated copy")
+    if (saved.folder / "config.json").is_file():
+        return saved, saved.folder
+    if Path(model).resolve() == saved.folder.resolve():
+        raise UserError(f"{model}: a checkpoint is not changed; give its run folder, or --out FOLDER")
+    export = Path(model) / "model"
+    if saved.notes and (export / "config.json").is_file():  # notes of a run are those of an export of this checkpoint
+        return find_model(export), export
+    return dataclasses.replace(saved, notes={"checkpoint": saved.folder.name}), export
+
+
+def summary(found: Calibration) -> str:
+    """One column for each way of comparing."""
+    columns = [["", *_NAMES, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
+    for way in found.ways:
+        counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
+        rates = []
+        for rate in RATES:
+            threshold = way.thresholds.get(f"{rate:g}")
+            missing = f"- (needs {round(1 / rate):,} non-mated)"
+            rates.append(
+                missing if threshold is None else f"threshold {threshold:.4f}, FNMR {way.fnmr[f'{rate:g}']:.2%}"
+            )
+        title = "as they are" if way.poses == 1 else f"best of {way.poses} poses"
+        columns.append([title, *counts, f"{way.eer:.2%}", *rates])
+    return aligned(list(zip(*columns, strict=True)))
+
+
+_NAMES = ("prints", "fingers", "mated comparisons", "non-mated comparisons", "EER")
+
+
+def _warnings(found: Calibration, shards: Shards) -> list[str]:
+    """What keeps `compare` and its like from deciding by these thresholds."""
+    warnings = []
+    if found.synthetic:
+        warnings.append(
+            f"{shards.folder}: synthetic prints; their thresholds do not hold on real fingers, so that compare, search "
+            "and demo show no decision"
+        )
+    fewest = min(way.nonmated for way in found.ways)
+    if not resolvable(RATES[0], fewest):
+        needed = round(1 / RATES[0])
+        warnings.append(
+            f"{shards.folder}: {fewest} non-mated comparisons are too few for a threshold; it takes {needed}"
+        )
+    return warnings

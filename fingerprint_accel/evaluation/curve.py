@@ -82,6 +82,18 @@ class Curve:
             return rejected / len(self.mated), highest_rejected
         return float(self.mated_below[rejected] / self.mated_below[-1]), highest_rejected
 
+    def threshold_at_fmr(self, rate: float) -> float:
+        """The threshold of `fnmr_at_fmr`: the lowest similarity to accept.
+
+        That is the next number above the highest non-mated score rejected, in the scores' own precision; where none has
+        to be rejected, the lowest score of all comparisons that did not fail.
+        """
+        rejected = self.fnmr_at_fmr(rate)[1]
+        if rejected == FAILED:
+            made = [scores[np.searchsorted(scores, FAILED, side="right") :] for scores in (self.mated, self.nonmated)]
+            return float(min((scores[0] for scores in made if len(scores)), default=np.inf))
+        return float(np.nextafter(self.nonmated.dtype.type(rejected), self.nonmated.dtype.type(np.inf)))
+
     def operating_points(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every operating point from accepting nothing (threshold infinity) to accepting everything, or some of them.
 

@@ -46,11 +46,13 @@ class Breakdown:
     Attributes:
         by: what they are told apart by.
         threshold_fmr: FMR of all comparisons together at the threshold at which groups' FMR and FNMR are stated.
+        threshold: that threshold, the lowest similarity accepted.
         groups: in order of name, `ACROSS` last.
     """
 
     by: str
     threshold_fmr: float
+    threshold: float
     groups: list[Group]
 
 
@@ -104,9 +106,7 @@ def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
     """
     values, codes = np.unique(names, return_inverse=True)
     rate = sensible_fmr(len(scores.nonmated)) or 0.1
-    threshold = np.nextafter(
-        np.float32(sorted_curve(scores.mated, scores.nonmated).fnmr_at_fmr(rate)[1]), np.float32(np.inf)
-    )
+    threshold = sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(rate)
     both = [_common(codes[rows]) for rows in (scores.pairs.mated, scores.pairs.nonmated)]
     sizes = np.bincount(codes, minlength=len(values))
     groups = []
@@ -115,7 +115,7 @@ def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
         if code >= 0 or len(mated) or len(nonmated):
             prints = int(sizes[code]) if code >= 0 else len(codes)
             groups.append(_group(name, prints, mated, nonmated, threshold))
-    return Breakdown(by, rate, groups)
+    return Breakdown(by, rate, threshold, groups)
 
 
 def _common(codes: np.ndarray) -> np.ndarray:

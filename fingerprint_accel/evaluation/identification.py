@@ -61,8 +61,9 @@ class Searches:
         at = np.arange(1, min(most, self.enrolled) + 1)
         return np.searchsorted(ranks, at, side="right") / len(ranks)
 
-    def fnir(self, fpir: float) -> float | None:
-        """Lowest FNIR with FPIR at most `fpir` (open set); None where there are too few non-mated searches.
+    def fnir(self, fpir: float) -> tuple[float, float] | None:
+        """Lowest FNIR with FPIR at most `fpir` (open set), and the lowest similarity accepted there; None where there
+        are too few non-mated searches.
 
         A mated search fails where the mated reference stays below the threshold; a non-mated one gives a false positive
         where any reference reaches it. The length of the candidate list is not limited.
@@ -70,7 +71,8 @@ class Searches:
         mated, nonmated = self.mated[self.is_mated], self.best_other[~self.is_mated]
         if not len(mated) or not resolvable(fpir, len(nonmated)):
             return None
-        return Curve(np.sort(mated), np.sort(nonmated)).fnmr_at_fmr(fpir)[0]
+        curve = Curve(np.sort(mated), np.sort(nonmated))
+        return curve.fnmr_at_fmr(fpir)[0], curve.threshold_at_fmr(fpir)
 
 
 def first_impressions(fingers: np.ndarray, impressions: np.ndarray) -> np.ndarray:

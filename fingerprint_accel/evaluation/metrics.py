@@ -21,6 +21,9 @@ TAR_FARS = (1e-2, 1e-3, 1e-4)
 VALIDATION_NONMATED = 4_000_000
 SENSIBLE = 10  # false matches on which a rate that models are compared by rests at least
 DEFINITIONS = {
+    "Threshold": "The lowest similarity that is accepted. At FMR f (and TAR at FAR f, ZeroFMR, FNIR at FPIR f) it is "
+    "the next number above the highest non-mated score that has to be rejected; at the EER it is the score of the "
+    "nearest operating point. It holds for prints like the evaluated ones, compared in the same way.",
     "FMR": "False match rate: share of non-mated comparisons with a score at or above the threshold.",
     "FNMR": "False non-match rate: share of mated comparisons with a score below the threshold.",
     "EER": "Equal error rate: where FMR = FNMR, on the straight line between the two neighbouring operating points of "
@@ -57,6 +60,8 @@ class Metrics:
         d_prime: distance of the two means in units of the root of the mean variance; None where all scores are equal.
         smallest_fmr: 1 / nonmated, the smallest rate that is resolved.
         fnmr_at_fmr: lowest FNMR by FMR of `FMRS`, resolvable ones only.
+        thresholds: lowest similarity accepted, by FMR of `fnmr_at_fmr`; TAR at FAR has the same.
+        zero_fmr_threshold: likewise of `zero_fmr`.
         tar: 1 - lowest FNMR by FAR, resolvable FARs only.
     """
 
@@ -74,6 +79,8 @@ class Metrics:
     d_prime: float | None = None
     smallest_fmr: float = 1.0
     fnmr_at_fmr: dict[float, float] = field(default_factory=dict)
+    thresholds: dict[float, float] = field(default_factory=dict)
+    zero_fmr_threshold: float | None = None
     tar: dict[float, float] = field(default_factory=dict)
 
 
@@ -109,6 +116,8 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
         d_prime=abs(mated_mean - nonmated_mean) / spread if spread > 0 else None,
         smallest_fmr=1 / count,
         fnmr_at_fmr=rates,
+        thresholds={fmr: curve.threshold_at_fmr(fmr) for fmr in rates},
+        zero_fmr_threshold=curve.threshold_at_fmr(0.0),
         tar={far: 1 - rates[far] for far in TAR_FARS if far in rates},
     )
 

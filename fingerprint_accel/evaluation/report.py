@@ -8,7 +8,7 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.identification import FPIRS
 from fingerprint_accel.evaluation.metrics import DEFINITIONS
 from fingerprint_accel.evaluation.page import STYLE, embedded, extreme_pairs, section, side_by_side, table
-from fingerprint_accel.evaluation.results import Evaluation, Rows, percent
+from fingerprint_accel.evaluation.results import Evaluation, Rows, at_threshold, finite, percent
 from fingerprint_accel.evaluation.tables import difference_table, group_table, group_title, sweep_table, sweep_title
 
 SYNTHETIC = (
@@ -25,24 +25,25 @@ def _cards(evaluation: Evaluation) -> str:
     """The numbers to remember."""
     metrics, identification = evaluation.metrics, evaluation.identification
     low, high = evaluation.eer_interval
-    cards = [("EER", percent(metrics.eer), f"95 %: {percent(low)} to {percent(high)}")]
+    cards = [
+        ("EER", percent(metrics.eer), f"95 %: {percent(low)} to {percent(high)}; {_threshold(metrics.eer_threshold)}")
+    ]
     if metrics.fnmr_at_fmr:
         fmr, fnmr = next(
             (fmr, fnmr)
             for fmr, fnmr in reversed(metrics.fnmr_at_fmr.items())
             if fmr >= 1e-3 or len(metrics.fnmr_at_fmr) == 1
         )
-        cards.append((f"FNMR at FMR {100 * fmr:g} %", percent(fnmr), f"{metrics.nonmated:,} non-mated comparisons"))
+        more = f"{_threshold(metrics.thresholds[fmr])}; {metrics.nonmated:,} non-mated comparisons"
+        cards.append((f"FNMR at FMR {100 * fmr:g} %", percent(fnmr), more))
     closed = identification.closed
     among = f"{int(closed.is_mated.sum()):,} searches among {closed.enrolled:,}"
     cards.append(("rank-1 identification", percent(closed.identified(1)), among))
-    fpir, fnir = next(
-        ((fpir, rate) for fpir in FPIRS if (rate := identification.open.fnir(fpir)) is not None), (0, None)
-    )
-    if fnir is not None:
-        cards.append(
-            (f"FNIR at FPIR {100 * fpir:g} %", percent(fnir), f"{identification.open.enrolled:,} fingers enrolled")
-        )
+    found = next(((fpir, *each) for fpir in FPIRS if (each := identification.open.fnir(fpir)) is not None), None)
+    if found is not None:
+        fpir, fnir, threshold = found
+        more = f"{_threshold(threshold)}; {identification.open.enrolled:,} fingers enrolled"
+        cards.append((f"FNIR at FPIR {100 * fpir:g} %", percent(fnir), more))
     return (
         '<div class="cards">'
         + "".join(
@@ -51,6 +52,11 @@ def _cards(evaluation: Evaluation) -> str:
         )
         + "</div>"
     )
+
+
+def _threshold(value: float) -> str:
+    shown = finite(value)
+    return "no threshold" if shown is None else f"threshold {shown:.3f}"
 
 
 def _notes(shards: Shards, evaluation: Evaluation) -> str:
@@ -64,10 +70,10 @@ def _notes(shards: Shards, evaluation: Evaluation) -> str:
 def _verification(evaluation: Evaluation) -> str:
     low, high = evaluation.eer_interval
     rows = [
-        ("EER", percent(evaluation.metrics.eer)),
+        ("EER", at_threshold(evaluation.metrics.eer, evaluation.metrics.eer_threshold)),
         ("EER, 95 % interval over fingers", f"{percent(low)} to {percent(high)}"),
         *evaluation.fnmr_rows(),
-        ("ZeroFMR", percent(evaluation.metrics.zero_fmr)),
+        evaluation.zero_fmr_row(),
         *evaluation.other_rows(),
     ]
     identification = evaluation.identification.rows()

@@ -36,14 +36,15 @@ class Identification:
         rows[0] = (rows[0][0], f"{rows[0][1]} ({searches})")
         nonmated = int((~self.open.is_mated).sum())
         for fpir in FPIRS:
-            rate = self.open.fnir(fpir)
+            found = self.open.fnir(fpir)
             missing = f"- (needs {round(1 / fpir)} non-mated searches, there are {nonmated})"
-            rows.append((f"FNIR at FPIR {100 * fpir:g} %", missing if rate is None else percent(rate)))
+            rows.append((f"FNIR at FPIR {100 * fpir:g} %", missing if found is None else at_threshold(*found)))
         return rows
 
     def values(self) -> dict[str, Any]:
         """For `metrics.json`."""
         mated = self.open.is_mated
+        found = {f"{fpir:g}": self.open.fnir(fpir) for fpir in FPIRS}
         return {
             "closed_set": {
                 "enrolled": self.closed.enrolled,
@@ -56,7 +57,8 @@ class Identification:
                 "enrolled": self.open.enrolled,
                 "mated_searches": int(mated.sum()),
                 "nonmated_searches": int((~mated).sum()),
-                "fnir": {f"{fpir:g}": self.open.fnir(fpir) for fpir in FPIRS},
+                "fnir": {fpir: each and each[0] for fpir, each in found.items()},
+                "fnir_thresholds": {fpir: each and finite(each[1]) for fpir, each in found.items()},
             },
         }
 
@@ -107,9 +109,10 @@ class Evaluation:
         """Names and values to print."""
         metrics = self.metrics
         low, high = self.eer_interval
-        rows = [("EER", f"{percent(metrics.eer)} (95 % over fingers: {percent(low)} to {percent(high)})")]
+        rows = [("EER", at_threshold(metrics.eer, metrics.eer_threshold))]
+        rows.append(("EER, 95 % over fingers", f"{percent(low)} to {percent(high)}"))
         rows += [row for row, rate in zip(self.fnmr_rows(), FMRS, strict=True) if rate in metrics.fnmr_at_fmr]
-        rows += [("ZeroFMR", percent(metrics.zero_fmr)), *self.other_rows(), *self.identification.rows()]
+        rows += [self.zero_fmr_row(), *self.other_rows(), *self.identification.rows()]
         if self.overlap is not None:
             rows.append(("training data", self.overlap.sentence()))
         return rows
@@ -121,8 +124,12 @@ class Evaluation:
             value = self.metrics.fnmr_at_fmr.get(rate)
             missing = f"- (needs {round(1 / rate):,} non-mated)"
             name = f"FNMR at FMR {100 * rate:g} %{KNOWN_AS.get(rate, '')}"
-            rows.append((name, missing if value is None else percent(value)))
+            rows.append((name, missing if value is None else at_threshold(value, self.metrics.thresholds[rate])))
         return rows
+
+    def zero_fmr_row(self) -> tuple[str, str]:
+        """Lowest FNMR without a false match."""
+        return "ZeroFMR", at_threshold(self.metrics.zero_fmr, self.metrics.zero_fmr_threshold)
 
     def other_rows(self) -> Rows:
         """What else verification has to say."""
@@ -141,15 +148,17 @@ class Evaluation:
     def values(self) -> dict[str, Any]:
         """For `metrics.json`."""
         metrics = self.metrics
-        threshold = metrics.eer_threshold
         return {
             "protocol": self.protocol,
             "protocol_definition": self.definition,
             "poses": self.poses,
             **asdict(metrics),
-            "eer_threshold": threshold if math.isfinite(threshold) else None,
+            "eer_threshold": finite(metrics.eer_threshold),
+            "zero_fmr_threshold": finite(metrics.zero_fmr_threshold),
             "fnmr_at_fmr": {f"{fmr:g}": metrics.fnmr_at_fmr.get(fmr) for fmr in FMRS},
+            "thresholds": {f"{fmr:g}": finite(metrics.thresholds.get(fmr)) for fmr in FMRS},
             "tar": {f"{far:g}": metrics.tar.get(far) for far in TAR_FARS},
+            "tar_thresholds": {f"{far:g}": finite(metrics.thresholds.get(far)) for far in TAR_FARS},
             "eer_interval_95": list(self.eer_interval),
             "nonmated_possible": self.scores.pairs.nonmated_possible,
             "failed_to_extract": self.failed,
@@ -162,6 +171,17 @@ class Evaluation:
             else {"model": self.rival.name, "differences": [asdict(row) for row in self.rival.differences]},
             "definitions": DEFINITIONS,
         }
+
+
+def at_threshold(rate: float, threshold: float | None) -> str:
+    """A rate with the lowest similarity accepted: `2.83% (threshold 0.412)`."""
+    shown = finite(threshold)
+    return f"{percent(rate)} (threshold {'-' if shown is None else f'{shown:.3f}'})"
+
+
+def finite(value: float | None) -> float | None:
+    """None for what JSON cannot hold: no score of any comparison is a threshold that accepts nothing."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def percent(share: float) -> str:

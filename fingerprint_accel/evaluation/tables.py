@@ -57,8 +57,9 @@ def sweep_table(sweep: PoseSweep) -> Table:
 
 def group_title(part: Breakdown) -> str:
     """What `group_table` holds."""
+    rate = f"{100 * part.threshold_fmr:g} %"
     return (
-        f"by {part.by}; FNMR and FMR at the threshold that gives all together an FMR of {100 * part.threshold_fmr:g} %"
+        f"by {part.by}; FNMR and FMR at the threshold that gives all together an FMR of {rate} ({part.threshold:.3f})"
     )
 
 

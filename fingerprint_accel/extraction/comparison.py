@@ -10,6 +10,7 @@ import torch
 
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.calibration import decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.outputs import check_picture
@@ -27,6 +28,7 @@ class Comparison:
         pose: lays the probe on the reference.
         tried: how many poses.
         verdicts: for each false match rate of the model, what the similarity says, see `decisions`.
+        basis: what the verdicts rest on, or why there are none.
     """
 
     similarity: float
@@ -34,6 +36,7 @@ class Comparison:
     pose: Pose
     tried: int
     verdicts: list[tuple[str, str]]
+    basis: str
 
     def rows(self) -> list[tuple[str, str]]:
         """What there is to say, as names and texts."""
@@ -65,10 +68,10 @@ def compare_prints(
     alignment = extractor.alignment(images)
     if alignment is not None:  # from the reference's canvas to the finger, and to the probe's canvas
         pose = alignment[:1].inverse().within(pose).within(alignment[1:])
-    thresholds = extractor.notes.get("thresholds_with_poses" if len(tried) > 1 else "thresholds", {})
-    verdicts = decisions(best.similarity, thresholds)
+    basis = decision_basis(extractor.notes, len(tried) if tried in (UPRIGHT, extractor.usual_poses) else 0)
+    verdicts = decisions(best.similarity, basis.thresholds)
     pose = Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
-    return Comparison(best.similarity, canvases, pose, len(tried), verdicts)
+    return Comparison(best.similarity, canvases, pose, len(tried), verdicts, basis.line)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:
@@ -86,7 +89,7 @@ def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str
 
 
 def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: bool, out: Path | None = None) -> None:
-    """Prints the similarity of two image files and the decisions at the model's thresholds.
+    """Prints the similarity of two image files, and decisions where the model is calibrated on real fingers.
 
     Args:
         reference, probe: the files.
@@ -110,6 +113,4 @@ def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: b
 
         write_file(out, pair_png(found, (reference.name, probe.name), extractor))
         rows.append(("picture", str(out)))
-    print(aligned(rows))
-    if not found.verdicts:
-        print(f"{extractor.origin}: keeps no thresholds; measure error rates with `fingerprint-accel evaluate`")
+    print(f"{aligned(rows)}\n{found.basis}")

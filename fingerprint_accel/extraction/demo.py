@@ -16,6 +16,7 @@ import PIL.Image
 
 from fingerprint_accel.data.images import SUFFIXES
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.calibration import decision_basis
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.demo_folder import dropped_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
@@ -40,6 +41,12 @@ class Demo:
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
+        self.search_basis = decision_basis(extractor.notes, 1)
+
+    @property
+    def hit_columns(self) -> list[str]:
+        """Names of what `search` tells of a reference."""
+        return ["rank", "similarity", *(["match at FMR"] if self.search_basis.thresholds else []), "name"]
 
     def canvas(self, file: str | None, ppi: float) -> PIL.Image.Image | None:
         """A print as the network is given it, with its minutiae where the model finds such."""
@@ -62,12 +69,12 @@ class Demo:
         found = compare_prints(self.extractor, reference, probe, _resolution(ppi), None if poses else UPRIGHT)
         (_, value), *verdicts = found.rows()
         rows = "\n".join(f"| {rate.removeprefix('at FMR ')} | {verdict} |" for rate, verdict in verdicts)
-        table = f"| false match rate | decision |\n|---|---|\n{rows}" if rows else "The model keeps no thresholds."
+        table = f"| false match rate | decision |\n|---|---|\n{rows}\n\n" if rows else ""
         png = pair_png(found, (Path(reference).name, Path(probe).name), self.extractor)
-        return f"## similarity {value}\n\n{table}", PIL.Image.open(io.BytesIO(png))
+        return f"## similarity {value}\n\n{table}{found.basis}", PIL.Image.open(io.BytesIO(png))
 
     def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
-        """Rows rank, similarity, match at FMR, name; and what was searched.
+        """Rows of `hit_columns`; and what was searched.
 
         Raises:
             UserError: no file, no print on it, or a folder that is no gallery of this model.
@@ -76,9 +83,14 @@ class Demo:
             raise UserError("drop a print first")
         gallery = open_gallery(Path(folder.strip()), self.extractor)
         hits, seconds = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
-        rows = [[rank, f"{hit.similarity:.3f}", hit.rate, hit.name] for rank, hit in enumerate(hits, 1)]
-        told = f"compared with {len(gallery):,} prints in {1000 * seconds:.0f} ms; rates are those of one comparison"
-        return rows, told
+        decided = bool(self.search_basis.thresholds)
+        rows = [
+            [rank, f"{hit.similarity:.3f}", *([hit.rate] if decided else []), hit.name]
+            for rank, hit in enumerate(hits, 1)
+        ]
+        told = f"compared with {len(gallery):,} prints in {1000 * seconds:.0f} ms"
+        rates = "; rates are those of one comparison" if decided else ""
+        return rows, f"{told}{rates}\n\n{self.search_basis.line}"
 
 
 def _resolution(ppi: float) -> int:
@@ -140,9 +152,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
                     look = gradio.Button("Search", variant="primary", elem_id="search")
                 canvas = shown(label="print on its canvas", elem_id="unknown-canvas")
             searched = gradio.Markdown(elem_id="searched")
-            hits = gradio.Dataframe(
-                headers=["rank", "similarity", "match at FMR", "name"], interactive=False, elem_id="hits"
-            )
+            hits = gradio.Dataframe(headers=demo.hit_columns, interactive=False, elem_id="hits")
             gradio.on([probe.change, *retyped], told(demo.canvas), [probe, ppi], canvas, api_name=False)
             look.click(told(demo.search), [folder, probe, ppi, top], [hits, searched], api_name="search")
     return page

@@ -31,7 +31,7 @@ from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.similarity import similarity
-from fingerprint_accel.training.saved_model import find_model, write_model
+from fingerprint_accel.training.saved_model import find_model, write_model, write_notes
 
 Image = Path | str | np.ndarray
 
@@ -48,7 +48,7 @@ class FingerprintExtractor(nn.Module):
 
     Attributes:
         bf16: run the network in bf16, faster on processors and GPUs that have it.
-        notes: facts kept with the model, such as its error rates and thresholds.
+        notes: facts kept with the model, such as its calibration.
         origin: where it was opened.
     """
 
@@ -260,7 +260,7 @@ class FingerprintExtractor(nn.Module):
 
         Args:
             folder: to write.
-            notes: facts to keep in `config.json`, such as error rates; default the model's own.
+            notes: facts to keep in `config.json`, such as its calibration; default the model's own.
             half: store matrices in 16 bits: half the bytes, embeddings that differ by about 0.001.
 
         Raises:
@@ -270,7 +270,16 @@ class FingerprintExtractor(nn.Module):
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         if half:  # statistics and biases are few, and their range is wide
             tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
-        notes = self.notes if notes is None else notes
+        write_model(folder, tensors, *self._described(folder.name, self.notes if notes is None else notes))
+
+    def save_notes(self, folder: Path | str) -> None:
+        """Writes `notes` into an exported model of these weights, `config.json` and `README.md`; nothing else there
+        changes."""
+        folder = Path(folder)
+        write_notes(folder, *self._described(folder.resolve().name, self.notes))
+
+    def _described(self, name: str, notes: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """`config.json` and card of an exported model called `name`."""
         config = {
             "format_version": 1,
             "model": to_dict(self.model.config),
@@ -280,8 +289,7 @@ class FingerprintExtractor(nn.Module):
             "enhanced": self.enhanced,
             "notes": notes,
         }
-        card = model_card(folder.name, self.model.config, self.ppi, self.canvas, self.enhanced, notes)
-        write_model(folder, tensors, config, card)
+        return config, model_card(name, self.model.config, self.ppi, self.canvas, self.enhanced, notes)
 
     @classmethod
     def from_pretrained(cls, place: Path | str = "small") -> FingerprintExtractor:

@@ -8,6 +8,7 @@ import yaml
 
 from fingerprint_accel import __version__
 from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.extraction.calibration import NOTE, Calibration, Way
 
 CARD = """---
 {front_matter}---
@@ -15,7 +16,7 @@ CARD = """---
 # {title}
 
 Fixed-length fingerprint embedding, {dims} numbers of unit length; compare two by their dot product.
-Canvases: {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Trained with fingerprint_accel {version}.
+Canvases: {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Written by fingerprint_accel {version}.
 
 ```python
 from fingerprint_accel import FingerprintExtractor
@@ -43,7 +44,12 @@ def front_matter(notes: dict[str, Any]) -> str:
 
 
 def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: bool, notes: dict[str, Any]) -> str:
-    """Markdown for a model exported to a folder called `name`; `notes` become a list of facts."""
+    """Markdown for a model exported to a folder called `name`; `notes` become a list of facts, and a table of the
+    calibration.
+
+    Raises:
+        UserError: a calibration that cannot be read.
+    """
     text = CARD.format(
         front_matter=front_matter(notes),
         title=f"DeepPrint {model.variant} ({model.trunk})",
@@ -54,5 +60,36 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
         version=__version__,
         name=name,
     )
-    facts = "".join(f"- {key.replace('_', ' ')}: {value}\n" for key, value in notes.items())
-    return f"{text}\n{facts}" if facts else text
+    facts = "".join(f"- {key.replace('_', ' ')}: {value}\n" for key, value in notes.items() if key != NOTE)
+    calibration = Calibration.from_notes(notes)
+    return "\n".join(part for part in (text, facts, calibration and calibration_section(calibration)) if part)
+
+
+def calibration_section(calibration: Calibration) -> str:
+    """Rates and thresholds as Markdown."""
+    header = "| compared | prints | fingers | mated | non-mated | EER | FMR | threshold | FNMR |"
+    rows = [header, "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for way in calibration.ways:
+        rows += [f"| {' | '.join(cells)} |" for cells in _rows(way)]
+    kind = "synthetic prints" if calibration.synthetic else "prints"
+    told = f"Measured on {kind} of `{calibration.source}`, protocol {calibration.protocol}."
+    if calibration.synthetic:
+        told += (
+            "\nThe thresholds do not hold on real fingers, which are more alike to the network than synthetic ones:"
+            "\n`compare`, `search` and `demo` decide nothing by them. `fingerprint-accel calibrate` measures others."
+        )
+    return f"## Calibration\n\n{told}\n\n" + "\n".join(rows) + "\n"
+
+
+def _rows(way: Way) -> list[list[str]]:
+    """A line for each rate; what they share stands in the first."""
+    compared = "as they are" if way.poses == 1 else f"best of {way.poses} poses"
+    counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
+    shared = [compared, *counts, f"{way.eer:.2%}"]
+    rates = [
+        [f"{100 * float(rate):g} %", f"{value:.4f}", f"{way.fnmr[rate]:.2%}"] for rate, value in way.thresholds.items()
+    ]
+    return [
+        [*(shared if number == 0 else [""] * len(shared)), *cells]
+        for number, cells in enumerate(rates or [["-", "-", "-"]])
+    ]

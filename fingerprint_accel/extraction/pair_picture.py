@@ -121,11 +121,10 @@ def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
 
 
 def _write(figure: Figure, comparison: Comparison) -> None:
-    """Similarity, and below it the decisions side by side."""
+    """Similarity, and below it the decisions side by side with what they rest on."""
     (_, value), *verdicts = comparison.rows()
     figure.text(0.012, 0.955, f"similarity {value}", fontsize=16, weight="bold", va="top")
-    if not verdicts:
-        figure.text(0.012, 0.89, "the model keeps no thresholds", fontsize=11, va="top", color="0.3")
+    figure.text(0.012, 0.845 if verdicts else 0.885, comparison.basis, fontsize=8.5, va="top", color="0.3")
     for column, (rate, verdict) in enumerate(verdicts):
         passed = verdict.startswith("match")
         figure.text(

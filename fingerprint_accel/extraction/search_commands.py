@@ -10,6 +10,7 @@ from pathlib import Path
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.approximate import ApproximateSearch
+from fingerprint_accel.extraction.calibration import decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.gallery import KIND, Gallery
 from fingerprint_accel.outputs import check_folder
@@ -50,7 +51,8 @@ class Hit:
     Attributes:
         name: as it was enrolled.
         similarity: to the probe.
-        rate: lowest false match rate of the model's thresholds at which it passes; "-" for none.
+        rate: lowest false match rate of the model's thresholds at which it passes; "-" for none, and where the model
+            has no thresholds to decide by.
     """
 
     name: str
@@ -75,7 +77,7 @@ def find(
     started = time.perf_counter()
     hits = index.search(embedding, top) if index else gallery.search(embedding, top, extractor.device)
     seconds = time.perf_counter() - started
-    thresholds = sorted(extractor.notes.get("thresholds", {}).items(), key=lambda item: float(item[0]))
+    thresholds = sorted(decision_basis(extractor.notes, 1).thresholds.items(), key=lambda item: float(item[0]))
     found = []
     for value, name in zip(hits.similarity[0].tolist(), gallery.names(hits.row[0]), strict=True):
         passed = next((f"{float(rate):g}" for rate, threshold in thresholds if value >= threshold), "-")
@@ -94,7 +96,7 @@ def _index(gallery: Gallery) -> ApproximateSearch:
 def search_command(
     folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool, index: bool = False
 ) -> None:
-    """Prints the references most similar to an image, with what the model's thresholds say.
+    """Prints the references most similar to an image, and decisions where the model is calibrated on real fingers.
 
     Raises:
         UserError: a gallery of another model or with damage, or an image without a print.
@@ -104,11 +106,13 @@ def search_command(
     if verify:
         gallery.verify()
     hits, seconds = find(extractor, gallery, probe, ppi, top, index)
-    print("rank  similarity  match at FMR  name")
+    basis = decision_basis(extractor.notes, 1)
+    print("rank  similarity  " + ("match at FMR  " if basis.thresholds else "") + "name")
     for rank, hit in enumerate(hits, 1):
-        print(f"{rank:>4}  {hit.similarity:>10.3f}  {hit.rate:>12}  {hit.name}")
+        print(f"{rank:>4}  {hit.similarity:>10.3f}  " + (f"{hit.rate:>12}  " if basis.thresholds else "") + hit.name)
     how = "searched by index among" if index else "compared with"
-    print(f"\n{how} {len(gallery):,} prints in {1000 * seconds:.0f} ms; the rates are those of one comparison")
+    rates = "; the rates are those of one comparison" if basis.thresholds else ""
+    print(f"\n{how} {len(gallery):,} prints in {1000 * seconds:.0f} ms{rates}\n{basis.line}")
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.durable import sync
+from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 from fingerprint_accel.training.checkpoint import EMA_FILE, damage, find_checkpoint, read_pointer
@@ -50,6 +50,12 @@ class SavedModel:
     canvas: int
     enhanced: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def half(self) -> bool:
+        """Whether its matrices are stored in 16 bits."""
+        with safe_open(self.folder / "model.safetensors", "pt") as file:
+            return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
     def load_into(self, network: torch.nn.Module) -> None:
         """Copies the weights into a network of the same configuration: their moving average where it was kept.
@@ -156,7 +162,17 @@ def _checkpoint(path: Path, config_file: Path) -> SavedModel:
         enhanced = bool(state.get("enhanced", False))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
-    return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced)
+    notes = _exported_notes(config_file.parent / "model", path.name)
+    return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced, notes)
+
+
+def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
+    """Notes of an exported model that was made from this checkpoint, else none: both are one model."""
+    try:
+        notes = dict(json.loads((export / "config.json").read_text())["notes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return notes if notes.get("checkpoint") == checkpoint else {}
 
 
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
@@ -176,3 +192,11 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
         file.chmod(0o644)  # safetensors leaves its files to their owner alone
         sync(file)
     put_in_place(temporary, folder, MODEL)
+
+
+def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
+    """Replaces `config.json` and `README.md` of an exported model, each as a whole; its weights are not touched."""
+    for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):
+        mode = (folder / name).stat().st_mode if (folder / name).exists() else 0o644
+        write_file(folder / name, text)
+        (folder / name).chmod(mode)

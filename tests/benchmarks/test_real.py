@@ -1,5 +1,7 @@
 """The benchmarks on real sets compare what they say they compare."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +86,38 @@ def test_a_folder_without_sets_is_named(tmp_path):
 
     with pytest.raises(UserError, match="none of fvc2002_db1_b"):
         real.main(tmp_path)
+
+
+def test_means_leave_out_what_sfinge_has_made():
+    """The rates in the repository: four real sets above their mean, the synthetic one below."""
+    import real
+
+    stored = json.loads((BENCHMARKS / "results" / "epyc-2-cores" / "real.json").read_text())["results"]
+    found = {name: {way: real.Measured(**rates) for way, rates in row.items()} for name, row in stored.items()}
+    lines = real.table(found).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        *("FVC2002 DB1_B", "FVC2002 DB2_B", "FVC2002 DB3_B", "FVC2000 DB1_B"),
+        *("mean of real sets", "FVC2002 DB4_B (SFinGe)"),
+    ]
+    names = ("fvc2002_db1_b", "fvc2002_db2_b", "fvc2002_db3_b", "fvc2000_db1_b")
+    eers = [sum(stored[name][way]["eer"] for name in names) / 4 for way in ("as it is", "poses")]
+    assert lines[5].split()[4:6] == [f"{100 * eer:.2f}" for eer in eers] == ["5.45", "4.04"]
+    assert lines[5].split()[-2:] == ["4.78", "5.04"]
+    assert math.isnan(real.mean_of_real({"fvc2002_db4_b": 0.01}))
+
+
+@pytest.mark.parametrize(("model", "file"), [("small", "real.json"), ("base", "real-base.json")])
+def test_the_readme_says_what_was_measured(model, file):
+    import real
+
+    stored = json.loads((BENCHMARKS / "results" / "epyc-2-cores" / file).read_text())["results"]
+    eers = {name: row["poses"]["eer"] for name, row in stored.items()}
+    made = eers.pop("fvc2002_db4_b")
+    expected = [f"{100 * eer:.1f} %" for eer in (*eers.values(), real.mean_of_real(eers), made)]
+    text = (BENCHMARKS.parent / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{model}` |"))
+    assert [cell.split(" (")[0].strip() for cell in row.split("|")[2:-1]] == expected
+    as_is = real.mean_of_real({name: stored[name]["as it is"]["eer"] for name in stored})
+    summary = next(line for line in text.splitlines() if line.startswith("| released models on real fingers |"))
+    means = (f"`{model}` {expected[-2]}", f"{100 * as_is:.1f} %")
+    assert all(mean in summary for mean in means)

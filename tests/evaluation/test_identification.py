@@ -54,8 +54,13 @@ def test_open_set_equals_plain_loops(embedded):
     nonmated = np.sort(expected[expected[:, 0] == 0, 2])[::-1]  # 100 searches: one may be positive at FPIR 1 %
     assert len(nonmated) == 100
     mated = expected[expected[:, 0] > 0, 1]
-    assert found.fnir(0.01) == pytest.approx((mated <= nonmated[1]).mean())
-    assert found.fnir(0.1) == pytest.approx((mated <= nonmated[10]).mean())
+    for fpir, positive in ((0.01, 1), (0.1, 10)):
+        fnir, threshold = found.fnir(fpir)
+        assert fnir == pytest.approx((mated <= nonmated[positive]).mean())
+        best_other, own = found.best_other[~found.is_mated], found.mated[found.is_mated]
+        assert (best_other >= threshold).sum() == positive
+        assert (own < threshold).mean() == fnir
+        assert (best_other >= np.nextafter(np.float32(threshold), np.float32(0))).sum() == positive + 1, "the lowest"
     assert found.fnir(0.009) is None
 
 

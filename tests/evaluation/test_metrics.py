@@ -47,6 +47,28 @@ def test_agrees_with_scikit_learn(seed, levels):
     assert metrics.fmr1000 == pytest.approx(1 - metrics.tar[1e-3], abs=1e-12)
 
 
+@pytest.mark.parametrize("levels", [0, 10])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_thresholds_are_the_lowest_scores_accepted_at_their_rates(levels, dtype):
+    mated, nonmated = (part.astype(dtype) for part in draw(1, levels=levels))
+    metrics = compute_metrics(mated, nonmated)
+    rates = [*metrics.fnmr_at_fmr.items(), (0.0, metrics.zero_fmr)]
+    thresholds = [*metrics.thresholds.values(), metrics.zero_fmr_threshold]
+    assert list(metrics.thresholds) == list(metrics.fnmr_at_fmr)
+    for (fmr, fnmr), threshold in zip(rates, thresholds, strict=True):
+        assert (mated < threshold).mean() == fnmr
+        assert (nonmated >= threshold).mean() <= fmr
+        below = np.nextafter(dtype(threshold), dtype(-1))
+        assert (nonmated >= below).mean() > fmr
+
+
+def test_thresholds_where_nothing_need_be_rejected_or_nothing_was_extracted():
+    failed = np.full(10, -np.inf)
+    metrics = compute_metrics(np.array([0.5, 0.9]), np.concatenate([failed, [0.2]]))
+    assert metrics.thresholds == {0.1: 0.2}, "accepts all that was extracted"
+    assert metrics.zero_fmr_threshold == np.nextafter(0.2, 1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_single_precision_scores(seed):
     mated, nonmated = (part.astype(np.float32) for part in draw(seed, levels=50))

@@ -150,11 +150,30 @@ def test_numbers_of_everything(ten_fingers, tiny_model, write_prints, tmp_path, 
     assert [group["name"] for group in values["breakdowns"][0]["groups"]] == ["left", "right", "across"]
     assert values["training_data"]["known"] is False
     assert len(values["pose_sweep"]["cells"]) == 15
+    assert values["thresholds"].keys() == values["fnmr_at_fmr"].keys()
+    assert [threshold is None for threshold in values["thresholds"].values()] == [False] + 5 * [True]
+    assert set(values["tar_thresholds"].values()) == {None}
+    for threshold in (values["eer_threshold"], values["zero_fmr_threshold"], values["breakdowns"][0]["threshold"]):
+        assert -1 <= threshold <= 1
+    rates, thresholds = (values["identification"]["open_set"][name] for name in ("fnir", "fnir_thresholds"))
+    assert [rates[fpir] is None for fpir in ("0.01", "0.1")] == [True, False]
+    assert [thresholds[fpir] is None for fpir in ("0.01", "0.1")] == [True, False]
+    assert "lowest similarity that is accepted" in values["definitions"]["Threshold"]
     assert [row["ours"] - row["theirs"] for row in values["against"]["differences"]] == [0]
     text = capsys.readouterr().out
     for expected in ("EER  ", "rank-1 identification", "60 degrees", "across", "no difference shown", "4 mm"):
         assert expected in text
     page = (out / "report.html").read_text()
+    shown = {
+        "EER": (values["eer"], values["eer_threshold"]),
+        "FNMR at FMR 10 %": (values["fnmr_at_fmr"]["0.1"], values["thresholds"]["0.1"]),
+        "ZeroFMR": (values["zero_fmr"], values["zero_fmr_threshold"]),
+        "FNIR at FPIR 10 %": (rates["0.1"], thresholds["0.1"]),
+    }
+    for name, (rate, threshold) in shown.items():
+        told = f"{rate:.2%} (threshold {threshold:.3f})"
+        assert re.search(rf"^{re.escape(name)} +{re.escape(told)}$", text, re.MULTILINE), name
+        assert f"<td>{name}</td><td class=n>{told}</td>" in page
     assert page.index("<h2>Against tiny</h2>") < page.index("<h2>Turned and shifted probes</h2>")
 
 

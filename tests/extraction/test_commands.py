@@ -7,22 +7,24 @@ from PIL import Image
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.comparison import compare_command
+from fingerprint_accel.extraction.comparison import compare_command, compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.poses import Poses
 from fingerprint_accel.extraction.search_commands import enroll_command, search_command
 
-NOTES = {"thresholds": {"0.01": 0.9, "0.001": 1.1}, "thresholds_with_poses": {"0.01": -1.0}}
+MEASURED = "thresholds measured on scans, all-pairs, 2,880 non-mated comparisons of 10 fingers"
+REMEDY = "`fingerprint-accel calibrate MODEL DATASET` measures thresholds on real prints"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Where a tiny model lies."""
+def model(tmp_path_factory, calibrated_notes):
+    """Where a tiny model lies, calibrated on real prints."""
     torch.manual_seed(0)
     config = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     FingerprintExtractor(config, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320).save_pretrained(
-        folder, NOTES
+        folder, calibrated_notes({"0.01": 0.9, "0.001": 1.1}, {"0.01": -1.0})
     )
     return str(folder)
 
@@ -42,11 +44,12 @@ def test_compare(model, images, capsys):
         "similarity    1.000",
         "at FMR 0.01   match (threshold 0.900)",
         "at FMR 0.001  no match (threshold 1.100)",
+        MEASURED,
     ]
     compare_command(images[0], images[1], model, 300, poses=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("(best of 45 poses)")
-    assert lines[1:] == ["at FMR 0.01  match (threshold -1.000)"]
+    assert lines[1:] == ["at FMR 0.01  match (threshold -1.000)", MEASURED]
     with pytest.raises(UserError, match="--ppi 0: must be above 0"):
         compare_command(images[0], images[1], model, 0, poses=False)
 
@@ -61,8 +64,73 @@ def test_enroll_and_search(model, images, tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "rank  similarity  match at FMR  name"
         assert lines[1] == f"   1       1.000          0.01  {image}"
-        assert len(lines) == 5
-        assert lines[-1].startswith("compared with 5 prints in ")
+        assert len(lines) == 6
+        assert lines[-2].startswith("compared with 5 prints in ")
+        assert lines[-2].endswith("; the rates are those of one comparison")
+        assert lines[-1] == MEASURED
+
+
+LOOSE = {"eer": 0.01, "thresholds": {"0.01": -1.0}, "thresholds_with_poses": {"0.01": -1.0}}  # of older exports
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        ("nothing", "it is not calibrated on real fingers"),
+        (
+            "loose",
+            "the thresholds do not say what they were measured on, so the model is not calibrated on real fingers",
+        ),
+        ("synthetic", "the thresholds come from synthetic prints and do not hold on real fingers"),
+        ("no poses", "not calibrated for comparing prints best over these poses"),
+        ("too few", "calibrated on 2,880 non-mated comparisons, too few for a threshold"),
+    ],
+)
+def test_without_a_calibration_on_real_prints_nothing_is_decided(
+    kept, reason, model, calibrated_notes, images, tmp_path, capsys
+):
+    accepts_all = {"0.01": -1.0}
+    extractor = FingerprintExtractor.from_pretrained(model)
+    extractor.notes = {
+        "nothing": {},
+        "loose": LOOSE,
+        "synthetic": calibrated_notes(accepts_all, accepts_all, synthetic=True),
+        "no poses": calibrated_notes(accepts_all),
+        "too few": calibrated_notes({}, {}),
+    }[kept]
+    extractor.save_pretrained(tmp_path / "model")
+    gallery = tmp_path / "known"
+    enroll_command(gallery, images[:3], str(tmp_path / "model"), 300, batch_size=4)
+    capsys.readouterr()
+    compare_command(images[0], images[1], str(tmp_path / "model"), 300, poses=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("similarity  ")
+    assert second == f"no decision: {reason}; {REMEDY}"
+    search_command(gallery, images[0], str(tmp_path / "model"), 300, top=2, verify=False)
+    lines = capsys.readouterr().out.splitlines()
+    if kept == "no poses":  # `search` compares prints as they are
+        assert lines[-1] == MEASURED
+        return
+    assert lines[:2] == ["rank  similarity  name", f"   1       1.000  {images[0]}"]
+    assert lines[-1] == second
+    assert not any("match" in line or "FMR" in line for line in lines)
+
+
+def test_poses_that_no_model_is_calibrated_for_decide_nothing(model, images):
+    extractor = FingerprintExtractor.from_pretrained(model)
+    some, as_many = Poses(degrees=(90.0,)), Poses(degrees=(1.0, 2.0, 3.0, 4.0), shift_mm=1.0)
+    assert len(as_many) == len(extractor.usual_poses)
+    for poses in (some, as_many):
+        found = compare_prints(extractor, images[0], images[1], 300, poses)
+        assert not found.verdicts
+        assert found.basis.startswith("no decision: ")
+
+
+def test_a_calibration_that_cannot_be_read_is_named(model, images, tmp_path):
+    extractor = FingerprintExtractor.from_pretrained(model)
+    extractor.notes = {"calibration": {"source": "scans"}}
+    with pytest.raises(UserError, match="the model's calibration cannot be read"):
+        compare_prints(extractor, images[0], images[1], 300)
 
 
 def test_an_empty_gallery_takes_prints_and_none_twice(model, images, tmp_path, capsys):

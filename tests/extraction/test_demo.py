@@ -28,11 +28,11 @@ HERE = "http://127.0.0.1:"
 
 
 @pytest.fixture(scope="module")
-def extractor():
+def extractor(calibrated_notes):
     torch.manual_seed(0)
     model = ModelConfig(variant="TexMinu", trunk="compact", width=8, embedding_dim=16)
     made = FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320)
-    made.notes = {"thresholds": {"0.01": 0.9}, "thresholds_with_poses": {"0.01": 0.95, "0.001": 1.1}}
+    made.notes = calibrated_notes({"0.01": 0.9}, {"0.01": 0.95, "0.001": 1.1})
     return made
 
 
@@ -55,12 +55,16 @@ def test_what_the_page_does(extractor, images, gallery):
     page = demo.Demo(extractor)
     text, picture = page.compare(images[0], images[0], 300, False)
     assert text.splitlines()[0] == "## similarity 1.000"
-    assert text.splitlines()[-1] == "| 0.01 | match (threshold 0.900) |"
+    assert text.splitlines()[-3] == "| 0.01 | match (threshold 0.900) |"
+    measured = "thresholds measured on scans, all-pairs, 2,880 non-mated comparisons of 10 fingers"
+    assert text.splitlines()[-1] == measured
     assert picture.width > 1000
     rows, told = page.search(gallery, images[1], 300, 2)
     assert rows[0] == [1, "1.000", "0.01", "second"]
     assert len(rows) == 2
     assert told.startswith("compared with 3 prints in ")
+    assert told.endswith(f"; rates are those of one comparison\n\n{measured}")
+    assert page.hit_columns == ["rank", "similarity", "match at FMR", "name"]
     assert page.canvas(images[0], 300).size == (640, 640)
     for act, message in (
         (lambda: page.compare(images[0], None, 300, False), "drop two prints first"),
@@ -69,6 +73,22 @@ def test_what_the_page_does(extractor, images, gallery):
     ):
         with pytest.raises(UserError, match=message):
             act()
+
+
+def test_the_page_decides_nothing_by_synthetic_prints(extractor, images, gallery, calibrated_notes, monkeypatch):
+    accepts_all = {"0.01": -1.0}
+    monkeypatch.setattr(extractor, "notes", calibrated_notes(accepts_all, accepts_all, synthetic=True))
+    page = demo.Demo(extractor)
+    why = "no decision: the thresholds come from synthetic prints and do not hold on real fingers"
+    for poses in (False, True):
+        text, _ = page.compare(images[0], images[1], 300, poses)
+        assert text.splitlines()[2].startswith(f"{why}; `fingerprint-accel calibrate MODEL DATASET`")
+        assert "match" not in text
+    rows, told = page.search(gallery, images[1], 300, 2)
+    assert rows[0] == [1, "1.000", "second"]
+    assert page.hit_columns == ["rank", "similarity", "name"]
+    assert told.splitlines()[2].startswith(why)
+    assert "rates" not in told
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch):

@@ -114,7 +114,7 @@ def test_the_picture_shows_both_prints_in_their_colours(small, canvas, tmp_path,
     Image.fromarray(canvas).save(tmp_path / "a.png")
     out = tmp_path / "pictures" / "pair.png"
     compare_command(tmp_path / "a.png", tmp_path / "a.png", "small", 300, poses=False, out=out)
-    assert f"picture        {out}" in capsys.readouterr().out
+    assert f"picture     {out}" in capsys.readouterr().out
     pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
     height, width, _ = pixels.shape
     assert width > 1000

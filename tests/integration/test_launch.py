@@ -79,13 +79,31 @@ def test_recipe_runs(recipe, launcher, prints, environment, tmp_path):
     notes = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["notes"]
     if not recipe.startswith("pretrain_"):  # they keep notes of their own
         assert notes["usual_norm"] > 0
+        (way,) = notes["calibration"]["ways"]
+        assert notes["calibration"]["source"] == f"validation fingers of {prints.name}"
+        assert notes["calibration"]["synthetic"]
+        assert way["prints"] == 4 * way["fingers"]
+        assert list(way["thresholds"]) == (["0.01"] if way["nonmated"] < 1000 else ["0.01", "0.001"])
     if recipe == "quickstart.py":
         metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
         assert 0 <= metrics["eer"] <= 1
         assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
     if recipe.startswith("pretrain_"):
-        assert 0 <= notes["eer_with_poses"] <= 1
-        assert list(notes["thresholds_with_poses"]) == ["0.01", "0.001"]
+        as_is, posed = notes["calibration"]["ways"]
+        assert (as_is["nonmated"], posed["nonmated"], posed["poses"]) == (4416, 4416, 45)
+        assert 0 <= posed["eer"] <= 1
+        assert list(posed["thresholds"]) == ["0.01", "0.001"]
+
+
+def test_two_processes_calibrate_as_one(prints, environment, tmp_path):
+    """The same checkpoint, exported by one process and again by two."""
+    run = tmp_path / "run"
+    words = ["--data", prints, "--out", run]
+    launch("one process", "small.py", environment, *words)
+    found = json.loads((run / "model" / "config.json").read_text())["notes"]
+    shutil.rmtree(run / "model")
+    launch("two processes", "small.py", environment, *words, "--resume", "auto", "--training.batch-size", "2")
+    assert json.loads((run / "model" / "config.json").read_text())["notes"] == found
 
 
 @pytest.mark.parametrize("recipe", LARGER)

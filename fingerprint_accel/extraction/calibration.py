@@ -1,0 +1,124 @@
+"""What a model decides by: thresholds with the prints that they were measured on, kept in its notes as one record.
+
+A threshold holds for prints like those that it was measured on. Different real fingers are more alike to a network than
+different synthetic ones, so a threshold from synthetic prints accepts far more of them than it claims; such a record is
+kept and shown, but nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fingerprint_accel.errors import UserError
+
+NOTE = "calibration"  # its name among a model's notes
+LOOSE_NOTES = ("eer", "thresholds", "eer_with_poses", "thresholds_with_poses", "measured_on")
+"""Notes of older exports, which the record replaces. They do not say whether the prints were synthetic."""
+REMEDY = "`fingerprint-accel calibrate MODEL DATASET` measures thresholds on real prints"
+
+
+@dataclass(frozen=True)
+class Way:
+    """Error rates of one way of comparing.
+
+    Attributes:
+        poses: in which prints were compared, the best of which counts; 1: as they are.
+        prints, fingers: that took part.
+        mated, nonmated: number of comparisons.
+        eer: equal error rate.
+        thresholds: lowest similarity accepted, by FMR ("0.001": 0.41); only rates that `nonmated` can resolve.
+        fnmr: at these thresholds, by the same names.
+    """
+
+    poses: int
+    prints: int
+    fingers: int
+    mated: int
+    nonmated: int
+    eer: float
+    thresholds: dict[str, float]
+    fnmr: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The record.
+
+    Attributes:
+        source: name of the dataset.
+        synthetic: whether any of its prints was synthetic.
+        protocol: which prints were compared.
+        ways: prints as they are, and best over poses where that was measured.
+    """
+
+    source: str
+    synthetic: bool
+    protocol: str
+    ways: list[Way] = field(default_factory=list)
+
+    @classmethod
+    def from_notes(cls, notes: dict[str, Any]) -> Calibration | None:
+        """The record among a model's notes, or None.
+
+        Raises:
+            UserError: a record that cannot be read.
+        """
+        values = notes.get(NOTE)
+        if values is None:
+            return None
+        try:
+            ways = [Way(**way) for way in values["ways"]]
+            return cls(str(values["source"]), bool(values["synthetic"]), str(values["protocol"]), ways)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
+
+    def values(self) -> dict[str, Any]:
+        """For the notes."""
+        return asdict(self)
+
+    def way(self, poses: int) -> Way | None:
+        """Rates of comparing in so many poses, where they were measured."""
+        return next((way for way in self.ways if way.poses == poses), None)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What decisions rest on.
+
+    Attributes:
+        thresholds: lowest similarity accepted, by FMR; empty where nothing may be decided.
+        line: where they come from; or why there are none, and what to do about it.
+    """
+
+    thresholds: dict[str, float]
+    line: str
+
+
+def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
+    """The thresholds that a model may decide by.
+
+    Args:
+        notes: of the model.
+        poses: in which prints are compared; 1: as they are, 0: some for which no model keeps thresholds.
+
+    Raises:
+        UserError: a calibration that cannot be read.
+    """
+    found = Calibration.from_notes(notes)
+    if found is None:
+        told = "the thresholds do not say what they were measured on, so the model" if "thresholds" in notes else "it"
+        return _none(f"{told} is not calibrated on real fingers")
+    if found.synthetic:
+        return _none("the thresholds come from synthetic prints and do not hold on real fingers")
+    way = found.way(poses)
+    if way is None:
+        return _none(f"not calibrated for comparing prints {'as they are' if poses == 1 else 'best over these poses'}")
+    if not way.thresholds:
+        return _none(f"calibrated on {way.nonmated:,} non-mated comparisons, too few for a threshold")
+    measured = f"thresholds measured on {found.source}, {found.protocol}, {way.nonmated:,} non-mated comparisons"
+    return Basis(way.thresholds, f"{measured} of {way.fingers:,} fingers")
+
+
+def _none(reason: str) -> Basis:
+    return Basis({}, f"no decision: {reason}; {REMEDY}")
