@@ -200,9 +200,11 @@ def _place(model: str, out: Path | None) -> tuple[SavedModel, Path]:
     if Path(model).resolve() == saved.folder.resolve():
         raise UserError(f"{model}: a checkpoint is not changed; give its run folder, or --out FOLDER")
     export = Path(model) / "model"
-    if saved.notes and (export / "config.json").is_file():  # notes of a run are those of an export of this checkpoint
-        return find_model(export), export
-    return dataclasses.replace(saved, notes={"checkpoint": saved.folder.name}), export
+    exported = find_model(export) if (export / "config.json").is_file() else None
+    if exported is not None and exported.notes.get("checkpoint") == saved.folder.name:
+        return exported, export
+    kept = {} if exported is None else exported.notes
+    return dataclasses.replace(saved, notes={**kept, "checkpoint": saved.folder.name}), export
 
 
 def summary(found: Calibration) -> str:

@@ -107,8 +107,8 @@ def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
     """
     found = Calibration.from_notes(notes)
     if found is None:
-        told = "the thresholds do not say what they were measured on, so the model" if "thresholds" in notes else "it"
-        return _none(f"{told} is not calibrated on real fingers")
+        older = "the thresholds do not say what they were measured on, so " if "thresholds" in notes else ""
+        return _none(f"{older}the model is not calibrated on real fingers")
     if found.synthetic:
         return _none("the thresholds come from synthetic prints and do not hold on real fingers")
     way = found.way(poses)

@@ -212,6 +212,7 @@ def test_notes_of_another_checkpoint_are_not_taken(run, ten_fingers):
     calibrate_command(str(run), ten_fingers.folder, None)
     assert FingerprintExtractor.from_pretrained(run).notes["checkpoint"] == later.name
     assert calibration_of(run / "model").source == "fingers"
+    assert FingerprintExtractor.from_pretrained(run / "model").notes["usual_norm"] > 0, "other notes stay"
 
 
 def test_exporting_again_keeps_a_calibration_made_since(run, ten_fingers):

@@ -76,7 +76,7 @@ LOOSE = {"eer": 0.01, "thresholds": {"0.01": -1.0}, "thresholds_with_poses": {"0
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [
-        ("nothing", "it is not calibrated on real fingers"),
+        ("nothing", "the model is not calibrated on real fingers"),
         (
             "loose",
             "the thresholds do not say what they were measured on, so the model is not calibrated on real fingers",
