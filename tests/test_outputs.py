@@ -22,6 +22,7 @@ from fingerprint_accel.data.packing import pack
 from fingerprint_accel.data.shard_writing import DATASET, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.evaluation.calibration import calibrate_command
 from fingerprint_accel.evaluation.run import evaluate_command
 from fingerprint_accel.extraction.bulk import extract_all
 from fingerprint_accel.extraction.comparison import compare_command
@@ -62,6 +63,7 @@ FOLDERS = {
     "enroll": lambda scans, prints, out: enroll_command(out, [scans / "1_1.png"], "small", 500, 1),
     "save_pretrained": lambda scans, prints, out: FingerprintExtractor.from_pretrained("small").save_pretrained(out),
     "convert-flx": lambda scans, prints, out: convert(scans / "notes.txt", out),
+    "calibrate": lambda scans, prints, out: calibrate_command("small", prints, out),
     "evaluate": lambda scans, prints, out: evaluate_command("small", prints, "fvc", out, 8),
     "minutiae": lambda scans, prints, out: minutiae_command([scans / "1_1.png"], "small", out, "xyt", 500, 0.2),
     "recipe": lambda scans, prints, out: run_training(Config(data=str(prints), out=str(out))),

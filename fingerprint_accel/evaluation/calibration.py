@@ -20,10 +20,11 @@ from fingerprint_accel.evaluation.protocols import Scores, comparisons, score_pr
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintSource
-from fingerprint_accel.training.saved_model import SavedModel, find_model
+from fingerprint_accel.training.saved_model import MODEL, SavedModel, find_model
 
 RATES = (1e-2, 1e-3, 1e-4)
 PROTOCOL = "all-pairs"
@@ -170,7 +171,7 @@ def calibrate_command(model: str, dataset: Path, out: Path | None) -> None:
     Raises:
         UserError: a model or dataset that cannot be used, no mated or no non-mated pair, or no place to write to.
     """
-    saved, folder = _place(model, out)
+    saved, folder = _place(model, dataset, out)
     shards = open_dataset(dataset)
     extractor = open_extractor(saved.folder)
     extractor.check_dataset(shards)
@@ -186,12 +187,11 @@ def calibrate_command(model: str, dataset: Path, out: Path | None) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _place(model: str, out: Path | None) -> tuple[SavedModel, Path]:
+def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Path]:
     """What to open and where to write."""
     saved = find_model(model)
     if out is not None:
-        if out.exists() and not (out / "config.json").is_file():
-            raise UserError(f"--out {out}: exists and is no exported model; give a new folder")
+        check_folder(out, MODEL, inputs=[dataset])
         return saved, out
     if not Path(model).exists():
         raise UserError(f"{model}: comes with the package and stays as it is; give --out FOLDER for a calibrated copy")

@@ -148,7 +148,7 @@ def test_models_that_are_not_changed_need_a_place(name, message, run, ten_finger
 def test_nothing_but_a_model_is_replaced(model, ten_fingers, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="documents: exists and is no exported model; give a new folder"):
+    with pytest.raises(UserError, match=r"documents: exists already and is not a model folder"):
         calibrate_command(str(model), ten_fingers.folder, tmp_path / "documents")
     assert (tmp_path / "documents" / "thesis.tex").exists()
 
