@@ -207,6 +207,8 @@ def test_notes_of_another_checkpoint_are_not_taken(run, ten_fingers):
     best = find_model(run).folder
     later = best.with_name("step-00000009")
     shutil.copytree(best, later)
+    state = json.loads((later / "state.json").read_text())
+    (later / "state.json").write_text(json.dumps(state | {"step": 9}))
     (run / "best.json").write_text(json.dumps({"checkpoint": later.name}))
     assert FingerprintExtractor.from_pretrained(run).notes == {}
     calibrate_command(str(run), ten_fingers.folder, None)
