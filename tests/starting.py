@@ -108,6 +108,7 @@ def wait(children, timeout):
 
 def become(order, rank, port):
     """Makes a fork what was asked for."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it, and so would all that it starts
     os.environ.clear()
     os.environ.update(order["environment"])
     if order["processes"] > 1:

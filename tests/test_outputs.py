@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import starting
 from PIL import Image
 
+from fingerprint_accel.cli import main
 from fingerprint_accel.cli.data import inspect
 from fingerprint_accel.compat.flx_weights import convert
 from fingerprint_accel.config import Config
@@ -94,14 +94,14 @@ def test_what_is_read_is_not_replaced(command, out, words, scans, prints, tmp_pa
     assert tree(tmp_path) == before
 
 
-def test_the_command_line_ends_with_exit_code_2(scans, tmp_path):
+def test_the_command_line_ends_with_exit_code_2(scans, tmp_path, monkeypatch, capsys):
     before = tree(tmp_path)
-    words = ["import", scans, scans, "--layout", "fvc", "--ppi", "500", "--overwrite"]
-    result = starting.run(["-m", "fingerprint_accel.cli", *words])
-    assert (result.returncode, result.stderr) == (
-        2,
-        f"error: {scans}: lies in the source {scans}; choose a folder outside of it\n",
-    )
+    words = ["import", str(scans), str(scans), "--layout", "fvc", "--ppi", "500", "--overwrite"]
+    monkeypatch.setattr(sys, "argv", ["fingerprint-accel", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {scans}: lies in the source {scans}; choose a folder outside of it\n"
     assert tree(tmp_path) == before
 
 
