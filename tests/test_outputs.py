@@ -9,7 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -295,4 +294,3 @@ def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch):
     assert open_dataset(old).key_of_finger == ["b", "c"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     check_folder(old, DATASET)
-    assert np.array_equal(open_dataset(old).image(0), open_dataset(old).image(0))
