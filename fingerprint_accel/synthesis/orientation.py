@@ -23,6 +23,7 @@ CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPP
     14
 )  # random streams
 SINGULARITIES = 4  # two loops, two deltas
+STRAIGHTENED = 0.7  # share of a loop's lean that is taken away at its core
 FAR = 1e3  # mm: where singular points are put that a class does not have
 
 
@@ -70,7 +71,7 @@ def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor)
     draw = uniform(keys, DELTAS, 4)
     loop = (kind == LEFT) | (kind == RIGHT)
     out = torch.where(loop[:, None], 3.2 + 4.6 * draw[:, :2], 4.2 + 4.2 * draw[:, :2])
-    down = torch.where(loop[:, None], 4.2 + 4.8 * draw[:, 2:], 4.6 + 4.4 * draw[:, 2:])
+    down = torch.where(loop[:, None], 6.2 + 5.2 * draw[:, 2:], 5.4 + 4.8 * draw[:, 2:])
     tented = kind == TENTED
     right_x = torch.where(tented, 1.2 * draw[:, 0] - 0.6, out[:, 0])
     right_y = torch.where(tented, 2.6 + 3.6 * draw[:, 2], down[:, 0])
@@ -141,6 +142,17 @@ def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, pre
     return (left - share * wound)[:, None, None] * torch.exp(-distance / (2 * 5.0**2))
 
 
+def _straightening(kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """(N, H, W): the turn that lets a loop leave its core nearly straight down, before it bends to its side."""
+    x, y = frame(points.device)
+    loop = (kind == LEFT) | (kind == RIGHT)
+    lean = torch.where(loop, _openings(points, present)[:, 0] + math.pi / 2, 0.0)[:, None, None]
+    lean = torch.remainder(lean + math.pi, 2 * math.pi) - math.pi
+    core = points[:, 0, :, None, None]
+    distance = (x - core[:, 0]).square() + (y - core[:, 1]).square()
+    return -0.5 * STRAIGHTENED * lean * torch.exp(-distance / (2 * 5.0**2))  # half a turn of the ridges turns a core
+
+
 def _slopes(keys: torch.Tensor) -> torch.Tensor:
     """(N, H, W): the hill of an arch, steepest at some height, flatter above and flat below."""
     x, y = frame(keys.device)
@@ -163,10 +175,10 @@ def make_pattern(keys: torch.Tensor) -> Pattern:
     x, y = frame(keys.device)
     core_x = torch.where(present[:, 0], points[:, 0, 0], 0.0)[:, None, None]
     core_y = torch.where(present[:, 0], points[:, 0, 1], 1.0)[:, None, None]
-    bow = uniform(keys, BOW, 1, 0.0, 0.3)[:, :, None]
-    arched = -bow * torch.tanh((x - core_x) / 5.0) * torch.sigmoid((y - core_y - 1.5) / 2.0)
+    bow = uniform(keys, BOW, 1, 0.35, 0.65)[:, :, None]
+    arched = -bow * torch.tanh((x - core_x) / 5.0) * torch.sigmoid((y - core_y + 3.0) / 2.0)
     flow = torch.where((kind == ARCH)[:, None, None], _slopes(keys), _turns(points, present, *bends))
-    flow = flow + _unwinding(keys, kind, points, present)
+    flow = flow + _unwinding(keys, kind, points, present) + _straightening(kind, points, present)
     waves = smooth_field(normal(keys, WAVES, 7 * 8).view(-1, 8, 7), HEIGHT, WIDTH)
     ripples = smooth_field(normal(keys, RIPPLES, 18 * 22).view(-1, 22, 18), HEIGHT, WIDTH)
     turn = 0.05 * normal(keys, TURN, 1)[:, :, None]

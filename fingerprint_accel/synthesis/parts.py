@@ -122,6 +122,7 @@ class Plan:
             "ppi": style.ppi,
             "canvas": style.canvas,
             "siblings": style.siblings,
+            "partial": style.partial_share,
             "device": self.device,
             "fingerprint_accel": __version__,
             "torch": torch.__version__,

@@ -72,6 +72,8 @@ def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
 
 QUALITIES = {"clean": (0.15, 0.3), "default": (0.4, 1.3), "poor": (0.9, 1.6), "mixed": (0.15, 1.6)}
 """Severity of what goes wrong at a touch is drawn from these ranges."""
+PARTIAL_SHARES = {"clean": 0.0, "default": 0.0, "poor": 0.0, "mixed": 0.4}
+"""Share of partial touches."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Style:
         canvas: side of an impression, pixels.
         siblings: so many fingers in a row have the same class, ridge flow, ridge period and creases, and differ in
             their ridges alone; who tells them apart reads minutiae.
+        partial: share of touches that show a part of the finger: its tip, its lower half, one side, or what a narrow
+            window leaves. Default: the quality's, `PARTIAL_SHARES`.
 
     Raises:
         UserError: an unknown sensor or quality, or a size out of range.
@@ -95,6 +99,12 @@ class Style:
     ppi: int = 300
     canvas: int = 320
     siblings: int = 1
+    partial: float | None = None
+
+    @property
+    def partial_share(self) -> float:
+        """Share of partial touches, as given or as the quality has it."""
+        return PARTIAL_SHARES[self.quality] if self.partial is None else self.partial
 
     def __post_init__(self) -> None:
         for name in self.sensors:
@@ -106,6 +116,8 @@ class Style:
             raise UserError(f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
         if not 150 <= self.ppi <= 1000:
             raise UserError(f"ppi {self.ppi}: must lie between 150 and 1000")
+        if self.partial is not None and not 0 <= self.partial <= 1:
+            raise UserError(f"partial {self.partial}: a share of the touches, from 0 to 1")
         if self.siblings < 1:
             raise UserError(f"siblings {self.siblings}: must be at least 1, a finger for itself")
         if not 64 <= self.canvas <= 2048:

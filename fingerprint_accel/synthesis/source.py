@@ -61,19 +61,21 @@ def parse_source(data: str) -> SourceSpec:
         UserError: a key or value that does not fit; the message shows how it is written.
     """
     numbers: dict[str, int] = {}
-    looks: dict[str, str | int | tuple[str, ...]] = {}
+    looks: dict[str, str | int | float | tuple[str, ...]] = {}
     for part in filter(None, data.removeprefix(PREFIX).split(",")):
         key, _, value = part.partition("=")
         if key == "quality":
             looks[key] = value
         elif key == "sensors":
             looks[key] = tuple(value.split("+")) if value else DEFAULT
+        elif key == "partial" and value.replace(".", "", 1).isdecimal():
+            looks[key] = float(value)
         elif key in ("fingers", "impressions", "seed", "first", "ppi", "canvas", "siblings") and value.isdecimal():
             (looks if key in ("ppi", "canvas", "siblings") else numbers)[key] = int(value)
         else:
             raise UserError(
                 f"--data {data}: cannot read {part!r}; write synth:fingers=20000,impressions=8,seed=0,first=0,"
-                "quality=default,sensors=optical+ink,ppi=300,canvas=320,siblings=1 (all but fingers may be left out)"
+                "quality=default,partial=0.2,sensors=optical+ink,ppi=300,canvas=320,siblings=1 (all but fingers may be left out)"
             )
     if numbers.get("fingers", 0) < 2 or numbers.get("impressions", 2) < 2:
         raise UserError(f"--data {data}: needs at least two fingers and two impressions of each")

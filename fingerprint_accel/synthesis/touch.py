@@ -22,6 +22,11 @@ TOUCH = (
 POINTS = 35  # control points along each side of the slow fields
 TILE = 512  # pixels, side of the noise that every impression takes a window of
 DRAWS, SENSOR_DRAWS, BORDER, ELASTIC, PRESSURE, DRYNESS, BLOTS, SHADE, STRIPES, ROWS, SCRATCH = range(60, 71)  # streams
+PARTIAL = 71  # stream
+PARTIAL_DRAWS = ("chosen", "kind", "away", "smaller", "narrow", "width", "height")
+TIP, LOW, SIDE, WINDOW = range(4)  # kinds of partial touch
+KIND_SHARES = (0.50, 0.15, 0.20)  # of the first three
+FINGER_END = 13.5  # mm above the middle of an average finger: nothing touches beyond its tip
 SCRATCHES = 2  # at most
 
 
@@ -81,18 +86,49 @@ class Touch:
         smaller = 1 - 0.28 * strong * self.draw["square"] * self.draw["width"]
         self.half_x = (5.9 + 2.4 * self.draw["width"]) * size * smaller
         self.half_y = (7.4 + 3.6 * self.draw["height"]) * size * smaller
+        width, height = self.sensor["width"], self.sensor["height"]
+        if self.style.partial_share > 0:
+            width, height = self._partial(size, width, height)
         cos, sin = self.angle.cos(), self.angle.sin()
         reach_x = ((self.half_x * cos).square() + (self.half_y * sin).square()).sqrt()
         reach_y = ((self.half_x * sin).square() + (self.half_y * cos).square()).sqrt()
         limits = []
-        for name, reach, extent in (("window_x", reach_x, "width"), ("window_y", reach_y, "height")):
-            half = self.sensor[extent] / 2
+        for name, reach, extent in (("window_x", reach_x, width), ("window_y", reach_y, height)):
+            half = extent / 2
             off = self._signed(name, 3.2) * strong.clamp(max=1.2)
             low, high = torch.maximum(off - half, -reach), torch.minimum(off + half, reach)
             middle = (low + high) / 2  # goes to the middle of the canvas
             limits.append((off - half - middle, off + half - middle, middle))
         self.left, self.right, self.shift_x = limits[0]
         self.bottom, self.top, self.shift_y = limits[1]
+
+    def _partial(
+        self, size: torch.Tensor, width: torch.Tensor, height: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turns a share of the touches into partial ones: of the tip, low on the finger, rolled to a side, or seen
+        through a narrow window. Takes the sensing area's width and height in mm and returns them.
+        """
+        draws = uniform(self.keys, PARTIAL, len(PARTIAL_DRAWS))
+        draw = {name: draws[:, i, None, None] for i, name in enumerate(PARTIAL_DRAWS)}
+        chosen = draw["chosen"] < self.style.partial_share
+        bounds = torch.tensor(KIND_SHARES, device=self.device).cumsum(0)
+        kind = torch.bucketize(draw["kind"].contiguous(), bounds, right=True)
+        tip, low, side = (chosen & (kind == number) for number in (TIP, LOW, SIDE))
+        away, smaller = draw["away"], 1 - 0.35 * draw["smaller"]
+        up = torch.where(tip, 2.0 + 5.5 * away, 0.0) - torch.where(low, 2.0 + 4.5 * away, 0.0)
+        direction = torch.where(self.draw["x"] < 0.5, -1.0, 1.0)
+        self.spot_x = self.spot_x + torch.where(side, direction * (2.0 + 4.5 * away), 0.0) * size
+        self.half_x = torch.where(side, self.half_x * smaller, self.half_x)
+        self.half_y = torch.where(tip | low, self.half_y * smaller, self.half_y)
+        middle = self.spot_y + up * size
+        top = torch.minimum(middle + self.half_y, FINGER_END * size)
+        bottom = torch.minimum(middle - self.half_y, top - 8.0)
+        self.spot_y = torch.where(tip, (top + bottom) / 2, middle)
+        self.half_y = torch.where(tip, (top - bottom) / 2, self.half_y)
+        narrow = chosen & ((kind == WINDOW) | (draw["narrow"] < 0.4))
+        width = torch.where(narrow, torch.minimum(width, 8.0 + 5.0 * draw["width"]), width)
+        height = torch.where(narrow, torch.minimum(height, 9.0 + 7.0 * draw["height"]), height)
+        return width, height
 
     def grid(self, points: int, over: float) -> tuple[torch.Tensor, torch.Tensor]:
         """x (1, 1, points) and y (1, points, 1) in mm of a grid over the canvas, `over` steps beyond its ends."""
