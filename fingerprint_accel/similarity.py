@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+OVERLAP_FLOOR = 0.1  # share of a dense template that an overlap counts as at least: few cells look alike by chance
 _GATHERED_BYTES = 2**27  # of embeddings that are gathered for listed pairs at a time
 
 

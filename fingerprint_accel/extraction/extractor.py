@@ -88,7 +88,7 @@ class FingerprintExtractor(nn.Module):
     def aligning(self) -> Localization | None:
         """The network that aligns prints before they are embedded, if the model has one; flx's align inside."""
         network = self.running.localization
-        return None if network is None or network.plain else network
+        return network if isinstance(network, Localization) else None
 
     @property
     def usual_poses(self) -> Poses:

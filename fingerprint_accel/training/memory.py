@@ -98,10 +98,12 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     with accelerator.autocast():
         if _ranks_wait(run) or run.config.loss.negative_sampling < 1:  # nor are classes drawn yet
             output = bare.model(image)
-            parts = [*output.branches.values(), *([output.minutia_map] if output.minutia_map is not None else [])]
+            more = (output.minutia_map, output.contact, *(output.pose or ()))
+            parts = [*output.branches.values(), *(part for part in more if part is not None)]
             loss = sum((part.float().mean() for part in parts), torch.zeros((), device=image.device))
         else:
-            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, margin)[0]
+            truth = run.preprocessor.truth(batch, True, now.augmentation) if bare.learns_truth else (None, None)
+            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, margin, *truth)[0]
     loss.backward()
     del kept
 
