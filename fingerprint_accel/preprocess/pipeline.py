@@ -14,7 +14,7 @@ from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.preprocess.augment import Pose, move_minutiae, pose_left, random_pose, resample, upright
 from fingerprint_accel.preprocess.coarse import chunks
-from fingerprint_accel.preprocess.contact import contact_grid, contact_of
+from fingerprint_accel.preprocess.contact import contact_grid, ink_contact
 from fingerprint_accel.preprocess.enhance import Enhancer
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
@@ -101,11 +101,12 @@ class Preprocessor(nn.Module):
             NaN where unknown; and (B, CELLS, CELLS) share of each part of the input that is in contact.
         """
         with torch.autocast(batch.image.device.type, enabled=False):
-            pose = self._pose(batch, augment, strength)
-            contact = contact_grid(contact_of(batch), pose, CELLS)
-            if batch.pose is None:
-                return pose.shift.new_full((len(batch), 3), math.nan), contact
-            return pose_left(pose, batch.pose), contact
+            pose, contact = self._pose(batch, augment, strength), ink_contact(batch.image)
+            left = pose.shift.new_full((len(batch), 3), math.nan)
+            if batch.pose is not None and batch.contact is not None:
+                left = pose_left(pose, batch.pose)
+                contact = torch.where(batch.pose[:, :1, None].isnan(), contact, batch.contact)
+            return left, contact_grid(contact, pose, CELLS, self.canvas)
 
     def _pose(self, batch: Batch, augment: bool, strength: float) -> Pose:
         config = self.config

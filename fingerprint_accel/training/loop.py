@@ -51,7 +51,7 @@ def train(run: Run) -> Progress:
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
-        accelerator.device, progress.position, run.config.reading.prefetch,
+        accelerator.device, progress.position, run.config.reading.prefetch, run.bare.learns_truth,
     )  # fmt: skip
     run.module.train()
     with Watch(accelerator, training.timeout, progress.step) as watch, Reporter(run, progress) as reporter, loader:

@@ -87,7 +87,7 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     accelerator, size, bare = run.accelerator, run.config.training.batch_size, run.bare
     now = pace(step, run.steps, run.config)
     samples = run.order.take(position + accelerator.process_index * size, size)
-    batch = run.train.read(*samples).to(accelerator.device)
+    batch = run.train.read(*samples, truth=bare.learns_truth).to(accelerator.device)
     bare.train()
     begin_step()
     states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]  # numbers per weight

@@ -85,17 +85,17 @@ class SavedModel:
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     def starts(self, model: ModelConfig) -> bool:
-        """Whether these weights are only the start of another kind of network: a dense one takes the trunk of a texture
-        branch, and a network that aligns takes one that does not, or the other way round."""
+        """Whether these weights are only the start of another variant: one that aligns starts from one that does not,
+        or the other way round, and a dense one takes the trunk of a texture branch."""
         ours, theirs = (variant.removeprefix("Loc") for variant in (self.model.variant, model.variant))
-        if theirs == "Dense" and self.model.grid == model.grid and ours == "Dense":
-            return self.model.variant != model.variant
-        return theirs == "Dense" and ours == "Tex"
+        return (ours, theirs) == ("Tex", "Dense") or (ours == theirs and self.model.variant != model.variant)
 
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
         ours, theirs = to_dict(self.model), to_dict(model)
-        shape = ("trunk", "width", "norm", *(() if self.starts(model) else ("variant", "embedding_dim", "grid")))
+        shape = ["trunk", "width", "norm"]
+        if not self.starts(model):
+            shape += ["variant", "embedding_dim", "grid"]
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
         if differing:
             raise UserError(
