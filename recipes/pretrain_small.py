@@ -4,7 +4,7 @@ accelerate launch recipes/pretrain_small.py --out runs/small
 
 Stages, each from where the one before ended: clean prints, prints as hard as real ones, an aligning network taught
 where fingers lie, and behind it siblings, fingers that only minutiae tell apart, first clean and then hard. A kill
-costs little (`--resume auto`). docs/released_model.md says what was tried and measured. With --data DATASET or
+costs little (`--resume auto`). docs/experiments.md says what was tried and measured. With --data DATASET or
 --model.start-from MODEL only the last stage runs. Its settings are those below; --data synth:... takes its prints from
 the generator, so on a GPU:
 
