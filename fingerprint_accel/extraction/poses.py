@@ -15,9 +15,8 @@ import torch
 
 from fingerprint_accel.errors import require
 from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.preprocess.pipeline import MM_PER_INCH
 from fingerprint_accel.similarity import similarity
-
-MM_PER_INCH = 25.4
 
 
 @dataclass(frozen=True)

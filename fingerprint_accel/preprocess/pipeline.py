@@ -21,6 +21,7 @@ from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.quality import Quality, degrade, noise_tile, random_quality
 from fingerprint_accel.random import sample_keys
 
+MM_PER_INCH = 25.4
 PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
 WINDOW = 0.11  # inch: six ridges
 CELLS = 32  # along each side of the input, of the contact that a network learns from

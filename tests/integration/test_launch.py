@@ -248,7 +248,7 @@ torch.manual_seed(0)
 model = DeepPrint(ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16))
 preprocessor = Preprocessor(PreprocessConfig(crop=256, size=64), shards.info.canvas)
 accelerator = Accelerator()
-embeddings, labels = embed(accelerator, model, preprocessor, subset, batch_size=4)
+embeddings, labels, _ = embed(accelerator, model, preprocessor, subset, batch_size=4)
 name = f"{accelerator.num_processes}-{accelerator.process_index}"
 save_file({"embeddings": embeddings, "labels": labels}, f"{out}/{name}")
 accelerator.end_training()
