@@ -70,8 +70,8 @@ class ModelConfig:
     exported model. The prints need the ppi and canvas of those it was trained on. Heads start afresh: the fingers are
     others. Empty: random weights."""
     variant: Variant = "TexMinu"
-    """DeepPrint variant: texture branch, minutia branch, or both; `Dense` describes the finger cell by cell and compares
-    what both prints show; `Loc` puts the aligning network in front."""
+    """DeepPrint variant: texture branch, minutia branch, or both; `Dense` describes the finger cell by cell, and prints
+    are compared where both show it; `Loc` puts the aligning network in front."""
     trunk: Trunk = "inception_v4"
     """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `vit_small` and
     `vit_base` are vision transformers; `flx` is Inception v4 as flx builds it, for its weights: no activations in
@@ -174,7 +174,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(self.scale > 0, "loss.scale must be above 0")
         require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
-        weights = tuple(f"{name}_weight" for name in ("identity", "center", "minutia_map", "contrastive", "mask", "pose"))
+        weights = tuple(
+            f"{name}_weight" for name in ("identity", "center", "minutia_map", "contrastive", "mask", "pose")
+        )
         for name in (*weights, "margin", "margin_start", "margin_ramp"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
         rising = all(low < high for low, high in zip((0, *self.nested), self.nested, strict=False))

@@ -12,9 +12,7 @@ from fingerprint_accel.losses.exchange import gather, gather_with_gradient, plac
 from fingerprint_accel.models.dense import masked_similarity
 
 
-def contrastive_loss(
-    embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0
-) -> torch.Tensor:
+def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0) -> torch.Tensor:
     """Mean over the prints of this rank of -log softmax(similarities to all other prints)[own finger].
 
     Prints of all ranks are compared with. A print that is alone with its finger counts as 0. The mean over ranks of the

@@ -36,9 +36,10 @@ class DeepPrintLoss(nn.Module):
     """Identity head, center loss and contrastive loss on each branch, minutia-map loss on the minutia branch.
 
     total = sum over branches (w_identity * cross-entropy + w_center * center loss + w_contrastive * contrastive loss)
-    + w_map * map loss + w_mask * mask loss + w_pose * pose loss. Every term is a mean over the batch, so the mean over micro-batches or ranks of one size is the
-    loss of the whole batch; but the contrastive loss compares prints of one micro-batch, over all ranks, so its mean
-    over micro-batches is not. Everything is computed in float32, under autocast too.
+    + w_map * map loss + w_mask * mask loss + w_pose * pose loss. Every term is a mean over the batch, so the mean over
+    micro-batches or ranks of one size is the loss of the whole batch; but the contrastive loss compares prints of one
+    micro-batch, over all ranks, so its mean over micro-batches is not. Everything is computed in float32, under
+    autocast too.
 
     Args:
         config: head, weights and rates.

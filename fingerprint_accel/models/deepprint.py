@@ -116,6 +116,11 @@ class DeepPrint(nn.Module):
     def _keeps_alignment(self) -> bool:
         return self.config.localization_frozen or self.config.trunk_frozen
 
+    def locate(self, image: torch.Tensor) -> Output:
+        """As `forward`, but only what the aligning network says. For variants that have one, of ours."""
+        assert isinstance(self.localization, Localization)
+        return Output(pose=self.localization.logits(image))
+
     def align(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> the same, as the aligning network turns and shifts it, if there is one."""
         if self.localization is None:

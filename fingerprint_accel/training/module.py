@@ -42,7 +42,7 @@ class TrainingModule(nn.Module):
         A loss that is not finite makes every gradient not finite, on all ranks after their gradients are averaged: the
         update is skipped on the device, without asking the host.
         """
-        output = self.model(image) if self.loss.describes else Output(pose=self.model.localization.logits(image))
+        output = self.model(image) if self.loss.describes else self.model.locate(image)
         result = self.loss(output, finger, maps, has_minutiae, margin, pose, contact)
         poison = result.total.detach() * 0 + 1  # 1, or NaN where the loss is NaN or infinite
         branches = {name: value.detach() for name, value in output.branches.items()}

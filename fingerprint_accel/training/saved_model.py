@@ -71,7 +71,9 @@ class SavedModel:
         if not file.is_file():
             file = self.folder / "model.safetensors"
         try:
-            network.load_state_dict(_shared(load_file(file), network) if other_head else load_file(file), not other_head)
+            network.load_state_dict(
+                _shared(load_file(file), network) if other_head else load_file(file), not other_head
+            )
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
         except RuntimeError as error:
