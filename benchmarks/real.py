@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -126,6 +126,8 @@ def main(
         judges[name] = lambda folder, ppi, extractor=extractor: measure(extractor, folder, ppi, compare, turn)
     if nbis and importlib.util.find_spec("nbis") is not None:
         judges["NBIS"] = lambda folder, ppi: measure_nbis(folder, ppi, turn)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = {"models": origins, "turn": turn, "command": sys.argv, "machine": machine(device), "versions": versions()}
     found: dict[str, dict[str, dict[str, Measured]]] = {}
     for judge, measure_set in judges.items():
         found[judge] = {}
@@ -133,15 +135,17 @@ def main(
             found[judge][name] = measure_set(data / name, known.ppi)
             eers = ", ".join(f"{way} {100 * m.eer:.2f} %" for way, m in found[judge][name].items())
             print(f"{judge}, {known.title}: EER {eers}", file=sys.stderr)
+        if out:  # after every judge: the whole takes long, and NBIS comes last
+            write_results(out, {"results": as_dicts(found), **facts})
     print(report(found))
-    if out:
-        rows = {
-            judge: {name: {way: dataclasses.asdict(m) for way, m in ways.items()} for name, ways in sets.items()}
-            for judge, sets in found.items()
-        }
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        facts = {"models": origins, "turn": turn, "command": sys.argv, "machine": machine(device)}
-        write_results(out, {"results": rows, **facts, "versions": versions()})
+
+
+def as_dicts(found: dict[str, dict[str, dict[str, Measured]]]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """For JSON."""
+    return {
+        judge: {name: {way: dataclasses.asdict(m) for way, m in ways.items()} for name, ways in sets.items()}
+        for judge, sets in found.items()
+    }
 
 
 if __name__ == "__main__":
