@@ -20,6 +20,8 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.calibration import center_of
+from fingerprint_accel.extraction.centring import centred, from_text
 from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
@@ -91,19 +93,31 @@ class FingerprintExtractor(nn.Module):
         return None if network is None or network.plain else network
 
     @property
+    def cells(self) -> int:
+        """Cells of its templates where they are dense, else 0; see `similarity`."""
+        return int(getattr(self.model.config, "cells", 0))
+
+    @property
+    def center(self) -> torch.Tensor | None:
+        """(D,) the mean template that `calibrate` has measured, which is subtracted from templates; None without."""
+        text = center_of(self.notes)
+        return from_text(text, self.model.config.embedding_dim, self.device) if text else None
+
+    @property
     def usual_poses(self) -> Poses:
         """What is tried at comparison: less where the model aligns prints."""
         return USUAL if self.aligning is None else ALIGNED
 
     @property
     def identity(self) -> str:
-        """What tells this model from others: the beginning of a SHA-256 of its weights.
+        """What tells this model from others: the beginning of a SHA-256 of its weights and its centre.
 
         Embeddings of two models must not be compared; galleries keep this beside theirs.
         """
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(center_of(self.notes).encode())
         return digest.hexdigest()[:16]
 
     @torch.inference_mode()
@@ -111,8 +125,13 @@ class FingerprintExtractor(nn.Module):
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses."""
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         alignment = self.alignment(images)
-        found = [self.network(images, pose.repeated(len(images)), alignment).embedding for pose in tried]
+        found = [self.centred(self.network(images, pose.repeated(len(images)), alignment).embedding) for pose in tried]
         return torch.stack(found, dim=1) if len(found) > 1 else found[0]
+
+    def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B, D) as the network gives them -> as templates: the centre subtracted, if there is one."""
+        center = self.center
+        return embeddings if center is None else centred(embeddings, center, len(self.model.branch_dims), self.cells)
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
         """images (B, canvas, canvas) uint8 -> where the `aligning` network finds the fingers; None without one."""
@@ -142,7 +161,7 @@ class FingerprintExtractor(nn.Module):
         output = self.network(images)
         assert output.norm is not None, "an extractor is never in training mode"
         area = ridge_area(images, self.ppi, self.preprocess_config.crop)
-        return output.embedding, print_quality(area, output.norm, self.notes.get("usual_norm"))
+        return self.centred(output.embedding), print_quality(area, output.norm, self.notes.get("usual_norm"))
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
@@ -213,7 +232,7 @@ class FingerprintExtractor(nn.Module):
             UserError: an image without a print.
         """
         both = self.extract([reference, probe], ppi, poses or self.usual_poses, progress=False)
-        return float(similarity(both[:1], both[1:])[0, 0])
+        return float(similarity(both[:1], both[1:], self.cells)[0, 0])
 
     def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
         """An image (H, W) uint8 or file as the network wants it: (canvas, canvas) uint8, as an import would store it.
