@@ -29,6 +29,8 @@ class Way:
         eer: equal error rate.
         thresholds: lowest similarity accepted, by FMR ("0.001": 0.41); only rates that `nonmated` can resolve.
         fnmr: at these thresholds, by the same names.
+        shifts: by whole cells of a dense template that were tried in each pose, the print as it is included; 1: none.
+        eer_before: of the same comparisons without the centre; None where there is no centre.
     """
 
     poses: int
@@ -39,6 +41,14 @@ class Way:
     eer: float
     thresholds: dict[str, float]
     fnmr: dict[str, float]
+    shifts: int = 1
+    eer_before: float | None = None
+
+    @property
+    def title(self) -> str:
+        """How prints were compared, in words."""
+        compared = "as they are" if self.poses == 1 else f"best of {self.poses} poses"
+        return f"{compared}, {self.shifts} shifts" if self.shifts > 1 else compared
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,15 @@ class Calibration:
         synthetic: whether any of its prints was synthetic.
         protocol: which prints were compared.
         ways: prints as they are, and best over poses where that was measured.
+        center: mean template of the prints, as `centring.as_text` writes it, which the model takes away from every
+            template; empty: none. The rates hold behind it.
     """
 
     source: str
     synthetic: bool
     protocol: str
     ways: list[Way] = field(default_factory=list)
+    center: str = ""
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Calibration | None:
@@ -69,7 +82,8 @@ class Calibration:
             return None
         try:
             ways = [Way(**way) for way in values["ways"]]
-            return cls(str(values["source"]), bool(values["synthetic"]), str(values["protocol"]), ways)
+            facts = str(values["source"]), bool(values["synthetic"]), str(values["protocol"])
+            return cls(*facts, ways, center_of(notes))
         except (KeyError, TypeError) as error:
             raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
 
@@ -77,9 +91,15 @@ class Calibration:
         """For the notes."""
         return asdict(self)
 
-    def way(self, poses: int) -> Way | None:
-        """Rates of comparing in so many poses, where they were measured."""
-        return next((way for way in self.ways if way.poses == poses), None)
+    def way(self, poses: int, shifts: int = 1) -> Way | None:
+        """Rates of comparing in so many poses and shifts, where they were measured."""
+        return next((way for way in self.ways if (way.poses, way.shifts) == (poses, shifts)), None)
+
+
+def center_of(notes: dict[str, Any]) -> str:
+    """The centre among a model's notes, as `centring.as_text` writes it; empty where it has none."""
+    record = notes.get(NOTE)
+    return str(record.get("center") or "") if isinstance(record, dict) else ""
 
 
 @dataclass(frozen=True)
@@ -95,12 +115,13 @@ class Basis:
     line: str
 
 
-def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
+def decision_basis(notes: dict[str, Any], poses: int, shifts: int = 1) -> Basis:
     """The thresholds that a model may decide by.
 
     Args:
         notes: of the model.
         poses: in which prints are compared; 1: as they are, 0: some for which no model keeps thresholds.
+        shifts: by whole cells that are tried besides, see `Way`.
 
     Raises:
         UserError: a calibration that cannot be read.
@@ -111,9 +132,10 @@ def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
         return _none(f"{older}the model is not calibrated on real fingers")
     if found.synthetic:
         return _none("the thresholds come from synthetic prints and do not hold on real fingers")
-    way = found.way(poses)
+    way = found.way(poses, shifts)
     if way is None:
-        return _none(f"not calibrated for comparing prints {'as they are' if poses == 1 else 'best over these poses'}")
+        compared = "as they are" if poses == 1 else "best over these poses"
+        return _none(f"not calibrated for comparing prints {compared}{f' and {shifts} shifts' * (shifts > 1)}")
     if not way.thresholds:
         return _none(f"calibrated on {way.nonmated:,} non-mated comparisons, too few for a threshold")
     measured = f"thresholds measured on {found.source}, {found.protocol}, {way.nonmated:,} non-mated comparisons"

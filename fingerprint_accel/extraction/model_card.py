@@ -90,6 +90,8 @@ def calibration_section(calibration: Calibration) -> str:
         rows += [f"| {' | '.join(cells)} |" for cells in _rows(way)]
     kind = "synthetic prints" if calibration.synthetic else "prints"
     told = f"Measured on {kind} of `{calibration.source}`, protocol {calibration.protocol}."
+    if calibration.center:
+        told += "\nTemplates are centred: the mean template of these prints is subtracted from each."
     if calibration.synthetic:
         told += (
             "\nThe thresholds do not hold on real fingers, which are more alike to the network than synthetic ones:"
@@ -101,7 +103,7 @@ def calibration_section(calibration: Calibration) -> str:
 def _rows(way: Way) -> list[list[str]]:
     """A line for each rate; what they share stands in the first."""
     counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
-    shared = [compared(way.poses), *counts, f"{way.eer:.2%}"]
+    shared = [way.title, *counts, f"{way.eer:.2%}"]
     rates = [
         [f"{100 * float(rate):g} %", f"{value:.4f}", f"{way.fnmr[rate]:.2%}"] for rate, value in way.thresholds.items()
     ]

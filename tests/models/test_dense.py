@@ -7,8 +7,8 @@ from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, mask_loss
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.dense import DenseHead, masked_embedding, masked_similarity
-from fingerprint_accel.similarity import OVERLAP_FLOOR
+from fingerprint_accel.models.dense import DenseHead, masked_embedding
+from fingerprint_accel.similarity import masked_similarity
 
 SMALL = ModelConfig(variant="LocDense", trunk="compact", embedding_dim=128, grid=4, width=8, dropout=0.0)
 
@@ -34,22 +34,6 @@ def test_cells_that_are_not_shown_are_zero_and_none_is_empty():
     assert (cells[1].abs().sum(dim=2) > 0).nonzero().tolist() == [[3, 2]]
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
     assert float(norm[0]) == pytest.approx(float(vectors[0, :2].norm()), rel=1e-5)
-
-
-def test_similarity_counts_the_cells_that_both_show():
-    """Against a loop over pairs."""
-    torch.manual_seed(0)
-    contact = torch.randn(6, 4, 4)
-    embedding, _ = masked_embedding(torch.randn(6, 4, 4, 3), contact)
-    found = masked_similarity(embedding[:3], embedding[3:], 16)
-    cells = embedding.unflatten(1, (16, 3))
-    for i in range(3):
-        for j in range(3):
-            first, second = cells[i], cells[3 + j]
-            both = (first != 0).any(dim=1) & (second != 0).any(dim=1)
-            squares = [max(float(each[both].square().sum()), OVERLAP_FLOOR) for each in (first, second)]
-            wanted = float((first * second).sum()) / (squares[0] * squares[1]) ** 0.5
-            assert float(found[i, j]) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_half_a_print_is_as_similar_as_a_whole_one():
