@@ -160,7 +160,7 @@ class FingerprintExtractor(nn.Module):
         return [turned_and_shifted(pose, float(self.preprocess_config.crop)) for pose in found.unbind(1)]
 
     def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
-        """images (B, canvas, canvas) uint8 -> the poses on their canvases in which `forward` took embedding `number`."""
+        """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
         crop, device = float(self.preprocess_config.crop), images.device
         tried = poses.all(crop, self.ppi, device)
         number, cell = divmod(number, (2 * poses.cells + 1) ** 2)

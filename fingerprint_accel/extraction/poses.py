@@ -10,7 +10,6 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from fingerprint_accel.errors import require
