@@ -2,10 +2,10 @@
 
 python benchmarks/print_quality.py --data FOLDER --dataset datasets/mixed --out print_quality.json
 
-FOLDER as of benchmarks/real.py; besides, or instead, any dataset folder. For every set the threshold is that of FMR 1 %
-over all of its prints; then the worst prints of the set are left out and the threshold stays (error versus reject;
-Grother and Tabassi 2007, "Performance of Biometric Quality Measures"). Rates are those of the mated comparisons of all
-sets together.
+FOLDER as of benchmarks/real_sets.py; besides, or instead, any dataset folder. For every set the threshold is that of
+FMR 1 % over all of its prints; then the worst prints of the set are left out and the threshold stays (error versus
+reject; Grother and Tabassi 2007, "Performance of Biometric Quality Measures"). Rates are those of the mated comparisons
+of all sets together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from real import read_set, sets_in
+from real_sets import read_set, sets_in
 from results_file import check_results, write_results
 
 from fingerprint_accel.data.shards import Shards, open_dataset

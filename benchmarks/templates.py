@@ -2,7 +2,7 @@
 
 python benchmarks/templates.py --data FOLDER --out templates.json
 
-FOLDER as of benchmarks/real.py. Prints are compared as they are, without poses, every one with every other.
+FOLDER as of benchmarks/real_sets.py. Prints are compared as they are, without poses, every one with every other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from real import SETS, Prints, mean_of_real, read_set, sets_in
+from real_sets import SETS, Prints, mean_of_real, read_set, sets_in
 from results_file import check_results, write_results
 
 from fingerprint_accel.errors import one_line_errors

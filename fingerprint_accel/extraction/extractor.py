@@ -23,16 +23,16 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import center_of
 from fingerprint_accel.extraction.centring import centred, from_text
 from fingerprint_accel.extraction.model_card import model_card
-from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses
+from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.folding import folded
-from fingerprint_accel.models.localization import Localization
+from fingerprint_accel.models.localization import Localization, hypotheses
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
-from fingerprint_accel.similarity import similarity
+from fingerprint_accel.similarity import shifted, similarity
 from fingerprint_accel.training.saved_model import find_model, write_model, write_notes
 
 Image = Path | str | np.ndarray
@@ -90,12 +90,12 @@ class FingerprintExtractor(nn.Module):
     def aligning(self) -> Localization | None:
         """The network that aligns prints before they are embedded, if the model has one; flx's align inside."""
         network = self.running.localization
-        return None if network is None or network.plain else network
+        return network if isinstance(network, Localization) else None
 
     @property
     def cells(self) -> int:
         """Cells of its templates where they are dense, else 0; see `similarity`."""
-        return int(getattr(self.model.config, "cells", 0))
+        return self.model.config.cells
 
     @property
     def center(self) -> torch.Tensor | None:
@@ -106,7 +106,14 @@ class FingerprintExtractor(nn.Module):
     @property
     def usual_poses(self) -> Poses:
         """What is tried at comparison: less where the model aligns prints."""
-        return USUAL if self.aligning is None else ALIGNED
+        if self.aligning is None:
+            return USUAL
+        return DENSE if self.cells else ALIGNED
+
+    @property
+    def search_poses(self) -> Poses:
+        """What of a probe is tried on the best candidates of a search; the network runs once."""
+        return Poses(cells=1) if self.cells else UPRIGHT
 
     @property
     def identity(self) -> str:
@@ -122,11 +129,22 @@ class FingerprintExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
-        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses."""
+        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses.
+
+        The print as it is comes first: the best hypothesis, upright. Hypothesis by hypothesis, turn by turn, shift by
+        shift; whole cells, which only change the order of numbers, last.
+        """
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
-        alignment = self.alignment(images)
-        found = [self.centred(self.network(images, pose.repeated(len(images)), alignment).embedding) for pose in tried]
-        return torch.stack(found, dim=1) if len(found) > 1 else found[0]
+        found = [
+            self.centred(self.network(images, pose.repeated(len(images)), alignment).embedding)
+            for alignment in self.alignments(images, poses.hypotheses)
+            for pose in tried
+        ]
+        embeddings = torch.stack(found, dim=1)
+        if poses.cells:
+            moved = shifted(embeddings.cpu().numpy(), self.cells, poses.cells)
+            embeddings = torch.from_numpy(moved).flatten(1, 2)
+        return embeddings if embeddings.shape[1] > 1 else embeddings[:, 0]
 
     def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(B, D) as the network gives them -> as templates: the centre subtracted, if there is one."""
@@ -135,10 +153,15 @@ class FingerprintExtractor(nn.Module):
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
         """images (B, canvas, canvas) uint8 -> where the `aligning` network finds the fingers; None without one."""
+        return self.alignments(images, 1)[0]
+
+    def alignments(self, images: torch.Tensor, count: int) -> list[Pose] | list[None]:
+        """The `count` most probable poses of some prints, as of `alignment`; without an aligning network one None."""
         if self.aligning is None:
-            return None
+            return [None]
         inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
-        return turned_and_shifted(self.aligning.transform(inputs), float(self.preprocess_config.crop))
+        found, _ = hypotheses(self.aligning.logits(inputs), count)
+        return [turned_and_shifted(pose, float(self.preprocess_config.crop)) for pose in found.unbind(1)]
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
         """images (B, canvas, canvas) uint8 -> all that the network says of them.
