@@ -18,8 +18,6 @@ import numpy as np
 OVERLAP_FLOOR = 0.1
 """What the squared norm of a print over the cells that it shares with another counts at least; over all of its cells it
 is 1. Without a floor two prints that share a single cell could look like a match."""
-SHIFT_STEPS = 1
-"""Largest shift by whole cells, along each axis, that a search tries for its best candidates."""
 _GATHERED_BYTES = 2**27  # of embeddings that are gathered for listed pairs at a time
 _BLOCK_BYTES = 2**26  # of squared norms, and of templates that are squared, at a time
 
@@ -96,7 +94,7 @@ def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
     return mask
 
 
-def shifted(templates: np.ndarray, cells: int, steps: int = SHIFT_STEPS) -> np.ndarray:
+def shifted(templates: np.ndarray, cells: int, steps: int = 1) -> np.ndarray:
     """Dense templates as if the finger lay some whole cells further along the grid; cells that come in are absent.
 
     They are not scaled again: masked similarity counts only the cells that are left in any case. Shifting one of two

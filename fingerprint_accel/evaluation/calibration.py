@@ -19,9 +19,10 @@ from fingerprint_accel.evaluation.protocols import Scores, comparisons
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.model_index import compared
 from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.similarity import SHIFT_STEPS, similarity
+from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.saved_model import MODEL, SavedModel, find_model
@@ -90,12 +91,12 @@ def calibrate(
     ways = [measure(embeddings, fingers, cells, branches)]
     if cells:  # as `search` compares
         rows = sample_of_fingers(fingers, MOST_SHIFTED)
-        ways.append(measure(embeddings[rows], fingers[rows], cells, branches, SHIFT_STEPS))
+        ways.append(measure(embeddings[rows], fingers[rows], cells, branches, extractor.search_poses.cells))
     text = as_text(mean_template(embeddings[:, 0], cells)) if center else ""
     most_posed = most_with_poses(extractor) if most_posed is None else most_posed
     if most_posed:
         posed = embedded(extractor, prints, extractor.usual_poses, most_posed, progress)
-        ways.append(measure(*posed, cells, branches))
+        ways.append(measure(*posed, cells, branches, extractor.usual_poses.cells))
     found = Calibration(source, has_synthetic(prints), PROTOCOL, ways, text)
     extractor.notes[NOTE] = found.values()
     return found
@@ -182,7 +183,7 @@ def summary(found: Calibration) -> str:
                 missing if threshold is None else f"threshold {threshold:.4f}, FNMR {way.fnmr[f'{rate:g}']:.2%}"
             )
         uncentred = ["-" if way.eer_before is None else f"{way.eer_before:.2%}"] if found.center else []
-        columns.append([way.title, *counts, f"{way.eer:.2%}", *uncentred, *rates])
+        columns.append([compared(way.poses), *counts, f"{way.eer:.2%}", *uncentred, *rates])
     return aligned(list(zip(*columns, strict=True)))
 
 

@@ -36,7 +36,7 @@ def thresholds(scores: Scores) -> dict[str, float]:
 def embedded(
     extractor: FingerprintExtractor, prints: PrintSource, poses: Poses, most: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, P, D) float32 embeddings and (N,) fingers of prints to calibrate on.
+    """(N, P, D) float32 embeddings and (N,) fingers of prints to calibrate on; not shifted by whole cells yet.
 
     Args:
         extractor: the model, which works in float32 unless its `bf16` is set.
@@ -45,7 +45,7 @@ def embedded(
         most: prints, about; beyond, a fixed choice of whole fingers.
         progress: shows a progress bar.
     """
-    rows = sample_of_fingers(prints.labels, most)
+    rows, poses = sample_of_fingers(prints.labels, most), dataclasses.replace(poses, cells=0)
     parts = []
     title = "as they are" if len(poses) == 1 else f"in {len(poses)} poses"
     with tqdm(total=len(rows), desc=f"calibrating {title}", unit="print", disable=not progress) as bar:
@@ -67,7 +67,8 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
         cells: of dense templates, else 0.
         branches: of the network where its templates are to be centred, else 0. The rates are then those of fingers
             that the centre does not come from, see `held_out`.
-        steps: largest shift of dense templates by whole cells that is tried besides.
+        steps: whole cells by which dense templates are shifted besides, `Poses.cells`: behind the centre, which
+            belongs to places on the finger.
 
     Raises:
         UserError: no mated or no non-mated pair, or an embedding that is not finite.
@@ -78,13 +79,13 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
             vectors = shifted(vectors, cells, steps).reshape(len(vectors), -1, vectors.shape[2])
         return score_protocol(PROTOCOL, vectors, whose, np.zeros_like(whose), cells=cells)
 
-    poses, shifts = embeddings.shape[1], (2 * steps + 1) ** 2
+    poses = embeddings.shape[1] * (2 * steps + 1) ** 2
     if not branches:
-        return rates(scored(embeddings, fingers), poses, shifts)
+        return rates(scored(embeddings, fingers), poses)
     before = [scored(embeddings[half], fingers[half]) for half in halves(fingers)]
     after = [scored(vectors, whose) for vectors, whose in held_out(embeddings, fingers, cells, branches)]
     eer = rates(joined(before), poses).eer
-    return dataclasses.replace(rates(joined(after), poses, shifts), eer_before=eer)
+    return dataclasses.replace(rates(joined(after), poses), eer_before=eer)
 
 
 def halves(fingers: np.ndarray) -> list[np.ndarray]:
@@ -125,13 +126,12 @@ def joined(parts: list[Scores]) -> Scores:
     )
 
 
-def rates(scores: Scores, poses: int, shifts: int = 1) -> Way:
+def rates(scores: Scores, poses: int) -> Way:
     """Error rates and thresholds of compared prints.
 
     Args:
         scores: of all comparisons.
         poses: in which prints were compared.
-        shifts: by whole cells that were tried in each.
     """
     kept = {rate: math.ceil(value * DIGITS) / DIGITS for rate, value in thresholds(scores).items()}
     mated = scores.mated.astype(np.float64)  # as `decisions` compares
@@ -144,5 +144,4 @@ def rates(scores: Scores, poses: int, shifts: int = 1) -> Way:
         eer=round(sorted_curve(scores.mated, scores.nonmated).eer()[0], 5),
         thresholds=kept,
         fnmr={rate: round(float((mated < value).mean()), 5) for rate, value in kept.items()},
-        shifts=shifts,
     )

@@ -29,7 +29,6 @@ class Way:
         eer: equal error rate.
         thresholds: lowest similarity accepted, by FMR ("0.001": 0.41); only rates that `nonmated` can resolve.
         fnmr: at these thresholds, by the same names.
-        shifts: by whole cells of a dense template that were tried in each pose, the print as it is included; 1: none.
         eer_before: of the same comparisons without the centre; None where there is no centre.
     """
 
@@ -41,14 +40,7 @@ class Way:
     eer: float
     thresholds: dict[str, float]
     fnmr: dict[str, float]
-    shifts: int = 1
     eer_before: float | None = None
-
-    @property
-    def title(self) -> str:
-        """How prints were compared, in words."""
-        compared = "as they are" if self.poses == 1 else f"best of {self.poses} poses"
-        return f"{compared}, {self.shifts} shifts" if self.shifts > 1 else compared
 
 
 @dataclass(frozen=True)
@@ -91,9 +83,9 @@ class Calibration:
         """For the notes."""
         return asdict(self)
 
-    def way(self, poses: int, shifts: int = 1) -> Way | None:
-        """Rates of comparing in so many poses and shifts, where they were measured."""
-        return next((way for way in self.ways if (way.poses, way.shifts) == (poses, shifts)), None)
+    def way(self, poses: int) -> Way | None:
+        """Rates of comparing in so many poses, where they were measured."""
+        return next((way for way in self.ways if way.poses == poses), None)
 
 
 def center_of(notes: dict[str, Any]) -> str:
@@ -115,13 +107,12 @@ class Basis:
     line: str
 
 
-def decision_basis(notes: dict[str, Any], poses: int, shifts: int = 1) -> Basis:
+def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
     """The thresholds that a model may decide by.
 
     Args:
         notes: of the model.
         poses: in which prints are compared; 1: as they are, 0: some for which no model keeps thresholds.
-        shifts: by whole cells that are tried besides, see `Way`.
 
     Raises:
         UserError: a calibration that cannot be read.
@@ -132,10 +123,9 @@ def decision_basis(notes: dict[str, Any], poses: int, shifts: int = 1) -> Basis:
         return _none(f"{older}the model is not calibrated on real fingers")
     if found.synthetic:
         return _none("the thresholds come from synthetic prints and do not hold on real fingers")
-    way = found.way(poses, shifts)
+    way = found.way(poses)
     if way is None:
-        compared = "as they are" if poses == 1 else "best over these poses"
-        return _none(f"not calibrated for comparing prints {compared}{f' and {shifts} shifts' * (shifts > 1)}")
+        return _none(f"not calibrated for comparing prints {'as they are' if poses == 1 else 'best over these poses'}")
     if not way.thresholds:
         return _none(f"calibrated on {way.nonmated:,} non-mated comparisons, too few for a threshold")
     measured = f"thresholds measured on {found.source}, {found.protocol}, {way.nonmated:,} non-mated comparisons"

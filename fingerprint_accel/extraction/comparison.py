@@ -12,10 +12,9 @@ from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
-from fingerprint_accel.extraction.poses import UPRIGHT, Agreement, Poses
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.outputs import check_picture
 from fingerprint_accel.preprocess.augment import Pose
-from fingerprint_accel.similarity import masked_similarity
 from fingerprint_accel.text import aligned
 
 
@@ -70,21 +69,6 @@ def compare_prints(
     verdicts = decisions(best.similarity, basis.thresholds)
     pose = Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
     return Comparison(best.similarity, canvases, pose, len(tried), verdicts, basis.line)
-
-
-def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> Agreement:
-    """`similarity` of two prints, and the poses in which it was reached.
-
-    Args:
-        reference, probe: (P, D) float32 of unit length, the print as it is first.
-        cells: of dense templates, as in `similarity`; others have 0.
-    """
-    turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
-    turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
-    i, j = int(turned_reference.argmax()), int(turned_probe.argmax())
-    if turned_reference[i] > turned_probe[j]:
-        return Agreement(float(turned_reference[i]), i, 0)
-    return Agreement(float(turned_probe[j]), 0, j)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:

@@ -96,7 +96,7 @@ class FingerprintExtractor(nn.Module):
     @property
     def cells(self) -> int:
         """Cells of its templates where they are dense, else 0; see `similarity`."""
-        return int(getattr(self.model.config, "cells", 0))
+        return self.model.config.cells
 
     @property
     def center(self) -> torch.Tensor | None:
@@ -110,6 +110,11 @@ class FingerprintExtractor(nn.Module):
         if self.aligning is None:
             return USUAL
         return DENSE if self.cells else ALIGNED
+
+    @property
+    def search_poses(self) -> Poses:
+        """What of a probe is tried on the best candidates of a search."""
+        return DENSE if self.cells else UPRIGHT
 
     @property
     def identity(self) -> str:

@@ -235,7 +235,7 @@ class Gallery:
         """The k references most similar to each probe; exact.
 
         Args:
-            probes: (M, D) float32 of unit length; or (M, H, D), hypotheses of each, by `similarity.shifted` or poses:
+            probes: (M, D) float32 of unit length; or (M, H, D), hypotheses of each, as `extract` gives them for poses:
                 the first finds `RESCORED` candidates, or k, which are compared with the best of all.
             k: how many, at most as many as there are references.
             device: where the products are computed.

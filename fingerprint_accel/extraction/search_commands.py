@@ -16,7 +16,7 @@ from fingerprint_accel.extraction.calibration import Basis, decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.gallery import KIND, Gallery
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.similarity import SHIFT_STEPS, fused, shifted
+from fingerprint_accel.similarity import fused
 
 
 def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch_size: int, fuse: bool = False) -> None:
@@ -72,7 +72,7 @@ def fused_by_finger(embeddings: np.ndarray, fingers: list[str], cells: int) -> t
 
 def search_basis(extractor: FingerprintExtractor) -> Basis:
     """What `find` may decide by."""
-    return decision_basis(extractor.notes, 1, (2 * SHIFT_STEPS + 1) ** 2 if extractor.cells else 1)
+    return decision_basis(extractor.notes, len(extractor.search_poses))
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def find(
     """
     if top < 1:
         raise UserError(f"--top {top}: must be at least 1")
-    embedding = extractor.extract([probe], ppi, progress=False)
-    if extractor.cells:
-        embedding = shifted(embedding, extractor.cells)
+    embedding = extractor.extract([probe], ppi, extractor.search_poses, progress=False)
     index = _index(gallery) if indexed else None
     started = time.perf_counter()
     hits = index.search(embedding, top) if index else gallery.search(embedding, top, extractor.device)

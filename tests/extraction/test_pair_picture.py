@@ -9,10 +9,10 @@ from PIL import Image
 
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.comparison import best_agreement, compare_command, compare_prints
+from fingerprint_accel.extraction.comparison import compare_command, compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import in_words
-from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.preprocess.augment import Pose, resample, upright
 from fingerprint_accel.similarity import similarity
 

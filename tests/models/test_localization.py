@@ -23,14 +23,15 @@ TURN_BIN = 2 * localization.TURN / ANGLES  # radians
 
 
 def logits_of(poses, strengths):
-    """(1, ...) logits with a bell around each pose (angle, x, y); the angle of the first."""
+    """(1, ...) logits as of a trained network, a bell of probability around each pose (angle, x, y); the angle of the
+    first."""
     x = localization.bin_centres(PLACES, localization.REACH, torch.device("cpu"))
     angle = localization.bin_centres(ANGLES, localization.TURN, torch.device("cpu"))
     place = torch.zeros(PLACES, PLACES)
     for (_, across, down), strength in zip(poses, strengths, strict=True):
-        bell = torch.exp(-((x[None] - across) ** 2 + (x[:, None] - down) ** 2) / (2 * BIN**2))
-        place = torch.maximum(place, strength * bell)
-    turn = 12 * torch.exp(-((angle - poses[0][0]) ** 2) / (2 * TURN_BIN**2))
+        off = ((x[None] - across) ** 2 + (x[:, None] - down) ** 2) / BIN**2
+        place = torch.maximum(place, strength - off / (2 * localization.SPREAD**2))
+    turn = (12 - (angle - poses[0][0]) ** 2 / (2 * (localization.SPREAD * TURN_BIN) ** 2)).clamp(min=0)
     return PoseLogits(place[None], turn[None])
 
 
