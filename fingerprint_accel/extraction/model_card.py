@@ -103,7 +103,7 @@ def calibration_section(calibration: Calibration) -> str:
 def _rows(way: Way) -> list[list[str]]:
     """A line for each rate; what they share stands in the first."""
     counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
-    shared = [way.title, *counts, f"{way.eer:.2%}"]
+    shared = [compared(way.poses), *counts, f"{way.eer:.2%}"]
     rates = [
         [f"{100 * float(rate):g} %", f"{value:.4f}", f"{way.fnmr[rate]:.2%}"] for rate, value in way.thresholds.items()
     ]
