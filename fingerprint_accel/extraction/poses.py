@@ -10,6 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fingerprint_accel.errors import require
