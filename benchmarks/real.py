@@ -58,15 +58,15 @@ def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, compare: bo
     stated = stated_thresholds(extractor)
     found = {}
     for way, chosen in ways.items():
-        scores = compared(chosen, prints)
+        scores = compared(chosen, prints, extractor.cells)
         seconds = time.perf_counter() - started
         found[way] = measured(scores, seconds, stated if way == AS_IT_IS else None)
     return found
 
 
-def compared(templates: np.ndarray, prints: Prints) -> Scores:
+def compared(templates: np.ndarray, prints: Prints, cells: int) -> Scores:
     """Similarity of every pair of a set: the one place where this benchmark compares what a model says."""
-    return all_pairs(templates, prints.fingers, prints.impressions)
+    return all_pairs(templates, prints.fingers, prints.impressions, cells)
 
 
 def tried_poses(extractor: FingerprintExtractor, turn: float) -> Poses:

@@ -9,6 +9,7 @@ A leaf module: it imports numpy only, so that everything may use it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -84,8 +85,7 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
         return scores
     (energy, present), (other_energy, other_present) = _by_cell(first, cells), _by_cell(second, cells)
     square = (energy @ other_present.T).clip(min=OVERLAP_FLOOR)
-    scores /= (square * (present @ other_energy.T).clip(min=OVERLAP_FLOOR)) ** 0.5
-    return scores
+    return scores / (square * (present @ other_energy.T).clip(min=OVERLAP_FLOOR)) ** 0.5
 
 
 def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
@@ -113,11 +113,17 @@ def shifted(templates: np.ndarray, cells: int, steps: int = 1) -> np.ndarray:
     grid = templates.reshape(*templates.shape[:-1], side, side, -1)
     edges = [(0, 0)] * (templates.ndim - 1) + [(steps, steps), (steps, steps), (0, 0)]
     padded = np.pad(grid, edges)
-    places = sorted(np.ndindex(2 * steps + 1, 2 * steps + 1), key=lambda place: place != (steps, steps))
     moved = [
-        padded[..., 2 * steps - y : 2 * steps - y + side, 2 * steps - x : 2 * steps - x + side, :] for y, x in places
+        padded[..., steps - down : steps - down + side, steps - right : steps - right + side, :]
+        for down, right in cell_shifts(steps)
     ]
-    return np.stack(moved, axis=-4).reshape(*templates.shape[:-1], len(places), -1)
+    return np.stack(moved, axis=-4).reshape(*templates.shape[:-1], len(moved), -1)
+
+
+def cell_shifts(steps: int) -> list[tuple[int, int]]:
+    """Rows down and columns right by which `shifted` moves a finger, in its order: none first."""
+    reach = range(-steps, steps + 1)
+    return sorted(itertools.product(reach, reach), key=lambda place: place != (0, 0))
 
 
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +33,7 @@ from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
-from fingerprint_accel.similarity import shifted, similarity
+from fingerprint_accel.similarity import cell_shifts, shifted, similarity
 from fingerprint_accel.training.saved_model import find_model, write_model, write_notes
 
 Image = Path | str | np.ndarray
@@ -112,8 +113,8 @@ class FingerprintExtractor(nn.Module):
 
     @property
     def search_poses(self) -> Poses:
-        """What of a probe is tried on the best candidates of a search; the network runs once."""
-        return Poses(cells=1) if self.cells else UPRIGHT
+        """What of a probe is tried on the best candidates of a search."""
+        return DENSE if self.cells else UPRIGHT
 
     @property
     def identity(self) -> str:
@@ -143,7 +144,7 @@ class FingerprintExtractor(nn.Module):
         embeddings = torch.stack(found, dim=1)
         if poses.cells:
             moved = shifted(embeddings.cpu().numpy(), self.cells, poses.cells)
-            embeddings = torch.from_numpy(moved).flatten(1, 2)
+            embeddings = torch.from_numpy(moved).flatten(1, 2).to(images.device)
         return embeddings if embeddings.shape[1] > 1 else embeddings[:, 0]
 
     def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -162,6 +163,22 @@ class FingerprintExtractor(nn.Module):
         inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
         found, _ = hypotheses(self.aligning.logits(inputs), count)
         return [turned_and_shifted(pose, float(self.preprocess_config.crop)) for pose in found.unbind(1)]
+
+    def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
+        """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
+        crop, device = float(self.preprocess_config.crop), images.device
+        tried = poses.all(crop, self.ppi, device)
+        number, cell = divmod(number, (2 * poses.cells + 1) ** 2)
+        hypothesis, turn = divmod(number, len(tried))
+        pose = tried[turn].repeated(len(images))
+        if poses.cells:  # a finger that lies further along the grid is seen from further back
+            cell_side = crop / math.isqrt(self.cells)
+            down, right = cell_shifts(poses.cells)[cell]
+            shift = torch.tensor([[-right * cell_side, -down * cell_side]], device=device).expand(len(images), -1)
+            still = torch.eye(2, device=device).expand(len(images), 2, 2)
+            pose = Pose(still, shift, None, crop).within(pose)
+        alignment = self.alignments(images, poses.hypotheses)[hypothesis]
+        return pose if alignment is None else pose.within(alignment)
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
         """images (B, canvas, canvas) uint8 -> all that the network says of them.

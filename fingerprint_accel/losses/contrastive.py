@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from fingerprint_accel.losses.exchange import gather, gather_with_gradient, place
-from fingerprint_accel.models.dense import masked_similarity
+from fingerprint_accel.similarity import masked_similarity
 
 
 def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0) -> torch.Tensor:

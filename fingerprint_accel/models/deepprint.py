@@ -138,15 +138,15 @@ class DeepPrint(nn.Module):
             deeper = through(self.texture_branch[: self.map_after], features, recompute)
             answer = through(self.texture_branch[self.map_after :], deeper, recompute)
             if self.config.cells:
-                dense, contact, norm = _masked(*answer)
+                dense, contact, length = _masked(*answer)
                 maps = self._map(deeper)
             else:
-                texture, norm = _unit(answer)
-            norms.append(norm)
+                texture, length = _unit(answer)
+            norms.append(length)
         if self.minutia_stem is not None and self.minutia_branch is not None:
             deeper = through(self.minutia_stem, features, recompute)
-            minutia, norm = _unit(through(self.minutia_branch, deeper, recompute))
-            norms.append(norm)
+            minutia, length = _unit(through(self.minutia_branch, deeper, recompute))
+            norms.append(length)
             maps = self._map(deeper)
         norm = None if self.training else torch.stack(norms).mean(dim=0)
         return Output(texture, minutia, maps, norm, dense, contact)
@@ -160,8 +160,12 @@ class DeepPrint(nn.Module):
         Only for networks with `needs_minutia_maps`.
         """
         assert self.minutia_map is not None, "a variant that draws no minutia map"
-        first = self.texture_branch[: self.map_after] if self.config.cells else self.minutia_stem
-        return self.minutia_map(first(self.stem(self.align(image))))
+        features = self.stem(self.align(image))
+        if self.config.cells and self.texture_branch is not None:
+            features = self.texture_branch[: self.map_after](features)
+        elif self.minutia_stem is not None:
+            features = self.minutia_stem(features)
+        return self.minutia_map(features)
 
 
 def _blocks(part: nn.Sequential) -> list[nn.Module]:

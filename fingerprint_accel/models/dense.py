@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fingerprint_accel.similarity import OVERLAP_FLOOR
-
 
 class DenseHead(nn.Module):
     """(B, C, h, w) -> a vector and a logit for each cell of a grid: (B, G, G, D) and (B, G, G).
@@ -50,20 +48,3 @@ def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torc
     cells = vectors.float().flatten(1, 2) * shown[:, :, None]
     embedding = cells.flatten(1)
     return F.normalize(embedding, dim=1), embedding.detach().norm(dim=1)
-
-
-def masked_similarity(first: torch.Tensor, second: torch.Tensor, cells: int) -> torch.Tensor:
-    """Cosines over the cells that both prints show; `similarity.similarity` with gradients.
-
-    Args:
-        first: (N, D) of unit length, cell by cell; a cell that a print does not show is zero.
-        second: (M, D).
-        cells: number of cells.
-
-    Returns:
-        (N, M) float32.
-    """
-    energies = [prints.unflatten(1, (cells, -1)).square().sum(dim=2) for prints in (first, second)]  # (N, C), (M, C)
-    shown = [(energy.detach() > 0).to(energy.dtype) for energy in energies]
-    squares = (energies[0] @ shown[1].T).clamp(min=OVERLAP_FLOOR) * (shown[0] @ energies[1].T).clamp(min=OVERLAP_FLOOR)
-    return first @ second.T * squares.rsqrt()

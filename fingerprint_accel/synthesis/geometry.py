@@ -52,12 +52,13 @@ def contact_cells(skin: torch.Tensor) -> torch.Tensor:
     Areas are counted in whole numbers, so a print has the same cells in any batch and on any device.
     """
     size = skin.shape[-1]
-    shares = _cell_shares(size, skin.device)
+    shares = cell_shares(size, skin.device)
     return 2 * (shares @ skin.float() @ shares.T) >= size**2  # of a cell: (size / GRID) ** 2 pixels of GRID ** 2 each
 
 
 @lru_cache(maxsize=16)
-def _cell_shares(size: int, device: torch.device) -> torch.Tensor:
+@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
+def cell_shares(size: int, device: torch.device) -> torch.Tensor:
     """(GRID, size): what part of each pixel along one side lies in each cell, in units of 1 / GRID pixel."""
     shares = overlaps(np.arange(GRID + 1) * size, np.arange(size + 1) * GRID)
     return torch.from_numpy(shares).float().to(device)

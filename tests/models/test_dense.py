@@ -7,8 +7,8 @@ from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, mask_loss
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.dense import DenseHead, masked_embedding, masked_similarity
-from fingerprint_accel.similarity import OVERLAP_FLOOR
+from fingerprint_accel.models.dense import DenseHead, masked_embedding
+from fingerprint_accel.similarity import masked_similarity
 
 SMALL = ModelConfig(variant="LocDense", trunk="compact", embedding_dim=128, grid=4, width=8, dropout=0.0)
 
@@ -36,22 +36,6 @@ def test_cells_that_are_not_shown_are_zero_and_none_is_empty():
     assert float(norm[0]) == pytest.approx(float(vectors[0, :2].norm()), rel=1e-5)
 
 
-def test_similarity_counts_the_cells_that_both_show():
-    """Against a loop over pairs."""
-    torch.manual_seed(0)
-    contact = torch.randn(6, 4, 4)
-    embedding, _ = masked_embedding(torch.randn(6, 4, 4, 3), contact)
-    found = masked_similarity(embedding[:3], embedding[3:], 16)
-    cells = embedding.unflatten(1, (16, 3))
-    for i in range(3):
-        for j in range(3):
-            first, second = cells[i], cells[3 + j]
-            both = (first != 0).any(dim=1) & (second != 0).any(dim=1)
-            squares = [max(float(each[both].square().sum()), OVERLAP_FLOOR) for each in (first, second)]
-            wanted = float((first * second).sum()) / (squares[0] * squares[1]) ** 0.5
-            assert float(found[i, j]) == pytest.approx(wanted, abs=1e-6)
-
-
 def test_half_a_print_is_as_similar_as_a_whole_one():
     vectors, contact = torch.randn(1, 4, 4, 3), torch.ones(1, 4, 4)
     whole, _ = masked_embedding(vectors, contact)
@@ -77,6 +61,9 @@ def test_variants_on_every_trunk(trunk, size):
 def test_every_weight_learns_from_prints_that_know_how_they_lie():
     torch.manual_seed(0)
     model = DeepPrint(SMALL, map_size=32)
+    for parameter in model.parameters():
+        if not parameter.any():  # layers that start at zero hold back the gradients of those before them
+            torch.nn.init.normal_(parameter, std=0.1)
     loss = DeepPrintLoss(LossConfig(contrastive_weight=1.0), model.branch_dims, 3, 0.0, True, SMALL.cells)
     finger = torch.tensor([0, 0, 1, 2])
     pose, contact = 0.1 * torch.randn(4, 3), (torch.rand(4, 32, 32) > 0.3).float()
@@ -84,7 +71,7 @@ def test_every_weight_learns_from_prints_that_know_how_they_lie():
     wanted = {"identity_dense", "center_dense", "contrastive_dense", "minutia_map", "pose", "mask"}
     assert set(result.parts) == wanted
     result.total.backward()
-    silent = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.abs().sum()]
+    silent = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()]
     assert not silent
 
 
