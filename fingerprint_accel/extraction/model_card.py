@@ -9,8 +9,7 @@ import yaml
 from fingerprint_accel import __version__
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.extraction.calibration import NOTE, Calibration, Way
-from fingerprint_accel.extraction.model_index import NOTE as METRICS
-from fingerprint_accel.extraction.model_index import Metric, model_index, noted_metrics
+from fingerprint_accel.extraction.model_index import Metric, compared, model_index, noted_metrics
 
 CARD = """---
 {front_matter}---
@@ -103,7 +102,7 @@ def calibration_section(calibration: Calibration) -> str:
 def _rows(way: Way) -> list[list[str]]:
     """A line for each rate; what they share stands in the first."""
     counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
-    shared = [way.title, *counts, f"{way.eer:.2%}"]
+    shared = [compared(way.poses), *counts, f"{way.eer:.2%}"]
     rates = [
         [f"{100 * float(rate):g} %", f"{value:.4f}", f"{way.fnmr[rate]:.2%}"] for rate, value in way.thresholds.items()
     ]

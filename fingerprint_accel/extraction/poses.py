@@ -10,11 +10,13 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fingerprint_accel.errors import require
 from fingerprint_accel.preprocess.augment import Pose
 from fingerprint_accel.preprocess.pipeline import MM_PER_INCH
+from fingerprint_accel.similarity import masked_similarity
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,18 @@ class Agreement:
     similarity: float
     reference: int
     probe: int
+
+
+def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> Agreement:
+    """`similarity` of two prints, and the poses in which it was reached.
+
+    Args:
+        reference, probe: (P, D) float32 of unit length, the print as it is first.
+        cells: of dense templates, as in `similarity`; others have 0.
+    """
+    turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
+    turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
+    i, j = int(turned_reference.argmax()), int(turned_probe.argmax())
+    if turned_reference[i] > turned_probe[j]:
+        return Agreement(float(turned_reference[i]), i, 0)
+    return Agreement(float(turned_probe[j]), 0, j)
