@@ -9,6 +9,7 @@ import yaml
 from fingerprint_accel import __version__
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.extraction.calibration import NOTE, Calibration, Way
+from fingerprint_accel.extraction.model_index import NOTE as METRICS
 from fingerprint_accel.extraction.model_index import Metric, compared, model_index, noted_metrics
 
 CARD = """---
