@@ -14,7 +14,6 @@ from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.curve import resolvable
 from fingerprint_accel.evaluation.measuring import PROTOCOL, RATES, embedded, measure
-from fingerprint_accel.evaluation.pose_sweep import sample_of_fingers
 from fingerprint_accel.evaluation.protocols import Scores, comparisons
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
@@ -28,7 +27,6 @@ from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.saved_model import MODEL, SavedModel, find_model
 
 MOST_PRINTS = 10_000  # that are compared as they are
-MOST_SHIFTED = 2000  # that are compared with shifts by whole cells
 FEWEST_FINGERS = 20  # from which `calibrate_command` centres: the mean of fewer is more of them than of the sensor
 
 
@@ -89,9 +87,6 @@ def calibrate(
     cells, branches = extractor.cells, len(extractor.model.branch_dims) if center else 0
     embeddings, fingers = embedded(extractor, prints, UPRIGHT, most, progress)
     ways = [measure(embeddings, fingers, cells, branches)]
-    if cells:  # as `search` compares; without this way it would show no decision
-        rows = sample_of_fingers(fingers, MOST_SHIFTED)
-        ways.append(measure(embeddings[rows], fingers[rows], cells, branches, extractor.search_poses.cells))
     text = as_text(mean_template(embeddings[:, 0], cells)) if center else ""
     most_posed = most_with_poses(extractor) if most_posed is None else most_posed
     if most_posed:
