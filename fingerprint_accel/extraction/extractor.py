@@ -113,8 +113,8 @@ class FingerprintExtractor(nn.Module):
 
     @property
     def search_poses(self) -> Poses:
-        """What of a probe is tried on the best candidates of a search."""
-        return DENSE if self.cells else UPRIGHT
+        """What of a probe is tried on the best candidates of a search; thresholds of the usual poses hold for them."""
+        return self.usual_poses if self.cells else UPRIGHT
 
     @property
     def identity(self) -> str:

@@ -17,10 +17,12 @@ from fingerprint_accel.evaluation import calibration, measuring
 from fingerprint_accel.evaluation.calibration import calibrate, calibrate_command, has_synthetic
 from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.protocols import score_protocol
-from fingerprint_accel.extraction.calibration import Calibration
+from fingerprint_accel.extraction.calibration import Calibration, decision_basis
+from fingerprint_accel.extraction.centring import mean_template
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.similarity import shifted
 from fingerprint_accel.training.saved_model import find_model
 
 
@@ -206,22 +208,27 @@ def test_a_model_is_not_centred_where_that_is_not_wanted_or_fingers_are_few(mode
     assert "templates are not centred: 10 fingers are too few" in capsys.readouterr().out
 
 
-def test_dense_models_are_calibrated_as_search_compares_too(many_fingers):
+def test_dense_models_are_centred_before_templates_are_shifted_by_cells(many_fingers):
+    """The record of an aligning model holds what its extractor gives afterwards, for `compare` and `search` alike."""
     torch.manual_seed(0)
-    network = ModelConfig(variant="Dense", trunk="compact", width=8, embedding_dim=64, grid=4)
+    network = ModelConfig(variant="LocDense", trunk="compact", width=8, embedding_dim=64, grid=4)
     extractor = FingerprintExtractor(network, PreprocessConfig(crop=48, size=32), ppi=300, canvas=64)
     prints = subset_of_fingers(many_fingers, np.ones(24, bool))
-    found = calibrate(extractor, prints, "many", most_posed=6, progress=False)
-    assert [way.poses for way in found.ways][:2] == [1, 9]
-    vectors = extractor.extract(many_fingers, poses=extractor.search_poses, progress=False)
-    assert vectors.shape == (72, 9, 64)
+    poses = extractor.search_poses
+    assert poses == extractor.usual_poses
+    found = calibrate(extractor, prints, "many", most_posed=72, progress=False)
+    assert [way.poses for way in found.ways] == [1, len(poses)]
+    vectors = extractor.extract(many_fingers, poses=poses, progress=False)
     scores = score_protocol("all-pairs", vectors, many_fingers.fingers, many_fingers.impressions, cells=16)
-    threshold = found.way(9).thresholds["0.01"]
-    assert 0 <= (scores.nonmated >= threshold).mean() <= 0.01
+    threshold = found.way(len(poses)).thresholds["0.01"]
+    assert (scores.nonmated >= threshold).mean() <= 0.01
     assert (scores.nonmated >= threshold - 2e-4).mean() >= 0.0095
+    assert decision_basis(extractor.notes, len(poses)).thresholds == found.way(len(poses)).thresholds
+    upright = vectors[:, 0]
     calibrate(extractor, prints, "many", most_posed=0, progress=False, center=True)
-    assert extractor.center.shape == (64,)
-    assert 0 < float(extractor.center.norm()) < 1.01
+    np.testing.assert_allclose(extractor.center, mean_template(upright, 16), atol=1e-5)
+    moved = extractor.extract(many_fingers, poses=poses, progress=False)
+    np.testing.assert_allclose(moved[:, :9], shifted(moved[:, 0], 16), atol=1e-6)
 
 
 def tiny_run(data, out):

@@ -104,7 +104,6 @@ def test_a_model_keeps_its_centre_and_is_another_model_with_it(extractor, tmp_pa
     after, _ = extractor.with_quality(canvases)
     np.testing.assert_allclose(after, centred(before, torch.from_numpy(center), 2, 0), atol=1e-6)
     assert torch.equal(after, extractor(canvases))
-    assert off_diagonal((after @ after.T).numpy()) < off_diagonal((before @ before.T).numpy()) - 0.01
     assert extractor.identity != identity
     extractor.save_pretrained(tmp_path / "model")
     again = FingerprintExtractor.from_pretrained(tmp_path / "model")
