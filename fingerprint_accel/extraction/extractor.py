@@ -164,6 +164,7 @@ class FingerprintExtractor(nn.Module):
         found, _ = hypotheses(self.aligning.logits(inputs), count)
         return [turned_and_shifted(pose, float(self.preprocess_config.crop)) for pose in found.unbind(1)]
 
+    @torch.no_grad()
     def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
         """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
         crop, device = float(self.preprocess_config.crop), images.device

@@ -134,14 +134,13 @@ class DeepPrint(nn.Module):
         recompute = self.config.recompute and self.training
         features = through(self.stem, image, recompute)
         norms = []
-        if self.texture_branch is not None:
+        if self.texture_branch is not None and self.config.cells:
             deeper = through(self.texture_branch[: self.map_after], features, recompute)
-            answer = through(self.texture_branch[self.map_after :], deeper, recompute)
-            if self.config.cells:
-                dense, contact, length = _masked(*answer)
-                maps = self._map(deeper)
-            else:
-                texture, length = _unit(answer)
+            dense, contact, length = _masked(*through(self.texture_branch[self.map_after :], deeper, recompute))
+            norms.append(length)
+            maps = self._map(deeper)
+        elif self.texture_branch is not None:
+            texture, length = _unit(through(self.texture_branch, features, recompute))
             norms.append(length)
         if self.minutia_stem is not None and self.minutia_branch is not None:
             deeper = through(self.minutia_stem, features, recompute)
