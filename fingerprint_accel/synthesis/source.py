@@ -21,7 +21,6 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.minutiae import Minutiae
-from fingerprint_accel.synthesis.pose import finger_pose
 from fingerprint_accel.synthesis.sensors import DEFAULT, Style
 from fingerprint_accel.synthesis.skin import Masters, join, numbered_masters
 
@@ -200,11 +199,6 @@ class SyntheticPrints:
         prints = render(self.masters, which, keys, self.spec.style)
         known = (prints.pose, prints.contact) if truth else (None, None)
         return Batch(prints.image, which, prints.minutiae, prints.count, index, epoch, *known)
-
-    def poses(self, samples: np.ndarray, epochs: np.ndarray) -> torch.Tensor:
-        """(B, 3) `synthesis.pose.finger_pose` of the prints that `read` renders for the same arguments."""
-        _, _, which, impression = self._which(samples, epochs)
-        return finger_pose(self.spec.seed, self.numbers[which], impression, self.spec.style)
 
     def _which(
         self, samples: np.ndarray, epochs: np.ndarray
