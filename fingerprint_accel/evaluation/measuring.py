@@ -20,7 +20,7 @@ from fingerprint_accel.extraction.poses import Poses
 from fingerprint_accel.similarity import shifted
 from fingerprint_accel.training.data import PrintSource
 
-RATES = (1e-2, 1e-3, 1e-4)
+RATES = (1e-2, 1e-3, 1e-4, 1e-5)
 PROTOCOL = "all-pairs"
 DIGITS = 10_000  # thresholds are rounded up to four digits, so that the rate holds for what is kept
 BATCH = 64

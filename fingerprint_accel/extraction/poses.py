@@ -72,7 +72,7 @@ USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
 """What touches differ by."""
 ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
 """What an aligning network errs by."""
-DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2, cells=1)
+DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
 """The same for dense embeddings."""
 
 

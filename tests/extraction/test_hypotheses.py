@@ -1,4 +1,4 @@
-"""Prints in several poses of a dense model: hypotheses, turns and whole cells, and which pose an embedding stands for."""
+"""A print in several poses of a dense model, and which pose an embedding stands for."""
 
 import numpy as np
 import pytest
