@@ -69,7 +69,7 @@ def test_rates(extractor: FingerprintExtractor, prints: Prints) -> dict[str, flo
         rows = np.flatnonzero(~is_for_training(fingers))
         images = torch.from_numpy(np.stack([canvases[row] for row in rows]))
         embeddings = torch.cat([extractor(part, extractor.usual_poses) for part in images.split(20)]).numpy()
-        scores = all_pairs(embeddings, fingers[rows], impressions[rows])
+        scores = all_pairs(embeddings, fingers[rows], impressions[rows], extractor.cells)
         rates[name] = compute_metrics(scores.mated, scores.nonmated).eer
     return rates
 

@@ -83,11 +83,11 @@ def measured(
     for images in extractor.batches(prints, ppi, progress=sys.stderr.isatty()):
         output = extractor.network(images)
         area = ridge_area(images, extractor.ppi, extractor.preprocess_config.crop)
-        embeddings.append(output.embedding.cpu())
+        embeddings.append(extractor.centred(output.embedding).cpu())
         scores = [print_quality(area, output.norm, usual), area, output.norm]
         found.append(torch.stack(scores).cpu())
     both, area, norm = torch.cat(found, dim=1).numpy()
-    scores = all_pairs(torch.cat(embeddings).numpy(), fingers, impressions)
+    scores = all_pairs(torch.cat(embeddings).numpy(), fingers, impressions, extractor.cells)
     threshold = sorted_curve(scores.mated, scores.nonmated).fnmr_at_fmr(FMR)[1]
     by_chance = np.random.default_rng(0).random(len(both))
     qualities = {"ridge area and norm": both, "ridge area alone": area, "norm alone": norm, "by chance": by_chance}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -25,18 +24,24 @@ import torch
 from fingerprint_accel.data.shard_writing import file_sha256
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.outputs import FolderKind, check_folder, locked
+from fingerprint_accel.extraction.gallery_files import (
+    FACTS,
+    KIND,
+    PART_NAME,
+    as_facts,
+    part_files,
+    read_facts,
+    read_part,
+)
+from fingerprint_accel.outputs import check_folder, locked
 from fingerprint_accel.similarity import masked_similarity
 
-FORMAT_VERSION = 1
-FACTS = "gallery.json"
 BLOCK = 65_536  # references compared at a time
 CELL = 128  # references of which only the best is looked at first
 PROBES = 256  # compared at a time
 RESCORED = 1000  # candidates of a probe with several hypotheses that are compared with all of them
 SAME = 0.9999  # similarity from which two embeddings are of one image: other hardware rounds otherwise
 PATIENCE = 60.0  # seconds to wait for another enrolment to write its file
-_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Gallery:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        facts = _facts(self.folder)
+        facts = read_facts(self.folder)
         if facts is None:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
         self.dims, self.model, self.cells = facts
@@ -78,8 +83,8 @@ class Gallery:
 
     def _open_parts(self) -> None:
         """Opens the files that are there now."""
-        files = _part_files(self.folder)
-        self.part_names, self._parts = [path.name for path in files], [_read_part(path, self.dims) for path in files]
+        files = part_files(self.folder)
+        self.part_names, self._parts = [path.name for path in files], [read_part(path, self.dims) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
@@ -94,7 +99,7 @@ class Gallery:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            write_file(staged / FACTS, json.dumps(_as_facts(dims, model, cells), indent=2) + "\n")
+            write_file(staged / FACTS, json.dumps(as_facts(dims, model, cells), indent=2) + "\n")
             staged.rename(folder)  # takes the place of an empty folder, and of no other
         except OSError as error:
             if folder.exists():
@@ -171,7 +176,7 @@ class Gallery:
                     writer.write_batch(batch)
                 file.flush()
                 os.fsync(file.fileno())
-            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := PART_NAME.fullmatch(path.name))]
             number = max(numbers, default=-1) + 1
             path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
             temporary.rename(path)
@@ -199,7 +204,7 @@ class Gallery:
 
     @property
     def _facts(self) -> dict[str, int | str]:
-        return _as_facts(self.dims, self.model, self.cells)
+        return as_facts(self.dims, self.model, self.cells)
 
     def _part(self, number: int) -> np.ndarray:
         """(n, D) float32, a view of the file."""
@@ -225,8 +230,8 @@ class Gallery:
         Raises:
             UserError: one differs.
         """
-        for path in _part_files(self.folder):
-            match = _NAME.fullmatch(path.name)
+        for path in part_files(self.folder):
+            match = PART_NAME.fullmatch(path.name)
             if match is None or file_sha256(path)[:16] != match[2]:
                 raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again")
 
@@ -300,42 +305,3 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)
-
-
-def _as_facts(dims: int, model: str, cells: int) -> dict[str, int | str]:
-    return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
-
-
-def _read_facts(facts: dict[str, int | str]) -> tuple[int, str, int]:
-    return int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0))  # older galleries do not name cells
-
-
-def _facts(folder: Path) -> tuple[int, str, int] | None:
-    """Length of the embeddings, model and cells of a gallery folder, from `gallery.json` or, where that is lost, from a
-    file of prints; None where neither says."""
-    try:
-        return _read_facts(json.loads((folder / FACTS).read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    try:
-        path = _part_files(folder)[0]
-        return _read_facts(json.loads(pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"gallery"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
-        return None
-
-
-KIND = FolderKind("a gallery folder", lambda folder: _facts(folder) is not None, ".*", whole=False)
-
-
-def _part_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-
-
-def _read_part(path: Path, dims: int) -> pa.RecordBatch:
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again") from error
-    if batch.schema.field("embedding").type.list_size != dims:
-        raise UserError(f"{path}: belongs to another gallery")
-    return batch

@@ -14,7 +14,8 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.calibration import Basis, decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
-from fingerprint_accel.extraction.gallery import KIND, Gallery
+from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery_files import KIND
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.similarity import fused
 

@@ -115,7 +115,9 @@ def test_a_model_keeps_its_centre_and_is_another_model_with_it(extractor, tmp_pa
     assert again.identity == identity
 
 
-@pytest.mark.parametrize("text", ["nonsense", as_text(np.zeros(8)), as_text(np.full(16, np.nan))])
+@pytest.mark.parametrize(
+    "text", ["nonsense", as_text(np.zeros(8)), as_text(np.full(16, np.nan))], ids=["no base64", "short", "nan"]
+)
 def test_a_centre_that_cannot_be_read_is_named(text, extractor):
     extractor.notes = {"calibration": Calibration("scans", False, "all-pairs", center=text).values()}
     with pytest.raises(UserError, match=r"centre cannot be read \(it takes 16 numbers\)"):
