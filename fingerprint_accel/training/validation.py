@@ -82,7 +82,7 @@ def embed(
     gathered = accelerator.gather(torch.cat(parts)).cpu()
     found = torch.empty(count, gathered.shape[1])
     found[gathered_index] = gathered
-    return Embedded(found[:, :-3], torch.from_numpy(subset.labels), found[:, -3:])
+    return Embedded(found[:, :-3].contiguous(), torch.from_numpy(subset.labels), found[:, -3:].contiguous())
 
 
 def validate(
