@@ -95,9 +95,9 @@ class SavedModel:
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
         ours, theirs = to_dict(self.model), to_dict(model)
-        shape = ["trunk", "width", "norm"]
-        if not self.starts(model):
-            shape += ["variant", "embedding_dim", "grid"]
+        shape = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
+        if self.starts(model):
+            shape = ("trunk", "width", "norm")
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
         if differing:
             raise UserError(
