@@ -2,8 +2,8 @@
 
 python benchmarks/finetune.py --data FOLDER --out finetune.json
 
-FOLDER holds the sets of `benchmarks/real.py`. One run trains on the first five fingers of every set; the other five are
-compared within their set, before and after. For demonstration: released models never see these fingers.
+FOLDER holds the sets of `benchmarks/real_sets.py`. One run trains on the first half of the fingers of every set; the
+others are compared within their set, before and after. For demonstration: released models never see these fingers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from real import SETS, mean_of_real
+from real_sets import SETS, mean_of_real
 from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
@@ -69,7 +69,7 @@ def test_rates(extractor: FingerprintExtractor, prints: Prints) -> dict[str, flo
         rows = np.flatnonzero(~is_for_training(fingers))
         images = torch.from_numpy(np.stack([canvases[row] for row in rows]))
         embeddings = torch.cat([extractor(part, extractor.usual_poses) for part in images.split(20)]).numpy()
-        scores = all_pairs(embeddings, fingers[rows], impressions[rows])
+        scores = all_pairs(embeddings, fingers[rows], impressions[rows], extractor.cells)
         rates[name] = compute_metrics(scores.mated, scores.nonmated).eer
     return rates
 

@@ -65,12 +65,19 @@ class Nbis:
 
     def extract(self, grey: np.ndarray) -> Found:
         """Minutiae of the boosted image, quality of the image as it is; (H, W) uint8 at 500 ppi."""
-        found = self._detector.extract_minutiae(_png(contrast_boost(grey)))
+        found = self._boosted(grey)
         rows = [(m.x(), m.y(), math.radians(m.angle()), m.reliability(), m.kind().value) for m in found.get()]
         table = np.array(rows, np.float64).reshape(-1, 5)
         return Found(
             table[:, :4], table[:, 4].astype(np.int64), bytes(found.to_iso_19794_2_2005()), self._quality(grey)
         )
+
+    def template(self, grey: np.ndarray) -> bytes:
+        """The template of `extract` alone, in a fifth of the time; (H, W) uint8 at 500 ppi."""
+        return bytes(self._boosted(grey).to_iso_19794_2_2005())
+
+    def _boosted(self, grey: np.ndarray) -> Any:
+        return self._detector.extract_minutiae(_png(contrast_boost(grey)))
 
     def _quality(self, grey: np.ndarray) -> float:
         try:

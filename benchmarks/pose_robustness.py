@@ -46,7 +46,7 @@ def fnmr(extractor: FingerprintExtractor, shards: Shards, angle: float, poses: P
         still = np.zeros(len(references)), np.zeros((len(references), 2))
         reference = embed_moved(extractor, shards, references, *still, BATCH, UPRIGHT, bar)
         probe = embed_moved(extractor, shards, probes, degrees, np.zeros((len(probes), 2)), BATCH, poses, bar)
-    scores = similarity(reference, probe)
+    scores = similarity(reference, probe, extractor.cells)
     mated = fingers[first][:, None] == fingers[~first][None]
     metrics = compute_metrics(scores[mated], scores[~mated])
     assert metrics.fmr1000 is not None, "enough fingers"

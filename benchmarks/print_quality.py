@@ -2,10 +2,10 @@
 
 python benchmarks/print_quality.py --data FOLDER --dataset datasets/mixed --out print_quality.json
 
-FOLDER as of benchmarks/real.py; besides, or instead, any dataset folder. For every set the threshold is that of FMR 1 %
-over all of its prints; then the worst prints of the set are left out and the threshold stays (error versus reject;
-Grother and Tabassi 2007, "Performance of Biometric Quality Measures"). Rates are those of the mated comparisons of all
-sets together.
+FOLDER as of benchmarks/real_sets.py; besides, or instead, any dataset folder. For every set the threshold is that of
+FMR 1 % over all of its prints; then the worst prints of the set are left out and the threshold stays (error versus
+reject; Grother and Tabassi 2007, "Performance of Biometric Quality Measures"). Rates are those of the mated comparisons
+of all sets together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from real import read_set, sets_in
+from real_sets import read_set, sets_in
 from results_file import check_results, write_results
 
 from fingerprint_accel.data.shards import Shards, open_dataset
@@ -83,11 +83,11 @@ def measured(
     for images in extractor.batches(prints, ppi, progress=sys.stderr.isatty()):
         output = extractor.network(images)
         area = ridge_area(images, extractor.ppi, extractor.preprocess_config.crop)
-        embeddings.append(output.embedding.cpu())
+        embeddings.append(extractor.centred(output.embedding).cpu())
         scores = [print_quality(area, output.norm, usual), area, output.norm]
         found.append(torch.stack(scores).cpu())
     both, area, norm = torch.cat(found, dim=1).numpy()
-    scores = all_pairs(torch.cat(embeddings).numpy(), fingers, impressions)
+    scores = all_pairs(torch.cat(embeddings).numpy(), fingers, impressions, extractor.cells)
     threshold = sorted_curve(scores.mated, scores.nonmated).fnmr_at_fmr(FMR)[1]
     by_chance = np.random.default_rng(0).random(len(both))
     qualities = {"ridge area and norm": both, "ridge area alone": area, "norm alone": norm, "by chance": by_chance}

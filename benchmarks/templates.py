@@ -2,7 +2,7 @@
 
 python benchmarks/templates.py --data FOLDER --out templates.json
 
-FOLDER as of benchmarks/real.py. Prints are compared as they are, without poses, every one with every other.
+FOLDER as of benchmarks/real_sets.py. Prints are compared as they are, without poses, every one with every other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
-from real import SETS, Prints, mean_of_real, read_set, sets_in
+from real_sets import SETS, Prints, mean_of_real, read_set, sets_in
 from results_file import check_results, write_results
 
 from fingerprint_accel.errors import one_line_errors
@@ -30,20 +30,20 @@ KINDS: tuple[Kind, ...] = ("float32", "int8", "binary")
 def rates(vectors: np.ndarray, prints: Prints, template: TemplateFormat, branches: int) -> tuple[float, float]:
     """EER, and TAR at FAR 1 %, of embeddings (N, D) that have been stored in a format."""
     stored = template.encode(shortened(vectors, template.length, branches))
-    scores = all_pairs(template.decode(stored), prints.fingers, prints.impressions)
+    scores = all_pairs(template.decode(stored), prints.fingers, prints.impressions, template.cells)
     metrics = compute_metrics(scores.mated, scores.nonmated)
     return metrics.eer, metrics.tar[0.01]
 
 
 def measured(extractor: FingerprintExtractor, data: Path) -> list[dict]:
-    """A row for each format: kind, numbers, bytes, rates by set."""
+    """A row for each format: kind, numbers, bytes, rates by set. Dense templates are not cut."""
     dims, branches = extractor.model.config.embedding_dim, len(extractor.model.branch_dims)
     sets = {name: (read_set(data / name), known.ppi) for name, known in sets_in(data).items()}
     embedded = {name: extractor.extract(prints.paths, ppi) for name, (prints, ppi) in sets.items()}
     rows = []
     for kind in KINDS:
-        for share in SHARES:
-            template = TemplateFormat(kind, dims // share)
+        for share in SHARES[:1] if extractor.cells else SHARES:
+            template = TemplateFormat(kind, dims // share, extractor.cells)
             found = {name: rates(embedded[name], sets[name][0], template, branches) for name in sets}
             rows.append({"kind": kind, "numbers": template.length, "bytes": template.bytes, "rates": found})
     return rows

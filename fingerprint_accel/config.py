@@ -22,7 +22,7 @@ from fingerprint_accel.errors import UserError, require
 
 __all__ = ["AugmentConfig", "PreprocessConfig", "TrainingConfig"]  # where all knobs are found
 
-Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu"]
+Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu", "Dense", "LocDense"]
 Trunk = Literal["inception_v4", "compact", "vit_small", "vit_base", "flx"]
 
 
@@ -70,25 +70,27 @@ class ModelConfig:
     exported model. The prints need the ppi and canvas of those it was trained on. Heads start afresh: the fingers are
     others. Empty: random weights."""
     variant: Variant = "TexMinu"
-    """DeepPrint variant: texture branch, minutia branch, or both; `Loc` puts the aligning network in front."""
+    """DeepPrint variant: texture branch, minutia branch, or both; `Dense` describes the finger cell by cell, and prints
+    are compared where both show it; `Loc` puts the aligning network in front."""
     trunk: Trunk = "inception_v4"
     """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `vit_small` and
     `vit_base` are vision transformers; `flx` is Inception v4 as flx builds it, for its weights: no activations in
     minutia branch, map decoder and aligning network."""
     embedding_dim: int = 512
     """Length of the whole embedding; variants with two branches give each half."""
+    grid: int = 8
+    """Cells along each side of the square that the dense variants describe; they share the embedding's numbers."""
     width: int = 32
     """Channels of the compact trunk's first stage; `vit_small` has 12 times as many in every layer, `vit_base` 24."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of the compact trunk; `group` makes results independent of the batch."""
     dropout: float = 0.2
     """Dropout in front of the embedding layers."""
-    localization_max_degrees: float = 60.0
-    """Largest rotation of the aligning network, degrees."""
-    localization_max_translation: float = 0.25
-    """Largest shift of the aligning network, as a share of the input's side."""
     localization_frozen: bool = False
-    """Leave the aligning network as it starts (`start_from`): it was taught apart, and the rest learns behind it."""
+    """Leave the aligning network as it starts (`start_from`); the rest learns behind it."""
+    stem_frozen: bool = False
+    """Leave the first layers as they start (`start_from`), those in front of the branches and, of a dense variant, of
+    the minutia map: less work for a trunk that knows ridges."""
     trunk_frozen: bool = False
     """Leave everything but the last layer of each branch as it starts (`start_from`): for a few fingers of your own."""
     recompute: bool = False
@@ -97,13 +99,25 @@ class ModelConfig:
 
     @property
     def needs_minutia_maps(self) -> bool:
-        """Whether the network has a minutia branch, which learns to draw minutia maps."""
-        return "Minu" in self.variant
+        """Whether the network learns to draw minutia maps."""
+        return "Minu" in self.variant or self.cells > 0
+
+    @property
+    def cells(self) -> int:
+        """Number of cells of a dense embedding, 0 for the other variants."""
+        return self.grid**2 if self.variant.endswith("Dense") else 0
 
     def __post_init__(self) -> None:
         both = self.variant.endswith("TexMinu")
         require(self.embedding_dim >= 2, "model.embedding_dim must be at least 2")
         require(not both or self.embedding_dim % 2 == 0, f"model.embedding_dim must be even for {self.variant}")
+        require(self.grid >= 1, "model.grid must be at least 1")
+        require(
+            self.cells == 0 or self.embedding_dim % self.cells == 0,
+            f"model.embedding_dim {self.embedding_dim} must be a multiple of the {self.cells} cells of model.grid "
+            f"{self.grid}",
+        )
+        require(self.cells == 0 or self.trunk != "flx", f"model.variant {self.variant}: not with trunk flx")
         require(self.width >= 8 and self.width % 8 == 0, "model.width must be a positive multiple of 8")
         require(0 <= self.dropout < 1, "model.dropout must be at least 0 and below 1")
         require(
@@ -144,6 +158,11 @@ class LossConfig:
     contrastive_weight: float = 0.0
     """Weight of the InfoNCE term; it learns from fingers with several prints in a micro-batch
     (`reading.impressions_per_finger`)."""
+    mask_weight: float = 1.0
+    """Weight of the loss by which dense variants learn which cells a print shows."""
+    pose_weight: float = 1.0
+    """Weight of the loss by which the aligning network learns where a finger lies, from prints that know it: synthetic
+    ones."""
     contrastive_temperature: float = 0.1
     """Temperature of the InfoNCE term: smaller looks at the most similar other fingers only."""
     nested: tuple[int, ...] = ()
@@ -155,7 +174,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(self.scale > 0, "loss.scale must be above 0")
         require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
-        weights = ("identity_weight", "center_weight", "minutia_map_weight", "contrastive_weight")
+        weights = tuple(
+            f"{name}_weight" for name in ("identity", "center", "minutia_map", "contrastive", "mask", "pose")
+        )
         for name in (*weights, "margin", "margin_start", "margin_ramp"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
         rising = all(low < high for low, high in zip((0, *self.nested), self.nested, strict=False))
@@ -213,6 +234,10 @@ class Config:
         require(
             not self.model.trunk_frozen or self.model.start_from != "",
             "model.trunk_frozen keeps what it starts from: give --model.start-from a trained network",
+        )
+        require(
+            not (self.loss.nested and self.model.cells),
+            "loss.nested: the beginning of a dense embedding is only the top of the finger; leave it out",
         )
         branch = self.model.embedding_dim // (2 if self.model.variant.endswith("TexMinu") else 1)
         require(

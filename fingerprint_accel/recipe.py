@@ -57,6 +57,7 @@ def export(run: Run) -> None:
     from fingerprint_accel.evaluation.calibration import calibrate_export
     from fingerprint_accel.extraction.calibration import NOTE
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
+    from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
     from fingerprint_accel.synthesis.source import is_source
 
     extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
@@ -67,7 +68,23 @@ def export(run: Run) -> None:
             source = run.config.reading.validation_data or run.config.data
             name = source if is_source(source) else Path(source).resolve().name
             calibrate_export(extractor, run.validation, f"validation fingers of {name}")
+    if run.bare.model.needs_minutia_maps and not learns_maps(run):
+        extractor.notes[UNTRAINED] = True
     extractor.save_pretrained(run.folder / "model")
+
+
+def learns_maps(run: Run) -> bool:
+    """Whether the network learns to draw minutia maps, or starts from one that did."""
+    if run.config.loss.minutia_map_weight > 0 and run.train.with_minutiae > 0:
+        return True
+    from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
+    from fingerprint_accel.training.saved_model import find_model
+
+    start = run.config.model.start_from
+    if not start:
+        return False
+    saved = find_model(start)
+    return saved.model.needs_minutia_maps and UNTRAINED not in saved.notes
 
 
 def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:

@@ -1,39 +1,52 @@
-"""How alike embeddings are: cosines, the best over poses where prints were embedded in several.
+"""How alike templates are: cosines, over the cells that both prints have where templates are dense.
+
+A dense template is a vector of unit length. It holds the cells of a square grid on the finger, row by row, with equally
+many numbers each. A cell that the print does not show is all zeros, and only such a cell is: the mask is implied, and
+plain dot products still work. `cells` is the number of cells, 0 for templates that are not dense.
 
 A leaf module: it imports numpy only, so that everything may use it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from typing import Any
+
 import numpy as np
 
+OVERLAP_FLOOR = 0.1
+"""What the squared norm of a print over the cells that it shares with another counts at least; over all of its cells it
+is 1. Without a floor two prints that share a single cell could look like a match."""
 _GATHERED_BYTES = 2**27  # of embeddings that are gathered for listed pairs at a time
+_BLOCK_BYTES = 2**26  # of squared norms, and of templates that are squared, at a time
 
 
-def similarity(reference: np.ndarray, probe: np.ndarray) -> np.ndarray:
+def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.ndarray:
     """Best cosine of one print as it is with the other in any pose, tried both ways around.
 
     Args:
         reference: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
         probe: (M, P, D) or (M, D).
+        cells: of dense templates, which are compared over the cells that both prints have; see `masked_similarity`.
 
     Returns:
         (N, M) float32.
     """
     reference, probe = _with_poses(reference), _with_poses(probe)
-    best = reference[:, 0] @ probe[:, 0].T
+    best = _products(reference[:, 0], probe[:, 0], cells)
     for pose in range(1, probe.shape[1]):
-        np.maximum(best, reference[:, 0] @ probe[:, pose].T, out=best)
+        np.maximum(best, _products(reference[:, 0], probe[:, pose], cells), out=best)
     for pose in range(1, reference.shape[1]):
-        np.maximum(best, reference[:, pose] @ probe[:, 0].T, out=best)
+        np.maximum(best, _products(reference[:, pose], probe[:, 0], cells), out=best)
     return best
 
 
-def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray, cells: int = 0) -> np.ndarray:
     """`similarity` of listed pairs only.
 
     Args:
-        reference, probe: as of `similarity`.
+        reference, probe, cells: as of `similarity`.
         pairs: (n, 2) rows of the two.
 
     Returns:
@@ -44,12 +57,135 @@ def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray)
     step = max(1, _GATHERED_BYTES // (4 * reference.shape[2] * max(reference.shape[1], probe.shape[1])))
     for start in range(0, len(pairs), step):
         first, second = pairs[start : start + step].T
-        found = np.einsum("nd,npd->np", reference[first, 0], probe[second]).max(axis=1)
+        found = _row_by_row(reference[first, 0], probe[second], cells).max(axis=1)
         if reference.shape[1] > 1:
-            turned = np.einsum("npd,nd->np", reference[first, 1:], probe[second, 0]).max(axis=1)
+            turned = _row_by_row(probe[second, 0], reference[first, 1:], cells).max(axis=1)
             np.maximum(found, turned, out=found)
         scores[start : start + step] = found
     return scores
+
+
+def masked_similarity(first: Any, second: Any, cells: int) -> Any:
+    """Cosine of every template with every other; of dense ones over the cells that both prints have.
+
+    The numerator is the dot product, to which a cell that one of them lacks adds nothing. Each norm is taken over the
+    cells that the other print has, and its square counts at least `OVERLAP_FLOOR`; prints without a common cell have
+    the similarity 0. These are three matrix products. All at once: the caller bounds N x M.
+
+    Args:
+        first: (N, D) float32 of unit length, of numpy or torch.
+        second: (M, D), likewise.
+        cells: number of cells; 0 for the dot product.
+
+    Returns:
+        (N, M) float32.
+    """
+    scores = first @ second.T
+    if not cells:
+        return scores
+    (energy, present), (other_energy, other_present) = _by_cell(first, cells), _by_cell(second, cells)
+    square = (energy @ other_present.T).clip(min=OVERLAP_FLOOR)
+    return scores / (square * (present @ other_energy.T).clip(min=OVERLAP_FLOOR)) ** 0.5
+
+
+def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
+    """(..., D) dense templates -> (..., cells) bool: which cells the print shows."""
+    mask: np.ndarray = (templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1)
+    return mask
+
+
+def shifted(templates: np.ndarray, cells: int, steps: int = 1) -> np.ndarray:
+    """Dense templates as if the finger lay some whole cells further along the grid; cells that come in are absent.
+
+    They are not scaled again: masked similarity counts only the cells that are left in any case. Shifting one of two
+    prints is enough, since shifting the other back by as much leaves the same pairs of cells.
+
+    Args:
+        templates: (..., D) float32.
+        cells: number of cells.
+        steps: largest shift along each axis.
+
+    Returns:
+        (..., (2 * steps + 1)², D), the template as it is first, the others from up to down, then from left to right.
+    """
+    side = math.isqrt(cells)
+    assert side * side == cells, "the grid is a square"
+    grid = templates.reshape(*templates.shape[:-1], side, side, -1)
+    edges = [(0, 0)] * (templates.ndim - 1) + [(steps, steps), (steps, steps), (0, 0)]
+    padded = np.pad(grid, edges)
+    moved = [
+        padded[..., steps - down : steps - down + side, steps - right : steps - right + side, :]
+        for down, right in cell_shifts(steps)
+    ]
+    return np.stack(moved, axis=-4).reshape(*templates.shape[:-1], len(moved), -1)
+
+
+def cell_shifts(steps: int) -> list[tuple[int, int]]:
+    """Rows down and columns right by which `shifted` moves a finger, in its order: none first."""
+    reach = range(-steps, steps + 1)
+    return sorted(itertools.product(reach, reach), key=lambda place: place != (0, 0))
+
+
+def fused(templates: np.ndarray, cells: int) -> np.ndarray:
+    """One template of several prints of a finger: what any of them shows, the mean where several show it.
+
+    Args:
+        templates: (n, D) float32 of unit length.
+        cells: number of cells; 0 for templates that are not dense, of which the mean is taken.
+
+    Returns:
+        (D,) float32 of unit length; zeros if all templates are.
+    """
+    if cells:
+        templates = per_cell(templates, cells)
+        prints = mask_of(templates, cells).sum(axis=0).repeat(templates.shape[1] // cells)
+        mean = templates.sum(axis=0) / np.maximum(prints, 1)
+    else:
+        mean = templates.mean(axis=0)
+    length = np.sqrt(mean @ mean)
+    return (mean / length if length > 0 else mean).astype(np.float32)
+
+
+def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
+    """(n, D) dense templates scaled so that their cells have the same size, however many a print shows.
+
+    At unit length the cells of a print that shows a quarter of the finger are twice as large as those of a whole one. A
+    whole one keeps its length here, so that means over prints weigh what they show alike.
+    """
+    shares = mask_of(templates, cells).mean(axis=-1, keepdims=True, dtype=np.float32)
+    return templates * np.sqrt(shares)
+
+
+def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
+    """`masked_similarity`, block by block, so that little more memory is taken than for the result."""
+    if not cells:
+        product: np.ndarray = first @ second.T
+        return product
+    scores = np.empty((len(first), len(second)), np.float32)
+    columns = max(1, _BLOCK_BYTES // (4 * first.shape[1]))
+    rows = max(1, min(columns, _BLOCK_BYTES // (4 * max(1, min(columns, len(second))))))
+    for i in range(0, len(first), rows):
+        for j in range(0, len(second), columns):
+            part = masked_similarity(first[i : i + rows], second[j : j + columns], cells)
+            scores[i : i + rows, j : j + columns] = part
+    return scores
+
+
+def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
+    """(n, D) and (n, P, D) -> (n, P): each with the poses in its own row."""
+    scores = np.einsum("nd,npd->np", first, second)
+    if cells:
+        (energy, present), (other_energy, other_present) = _by_cell(first, cells), _by_cell(second, cells)
+        ours = np.einsum("nc,npc->np", energy, other_present).clip(min=OVERLAP_FLOOR)
+        scores /= np.sqrt(ours * np.einsum("nc,npc->np", present, other_energy).clip(min=OVERLAP_FLOOR))
+    return scores
+
+
+def _by_cell(templates: Any, cells: int) -> tuple[Any, Any]:
+    """(..., D) of numpy or torch -> (..., cells) float32 each: squared norm of every cell, and 1 for those present."""
+    grid = templates.reshape(*templates.shape[:-1], cells, -1)
+    energy = (grid * grid).sum(-1)
+    return energy, (grid != 0).any(-1) + 0 * energy
 
 
 def _with_poses(prints: np.ndarray) -> np.ndarray:

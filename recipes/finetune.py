@@ -29,15 +29,13 @@ CONFIG = Config(
     # the bundled network's shape
     model=ModelConfig(
         start_from="small",
-        variant="LocTex",
+        variant="LocDense",
         trunk="compact",
         embedding_dim=512,
         dropout=0.0,
         localization_frozen=True,
     ),
-    loss=LossConfig(
-        head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0, nested=(64, 128, 256)
-    ),
+    loss=LossConfig(head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0),
     # a tenth of the rate that a network from nothing starts with
     training=TrainingConfig(epochs=20, batch_size=64, learning_rate=3e-4, warmup_steps=50, validate_every=50),
 )

@@ -40,15 +40,13 @@ CONFIG = Config(
     # the bundled network goes on with fingers that it has not seen
     model=ModelConfig(
         start_from="small",
-        variant="LocTex",
+        variant="LocDense",
         trunk="compact",
         embedding_dim=512,
         dropout=0.0,
         localization_frozen=True,
     ),
-    loss=LossConfig(
-        head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0, nested=(64, 128, 256)
-    ),
+    loss=LossConfig(head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0),
     training=TrainingConfig(
         epochs=3, batch_size=64, learning_rate=1e-3, warmup_steps=20, validate_every=69, save_every=69
     ),

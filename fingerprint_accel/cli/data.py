@@ -142,6 +142,7 @@ def synth(
     seed: int = 0,
     sensors: tuple[str, ...] = ("optical", "capacitive", "thermal", "ink"),
     quality: str = "default",
+    partial: float | None = None,
     ppi: int = 300,
     canvas: int = 320,
     first_finger: int = 0,
@@ -150,7 +151,7 @@ def synth(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Makes a dataset folder of synthetic fingerprints, with exact minutiae.
+    """Makes a dataset folder of synthetic fingerprints, with exact minutiae, pose and contact.
 
     Sensors; each print is taken by one of those named:
       optical     glass prism: even, sharp, dark ridges
@@ -163,7 +164,7 @@ def synth(
       clean       little
       default     what a usual capture shows
       poor        much
-      mixed       anything from clean to poor
+      mixed       anything from clean to poor; four touches of ten are partial
 
     The same arguments give the same bytes. Finger i of a seed is the same however many fingers are made. If it is
     interrupted or killed, the same command goes on from there. Several processes, also of several machines, share the
@@ -182,6 +183,8 @@ def synth(
         seed: Decides all fingers and prints; other seeds, other fingers.
         sensors: One or more of the sensors above.
         quality: One of the qualities above.
+        partial: Share of touches, 0 to 1, that show a part of the finger: its tip, its lower half, one side, or what a
+            narrow window leaves; by default 0.4 for mixed and 0 for the others.
         ppi: Resolution of the dataset, pixels per inch.
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
@@ -195,7 +198,7 @@ def synth(
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
     with one_line_errors(GOES_ON), launched() as launch:
-        style = Style(sensors, quality, ppi, canvas, siblings)
+        style = Style(sensors, quality, ppi, canvas, siblings, partial)
         summary = write_synthetic_dataset(
             out, fingers, impressions, seed, style, first_finger, workers, device, overwrite, launch=launch
         )

@@ -48,6 +48,7 @@ def enroll(
     model: str = "small",
     ppi: int = 500,
     batch_size: int = 64,
+    fuse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Adds prints to a gallery that `search` looks in; makes the gallery if it is not there.
 
@@ -59,16 +60,20 @@ def enroll(
 
     fingerprint-accel enroll known datasets/db1 --model runs/db1
 
+    fingerprint-accel enroll known scans/anna-left-thumb/*.png --fuse
+
     Args:
         gallery: Gallery folder.
         prints: Image files, or one dataset folder.
         model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         ppi: Resolution of the images; a dataset knows its own.
         batch_size: Prints at a time.
+        fuse: Join the prints of each finger in one template, named by the finger: of a dataset by its fingers, of
+            images by the folder that they lie in.
     """
     from fingerprint_accel.extraction.search_commands import enroll_command
 
-    enroll_command(gallery, prints, model, ppi, batch_size)
+    enroll_command(gallery, prints, model, ppi, batch_size, fuse)
 
 
 def search(
@@ -99,13 +104,17 @@ def search(
     search_command(gallery, probe, model, ppi, top, verify, index)
 
 
-def calibrate(model: Positional[str], dataset: Positional[Path], out: Path | None = None) -> None:
+def calibrate(model: Positional[str], dataset: Positional[Path], out: Path | None = None, center: bool = True) -> None:
     """Measures a model's thresholds on prints like yours, and keeps them with the model.
 
     Until then `compare`, `search` and `demo` show similarities without decisions. All pairs of prints are compared, as
     they are and best over poses. Needs fingers that the model was not trained on, two prints of some of them; FMR 0.1 %
     takes 1,000 non-mated comparisons, and more fingers give a better threshold. Of large datasets some fingers are
     chosen. The weights stay as they are.
+
+    With 20 fingers or more the mean template of the prints is kept too, and subtracted from every template from now on:
+    what all prints of a sensor have in common makes different fingers look alike. The thresholds are measured on
+    fingers that the mean does not come from. A gallery from before belongs to the model without the mean: enrol again.
 
     fingerprint-accel calibrate runs/db1 datasets/db2
 
@@ -116,10 +125,11 @@ def calibrate(model: Positional[str], dataset: Positional[Path], out: Path | Non
             bundled model (both with --out).
         dataset: Dataset folder.
         out: Model folder to write; MODEL then stays as it is.
+        center: Subtract the mean template of these prints from every template.
     """
     from fingerprint_accel.evaluation.calibration import calibrate_command
 
-    calibrate_command(model, dataset, out)
+    calibrate_command(model, dataset, out, center)
 
 
 def export(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from fingerprint_accel.data.truth import GRID
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -20,6 +22,10 @@ class Batch:
         minutia_count: (B,) int64; 0 where a print has no minutiae.
         index: (B,) int64, row in the dataset.
         epoch: (B,) int64, pass over the data that the print belongs to (`SampleOrder.take`).
+        pose: (B, 3) float32, where the finger lies (`synthesis.pose.finger_pose`); rows of NaN where neither pose nor
+            contact is known. None unless whoever reads asks for the truth.
+        contact: (B, GRID, GRID) bool, which cells of the canvas are at least half covered by the touching finger;
+            False where it is unknown. None together with `pose`.
     """
 
     image: torch.Tensor
@@ -28,13 +34,16 @@ class Batch:
     minutia_count: torch.Tensor
     index: torch.Tensor
     epoch: torch.Tensor
+    pose: torch.Tensor | None = None
+    contact: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.image.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
         """Moves every tensor."""
-        return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Batch(**{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 class BatchLayout:
@@ -44,14 +53,17 @@ class BatchLayout:
         prints: B.
         canvas: H and W, pixels.
         minutiae: M, the same for every batch: static shapes, and nothing depends on what else is in the batch.
+        truth: whether pose and contact are in it.
     """
 
-    def __init__(self, prints: int, canvas: int, minutiae: int) -> None:
-        self.shapes = {
+    def __init__(self, prints: int, canvas: int, minutiae: int, truth: bool = False) -> None:
+        self.shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {  # wide numbers first: views must be aligned
             "numbers": ((4, prints), torch.int64),  # finger, minutia_count, index, epoch
             "minutiae": ((prints, minutiae, 4), torch.float32),
-            "image": ((prints, canvas, canvas), torch.uint8),
         }
+        if truth:
+            self.shapes |= {"pose": ((prints, 3), torch.float32), "contact": ((prints, GRID, GRID), torch.bool)}
+        self.shapes["image"] = ((prints, canvas, canvas), torch.uint8)
 
     def empty(self, pinned: bool = False) -> torch.Tensor:
         """() -> (bytes,) uint8 that holds a batch; `pinned` memory is copied to CUDA without waiting."""
@@ -70,4 +82,5 @@ class BatchLayout:
             start = end
         numbers = parts["numbers"].clone() if keep_numbers else parts["numbers"]
         finger, count, index, epoch = numbers.unbind()
-        return Batch(parts["image"], finger, parts["minutiae"], count, index, epoch)
+        truth = parts.get("pose"), parts.get("contact")
+        return Batch(parts["image"], finger, parts["minutiae"], count, index, epoch, *truth)

@@ -165,9 +165,8 @@ def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int)
         (canvas, canvas) uint8, white where the old canvas does not reach, and (m, 4) float32 in its pixels, m <= n:
         minutiae off the canvas are dropped.
     """
-    before = image.shape[0]
-    side = canvas / scale
-    left = float((before - canvas) // 2) if scale == 1 else (before - side) / 2
+    before, side = image.shape[0], canvas / scale
+    left = recanvas_left(before, scale, canvas)
     margin = max(0, int(np.ceil(-left))) + 2  # further than bicubic filters reach beyond the box, which is 2 pixels
     padded = Image.new("L", (before + 2 * margin, before + 2 * margin), WHITE)
     padded.paste(Image.fromarray(image), (margin, margin))
@@ -180,6 +179,11 @@ def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int)
     moved = minutiae.copy()
     moved[:, :2] = (minutiae[:, :2] - left) * scale
     return np.asarray(moved_image), _on_canvas(moved, canvas)
+
+
+def recanvas_left(before: int, scale: float, canvas: int) -> float:
+    """Where on the old canvas, of side `before`, `recanvas` puts the left edge and the top edge of the new one."""
+    return float((before - canvas) // 2) if scale == 1 else (before - canvas / scale) / 2
 
 
 def _on_canvas(minutiae: np.ndarray, canvas: int) -> np.ndarray:

@@ -39,6 +39,9 @@ def describe(shards: Shards) -> str:
     ]
     if info.with_minutiae:
         rows.append(("minutiae per print", f"median {int(np.median(minutiae[minutiae > 0]))}"))
+    if shards.has_truth:
+        known = np.count_nonzero(shards.truth_known(np.arange(len(shards))))
+        rows.append(("with pose and contact", f"{known} ({known / info.prints:.0%})"))
     size = sum(file.stat().st_size for file in shards.folder.iterdir()) / 1e6
     rows += [("shards", f"{len(info.sha256)}"), ("MB", f"{size:.1f}")]
     return aligned(rows)

@@ -61,6 +61,11 @@ class Subset:
         """Number of prints that have at least one minutia."""
         return int(np.count_nonzero(self.shards.minutia_counts(self.rows)))
 
+    @property
+    def with_truth(self) -> int:
+        """Number of prints whose pose and contact are known."""
+        return int(np.count_nonzero(self.shards.truth_known(self.rows)))
+
     @cached_property
     def identity(self) -> str:
         """Digest of which impression of which finger each print is, by the owner's ids; not of the pictures."""
@@ -69,9 +74,9 @@ class Subset:
         numbers = self.labels.tobytes() + self.shards.impressions[self.rows].tobytes()
         return hashlib.blake2b(keys.encode() + numbers, digest_size=8).hexdigest()
 
-    def layout(self, prints: int) -> BatchLayout:
-        """How a batch of so many prints lies in memory."""
-        return BatchLayout(prints, self.info.canvas, max(1, self.shards.most_minutiae))
+    def layout(self, prints: int, truth: bool = False) -> BatchLayout:
+        """How a batch of so many prints lies in memory, with or without pose and contact."""
+        return BatchLayout(prints, self.info.canvas, max(1, self.shards.most_minutiae), truth)
 
     def read(
         self,
@@ -79,20 +84,24 @@ class Subset:
         epochs: np.ndarray,
         buffer: torch.Tensor | None = None,
         seconds: dict[str, float] | None = None,
+        truth: bool = False,
     ) -> Batch:
         """Reads prints.
 
         Args:
             samples: (B,) int64, positions in the subset.
             epochs: (B,) int64, pass over the data of each.
-            buffer: (bytes,) uint8 of `layout(B)`; the batch is a view of it.
+            buffer: (bytes,) uint8 of `layout(B, truth)`; the batch is a view of it.
             seconds: what reading and decoding take is added to it (`Shards.read`).
+            truth: also reads pose and contact.
         """
         rows = self.rows[samples]
-        layout = self.layout(len(rows))
+        layout = self.layout(len(rows), truth)
         batch = layout.view(layout.empty() if buffer is None else buffer)
         self.shards.read(rows, batch.image.numpy(), seconds)
         _, counts = self.shards.minutiae(rows, batch.minutiae.numpy())
+        if batch.pose is not None and batch.contact is not None:
+            self.shards.truth(rows, batch.pose.numpy(), batch.contact.numpy())
         for part, values in (
             (batch.finger, self.labels[samples]),
             (batch.minutia_count, counts),
@@ -111,9 +120,10 @@ class Subset:
         device: torch.device | str = "cpu",
         position: int = 0,
         prefetch: int = 3,
+        truth: bool = False,
     ) -> TrainingLoader:
         """Endless micro-batches of one process; arguments as of `TrainingLoader`."""
-        return TrainingLoader(self, order, batch_size, rank, processes, device, position, prefetch)
+        return TrainingLoader(self, order, batch_size, rank, processes, device, position, prefetch, truth)
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
@@ -139,8 +149,8 @@ class _Slot:
 class TrainingLoader:
     """Endless micro-batches of one process, starting anywhere in the stream. Use as a context manager, then iterate.
 
-    One thread reads ahead. On a CPU image and minutiae lie in a reused buffer until the next batch is asked for; for
-    CUDA the thread copies it from pinned memory on a stream of its own, beside training.
+    One thread reads ahead. On a CPU image, minutiae, pose and contact lie in a reused buffer until the next batch is
+    asked for; for CUDA the thread copies it from pinned memory on a stream of its own, beside training.
 
     Args:
         subset: prints to train on.
@@ -150,6 +160,7 @@ class TrainingLoader:
         device: where batches are delivered.
         position: position in the stream to start from, prints over all processes.
         prefetch: batches read ahead.
+        truth: whether batches have pose and contact.
 
     Attributes:
         waited: seconds that the consumer spent waiting for batches after the first.
@@ -166,13 +177,14 @@ class TrainingLoader:
         device: torch.device | str = "cpu",
         position: int = 0,
         prefetch: int = 3,
+        truth: bool = False,
     ) -> None:
-        self.subset, self.order, self.batch_size = subset, order, batch_size
+        self.subset, self.order, self.batch_size, self.truth = subset, order, batch_size, truth
         self.rank, self.processes, self.device = rank, processes, torch.device(device)
         self.position = position
         self.waited = 0.0
         self.seconds = {"order": 0.0, "disk": 0.0, "decode": 0.0}
-        self._layout = subset.layout(batch_size)
+        self._layout = subset.layout(batch_size, truth)
         cuda = self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None
         self._free: queue.Queue[_Slot] = queue.Queue()
@@ -240,7 +252,7 @@ class TrainingLoader:
                 if slot.copied is not None:
                     slot.copied.synchronize()
                 samples, epochs = next(batches)
-                self.subset.read(samples, epochs, slot.buffer, self.seconds)
+                self.subset.read(samples, epochs, slot.buffer, self.seconds, self.truth)
                 _put(self._ready, (self._deliver(slot), slot), self._stop)
         except BaseException as error:  # handed to the consumer, which raises it
             _put(self._ready, error, self._stop)

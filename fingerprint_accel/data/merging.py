@@ -32,6 +32,7 @@ class Source:
         fingers: (N,) int32 dense finger id of each row.
         impressions: (N,) int16.
         keys: the owner's id of each finger.
+        has_truth: whether it has the columns `pose` and `contact`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Source:
     fingers: np.ndarray
     impressions: np.ndarray
     keys: list[str]
+    has_truth: bool
 
 
 def open_source(folder: Path, name: str) -> Source:
@@ -61,7 +63,8 @@ def open_source(folder: Path, name: str) -> Source:
             rows.append(open_shard(shard).num_rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{shard.path}: missing or damaged ({str(error)[:80]}); copy or import it again") from error
-    return Source(name, info, shards, rows, dataset.fingers, dataset.impressions, dataset.key_of_finger)
+    fingers, impressions, keys = dataset.fingers, dataset.impressions, dataset.key_of_finger
+    return Source(name, info, shards, rows, fingers, impressions, keys, dataset.has_truth)
 
 
 class Merged:
@@ -75,6 +78,7 @@ class Merged:
     Attributes:
         fingers: (N,) int32, numbered as they first appear.
         impressions: (N,) int16.
+        has_truth: whether any source knows poses and contacts.
 
     Raises:
         UserError: more impressions of a joined finger than can be told apart.
@@ -95,6 +99,7 @@ class Merged:
             impression = renumbered(finger, impression, origin)
             if impression.max() >= MOST_IMPRESSIONS:
                 raise UserError(f"--join-fingers: a finger would have impression {impression.max()}; leave it out")
+        self.has_truth = any(source.has_truth for source in sources)
         self.shards = [shard for source in sources for shard in source.shards]
         rows = [count for source in sources for count in source.rows]
         order = permutation(len(finger), seed, epoch=0, level=2)

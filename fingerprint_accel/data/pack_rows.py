@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.canvas import recanvas
+from fingerprint_accel.data.canvas import recanvas, recanvas_left
 from fingerprint_accel.data.encoding import decode, encode
 from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.print_file import Target
+from fingerprint_accel.data.truth import Truth
 from fingerprint_accel.errors import UserError
 
 OPEN_FILES = 4096  # mapped at a time; a mapping outlives its file descriptor, so that few of those are needed
@@ -49,11 +50,12 @@ class RowTask:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """A print as it will be stored: bytes of its image, minutiae (n, 4) float32, and where it came from."""
+    """A print as it will be stored: bytes of its image, minutiae (n, 4) float32, where it came from, and its truth."""
 
     image: bytes
     minutiae: np.ndarray
     source: str
+    truth: Truth | None = None
 
 
 def pack_rows(task: RowTask) -> list[PackedRow]:
@@ -78,7 +80,7 @@ def _packed(shard: ShardPath, row: int, task: RowTask) -> PackedRow:
     table, target = open_shard(shard), task.target
     stored = table["image"][row].as_buffer()
     minutiae = table["minutiae"][row].values.to_numpy().reshape(-1, 4)
-    source = table["source"][row].as_py()
+    source, truth = table["source"][row].as_py(), _truth(table, row)
     if not plausible(minutiae):
         finger, impression = table["finger_key"][row], table["impression"][row]
         raise UserError(f"{shard.path}: {IMPLAUSIBLE} (finger {finger}, impression {impression}); import it again")
@@ -86,11 +88,21 @@ def _packed(shard: ShardPath, row: int, task: RowTask) -> PackedRow:
     if same and target.enhance is None and shard.encoding == task.encoding:
         if task.encoding == "raw" and len(stored) != target.canvas**2:
             raise ValueError(f"{len(stored)} bytes where {target.canvas**2} belong")
-        return PackedRow(stored.to_pybytes(), minutiae.copy(), source)
+        return PackedRow(stored.to_pybytes(), minutiae.copy(), source, truth)
     image = decode(stored, shard.encoding, shard.canvas)
     if not same:
-        image, minutiae = recanvas(image, minutiae, target.ppi / shard.ppi, target.canvas)
-    return PackedRow(encode(target.finish(image), task.encoding), minutiae.copy(), source)
+        scale = target.ppi / shard.ppi
+        image, minutiae = recanvas(image, minutiae, scale, target.canvas)
+        if truth is not None:
+            left = recanvas_left(shard.canvas, scale, target.canvas)
+            truth = truth.on_another_canvas(left, scale, shard.canvas, target.canvas)
+    return PackedRow(encode(target.finish(image), task.encoding), minutiae.copy(), source, truth)
+
+
+def _truth(table: pa.Table, row: int) -> Truth | None:
+    if "pose" not in table.column_names:
+        return None
+    return Truth(table["pose"][row].values.to_numpy().copy(), table["contact"][row].as_py())
 
 
 @functools.lru_cache(OPEN_FILES)
@@ -102,6 +114,7 @@ def open_shard(shard: ShardPath) -> pa.Table:
     """
     with pa.memory_map(shard.path) as file:
         table = pa.ipc.open_stream(file.read_buffer(file.size())).read_all()
-    for column in ("image", "minutiae"):  # a wrong offset would read past the end of the file
-        table[column].validate(full=True)
+    for column in ("image", "minutiae", "pose", "contact"):  # a wrong offset would read past the end of the file
+        if column in table.column_names:
+            table[column].validate(full=True)
     return table

@@ -100,13 +100,13 @@ class Work:
         """Shards still to be written, of so many."""
         return [number for number in range(shards) if self.shard(number, shards) is None]
 
-    def write_shard(self, number: int, shards: int, batches: Iterator[pa.RecordBatch]) -> Done:
-        """Writes a shard, which is finished once this returns."""
+    def write_shard(self, number: int, shards: int, batches: Iterator[pa.RecordBatch], truth: bool) -> Done:
+        """Writes a shard, which is finished once this returns; `truth` as in `features`."""
         path = self.dataset / shard_name(number, shards)
         temporary = unfinished(path)
         with_minutiae = 0
         with temporary.open("wb") as file:
-            with pa.ipc.new_stream(file, features().arrow_schema) as stream:
+            with pa.ipc.new_stream(file, features(truth).arrow_schema) as stream:
                 for batch in batches:
                     stream.write_batch(batch)
                     with_minutiae += pc.sum(pc.greater(pc.list_value_length(batch["minutiae"]), 0)).as_py()
@@ -118,9 +118,9 @@ class Work:
         sync(self.dataset)
         return done
 
-    def publish(self, info: DatasetInfo) -> None:
-        """Puts the dataset in its place and deletes the folder."""
-        write_info(self.dataset, info)
+    def publish(self, info: DatasetInfo, truth: bool) -> None:
+        """Puts the dataset in its place and deletes the folder; `truth` as in `features`."""
+        write_info(self.dataset, info, truth)
         rejected = sorted(self.folder.glob(f"import-*/{REJECTED}"))
         if rejected:
             (self.dataset / REJECTED).write_text("".join(path.read_text() for path in rejected))

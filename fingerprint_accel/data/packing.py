@@ -176,11 +176,13 @@ def _write(
     with launch.counting("packing", len(merged), there, progress) as made:
         with contextlib.closing(in_parallel(pack_rows, tasks, workers)) as results:
             for number in share:
-                work.write_shard(number, shards, _batches(merged, rows[number], options.canvas, results, made))
+                batches = _batches(merged, rows[number], options.canvas, results, made)
+                work.write_shard(number, shards, batches, merged.has_truth)
         if launch.main:
             launch.wait_for_all(lambda: work.missing(shards), work.folder, lambda: made(0))
     if launch.main:
-        work.publish(_info(merged, [work.shard(number, shards) for number in range(shards)], sources, options))
+        done = [work.shard(number, shards) for number in range(shards)]
+        work.publish(_info(merged, done, sources, options), merged.has_truth)
 
 
 def _moves(info: DatasetInfo, options: PackOptions) -> bool:
@@ -233,6 +235,7 @@ def _batches(
             merged.keys(batch),
             [row.source for row in packed],
             [row.minutiae for row in packed],
+            [row.truth for row in packed] if merged.has_truth else None,
         )
 
 

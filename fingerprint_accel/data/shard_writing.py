@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
+from fingerprint_accel.data.truth import UNKNOWN, Truth
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
@@ -40,7 +41,7 @@ DATASET = FolderKind(
 class Record:
     """One print: image (canvas, canvas) uint8, and minutiae (n, 4) float32 of x, y, angle, quality in canvas pixels.
 
-    Bytes in place of an image are one that has the dataset's encoding already.
+    Bytes in place of an image are one that has the dataset's encoding already. `truth` is None where it is unknown.
     """
 
     image: np.ndarray | bytes
@@ -48,6 +49,7 @@ class Record:
     impression: int
     source: str
     minutiae: np.ndarray
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class ShardWriter:
         overwrite: replace an existing dataset folder.
         encoding: of the images, "raw" or "lz4".
         enhanced: whether the images that will be added are enhanced.
+        truth: whether the dataset has the columns `pose` and `contact`.
 
     Raises:
         UserError: `out` exists and is not to be replaced (`outputs.check_folder`), or an unknown encoding.
@@ -92,11 +95,12 @@ class ShardWriter:
         overwrite: bool = False,
         encoding: str = "raw",
         enhanced: bool = False,
+        truth: bool = False,
     ) -> None:
         check_encoding(encoding)
         check_folder(out, DATASET, overwrite)
         self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
-        self.encoding, self.enhanced = encoding, enhanced
+        self.encoding, self.enhanced, self.truth = encoding, enhanced, truth
         self.folder = self.out.with_name(f".{self.out.name}.tmp")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -128,6 +132,7 @@ class ShardWriter:
         if isinstance(record.image, np.ndarray):
             assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
             assert record.image.dtype == np.uint8, "canvases are uint8"
+        assert self.truth or record.truth is None, "a dataset without the columns of the truth"
         if not plausible(record.minutiae):
             raise UserError(
                 f"{record.source}: {IMPLAUSIBLE} (finger {record.finger_key}, impression {record.impression}); "
@@ -148,6 +153,7 @@ class ShardWriter:
             [row.finger_key for row in rows],
             [row.source for row in rows],
             [row.minutiae for row in rows],
+            [row.truth for row in rows] if self.truth else None,
         )
         if self._stream is None:
             self._stream = pa.ipc.new_stream(str(self.folder / f"data-{self._shards:05d}.arrow"), batch.schema)
@@ -205,25 +211,26 @@ class ShardWriter:
             {name: file_sha256(self.folder / name) for name in names},
             self.enhanced,
         )
-        write_info(self.folder, self._info)
+        write_info(self.folder, self._info, self.truth)
         return self._info
 
 
 @cache
-def features() -> datasets.Features:
-    """Columns of a dataset. Only who writes one pays a second for the import of `datasets`."""
+def features(truth: bool = False) -> datasets.Features:
+    """Columns of a dataset, with `truth` also those of `Truth`. Only who writes one pays a second for `datasets`."""
     from datasets import Features, List, Value
 
-    return Features(
-        {
-            "image": Value("binary"),
-            "finger": Value("int32"),
-            "impression": Value("int16"),
-            "finger_key": Value("string"),
-            "source": Value("string"),
-            "minutiae": List(Value("float32")),
-        }
-    )
+    columns = {
+        "image": Value("binary"),
+        "finger": Value("int32"),
+        "impression": Value("int16"),
+        "finger_key": Value("string"),
+        "source": Value("string"),
+        "minutiae": List(Value("float32")),
+    }
+    if truth:
+        columns |= {"pose": List(Value("float32"), length=3), "contact": Value("binary")}
+    return Features(columns)
 
 
 def rows_per_record_batch(canvas: int) -> int:
@@ -243,21 +250,26 @@ def record_batch(
     finger_keys: Sequence[str] | pa.Array,
     sources: Sequence[str],
     minutiae: Sequence[np.ndarray],
+    truths: Sequence[Truth | None] | None = None,
 ) -> pa.RecordBatch:
-    """Rows as a shard holds them; images encoded, minutiae (n, 4) each."""
+    """Rows as a shard holds them; images encoded, minutiae (n, 4) each. Without `truths` they lack its columns."""
     flat = [np.ascontiguousarray(points, np.float32).ravel() for points in minutiae]
-    columns = (images, fingers, impressions, finger_keys, sources, flat)
-    schema = features().arrow_schema
+    columns: list = [images, fingers, impressions, finger_keys, sources, flat]
+    if truths is not None:
+        known = [truth or UNKNOWN for truth in truths]
+        columns += [[truth.pose for truth in known], [truth.contact for truth in known]]
+    schema = features(truths is not None).arrow_schema
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.record_batch(arrays, schema=schema)
 
 
-def write_info(folder: Path, info: DatasetInfo) -> None:
-    """`fingerprint.json`, and `dataset_info.json` and `state.json` as `Dataset.save_to_disk` leaves them."""
+def write_info(folder: Path, info: DatasetInfo, truth: bool = False) -> None:
+    """`fingerprint.json`, and `dataset_info.json` and `state.json` as `Dataset.save_to_disk` leaves them; `truth` as in
+    `features`."""
     import datasets
 
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2) + "\n")
-    datasets.DatasetInfo(features=features()).write_to_directory(str(folder))
+    datasets.DatasetInfo(features=features(truth)).write_to_directory(str(folder))
     fingerprint = hashlib.sha256("".join(info.sha256.values()).encode()).hexdigest()[:16]
     state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in info.sha256],

@@ -18,6 +18,7 @@ from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, reside
 from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
+from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
 CHECKED_AT_ONCE = 2**26  # bytes of minutiae, checked in 10 ms on opening; more are only checked as they are read
@@ -34,6 +35,7 @@ class Shards:
         impressions: (N,) int16.
         key_of_finger: the owner's id of each dense finger id.
         most_minutiae: of any print.
+        has_truth: whether there are the columns `pose` and `contact`, of some prints at least.
         larger_than_memory: the files are larger than the memory that this process may use.
     """
 
@@ -51,6 +53,8 @@ class Shards:
         ]
         self._chunk_start = np.cumsum([0] + [len(chunk) for chunk in self._images])
         self._floats = [np.frombuffer(file.buffer, np.float32, len(file) // 4) for file in files]
+        self.has_truth = "pose" in self.table.column_names
+        self._truths = self._truth_views() if self.has_truth else []
         stored = self._minutia_index(tables)
         self.most_minutiae = int(self._minutia_count.max(initial=0))
         if sum(values.nbytes for _, values in stored) <= CHECKED_AT_ONCE:
@@ -105,6 +109,24 @@ class Shards:
                 together.append((here, values))
                 row += len(chunk)
         return together
+
+    def _truth_views(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Poses (n, 3) float32 and packed contacts (n, CONTACT_BYTES) uint8 of each record batch, as views of the file.
+
+        Raises:
+            UserError: columns that `ShardWriter` does not write.
+        """
+        views = []
+        for poses, contacts in zip(self.table["pose"].chunks, self.table["contact"].chunks, strict=True):
+            rows = len(poses)
+            offsets = np.frombuffer(contacts.buffers()[1], np.int32)[contacts.offset : contacts.offset + rows + 1]
+            fits = pa.types.is_fixed_size_list(poses.type) and poses.type.list_size == 3
+            if not fits or poses.type.value_type != pa.float32() or (np.diff(offsets) != CONTACT_BYTES).any():
+                raise UserError(f"{self.folder}: columns pose and contact of another kind; make it again with `synth`")
+            pose = np.frombuffer(poses.values.buffers()[1], np.float32)[3 * poses.offset :][: 3 * rows]
+            contact = np.frombuffer(contacts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+            views.append((pose.reshape(rows, 3), contact.reshape(rows, CONTACT_BYTES)))
+        return views
 
     def image(self, row: int) -> np.ndarray:
         """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
@@ -182,6 +204,32 @@ class Shards:
                 self._refuse(int(rows[chosen[which[at_fault]]]))
             out[chosen[which], place] = values
         return out, counts
+
+    def truth(self, rows: np.ndarray, pose: np.ndarray, contact: np.ndarray) -> None:
+        """Copies what is known exactly of prints; fastest when `rows` ascend.
+
+        Args:
+            rows: (B,) int64.
+            pose: (B, 3) float32 to fill, with NaN where it is unknown.
+            contact: (B, GRID, GRID) bool to fill, with False where it is unknown.
+        """
+        if not self.has_truth:
+            pose[:], contact[:] = np.nan, False
+            return
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        packed = np.empty((len(rows), CONTACT_BYTES), np.uint8)
+        for chunk, here in self._by_chunk(np.searchsorted(self._chunk_start, ascending, side="right") - 1):
+            poses, contacts = self._truths[chunk]
+            places = ascending[here] - self._chunk_start[chunk]
+            pose[order[here]], packed[order[here]] = poses[places], contacts[places]
+        contact[:] = unpack_contact(packed)
+
+    def truth_known(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) bool: whether pose and contact of the prints `rows` (B,) int64 are known."""
+        if not self.has_truth:
+            return np.zeros(len(rows), bool)
+        return np.concatenate([~np.isnan(poses[:, 0]) for poses, _ in self._truths])[rows]
 
     def _refuse(self, row: int) -> NoReturn:
         finger = self.key_of_finger[self.fingers[row]]

@@ -3,56 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.curve import resolvable, sorted_curve
-from fingerprint_accel.evaluation.pose_sweep import sample_of_fingers
-from fingerprint_accel.evaluation.protocols import Scores, comparisons, score_protocol
-from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
+from fingerprint_accel.evaluation.curve import resolvable
+from fingerprint_accel.evaluation.measuring import PROTOCOL, RATES, embedded, measure
+from fingerprint_accel.evaluation.protocols import Scores, comparisons
+from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration
+from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.extraction.model_index import compared
+from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.saved_model import MODEL, SavedModel, find_model
 
-RATES = (1e-2, 1e-3, 1e-4)
-PROTOCOL = "all-pairs"
-DIGITS = 10_000  # thresholds are rounded up to four digits, so that the rate holds for what is kept
 MOST_PRINTS = 10_000  # that are compared as they are
-BATCH = 64
+FEWEST_FINGERS = 20  # from which `calibrate_command` centres: the mean of fewer is more of them than of the sensor
 
 
-def all_pairs(embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarray) -> Scores:
+def all_pairs(embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarray, cells: int = 0) -> Scores:
     """Similarity of every pair of prints, best over poses. Holds the matrix of all pairs: 400 MB for 10,000 prints.
 
     Args:
         embeddings: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
         fingers, impressions: (N,) of each print.
+        cells: of dense templates, as in `similarity`; others have 0.
 
     Raises:
         UserError: no mated or no non-mated pair.
     """
-    matrix = similarity(embeddings, embeddings)
+    matrix = similarity(embeddings, embeddings, cells)
     pairs = comparisons(PROTOCOL, fingers, impressions)
     return Scores(matrix[tuple(pairs.mated.T)], matrix[tuple(pairs.nonmated.T)], pairs, np.asarray(fingers))
-
-
-def thresholds(scores: Scores) -> dict[str, float]:
-    """Lowest similarity to accept by false match rate ("0.001": 0.41); rates that the comparisons cannot resolve are
-    left out."""
-    curve = sorted_curve(scores.mated, scores.nonmated)
-    return {f"{rate:g}": curve.threshold_at_fmr(rate) for rate in RATES if resolvable(rate, len(curve.nonmated))}
 
 
 def has_synthetic(prints: PrintSource) -> bool:
@@ -67,53 +58,6 @@ def most_with_poses(extractor: FingerprintExtractor) -> int:
     return 500 if extractor.device.type == "cpu" else 2000
 
 
-def measure(extractor: FingerprintExtractor, prints: PrintSource, poses: Poses, most: int, progress: bool) -> Way:
-    """Error rates and thresholds of one way of comparing, over all pairs of prints.
-
-    Args:
-        extractor: the model, which works in float32 unless its `bf16` is set.
-        prints: to compare.
-        poses: to compare them in.
-        most: prints to compare, about; beyond, a fixed choice of whole fingers.
-        progress: shows a progress bar.
-
-    Raises:
-        UserError: no mated or no non-mated pair, or an embedding that is not finite.
-    """
-    rows = sample_of_fingers(prints.labels, most)
-    parts = []
-    title = "as they are" if len(poses) == 1 else f"in {len(poses)} poses"
-    with tqdm(total=len(rows), desc=f"calibrating {title}", unit="print", disable=not progress) as bar:
-        for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            images = prints.read(chosen, np.zeros_like(chosen)).image
-            parts.append(extractor(images.to(extractor.device), poses).cpu().numpy())
-            bar.update(len(chosen))
-    fingers = prints.labels[rows]
-    return rates(score_protocol(PROTOCOL, np.concatenate(parts), fingers, np.zeros_like(fingers)), len(poses))
-
-
-def rates(scores: Scores, poses: int) -> Way:
-    """Error rates and thresholds of compared prints.
-
-    Args:
-        scores: of all comparisons.
-        poses: in which prints were compared.
-    """
-    kept = {rate: math.ceil(value * DIGITS) / DIGITS for rate, value in thresholds(scores).items()}
-    mated = scores.mated.astype(np.float64)  # as `decisions` compares
-    return Way(
-        poses=poses,
-        prints=len(scores.fingers),
-        fingers=len(np.unique(scores.fingers)),
-        mated=len(scores.mated),
-        nonmated=len(scores.nonmated),
-        eer=round(sorted_curve(scores.mated, scores.nonmated).eer()[0], 5),
-        thresholds=kept,
-        fnmr={rate: round(float((mated < value).mean()), 5) for rate, value in kept.items()},
-    )
-
-
 def calibrate(
     extractor: FingerprintExtractor,
     prints: PrintSource,
@@ -121,6 +65,7 @@ def calibrate(
     most: int = MOST_PRINTS,
     most_posed: int | None = None,
     progress: bool = True,
+    center: bool = False,
 ) -> Calibration:
     """Measures thresholds and keeps them in the notes of the model.
 
@@ -131,17 +76,23 @@ def calibrate(
         most: prints to compare as they are, about.
         most_posed: likewise best over the usual poses; 0 leaves that out. Default `most_with_poses`.
         progress: shows progress bars.
+        center: also take the mean template of the prints away from every template from now on. The mean of a few
+            fingers is more of them than of the sensor; `FEWEST_FINGERS` is a sensible least number.
 
     Raises:
         UserError: as `measure`.
     """
-    ways = [measure(extractor, prints, UPRIGHT, most, progress)]
+    for name in (NOTE, *LOOSE_NOTES):
+        extractor.notes.pop(name, None)  # what is measured is the model without a centre of before
+    cells, branches = extractor.cells, len(extractor.model.branch_dims) if center else 0
+    embeddings, fingers = embedded(extractor, prints, UPRIGHT, most, progress)
+    ways = [measure(embeddings, fingers, cells, branches)]
+    text = as_text(mean_template(embeddings[:, 0], cells)) if center else ""
     most_posed = most_with_poses(extractor) if most_posed is None else most_posed
     if most_posed:
-        ways.append(measure(extractor, prints, extractor.usual_poses, most_posed, progress))
-    found = Calibration(source, has_synthetic(prints), PROTOCOL, ways)
-    for name in LOOSE_NOTES:
-        extractor.notes.pop(name, None)
+        posed = embedded(extractor, prints, extractor.usual_poses, most_posed, progress)
+        ways.append(measure(*posed, cells, branches, extractor.usual_poses.cells))
+    found = Calibration(source, has_synthetic(prints), PROTOCOL, ways, text)
     extractor.notes[NOTE] = found.values()
     return found
 
@@ -165,8 +116,9 @@ def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, s
         print(f"the model is not calibrated: {error}")
 
 
-def calibrate_command(model: str, dataset: Path, out: Path | None) -> None:
-    """Calibrates a model, writes it, and prints what was measured.
+def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool = True) -> None:
+    """Calibrates a model, centred where there are fingers enough unless `center` is False, writes it, and prints what
+    was measured.
 
     Raises:
         UserError: a model or dataset that cannot be used, no mated or no non-mated pair, or no place to write to.
@@ -177,12 +129,17 @@ def calibrate_command(model: str, dataset: Path, out: Path | None) -> None:
     extractor.check_dataset(shards)
     extractor.notes = dict(saved.notes)
     source = dataset.resolve().name
-    found = calibrate(extractor, subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool)), source)
+    everything = subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
+    enough = shards.info.fingers >= FEWEST_FINGERS
+    found = calibrate(extractor, everything, source, center=center and enough)
     if folder == saved.folder:
         extractor.save_notes(folder)
     else:
         extractor.save_pretrained(folder, half=saved.half)
     print(f"\n{summary(found)}\n\ncalibrated: {folder}")
+    if center and not enough:
+        few = f"{shards.info.fingers} fingers are too few for the mean of a sensor's prints; it takes {FEWEST_FINGERS}"
+        print(f"templates are not centred: {few}")
     for warning in _warnings(found, shards):
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -209,7 +166,8 @@ def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Pat
 
 def summary(found: Calibration) -> str:
     """One column for each way of comparing."""
-    columns = [["", *_NAMES, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
+    before = [_BEFORE] if found.center else []
+    columns = [["", *_NAMES, *before, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
     for way in found.ways:
         counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
         rates = []
@@ -219,12 +177,13 @@ def summary(found: Calibration) -> str:
             rates.append(
                 missing if threshold is None else f"threshold {threshold:.4f}, FNMR {way.fnmr[f'{rate:g}']:.2%}"
             )
-        title = "as they are" if way.poses == 1 else f"best of {way.poses} poses"
-        columns.append([title, *counts, f"{way.eer:.2%}", *rates])
+        uncentred = ["-" if way.eer_before is None else f"{way.eer_before:.2%}"] if found.center else []
+        columns.append([compared(way.poses), *counts, f"{way.eer:.2%}", *uncentred, *rates])
     return aligned(list(zip(*columns, strict=True)))
 
 
 _NAMES = ("prints", "fingers", "mated comparisons", "non-mated comparisons", "EER")
+_BEFORE = "EER before centring"
 
 
 def _warnings(found: Calibration, shards: Shards) -> list[str]:

@@ -83,7 +83,11 @@ def first_impressions(fingers: np.ndarray, impressions: np.ndarray) -> np.ndarra
 
 
 def closed_set(
-    embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarray, extracted: np.ndarray | None = None
+    embeddings: np.ndarray,
+    fingers: np.ndarray,
+    impressions: np.ndarray,
+    extracted: np.ndarray | None = None,
+    cells: int = 0,
 ) -> Searches:
     """The first impression of every finger is enrolled, all others are searched.
 
@@ -91,13 +95,14 @@ def closed_set(
         embeddings: (N, D) float32, any length above 0, or (N, P, D), as in `protocols.score_pairs`.
         fingers, impressions: (N,) of every print.
         extracted: (N,) bool, as in `protocols.score_pairs`.
+        cells: of dense templates, as in `similarity`; others have 0.
 
     Raises:
         UserError: an embedding that is not finite or has no direction.
     """
     references = first_impressions(fingers, impressions)
     probes = np.setdiff1d(np.arange(len(fingers)), references)
-    return search(unit_vectors(embeddings, extracted), fingers, references, probes, extracted)
+    return search(unit_vectors(embeddings, extracted, cells), fingers, references, probes, extracted, cells=cells)
 
 
 def open_set(
@@ -106,6 +111,7 @@ def open_set(
     impressions: np.ndarray,
     extracted: np.ndarray | None = None,
     seed: int = SEED,
+    cells: int = 0,
 ) -> Searches:
     """As `closed_set`, with only a seeded half of the fingers enrolled: the others' searches are non-mated.
 
@@ -115,7 +121,7 @@ def open_set(
     references = first_impressions(fingers, impressions)
     probes = np.setdiff1d(np.arange(len(fingers)), references)
     half = np.sort(np.random.default_rng(seed).permutation(references)[: (len(references) + 1) // 2])
-    return search(unit_vectors(embeddings, extracted), fingers, half, probes, extracted)
+    return search(unit_vectors(embeddings, extracted, cells), fingers, half, probes, extracted, cells=cells)
 
 
 def listed_searches(
@@ -123,6 +129,7 @@ def listed_searches(
     fingers: np.ndarray,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     extracted: np.ndarray | None = None,
+    cells: int = 0,
 ) -> Searches:
     """Searches of several folds, taken together.
 
@@ -130,13 +137,13 @@ def listed_searches(
         embeddings: (N, D) float32, any length above 0, or (N, P, D), as in `protocols.score_pairs`.
         fingers: (N,) of every print.
         folds: rows that are enrolled, one of a finger, and rows that are searched.
-        extracted: (N,) bool, as in `protocols.score_pairs`.
+        extracted, cells: as of `closed_set`.
 
     Raises:
         UserError: no mated search, or an embedding that is not finite or has no direction.
     """
-    vectors = unit_vectors(embeddings, extracted)
-    found = [search(vectors, fingers, references, probes, extracted) for references, probes in folds]
+    vectors = unit_vectors(embeddings, extracted, cells)
+    found = [search(vectors, fingers, references, probes, extracted, cells=cells) for references, probes in folds]
     rank, mated, best_other, whose = (
         np.concatenate([getattr(part, name) for part in found]) for name in ("rank", "mated", "best_other", "fingers")
     )
@@ -152,6 +159,7 @@ def search(
     probes: np.ndarray,
     extracted: np.ndarray | None = None,
     most: int = MAX_COMPARISONS,
+    cells: int = 0,
 ) -> Searches:
     """Compares probes with all references, by blocks of matrix products.
 
@@ -162,6 +170,7 @@ def search(
         probes: (M,) rows that are searched.
         extracted: (N,) bool, False for prints from which nothing could be extracted.
         most: comparisons in all; beyond, a seeded sample of the probes is searched.
+        cells: of dense templates, as in `similarity`; others have 0.
     """
     fingers, possible = np.asarray(fingers), len(probes)
     if possible * len(references) > most:
@@ -180,7 +189,7 @@ def search(
     with tqdm(total=len(probes), desc="searching", unit="print", disable=quiet, leave=False) as bar:
         for start in range(0, len(probes), block):
             here = slice(start, start + block)
-            scores = similarity(vectors[probes[here]], gallery)  # (B, R)
+            scores = similarity(vectors[probes[here]], gallery, cells)  # (B, R)
             scores[:, dead[references]] = FAILED
             scores[dead[probes[here]]] = FAILED
             lines, known = np.arange(len(scores)), enrolled[here]

@@ -127,7 +127,7 @@ def sensible_fmr(nonmated: int) -> float | None:
     return next((fmr for fmr in reversed(FMRS) if resolvable(fmr / SENSIBLE, nonmated)), None)
 
 
-def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor) -> dict[str, float | None]:
+def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: int = 0) -> dict[str, float | None]:
     """EER and TAR@FAR over all pairs of prints, for the training loop.
 
     Exact up to `VALIDATION_NONMATED` non-mated pairs (about 2,800 prints); beyond, over that many, a fixed sample.
@@ -135,6 +135,7 @@ def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor) -> dict[
     Args:
         embeddings: (N, D) on any device.
         fingers: (N,) finger of each print.
+        cells: of dense templates, as in `similarity`; others have 0.
 
     Returns:
         `eer`, `tar@far=0.01`, `tar@far=0.001`, `tar@far=0.0001` (None where not resolvable), `mated`, `nonmated`.
@@ -144,7 +145,8 @@ def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor) -> dict[
     """
     labels = fingers.cpu().numpy()
     vectors = embeddings.detach().float().cpu().numpy()
-    scores = score_protocol("all-pairs", vectors, labels, np.zeros(len(labels), np.int64), VALIDATION_NONMATED)
+    impressions = np.zeros(len(labels), np.int64)
+    scores = score_protocol("all-pairs", vectors, labels, impressions, VALIDATION_NONMATED, cells=cells)
     metrics = compute_metrics(scores.mated, scores.nonmated)
     tars: dict[str, float | None] = {f"tar@far={far:g}": metrics.tar.get(far) for far in TAR_FARS}
     return {"eer": metrics.eer, **tars, "mated": metrics.mated, "nonmated": metrics.nonmated}

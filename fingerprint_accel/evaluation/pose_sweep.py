@@ -165,7 +165,7 @@ def pose_sweep(
             if angle or shift:
                 moves = random_moves(len(rows), angle, shift)
                 probes = embed_moved(extractor, shards, rows, *moves, batch_size, poses, bar)
-            scores = score_pairs(references, pairs, fingers, probes=probes)
+            scores = score_pairs(references, pairs, fingers, probes=probes, cells=extractor.cells)
             metrics = compute_metrics(scores.mated, scores.nonmated)
             cells.append(SweepCell(angle, shift, metrics.eer, metrics.fnmr_at_fmr[fmr] if fmr else None))
     return PoseSweep(cells, fmr, len(rows))

@@ -107,6 +107,7 @@ def score_pairs(
     fingers: np.ndarray,
     extracted: np.ndarray | None = None,
     probes: np.ndarray | None = None,
+    cells: int = 0,
 ) -> Scores:
     """Cosine similarity of listed comparisons, the best over poses where there are some.
 
@@ -117,13 +118,14 @@ def score_pairs(
         extracted: (N,) bool, False for prints from which nothing could be extracted; their comparisons score -infinity
             and their embeddings are not looked at. Default: all were.
         probes: likewise, embeddings of the second print of each pair, where they are others; default the same.
+        cells: of dense templates, as in `similarity`; others have 0.
 
     Raises:
         UserError: an embedding that is not finite or has no direction.
     """
-    first = unit_vectors(embeddings, extracted)
-    second = first if probes is None else unit_vectors(probes, extracted)
-    mated, nonmated = (pair_similarity(first, second, rows) for rows in (pairs.mated, pairs.nonmated))
+    first = unit_vectors(embeddings, extracted, cells)
+    second = first if probes is None else unit_vectors(probes, extracted, cells)
+    mated, nonmated = (pair_similarity(first, second, rows, cells) for rows in (pairs.mated, pairs.nonmated))
     return _failed(Scores(mated, nonmated, pairs, np.asarray(fingers)), extracted)
 
 
@@ -134,6 +136,7 @@ def score_protocol(
     impressions: np.ndarray,
     max_nonmated: int = MAX_NONMATED,
     extracted: np.ndarray | None = None,
+    cells: int = 0,
 ) -> Scores:
     """Cosine similarity of every comparison of `fvc` or `all-pairs`, by blocks of matrix products.
 
@@ -143,23 +146,23 @@ def score_protocol(
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
         max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
-        extracted: as `score_pairs`.
+        extracted, cells: as `score_pairs`.
 
     Raises:
         UserError: as `comparisons`; an embedding that is not finite or has no direction.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
-    vectors = unit_vectors(embeddings, extracted)
+    vectors = unit_vectors(embeddings, extracted, cells)
     bound = min(possible, max_nonmated)
     scores, pairs = np.empty(bound, np.float32), np.empty((bound, 2), np.int64)
     filled = 0
     for first, second, keep in _blocks(fingers, rows, possible, max_nonmated):
-        block = similarity(vectors[first], vectors[second])[keep][: bound - filled]
+        block = similarity(vectors[first], vectors[second], cells)[keep][: bound - filled]
         scores[filled : filled + len(block)] = block
         pairs[filled : filled + len(block)] = _ordered(first, second, keep)[: len(block)]
         filled += len(block)
     chosen = Pairs(mated, pairs[:filled], possible)
-    mated_scores = pair_similarity(vectors, vectors, mated)
+    mated_scores = pair_similarity(vectors, vectors, mated, cells)
     return _failed(Scores(mated_scores, scores[:filled], chosen, np.asarray(fingers)), extracted)
 
 
@@ -230,12 +233,18 @@ def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndar
     return np.sort(np.stack([first[above], second[below]], axis=1), axis=1)
 
 
-def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None) -> np.ndarray:
-    """(N, D) or (N, P, D) embeddings of unit length; zeros for prints from which nothing could be extracted."""
+def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: int = 0) -> np.ndarray:
+    """(N, D) or (N, P, D) embeddings of unit length; zeros for prints from which nothing could be extracted.
+
+    Dense ones keep the length of other poses relative to the first: a print that is shifted loses cells, even all.
+    """
     vectors = np.array(embeddings, np.float32)
     if extracted is not None:
         vectors[~np.asarray(extracted, bool)] = 0
     lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would hold all squares
+    if cells and vectors.ndim == 3:
+        finite = np.isfinite(lengths).all(axis=1, keepdims=True)
+        lengths = np.where(finite, lengths[:, :1], np.float32(np.nan))
     if extracted is not None:
         lengths[~np.asarray(extracted, bool)] = 1
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)).reshape(len(vectors), -1).all(axis=1))

@@ -92,17 +92,20 @@ class _Plan:
     pairs: Pairs | None = None
     folds: list[tuple[np.ndarray, np.ndarray]] | None = None
 
-    def scores(self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None) -> Scores:
+    def scores(self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None, cells: int) -> Scores:
         if self.pairs is not None:
-            return score_pairs(embeddings, self.pairs, shards.fingers, extracted)
-        return score_protocol(self.protocol, embeddings, shards.fingers, shards.impressions, extracted=extracted)
+            return score_pairs(embeddings, self.pairs, shards.fingers, extracted, cells=cells)
+        prints = (embeddings, shards.fingers, shards.impressions)
+        return score_protocol(self.protocol, *prints, extracted=extracted, cells=cells)
 
-    def searches(self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None) -> Identification:
+    def searches(
+        self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None, cells: int
+    ) -> Identification:
         if self.folds is not None:
-            found = listed_searches(embeddings, shards.fingers, self.folds, extracted)
+            found = listed_searches(embeddings, shards.fingers, self.folds, extracted, cells)
             return Identification(found, found)
         prints = (embeddings, shards.fingers, shards.impressions, extracted)
-        return Identification(closed_set(*prints), open_set(*prints))
+        return Identification(closed_set(*prints, cells=cells), open_set(*prints, cells=cells))
 
 
 def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
@@ -153,15 +156,15 @@ def evaluate(
     if extras.minimum_quality > 0:
         good = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
         extracted = good if extracted is None else extracted & good
-    scores = plan.scores(embeddings, shards, extracted)
+    scores = plan.scores(embeddings, shards, extracted, extractor.cells)
     rival = None
     if other is not None:
         theirs = other.extract(shards, poses=extras.poses_of(other), batch_size=batch_size)
-        their_scores = plan.scores(theirs, shards, extracted)
+        their_scores = plan.scores(theirs, shards, extracted, other.cells)
         rival = Rival(
             model_name(extras.against or Path()),
             their_scores,
-            plan.searches(theirs, shards, extracted).closed,
+            plan.searches(theirs, shards, extracted, other.cells).closed,
             compare_scores(scores, their_scores),
         )
     return Evaluation(
@@ -170,7 +173,7 @@ def evaluate(
         scores=scores,
         metrics=compute_metrics(scores.mated, scores.nonmated),
         eer_interval=bootstrap_eer(scores),
-        identification=plan.searches(embeddings, shards, extracted),
+        identification=plan.searches(embeddings, shards, extracted, extractor.cells),
         failed=0 if extracted is None else int((~extracted).sum()),
         prints=len(shards),
         breakdowns=[breakdown(scores, groups, by) for by, groups in names.items()],
@@ -195,6 +198,8 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
         ("ppi", f"{shards.info.ppi}"),
         ("compared", f"best of {tried} poses" if tried > 1 else "as they are"),
     ]
+    if extractor.cells:
+        rows.append(("similarity", f"over the cells that both prints show, of {extractor.cells}"))
     if extras.against is not None:
         rows.append(("compared with", str(extras.against)))
     versions = f"fingerprint_accel {__version__}, torch {torch.__version__}, Python {platform.python_version()}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from fingerprint_accel.data.part_folder import unfinished
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.gallery import Gallery, Hits
+from fingerprint_accel.extraction.gallery import RESCORED, Gallery, Hits
 
 REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
 TRAINED_ON = 64  # references per cell, at most
@@ -51,7 +51,7 @@ class ApproximateSearch:
         """The k references most similar to each probe, as far as they lie in the cells that are looked into.
 
         Args:
-            probes: (M, D) float32 of unit length.
+            probes: (M, D) float32 of unit length, or hypotheses of each (M, H, D), as of `Gallery.search`.
             k: how many, at most as many as there are references.
 
         Returns:
@@ -62,14 +62,12 @@ class ApproximateSearch:
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery))
-        _, candidates = self._index.search(probes, min(CANDIDATES * k, len(self.gallery)))
-        similarity, row = np.full((len(probes), k), -1, np.float32), np.zeros((len(probes), k), np.int64)
-        for number, (probe, rows) in enumerate(zip(probes, candidates, strict=True)):
-            rows = np.sort(rows[rows >= 0])  # fewer than asked for where cells are small
-            exact = self.gallery.vectors(rows) @ probe
-            best = np.argsort(-exact, kind="stable")[:k]
-            similarity[number, : len(best)], row[number, : len(best)] = exact[best], rows[best]
-        return Hits(similarity, row)
+        hypotheses = probes[:, None] if probes.ndim == 2 else probes
+        again = self.gallery.cells or hypotheses.shape[1] > 1  # the index ranks by dot products of the first
+        wanted = max(CANDIDATES * k, RESCORED if again else 0)
+        first = np.ascontiguousarray(hypotheses[:, 0])
+        _, candidates = self._index.search(first, min(wanted, len(self.gallery)))
+        return self.gallery.best(hypotheses, candidates, k)  # fewer than asked for where cells of the index are small
 
     def _bring_up_to_date(self) -> int:
         *older, name = self._names()

@@ -132,6 +132,7 @@ def _model_facts(extractor: FingerprintExtractor) -> dict[str, Any]:
         "variant": config.variant,
         "trunk": config.trunk,
         "embedding_dim": config.embedding_dim,
+        "cells": extractor.cells,
         "ppi": extractor.ppi,
         "canvas": extractor.canvas,
         "enhanced": extractor.enhanced,

@@ -132,9 +132,12 @@ def prepare_work(data: Path, model: str, ppi: int, options: Options, device: tor
     length, branches = options.length or dims, len(extractor.model.branch_dims)
     if not branches <= length <= dims or length % branches:
         raise UserError(f"--length {length}: the model gives {dims} numbers" + ", half of each branch" * (branches > 1))
+    if extractor.cells and length < dims:
+        raise UserError(f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut")
     batch_size = options.batch_size or (BATCH_ON_CPU if device.type == "cpu" else BATCH_ON_GPU)
     options = dataclasses.replace(options, length=length, batch_size=batch_size)
-    return Work(extractor, open_prints(data, ppi, extractor), options, TemplateFormat(options.template, length))
+    template = TemplateFormat(options.template, length, extractor.cells)
+    return Work(extractor, open_prints(data, ppi, extractor), options, template)
 
 
 def make_part(work: Work, parts: PartFolder, part: int, done: Callable[[int], None]) -> None:

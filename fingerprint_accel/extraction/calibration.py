@@ -29,6 +29,7 @@ class Way:
         eer: equal error rate.
         thresholds: lowest similarity accepted, by FMR ("0.001": 0.41); only rates that `nonmated` can resolve.
         fnmr: at these thresholds, by the same names.
+        eer_before: of the same comparisons without the centre; None where there is no centre.
     """
 
     poses: int
@@ -39,6 +40,7 @@ class Way:
     eer: float
     thresholds: dict[str, float]
     fnmr: dict[str, float]
+    eer_before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Calibration:
         synthetic: whether any of its prints was synthetic.
         protocol: which prints were compared.
         ways: prints as they are, and best over poses where that was measured.
+        center: mean template of the prints, as `centring.as_text` writes it, which the model takes away from every
+            template; empty: none. The rates hold behind it.
     """
 
     source: str
     synthetic: bool
     protocol: str
     ways: list[Way] = field(default_factory=list)
+    center: str = ""
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Calibration | None:
@@ -69,7 +74,8 @@ class Calibration:
             return None
         try:
             ways = [Way(**way) for way in values["ways"]]
-            return cls(str(values["source"]), bool(values["synthetic"]), str(values["protocol"]), ways)
+            facts = str(values["source"]), bool(values["synthetic"]), str(values["protocol"])
+            return cls(*facts, ways, center_of(notes))
         except (KeyError, TypeError) as error:
             raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
 
@@ -80,6 +86,12 @@ class Calibration:
     def way(self, poses: int) -> Way | None:
         """Rates of comparing in so many poses, where they were measured."""
         return next((way for way in self.ways if way.poses == poses), None)
+
+
+def center_of(notes: dict[str, Any]) -> str:
+    """The centre among a model's notes, as `centring.as_text` writes it; empty where it has none."""
+    record = notes.get(NOTE)
+    return str(record.get("center") or "") if isinstance(record, dict) else ""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ import PIL.Image
 
 from fingerprint_accel.data.images import SUFFIXES
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.calibration import decision_basis
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.demo_folder import dropped_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
-from fingerprint_accel.extraction.search_commands import find, open_gallery
+from fingerprint_accel.extraction.search_commands import find, open_gallery, search_basis
 
 HOST = "127.0.0.1"
 # The browser then asks nobody but us, whatever the page says.
@@ -41,7 +40,7 @@ class Demo:
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
-        self.search_basis = decision_basis(extractor.notes, 1)
+        self.search_basis = search_basis(extractor)
 
     @property
     def hit_columns(self) -> list[str]:

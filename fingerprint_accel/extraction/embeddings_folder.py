@@ -120,7 +120,8 @@ def open_embeddings(folder: Path | str) -> Embeddings:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
-        template = TemplateFormat(config["template"]["kind"], int(config["template"]["length"]))
+        facts = config["template"]
+        template = TemplateFormat(facts["kind"], int(facts["length"]), int(facts.get("cells", 0)))
         tensors = load_file(folder / EMBEDDINGS)
         failed = np.zeros(len(tensors["quality"]), bool)
         for line in (folder / FAILED).read_text().splitlines():

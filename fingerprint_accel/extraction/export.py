@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.centring import centred
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import check_file, mark
 from fingerprint_accel.preprocess.augment import turned_and_shifted, upright
@@ -34,20 +35,27 @@ class Embedder(nn.Module):
         extractor: whose network and preparation it is.
     """
 
+    center: torch.Tensor | None
+
     def __init__(self, extractor: FingerprintExtractor) -> None:
         super().__init__()
         self.model, self.preprocessor = extractor.running, extractor.preprocessor
         self.crop = float(extractor.preprocess_config.crop)
         self.aligning = extractor.aligning
+        self.register_buffer("center", extractor.center)
+        self.branches, self.cells = len(extractor.model.branch_dims), extractor.cells
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length."""
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
         inputs = self.preprocessor.pixels(images, pose)
         if self.aligning is None:
-            return self.model(inputs).embedding
+            return self._centred(self.model(inputs).embedding)
         pose = turned_and_shifted(self.aligning.transform(inputs), self.crop)  # as `extractor.alignment` does
-        return self.model.describe(self.preprocessor.pixels(images, pose)).embedding
+        return self._centred(self.model.describe(self.preprocessor.pixels(images, pose)).embedding)
+
+    def _centred(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings if self.center is None else centred(embeddings, self.center, self.branches, self.cells)
 
 
 @dataclass(frozen=True)

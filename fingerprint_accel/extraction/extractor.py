@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,17 +21,19 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.calibration import center_of
+from fingerprint_accel.extraction.centring import centred, from_text
 from fingerprint_accel.extraction.model_card import model_card
-from fingerprint_accel.extraction.poses import ALIGNED, UPRIGHT, USUAL, Poses
+from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.folding import folded
-from fingerprint_accel.models.localization import Localization
+from fingerprint_accel.models.localization import Localization, hypotheses
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
-from fingerprint_accel.similarity import similarity
+from fingerprint_accel.similarity import cell_shifts, shifted, similarity
 from fingerprint_accel.training.saved_model import find_model, write_model, write_notes
 
 Image = Path | str | np.ndarray
@@ -88,38 +91,95 @@ class FingerprintExtractor(nn.Module):
     def aligning(self) -> Localization | None:
         """The network that aligns prints before they are embedded, if the model has one; flx's align inside."""
         network = self.running.localization
-        return None if network is None or network.plain else network
+        return network if isinstance(network, Localization) else None
+
+    @property
+    def cells(self) -> int:
+        """Cells of its templates where they are dense, else 0; see `similarity`."""
+        return self.model.config.cells
+
+    @property
+    def center(self) -> torch.Tensor | None:
+        """(D,) the mean template that `calibrate` has measured, which is subtracted from templates; None without."""
+        text = center_of(self.notes)
+        return from_text(text, self.model.config.embedding_dim, self.device) if text else None
 
     @property
     def usual_poses(self) -> Poses:
         """What is tried at comparison: less where the model aligns prints."""
-        return USUAL if self.aligning is None else ALIGNED
+        if self.aligning is None:
+            return USUAL
+        return DENSE if self.cells else ALIGNED
+
+    @property
+    def search_poses(self) -> Poses:
+        """What of a probe is tried on the best candidates of a search; thresholds of the usual poses hold for them."""
+        return self.usual_poses if self.cells else UPRIGHT
 
     @property
     def identity(self) -> str:
-        """What tells this model from others: the beginning of a SHA-256 of its weights.
+        """What tells this model from others: the beginning of a SHA-256 of its weights and its centre.
 
         Embeddings of two models must not be compared; galleries keep this beside theirs.
         """
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(center_of(self.notes).encode())
         return digest.hexdigest()[:16]
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
-        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses."""
+        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses.
+
+        The print as it is comes first: the best hypothesis, upright. Hypothesis by hypothesis, turn by turn, shift by
+        shift; whole cells, which only change the order of numbers, last.
+        """
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
-        alignment = self.alignment(images)
-        found = [self.network(images, pose.repeated(len(images)), alignment).embedding for pose in tried]
-        return torch.stack(found, dim=1) if len(found) > 1 else found[0]
+        found = [
+            self.centred(self.network(images, pose.repeated(len(images)), alignment).embedding)
+            for alignment in self.alignments(images, poses.hypotheses)
+            for pose in tried
+        ]
+        embeddings = torch.stack(found, dim=1)
+        if poses.cells:
+            moved = shifted(embeddings.cpu().numpy(), self.cells, poses.cells)
+            embeddings = torch.from_numpy(moved).flatten(1, 2).to(images.device)
+        return embeddings if embeddings.shape[1] > 1 else embeddings[:, 0]
+
+    def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B, D) as the network gives them -> as templates: the centre subtracted, if there is one."""
+        center = self.center
+        return embeddings if center is None else centred(embeddings, center, len(self.model.branch_dims), self.cells)
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
         """images (B, canvas, canvas) uint8 -> where the `aligning` network finds the fingers; None without one."""
+        return self.alignments(images, 1)[0]
+
+    def alignments(self, images: torch.Tensor, count: int) -> list[Pose] | list[None]:
+        """The `count` most probable poses of some prints, as of `alignment`; without an aligning network one None."""
         if self.aligning is None:
-            return None
+            return [None]
         inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
-        return turned_and_shifted(self.aligning.transform(inputs), float(self.preprocess_config.crop))
+        found, _ = hypotheses(self.aligning.logits(inputs), count)
+        return [turned_and_shifted(pose, float(self.preprocess_config.crop)) for pose in found.unbind(1)]
+
+    @torch.no_grad()
+    def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
+        """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
+        crop, device = float(self.preprocess_config.crop), images.device
+        tried = poses.all(crop, self.ppi, device)
+        number, cell = divmod(number, (2 * poses.cells + 1) ** 2)
+        hypothesis, turn = divmod(number, len(tried))
+        pose = tried[turn].repeated(len(images))
+        if poses.cells:  # a finger that lies further along the grid is seen from further back
+            cell_side = crop / math.isqrt(self.cells)
+            down, right = cell_shifts(poses.cells)[cell]
+            shift = torch.tensor([[-right * cell_side, -down * cell_side]], device=device).expand(len(images), -1)
+            still = torch.eye(2, device=device).expand(len(images), 2, 2)
+            pose = Pose(still, shift, None, crop).within(pose)
+        alignment = self.alignments(images, poses.hypotheses)[hypothesis]
+        return pose if alignment is None else pose.within(alignment)
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
         """images (B, canvas, canvas) uint8 -> all that the network says of them.
@@ -142,7 +202,7 @@ class FingerprintExtractor(nn.Module):
         output = self.network(images)
         assert output.norm is not None, "an extractor is never in training mode"
         area = ridge_area(images, self.ppi, self.preprocess_config.crop)
-        return output.embedding, print_quality(area, output.norm, self.notes.get("usual_norm"))
+        return self.centred(output.embedding), print_quality(area, output.norm, self.notes.get("usual_norm"))
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
@@ -213,7 +273,7 @@ class FingerprintExtractor(nn.Module):
             UserError: an image without a print.
         """
         both = self.extract([reference, probe], ppi, poses or self.usual_poses, progress=False)
-        return float(similarity(both[:1], both[1:])[0, 0])
+        return float(similarity(both[:1], both[1:], self.cells)[0, 0])
 
     def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
         """An image (H, W) uint8 or file as the network wants it: (canvas, canvas) uint8, as an import would store it.

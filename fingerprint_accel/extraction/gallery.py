@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -25,16 +24,24 @@ import torch
 from fingerprint_accel.data.shard_writing import file_sha256
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.outputs import FolderKind, check_folder, locked
+from fingerprint_accel.extraction.gallery_files import (
+    FACTS,
+    KIND,
+    PART_NAME,
+    as_facts,
+    part_files,
+    read_facts,
+    read_part,
+)
+from fingerprint_accel.outputs import check_folder, locked
+from fingerprint_accel.similarity import masked_similarity
 
-FORMAT_VERSION = 1
-FACTS = "gallery.json"
 BLOCK = 65_536  # references compared at a time
 CELL = 128  # references of which only the best is looked at first
 PROBES = 256  # compared at a time
+RESCORED = 1000  # candidates of a probe with several hypotheses that are compared with all of them
 SAME = 0.9999  # similarity from which two embeddings are of one image: other hardware rounds otherwise
 PATIENCE = 60.0  # seconds to wait for another enrolment to write its file
-_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Gallery:
     Attributes:
         dims: length of an embedding.
         model: what made the embeddings, in words; probes must come from the same.
+        cells: of dense templates, which are compared over the cells that both prints have; 0 for others.
         part_names: of its files, in the order of their rows; a name is that of its content.
 
     Raises:
@@ -67,20 +75,20 @@ class Gallery:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        facts = _facts(self.folder)
+        facts = read_facts(self.folder)
         if facts is None:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
-        self.dims, self.model = facts
+        self.dims, self.model, self.cells = facts
         self._open_parts()
 
     def _open_parts(self) -> None:
         """Opens the files that are there now."""
-        files = _part_files(self.folder)
-        self.part_names, self._parts = [path.name for path in files], [_read_part(path, self.dims) for path in files]
+        files = part_files(self.folder)
+        self.part_names, self._parts = [path.name for path in files], [read_part(path, self.dims) for path in files]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
-    def create(cls, folder: Path | str, dims: int, model: str) -> Gallery:
+    def create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
         """Makes an empty gallery, by a rename: a kill leaves a gallery or nothing.
 
         Raises:
@@ -91,7 +99,7 @@ class Gallery:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            write_file(staged / FACTS, json.dumps(_as_facts(dims, model), indent=2) + "\n")
+            write_file(staged / FACTS, json.dumps(as_facts(dims, model, cells), indent=2) + "\n")
             staged.rename(folder)  # takes the place of an empty folder, and of no other
         except OSError as error:
             if folder.exists():
@@ -103,7 +111,7 @@ class Gallery:
         return cls(folder)
 
     @classmethod
-    def open_or_create(cls, folder: Path | str, dims: int, model: str) -> Gallery:
+    def open_or_create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
         """Opens a gallery, or makes an empty one where there is none.
 
         Raises:
@@ -113,7 +121,7 @@ class Gallery:
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)
             return cls(folder)
-        return cls.create(folder, dims, model)
+        return cls.create(folder, dims, model, cells)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -139,7 +147,7 @@ class Gallery:
             if new.any():
                 self._write(embeddings[new], [name for name, is_new in zip(names, new, strict=True) if is_new])
             if not (self.folder / FACTS).is_file():
-                write_file(self.folder / FACTS, json.dumps(_as_facts(self.dims, self.model), indent=2) + "\n")
+                write_file(self.folder / FACTS, json.dumps(self._facts, indent=2) + "\n")
         return int(new.sum())
 
     def _are_new(self, embeddings: np.ndarray, names: list[str]) -> np.ndarray:
@@ -159,7 +167,7 @@ class Gallery:
         """A new file of prints."""
         flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
         columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(names, pa.string())]
-        facts = {"gallery": json.dumps(_as_facts(self.dims, self.model))}
+        facts = {"gallery": json.dumps(self._facts)}
         batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata(facts)
         temporary = self.folder / f".{os.getpid()}.tmp"
         try:
@@ -168,7 +176,7 @@ class Gallery:
                     writer.write_batch(batch)
                 file.flush()
                 os.fsync(file.fileno())
-            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := PART_NAME.fullmatch(path.name))]
             number = max(numbers, default=-1) + 1
             path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
             temporary.rename(path)
@@ -194,13 +202,17 @@ class Gallery:
             found[here] = self._part(number)[rows[here] - self._starts[number]]
         return found
 
+    @property
+    def _facts(self) -> dict[str, int | str]:
+        return as_facts(self.dims, self.model, self.cells)
+
     def _part(self, number: int) -> np.ndarray:
         """(n, D) float32, a view of the file."""
         return np.from_dlpack(self._parts[number]["embedding"].flatten()).reshape(-1, self.dims)
 
     def check_probes(self, probes: np.ndarray) -> None:
-        """Raises UserError where probes are not (M, D)."""
-        if probes.ndim != 2 or probes.shape[1] != self.dims:
+        """Raises UserError where probes are not (M, D) or (M, H, D)."""
+        if probes.ndim not in (2, 3) or probes.shape[-1] != self.dims:
             raise UserError(
                 f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}"
             )
@@ -218,8 +230,8 @@ class Gallery:
         Raises:
             UserError: one differs.
         """
-        for path in _part_files(self.folder):
-            match = _NAME.fullmatch(path.name)
+        for path in part_files(self.folder):
+            match = PART_NAME.fullmatch(path.name)
             if match is None or file_sha256(path)[:16] != match[2]:
                 raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again")
 
@@ -228,7 +240,8 @@ class Gallery:
         """The k references most similar to each probe; exact.
 
         Args:
-            probes: (M, D) float32 of unit length.
+            probes: (M, D) float32 of unit length; or (M, H, D), hypotheses of each, as `extract` gives them for poses:
+                the first finds `RESCORED` candidates, or k, which are compared with the best of all.
             k: how many, at most as many as there are references.
             device: where the products are computed.
 
@@ -239,15 +252,33 @@ class Gallery:
             raise UserError(f"{self.folder}: no print is enrolled yet")
         self.check_probes(probes)
         k = min(k, len(self))
+        if probes.ndim == 3:
+            return self.best(probes, self.search(probes[:, 0], max(k, RESCORED), device).row, k)
         parts = [self._search(part.to(device), k) for part in torch.from_numpy(probes).split(PROBES)]
         similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
+        return Hits(similarity, row)
+
+    def best(self, probes: np.ndarray, candidates: np.ndarray, k: int) -> Hits:
+        """The k of some references that are most similar to each probe, the best of its hypotheses counting.
+
+        Args:
+            probes: (M, H, D) float32 of unit length.
+            candidates: (M, n) their rows, in any order; -1 for none.
+            k: how many, at most n. Where there are fewer, the last have row 0 and similarity -1.
+        """
+        similarity, row = np.full((len(probes), k), -1, np.float32), np.zeros((len(probes), k), np.int64)
+        for number, (hypotheses, rows) in enumerate(zip(probes, candidates, strict=True)):
+            rows = np.sort(rows[rows >= 0])  # files are read in order
+            scores = masked_similarity(self.vectors(rows), hypotheses, self.cells).max(axis=1)
+            best = np.argsort(-scores, kind="stable")[:k]
+            similarity[number, : len(best)], row[number, : len(best)] = scores[best], rows[best]
         return Hits(similarity, row)
 
     def _search(self, probes: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         best = probes.new_full((len(probes), k), -torch.inf)
         rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
         for start, references in self.blocks():
-            scores = probes @ _tensor(references).to(probes.device).T
+            scores = masked_similarity(probes, _tensor(references).to(probes.device), self.cells)
             found, place = _top(scores, min(k, scores.shape[1]))
             best, order = torch.cat([best, found], dim=1).topk(k, dim=1)
             rows = torch.cat([rows, place + start], dim=1).gather(1, order)
@@ -274,40 +305,3 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)
-
-
-def _as_facts(dims: int, model: str) -> dict[str, int | str]:
-    return {"format_version": FORMAT_VERSION, "dims": dims, "model": model}
-
-
-def _facts(folder: Path) -> tuple[int, str] | None:
-    """Length of the embeddings and model of a gallery folder, from `gallery.json` or, where that is lost, from a file
-    of prints; None where neither says."""
-    try:
-        facts = json.loads((folder / FACTS).read_text())
-        return int(facts["dims"]), str(facts["model"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    try:
-        path = _part_files(folder)[0]
-        facts = json.loads(pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"gallery"])
-        return int(facts["dims"]), str(facts["model"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
-        return None
-
-
-KIND = FolderKind("a gallery folder", lambda folder: _facts(folder) is not None, ".*", whole=False)
-
-
-def _part_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-
-
-def _read_part(path: Path, dims: int) -> pa.RecordBatch:
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again") from error
-    if batch.schema.field("embedding").type.list_size != dims:
-        raise UserError(f"{path}: belongs to another gallery")
-    return batch

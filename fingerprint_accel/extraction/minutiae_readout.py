@@ -26,6 +26,7 @@ from fingerprint_accel.outputs import FolderKind, check_folder, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
 DIRECTIONS, COARSELY = 180, 5  # tried for each peak; every fifth of them while peaks are looked for
+UNTRAINED = "minutia_map_untrained"  # a note of a model whose map decoder never learned
 APART = 2.5  # map pixels: of two peaks nearer than this the weaker one is dropped
 FAINT = 1e-6  # of a peak: what its neighbours have at least, for their logarithm
 FOLDER = FolderKind(
@@ -183,7 +184,12 @@ def _of_images(
 
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
-    """Raises UserError where a model has no minutia branch."""
+    """Raises UserError where a model draws no minutia map, or has not learned to."""
+    if UNTRAINED in extractor.notes:
+        raise UserError(
+            f"{extractor.origin or 'the model'}: its minutia map was not trained; give a model that was trained with "
+            "--loss.minutia-map-weight above 0 on prints with minutiae"
+        )
     if not extractor.model.needs_minutia_maps:
         raise UserError(
             f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} draws no minutiae; "

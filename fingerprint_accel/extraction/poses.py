@@ -15,35 +15,42 @@ import torch
 
 from fingerprint_accel.errors import require
 from fingerprint_accel.preprocess.augment import Pose
-
-MM_PER_INCH = 25.4
+from fingerprint_accel.preprocess.pipeline import MM_PER_INCH
+from fingerprint_accel.similarity import masked_similarity
 
 
 @dataclass(frozen=True)
 class Poses:
-    """Turns and shifts to try, in every combination; the print as it is comes first.
+    """Hypotheses, turns and shifts to try, in every combination; the print as it is comes first.
 
     Attributes:
         degrees: turns besides 0, counter-clockwise.
         shift_mm: the window is also moved by so much along each axis, to both sides: eight places around the middle.
             0 tries none.
+        hypotheses: so many poses that the aligning network finds most probable; 1 takes its best.
+        cells: dense embeddings are also moved along their grid by up to so many whole cells along each axis, to both
+            sides, which costs no run of the network.
 
     Raises:
-        UserError: a turn of 0, or a negative shift.
+        UserError: a turn of 0, or a number out of range.
     """
 
     degrees: tuple[float, ...] = ()
     shift_mm: float = 0.0
+    hypotheses: int = 1
+    cells: int = 0
 
     def __post_init__(self) -> None:
         require(all(self.degrees), "poses: 0 degrees is tried anyway; name other turns")
         require(self.shift_mm >= 0, "poses: shift_mm must not be negative")
+        require(self.hypotheses >= 1, "poses: hypotheses must be at least 1")
+        require(self.cells >= 0, "poses: cells must not be negative")
 
     def __len__(self) -> int:
-        return (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
+        return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1) * (2 * self.cells + 1) ** 2
 
     def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
-        """Each as a pose of one print, to be expanded to a batch.
+        """Turns and shifts, each as a pose of one print, to be expanded to a batch.
 
         Args:
             crop: side of the network's window, canvas pixels.
@@ -65,6 +72,8 @@ USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
 """What touches differ by."""
 ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
 """What an aligning network errs by."""
+DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
+"""The same for dense embeddings."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +81,24 @@ class Agreement:
     """Where two prints agree best; one of the two poses is 0, the print as it is.
 
     Attributes:
-        similarity: their cosine there.
-        reference, probe: number of the pose of each, as in `Poses.all`.
+        similarity: of the two there.
+        reference, probe: number of the pose of each, as in `FingerprintExtractor.forward`.
     """
 
     similarity: float
     reference: int
     probe: int
 
-    def probe_on_reference(self, poses: list[Pose]) -> Pose:
-        """The pose that lays the probe on the reference as it is: for a turned reference, its inverse."""
-        if not self.reference:
-            return poses[self.probe]
-        return poses[self.reference].inverse()
 
-
-def best_agreement(reference: np.ndarray, probe: np.ndarray) -> Agreement:
+def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> Agreement:
     """`similarity` of two prints, and the poses in which it was reached.
 
     Args:
         reference, probe: (P, D) float32 of unit length, the print as it is first.
+        cells: of dense templates, as in `similarity`; others have 0.
     """
-    turned_probe, turned_reference = probe @ reference[0], reference @ probe[0]
+    turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
+    turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
     i, j = int(turned_reference.argmax()), int(turned_probe.argmax())
     if turned_reference[i] > turned_probe[j]:
         return Agreement(float(turned_reference[i]), i, 0)

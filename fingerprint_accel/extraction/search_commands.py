@@ -7,17 +7,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.approximate import ApproximateSearch
-from fingerprint_accel.extraction.calibration import decision_basis
+from fingerprint_accel.extraction.calibration import Basis, decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
-from fingerprint_accel.extraction.gallery import KIND, Gallery
+from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery_files import KIND
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.similarity import fused
 
 
-def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch_size: int) -> None:
-    """Embeds images, or a dataset, and adds them to a gallery.
+def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch_size: int, fuse: bool = False) -> None:
+    """Embeds images, or a dataset, and adds them to a gallery; with `fuse` one template of all prints of each finger.
 
     Raises:
         UserError: a gallery of another model, an image without a print, or a dataset among images.
@@ -29,19 +33,47 @@ def enroll_command(folder: Path, prints: list[Path], model: str, ppi: int, batch
         impressions = source.impressions
         keys = source.table["finger_key"].to_pylist()
         names = [f"{key}/{impression}" for key, impression in zip(keys, impressions, strict=True)]
+        fingers = keys
     else:
         folders = [str(path) for path in prints if path.is_dir()]
         if folders:
             raise UserError(f"{folders[0]}: a folder; give image files, or one dataset folder alone")
         source, names = list(prints), [str(path) for path in prints]
+        fingers = [str(path.parent if path.parent.name else path.resolve().parent.name) for path in prints]
     check_folder(folder, KIND, inputs=prints)
     if folder.is_dir() and any(folder.iterdir()):
         open_gallery(folder, extractor)  # asked before the work; an empty gallery is made after it
     embeddings = extractor.extract(source, ppi, batch_size=batch_size)
-    gallery = Gallery.open_or_create(folder, extractor.model.config.embedding_dim, extractor.identity)
+    if fuse:
+        embeddings, names = fused_by_finger(embeddings, fingers, extractor.cells)
+    dims = extractor.model.config.embedding_dim
+    gallery = Gallery.open_or_create(folder, dims, extractor.identity, extractor.cells)
     new = gallery.append(embeddings, names)
     there = f" ({len(names) - new:,} were there already)" if new < len(names) else ""
-    print(f"{folder}: {new:,} prints enrolled{there}, {len(gallery):,} in all")
+    what = f"fingers enrolled from {len(source):,} prints" if fuse else "prints enrolled"
+    print(f"{folder}: {new:,} {what}{there}, {len(gallery):,} in all")
+
+
+def fused_by_finger(embeddings: np.ndarray, fingers: list[str], cells: int) -> tuple[np.ndarray, list[str]]:
+    """One template for each finger, see `similarity.fused`, and the fingers in the order in which they come first.
+
+    Args:
+        embeddings: (N, D) float32 of unit length.
+        fingers: N, the finger of each print.
+        cells: of dense templates, else 0.
+
+    Returns:
+        (F, D) float32 of unit length, and F fingers.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, finger in enumerate(fingers):
+        rows.setdefault(finger, []).append(row)
+    return np.stack([fused(embeddings[here], cells) for here in rows.values()]), list(rows)
+
+
+def search_basis(extractor: FingerprintExtractor) -> Basis:
+    """What `find` may decide by."""
+    return decision_basis(extractor.notes, len(extractor.search_poses))
 
 
 @dataclass(frozen=True)
@@ -65,19 +97,20 @@ def find(
 ) -> tuple[list[Hit], float]:
     """The references of a gallery most similar to an image, best first, and the seconds that the search took.
 
-    With `indexed` only those that an index by FAISS proposes are compared.
+    With `indexed` only those that an index by FAISS proposes are compared. The best candidates of a dense model are
+    compared again, with the probe shifted by whole cells.
 
     Raises:
         UserError: an image without a print, an empty gallery, `top` below 1, or an index without FAISS.
     """
     if top < 1:
         raise UserError(f"--top {top}: must be at least 1")
-    embedding = extractor.extract([probe], ppi, progress=False)
+    embedding = extractor.extract([probe], ppi, extractor.search_poses, progress=False)
     index = _index(gallery) if indexed else None
     started = time.perf_counter()
     hits = index.search(embedding, top) if index else gallery.search(embedding, top, extractor.device)
     seconds = time.perf_counter() - started
-    thresholds = sorted(decision_basis(extractor.notes, 1).thresholds.items(), key=lambda item: float(item[0]))
+    thresholds = sorted(search_basis(extractor).thresholds.items(), key=lambda item: float(item[0]))
     found = []
     for value, name in zip(hits.similarity[0].tolist(), gallery.names(hits.row[0]), strict=True):
         passed = next((f"{float(rate):g}" for rate, threshold in thresholds if value >= threshold), "-")
@@ -106,7 +139,7 @@ def search_command(
     if verify:
         gallery.verify()
     hits, seconds = find(extractor, gallery, probe, ppi, top, index)
-    basis = decision_basis(extractor.notes, 1)
+    basis = search_basis(extractor)
     print("rank  similarity  " + ("match at FMR  " if basis.thresholds else "") + "name")
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:>4}  {hit.similarity:>10.3f}  " + (f"{hit.rate:>12}  " if basis.thresholds else "") + hit.name)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 
 from fingerprint_accel.losses.exchange import gather, gather_with_gradient, place
+from fingerprint_accel.similarity import masked_similarity
 
 
-def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float) -> torch.Tensor:
+def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0) -> torch.Tensor:
     """Mean over the prints of this rank of -log softmax(similarities to all other prints)[own finger].
 
     Prints of all ranks are compared with. A print that is alone with its finger counts as 0. The mean over ranks of the
@@ -21,6 +22,7 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
         embedding: (B, D) float32, of unit length.
         finger: (B,) int64 class labels.
         temperature: by which similarities are divided.
+        cells: of a dense embedding; then the loss is the mean of that of cosines and that of masked similarities.
 
     Returns:
         () float32.
@@ -29,7 +31,15 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
     row = torch.arange(len(finger), device=finger.device) + place()[0] * len(finger)
     itself = row[:, None] == torch.arange(len(fingers), device=finger.device)  # (B, N)
     mated = (finger[:, None] == fingers) & ~itself
-    similarity = embedding @ everyone.T / temperature
+    found = [embedding @ everyone.T]
+    if cells:
+        found.append(masked_similarity(embedding, everyone, cells))
+    losses = [_info_nce(each / temperature, mated, itself) for each in found]
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+def _info_nce(similarity: torch.Tensor, mated: torch.Tensor, itself: torch.Tensor) -> torch.Tensor:
+    """similarity, mated, itself (B, N) -> (), mean over the prints of this rank."""
     others = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)  # finite: a batch of one has no others
     mates = mated.sum(dim=1)
     to_mates = (similarity * mated).sum(dim=1) / mates.clamp(min=1)

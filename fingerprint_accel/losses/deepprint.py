@@ -1,7 +1,10 @@
-"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901)."""
+"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and what dense variants and aligning
+networks learn besides.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,7 @@ from fingerprint_accel.losses.center import CenterLoss
 from fingerprint_accel.losses.contrastive import contrastive_loss
 from fingerprint_accel.losses.margin import make_head
 from fingerprint_accel.losses.sharded import ShardedHead
+from fingerprint_accel.models.localization import aligned, pose_loss
 from fingerprint_accel.models.output import Output
 
 
@@ -32,9 +36,10 @@ class DeepPrintLoss(nn.Module):
     """Identity head, center loss and contrastive loss on each branch, minutia-map loss on the minutia branch.
 
     total = sum over branches (w_identity * cross-entropy + w_center * center loss + w_contrastive * contrastive loss)
-    + w_map * map loss. Every term is a mean over the batch, so the mean over micro-batches or ranks of one size is the
-    loss of the whole batch; but the contrastive loss compares prints of one micro-batch, over all ranks, so its mean
-    over micro-batches is not. Everything is computed in float32, under autocast too.
+    + w_map * map loss + w_mask * mask loss + w_pose * pose loss. Every term is a mean over the batch, so the mean over
+    micro-batches or ranks of one size is the loss of the whole batch; but the contrastive loss compares prints of one
+    micro-batch, over all ranks, so its mean over micro-batches is not. Everything is computed in float32, under
+    autocast too.
 
     Args:
         config: head, weights and rates.
@@ -42,6 +47,7 @@ class DeepPrintLoss(nn.Module):
         num_fingers: number of training fingers.
         dropout: on the embedding, in front of the softmax head.
         has_map: the network has a minutia-map decoder.
+        cells: of a dense network.
     """
 
     def __init__(
@@ -51,9 +57,10 @@ class DeepPrintLoss(nn.Module):
         num_fingers: int,
         dropout: float = 0.2,
         has_map: bool = False,
+        cells: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.has_map = config, has_map
+        self.config, self.has_map, self.cells = config, has_map, cells
         self.heads = nn.ModuleDict({name: self._head(dim, num_fingers, dropout) for name, dim in branch_dims.items()})
         with_centers = branch_dims if config.center_weight > 0 else {}  # else they would only take room
         self.centers = nn.ModuleDict(
@@ -68,6 +75,20 @@ class DeepPrintLoss(nn.Module):
         return ShardedHead(dim, classes, config.head, config.scale, config.margin, dropout, share, filter_above)
 
     @property
+    def describes(self) -> bool:
+        """Whether anything is learned but where a finger lies."""
+        config = self.config
+        return any(
+            (
+                config.identity_weight,
+                config.center_weight,
+                config.contrastive_weight,
+                config.minutia_map_weight if self.has_map else 0,
+                config.mask_weight if self.cells else 0,
+            )
+        )
+
+    @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
         """Those of which every process has a slice, by name of the branch."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
@@ -79,6 +100,8 @@ class DeepPrintLoss(nn.Module):
         maps: torch.Tensor | None = None,
         has_minutiae: torch.Tensor | None = None,
         margin: float | torch.Tensor | None = None,
+        pose: torch.Tensor | None = None,
+        contact: torch.Tensor | None = None,
     ) -> LossParts:
         """The loss of a batch.
 
@@ -89,6 +112,8 @@ class DeepPrintLoss(nn.Module):
             has_minutiae: (B,) bool, which of them to learn from; default all.
             margin: of this step, a number or () float32; default `config.margin`. An argument, not a state: it follows
                 from the step.
+            pose: (B, 3) true poses as of `Localization.transform`; NaN where unknown.
+            contact: (B, N, N) share of each cell of the input that is in contact, before the network aligns it.
         """
         config = self.config
         parts: dict[str, torch.Tensor] = {}
@@ -99,12 +124,27 @@ class DeepPrintLoss(nn.Module):
                 for term, value in terms.items():
                     total = total + getattr(config, f"{term}_weight") * value
                     parts[f"{term}_{name}"] = value.detach()
-            if self.has_map:
+            if self.has_map and self.describes:
                 assert output.minutia_map is not None, "the minutia map is predicted in training mode only"
                 map_loss = minutia_map_loss(output.minutia_map.float(), maps, has_minutiae)
                 total = total + config.minutia_map_weight * map_loss
                 parts["minutia_map"] = map_loss.detach()
+            for name, value in self._truths(output, pose, contact).items():
+                total = total + getattr(config, f"{name}_weight") * value
+                parts[name] = value.detach()
         return LossParts(total, parts)
+
+    def _truths(
+        self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """What a print is known to show and how it is known to lie, against what the network says."""
+        terms = {}
+        if output.pose is not None and self.config.pose_weight > 0:
+            known = pose if pose is not None else output.pose.angle.new_full((len(output.pose.angle), 3), math.nan)
+            terms["pose"] = pose_loss(output.pose, known)
+        if output.contact is not None:
+            terms["mask"] = mask_loss(output.contact.float(), contact, output.transform)
+        return terms
 
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
@@ -116,7 +156,8 @@ class DeepPrintLoss(nn.Module):
         if config.center_weight > 0:
             terms["center"] = self.centers[name](embedding, finger)
         if config.contrastive_weight > 0:
-            contrastive = [contrastive_loss(each, finger, config.contrastive_temperature) for each in nested]
+            cells = self.cells if name == "dense" else 0
+            contrastive = [contrastive_loss(each, finger, config.contrastive_temperature, cells) for each in nested]
             terms["contrastive"] = sum(contrastive[1:], contrastive[0]) / len(nested)
         return terms
 
@@ -165,3 +206,22 @@ def minutia_map_loss(
     if has_minutiae is not None:
         error = error * has_minutiae
     return error.mean()
+
+
+def mask_loss(
+    predicted: torch.Tensor, contact: torch.Tensor | None, transform: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy of the cells that a print shows, mean over cells and prints.
+
+    Args:
+        predicted: (B, G, G) logits, of the aligned print.
+        contact: (B, N, N) share of each cell of the input that is in contact; None gives 0.
+        transform: (B, 3) by which the network aligned the input; None where it does not.
+    """
+    if contact is None:
+        return 0.0 * predicted.sum()
+    there = contact[:, None].float()
+    if transform is not None:
+        there = aligned(there, transform, "bilinear")
+    share = F.adaptive_avg_pool2d(there, predicted.shape[-1])[:, 0]
+    return F.binary_cross_entropy_with_logits(predicted, (share > 0.5).float())

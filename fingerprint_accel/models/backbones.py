@@ -76,13 +76,20 @@ def compact_stem(width: int, norm: str) -> nn.Sequential:
     )
 
 
-def compact_texture(width: int, norm: str, dropout: float, dims: int) -> nn.Sequential:
-    """(B, 2 * width, h, w) -> (B, dims); a 4 x 4 grid keeps where on the print things are."""
-    return nn.Sequential(
+def compact_body(width: int, norm: str) -> list[nn.Module]:
+    """(B, 2 * width, h, w) -> (B, 8 * width, h / 4, w / 4)."""
+    return [
         Residual(2 * width, 4 * width, 2, norm),
         Residual(4 * width, 4 * width, 1, norm),
         Residual(4 * width, 8 * width, 2, norm),
         Residual(8 * width, 8 * width, 1, norm),
+    ]
+
+
+def compact_texture(width: int, norm: str, dropout: float, dims: int) -> nn.Sequential:
+    """(B, 2 * width, h, w) -> (B, dims); a 4 x 4 grid keeps where on the print things are."""
+    return nn.Sequential(
+        *compact_body(width, norm),
         nn.AdaptiveAvgPool2d(4),
         nn.Flatten(),
         nn.Dropout(dropout),

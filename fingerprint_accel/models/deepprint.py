@@ -1,8 +1,9 @@
-"""DeepPrint in its six variants (Engelsma, Cao and Jain 2019, arXiv 1909.09901)."""
+"""DeepPrint in its six variants (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and the dense variants."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models import backbones
-from fingerprint_accel.models.localization import CompactLocalization, Localization
+from fingerprint_accel.models.dense import DenseHead, masked_embedding
+from fingerprint_accel.models.localization import FlxLocalization, Localization, aligned, best_or_mean
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.models.recompute import through
 
@@ -23,6 +25,7 @@ class DeepPrint(nn.Module):
     """Prints to unit-length embeddings.
 
     A shared stem feeds a texture branch and a minutia branch; the minutia branch also learns to draw the minutia map.
+    Dense variants have one branch whose embedding keeps its place on the finger, and which draws the map as well.
     `Loc` variants align the print first.
 
     Args:
@@ -34,18 +37,22 @@ class DeepPrint(nn.Module):
         super().__init__()
         self.config = config
         name = config.variant
-        texture, minutia = "Tex" in name, config.needs_minutia_maps
-        dims = config.embedding_dim // (texture + minutia)
-        self.branch_dims = {branch: dims for branch, on in (("texture", texture), ("minutia", minutia)) if on}
+        texture, minutia, dense = "Tex" in name, "Minu" in name, config.cells > 0
+        dims = config.embedding_dim // (texture + minutia + dense)
+        branches = {"texture": texture, "minutia": minutia, "dense": dense}
+        self.branch_dims = {branch: dims for branch, on in branches.items() if on}
         self.localization = _localization(config) if name.startswith("Loc") else None
         parts = _parts(config, dims, map_size)
         self.stem = parts.stem()
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
-        if texture:
-            self.texture_branch = parts.texture()
+        if texture or dense:
+            self.texture_branch = parts.dense() if dense else parts.texture()
         if minutia:
             self.minutia_stem, self.minutia_map = parts.minutia_stem(), parts.minutia_map()
             self.minutia_branch = parts.minutia()
+        if dense:
+            self.minutia_map = parts.dense_map()
+        self.map_after = parts.map_after if dense else 0
         self.train()
 
     @property
@@ -82,49 +89,82 @@ class DeepPrint(nn.Module):
     def _frozen_parts(self) -> list[nn.Module]:
         config = self.config
         parts: list[nn.Module | None] = []
-        if config.localization_frozen or config.trunk_frozen:
+        if self._keeps_alignment:
             parts.append(self.localization)
+        if config.stem_frozen or config.trunk_frozen:
+            parts += [self.stem, *(self.texture_branch[: self.map_after] if self.texture_branch is not None else [])]
         if config.trunk_frozen:
-            parts += [self.stem, self.minutia_stem, self.minutia_map]
+            parts += [self.minutia_stem, self.minutia_map]
+            head = 1 if config.cells else 2  # dropout and embedding layer, or both in one
             for branch in (self.texture_branch, self.minutia_branch):
-                parts += list(branch[:-2]) if branch is not None else []  # all but dropout and embedding layer
+                parts += list(branch[:-head]) if branch is not None else []
         return [part for part in parts if part is not None]
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
-        return self.describe(self.align(image))
+        if self.localization is None:
+            return self.describe(image)
+        if isinstance(self.localization, FlxLocalization):
+            return self.describe(self.localization(image))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._keeps_alignment):
+            logits = self.localization.logits(image)
+            transform = best_or_mean(logits, self.training)
+            upright = aligned(image, transform, "bicubic")
+        return replace(self.describe(upright), pose=logits, transform=transform.detach())
+
+    @property
+    def _keeps_alignment(self) -> bool:
+        return self.config.localization_frozen or self.config.trunk_frozen
+
+    def locate(self, image: torch.Tensor) -> Output:
+        """As `forward`, but only what the aligning network says. For variants that have one, of ours."""
+        assert isinstance(self.localization, Localization)
+        return Output(pose=self.localization.logits(image))
 
     def align(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> the same, as the aligning network turns and shifts it, if there is one."""
         if self.localization is None:
             return image
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.localization_frozen):
-            aligned: torch.Tensor = self.localization(image)
-        return aligned
+        upright: torch.Tensor = self.localization(image)
+        return upright
 
     def describe(self, image: torch.Tensor) -> Output:
         """As `forward`, of an image (B, 1, S, S) that is aligned already."""
-        texture = minutia = maps = None
+        texture = minutia = dense = maps = contact = None
         recompute = self.config.recompute and self.training
         features = through(self.stem, image, recompute)
         norms = []
-        if self.texture_branch is not None:
-            texture, norm = _unit(through(self.texture_branch, features, recompute))
-            norms.append(norm)
-        if self.minutia_stem is not None and self.minutia_branch is not None and self.minutia_map is not None:
+        if self.texture_branch is not None and self.config.cells:
+            deeper = through(self.texture_branch[: self.map_after], features, recompute)
+            dense, contact, length = _masked(*through(self.texture_branch[self.map_after :], deeper, recompute))
+            norms.append(length)
+            maps = self._map(deeper)
+        elif self.texture_branch is not None:
+            texture, length = _unit(through(self.texture_branch, features, recompute))
+            norms.append(length)
+        if self.minutia_stem is not None and self.minutia_branch is not None:
             deeper = through(self.minutia_stem, features, recompute)
-            minutia, norm = _unit(through(self.minutia_branch, deeper, recompute))
-            norms.append(norm)
-            maps = self.minutia_map(deeper) if self.training else None
-        return Output(texture, minutia, maps, None if self.training else torch.stack(norms).mean(dim=0))
+            minutia, length = _unit(through(self.minutia_branch, deeper, recompute))
+            norms.append(length)
+            maps = self._map(deeper)
+        norm = None if self.training else torch.stack(norms).mean(dim=0)
+        return Output(texture, minutia, maps, norm, dense, contact)
+
+    def _map(self, features: torch.Tensor) -> torch.Tensor | None:
+        return self.minutia_map(features) if self.minutia_map is not None and self.training else None
 
     def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) float32 -> (B, 6, map_size, map_size), the minutia map alone, in any mode.
 
         Only for networks with `needs_minutia_maps`.
         """
-        assert self.minutia_stem is not None and self.minutia_map is not None, "a variant without a minutia branch"
-        return self.minutia_map(self.minutia_stem(self.stem(self.align(image))))
+        assert self.minutia_map is not None, "a variant that draws no minutia map"
+        features = self.stem(self.align(image))
+        if self.config.cells and self.texture_branch is not None:
+            features = self.texture_branch[: self.map_after](features)
+        elif self.minutia_stem is not None:
+            features = self.minutia_stem(features)
+        return self.minutia_map(features)
 
 
 def _blocks(part: nn.Sequential) -> list[nn.Module]:
@@ -139,11 +179,15 @@ class _Parts(NamedTuple):
     minutia_stem: Callable[[], nn.Sequential]
     minutia_map: Callable[[], nn.Module]
     minutia: Callable[[], nn.Sequential]
+    dense: Callable[[], nn.Sequential]
+    dense_map: Callable[[], nn.Module]
+    map_after: int  # blocks of the dense branch that the map is drawn from
 
 
 def _parts(config: ModelConfig, dims: int, map_size: int) -> _Parts:
     """Of a trunk, for branches with `dims` numbers each."""
     width, norm, dropout = config.width, config.norm, config.dropout
+    head = partial(DenseHead, grid=config.grid, dims=dims // max(1, config.cells), dropout=dropout)
     if config.trunk == "compact":
         return _Parts(
             partial(backbones.compact_stem, width, norm),
@@ -151,13 +195,25 @@ def _parts(config: ModelConfig, dims: int, map_size: int) -> _Parts:
             partial(backbones.compact_minutia_stem, width, norm),
             partial(backbones.MapDecoder, 2 * width, (width, max(8, width // 4)), map_size),
             partial(backbones.compact_minutia, width, norm, dropout, dims),
+            lambda: nn.Sequential(*backbones.compact_body(width, norm), head(8 * width)),
+            partial(backbones.MapDecoder, 4 * width, (width, max(8, width // 4)), map_size),
+            2,
         )
     if config.trunk in VIT_HEADS:
         from fingerprint_accel.models.vit import Transformer
 
         heads = VIT_HEADS[config.trunk]
         vit = Transformer(2 * width * heads, heads, dropout, dims)
-        return _Parts(vit.stem, vit.texture, vit.minutia_stem, partial(vit.minutia_map, map_size), vit.minutia)
+        return _Parts(
+            vit.stem,
+            vit.texture,
+            vit.minutia_stem,
+            partial(vit.minutia_map, map_size),
+            vit.minutia,
+            lambda: nn.Sequential(*vit.dense(), head(vit.channels)),
+            partial(vit.minutia_map, map_size),
+            2,
+        )
     from fingerprint_accel.models import inception
 
     plain = config.trunk == "flx"
@@ -167,14 +223,21 @@ def _parts(config: ModelConfig, dims: int, map_size: int) -> _Parts:
         inception.inception_minutia_stem,
         partial(backbones.MapDecoder, 384, (128, 32), map_size, plain),
         partial(inception.inception_minutia, dropout, dims, plain),
+        lambda: nn.Sequential(*inception.inception_body(), head(1536)),
+        partial(backbones.MapDecoder, 384, (128, 32), map_size),
+        4,
     )
 
 
-def _localization(config: ModelConfig) -> Localization:
-    bounds = config.localization_max_degrees, config.localization_max_translation
-    if config.trunk == "compact":
-        return CompactLocalization(*bounds, config.norm)
-    return Localization(*bounds, config.trunk == "flx")
+def _localization(config: ModelConfig) -> Localization | FlxLocalization:
+    return FlxLocalization() if config.trunk == "flx" else Localization(config.norm)
+
+
+def _masked(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B, G, G, D), (B, G, G) -> embedding (B, G * G * D), contact, and (B,) the length before; in float32."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        embedding, norm = masked_embedding(vectors, contact)
+    return embedding, contact, norm
 
 
 def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -138,8 +138,8 @@ def inception_stem() -> nn.Sequential:
     return _tuned(nn.Sequential(first, second, third, Mixed3a(_block), StemB(_block), Mixed5a(_block)))
 
 
-def inception_texture(dropout: float, dims: int) -> nn.Sequential:
-    """(B, 384, 35, 35) -> (B, dims): rest of Inception v4, averaged over space."""
+def inception_body() -> list[nn.Module]:
+    """(B, 384, 35, 35) -> (B, 1536, 8, 8): rest of Inception v4."""
     blocks = [
         *[BlockA(_block) for _ in range(4)],
         ReductionA(_block),
@@ -147,8 +147,13 @@ def inception_texture(dropout: float, dims: int) -> nn.Sequential:
         ShrinkB(_block),
         *[BlockC(_block) for _ in range(3)],
     ]
+    return list(_tuned(nn.Sequential(*blocks)))
+
+
+def inception_texture(dropout: float, dims: int) -> nn.Sequential:
+    """(B, 384, 35, 35) -> (B, dims): rest of Inception v4, averaged over space."""
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(1536, dims)
-    return _tuned(nn.Sequential(*blocks, *head))
+    return nn.Sequential(*inception_body(), *head)
 
 
 def inception_minutia_stem() -> nn.Sequential:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fingerprint_accel.models.localization import PoseLogits
+
 
 @dataclass(frozen=True)
 class Output:
@@ -16,17 +18,25 @@ class Output:
         minutia: (B, D_m) float32, unit length, from the minutia branch.
         minutia_map: (B, 6, S, S) predicted minutia map, only in training mode.
         norm: (B,) float32, mean length of the branches' embeddings before they were scaled, not in training mode.
+        dense: (B, D) float32, unit length, cell after cell of the grid; a cell that the print does not show is zero.
+        contact: (B, G, G) logits of the cells that the print shows, with `dense`.
+        pose: what the aligning network says of the input; None from `describe`.
+        transform: (B, 3) the pose that the print was described in, as of `Localization.transform`.
     """
 
     texture: torch.Tensor | None = None
     minutia: torch.Tensor | None = None
     minutia_map: torch.Tensor | None = None
     norm: torch.Tensor | None = None
+    dense: torch.Tensor | None = None
+    contact: torch.Tensor | None = None
+    pose: PoseLogits | None = None
+    transform: torch.Tensor | None = None
 
     @property
     def branches(self) -> dict[str, torch.Tensor]:
         """Embeddings by branch name, texture first."""
-        present = {"texture": self.texture, "minutia": self.minutia}
+        present = {"texture": self.texture, "minutia": self.minutia, "dense": self.dense}
         return {name: value for name, value in present.items() if value is not None}
 
     @property

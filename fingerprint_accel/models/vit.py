@@ -57,6 +57,10 @@ class Transformer:
         """(B, N, D) -> (B, dims)."""
         return self._branch(6)
 
+    def dense(self) -> list[nn.Module]:
+        """(B, N, D) -> (B, D, h, h)."""
+        return [*self._blocks(8), nn.LayerNorm(self.channels, eps=1e-6), Grid()]
+
     def _branch(self, blocks: int) -> nn.Sequential:
         return nn.Sequential(
             *self._blocks(blocks),

@@ -70,6 +70,21 @@ def turned_and_shifted(transform: torch.Tensor, crop: float) -> Pose:
     return Pose(matrix, transform[:, 1:] * (crop / 2), None, crop)
 
 
+def pose_left(pose: Pose, truth: torch.Tensor) -> torch.Tensor:
+    """What is left to be turned and shifted on an input that was itself taken in a pose.
+
+    Args:
+        pose: of the input on the canvas; its elastic part is left out.
+        truth: (B, 3) rotation in radians, shift in canvas pixels: of the upright finger on the canvas.
+
+    Returns:
+        (B, 3) rotation in radians, shift in half sides of the input, as of `turned_and_shifted`.
+    """
+    angle = truth[:, 0] - torch.atan2(pose.matrix[:, 1, 0], pose.matrix[:, 0, 0])
+    shift = (_inverse(pose.matrix) @ (truth[:, 1:] - pose.shift)[:, :, None])[:, :, 0] / (pose.crop / 2)
+    return torch.cat([angle[:, None], shift], dim=1)
+
+
 def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
     """One random pose per key (B,)."""
     limit = math.radians(config.rotation_degrees)

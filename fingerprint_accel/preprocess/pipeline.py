@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -11,16 +12,19 @@ from torch import nn
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.preprocess.augment import Pose, move_minutiae, random_pose, resample, upright
+from fingerprint_accel.preprocess.augment import Pose, move_minutiae, pose_left, random_pose, resample, upright
 from fingerprint_accel.preprocess.coarse import chunks
+from fingerprint_accel.preprocess.contact import contact_grid, ink_contact
 from fingerprint_accel.preprocess.enhance import Enhancer
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.quality import Quality, degrade, noise_tile, random_quality
 from fingerprint_accel.random import sample_keys
 
+MM_PER_INCH = 25.4
 PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
 WINDOW = 0.11  # inch: six ridges
+CELLS = 32  # along each side of the input, of the contact that a network learns from
 
 
 class Preprocessor(nn.Module):
@@ -83,13 +87,34 @@ class Preprocessor(nn.Module):
         """
         config, device = self.config, batch.image.device
         with torch.autocast(device.type, enabled=False):
-            pose, quality = upright(len(batch), float(config.crop), device), None
+            pose, quality = self._pose(batch, augment, strength), None
             if augment and config.augment.enabled:
-                amplitudes = config.augment.scaled(strength)
                 keys = sample_keys(self.seed, batch.epoch, batch.index)
-                pose = random_pose(keys, amplitudes, config.crop)
-                quality = random_quality(keys, amplitudes, config.size)
+                quality = random_quality(keys, config.augment.scaled(strength), config.size)
             return self._inputs(batch.image, pose, quality, dtype), self._maps(batch, pose, dtype) if maps else None
+
+    @torch.no_grad()
+    def truth(self, batch: Batch, augment: bool, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """How the prints lie on the input that `forward` makes of them, and what they show.
+
+        Returns:
+            (B, 3) rotation in radians and shift in half sides by which the finger would stand upright in the middle,
+            NaN where unknown; and (B, CELLS, CELLS) share of each part of the input that is in contact.
+        """
+        with torch.autocast(batch.image.device.type, enabled=False):
+            pose, contact = self._pose(batch, augment, strength), ink_contact(batch.image)
+            left = pose.shift.new_full((len(batch), 3), math.nan)
+            if batch.pose is not None and batch.contact is not None:
+                left = pose_left(pose, batch.pose)
+                contact = torch.where(batch.pose[:, :1, None].isnan(), contact, batch.contact)
+            return left, contact_grid(contact, pose, CELLS, self.canvas)
+
+    def _pose(self, batch: Batch, augment: bool, strength: float) -> Pose:
+        config = self.config
+        if not (augment and config.augment.enabled):
+            return upright(len(batch), float(config.crop), batch.image.device)
+        keys = sample_keys(self.seed, batch.epoch, batch.index)
+        return random_pose(keys, config.augment.scaled(strength), config.crop)
 
     @torch.no_grad()
     def images(self, images: torch.Tensor, pose: Pose | None = None, quality: Quality | None = None) -> torch.Tensor:

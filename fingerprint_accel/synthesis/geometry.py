@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+
+from fingerprint_accel.data.truth import GRID, overlaps
 
 PIXELS_PER_MM = 10
 HEIGHT, WIDTH = 320, 256
@@ -41,3 +44,21 @@ def smooth_field(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     rows = cubic_basis(height, values.shape[-2], values.device)
     columns = cubic_basis(width, values.shape[-1], values.device)
     return rows @ values @ columns.T
+
+
+def contact_cells(skin: torch.Tensor) -> torch.Tensor:
+    """skin (B, S, S) bool -> (B, GRID, GRID) bool: the cells at least half of whose area is skin.
+
+    Areas are counted in whole numbers, so a print has the same cells in any batch and on any device.
+    """
+    size = skin.shape[-1]
+    shares = cell_shares(size, skin.device)
+    return 2 * (shares @ skin.float() @ shares.T) >= size**2  # of a cell: (size / GRID) ** 2 pixels of GRID ** 2 each
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
+def cell_shares(size: int, device: torch.device) -> torch.Tensor:
+    """(GRID, size): what part of each pixel along one side lies in each cell, in units of 1 / GRID pixel."""
+    shares = overlaps(np.arange(GRID + 1) * size, np.arange(size + 1) * GRID)
+    return torch.from_numpy(shares).float().to(device)

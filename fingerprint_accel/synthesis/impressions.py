@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.random import mix, normal, sample_keys
-from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH
+from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, contact_cells
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.skin import UNIT, Masters
 from fingerprint_accel.synthesis.touch import ROWS, STRIPES, Touch, noise_tiles
@@ -32,6 +32,7 @@ class Prints:
         count: (B,) int64.
         ending: (B, M) bool, ridge ending; else bifurcation.
         skin: (B, canvas, canvas) bool, where the finger touched the sensing area.
+        pose: (B, 3) float32, see `pose.finger_pose`.
     """
 
     image: torch.Tensor
@@ -39,6 +40,12 @@ class Prints:
     count: torch.Tensor
     ending: torch.Tensor
     skin: torch.Tensor
+    pose: torch.Tensor
+
+    @property
+    def contact(self) -> torch.Tensor:
+        """(B, GRID, GRID) bool, cells of the canvas of which `skin` covers at least half."""
+        return contact_cells(self.skin)
 
 
 def impression_keys(seed: int, fingers: torch.Tensor, impressions: torch.Tensor) -> torch.Tensor:
@@ -71,6 +78,7 @@ def _join(parts: list[Prints]) -> Prints:
         torch.cat([part.count for part in parts]),
         torch.cat([F.pad(part.ending, (0, most - part.ending.shape[1])) for part in parts]),
         torch.cat([part.skin for part in parts]),
+        torch.cat([part.pose for part in parts]),
     )
 
 
@@ -99,7 +107,7 @@ def _render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: St
     ink = _blurred(ink + specks, touch.sensor["blur"])
     image = _grey(touch, ink, depth, shade, touch.noise(white, "noise_x", "noise_y"), inside)
     minutiae, count, ending = _minutiae(touch, masters, which, source, torch.stack([depth, dry, inside.float()], dim=1))
-    return Prints(image, minutiae, count, ending, (depth > 0) & inside)
+    return Prints(image, minutiae, count, ending, (depth > 0) & inside, touch.pose())
 
 
 def _ink(

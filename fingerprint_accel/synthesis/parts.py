@@ -14,6 +14,7 @@ import torch
 from fingerprint_accel import __version__
 from fingerprint_accel.data.parallel import end_if_stopping
 from fingerprint_accel.data.part_folder import PartFolder
+from fingerprint_accel.data.truth import CONTACT_BYTES, Truth
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
@@ -107,7 +108,8 @@ class Plan:
     def schema(self) -> pa.Schema:
         """Columns of a part."""
         image = pa.binary(self.style.canvas**2)
-        return pa.schema({"image": image, "minutiae": pa.list_(pa.float32()), "kind": pa.int8()})
+        truth = {"pose": pa.list_(pa.float32(), 3), "contact": pa.binary(CONTACT_BYTES)}
+        return pa.schema({"image": image, "minutiae": pa.list_(pa.float32()), "kind": pa.int8(), **truth})
 
     def arguments(self) -> dict[str, Any]:
         """The plan as JSON, with the versions whose bits it means."""
@@ -129,6 +131,16 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class MadePrint:
+    """A print of a part: image (canvas, canvas) uint8, minutiae (n, 4) float32, pattern class, pose and contact."""
+
+    image: np.ndarray
+    minutiae: np.ndarray
+    kind: int
+    truth: Truth
+
+
 class Parts(PartFolder):
     """The parts of one plan."""
 
@@ -136,8 +148,8 @@ class Parts(PartFolder):
         super().__init__(folder, plan.arguments(), plan.parts)
         self.plan = plan
 
-    def read(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
-        """Yields row, image (canvas, canvas) uint8, minutiae (n, 4) float32 and pattern class of some rows, ascending.
+    def read(self, rows: np.ndarray) -> Iterator[tuple[int, MadePrint]]:
+        """Yields row and print of some rows, ascending.
 
         Rows count finger by finger. One part is open at a time: there may be more than a process can open files.
 
@@ -153,15 +165,16 @@ class Parts(PartFolder):
                     reader = pa.ipc.open_file(file)
                     for row in here.tolist():
                         batch, place = self.plan.place(row - part * per_part)
-                        yield row, *_row(reader.get_batch(batch), place, self.plan.style.canvas)
+                        yield row, _row(reader.get_batch(batch), place, self.plan.style.canvas)
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"{self.path(part)}: damaged; delete it and run the same command again") from error
 
 
-def _row(batch: pa.RecordBatch, place: int, canvas: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _row(batch: pa.RecordBatch, place: int, canvas: int) -> MadePrint:
     image = np.frombuffer(batch["image"].buffers()[1], np.uint8)[place * canvas**2 : (place + 1) * canvas**2]
     minutiae = batch["minutiae"][place].values.to_numpy().reshape(-1, 4)
-    return image.reshape(canvas, canvas).copy(), minutiae.copy(), batch["kind"][place].as_py()
+    truth = Truth(batch["pose"][place].values.to_numpy().copy(), batch["contact"][place].as_py())
+    return MadePrint(image.reshape(canvas, canvas).copy(), minutiae.copy(), batch["kind"][place].as_py(), truth)
 
 
 def make_part(task: tuple[Parts, int]) -> int:
@@ -198,9 +211,12 @@ def _batch(prints: Prints, kind: torch.Tensor, schema: pa.Schema) -> pa.RecordBa
     minutiae, counts = prints.minutiae.cpu().numpy(), prints.count.cpu().numpy()
     there = np.arange(minutiae.shape[1]) < counts[:, None]
     offsets = np.concatenate([[0], 4 * np.cumsum(counts)]).astype(np.int32)
+    contacts = np.packbits(prints.contact.flatten(1).cpu().numpy(), axis=1)  # (B, CONTACT_BYTES), as `pack_contact`
     arrays = [
         pa.Array.from_buffers(schema.field("image").type, len(images), [None, pa.py_buffer(images)]),
         pa.ListArray.from_arrays(offsets, minutiae[there].ravel()),
         pa.array(kind.cpu().numpy().astype(np.int8)),
+        pa.FixedSizeListArray.from_arrays(prints.pose.cpu().numpy().ravel(), 3),
+        pa.Array.from_buffers(schema.field("contact").type, len(images), [None, pa.py_buffer(contacts)]),
     ]
     return pa.record_batch(arrays, schema=schema)

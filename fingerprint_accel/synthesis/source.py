@@ -21,7 +21,6 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.minutiae import Minutiae
-from fingerprint_accel.synthesis.pose import finger_pose
 from fingerprint_accel.synthesis.sensors import DEFAULT, Style
 from fingerprint_accel.synthesis.skin import Masters, join, numbered_masters
 
@@ -75,7 +74,8 @@ def parse_source(data: str) -> SourceSpec:
         else:
             raise UserError(
                 f"--data {data}: cannot read {part!r}; write synth:fingers=20000,impressions=8,seed=0,first=0,"
-                "quality=default,partial=0.2,sensors=optical+ink,ppi=300,canvas=320,siblings=1 (all but fingers may be left out)"
+                "quality=default,partial=0.2,sensors=optical+ink,ppi=300,canvas=320,siblings=1 (all but fingers may be "
+                "left out)"
             )
     if numbers.get("fingers", 0) < 2 or numbers.get("impressions", 2) < 2:
         raise UserError(f"--data {data}: needs at least two fingers and two impressions of each")
@@ -171,6 +171,11 @@ class SyntheticPrints:
         return len(self)
 
     @property
+    def with_truth(self) -> int:
+        """Number of prints whose pose and contact are known: all."""
+        return len(self)
+
+    @property
     def info(self) -> PrintInfo:
         """Resolution and size of the prints."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
@@ -181,22 +186,19 @@ class SyntheticPrints:
         knobs = vars(self.spec) | vars(self.spec.style)
         return ",".join(f"{name}={value}" for name, value in knobs.items() if name != "style")
 
-    def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+    def read(self, samples: np.ndarray, epochs: np.ndarray, truth: bool = False) -> Batch:
         """Renders prints on the masters' device.
 
         Args:
             samples: (B,) int64 in 0..N-1.
             epochs: (B,) int64; an epoch has its own impressions.
+            truth: also gives pose and contact.
         """
         index, epoch, which, impression = self._which(samples, epochs)
         keys = impression_keys(self.spec.seed, self.numbers[which], impression)
         prints = render(self.masters, which, keys, self.spec.style)
-        return Batch(prints.image, which, prints.minutiae, prints.count, index, epoch)
-
-    def poses(self, samples: np.ndarray, epochs: np.ndarray) -> torch.Tensor:
-        """(B, 3) `synthesis.pose.finger_pose` of the prints that `read` renders for the same arguments."""
-        _, _, which, impression = self._which(samples, epochs)
-        return finger_pose(self.spec.seed, self.numbers[which], impression, self.spec.style)
+        known = (prints.pose, prints.contact) if truth else (None, None)
+        return Batch(prints.image, which, prints.minutiae, prints.count, index, epoch, *known)
 
     def _which(
         self, samples: np.ndarray, epochs: np.ndarray
@@ -216,9 +218,10 @@ class SyntheticPrints:
         device: torch.device | str = "cpu",
         position: int = 0,
         prefetch: int = 3,
+        truth: bool = False,
     ) -> RenderLoader:
         """Endless micro-batches of one process, as `data.loader.Subset.loader`."""
-        return RenderLoader(self, order, batch_size, rank, processes, position)
+        return RenderLoader(self, order, batch_size, rank, processes, position, truth)
 
 
 class RenderLoader:
@@ -231,9 +234,16 @@ class RenderLoader:
     """
 
     def __init__(
-        self, prints: SyntheticPrints, order: SampleOrder, batch_size: int, rank: int, processes: int, position: int
+        self,
+        prints: SyntheticPrints,
+        order: SampleOrder,
+        batch_size: int,
+        rank: int,
+        processes: int,
+        position: int,
+        truth: bool = False,
     ) -> None:
-        self.prints, self.order, self.batch_size = prints, order, batch_size
+        self.prints, self.order, self.batch_size, self.truth = prints, order, batch_size, truth
         self.rank, self.processes, self.position = rank, processes, position
         self.counts = prints.numbers.device.type == "cpu"
         self.waited = 0.0
@@ -249,7 +259,8 @@ class RenderLoader:
         position = self.position
         while True:
             start = time.perf_counter()
-            batch = self.prints.read(*self.order.take(position + self.rank * self.batch_size, self.batch_size))
+            samples, epochs = self.order.take(position + self.rank * self.batch_size, self.batch_size)
+            batch = self.prints.read(samples, epochs, self.truth)
             if self.counts and position > self.position:  # the first batch also readies the device
                 self.waited += time.perf_counter() - start
                 self.seconds["render"] = self.waited

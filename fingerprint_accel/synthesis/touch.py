@@ -28,6 +28,7 @@ TIP, LOW, SIDE, WINDOW = range(4)  # kinds of partial touch
 KIND_SHARES = (0.50, 0.15, 0.20)  # of the first three
 FINGER_END = 13.5  # mm above the middle of an average finger: nothing touches beyond its tip
 SCRATCHES = 2  # at most
+MIDDLE_MM = (0.0, 0.3)  # of the mean contact of whole touches, in the frame of the finger
 
 
 @lru_cache(maxsize=4)
@@ -129,6 +130,15 @@ class Touch:
         width = torch.where(narrow, torch.minimum(width, 8.0 + 5.0 * draw["width"]), width)
         height = torch.where(narrow, torch.minimum(height, 9.0 + 7.0 * draw["height"]), height)
         return width, height
+
+    def pose(self) -> torch.Tensor:
+        """(B, 3) float32: how the print has to be turned and shifted so that its finger stands upright in the middle of
+        the canvas; see `pose.finger_pose`."""
+        cos, sin = self.angle.cos(), self.angle.sin()
+        across, up = MIDDLE_MM[0] - self.spot_x, MIDDLE_MM[1] - self.spot_y
+        x = across * cos - up * sin - self.shift_x
+        y = across * sin + up * cos - self.shift_y
+        return torch.stack([-self.angle, x / self.mm, -y / self.mm], dim=1).flatten(1).float()
 
     def grid(self, points: int, over: float) -> tuple[torch.Tensor, torch.Tensor]:
         """x (1, 1, points) and y (1, points, 1) in mm of a grid over the canvas, `over` steps beyond its ends."""

@@ -99,7 +99,7 @@ def write_synthetic_dataset(
         fingers: how many, numbered from `first_finger`.
         impressions: of each finger, numbered from 0.
         seed: same seed, same fingers; datasets of different seeds have no finger in common.
-        style: sensors, quality, ppi, canvas.
+        style: sensors, quality, share of partial touches, ppi, canvas.
         first_finger: number of the first finger.
         workers: processes on a CPU; 0 for one per core, 1 for this process alone. A script that asks for more needs
             `if __name__ == "__main__":` around the call.
@@ -192,19 +192,19 @@ def _join(parts: Parts, out: Path, overwrite: bool, progress: bool) -> None:
     order = permutation(plan.prints, plan.seed, epoch=0, level=2)
     at_once = max(1, min(1024, BYTES_AT_ONCE // canvas**2))
     with (
-        ShardWriter(out, plan.style.ppi, canvas, overwrite=overwrite) as writer,
+        ShardWriter(out, plan.style.ppi, canvas, overwrite=overwrite, truth=True) as writer,
         tqdm(total=plan.prints, desc="joining", unit="print", disable=not progress) as bar,
     ):
         (writer.folder / ARGUMENTS).write_text(json.dumps(parts.arguments, indent=2) + "\n")
         for start in range(0, plan.prints, at_once):
             rows = order[start : start + at_once]
-            prints = {row: (image, minutiae, kind) for row, image, minutiae, kind in parts.read(rows)}
+            prints = dict(parts.read(rows))
             for row in rows.tolist():
-                image, minutiae, kind = prints[row]
+                made = prints[row]
                 finger, impression = divmod(row, plan.impressions)
                 key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
-                source = f"synthetic/{plan.style.quality}/{CLASSES[kind]}"
-                writer.add(Record(image, key, impression, source, minutiae))
+                source = f"synthetic/{plan.style.quality}/{CLASSES[made.kind]}"
+                writer.add(Record(made.image, key, impression, source, made.minutiae, made.truth))
             bar.update(len(rows))
         writer.close()
 

@@ -55,7 +55,7 @@ def _check_minutiae(train: PrintSource, config: Config) -> str:
     """A note where most training prints have no minutiae to learn from, else nothing.
 
     Raises:
-        UserError: no training print has minutiae, but the minutia-map loss would train the network.
+        UserError: no training print has minutiae, but a branch would learn from nothing else what to look at.
     """
     model = config.model
     # a frozen trunk includes the map decoder, so the map loss would change nothing
@@ -63,7 +63,7 @@ def _check_minutiae(train: PrintSource, config: Config) -> str:
     found, total = train.with_minutiae, len(train)
     if not learns_maps or 2 * found >= total:
         return ""
-    if found:
+    if found or model.cells:
         return f"{config.data}: {found} of {total} training prints have minutiae; only these train the minutia map"
     texture = "LocTex" if model.variant.startswith("Loc") else "Tex"
     without = "--loss.minutia-map-weight 0" if model.start_from else f"--model.variant {texture}"

@@ -38,7 +38,7 @@ class _Some:
     def labels(self) -> np.ndarray:
         return self.source.labels[self.samples]
 
-    def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch:
+    def read(self, samples: np.ndarray, epochs: np.ndarray, *, truth: bool = False) -> Batch:
         return self.source.read(self.samples[samples], epochs)
 
 
@@ -58,7 +58,7 @@ def start_heads(run: Run) -> None:
     The same on every rank. Lengths stay what they were, on average.
     """
     some = _Some(run.train, first_of_each(run.train.labels, PRINTS_PER_FINGER))
-    embeddings, labels = embed(
+    embeddings, labels, _ = embed(
         run.accelerator, run.network, run.preprocessor, some, run.config.training.batch_size, "starting heads"
     )
     branches = embeddings.split(list(run.bare.model.branch_dims.values()), dim=1)

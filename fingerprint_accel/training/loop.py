@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import NoReturn
@@ -51,7 +52,7 @@ def train(run: Run) -> Progress:
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
-        accelerator.device, progress.position, run.config.reading.prefetch,
+        accelerator.device, progress.position, run.config.reading.prefetch, run.bare.learns_truth,
     )  # fmt: skip
     run.module.train()
     with Watch(accelerator, training.timeout, progress.step) as watch, Reporter(run, progress) as reporter, loader:
@@ -106,22 +107,25 @@ def _due(step: int, every: int) -> bool:
 
 
 def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
-    """Validates on all ranks; True if this is the best EER so far."""
+    """Validates on all ranks; True if this is the best EER so far, or the best alignment where only that is trained."""
     if run.validation is None:
         return False
-    batch_size = run.config.training.batch_size
-    metrics = validate(run.accelerator, run.network, run.preprocessor, run.validation, batch_size)
-    eer = metrics["eer"]
+    how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
+    metrics = validate(run.accelerator, run.network, *how)
+    score = "eer" if run.bare.loss.describes else "alignment_mm"
+    eer = metrics.get(score, math.inf)
     if run.ema is not None:  # what is exported decides
-        average = validate(run.accelerator, run.ema.module, run.preprocessor, run.validation, batch_size)
+        average = validate(run.accelerator, run.ema.module, *how)
         metrics |= {f"ema_{name}": value for name, value in average.items()}
-        eer = average["eer"]
+        eer = average.get(score, math.inf)
     improved = progress.best_eer is None or eer < progress.best_eer
     if improved:
         progress.best_eer, progress.best_step = eer, progress.step
         progress.validations_without_gain = 0
     else:
         progress.validations_without_gain += 1
+    if not run.bare.loss.describes:
+        metrics = {name: value for name, value in metrics.items() if "alignment" in name}
     reporter.validation_record(metrics)
     return improved
 

@@ -87,7 +87,7 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     accelerator, size, bare = run.accelerator, run.config.training.batch_size, run.bare
     now = pace(step, run.steps, run.config)
     samples = run.order.take(position + accelerator.process_index * size, size)
-    batch = run.train.read(*samples).to(accelerator.device)
+    batch = run.train.read(*samples, truth=bare.learns_truth).to(accelerator.device)
     bare.train()
     begin_step()
     states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]  # numbers per weight
@@ -98,10 +98,12 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     with accelerator.autocast():
         if _ranks_wait(run) or run.config.loss.negative_sampling < 1:  # nor are classes drawn yet
             output = bare.model(image)
-            parts = [*output.branches.values(), *([output.minutia_map] if output.minutia_map is not None else [])]
+            more = (output.minutia_map, output.contact, *(output.pose or ()))
+            parts = [*output.branches.values(), *(part for part in more if part is not None)]
             loss = sum((part.float().mean() for part in parts), torch.zeros((), device=image.device))
         else:
-            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, margin)[0]
+            truth = run.preprocessor.truth(batch, True, now.augmentation) if bare.learns_truth else (None, None)
+            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, margin, *truth)[0]
     loss.backward()
     del kept
 

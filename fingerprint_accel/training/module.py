@@ -7,6 +7,7 @@ from torch import nn
 
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.localization import Localization
 from fingerprint_accel.models.output import Output
 
 
@@ -21,6 +22,9 @@ class TrainingModule(nn.Module):
     def __init__(self, model: DeepPrint, loss: DeepPrintLoss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
+        if not loss.describes:  # DDP waits for the gradient of whatever wants one
+            for name, part in model.named_children():
+                part.requires_grad_(name == "localization")
 
     def forward(
         self,
@@ -29,18 +33,27 @@ class TrainingModule(nn.Module):
         maps: torch.Tensor | None,
         has_minutiae: torch.Tensor | None,
         margin: float | torch.Tensor | None = None,
+        pose: torch.Tensor | None = None,
+        contact: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """image (B, 1, S, S), finger (B,), maps (B, 6, M, M), has_minutiae (B,) bool -> loss, its parts, embeddings.
-        `margin` is the identity heads' at this step.
+        `margin`, `pose` and `contact` are as of `DeepPrintLoss`.
 
         A loss that is not finite makes every gradient not finite, on all ranks after their gradients are averaged: the
         update is skipped on the device, without asking the host.
         """
-        output = self.model(image)
-        result = self.loss(output, finger, maps, has_minutiae, margin)
+        output = self.model(image) if self.loss.describes else self.model.locate(image)
+        result = self.loss(output, finger, maps, has_minutiae, margin, pose, contact)
         poison = result.total.detach() * 0 + 1  # 1, or NaN where the loss is NaN or infinite
         branches = {name: value.detach() for name, value in output.branches.items()}
         return result.total * poison, result.parts, branches
+
+    @property
+    def learns_truth(self) -> bool:
+        """Whether the losses ask how a print lies and what it shows."""
+        weights = self.loss.config
+        aligns = isinstance(self.model.localization, Localization) and weights.pose_weight > 0
+        return aligns or (self.model.config.cells > 0 and weights.mask_weight > 0)
 
     def embed(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) -> what the network makes of it."""

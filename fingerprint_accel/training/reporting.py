@@ -124,10 +124,9 @@ class Reporter:
         self.last_validation = metrics
         self._write("validation", metrics)
         if self.run.accelerator.is_main_process:
-            rates = ", ".join(
-                f"{name.upper()} {100 * value:.2f} %" for name, value in metrics.items() if _is_rate(name)
-            )
-            tqdm.write(f"step {self.progress.step}: validation {rates}")
+            rates = [f"{name.upper()} {100 * value:.2f} %" for name, value in metrics.items() if _is_rate(name)]
+            shown = ", ".join([*rates, *_alignment(metrics)])
+            tqdm.write(f"step {self.progress.step}: validation {shown}")
 
     def final_table(self, meters: Meters) -> None:
         """Prints the summary of the run on rank 0."""
@@ -152,11 +151,20 @@ class Reporter:
         if gpu:
             used = f"{gpu['gpu_utilisation']:.0%} busy, up to {gpu['gpu_memory_mb'] / 1e3:.1f} GB of all processes"
             rows.append(("GPU in training", used))
-        if progress.best_eer is not None:
+        if progress.best_eer is not None and run.bare.loss.describes:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
+        rows += [("alignment", line) for line in _alignment(self.last_validation)]
         rows += [(name.upper(), f"{value:.2%}") for name, value in self.last_validation.items() if "@" in name]
         rows.append(("run folder", str(run.folder)))
         run.accelerator.print("\n" + aligned(rows))
+
+
+def _alignment(metrics: dict[str, float]) -> list[str]:
+    """How far the aligning network is off, as a text, if that was measured."""
+    if "alignment_mm" not in metrics:
+        return []
+    median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]
+    return [f"off by {median:.2f} mm (95 %: {most:.2f}) and {metrics['alignment_degrees']:.1f} degrees"]
 
 
 def _is_rate(name: str) -> bool:

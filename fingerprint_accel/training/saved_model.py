@@ -57,8 +57,12 @@ class SavedModel:
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
-    def load_into(self, network: torch.nn.Module) -> None:
+    def load_into(self, network: torch.nn.Module, other_head: bool = False) -> None:
         """Copies the weights into a network of the same configuration: their moving average where it was kept.
+
+        Args:
+            network: the network.
+            other_head: parts that only one of the two has are left out, see `starts`.
 
         Raises:
             UserError: the file is missing, damaged, or of another network.
@@ -67,7 +71,9 @@ class SavedModel:
         if not file.is_file():
             file = self.folder / "model.safetensors"
         try:
-            network.load_state_dict(load_file(file))
+            network.load_state_dict(
+                _shared(load_file(file), network) if other_head else load_file(file), not other_head
+            )
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
         except RuntimeError as error:
@@ -80,15 +86,29 @@ class SavedModel:
         """What the prints are like that it was trained on."""
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
+    def starts(self, model: ModelConfig) -> bool:
+        """Whether these weights are only the start of another variant: one that aligns starts from one that does not,
+        or the other way round, and a dense one takes the trunk of a texture branch."""
+        ours, theirs = (variant.removeprefix("Loc") for variant in (self.model.variant, model.variant))
+        return (ours, theirs) == ("Tex", "Dense") or (ours == theirs and self.model.variant != model.variant)
+
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
         ours, theirs = to_dict(self.model), to_dict(model)
-        shape = ("variant", "trunk", "embedding_dim", "width", "norm")
+        shape = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
+        if self.starts(model):
+            shape = ("trunk", "width", "norm")
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
         if differing:
             raise UserError(
                 f"{self.folder}: another network than configured; to start from it give {' '.join(differing)}"
             )
+
+
+def _shared(weights: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Those of the weights that the network has a place for."""
+    wanted = network.state_dict()
+    return {name: value for name, value in weights.items() if name in wanted and wanted[name].shape == value.shape}
 
 
 def bundled_models() -> list[str]:

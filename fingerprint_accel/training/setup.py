@@ -179,7 +179,7 @@ def _start_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
     saved = find_model(config.model.start_from)
     saved.check_fits(config.model)
     train.info.check_suits(saved.prints, config.data, synthetic=is_source(config.data))
-    saved.load_into(model)
+    saved.load_into(model, saved.starts(config.model))
 
 
 def set_up(config: Config) -> Run:
@@ -215,7 +215,14 @@ def set_up(config: Config) -> Run:
     model = DeepPrint(config.model, config.preprocess.map_size)
     if config.model.start_from:
         _start_from(model, config, train)
-    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, config.model.dropout, model.needs_minutia_maps)
+    loss = DeepPrintLoss(
+        config.loss,
+        model.branch_dims,
+        train.classes,
+        config.model.dropout,
+        model.needs_minutia_maps,
+        config.model.cells,
+    )
     bare = TrainingModule(model, loss)
     if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
         bare = bare.to(memory_format=torch.channels_last)

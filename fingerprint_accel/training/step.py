@@ -31,7 +31,8 @@ def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meter
         batch = next(batches)
         with accelerator.accumulate(run.module):
             image, maps = run.preprocessor(batch, True, maps_needed, pace.augmentation, dtype)
-            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, margin)
+            truth = run.preprocessor.truth(batch, True, pace.augmentation) if run.bare.learns_truth else (None, None)
+            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, margin, *truth)
             accelerator.backward(loss)
             losses.append({"loss": loss.detach(), **parts})
             fingers.append(batch.finger)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.evaluation.metrics import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.preprocess.pipeline import MM_PER_INCH, Preprocessor
 from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.fsdp import ThroughRoot
 from fingerprint_accel.training.speed import begin_step
@@ -26,7 +27,22 @@ class Readable(Protocol):
     @property
     def labels(self) -> np.ndarray: ...
 
-    def read(self, samples: np.ndarray, epochs: np.ndarray) -> Batch: ...
+    def read(self, samples: np.ndarray, epochs: np.ndarray, *, truth: bool = False) -> Batch: ...
+
+
+class Embedded(NamedTuple):
+    """Prints as a network describes them, on the CPU, in their order, the same on every rank.
+
+    Attributes:
+        embeddings: (N, D) float32.
+        labels: (N,) int64.
+        misaligned: (N, 3) float32, rotation in radians and shift in half sides of the input by which the aligning
+            network was wrong; NaN where nobody knows or nothing aligns.
+    """
+
+    embeddings: torch.Tensor
+    labels: torch.Tensor
+    misaligned: torch.Tensor
 
 
 @torch.no_grad()
@@ -37,14 +53,11 @@ def embed(
     subset: Readable,
     batch_size: int,
     title: str = "",
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Embedded:
     """Embeds every print of `subset`, each on one rank.
 
     Ranks take turns print by print; short ranks repeat prints so that all gather equal shapes, and the repetitions are
     dropped by index. With a `title` a progress bar shows.
-
-    Returns:
-        (N, D) float32 embeddings and (N,) int64 labels on the CPU, in the subset's order, the same on every rank.
     """
     count, processes = len(subset), accelerator.num_processes
     share = -(-count // processes)
@@ -56,17 +69,20 @@ def embed(
     for start in tqdm(range(0, share, batch_size), desc=title, unit="batch", disable=not shown):
         samples = mine[start : start + batch_size]
         begin_step()
-        batch = subset.read(samples, np.zeros(len(samples), np.int64)).to(accelerator.device)
+        batch = subset.read(samples, np.zeros(len(samples), np.int64), truth=True).to(accelerator.device)
         with accelerator.autocast():
             output = model(preprocessor(batch, augment=False)[0])
-        parts.append(output.embedding.float())
+        misaligned = torch.full((len(samples), 3), math.nan, device=accelerator.device)
+        if output.transform is not None and batch.pose is not None:
+            misaligned = output.transform - preprocessor.truth(batch, augment=False)[0]
+        parts.append(torch.cat([output.embedding.float(), misaligned], dim=1))
     model.train(was_training)
     index = torch.from_numpy(mine).to(accelerator.device)
     gathered_index = accelerator.gather(index).cpu()
     gathered = accelerator.gather(torch.cat(parts)).cpu()
-    embeddings = torch.empty(count, gathered.shape[1])
-    embeddings[gathered_index] = gathered
-    return embeddings, torch.from_numpy(subset.labels)
+    found = torch.empty(count, gathered.shape[1])
+    found[gathered_index] = gathered
+    return Embedded(found[:, :-3].contiguous(), torch.from_numpy(subset.labels), found[:, -3:].contiguous())
 
 
 def validate(
@@ -75,12 +91,30 @@ def validate(
     preprocessor: Preprocessor,
     subset: PrintSource,
     batch_size: int,
+    cells: int = 0,
 ) -> dict[str, float]:
-    """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them.
+    """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them;
+    and where prints know how they lie, how far the aligning network is off: `alignment_mm` (median),
+    `alignment_mm_95` (95th percentile) and `alignment_degrees` (median).
 
     Embeddings that are not finite count as an EER of 1: nothing worse can be reported, and training may recover.
     """
-    embeddings, labels = embed(accelerator, model, preprocessor, subset, batch_size)
-    if not torch.isfinite(embeddings).all():
-        return {"eer": 1.0}
-    return {name: value for name, value in validation_metrics(embeddings, labels).items() if value is not None}
+    found = embed(accelerator, model, preprocessor, subset, batch_size)
+    metrics = alignment_metrics(found.misaligned, preprocessor.config.crop / 2 / subset.info.ppi * MM_PER_INCH)
+    if not torch.isfinite(found.embeddings).all():
+        return {"eer": 1.0, **metrics}
+    rates = validation_metrics(found.embeddings, found.labels, cells)
+    return {name: value for name, value in rates.items() if value is not None} | metrics
+
+
+def alignment_metrics(misaligned: torch.Tensor, half_side_mm: float) -> dict[str, float]:
+    """misaligned (N, 3) as of `Embedded` -> metrics by name; nothing where no print knows."""
+    known = misaligned[misaligned.isfinite().all(dim=1)]
+    if not len(known):
+        return {}
+    off = known[:, 1:].norm(dim=1) * half_side_mm
+    return {
+        "alignment_mm": float(off.median()),
+        "alignment_mm_95": float(off.quantile(0.95)),
+        "alignment_degrees": math.degrees(float(known[:, 0].abs().median())),
+    }

@@ -27,11 +27,11 @@ def noisy(fingers, impressions, dims, noise):
 
 
 def test_rates_of_stored_templates():
-    import real
+    import real_sets
     import templates
 
     vectors = noisy(12, 4, 64, noise=1.5)
-    prints = real.Prints([], np.repeat(np.arange(12), 4), np.tile(np.arange(4), 12))
+    prints = real_sets.Prints([], np.repeat(np.arange(12), 4), np.tile(np.arange(4), 12))
     scores = all_pairs(vectors, prints.fingers, prints.impressions)
     whole = templates.rates(vectors, prints, TemplateFormat("float32", 64), branches=1)
     assert whole[0] == pytest.approx(compute_metrics(scores.mated, scores.nonmated).eer)

@@ -90,8 +90,8 @@ def test_scores_are_those_of_the_extractor_with_its_usual_poses(four_prints, mon
     monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi: image)  # they are canvases already
     evaluation = evaluate(extractor, four_prints, "all-pairs", extras=Extras(poses=True))
     embeddings = extractor.extract(four_prints, poses=extractor.usual_poses, progress=False)
-    assert (evaluation.poses, embeddings.shape) == (45, (4, 45, 512))
-    scores, best = evaluation.scores, similarity(embeddings, embeddings)
+    assert (evaluation.poses, embeddings.shape) == (6, (4, 6, 512))
+    scores, best = evaluation.scores, similarity(embeddings, embeddings, extractor.cells)
     assert (len(scores.mated), len(scores.nonmated)) == (2, 4)
     np.testing.assert_allclose(scores.mated, best[tuple(scores.pairs.mated.T)], atol=1e-6)
     np.testing.assert_allclose(scores.nonmated, best[tuple(scores.pairs.nonmated.T)], atol=1e-6)
@@ -100,7 +100,7 @@ def test_scores_are_those_of_the_extractor_with_its_usual_poses(four_prints, mon
         assert values[0] == pytest.approx(compared, abs=1e-5)
     upright = evaluate(extractor, four_prints, "all-pairs").scores
     assert (scores.mated >= upright.mated - 1e-6).all()
-    assert (scores.nonmated > upright.nonmated + 0.01).all()
+    assert (scores.nonmated >= upright.nonmated - 1e-6).all() and scores.nonmated.mean() > upright.nonmated.mean()
 
 
 def test_the_command_says_how_prints_were_compared(ten_fingers, tiny_model, tmp_path, capsys):

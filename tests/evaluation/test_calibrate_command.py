@@ -13,12 +13,17 @@ from fingerprint_accel.config import Config, ModelConfig, PreprocessConfig, Read
 from fingerprint_accel.data.loader import subset_of_fingers
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation import calibration
+from fingerprint_accel.evaluation import calibration, measuring
 from fingerprint_accel.evaluation.calibration import calibrate, calibrate_command, has_synthetic
-from fingerprint_accel.extraction.calibration import Calibration
+from fingerprint_accel.evaluation.metrics import compute_metrics
+from fingerprint_accel.evaluation.protocols import score_protocol
+from fingerprint_accel.extraction.calibration import Calibration, decision_basis
+from fingerprint_accel.extraction.centring import mean_template
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.poses import Poses
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.similarity import shifted
 from fingerprint_accel.training.saved_model import find_model
 
 
@@ -151,6 +156,80 @@ def test_nothing_but_a_model_is_replaced(model, ten_fingers, tmp_path):
     with pytest.raises(UserError, match=r"documents: exists already and is not a model folder"):
         calibrate_command(str(model), ten_fingers.folder, tmp_path / "documents")
     assert (tmp_path / "documents" / "thesis.tex").exists()
+
+
+@pytest.fixture(scope="module")
+def many_fingers(write_prints, tmp_path_factory):
+    """24 fingers with 3 impressions each."""
+    names = {(str(finger), impression): f"{finger}_{impression}.png" for finger in range(24) for impression in range(3)}
+    return write_prints(tmp_path_factory.mktemp("many") / "fingers", names)
+
+
+def test_the_mean_template_is_kept_and_thresholds_are_those_of_other_fingers(model, many_fingers, capsys):
+    raw = FingerprintExtractor.from_pretrained(model)
+    vectors = raw.extract(many_fingers, progress=False)
+    calibrate_command(str(model), many_fingers.folder, None)
+    found, extractor = calibration_of(model), FingerprintExtractor.from_pretrained(model)
+    np.testing.assert_allclose(extractor.center, vectors.mean(axis=0), atol=1e-6)
+    assert extractor.identity != raw.identity
+    text = capsys.readouterr().out
+    assert "EER before centring" in text
+    assert "templates are not centred" not in text
+    assert "Templates are centred" in (model / "README.md").read_text()
+    (way, _), scores, uncentred = found.ways, ([], []), ([], [])
+    halves = measuring.halves(many_fingers.fingers)
+    assert [len(np.unique(many_fingers.fingers[half])) for half in halves] == [12, 12]
+    assert not (halves[0] & halves[1]).any()
+    for half in halves:
+        moved = vectors[half] - vectors[~half].mean(axis=0)
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+        fingers = many_fingers.fingers[half]
+        for i in range(len(moved)):
+            for j in range(i):
+                kind = int(fingers[i] != fingers[j])
+                scores[kind].append(moved[i] @ moved[j])
+                uncentred[kind].append(vectors[half][i] @ vectors[half][j])
+    mated, nonmated = map(np.array, scores)
+    assert (way.mated, way.nonmated) == (len(mated), len(nonmated)) == (72, 1188)
+    threshold = way.thresholds["0.01"]
+    assert (nonmated >= threshold).sum() == 11
+    assert (mated < threshold).mean() == pytest.approx(way.fnmr["0.01"], abs=1e-5)
+    before = compute_metrics(*(np.array(part, np.float32) for part in uncentred))
+    assert way.eer_before == pytest.approx(before.eer, abs=1e-4)
+    calibrate_command(str(model), many_fingers.folder, None)
+    assert calibration_of(model) == found, "a centre of before is not measured again"
+
+
+def test_a_model_is_not_centred_where_that_is_not_wanted_or_fingers_are_few(model, many_fingers, ten_fingers, capsys):
+    calibrate_command(str(model), many_fingers.folder, None, center=False)
+    assert calibration_of(model).center == ""
+    assert "entring" not in capsys.readouterr().out
+    calibrate_command(str(model), ten_fingers.folder, None)
+    assert calibration_of(model).center == ""
+    assert "templates are not centred: 10 fingers are too few" in capsys.readouterr().out
+
+
+def test_dense_models_are_centred_before_templates_are_shifted_by_cells(many_fingers):
+    """The record of an aligning model holds what its extractor gives afterwards, for `compare` and `search` alike."""
+    torch.manual_seed(0)
+    network = ModelConfig(variant="LocDense", trunk="compact", width=8, embedding_dim=64, grid=4)
+    extractor = FingerprintExtractor(network, PreprocessConfig(crop=48, size=32), ppi=300, canvas=64)
+    prints = subset_of_fingers(many_fingers, np.ones(24, bool))
+    poses = extractor.search_poses
+    assert poses == extractor.usual_poses
+    found = calibrate(extractor, prints, "many", most_posed=72, progress=False)
+    assert [way.poses for way in found.ways] == [1, len(poses)]
+    vectors = extractor.extract(many_fingers, poses=poses, progress=False)
+    scores = score_protocol("all-pairs", vectors, many_fingers.fingers, many_fingers.impressions, cells=16)
+    threshold = found.way(len(poses)).thresholds["0.01"]
+    assert (scores.nonmated >= threshold).mean() <= 0.01
+    assert (scores.nonmated >= threshold - 2e-4).mean() >= 0.0095
+    assert decision_basis(extractor.notes, len(poses)).thresholds == found.way(len(poses)).thresholds
+    upright = vectors[:, 0]
+    calibrate(extractor, prints, "many", most_posed=0, progress=False, center=True)
+    np.testing.assert_allclose(extractor.center, mean_template(upright, 16), atol=1e-5)
+    moved = extractor.extract(many_fingers, poses=Poses(cells=1), progress=False)
+    np.testing.assert_allclose(moved[:, :9], shifted(moved[:, 0], 16), atol=1e-6)
 
 
 def tiny_run(data, out):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fingerprint_accel.evaluation.calibration import all_pairs, thresholds
+from fingerprint_accel.evaluation.calibration import all_pairs
+from fingerprint_accel.evaluation.measuring import thresholds
 from fingerprint_accel.evaluation.protocols import Pairs, Scores, score_protocol
 from fingerprint_accel.extraction.comparison import decisions
 

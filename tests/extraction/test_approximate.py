@@ -10,6 +10,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import approximate
 from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.similarity import shifted, similarity
 
 pytest.importorskip("faiss")
 DIMS, MATES = 32, 4
@@ -87,3 +88,27 @@ def test_mistakes_are_named(gallery, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"pip install 'fingerprint_accel\[faiss\]'"):
         ApproximateSearch(gallery)
+
+
+def test_dense_candidates_are_compared_by_masked_similarity_and_with_shifts(tmp_path, monkeypatch):
+    """The index proposes 100 of 600 by dot products, the best by masked similarity among them."""
+    monkeypatch.setattr(approximate, "FEWEST_CELLS", 10_000)
+    monkeypatch.setattr(approximate, "RESCORED", 100)
+    rng = np.random.default_rng(0)
+    fingers = rng.standard_normal((600, 1, 16, 2))
+    shown = rng.uniform(size=(600, 2, 16, 1)) < 0.7
+    prints = ((fingers + 0.3 * rng.standard_normal((600, 2, 16, 2))) * shown).reshape(600, 2, DIMS)
+    prints = (prints / np.linalg.norm(prints, axis=2, keepdims=True)).astype(np.float32)
+    made = Gallery.create(tmp_path / "dense", DIMS, "tests", 16)
+    made.append(prints[:, 0], [str(row) for row in range(600)])
+    probes = prints[:30, 1]
+    found = ApproximateSearch(made).search(probes, 1)
+    masked = similarity(probes, prints[:, 0], 16)
+    np.testing.assert_array_equal(found.row[:, 0], masked.argmax(axis=1))
+    np.testing.assert_allclose(found.similarity[:, 0], masked.max(axis=1), atol=1e-6)
+    shifts = ApproximateSearch(made).search(shifted(probes, 16), 1)
+    best = [
+        similarity(moved, prints[row, 0], 16).max() for moved, row in zip(shifted(probes, 16), shifts.row, strict=True)
+    ]
+    np.testing.assert_allclose(shifts.similarity[:, 0], best, atol=1e-6)
+    assert (shifts.similarity >= found.similarity - 1e-6).all()

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fingerprint_accel import FingerprintExtractor
@@ -35,21 +34,23 @@ def test_it_is_small_and_says_what_it_is(name):
     calibration = Calibration.from_notes(notes)
     assert calibration is not None
     assert calibration.synthetic
-    assert [(way.poses, way.fingers, way.nonmated) for way in calibration.ways] == [(1, 100, 79_200), (45, 100, 79_200)]
-    assert all(list(way.thresholds) == ["0.01", "0.001", "0.0001"] for way in calibration.ways)
+    as_is, posed = calibration.ways
+    assert (as_is.poses, posed.poses) == (1, 6)
+    assert as_is.nonmated > 300_000
+    assert {"0.01", "0.001", "0.0001"} <= set(as_is.thresholds) & set(posed.thresholds)
     assert "The thresholds do not hold on real fingers" in card
     assert not {"eer", "thresholds", "thresholds_with_poses"} & set(notes)
     assert notes["usual_norm"] > 0
 
 
 @pytest.mark.parametrize("name", ["base", "small"])
-def test_every_beginning_tells_fingers_apart(name, prints):
-    """Clean prints of 24 fingers that it was not trained on."""
+def test_it_tells_fingers_apart(name, prints):
+    """Clean prints of 24 fingers that it was not trained on; by masked similarity and by the plain dot product."""
     shards = open_dataset(prints)
-    whole = FingerprintExtractor.from_pretrained(name).extract(shards, progress=False)
-    for dims in (64, 128, 256, 512):
-        embeddings = whole[:, :dims] / np.linalg.norm(whole[:, :dims], axis=1, keepdims=True)
-        scores = all_pairs(embeddings, shards.fingers, shards.impressions)
+    extractor = FingerprintExtractor.from_pretrained(name)
+    embeddings = extractor.extract(shards, progress=False)
+    for cells in (extractor.cells, 0):
+        scores = all_pairs(embeddings, shards.fingers, shards.impressions, cells)
         assert compute_metrics(scores.mated, scores.nonmated).eer < 0.01
 
 
@@ -70,7 +71,7 @@ def test_two_real_prints(shared_data, capsys, model, reference, probe, mated):
     similarity, why = capsys.readouterr().out.splitlines()
     assert why.startswith("no decision: the thresholds come from synthetic prints and do not hold on real fingers; ")
     calibration = Calibration.from_notes(find_model(model).notes)
-    assert (float(similarity.split()[1]) >= calibration.way(45).thresholds["0.01"]) == mated
+    assert (float(similarity.split()[1]) >= calibration.way(6).thresholds["0.01"]) == mated
     assert -1 <= float(similarity.split()[1]) <= 1
 
 

@@ -1,5 +1,6 @@
 """`compare`, `enroll` and `search`, with a network that has learned nothing."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -148,6 +149,24 @@ def test_a_dataset_is_enrolled_by_finger_and_impression(model, prints, tmp_path)
     assert len(gallery) == 96
     key = shards.table["finger_key"][7].as_py()
     assert gallery.names([7]) == [f"{key}/{shards.impressions[7]}"]
+
+
+def test_the_prints_of_a_finger_are_fused(model, images, prints, tmp_path, capsys):
+    """Of a dataset by its fingers, of images by their folder; the same command again adds nothing."""
+    extractor, shards = FingerprintExtractor.from_pretrained(model), open_dataset(prints)
+    for _ in range(2):
+        enroll_command(tmp_path / "known", [prints], model, 500, batch_size=64, fuse=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path / 'known'}: 24 fingers enrolled from 96 prints, 24 in all"
+    assert lines[1].endswith("0 fingers enrolled from 96 prints (24 were there already), 24 in all")
+    gallery = Gallery(tmp_path / "known")
+    keys = shards.table["finger_key"].to_pylist()
+    assert sorted(gallery.names(np.arange(24))) == sorted(set(keys))
+    mean = extractor.extract(shards, progress=False)[[key == keys[0] for key in keys]].mean(axis=0)
+    row = gallery.names(np.arange(24)).index(keys[0])
+    assert gallery.vectors(np.array([row]))[0] @ mean == pytest.approx((mean @ mean) ** 0.5, abs=1e-5)
+    enroll_command(tmp_path / "images", images, model, 300, batch_size=8, fuse=True)
+    assert Gallery(tmp_path / "images").names([0]) == [str(images[0].parent)]
 
 
 def test_mistakes_are_named(model, images, prints, tmp_path):

@@ -16,6 +16,8 @@ from PIL import Image
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.calibration import Calibration
+from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.export import KIND, export_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import check_file
@@ -43,6 +45,8 @@ def exported(canvases, spread_out, tmp_path_factory):
     if extractor.aligning is not None:
         torch.nn.init.normal_(extractor.aligning.fc_loc[-1].weight, std=0.5)  # at first it turns nothing
     spread_out(extractor, canvases)  # also what was embedded before must not matter to the export
+    center = mean_template(extractor.extract(list(canvases), 300, progress=False), cells=0)
+    extractor.notes = {"calibration": Calibration("prints", True, "all-pairs", center=as_text(center)).values()}
     folder = tmp_path_factory.mktemp("export")
     extractor.save_pretrained(folder / "model")
     onnx = folder / "model.onnx" if all(map(importlib.util.find_spec, ONNX_PACKAGES)) else None

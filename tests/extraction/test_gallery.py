@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery as module
 from fingerprint_accel.extraction.gallery import Gallery, _top
+from fingerprint_accel.similarity import shifted, similarity
 
 
 def unit(count, dims=16, seed=0):
@@ -154,3 +156,59 @@ def test_enrolments_at_once_are_all_in(tmp_path):
     assert sorted(path.name[:11] for path in (tmp_path / "gallery").glob("*.arrow")) == [
         f"part-00000{i}" for i in range(4)
     ]
+
+
+CELLS, DIMS = 16, 64
+
+
+def dense(count, seed=0):
+    """(count, DIMS) of unit length, of which a print shows 60 % of the cells."""
+    rng = np.random.default_rng(seed)
+    shown = rng.uniform(size=(count, CELLS, 1)) < 0.6
+    vectors = (rng.standard_normal((count, CELLS, DIMS // CELLS)) * shown).reshape(count, DIMS).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_dense_templates_are_searched_by_masked_similarity(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 25)
+    monkeypatch.setattr(module, "PROBES", 7)
+    references, probes = dense(60), dense(17, seed=9)
+    gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests", CELLS)
+    for start in (0, 40):
+        gallery.append(references[start : start + 40], [str(row) for row in range(start, min(60, start + 40))])
+    hits = Gallery(tmp_path / "gallery").search(probes, 5)
+    scores = similarity(probes, references, CELLS)
+    wanted = np.argsort(-scores, axis=1)[:, :5]
+    np.testing.assert_array_equal(hits.row, wanted)
+    np.testing.assert_allclose(hits.similarity, np.take_along_axis(scores, wanted, axis=1), atol=1e-6)
+    assert (wanted[:, 0] != (probes @ references.T).argmax(axis=1)).any(), "dot products rank otherwise"
+
+
+def test_the_best_candidates_are_compared_with_every_hypothesis(tmp_path, monkeypatch):
+    """Probes that lie a cell further along: nothing as they are, found with the shifts if they are candidates."""
+    references = dense(60)
+    gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests", CELLS)
+    gallery.append(references, [str(row) for row in range(60)])
+    probes = shifted(references[:20], CELLS)[:, 2]  # up by a cell
+    hypotheses = shifted(probes, CELLS)
+    hits = gallery.search(hypotheses, 3)
+    np.testing.assert_array_equal(hits.row[:, 0], np.arange(20))
+    wanted = np.sort(np.stack([similarity(probe, references, CELLS).max(axis=0) for probe in hypotheses]), axis=1)
+    np.testing.assert_allclose(hits.similarity, wanted[:, :-4:-1], atol=1e-6)
+    monkeypatch.setattr(module, "RESCORED", 4)
+    few = gallery.search(hypotheses, 1)
+    proposed = gallery.search(probes, 4).row
+    assert (few.row == proposed).any(axis=1).all(), "only candidates can be hits"
+    with pytest.raises(UserError, match="embeddings of 64 numbers, the probes have 32"):
+        gallery.search(hypotheses[:, :, :32])
+
+
+def test_a_gallery_remembers_its_cells_and_older_ones_have_none(tmp_path):
+    Gallery.create(tmp_path / "gallery", DIMS, "tests", CELLS).append(dense(3), ["a", "b", "c"])
+    description = tmp_path / "gallery" / "gallery.json"
+    facts = json.loads(description.read_text())
+    description.unlink()
+    assert Gallery(tmp_path / "gallery").cells == CELLS, "from the files of prints"
+    del facts["cells"]
+    description.write_text(json.dumps(facts))
+    assert Gallery(tmp_path / "gallery").cells == 0

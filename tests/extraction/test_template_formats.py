@@ -5,6 +5,7 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.template_formats import TemplateFormat, shortened
+from fingerprint_accel.similarity import mask_of, similarity
 
 
 def unit(count, dims, seed=0):
@@ -54,6 +55,43 @@ def test_shortened_takes_the_first_numbers_of_each_branch():
     np.testing.assert_allclose(short, np.concatenate(parts, axis=1) / 2**0.5, rtol=1e-6)
     np.testing.assert_allclose(shortened(both, 16, branches=2), both, rtol=1e-6)
     assert not shortened(np.zeros((1, 8), np.float32), 4).any()
+
+
+def dense(count=60, seed=0):
+    """(count, 512) of unit length, 64 cells of 8 numbers, a quarter to all of which a print shows."""
+    rng = np.random.default_rng(seed)
+    shown = rng.uniform(size=(count, 64, 1)) < rng.uniform(0.25, 1, (count, 1, 1))
+    vectors = (rng.standard_normal((count, 64, 8)) * shown).reshape(count, 512).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_dense_int8_keeps_masks_and_similarities():
+    template, vectors = TemplateFormat("int8", 512, cells=64), dense()
+    vectors[0] = np.repeat(np.where(np.arange(64) < 8, 1 / 8, 0), 8)
+    vectors[0, :8] = 1e-4  # a cell that is present and all of whose numbers round to 0
+    decoded = template.decode(template.encode(vectors))
+    np.testing.assert_array_equal(mask_of(decoded, 64), mask_of(vectors, 64))
+    np.testing.assert_allclose(similarity(decoded, decoded, 64), similarity(vectors, vectors, 64), atol=0.02)
+    assert template.bytes == 512
+
+
+def test_dense_binary_counts_the_bits_that_differ_in_common_cells():
+    template, vectors = TemplateFormat("binary", 512, cells=64), dense()
+    stored = template.encode(vectors)
+    assert (stored.dtype, stored.shape, template.bytes) == (np.uint8, (60, 72), 72)
+    np.testing.assert_array_equal(np.unpackbits(stored[:, 64:], axis=1), mask_of(vectors, 64))
+    decoded = template.decode(stored)
+    np.testing.assert_array_equal(mask_of(decoded, 64), mask_of(vectors, 64))
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-6)
+    common = stored[:, None, 64:] & stored[None, :, 64:]
+    bits = np.unpackbits(common, axis=2).astype(bool)  # a byte of signs for each cell
+    differ = (np.bitwise_count(stored[:, None, :64] ^ stored[None, :, :64]) * bits).sum(axis=2)
+    shared = 8 * bits.sum(axis=2)
+    enough = shared >= 0.1 * np.maximum(*np.meshgrid(*[8 * mask_of(vectors, 64).sum(axis=1)] * 2))  # above the floor
+    assert enough.mean() > 0.95
+    found = similarity(decoded, decoded, 64)
+    np.testing.assert_allclose(found[enough], (1 - 2 * differ / np.maximum(shared, 1))[enough], atol=1e-5)
+    assert not template.decode(np.zeros((1, 72), np.uint8)).any()
 
 
 def test_mistakes_are_named():

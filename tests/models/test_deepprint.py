@@ -11,7 +11,6 @@ from fingerprint_accel.config import LossConfig, ModelConfig, Variant
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.localization import Localization
 from fingerprint_accel.models.vit import Grid, Patches
 
 VARIANTS = typing.get_args(Variant)
@@ -41,7 +40,8 @@ def test_inception_variants_at_their_own_size(variant):
     torch.testing.assert_close(output.embedding.norm(dim=1), torch.ones(1))
     assert (output.texture is not None) == ("Tex" in variant)
     assert (output.minutia is not None) == ("Minu" in variant)
-    if "Minu" in variant:
+    assert (output.dense is not None) == ("Dense" in variant)
+    if "Minu" in variant or "Dense" in variant:
         assert output.minutia_map.shape == (1, 6, 128, 128)
         assert shapes["decoded"] == (1, 6, 129, 129)
     assert model.eval()(image).minutia_map is None
@@ -57,8 +57,8 @@ def test_texture_branch_is_inception_v4():
 @pytest.mark.parametrize(("variant", "trunk"), [*itertools.product(VARIANTS, TRUNKS[:2]), ("LocTexMinu", "vit_small")])
 def test_every_parameter_gets_a_gradient(variant, trunk):
     torch.manual_seed(0)
-    model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=8))
-    loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.needs_minutia_maps)
+    model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=8, grid=4))
+    loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.needs_minutia_maps, model.config.cells)
     maps = torch.rand(2, 6, 128, 128) if model.needs_minutia_maps else None
     for target in (maps, None):
         output = model(torch.randn(2, 1, 128, 128))
@@ -110,16 +110,6 @@ def test_group_norm_is_independent_of_the_batch():
     together = model(image).embedding
     alone = torch.cat([model(image[n : n + 1]).embedding for n in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-
-
-def test_localization_starts_as_the_identity_and_is_bounded():
-    torch.manual_seed(0)
-    localization = Localization(max_degrees=60, max_translation=0.25)
-    image = torch.rand(2, 1, 150, 150)
-    torch.testing.assert_close(localization(image), image, atol=1e-4, rtol=0)
-    torch.nn.init.constant_(localization.fc_loc[2].bias, 100.0)
-    angle, x, y = localization.transform(image)[0].tolist()
-    assert (angle, x, y) == pytest.approx((torch.pi / 3, 0.5, 0.5), rel=1e-5)
 
 
 def test_embeddings_stay_float32_under_autocast():

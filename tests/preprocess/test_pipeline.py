@@ -34,8 +34,8 @@ def batch():
 
 
 def part(batch, rows):
-    fields = {field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)}
-    return Batch(**fields)
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return Batch(**{name: value[rows] for name, value in fields.items() if value is not None})
 
 
 @pytest.mark.parametrize(("crop", "size", "enhance"), [(299, 299, False), (256, 128, True), (277, 131, False)])

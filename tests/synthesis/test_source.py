@@ -18,6 +18,7 @@ def test_parsing():
     style = Style(sensors=("optical", "ink"), quality="clean")
     assert parse_source(DATA) == SourceSpec(8, 3, 5, 100, style)
     assert parse_source("synth:fingers=20000") == SourceSpec(20000)
+    assert parse_source("synth:fingers=9,partial=0.2").style == Style(partial=0.2)
     assert parse_source("synth:fingers=9,ppi=500,canvas=512").style == Style(ppi=500, canvas=512)
 
 
@@ -29,6 +30,7 @@ def test_parsing():
         ("synth:fingers=9,impressions=1", "two impressions"),
         ("synth:fingers=many", "cannot read 'fingers=many'"),
         ("synth:fingers=9,colour=red", "cannot read 'colour=red'"),
+        ("synth:fingers=9,partial=1.5", "partial 1.5: a share of the touches"),
         ("synth:fingers=9,quality=superb", "quality 'superb': unknown"),
     ],
 )
@@ -74,9 +76,12 @@ def test_each_epoch_has_its_own_impressions(opened):
 def test_ranks_share_a_batch(opened, processes):
     train, _ = opened
     order = SampleOrder(len(train), 9, labels=train.labels, per_finger=2)
-    one = next(iter(train.loader(order, 6, position=12)))
+    one = next(iter(train.loader(order, 6, position=12, truth=True)))
     size = 6 // processes
-    parts = [next(iter(train.loader(order, size, rank, processes, position=12))) for rank in range(processes)]
+    loaders = [train.loader(order, size, rank, processes, position=12, truth=True) for rank in range(processes)]
+    parts = [next(iter(loader)) for loader in loaders]
+    assert torch.equal(torch.cat([part.pose for part in parts]), one.pose)
+    assert torch.equal(torch.cat([part.contact for part in parts]), one.contact)
     assert torch.equal(torch.cat([part.image for part in parts]), one.image)
     assert torch.equal(torch.cat([part.index for part in parts]), one.index)
     assert torch.equal(torch.cat([part.epoch for part in parts]), one.epoch)

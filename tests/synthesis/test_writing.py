@@ -4,15 +4,22 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fingerprint_accel.data.loader import subset_of_fingers
+from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.truth import GRID
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis import parts as parts_module
 from fingerprint_accel.synthesis import writing
+from fingerprint_accel.synthesis.geometry import contact_cells
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.parts import Parts, Plan, make_part
+from fingerprint_accel.synthesis.pose import finger_pose
 from fingerprint_accel.synthesis.sensors import DEFAULT, QUALITIES, SENSORS, Style
+from fingerprint_accel.synthesis.source import open_source
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
 OPTIONS = {"device": "cpu", "progress": False}
@@ -95,6 +102,35 @@ def test_what_a_row_holds(folder):
     assert len(sources) == 4, "the class belongs to the finger"
 
 
+def test_truth_is_that_of_the_source(folder):
+    """What `synth` writes is what the endless source gives in its first epoch, to the bit, through the loader too."""
+    shards = open_dataset(folder)
+    source, _ = open_source("synth:fingers=4,impressions=3,seed=5", 0.0, torch.device("cpu"))
+    every = source.read(np.arange(12), np.zeros(12, np.int64), truth=True)
+    poses = finger_pose(5, torch.arange(4).repeat_interleave(3), torch.arange(3).repeat(4), Style())
+    torch.testing.assert_close(every.pose, poses, rtol=1e-6, atol=1e-5)
+    subset = subset_of_fingers(shards, np.ones(4, bool))
+    assert subset.with_truth == source.with_truth == 12
+    with subset.loader(SampleOrder(12, 0), 6, truth=True) as loader:
+        for batch, _ in zip(loader, range(2), strict=False):
+            for place, row in enumerate(batch.index.tolist()):
+                finger = int(shards.key_of_finger[shards.fingers[row]].rsplit("-")[-1])
+                sample = 3 * finger + int(shards.impressions[row])
+                assert torch.equal(batch.pose[place], every.pose[sample])
+                assert torch.equal(batch.contact[place], every.contact[sample])
+                assert torch.equal(batch.image[place], every.image[sample])
+    assert source.read(np.arange(2), np.zeros(2, np.int64)).pose is None
+
+
+def test_a_cell_is_in_contact_where_half_of_it_is():
+    """Against counting the pixels of every cell, on canvases that 40 cells divide or not."""
+    for size in (64, 80, 90):
+        skin = torch.rand(2, size, size, generator=torch.Generator().manual_seed(size)) < 0.5
+        skin[:, : size // 3] = True
+        fine = skin.repeat_interleave(GRID, 1).repeat_interleave(GRID, 2).view(2, GRID, size, GRID, size)
+        assert torch.equal(contact_cells(skin), 2 * fine.sum(dim=(2, 4)) >= size**2)
+
+
 def test_minutiae_lie_on_the_print(folder):
     for image, minutiae in images(folder).values():
         assert 10 <= len(minutiae) <= 80
@@ -110,7 +146,7 @@ def test_minutiae_lie_on_the_print(folder):
 
 
 def test_contact_sheet_and_summary(tmp_path):
-    style = Style(("capacitive",), "poor", 250, 200)
+    style = Style(("capacitive",), "poor", 250, 200, partial=0.25)
     summary = write_synthetic_dataset(tmp_path / "set", 2, 2, style=style, workers=1, **OPTIONS)
     with Image.open(tmp_path / "set" / "contact_sheet.png") as sheet:
         assert sheet.size[1] == 2 * (200 + 18)
@@ -121,6 +157,7 @@ def test_contact_sheet_and_summary(tmp_path):
         assert word in summary.table()
     arguments = json.loads((tmp_path / "set" / "synthesis.json").read_text())
     assert (arguments["sensors"], arguments["quality"], arguments["seed"]) == (["capacitive"], "poor", 0)
+    assert arguments["partial"] == 0.25
 
 
 def test_goes_on_from_parts(folder, tmp_path, capsys):

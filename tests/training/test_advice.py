@@ -94,11 +94,11 @@ def test_advice_is_not_repeated_at_every_record_and_looks_at_the_window_alone():
 def test_a_slow_disk_is_reported_by_training(tiny, capsys, monkeypatch):
     read = Subset.read
 
-    def slowly(subset, samples, epochs, buffer=None, seconds=None):
+    def slowly(subset, samples, epochs, buffer=None, seconds=None, truth=False):
         time.sleep(0.8 if seconds is not None else 0)
         if seconds is not None:
             seconds["disk"] += 0.8
-        return read(subset, samples, epochs, buffer, seconds)
+        return read(subset, samples, epochs, buffer, seconds, truth)
 
     monkeypatch.setattr(Subset, "read", slowly)
     run_training(dataclasses.replace(tiny, reading=dataclasses.replace(tiny.reading, prefetch=1)))

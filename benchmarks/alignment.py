@@ -1,0 +1,199 @@
+"""Where an aligning network finds fingers: its error on synthetic prints, and poses of real and synthetic prints.
+
+python benchmarks/alignment.py --model base --data FOLDER --out alignment.json
+
+The error is that of the relative pose of two prints of a finger, by how much of the finger they share (the smaller
+contact counts as 100 %): how far apart the two aligned prints show the middle of what they share. FOLDER, if given,
+holds the sets of benchmarks/real_sets.py; nobody knows the truth of these, so only the distribution of their poses is
+shown. A shift downwards is positive: there lies the middle of the finger, as when its tip touches.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from alignment_measures import (
+    CLASSES,
+    PERCENTILES,
+    degrees,
+    on_finger,
+    overlaps,
+    pair_errors,
+    print_errors,
+    summary,
+    true_pose,
+)
+from machine import machine, versions
+from real_sets import read_set, sets_in
+from results_file import check_results, write_results
+from tqdm import tqdm
+
+from fingerprint_accel.data.print_info import PrintInfo
+from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.evaluation.protocols import comparisons
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.poses import MM_PER_INCH
+from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.synthesis.impressions import impression_keys, render
+from fingerprint_accel.synthesis.pose import finger_pose
+from fingerprint_accel.synthesis.source import open_source
+from fingerprint_accel.text import aligned
+
+BATCH = 32
+ERRORS = (50, 95, 99)  # percentiles
+SYNTHETIC = "synth:fingers=150,impressions=4,seed=20261201,quality=mixed"
+AXES = ("right, mm", "down, mm", "clockwise, degrees")
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Prints of which the truth is known.
+
+    Attributes:
+        truth, predicted: poses of N prints, on the CPU.
+        contacts: (N, S, S) bool, `alignment_measures.on_finger`.
+        fingers: (N,) int64.
+    """
+
+    truth: Pose
+    predicted: Pose
+    contacts: torch.Tensor
+    fingers: np.ndarray
+
+
+@torch.inference_mode()
+def predicted_pose(extractor: FingerprintExtractor, images: torch.Tensor) -> Pose:
+    """images (B, canvas, canvas) uint8 -> where the aligning network finds the fingers, on the CPU.
+
+    Raises:
+        UserError: a model without an aligning network.
+    """
+    pose = extractor.alignment(images.to(extractor.device))
+    if pose is None:
+        raise UserError(f"{extractor.origin}: has no aligning network; give a model of a Loc variant")
+    return Pose(pose.matrix.float().cpu(), pose.shift.float().cpu(), None, pose.crop)
+
+
+def synthetic_prints(extractor: FingerprintExtractor, data: str) -> Synthetic:
+    """Renders prints and aligns them.
+
+    Args:
+        extractor: the model.
+        data: `synth:fingers=150,...`.
+
+    Raises:
+        UserError: prints of another resolution or canvas than the model's.
+    """
+    source, _ = open_source(data, 0.0, extractor.device)
+    style, spec = source.spec.style, source.spec
+    source.info.check_suits(PrintInfo(extractor.ppi, extractor.canvas, extractor.enhanced), data, synthetic=True)
+    index = torch.arange(len(source), device=extractor.device)
+    fingers, impressions = index // spec.impressions, index % spec.impressions
+    crop, mm = float(extractor.preprocess_config.crop), MM_PER_INCH / extractor.ppi
+    truths, found, contacts = [], [], []
+    for rows in tqdm(index.split(BATCH), desc="aligning", unit="batch", disable=None, leave=False):
+        numbers = source.numbers[fingers[rows]]
+        keys = impression_keys(spec.seed, numbers, impressions[rows])
+        prints = render(source.masters, fingers[rows], keys, style)
+        truth = true_pose(finger_pose(spec.seed, numbers, impressions[rows], style).cpu(), crop)
+        truths.append(truth)
+        found.append(predicted_pose(extractor, prints.image))
+        contacts.append(on_finger(prints.skin.cpu(), truth, mm))
+    return Synthetic(joined(truths), joined(found), torch.cat(contacts), fingers.cpu().numpy())
+
+
+def joined(poses: list[Pose]) -> Pose:
+    """Poses of several batches together."""
+    return Pose(torch.cat([p.matrix for p in poses]), torch.cat([p.shift for p in poses]), None, poses[0].crop)
+
+
+def error_rows(prints: Synthetic, mm: float) -> dict[str, dict[str, Any]]:
+    """Number and percentiles of errors: of each print alone, then of the relative pose of two, by overlap."""
+    pairs = torch.from_numpy(comparisons("all-pairs", prints.fingers, np.arange(len(prints.fingers))).mated)
+    shares, middles = overlaps(prints.contacts, pairs)
+    apart, turned = pair_errors(prints.truth, prints.predicted, pairs, middles, mm)
+    rows = {"one print": _errors(*print_errors(prints.truth, prints.predicted, mm))}
+    shared = shares > 0
+    for name, (low, high) in CLASSES.items():
+        chosen = shared & (shares >= low) & (shares < high)
+        rows[f"two, overlap {name}"] = _errors(apart[chosen], turned[chosen])
+    return rows | {"two, all with overlap": _errors(apart[shared], turned[shared])}
+
+
+def _errors(mm: torch.Tensor, turned: torch.Tensor) -> dict[str, Any]:
+    return {"count": len(mm), "mm": summary(mm, ERRORS), "degrees": summary(turned, ERRORS)}
+
+
+def distribution(pose: Pose, mm: float) -> dict[str, list[float]]:
+    """`PERCENTILES` of shifts and rotation."""
+    columns = (pose.shift[:, 0] * mm, pose.shift[:, 1] * mm, degrees(pose))
+    return {name: summary(values, PERCENTILES) for name, values in zip(AXES, columns, strict=True)}
+
+
+def real_pose(extractor: FingerprintExtractor, folder: Path, ppi: int) -> Pose:
+    """Where the aligning network finds the fingers of a real set."""
+    batches = extractor.batches(read_set(folder).paths, ppi, BATCH, progress=sys.stderr.isatty())
+    return joined([predicted_pose(extractor, images) for images in batches])
+
+
+def error_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Errors as text."""
+    header = ["error", "count", *(f"{unit} {percent} %" for unit in ("mm", "degrees") for percent in ERRORS)]
+    cells = [
+        [name, str(row["count"]), *(f"{v:.2f}" for v in row["mm"]), *(f"{v:.1f}" for v in row["degrees"])]
+        for name, row in rows.items()
+    ]
+    return aligned([header, *cells], words=1)
+
+
+def distribution_tables(found: dict[str, dict[str, list[float]]]) -> str:
+    """One table for each of `AXES`; prints down, percentiles across."""
+    tables = []
+    for axis in AXES:
+        rows = [[axis, *(f"{percent} %" for percent in PERCENTILES)]]
+        rows += [[name, *(f"{value:.1f}" for value in columns[axis])] for name, columns in found.items()]
+        tables.append(aligned(rows, words=1))
+    return "\n\n".join(tables)
+
+
+def main(
+    model: str = "small", synthetic: tuple[str, ...] = (SYNTHETIC,), data: Path | None = None, out: Path | None = None
+) -> None:
+    """Error of an aligning network on synthetic prints, and the poses of synthetic and real prints side by side.
+
+    Args:
+        model: Bundled model, run, checkpoint or exported folder.
+        synthetic: Sources of synthetic prints, as for recipes.
+        data: Folder with real sets.
+        out: JSON file to write.
+    """
+    check_results(out)
+    extractor = open_extractor(model)
+    if extractor.aligning is None:
+        raise UserError(f"{model}: has no aligning network; give a model of a Loc variant")
+    mm = MM_PER_INCH / extractor.ppi
+    errors, found = {}, {}
+    for source in synthetic:
+        prints = synthetic_prints(extractor, source)
+        errors[source] = error_rows(prints, mm)
+        found[f"{source}, truth"] = distribution(prints.truth, mm)
+        found[f"{source}, found"] = distribution(prints.predicted, mm)
+        print(f"{source}\n{error_table(errors[source])}\n")
+    for name, known in (sets_in(data) if data is not None else {}).items():
+        found[known.title] = distribution(real_pose(extractor, data / name, known.ppi), mm)
+    print(distribution_tables(found))
+    if out:
+        results = {"errors": errors, "error_percentiles": ERRORS, "poses": found, "pose_percentiles": PERCENTILES}
+        facts = {"model": extractor.origin, "command": sys.argv, "machine": machine(extractor.device)}
+        write_results(out, {"results": results, **facts, "versions": versions()})
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(main)
