@@ -95,7 +95,7 @@ class SavedModel:
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
         ours, theirs = to_dict(self.model), to_dict(model)
-        shape = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
+        shape: tuple[str, ...] = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
         if self.starts(model):
             shape = ("trunk", "width", "norm")
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
