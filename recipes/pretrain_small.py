@@ -119,6 +119,7 @@ def export(run: Run, unseen: str) -> None:
     from fingerprint_accel.data.loader import subset_of_fingers
     from fingerprint_accel.data.shards import open_dataset
     from fingerprint_accel.evaluation.calibration import calibrate, summary
+    from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
 
     extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
     command = f"accelerate launch recipes/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
@@ -127,7 +128,8 @@ def export(run: Run, unseen: str) -> None:
         "trained_on": f"synthetic fingers alone: {run.config.data}",
     }
     shards = open_dataset(unseen)
-    extractor.notes = {**made, **FACTS, "checkpoint": Path(extractor.origin).name}
+    untrained = {UNTRAINED: True} if UNTRAINED in extractor.notes else {}  # `run_training` has found out
+    extractor.notes = {**made, **FACTS, **untrained, "checkpoint": Path(extractor.origin).name}
     extractor.notes["usual_norm"] = extractor.usual_norm(extractor.batches(shards))
     print("\n".join(f"{name}: {value}" for name, value in extractor.notes.items()))
     every = subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))

@@ -110,7 +110,8 @@ class DeepPrint(nn.Module):
             logits = self.localization.logits(image)
             transform = best_or_mean(logits, self.training)
             upright = aligned(image, transform, "bicubic")
-        return replace(self.describe(upright), pose=logits, transform=transform.detach())
+        learns = None if self._keeps_alignment else logits
+        return replace(self.describe(upright), pose=learns, transform=transform.detach())
 
     @property
     def _keeps_alignment(self) -> bool:

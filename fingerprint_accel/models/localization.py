@@ -153,28 +153,21 @@ def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tenso
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
     flat = place.flatten(1).amax(1) * PLACES**2 < 1.5  # (B,) no peak
     index = torch.arange(PLACES, device=place.device)
-    turn = _peak(angle, angle.argmax(1), bin_centres(ANGLES, TURN, angle.device))[0]
-    mean = expected(found)
+    near_angle = (torch.arange(ANGLES, device=angle.device) - angle.argmax(1)[:, None]).abs() <= NEAR
+    turn = (angle * near_angle) @ bin_centres(ANGLES, TURN, angle.device) / (angle * near_angle).sum(dim=1)
+    mean, centres = expected(found), bin_centres(PLACES, REACH, place.device)
     poses, confidence, left = [], [], place
     for _ in range(count):
         best = left.flatten(1).argmax(1)
         row, column = best // PLACES, best % PLACES
-        far_y, far_x = (index - row[:, None]).abs(), (index - column[:, None]).abs()
-        window = (far_y <= NEAR)[:, :, None] * (far_x <= NEAR)[:, None] * place
+        off_y, off_x = (index - row[:, None]).abs(), (index - column[:, None]).abs()
+        window = (off_y <= NEAR)[:, :, None] * (off_x <= NEAR)[:, None] * place
         mass = window.sum(dim=(1, 2))
-        centres = bin_centres(PLACES, REACH, place.device)
         x, y = window.sum(dim=1) @ centres / mass, window.sum(dim=2) @ centres / mass
         poses.append(torch.where(flat[:, None], mean, torch.stack([turn, x, y], dim=1)))
         confidence.append(mass)
-        left = left.masked_fill((far_y <= APART)[:, :, None] & (far_x <= APART)[:, None], 0.0)
+        left = left.masked_fill((off_y <= APART)[:, :, None] & (off_x <= APART)[:, None], 0.0)
     return torch.stack(poses, dim=1), torch.stack(confidence, dim=1)
-
-
-def _peak(share: torch.Tensor, best: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """share (B, N) of bins, best (B,) -> (B,) mean of the centres around the best bin, and (B,) the share there."""
-    window = share * ((torch.arange(share.shape[1], device=share.device) - best[:, None]).abs() <= NEAR)
-    mass = window.sum(dim=1)
-    return window @ centres / mass, mass
 
 
 def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
