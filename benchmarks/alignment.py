@@ -5,7 +5,8 @@ python benchmarks/alignment.py --model base --data FOLDER --out alignment.json
 The error is that of the relative pose of two prints of a finger, by how much of the finger they share (the smaller
 contact counts as 100 %): how far apart the two aligned prints show the middle of what they share. FOLDER, if given,
 holds the sets of benchmarks/real_sets.py; nobody knows the truth of these, so only the distribution of their poses is
-shown. A shift downwards is positive: there lies the middle of the finger, as when its tip touches.
+shown. A shift downwards is positive: there lies the middle of the finger, as when its tip touches. With --judge, the
+relative poses of mated real prints are compared with those in which they match best (benchmarks/alignment_judge.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
+from alignment_judge import disagreement
 from alignment_measures import (
     CLASSES,
     PERCENTILES,
@@ -48,6 +50,7 @@ from fingerprint_accel.text import aligned
 BATCH = 32
 ERRORS = (50, 95, 99)  # percentiles
 SYNTHETIC = "synth:fingers=150,impressions=4,seed=20261201,quality=mixed"
+JUDGED = 3  # impressions of each finger: every one is embedded 125 times
 AXES = ("right, mm", "down, mm", "clockwise, degrees")
 
 
@@ -142,6 +145,24 @@ def real_pose(extractor: FingerprintExtractor, folder: Path, ppi: int) -> Pose:
     return joined([predicted_pose(extractor, images) for images in batches])
 
 
+def judged(extractor: FingerprintExtractor, folder: Path, ppi: int) -> dict[str, Any]:
+    """Disagreement with the judge on the mated pairs among the first impressions of a real set."""
+    prints = read_set(folder)
+    chosen = np.flatnonzero(np.asarray(prints.impressions) < np.sort(np.unique(prints.impressions))[JUDGED])
+    paths = [prints.paths[row] for row in chosen]
+    images = torch.cat([batch.clone() for batch in extractor.batches(paths, ppi, BATCH)])  # they share a buffer
+    pairs = comparisons("all-pairs", prints.fingers[chosen], np.arange(len(chosen))).mated
+    found = disagreement(extractor, images, pairs)
+    return _errors(found.mm, found.degrees) | {"at_edge": found.at_edge}
+
+
+def judged_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Disagreements as text."""
+    header, *lines = error_table(rows).splitlines()
+    shares = ["at the edge", *(f"{row['at_edge']:.0%}" for row in rows.values())]
+    return "\n".join(f"{line}  {share:>11}" for line, share in zip([header, *lines], shares, strict=True))
+
+
 def error_table(rows: dict[str, dict[str, Any]]) -> str:
     """Errors as text."""
     header = ["error", "count", *(f"{unit} {percent} %" for unit in ("mm", "degrees") for percent in ERRORS)]
@@ -163,7 +184,11 @@ def distribution_tables(found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(
-    model: str = "small", synthetic: tuple[str, ...] = (SYNTHETIC,), data: Path | None = None, out: Path | None = None
+    model: str = "small",
+    synthetic: tuple[str, ...] = (SYNTHETIC,),
+    data: Path | None = None,
+    judge: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    out: Path | None = None,
 ) -> None:
     """Error of an aligning network on synthetic prints, and the poses of synthetic and real prints side by side.
 
@@ -171,14 +196,17 @@ def main(
         model: Bundled model, run, checkpoint or exported folder.
         synthetic: Sources of synthetic prints, as for recipes.
         data: Folder with real sets.
+        judge: Also compare relative poses of mated real prints with those in which they match best (dense models).
         out: JSON file to write.
     """
     check_results(out)
     extractor = open_extractor(model)
     if extractor.aligning is None:
         raise UserError(f"{model}: has no aligning network; give a model of a Loc variant")
+    if judge and not extractor.cells:
+        raise UserError(f"{model}: --judge needs a dense model, such as small or base")
     mm = MM_PER_INCH / extractor.ppi
-    errors, found = {}, {}
+    errors, found, judgements = {}, {}, {}
     for source in synthetic:
         prints = synthetic_prints(extractor, source)
         errors[source] = error_rows(prints, mm)
@@ -187,9 +215,19 @@ def main(
         print(f"{source}\n{error_table(errors[source])}\n")
     for name, known in (sets_in(data) if data is not None else {}).items():
         found[known.title] = distribution(real_pose(extractor, data / name, known.ppi), mm)
+        if judge:
+            judgements[known.title] = judged(extractor, data / name, known.ppi)
     print(distribution_tables(found))
+    if judgements:
+        print(f"\nbetween the relative pose found and the best match\n{judged_table(judgements)}")
     if out:
-        results = {"errors": errors, "error_percentiles": ERRORS, "poses": found, "pose_percentiles": PERCENTILES}
+        results = {
+            "errors": errors,
+            "judged": judgements,
+            "error_percentiles": ERRORS,
+            "poses": found,
+            "pose_percentiles": PERCENTILES,
+        }
         facts = {"model": extractor.origin, "command": sys.argv, "machine": machine(extractor.device)}
         write_results(out, {"results": results, **facts, "versions": versions()})
 

@@ -89,8 +89,8 @@ class ModelConfig:
     localization_frozen: bool = False
     """Leave the aligning network as it starts (`start_from`); the rest learns behind it."""
     stem_frozen: bool = False
-    """Leave the first layers as they start (`start_from`), those in front of the branches and, of a dense variant, of
-    the minutia map: less work for a trunk that knows ridges."""
+    """Leave the first layers as they start (`start_from`), those in front of all branches: less work for a trunk that
+    knows ridges."""
     trunk_frozen: bool = False
     """Leave everything but the last layer of each branch as it starts (`start_from`): for a few fingers of your own."""
     recompute: bool = False

@@ -92,7 +92,7 @@ class DeepPrint(nn.Module):
         if self._keeps_alignment:
             parts.append(self.localization)
         if config.stem_frozen or config.trunk_frozen:
-            parts += [self.stem, *(self.texture_branch[: self.map_after] if self.texture_branch is not None else [])]
+            parts.append(self.stem)
         if config.trunk_frozen:
             parts += [self.minutia_stem, self.minutia_map]
             head = 1 if config.cells else 2  # dropout and embedding layer, or both in one

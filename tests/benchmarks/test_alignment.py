@@ -91,3 +91,24 @@ def test_a_model_that_does_not_align_is_refused(tmp_path):
     ).save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="has no aligning network"):
         alignment.main(str(tmp_path / "model"))
+
+
+def test_the_judge_sees_by_how_much_the_network_misses(monkeypatch):
+    """A print and the same print further right, both taken for upright: dense matching says how far they are apart."""
+    import alignment_judge
+
+    from fingerprint_accel.synthesis.source import open_source
+
+    source, _ = open_source("synth:fingers=2,impressions=2,seed=5,quality=clean", 0.0, torch.device("cpu"))
+    image = source.read(np.array([0]), np.array([0])).image[0]
+    extractor = FingerprintExtractor.from_pretrained("small")
+    moved = torch.full_like(image, 255)
+    moved[:, 14:] = image[:, :-14]
+    images = torch.stack([image, moved])
+    monkeypatch.setattr(alignment_judge, "TURNS", (-6.0, 0.0, 6.0))  # fewer, to save time
+    middle = extractor.alignment(images[:1])
+    monkeypatch.setattr(extractor, "alignment", lambda batch: middle.repeated(len(batch)))
+    found = alignment_judge.disagreement(extractor, images, np.array([[0, 1]]))
+    np.testing.assert_allclose(found.mm, [14 * MM, 14 * MM], atol=0.2)
+    np.testing.assert_allclose(found.degrees, 0, atol=1)
+    assert found.at_edge == 0
