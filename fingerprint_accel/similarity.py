@@ -9,8 +9,6 @@ A leaf module: it imports numpy only, so that everything may use it.
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -92,38 +90,6 @@ def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
     """(..., D) dense templates -> (..., cells) bool: which cells the print shows."""
     mask: np.ndarray = (templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1)
     return mask
-
-
-def shifted(templates: np.ndarray, cells: int, steps: int = 1) -> np.ndarray:
-    """Dense templates as if the finger lay some whole cells further along the grid; cells that come in are absent.
-
-    They are not scaled again: masked similarity counts only the cells that are left in any case. Shifting one of two
-    prints is enough, since shifting the other back by as much leaves the same pairs of cells.
-
-    Args:
-        templates: (..., D) float32.
-        cells: number of cells.
-        steps: largest shift along each axis.
-
-    Returns:
-        (..., (2 * steps + 1)², D), the template as it is first, the others from up to down, then from left to right.
-    """
-    side = math.isqrt(cells)
-    assert side * side == cells, "the grid is a square"
-    grid = templates.reshape(*templates.shape[:-1], side, side, -1)
-    edges = [(0, 0)] * (templates.ndim - 1) + [(steps, steps), (steps, steps), (0, 0)]
-    padded = np.pad(grid, edges)
-    moved = [
-        padded[..., steps - down : steps - down + side, steps - right : steps - right + side, :]
-        for down, right in cell_shifts(steps)
-    ]
-    return np.stack(moved, axis=-4).reshape(*templates.shape[:-1], len(moved), -1)
-
-
-def cell_shifts(steps: int) -> list[tuple[int, int]]:
-    """Rows down and columns right by which `shifted` moves a finger, in its order: none first."""
-    reach = range(-steps, steps + 1)
-    return sorted(itertools.product(reach, reach), key=lambda place: place != (0, 0))
 
 
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from fingerprint_accel.similarity import (
     mask_of,
     masked_similarity,
     pair_similarity,
-    shifted,
     similarity,
 )
 
@@ -90,38 +89,6 @@ def test_the_best_pose_counts_both_ways_around_in_any_block_size(monkeypatch):
 def test_masks_are_implied():
     masks = np.random.default_rng(3).uniform(size=(2, 5, CELLS)) < 0.5
     np.testing.assert_array_equal(mask_of(dense(np.ones((2, 5, CELLS, NUMBERS)), masks), CELLS), masks)
-
-
-def test_shifts_move_whole_cells_and_let_nothing_in():
-    template = some(3, share=2)
-    found = shifted(template, CELLS)
-    assert found.shape == (3, 9, DIMS)
-    np.testing.assert_array_equal(found[:, 0], template)
-    grid = template.reshape(3, 4, 4, NUMBERS)
-    wanted = {}
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            moved = np.zeros_like(grid)
-            for y in range(4):
-                for x in range(4):
-                    if 0 <= y - down < 4 and 0 <= x - right < 4:
-                        moved[:, y, x] = grid[:, y - down, x - right]
-            wanted[down, right] = moved.reshape(3, DIMS)
-    order = [(0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
-    for place, move in enumerate(order):
-        np.testing.assert_array_equal(found[:, place], wanted[move])
-    assert shifted(template[0], CELLS, steps=2).shape == (25, DIMS)
-
-
-def test_a_print_a_cell_further_along_is_found_by_shifts():
-    """A finger of 6 x 6 cells, seen through windows of 4 x 4 that lie a cell apart."""
-    finger = np.random.default_rng(4).standard_normal((6, 6, NUMBERS))
-    a, b = (finger[y : y + 4, x : x + 4].reshape(1, CELLS, NUMBERS) for y, x in ((1, 1), (0, 2)))
-    a, b = (dense(window, np.ones((1, CELLS), bool)) for window in (a, b))
-    assert abs(similarity(a, b, CELLS)[0, 0]) < 0.4
-    found = similarity(a, shifted(b, CELLS), CELLS)
-    assert found[0, 0] == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(similarity(shifted(a, CELLS), b, CELLS), found, atol=1e-6)
 
 
 def test_fused_prints_of_a_finger_are_the_finger_as_far_as_they_show_it():

@@ -91,7 +91,7 @@ def calibrate(
     most_posed = most_with_poses(extractor) if most_posed is None else most_posed
     if most_posed:
         posed = embedded(extractor, prints, extractor.usual_poses, most_posed, progress)
-        ways.append(measure(*posed, cells, branches, extractor.usual_poses.cells))
+        ways.append(measure(*posed, cells, branches))
     found = Calibration(source, has_synthetic(prints), PROTOCOL, ways, text)
     extractor.notes[NOTE] = found.values()
     return found

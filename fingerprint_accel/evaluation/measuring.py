@@ -17,7 +17,6 @@ from fingerprint_accel.extraction.calibration import Way
 from fingerprint_accel.extraction.centring import centred, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import Poses
-from fingerprint_accel.similarity import shifted
 from fingerprint_accel.training.data import PrintSource
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -36,7 +35,7 @@ def thresholds(scores: Scores) -> dict[str, float]:
 def embedded(
     extractor: FingerprintExtractor, prints: PrintSource, poses: Poses, most: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, P, D) float32 embeddings and (N,) fingers of prints to calibrate on; not shifted by whole cells yet.
+    """(N, P, D) float32 embeddings and (N,) fingers of prints to calibrate on.
 
     Args:
         extractor: the model, which works in float32 unless its `bf16` is set.
@@ -45,7 +44,7 @@ def embedded(
         most: prints, about; beyond, a fixed choice of whole fingers.
         progress: shows a progress bar.
     """
-    rows, poses = sample_of_fingers(prints.labels, most), dataclasses.replace(poses, cells=0)
+    rows = sample_of_fingers(prints.labels, most)
     parts = []
     title = "as they are" if len(poses) == 1 else f"in {len(poses)} poses"
     with tqdm(total=len(rows), desc=f"calibrating {title}", unit="print", disable=not progress) as bar:
@@ -58,7 +57,7 @@ def embedded(
     return np.concatenate(parts), prints.labels[rows]
 
 
-def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: int = 0, steps: int = 0) -> Way:
+def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: int = 0) -> Way:
     """Error rates and thresholds of one way of comparing, over all pairs of prints.
 
     Args:
@@ -67,19 +66,15 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
         cells: of dense templates, else 0.
         branches: of the network where its templates are to be centred, else 0. The rates are then those of fingers
             that the centre does not come from, see `held_out`.
-        steps: whole cells by which dense templates are shifted besides, `Poses.cells`: behind the centre, which
-            belongs to places on the finger.
 
     Raises:
         UserError: no mated or no non-mated pair, or an embedding that is not finite.
     """
 
     def scored(vectors: np.ndarray, whose: np.ndarray) -> Scores:
-        if steps:
-            vectors = shifted(vectors, cells, steps).reshape(len(vectors), -1, vectors.shape[2])
         return score_protocol(PROTOCOL, vectors, whose, np.zeros_like(whose), cells=cells)
 
-    poses = embeddings.shape[1] * (2 * steps + 1) ** 2
+    poses = embeddings.shape[1]
     if not branches:
         return rates(scored(embeddings, fingers), poses)
     before = [scored(embeddings[half], fingers[half]) for half in halves(fingers)]

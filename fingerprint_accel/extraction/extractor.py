@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +32,7 @@ from fingerprint_accel.models.output import Output
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
-from fingerprint_accel.similarity import cell_shifts, shifted, similarity
+from fingerprint_accel.similarity import similarity
 from fingerprint_accel.training.saved_model import find_model, write_model, write_notes
 
 Image = Path | str | np.ndarray
@@ -133,7 +132,7 @@ class FingerprintExtractor(nn.Module):
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses.
 
         The print as it is comes first: the best hypothesis, upright. Hypothesis by hypothesis, turn by turn, shift by
-        shift; whole cells, which only change the order of numbers, last.
+        shift.
         """
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         found = [
@@ -142,9 +141,6 @@ class FingerprintExtractor(nn.Module):
             for pose in tried
         ]
         embeddings = torch.stack(found, dim=1)
-        if poses.cells:
-            moved = shifted(embeddings.cpu().numpy(), self.cells, poses.cells)
-            embeddings = torch.from_numpy(moved).flatten(1, 2).to(images.device)
         return embeddings if embeddings.shape[1] > 1 else embeddings[:, 0]
 
     def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -169,15 +165,8 @@ class FingerprintExtractor(nn.Module):
         """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
         crop, device = float(self.preprocess_config.crop), images.device
         tried = poses.all(crop, self.ppi, device)
-        number, cell = divmod(number, (2 * poses.cells + 1) ** 2)
         hypothesis, turn = divmod(number, len(tried))
         pose = tried[turn].repeated(len(images))
-        if poses.cells:  # a finger that lies further along the grid is seen from further back
-            cell_side = crop / math.isqrt(self.cells)
-            down, right = cell_shifts(poses.cells)[cell]
-            shift = torch.tensor([[-right * cell_side, -down * cell_side]], device=device).expand(len(images), -1)
-            still = torch.eye(2, device=device).expand(len(images), 2, 2)
-            pose = Pose(still, shift, None, crop).within(pose)
         alignment = self.alignments(images, poses.hypotheses)[hypothesis]
         return pose if alignment is None else pose.within(alignment)
 

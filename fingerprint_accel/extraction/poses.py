@@ -28,8 +28,6 @@ class Poses:
         shift_mm: the window is also moved by so much along each axis, to both sides: eight places around the middle.
             0 tries none.
         hypotheses: so many poses that the aligning network finds most probable; 1 takes its best.
-        cells: dense embeddings are also moved along their grid by up to so many whole cells along each axis, to both
-            sides, which costs no run of the network.
 
     Raises:
         UserError: a turn of 0, or a number out of range.
@@ -38,16 +36,14 @@ class Poses:
     degrees: tuple[float, ...] = ()
     shift_mm: float = 0.0
     hypotheses: int = 1
-    cells: int = 0
 
     def __post_init__(self) -> None:
         require(all(self.degrees), "poses: 0 degrees is tried anyway; name other turns")
         require(self.shift_mm >= 0, "poses: shift_mm must not be negative")
         require(self.hypotheses >= 1, "poses: hypotheses must be at least 1")
-        require(self.cells >= 0, "poses: cells must not be negative")
 
     def __len__(self) -> int:
-        return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1) * (2 * self.cells + 1) ** 2
+        return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
 
     def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
         """Turns and shifts, each as a pose of one print, to be expanded to a batch.

@@ -98,7 +98,7 @@ def find(
     """The references of a gallery most similar to an image, best first, and the seconds that the search took.
 
     With `indexed` only those that an index by FAISS proposes are compared. The best candidates of a dense model are
-    compared again, with the probe shifted by whole cells.
+    compared again, with the probe in every pose of `search_poses`.
 
     Raises:
         UserError: an image without a print, an empty gallery, `top` below 1, or an index without FAISS.

@@ -1,6 +1,5 @@
 """A print in several poses of a dense model, and which pose an embedding stands for."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,9 +7,8 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import DENSE, UPRIGHT, Poses
-from fingerprint_accel.similarity import mask_of
 
-ALL = Poses(degrees=(-9.0, 9.0), hypotheses=2, cells=1)
+ALL = Poses(degrees=(-9.0, 9.0), hypotheses=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,41 +32,22 @@ def canvases():
 
 def test_the_print_as_it_is_comes_first(extractor, canvases):
     found = extractor(canvases, ALL)
-    assert found.shape == (3, len(ALL), 64) == (3, 2 * 3 * 9, 64)
+    assert found.shape == (3, len(ALL), 64) == (3, 2 * 3, 64)
     torch.testing.assert_close(found[:, 0], extractor(canvases, UPRIGHT))
     both = extractor(canvases, Poses(hypotheses=2))
-    torch.testing.assert_close(found[:, [0, 27]], both)
+    torch.testing.assert_close(found[:, [0, 3]], both)
     assert not torch.allclose(both[:, 0], both[:, 1], atol=1e-2)
     assert extractor.usual_poses is DENSE
 
 
 def test_an_embedding_can_be_made_again_from_its_pose(extractor, canvases):
-    """Except for whole cells, which the network would see anew."""
     found = extractor(canvases, ALL)
-    for number in (0, 9, 18, 27, 45):
+    for number in range(6):
         pose = extractor.pose_of(canvases, ALL, number)
         inputs = extractor.preprocessor.images(canvases, pose).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(extractor.running.describe(inputs).embedding, found[:, number])
 
 
-def test_whole_cells_move_the_pose_as_they_move_the_finger(extractor, canvases):
-    found = extractor(canvases, ALL)
-    still, step = extractor.pose_of(canvases, ALL, 0), 256 / 4
-    back = still.inverse()
-    for number in range(1, 9):
-        moved = extractor.pose_of(canvases, ALL, number)
-        right, down = (-moved.within(back).shift[0] / step).round().int().tolist()
-        before = mask_of(found[0, 0].numpy(), 16).reshape(4, 4)
-        after = mask_of(found[0, number].numpy(), 16).reshape(4, 4)
-        expected = np.zeros((4, 4), bool)
-        rows, columns = np.nonzero(before)
-        kept = (rows + down >= 0) & (rows + down < 4) & (columns + right >= 0) & (columns + right < 4)
-        expected[rows[kept] + down, columns[kept] + right] = True
-        assert (after == expected).all()
-
-
 def test_poses_out_of_range_are_refused():
     with pytest.raises(UserError, match="hypotheses"):
         Poses(hypotheses=0)
-    with pytest.raises(UserError, match="cells"):
-        Poses(cells=-1)
