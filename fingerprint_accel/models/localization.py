@@ -67,7 +67,7 @@ class Localization(nn.Module):
     def logits(self, image: torch.Tensor) -> PoseLogits:
         """image (B, 1, S, S) -> logits over shifts and rotations, float32."""
         if image.shape[-1] > self.SIDE:
-            image = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=True)
+            image = _smaller(image, self.SIDE)
         place, angle = self.fc_loc(self.localization(image)).float().split([PLACES**2, ANGLES], dim=1)
         return PoseLogits(place.unflatten(1, (PLACES, PLACES)), angle)
 
@@ -103,8 +103,13 @@ class FlxLocalization(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> the same, aligned."""
-        small = F.interpolate(image, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=True)
+        small = _smaller(image, self.SIDE)
         return aligned(image, self.fc_loc(self.localization(small).flatten(1)).float(), "bilinear")
+
+
+def _smaller(image: torch.Tensor, side: int) -> torch.Tensor:
+    # on a CPU, torch scales with antialiasing in float32 only
+    return F.interpolate(image.float(), size=(side, side), mode="bilinear", antialias=True).to(image.dtype)
 
 
 def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Tensor:

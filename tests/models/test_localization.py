@@ -9,6 +9,7 @@ from fingerprint_accel.models import localization
 from fingerprint_accel.models.localization import (
     ANGLES,
     PLACES,
+    FlxLocalization,
     Localization,
     PoseLogits,
     aligned,
@@ -43,6 +44,17 @@ def test_untrained_network_is_the_identity():
     poses, confidence = hypotheses(network.logits(image), 2)
     torch.testing.assert_close(poses, torch.zeros(2, 2, 3), atol=1e-6, rtol=0)
     assert float(confidence.detach().max()) < 0.1
+
+
+@pytest.mark.parametrize("network", [Localization, FlxLocalization])
+def test_prints_larger_than_the_network_sees_are_aligned_in_bf16_too(network):
+    """Training with bf16 on a CPU hands over bf16 prints, which torch cannot scale with antialiasing."""
+    torch.manual_seed(0)
+    network = network().eval()
+    image = torch.rand(2, 1, 224, 224)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        upright = network(image.bfloat16())
+    torch.testing.assert_close(upright.float(), image, atol=0.02, rtol=0)
 
 
 def test_two_hypotheses_in_the_order_of_their_probability():
