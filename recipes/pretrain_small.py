@@ -93,8 +93,12 @@ ONLY_POSES = dataclasses.replace(
 )
 ALIGNMENT_SHARE, CLEAN_SHARE = 0.2, 0.15  # of the steps
 TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED = 1500, 3, 20261126  # ten million non-mated comparisons
-TEST_STYLE = Style(quality="mixed")
-TEST_PRINTS = f"synth --fingers {TEST_FINGERS} --impressions {TEST_IMPRESSIONS} --seed {TEST_SEED} --quality mixed"
+TEST_SIBLINGS = 30  # flow varies less among real fingers: 2 % of the non-mated comparisons are of fingers that share it
+TEST_STYLE = Style(quality="mixed", siblings=TEST_SIBLINGS)
+TEST_PRINTS = (
+    f"synth --fingers {TEST_FINGERS} --impressions {TEST_IMPRESSIONS} --siblings {TEST_SIBLINGS} --seed {TEST_SEED} "
+    "--quality mixed"
+)
 FACTS = {
     "licence": "Apache-2.0, weights and code",
     "no_real_fingers": "no real image, crop of one, or statistic of an individual real print is in the training data. "
