@@ -86,16 +86,17 @@ def test_rounding_does_not_grow(monkeypatch):
     keys = finger_keys(4, torch.arange(1))
     exact = make_masters(keys)
     generator = torch.Generator().manual_seed(0)
-    real = RidgeFilter.real
+    real, calls = RidgeFilter.real, []
 
     def rounded(bank, ridges):
         answer = real(bank, ridges)
+        calls.append(answer.shape)
         return answer * (1 + 1e-6 * torch.randn(answer.shape, generator=generator))
 
     monkeypatch.setattr(RidgeFilter, "real", rounded)
     other = make_masters(keys)
     difference = (exact.ridges.int() - other.ridges.int()).abs()
-    assert difference.max() > 0
+    assert len(calls) > 10
     assert (difference > 8).float().mean() < 0.002
     assert exact.minutiae.count.tolist() == other.minutiae.count.tolist()
     torch.testing.assert_close(other.minutiae.position, exact.minutiae.position, rtol=0, atol=0.02)
