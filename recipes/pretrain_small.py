@@ -8,9 +8,12 @@ The fingers stay on the GPU, and every step renders new impressions of them. The
 after a kill. --training.steps counts the steps of all stages. With --data DATASET or
 --model.start-from MODEL only the last stage runs, for example on two cores, behind layers that know ridges already:
 
-accelerate launch recipes/pretrain_small.py --out runs/more --model.start-from small --model.stem-frozen True
-    --data synth:fingers=2000,siblings=4,quality=mixed --reading.siblings 4 --training.batch-size 64
-    --training.steps 1000 --training.learning-rate 1e-3
+fingerprint-accel synth prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
+accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.start-from small
+    --model.localization-frozen True --model.stem-frozen True --training.precision bf16 --training.batch-size 64
+    --training.steps 1400 --training.learning-rate 8e-4 --training.ema-decay 0.9995
+
+The moving average that is exported then still holds half of the weights from before.
 
 docs/released_model.md says what the bundled model reaches.
 """
@@ -62,8 +65,8 @@ CONFIG = Config(
         crop=256,
         size=160,
         augment=AugmentConfig(
-            rotation_degrees=10, translation=8, elastic=1.5, contrast=0.3, ridge_thickness=0.3, noise=0.05,
-            occlusion=0.1, start=0.1, ramp=0.6,
+            rotation_degrees=10, translation=8, elastic=2.0, contrast=0.4, ridge_thickness=0.5, noise=0.06,
+            occlusion=0.15, start=0.1, ramp=0.6,
         ),
     ),
     model=ModelConfig(variant="LocDense", trunk="compact", embedding_dim=512, dropout=0.0),

@@ -161,13 +161,19 @@ def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.o
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-def _average(model: DeepPrint, decay: float) -> ModelEmaV3 | None:
-    """Of its weights over the steps to come."""
+def _average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
+    """Moving average of the weights over the steps to come.
+
+    Random weights are forgotten soon: the first step replaces them and the decay rises from 0. Weights that are
+    `trained` already count like any step's: decay^steps of them is left at the end (Wortsman et al. 2022,
+    arXiv 2109.01903, average the weights before and after fine-tuning in this way).
+    """
     if decay == 0:
         return None
     from timm.utils.model_ema import ModelEmaV3  # takes seconds
 
-    return ModelEmaV3(model, decay, use_warmup=True)
+    # timm copies the weights at the step after `update_after_step`
+    return ModelEmaV3(model, decay, use_warmup=not trained, update_after_step=-1 if trained else 0)
 
 
 def _start_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
@@ -233,7 +239,7 @@ def set_up(config: Config) -> Run:
     if note:
         accelerator.print(note)
     optimizer = make_optimizer(bare, training)
-    average = _average(bare.model, training.ema_decay)
+    average = _average(bare.model, training.ema_decay, bool(config.model.start_from))
     module, optimizer = prepare(accelerator, bare, optimizer, average)
     per_step = training.batch_size * training.accumulation * accelerator.num_processes
     return Run(

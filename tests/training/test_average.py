@@ -80,6 +80,27 @@ def test_an_average_may_begin_later(tiny, tmp_path):
         torch.testing.assert_close(value, decay * before[name] + (1 - decay) * weights[name], rtol=1e-5, atol=1e-6)
 
 
+def test_trained_weights_keep_their_share_of_the_average(tiny, tmp_path):
+    """Behind --model.start-from the decay is constant from the first step, also across a resume."""
+    run_training(tiny)
+    start = tmp_path / "run" / "checkpoints" / "step-00000006"
+    config = changed(tiny, "model", start_from=str(start))
+    config = changed(config, steps=5, save_every=1, keep=9, ema_decay=0.8, learning_rate=3e-3)
+    run_training(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    expected = {name: value.double() for name, value in saved(tmp_path / "run", 6).items()}
+    for step in range(1, 6):
+        for name, value in saved(tmp_path / "whole", step).items():
+            expected[name] = 0.8 * expected[name] + 0.2 * value.double()
+    average = saved(tmp_path / "whole", 5, "ema")
+    for name, value in average.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-4, atol=1e-6)
+    third = tmp_path / "whole" / "checkpoints" / "step-00000003"
+    run_training(dataclasses.replace(config, out=str(tmp_path / "part"), resume=str(third)))
+    resumed = saved(tmp_path / "part", 5, "ema")
+    assert all(torch.equal(resumed[name], value) for name, value in average.items())
+
+
 def test_rates_fall_towards_the_stem():
     model = DeepPrint(ModelConfig(variant="LocTexMinu", trunk="compact", width=8, embedding_dim=16))
     where = depths(model)
