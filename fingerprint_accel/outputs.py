@@ -25,7 +25,8 @@ from fingerprint_accel.errors import UserError, require
 MARK = "fingerprint_accel"  # in every file that a command writes by itself, beside its kind
 PICTURE = "picture"  # kind of a PNG file
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
-DECORATION = len("..old.tmp")  # bytes that names of temporary folders have more than the folder's
+DECORATION = len("..01234567.partial")  # bytes that names of temporary folders have more than the folder's
+RECORDS = "records"  # folder in one that is being made: which shards are whole, and what they hold
 OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs[0-9a-f]+")  # files that nobody wrote on purpose
 
 
@@ -51,7 +52,7 @@ class FolderKind:
         others = (
             name
             for name in sorted(os.listdir(folder))  # noqa: PTH208  (names alone)
-            if not ours.fullmatch(name) and not OF_THE_SYSTEM.fullmatch(name)
+            if name != RECORDS and not ours.fullmatch(name) and not OF_THE_SYSTEM.fullmatch(name)
         )
         return next(others, None)
 

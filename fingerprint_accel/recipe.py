@@ -105,6 +105,5 @@ def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, st
     with state.main_process_first():
         if not folder.exists():
             summary = write_synthetic_dataset(folder, fingers, impressions, seed, style, progress=state.is_main_process)
-            assert summary is not None, "it is alone"
             print(f"\n{summary.table()}\n")
     return str(folder)

@@ -55,6 +55,8 @@ def run(words, processes=1, environment=None, timeout=300, meanwhile=None):
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("out", "err")]
+        for file in files:
+            Path(file).touch()  # a process may be killed before it has opened them
         order = {"words": list(map(str, words)), "processes": processes, "files": files, "timeout": timeout}
         server = _server()
         server.stdin.write(json.dumps(order | {"environment": environment or dict(os.environ)}) + "\n")

@@ -28,9 +28,9 @@ def test_version_and_help():
     [
         (("inspect", "nowhere"), "nowhere: not a dataset folder"),
         (("import", "nowhere", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
-        (("pack", "nowhere", "out"), "nowhere: no such folder"),
-        (("pack", "nowhere", "--verify"), "nowhere: not a dataset folder"),
-        (("pack", "nowhere"), "give SRC and OUT, or SRC and --verify"),
+        (("merge", "nowhere", "out"), "nowhere: not a dataset folder"),
+        (("merge", "nowhere"), "give SRC and OUT"),
+        (("verify", "nowhere"), "nowhere: holds no checksums"),
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
         (("convert-flx", "nowhere.pyt", "out"), "nowhere.pyt: cannot be read"),
         (("compare", "a.png", "b.png", "--model", "nowhere"), "nowhere: no model here"),
@@ -65,7 +65,7 @@ def test_ctrl_c(capsys):
 
 
 def test_inspect_prints_counts_and_draws(prints, tmp_path):
-    result = run("inspect", str(prints), "--out", str(tmp_path / "sheet.png"), "--verify")
+    result = run("inspect", str(prints), "--out", str(tmp_path / "sheet.png"))
     assert result.returncode == 0, result.stderr
     assert "96" in result.stdout
     assert "4 to 4, median 4" in result.stdout
@@ -75,15 +75,15 @@ def test_inspect_prints_counts_and_draws(prints, tmp_path):
         assert sheet.size == (4 * 320, 5 * (320 + 18))
 
 
-def test_pack_and_verify(prints, tmp_path):
+def test_merge_and_verify(prints, tmp_path):
     out = str(tmp_path / "out")
-    result = run("pack", str(prints), out, "--encoding", "lz4", "--rows-per-shard", "40", "--canvas", "256", "--verify")
+    result = run("merge", str(prints), out, "--encoding", "lz4", "--rows-per-shard", "40", "--canvas", "256")
     assert result.returncode == 0, result.stderr
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert (lines["fingers"], lines["impressions"], lines["shards"], lines["rejected"]) == ("24", "96", "3", "0")
-    result = run("pack", out, "--verify")
+    result = run("verify", out)
     assert result.returncode == 0, result.stderr
-    assert "3 shards" in result.stdout
+    assert f"{out}: 3 files, " in result.stdout
     text = run("inspect", out, "--out", str(tmp_path / "sheet.png")).stdout
     assert "lz4" in text
     assert "256 x 256" in text

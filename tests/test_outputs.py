@@ -17,7 +17,7 @@ from fingerprint_accel.cli.data import inspect
 from fingerprint_accel.compat.flx_weights import convert
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shard_writing import DATASET, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
@@ -56,7 +56,7 @@ def scans(tmp_path):
 
 FOLDERS = {
     "import": lambda scans, prints, out: import_dataset(scans, out, "fvc", 500, overwrite=True, **QUIET),
-    "pack": lambda scans, prints, out: pack([prints], out, overwrite=True, **QUIET),
+    "merge": lambda scans, prints, out: merge([prints], out, overwrite=True, **QUIET),
     "synth": lambda scans, prints, out: write_synthetic_dataset(out, 1, 1, overwrite=True, **QUIET),
     "extract": lambda scans, prints, out: extract_all(scans, out, "small", 500, overwrite=True, progress=False),
     "enroll": lambda scans, prints, out: enroll_command(out, [scans / "1_1.png"], "small", 500, 1),

@@ -9,14 +9,15 @@ from typing import Any
 import tyro
 
 from fingerprint_accel import __version__
-from fingerprint_accel.cli import data, demo, evaluation, extraction, minutiae, models, planning
-from fingerprint_accel.data.launch import place_in_launch
+from fingerprint_accel.cli import data, demo, evaluation, extraction, minutiae, models, planning, verification
 from fingerprint_accel.errors import one_line_errors
+from fingerprint_accel.ranks import rank_and_world_size
 
 VERBS: dict[str, Callable[..., Any]] = {
     "synth": data.synth,
     "import": data.import_files,
-    "pack": data.pack,
+    "merge": data.merge,
+    "verify": verification.verify,
     "inspect": data.inspect,
     "evaluate": evaluation.evaluate,
     "extract": extraction.extract,
@@ -40,7 +41,7 @@ def main() -> None:
     description = (
         "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
     )
-    main_process = place_in_launch()["rank"] == 0  # the others of a launch would say the same
+    main_process = rank_and_world_size()[0] == 0  # the others of a launch would say the same
     with one_line_errors("interrupted; nothing half-made was left behind"):
         tyro.extras.subcommand_cli_from_dict(
             VERBS, prog="fingerprint-accel", description=description, console_outputs=main_process

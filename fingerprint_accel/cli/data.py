@@ -1,4 +1,4 @@
-"""Verbs about prints: `import`, `synth`, `pack`, `inspect`."""
+"""Verbs about prints: `import`, `synth`, `merge`, `inspect`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.errors import one_line_errors
+from fingerprint_accel.errors import one_line_errors, require
 
 GOES_ON = "interrupted; the same command goes on from here"
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
@@ -26,6 +26,7 @@ def import_files(
     encoding: Literal["raw", "lz4"] = "raw",
     enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     workers: int = 0,
+    cluster: str = "",
     seed: int = 0,
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -39,12 +40,11 @@ def import_files(
       socofing  1__M_Left_index_finger.BMP      altered versions are further impressions
       csv       SRC is the file: path,finger,impression[,ppi][,minutiae]
 
-    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there. Several
-    processes, also of several machines, share the work if all see SRC and OUT.
+    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
 
     fingerprint-accel import scans/DB1_B datasets/db1 --layout fvc --ppi 500
 
-    torchrun --nproc-per-node 4 -m fingerprint_accel.cli import scans datasets/scans --layout csv
+    fingerprint-accel import scans.csv datasets/scans --layout csv --cluster scheduler.json
 
     Args:
         src: Folder of images, or the csv file.
@@ -57,24 +57,23 @@ def import_files(
             FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
         enhance: Store prints whose ridges are enhanced, once and for all.
-        workers: Workers of each process; 0 for one per core.
+        workers: Processes; 0 for one per core.
+        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see SRC and OUT.
         seed: Of the order in which prints are written.
-        overwrite: Replace OUT, and unfinished parts of another command beside it.
+        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.importing import import_dataset
-    from fingerprint_accel.data.launch import launched
 
-    with one_line_errors(GOES_ON), launched() as launch:
+    with one_line_errors(GOES_ON):
         summary = import_dataset(
             src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
-            enhance=_enhancement(enhance), workers=workers, seed=seed, overwrite=overwrite, launch=launch,
+            enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
         )  # fmt: skip
-    if summary is not None:
         summary.show()
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
-    """The filters that `import` and `pack` hand to their workers; torch is loaded only where they are wanted."""
+    """The filters that `import` and `merge` hand to their workers; torch is loaded only where they are wanted."""
     if not wanted:
         return None
     from fingerprint_accel.preprocess.stored import enhance_canvas
@@ -82,57 +81,52 @@ def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
     return enhance_canvas
 
 
-def pack(
+def merge(
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(name="src-out", metavar="SRC [SRC ...] OUT")],
-    rows_per_shard: int = 8192,
+    rows_per_shard: int = 0,
     ppi: int = 0,
     canvas: int = 0,
     encoding: Literal["raw", "lz4"] | None = None,
     enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     join_fingers: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    source_ppi: int = 500,
-    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     seed: int = 0,
     workers: int = 0,
+    cluster: str = "",
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Makes one dataset folder from one or more, with other shards, encoding, resolution or canvas.
 
-    SRC is a dataset folder, or a folder of images in flx's naming (10_9.png) with minutiae files beside them. Fingers
-    of different SRC are kept apart: where two have the same key, the folder's name goes before it.
+    Fingers of different SRC are kept apart: where two have the same key, the folder's name goes before it.
 
-    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there. Several
-    processes, also of several machines, share the work if all see SRC and OUT.
+    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
 
-    fingerprint-accel pack datasets/db1 datasets/db2 datasets/both --encoding lz4
+    fingerprint-accel merge datasets/db1 datasets/db2 datasets/both --encoding lz4
 
-    fingerprint-accel pack datasets/db1 datasets/fast --enhance
+    fingerprint-accel merge datasets/db1 datasets/fast --enhance
 
-    fingerprint-accel pack datasets/db1 --verify
-
-    torchrun --nproc-per-node 4 -m fingerprint_accel.cli pack datasets/db1 datasets/db1-250 --ppi 250
+    fingerprint-accel merge datasets/db1 datasets/db1-250 --ppi 250 --cluster tcp://head:8786
 
     Args:
-        paths: Dataset folders, and last the dataset folder to make; one alone with --verify is only verified.
-        rows_per_shard: Prints per file.
+        paths: Dataset folders, and last the dataset folder to make.
+        rows_per_shard: Prints per file; 0 for 32 to 1,024, so that there are at least 64 files.
         ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
         canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
         encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
         enhance: Store prints whose ridges are enhanced, once and for all.
         join_fingers: Fingers of different SRC with the same key are one; impressions that collide are renumbered.
-        source_ppi: Resolution of the images in a SRC that is a folder of images.
-        verify: Compare every shard of every SRC with its sha256 before.
         seed: Of the order in which prints are written.
-        workers: Workers of each process; 0 for one per core, or one where prints are only copied or compressed.
+        workers: Processes; 0 for one per core.
+        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see SRC and OUT.
         overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
-    from fingerprint_accel.data.packing import PackOptions, pack_command
+    from fingerprint_accel.data.merging import MergeOptions
+    from fingerprint_accel.data.merging import merge as merge_datasets
 
     with one_line_errors(GOES_ON):
-        options = PackOptions(
-            ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed, source_ppi
-        )
-        pack_command(paths, options, verify, workers, overwrite)
+        require(len(paths) > 1, "merge: give SRC and OUT")
+        options = MergeOptions(ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed)
+        *sources, out = paths
+        merge_datasets(sources, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
 
 
 def synth(
@@ -148,6 +142,7 @@ def synth(
     first_finger: int = 0,
     siblings: int = 1,
     workers: int = 0,
+    cluster: str = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -167,14 +162,13 @@ def synth(
       mixed       anything from clean to poor; four touches of ten are partial
 
     The same arguments give the same bytes. Finger i of a seed is the same however many fingers are made. If it is
-    interrupted or killed, the same command goes on from there. Several processes, also of several machines, share the
-    work if all see OUT.
+    interrupted or killed, the same command goes on from there. All GPUs of the machine are used, or else all cores.
 
     fingerprint-accel synth datasets/synthetic --fingers 1000 --impressions 8
 
     fingerprint-accel synth datasets/touch --fingers 200 --impressions 4 --seed 7 --sensors capacitive --quality poor
 
-    accelerate launch -m fingerprint_accel.cli synth datasets/large --fingers 50000 --impressions 10
+    fingerprint-accel synth datasets/large --fingers 50000 --impressions 10 --cluster scheduler.json
 
     Args:
         out: Dataset folder to make.
@@ -189,20 +183,19 @@ def synth(
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
         siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
-        workers: Workers of each process on a CPU; 0 for one per core.
-        device: What makes the prints; auto takes a GPU if there is one.
-        overwrite: Replace OUT, and unfinished parts of another command beside it.
+        workers: Processes on a CPU; 0 for one per core.
+        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see OUT.
+        device: What makes the prints; auto takes GPUs if there are any.
+        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
-    from fingerprint_accel.data.launch import launched
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
-    with one_line_errors(GOES_ON), launched() as launch:
+    with one_line_errors(GOES_ON):
         style = Style(sensors, quality, ppi, canvas, siblings, partial)
         summary = write_synthetic_dataset(
-            out, fingers, impressions, seed, style, first_finger, workers, device, overwrite, launch=launch
+            out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
         )
-    if summary is not None:
         print(summary.table())
 
 
@@ -211,7 +204,6 @@ def inspect(
     out: Path = Path("contact_sheet.png"),
     fingers: int = 5,
     minutiae: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Prints what a dataset holds and draws a contact sheet.
 
@@ -220,14 +212,11 @@ def inspect(
         out: PNG file to write.
         fingers: Rows of the contact sheet.
         minutiae: Draw minutiae on the prints.
-        verify: Compare every shard with its sha256.
     """
     from fingerprint_accel.data.inspection import describe, save_contact_sheet
     from fingerprint_accel.data.shards import open_dataset
 
     shards = open_dataset(dataset)
-    if verify:
-        shards.verify()
     print(describe(shards))
     save_contact_sheet(shards, out, fingers, minutiae)
     print(f"contact sheet: {out}")

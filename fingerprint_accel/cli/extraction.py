@@ -21,24 +21,26 @@ def extract(
     minimum_quality: float = 0.0,
     batch_size: int = 0,
     bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    cluster: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Embeds every print of a dataset, or of a folder of images, one row for each, in order.
 
     OUT holds:
-      embeddings.safetensors  embeddings (N, D), quality (N), finger (N), impression (N); images: finger -1
-      prints.parquet          where each row comes from
-      failed.jsonl            rows of zeros: images without a print, prints below --minimum-quality
-      config.json             model, template, arguments, versions
+      embeddings-*.safetensors  embeddings (N, D), quality (N), finger (N), impression (N); images: finger -1
+      prints.parquet            where each row comes from
+      failed.jsonl              rows of zeros: images without a print, prints below --minimum-quality
+      config.json               model, template, arguments, versions, checksums
 
-    Several processes share the work and give the same bytes as one; OUT must lie where all see it. If it is interrupted
-    or killed, the same command goes on from there.
+    All GPUs of the machine are used, or else all cores; the bytes do not depend on how many. If it is interrupted or
+    killed, the same command goes on from there.
 
     fingerprint-accel extract datasets/db1 --out embeddings/db1
 
     fingerprint-accel extract scans --ppi 500 --out embeddings/scans --template int8 --length 128
 
-    accelerate launch -m fingerprint_accel.cli extract datasets/db1 --out embeddings/db1 --model runs/mine/model
+    fingerprint-accel extract datasets/db1 --out embeddings/db1 --model runs/mine/model --cluster scheduler.json
 
     Args:
         data: Dataset folder, or folder of images (by path, subfolders included).
@@ -50,11 +52,15 @@ def extract(
         minimum_quality: Prints of less quality, 0 to 1, count as failure to extract; 0 keeps all.
         batch_size: Prints at a time; 0 for 8 on each thread of a CPU, 64 on a GPU.
         bf16: Run the network in bf16, faster where the hardware has it.
-        overwrite: Replace OUT, and unfinished parts of another command beside it.
+        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see all folders.
+        device: What embeds the prints; auto takes GPUs if there are any.
+        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     with one_line_errors("interrupted; the same command goes on from here"):
-        from fingerprint_accel.extraction.bulk import extract_command
-        from fingerprint_accel.extraction.bulk_work import Options
+        from fingerprint_accel.extraction.bulk import Options, extract_all
 
         options = Options(template, length, minimum_quality, batch_size, bf16)
-        extract_command(data, model, out, ppi, options, overwrite)
+        summary = extract_all(
+            data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite
+        )
+        summary.show()

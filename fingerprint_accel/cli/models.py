@@ -82,7 +82,6 @@ def search(
     model: str = "small",
     ppi: int = 500,
     top: int = 10,
-    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Finds the prints of a gallery that are most like one print; compares with every one of them, or with --index with
@@ -96,12 +95,11 @@ def search(
         model: The model that filled the gallery.
         ppi: Resolution of the image, pixels per inch.
         top: How many to show.
-        verify: First compare every file of the gallery with its SHA-256.
         index: Search by an index, kept in the gallery (pip install 'fingerprint_accel[faiss]').
     """
     from fingerprint_accel.extraction.search_commands import search_command
 
-    search_command(gallery, probe, model, ppi, top, verify, index)
+    search_command(gallery, probe, model, ppi, top, index)
 
 
 def calibrate(model: Positional[str], dataset: Positional[Path], out: Path | None = None, center: bool = True) -> None:

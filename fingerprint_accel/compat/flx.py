@@ -15,10 +15,10 @@ import numpy as np
 
 from fingerprint_accel.compat.flx_weights import load as load  # flx's checkpoints, beside flx's getters
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
-from fingerprint_accel.data.launch import place_in_launch
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.ranks import rank_and_world_size
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.precision import fast_precision
 from fingerprint_accel.training.resume import checkpoint_to_resume
@@ -83,7 +83,7 @@ class DeepPrintExtractor:
             patience=patience,
             precision=fast_precision() if use_amp else "no",
         )
-        epoch = len(shards) / (batch_size * training.accumulation * place_in_launch()["size"])  # in steps
+        epoch = len(shards) / (batch_size * training.accumulation * rank_and_world_size()[1])  # in steps
         every = max(1, round(epoch))
         config = replace(
             self.config,
@@ -128,7 +128,7 @@ class DeepPrintExtractor:
 def _tell_if_resumed(config: Config, steps: int) -> None:
     """Prints, on one process, from which step of `steps` a run that is there goes on."""
     checkpoint = checkpoint_to_resume(config)
-    if checkpoint is not None and place_in_launch()["rank"] == 0:
+    if checkpoint is not None and rank_and_world_size()[0] == 0:
         step = int(checkpoint.name.removeprefix("step-"))
         print(f"{config.out}: holds a run already; fit resumes it from step {step} of {steps}", flush=True)
 

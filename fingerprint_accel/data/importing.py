@@ -1,48 +1,52 @@
-"""The import: a folder (or csv) of image files becomes a dataset folder, in parallel and resumable.
-
-The files are prepared part by part (`import_parts.py`), which processes share out and write to a hidden folder beside
-the dataset; the main process joins the parts once all are there.
-"""
+"""The import: a folder (or csv) of image files becomes a dataset folder, in parallel and resumable."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import pyarrow as pa
 
+from fingerprint_accel import __version__
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.import_parts import PartTask, is_of, make_part, read_part
-from fingerprint_accel.data.import_plan import ImportPlan
-from fingerprint_accel.data.launch import ALONE, Launch
-from fingerprint_accel.data.listing import list_files
-from fingerprint_accel.data.part_folder import PartFolder, alone_at, workers_here
-from fingerprint_accel.data.print_file import Enhance, Target
+from fingerprint_accel.data.listing import Listing, finger_codes, list_files
+from fingerprint_accel.data.order import permutation
+from fingerprint_accel.data.pairing import Pairing
+from fingerprint_accel.data.print_file import Enhance, ImageFile, Target, prepare
 from fingerprint_accel.data.shard_writing import (
     DATASET,
-    INFO,
     REJECTED,
     DatasetInfo,
     Record,
-    ShardWriter,
-    file_sha256,
+    publish_dataset,
+    record_batches,
+    rows_per_shard,
+    shard_name,
+    write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.executors import open_workers
+from fingerprint_accel.jobs import Facts, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
 
-JOINED = "joined.sha256"  # among the parts: of the INFO of the dataset that they have become
 DEFAULT_PPI = {"socofing": 500}
+MINUTIAE_BYTES = 1000  # of a print, roughly
 
 
 @dataclass
 class ImportSummary:
-    """What an import or a packing did.
+    """What an import or a merge did.
 
     Attributes:
         out: the dataset folder.
@@ -109,14 +113,14 @@ def import_dataset(
     encoding: str = "raw",
     enhance: Enhance | None = None,
     workers: int = 0,
+    cluster: str = "",
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
-    launch: Launch = ALONE,
-) -> ImportSummary | None:
+) -> ImportSummary:
     """Imports image files into a dataset folder; goes on from what an interrupted call with these arguments has left.
 
-    The result does not depend on the number of workers or processes, nor on interruptions.
+    The result does not depend on the number of workers, nor on interruptions.
 
     Args:
         source: folder of images, or the csv file.
@@ -131,102 +135,166 @@ def import_dataset(
         enhance: done once to every canvas (`preprocess.stored.enhance_canvas`); None leaves prints as they are.
         workers: processes; 0 for one per core. A script that asks for more than one needs
             `if __name__ == "__main__":` around the call.
+        cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
         seed: of the order in which prints are written.
-        overwrite: replace `out` if it is a dataset folder, and parts that another call has left.
-        progress: shows progress bars.
-        launch: the processes that share the work; each calls this, and all see `source` and `out`.
-
-    Returns:
-        The summary on the main process, None on others.
+        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
+        progress: shows a progress bar.
 
     Raises:
         UserError: nothing to import, nothing that could be used, no ppi, too little room on the disk, `out` may not be
-            written (`outputs.check_folder`), or parts of another call lie beside it.
+            written (`outputs.check_folder`), or shards of another call lie beside it.
     """
     started = time.perf_counter()
-    inputs = [source, *([minutiae] if minutiae else [])]
-    check_folder(out, DATASET, inputs=inputs)
+    check_folder(out, DATASET, inputs=[source, *([minutiae] if minutiae else [])])
     _check_numbers(ppi, dataset_ppi, canvas, minutiae)
     check_encoding(encoding)
     listing = list_files(source, layout)
     ppi = ppi or DEFAULT_PPI.get(layout, 0)
     if not ppi and (listing.table["ppi"].to_numpy() == 0).any():
         raise UserError(f"{source}: resolution unknown; add --ppi, for example --ppi 500")
-    plan = ImportPlan(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
-    parts = PartFolder(out.with_name(f".{out.name}.parts"), plan.arguments(), plan.parts)
-    with alone_at(out, launch):
-        if not launch.first(lambda: _joined(out, parts)):
-            _make(plan, parts, out, launch, workers, overwrite, progress)
-            if launch.main:
-                _join(plan, parts, out, overwrite, progress)
-        if not launch.main:
-            return None
-        parts.remove()
+    job = ImportJob(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
+    with open_workers(workers, cluster) as team:
+        run(job, out, team.executor, overwrite, progress)
     return ImportSummary.of(out, time.perf_counter() - started)
 
 
-def _joined(out: Path, parts: PartFolder) -> bool:
-    """Whether a run of the same arguments was cut off at the very end: dataset there, parts not yet deleted."""
-    try:
-        return parts.stored() == parts.arguments and file_sha256(out / INFO) == (parts.folder / JOINED).read_text()
-    except OSError:
-        return False
+class ImportJob:
+    """An import, shard by shard.
+
+    Args:
+        source, layout: as given.
+        listing: what is there.
+        ppi: of images that do not state their own.
+        minutiae: folder of minutiae files, if they do not lie beside the images.
+        target: what prints are to look like.
+        encoding: of the images in the dataset.
+        seed: of the order.
+    """
+
+    label, kind = "importing", DATASET
+
+    def __init__(
+        self,
+        source: Path,
+        layout: str,
+        listing: Listing,
+        ppi: int,
+        minutiae: Path | None,
+        target: Target,
+        encoding: str,
+        seed: int,
+    ) -> None:
+        self.source, self.listing, self.ppi, self.target, self.encoding = source, listing, ppi, target, encoding
+        names = hashlib.sha256()
+        for batch in listing.table.to_batches():
+            names.update(batch.serialize())
+        rows = len(listing.table)
+        self.arguments = {
+            "source": str(source.resolve()),
+            "layout": layout,
+            "files": rows,
+            "names": names.hexdigest()[:16],
+            "ppi": ppi,
+            "dataset_ppi": target.ppi,
+            "canvas": target.canvas,
+            "minutiae": str(minutiae.resolve()) if minutiae else None,
+            "encoding": encoding,
+            "enhance": target.enhance is not None,
+            "seed": seed,
+            **versions(target.enhance is not None),
+        }
+        self._per_shard = rows_per_shard(rows, target.canvas)
+        self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
+        self._order = permutation(rows, seed, epoch=0, level=2)  # fingers are spread over shards
+        self._fingers = finger_codes(listing.table)
+        self._table = listing.table.combine_chunks()
+        self._pairing = Pairing(listing, minutiae)
+
+    def name(self, shard: int) -> str:
+        """As of `Job`."""
+        return shard_name(shard, len(self.sizes))
+
+    def task(self, shard: int) -> Callable[[Path], Facts]:
+        """As of `Job`."""
+        fingers = self._fingers[self._rows(shard)].tolist()
+        return functools.partial(_import_files, self._files(shard), fingers, self.target, self.encoding)
+
+    def _rows(self, shard: int) -> np.ndarray:
+        """Rows of the listing in a shard."""
+        return self._order[shard * self._per_shard :][: self.sizes[shard]]
+
+    def _files(self, shard: int) -> list[ImageFile]:
+        rows = self._rows(shard)
+        found = []
+        for number, row in zip(rows.tolist(), self._table.take(pa.array(rows)).to_pylist(), strict=True):
+            path, ppi = self.listing.root / row["path"], row["ppi"] or self.ppi
+            template = self._pairing.of(number)
+            found.append(ImageFile(path, row["path"], row["finger_key"], row["impression"], ppi, *template))
+        return found
+
+    def is_current(self, shard: int, facts: Facts) -> bool:
+        """As of `Job`: a file may have been mended meanwhile."""
+        return bool(facts["files"] == _state(self._files(shard)))
+
+    def bytes_needed(self, shards: Sequence[int]) -> int:
+        """As of `Job`; how small lz4 makes prints is not known."""
+        per_print = self.target.canvas**2 + MINUTIAE_BYTES if self.encoding == "raw" else 0
+        return sum(self.sizes[shard] for shard in shards) * per_print
+
+    def publish(self, folder: Path, facts: list[Facts]) -> None:
+        """As of `Job`."""
+        rejected = list(self.listing.rejected)
+        listed = set()
+        for known in facts:
+            for path, reason, of_minutiae in known["rejected"]:
+                if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
+                    rejected.append((path, reason))
+                    listed.add(path)
+        if not any(known["rows"] for known in facts):
+            common = Counter(kind_of(reason) for _, reason in rejected).most_common(3)
+            reasons = "; ".join(f"{number} x {reason}" for reason, number in common)
+            raise UserError(f"{self.source}: none of {len(self._order)} images could be used ({reasons})")
+        lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
+        (folder / REJECTED).write_text("".join(lines))
+        names = [self.name(shard) for shard in range(len(facts))]
+        publish_dataset(
+            folder, names, facts, self.target.ppi, self.target.canvas, self.encoding, self.target.enhance is not None
+        )
 
 
-def _make(
-    plan: ImportPlan, parts: PartFolder, out: Path, launch: Launch, workers: int, overwrite: bool, progress: bool
-) -> None:
-    """Makes this process's share of the missing parts."""
+def _import_files(
+    files: list[ImageFile], fingers: list[int], target: Target, encoding: str, path: Path
+) -> Facts:
+    """Prepares the files of a shard, in a worker."""
+    state = _state(files)
+    records, numbers, rejected = [], [], []
+    for file, finger in zip(files, fingers, strict=True):
+        prepared = prepare(file, target)
+        if prepared.minutiae_reason:
+            rejected.append((str(file.minutiae), prepared.minutiae_reason, True))
+        if prepared.image is None:
+            rejected.append((file.name, prepared.reason, False))
+        else:
+            records.append(
+                Record(prepared.image, file.finger_key, file.impression, file.name, prepared.minutiae)
+            )
+            numbers.append(finger)
+    facts = write_shard(path, record_batches(records, numbers, target.canvas, encoding, False))
+    return {**facts, "rejected": rejected, "files": state}
 
-    def begin() -> None:
-        check_folder(out, DATASET, overwrite)
-        parts.begin(overwrite)
-        for part in set(range(parts.count)) - set(parts.missing()):
-            if not is_of(parts.path(part), plan.jobs(part)):
-                parts.path(part).unlink()
-        if plan.encoding == "raw":
-            parts.check_room(len(plan) * plan.target.canvas**2)
 
-    missing = parts.shared(launch, begin, progress)
-    share = launch.share(missing)
-    there = len(plan) - sum(len(plan.rows(part)) for part in missing)
-    with launch.counting("importing", len(plan), there, progress) as made:
-        tasks = (PartTask(parts, part, plan.jobs(part), plan.target, plan.encoding) for part in share)
-        parts.make(launch, make_part, tasks, workers_here(workers, launch, len(share)), made)
+def _state(files: Sequence[ImageFile]) -> str:
+    return state_of_files(path for file in files for path in (file.path, file.minutiae) if path is not None)
 
 
-def _join(plan: ImportPlan, parts: PartFolder, out: Path, overwrite: bool, progress: bool) -> None:
-    """Parts to shards, and what was rejected to a list."""
-    target, rejected = plan.target, Counter[str]()
-    with ShardWriter(
-        out, target.ppi, target.canvas,
-        overwrite=overwrite, encoding=plan.encoding, enhanced=target.enhance is not None,
-    ) as writer:  # fmt: skip
-        with (writer.folder / REJECTED).open("w") as log:
-
-            def reject(path: str, reason: str) -> None:
-                rejected[kind_of(reason)] += 1
-                log.write(json.dumps({"path": path, "reason": reason}) + "\n")
-
-            used, listed = False, set()
-            for path, reason in plan.listing.rejected:
-                reject(path, reason)
-            for part in tqdm(range(parts.count), desc="joining", unit="part", disable=not progress):
-                for file in read_part(parts.path(part)):
-                    if file.minutiae_reason and file.minutiae_file not in listed:  # one that fits several prints
-                        listed.add(file.minutiae_file)
-                        reject(file.minutiae_file, file.minutiae_reason)
-                    if file.image is None:
-                        reject(file.source, file.reason)
-                    else:
-                        writer.add(Record(file.image, file.finger_key, file.impression, file.source, file.minutiae))
-                        used = True
-        if not used:
-            parts.remove()
-            reasons = "; ".join(f"{number} x {reason}" for reason, number in rejected.most_common(3))
-            raise UserError(f"{plan.source}: none of {len(plan)} images could be used ({reasons})")
-        writer.complete()
-        (parts.folder / JOINED).write_text(file_sha256(writer.folder / INFO))
+def versions(enhance: bool) -> dict[str, Any]:
+    """Of all that decides the bytes of a print that is read, placed and perhaps enhanced."""
+    return {
+        "fingerprint_accel": __version__,
+        "pyarrow": version("pyarrow"),
+        "pillow": version("pillow"),
+        "torch": version("torch") if enhance else "",
+    }
 
 
 def kind_of(reason: str) -> str:

@@ -159,7 +159,7 @@ def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:
     return table.set_column(place, "impression", pa.array(impressions, pa.int32()))
 
 
-def _finger_codes(table: pa.Table) -> np.ndarray:
+def finger_codes(table: pa.Table) -> np.ndarray:
     """(N,) int64: a number for the finger of every row."""
     return pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy().astype(np.int64)
 
@@ -172,7 +172,7 @@ def _from_zero(table: pa.Table) -> pa.Table:
 
 def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.Table:
     """Keeps the first of the files that claim one impression of one finger, and rejects the others."""
-    claim = _finger_codes(table) << 32 | table["impression"].to_numpy().astype(np.int64)
+    claim = finger_codes(table) << 32 | table["impression"].to_numpy().astype(np.int64)
     _, first, whose = np.unique(claim, return_index=True, return_inverse=True)
     if len(first) == len(table):
         return table
@@ -189,7 +189,7 @@ def _ranked(table: pa.Table) -> pa.Table:
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0
     if open_rows.any():
-        codes = _finger_codes(table)
+        codes = finger_codes(table)
         order = np.argsort(codes, kind="stable")  # the listing is sorted by path
         firsts = np.flatnonzero(np.diff(codes[order], prepend=-1))
         rank = np.empty(len(order), np.int32)

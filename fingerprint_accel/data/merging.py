@@ -1,24 +1,117 @@
-"""Which print of which dataset becomes which row, when datasets become one."""
+"""`fingerprint-accel merge`: datasets become one, with other shards, encoding, resolution or canvas. Resumable."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data.encoding import check_encoding
+from fingerprint_accel.data.importing import MINUTIAE_BYTES, ImportSummary, check_canvas, versions
+from fingerprint_accel.data.merged_rows import ShardPath, open_shard, read_rows, write_merged_shard
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.pack_rows import RowTask, ShardPath, open_shard
-from fingerprint_accel.data.print_file import Target
-from fingerprint_accel.data.shard_writing import DatasetInfo
+from fingerprint_accel.data.print_file import Enhance, Target
+from fingerprint_accel.data.shard_writing import DATASET, DatasetInfo, publish_dataset, rows_per_shard, shard_name
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.executors import open_workers
+from fingerprint_accel.jobs import Facts, file_sha256, run
+from fingerprint_accel.outputs import check_folder
 
 MOST_IMPRESSIONS = 2**15  # of one finger: int16 in the dataset
+SAMPLED = 16  # prints encoded beforehand to tell how much room all will need
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What the merged dataset is to be like; 0 or "" is what the first source is.
+
+    Attributes:
+        ppi: resolution, pixels per inch.
+        canvas: side of a print, pixels.
+        encoding: of the images, "raw" or "lz4".
+        rows_per_shard: prints per file; 0 leaves it to `shard_writing.rows_per_shard`.
+        join_fingers: equal finger keys of different sources are one finger.
+        enhance: done once to every canvas (`preprocess.stored.enhance_canvas`).
+        seed: of the order in which prints are written.
+    """
+
+    ppi: int = 0
+    canvas: int = 0
+    encoding: str = ""
+    rows_per_shard: int = 0
+    join_fingers: bool = False
+    enhance: Enhance | None = None
+    seed: int = 0
+
+
+def merge(
+    sources: Sequence[Path],
+    out: Path,
+    options: MergeOptions | None = None,
+    *,
+    workers: int = 0,
+    cluster: str = "",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ImportSummary:
+    """Writes one dataset folder from one or more; goes on from what an interrupted call with these arguments has left.
+
+    The bytes depend on the sources and the options alone: not on workers or interruptions.
+
+    Args:
+        sources: dataset folders.
+        out: dataset folder to make.
+        options: what it is to be like.
+        workers: processes; 0 for one per core. A script that asks for more than one needs
+            `if __name__ == "__main__":` around the call.
+        cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
+        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
+        progress: shows a progress bar.
+
+    Raises:
+        UserError: a source missing, damaged, or enhanced where others are not; `out` exists or lies in a source; a
+            number out of range; too little room on the disk; shards of another call beside `out`.
+    """
+    started = time.perf_counter()
+    sources, out = [source.resolve() for source in sources], Path(out).absolute()
+    for source, times in Counter(sources).items():
+        require(times == 1, f"{source}: given {times} times; give every source once")
+    check_folder(out, DATASET, inputs=sources)
+    opened = [open_source(source) for source in sources]
+    job = MergeJob(opened, _completed(options or MergeOptions(), opened))
+    with open_workers(workers, cluster) as team:
+        run(job, out, team.executor, overwrite, progress)
+    return ImportSummary.of(out, time.perf_counter() - started)
+
+
+def _completed(options: MergeOptions, sources: Sequence[Source]) -> MergeOptions:
+    """The options with what they leave to the first source.
+
+    Raises:
+        UserError: a number out of range, or prints that are enhanced where others are not or are to be again.
+    """
+    enhanced = [source.info.enhanced for source in sources]
+    if any(enhanced) and options.enhance is not None:
+        raise UserError(f"{sources[enhanced.index(True)].folder}: enhanced already; leave out --enhance")
+    if len(set(enhanced)) > 1:
+        which, other = sources[enhanced.index(True)].folder, sources[enhanced.index(False)].folder
+        raise UserError(f"{which}: enhanced, but {other} is not; merge {other} with --enhance by itself first")
+    first = sources[0].info
+    ppi, canvas = options.ppi or first.ppi, options.canvas or first.canvas
+    encoding = options.encoding or first.encoding
+    check_canvas("--ppi", ppi, canvas)
+    check_encoding(encoding)
+    require(options.rows_per_shard >= 0, f"--rows-per-shard {options.rows_per_shard}: must not be negative")
+    return replace(options, ppi=ppi, canvas=canvas, encoding=encoding)
 
 
 @dataclass(frozen=True)
@@ -26,7 +119,7 @@ class Source:
     """A dataset to be merged.
 
     Attributes:
-        name: that its keys are prefixed with where they collide.
+        folder: where it lies; its keys are prefixed with its name where they collide.
         info: of the dataset.
         shards: its files, and `rows` in each.
         fingers: (N,) int32 dense finger id of each row.
@@ -35,7 +128,7 @@ class Source:
         has_truth: whether it has the columns `pose` and `contact`.
     """
 
-    name: str
+    folder: Path
     info: DatasetInfo
     shards: list[ShardPath]
     rows: list[int]
@@ -45,12 +138,16 @@ class Source:
     has_truth: bool
 
 
-def open_source(folder: Path, name: str) -> Source:
+def open_source(folder: Path) -> Source:
     """Opens a dataset folder for merging; its files are mapped, not held open.
 
     Raises:
         UserError: it cannot be used, as `open_dataset` says.
     """
+    if not (folder / "fingerprint.json").is_file() and folder.is_dir():
+        if any(folder.glob("*.arrow")):
+            raise UserError(f"{folder}: no fingerprint.json beside its shards; copy or import it again")
+        raise UserError(f"{folder}: not a dataset folder; if it holds images, `import` makes one of them")
     dataset = open_dataset(folder)
     info = dataset.info
     shards = []
@@ -64,28 +161,45 @@ def open_source(folder: Path, name: str) -> Source:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{shard.path}: missing or damaged ({str(error)[:80]}); copy or import it again") from error
     fingers, impressions, keys = dataset.fingers, dataset.impressions, dataset.key_of_finger
-    return Source(name, info, shards, rows, fingers, impressions, keys, dataset.has_truth)
+    return Source(folder, info, shards, rows, fingers, impressions, keys, dataset.has_truth)
 
 
-class Merged:
-    """The rows of several datasets in the order in which they are written: shuffled over fingers.
+class MergeJob:
+    """The rows of several datasets in the order in which they are written, shuffled over fingers; shard by shard.
 
     Args:
         sources: the datasets.
-        join: whether equal keys of different sources are one finger; otherwise they are kept apart.
-        seed: of the order.
-
-    Attributes:
-        fingers: (N,) int32, numbered as they first appear.
-        impressions: (N,) int16.
-        has_truth: whether any source knows poses and contacts.
+        options: without defaults left open.
 
     Raises:
         UserError: more impressions of a joined finger than can be told apart.
     """
 
-    def __init__(self, sources: Sequence[Source], join: bool, seed: int) -> None:
-        names = [source.keys for source in sources] if join else kept_apart(sources)
+    label, kind = "merging", DATASET
+
+    def __init__(self, sources: Sequence[Source], options: MergeOptions) -> None:
+        self.options, self.target = options, Target(options.ppi, options.canvas, options.enhance)
+        self.arguments: dict[str, Any] = {
+            "sources": [[str(source.folder), file_sha256(source.folder / "fingerprint.json")] for source in sources],
+            "ppi": options.ppi,
+            "canvas": options.canvas,
+            "encoding": options.encoding,
+            "rows_per_shard": options.rows_per_shard,
+            "join_fingers": options.join_fingers,
+            "enhance": options.enhance is not None,
+            "seed": options.seed,
+            **versions(options.enhance is not None),
+        }
+        self.enhanced = options.enhance is not None or sources[0].info.enhanced
+        self.has_truth = any(source.has_truth for source in sources)
+        self._collect(sources)
+        rows = len(self._fingers)
+        self._per_shard = options.rows_per_shard or rows_per_shard(rows, options.canvas)
+        self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
+
+    def _collect(self, sources: Sequence[Source]) -> None:
+        """Where each row comes from, and finger and impression that it gets, in the order of writing."""
+        names = [source.keys for source in sources] if self.options.join_fingers else kept_apart(sources)
         codes: dict[str, int] = {}
         finger = np.concatenate(
             [
@@ -94,34 +208,58 @@ class Merged:
             ]
         )
         impression = np.concatenate([source.impressions for source in sources]).astype(np.int64)
-        if join and len(sources) > 1:
+        if self.options.join_fingers and len(sources) > 1:
             origin = np.repeat(np.arange(len(sources)), [len(source.fingers) for source in sources])
             impression = renumbered(finger, impression, origin)
             if impression.max() >= MOST_IMPRESSIONS:
                 raise UserError(f"--join-fingers: a finger would have impression {impression.max()}; leave it out")
-        self.has_truth = any(source.has_truth for source in sources)
-        self.shards = [shard for source in sources for shard in source.shards]
+        self._shards = [shard for source in sources for shard in source.shards]
         rows = [count for source in sources for count in source.rows]
-        order = permutation(len(finger), seed, epoch=0, level=2)
+        order = permutation(len(finger), self.options.seed, epoch=0, level=2)
         self._shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)[order]
         self._row = np.concatenate([np.arange(count, dtype=np.int32) for count in rows])[order]
-        code = finger[order]
-        _, first, which = np.unique(code, return_index=True, return_inverse=True)
-        self.fingers = np.argsort(np.argsort(first))[which].astype(np.int32)
-        self.impressions = impression[order].astype(np.int16)
-        self._key = pa.array(list(codes), pa.string()).take(pa.array(code[np.sort(first)]))
+        self._fingers, self._impressions = finger[order].astype(np.int32), impression[order].astype(np.int16)
+        self._keys = pa.array(list(codes), pa.string())
 
-    def __len__(self) -> int:
-        return len(self.fingers)
+    def name(self, shard: int) -> str:
+        """As of `Job`."""
+        return shard_name(shard, len(self.sizes))
 
-    def keys(self, rows: slice) -> pa.Array:
-        """The owner's id of the finger of each row."""
-        return self._key.take(pa.array(self.fingers[rows]))
+    def task(self, shard: int) -> Callable[[Path], Facts]:
+        """As of `Job`."""
+        start = shard * self._per_shard
+        rows = slice(start, start + self.sizes[shard])
+        fingers = self._fingers[rows]
+        columns = fingers, self._impressions[rows], self._keys.take(pa.array(fingers))
+        return functools.partial(
+            write_merged_shard, *self._places(rows), *columns, self.target, self.options.encoding, self.has_truth
+        )
 
-    def task(self, rows: slice | np.ndarray, target: Target, encoding: str) -> RowTask:
-        """What a worker needs to know to pack some rows."""
+    def _places(self, rows: slice | np.ndarray) -> tuple[list[ShardPath], np.ndarray, np.ndarray]:
+        """The source shards that some rows lie in, which of them each lies in, and where in it."""
         used, shard = np.unique(self._shard[rows], return_inverse=True)
-        return RowTask([self.shards[number] for number in used], shard, self._row[rows], target, encoding)
+        return [self._shards[number] for number in used], shard, self._row[rows]
+
+    def is_current(self, shard: int, facts: Facts) -> bool:
+        """As of `Job`: the arguments hold a checksum of the sources."""
+        return True
+
+    def bytes_needed(self, shards: Sequence[int]) -> int:
+        """As of `Job`; how small lz4 makes prints is measured on some of them."""
+        per_print, rows = float(self.target.canvas**2), sum(self.sizes[shard] for shard in shards)
+        if self.options.encoding == "lz4" and rows:
+            chosen = np.unique(np.linspace(0, len(self._row) - 1, SAMPLED).astype(int))
+            sample = read_rows(*self._places(chosen), self.target, "lz4")
+            per_print = 1.1 * float(np.mean([len(row.image) for row in sample]))
+        return round(rows * (per_print + MINUTIAE_BYTES))
+
+    def publish(self, folder: Path, facts: list[Facts]) -> None:
+        """As of `Job`."""
+        options = self.options
+        names = [self.name(shard) for shard in range(len(facts))]
+        publish_dataset(
+            folder, names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, self.has_truth
+        )
 
 
 def kept_apart(sources: Sequence[Source]) -> list[list[str]]:
@@ -137,7 +275,7 @@ def kept_apart(sources: Sequence[Source]) -> list[list[str]]:
             result.append(source.keys)
             continue
         for number in itertools.count(1):
-            prefix = source.name if number == 1 else f"{source.name}-{number}"
+            prefix = source.folder.name if number == 1 else f"{source.folder.name}-{number}"
             keys = [key if count[key] == 1 else f"{prefix}/{key}" for key in source.keys]
             taken = any(count[key] > 1 and f"{prefix}/{key}" in count for key in source.keys)
             if prefix not in prefixes and not taken:

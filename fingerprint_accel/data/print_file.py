@@ -37,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageFile:
     """A file to import: where it is, what it is called in the dataset, its resolution, and its minutiae file.
 
     `minutiae_reason` says why the minutiae file is not to be used, if so.
@@ -56,28 +56,27 @@ class Job:
 class Prepared:
     """What became of a file: an image (canvas, canvas) uint8, or a reason; and a reason if its minutiae failed."""
 
-    job: Job
     image: np.ndarray | None
     minutiae: np.ndarray
     reason: str = ""
     minutiae_reason: str = ""
 
 
-def prepare(job: Job, target: Target) -> Prepared:
+def prepare(file: ImageFile, target: Target) -> Prepared:
     """Reads and places one print; never raises for what a file holds."""
     try:
-        grey = read_grey(job.path)
+        grey = read_grey(file.path)
     except ImageError as error:
-        return Prepared(job, None, NO_MINUTIAE, str(error), job.minutiae_reason)
-    minutiae, minutiae_reason = NO_MINUTIAE, job.minutiae_reason
-    if job.minutiae is not None and not minutiae_reason:
+        return Prepared(None, NO_MINUTIAE, str(error), file.minutiae_reason)
+    minutiae, minutiae_reason = NO_MINUTIAE, file.minutiae_reason
+    if file.minutiae is not None and not minutiae_reason:
         try:
-            template = read_template(job.minutiae, grey.shape[0])
+            template = read_template(file.minutiae, grey.shape[0])
             minutiae = template.fitted(grey.shape[1], grey.shape[0])
         except TemplateError as error:
             minutiae_reason = f"minutiae: {error}"
     try:
-        image, minutiae = place(grey, minutiae, job.ppi, target.ppi, target.canvas)
+        image, minutiae = place(grey, minutiae, file.ppi, target.ppi, target.canvas)
     except CanvasError as error:
-        return Prepared(job, None, NO_MINUTIAE, str(error), minutiae_reason)
-    return Prepared(job, target.finish(image), minutiae, "", minutiae_reason)
+        return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
+    return Prepared(target.finish(image), minutiae, "", minutiae_reason)

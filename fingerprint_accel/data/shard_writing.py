@@ -5,28 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import UNKNOWN, Truth
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
-
-if TYPE_CHECKING:
-    import datasets
 
 FORMAT_VERSION = 1
 INFO, REJECTED = "fingerprint.json", "rejected.jsonl"  # what is known of the prints; files left out, and why
-ROWS_PER_SHARD = 8192
-ROWS_PER_RECORD_BATCH = 1024  # at most: 100 MB of 320 x 320 canvases
+SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024  # shards at least, so that every core has work; prints in each
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
 DATASET = FolderKind(
     "a dataset folder",
@@ -41,10 +39,10 @@ DATASET = FolderKind(
 class Record:
     """One print: image (canvas, canvas) uint8, and minutiae (n, 4) float32 of x, y, angle, quality in canvas pixels.
 
-    Bytes in place of an image are one that has the dataset's encoding already. `truth` is None where it is unknown.
+    `truth` is None where it is unknown.
     """
 
-    image: np.ndarray | bytes
+    image: np.ndarray
     finger_key: str
     impression: int
     source: str
@@ -67,8 +65,68 @@ class DatasetInfo:
     enhanced: bool = False
 
 
+def rows_per_shard(rows: int, canvas: int) -> int:
+    """Prints in each shard of a dataset of `rows` prints: the same however many workers there are."""
+    return min(rows_per_record_batch(canvas), max(LEAST_ROWS, -(-rows // SHARDS)))
+
+
+def write_shard(path: Path, batches: Iterable[pa.RecordBatch], truth: bool = False) -> dict[str, Any]:
+    """Writes one shard and says what is in it; `truth` as in `schema`."""
+    rows = with_minutiae = 0
+    fingers: set[int] = set()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema(truth)) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+            rows += len(batch)
+            with_minutiae += pc.sum(pc.greater(pc.list_value_length(batch["minutiae"]), 0)).as_py() or 0
+            fingers |= set(pc.unique(batch["finger"]).to_pylist())
+    return {"rows": rows, "with_minutiae": with_minutiae, "fingers": sorted(fingers)}
+
+
+def publish_dataset(
+    folder: Path,
+    names: Sequence[str],
+    facts: Sequence[dict[str, Any]],
+    ppi: int,
+    canvas: int,
+    encoding: str = "raw",
+    enhanced: bool = False,
+    truth: bool = False,
+) -> DatasetInfo:
+    """Writes what stands beside finished shards; those without a print are deleted.
+
+    Args:
+        folder: that they lie in.
+        names: of the shards.
+        facts: of each, as `write_shard` returns them, with its sha256.
+        ppi, canvas, encoding, enhanced: of the prints.
+        truth: as in `schema`.
+
+    Raises:
+        UserError: none holds a print.
+    """
+    filled = [(name, known) for name, known in zip(names, facts, strict=True) if known["rows"]]
+    if not filled:
+        raise UserError(f"{folder}: no print to write")
+    for name in set(names) - {name for name, _ in filled}:
+        (folder / name).unlink()
+    info = DatasetInfo(
+        FORMAT_VERSION,
+        ppi,
+        canvas,
+        encoding,
+        sum(known["rows"] for _, known in filled),
+        len(set[int]().union(*(known["fingers"] for _, known in filled))),
+        sum(known["with_minutiae"] for _, known in filled),
+        {name: known["sha256"] for name, known in filled},
+        enhanced,
+    )
+    write_info(folder, info, truth)
+    return info
+
+
 class ShardWriter:
-    """Writes a dataset folder row by row in constant memory; the folder appears, whole, on `close`.
+    """Writes a dataset folder row by row, a shard at a time in memory; the folder appears, whole, on `close`.
 
     Use as a context manager: an exception leaves nothing behind.
 
@@ -91,7 +149,7 @@ class ShardWriter:
         out: Path,
         ppi: int,
         canvas: int,
-        rows_per_shard: int = ROWS_PER_SHARD,
+        rows_per_shard: int = MOST_ROWS,
         overwrite: bool = False,
         encoding: str = "raw",
         enhanced: bool = False,
@@ -106,11 +164,8 @@ class ShardWriter:
         self.folder.mkdir(parents=True)
         self._fingers: dict[str, int] = {}
         self._pending: list[Record] = []
-        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
-        self._rows_per_batch = rows_per_record_batch(canvas)
+        self._facts: list[dict[str, Any]] = []
         self._closed = False
-        self._info: DatasetInfo | None = None
-        self._rows_in_shard, self._shards, self._prints, self._with_minutiae = 0, 0, 0, 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -119,8 +174,6 @@ class ShardWriter:
         if kind is None and not self._closed:
             self.close()
         elif kind is not None:
-            if self._stream is not None:
-                self._stream.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, record: Record) -> None:
@@ -129,9 +182,8 @@ class ShardWriter:
         Raises:
             UserError: its minutiae are not finite, or out of range.
         """
-        if isinstance(record.image, np.ndarray):
-            assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
-            assert record.image.dtype == np.uint8, "canvases are uint8"
+        assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
+        assert record.image.dtype == np.uint8, "canvases are uint8"
         assert self.truth or record.truth is None, "a dataset without the columns of the truth"
         if not plausible(record.minutiae):
             raise UserError(
@@ -139,32 +191,17 @@ class ShardWriter:
                 "mend or leave them out"
             )
         self._pending.append(record)
-        if len(self._pending) == min(self._rows_per_batch, self.rows_per_shard - self._rows_in_shard):
+        if len(self._pending) == self.rows_per_shard:
             self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        rows, self._pending = self._pending, []
-        batch = record_batch(
-            [row.image if isinstance(row.image, bytes) else encode(row.image, self.encoding) for row in rows],
-            [self._fingers.setdefault(row.finger_key, len(self._fingers)) for row in rows],
-            [row.impression for row in rows],
-            [row.finger_key for row in rows],
-            [row.source for row in rows],
-            [row.minutiae for row in rows],
-            [row.truth for row in rows] if self.truth else None,
-        )
-        if self._stream is None:
-            self._stream = pa.ipc.new_stream(str(self.folder / f"data-{self._shards:05d}.arrow"), batch.schema)
-            self._shards += 1
-        self._stream.write_batch(batch)
-        self._prints += len(rows)
-        self._rows_in_shard += len(rows)
-        self._with_minutiae += sum(len(row.minutiae) > 0 for row in rows)
-        if self._rows_in_shard >= self.rows_per_shard:
-            self._stream.close()
-            self._stream, self._rows_in_shard = None, 0
+        path = self.folder / f"data-{len(self._facts):05d}.arrow"
+        fingers = [self._fingers.setdefault(row.finger_key, len(self._fingers)) for row in self._pending]
+        batches = record_batches(self._pending, fingers, self.canvas, self.encoding, self.truth)
+        self._facts.append(write_shard(path, batches, self.truth) | {"sha256": file_sha256(path)})
+        self._pending = []
 
     def close(self) -> DatasetInfo:
         """Completes the folder and puts it in its place.
@@ -172,8 +209,16 @@ class ShardWriter:
         Raises:
             UserError: no print was added, or `out` is no dataset folder any more.
         """
-        info = self.complete()
         try:
+            self._flush()
+            if not self._facts:
+                raise UserError(f"{self.out}: no print to write")
+            names = [shard_name(shard, len(self._facts)) for shard in range(len(self._facts))]
+            for shard, name in enumerate(names):
+                (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / name)
+            info = publish_dataset(
+                self.folder, names, self._facts, self.ppi, self.canvas, self.encoding, self.enhanced, self.truth
+            )
             put_in_place(self.folder, self.out, DATASET)
         except UserError:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -181,61 +226,44 @@ class ShardWriter:
         self._closed = True
         return info
 
-    def complete(self) -> DatasetInfo:
-        """Completes the folder where it was written; `close` puts it in its place.
-
-        Raises:
-            UserError: no print was added.
-        """
-        if self._info is not None:
-            return self._info
-        self._flush()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-        if self._prints == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise UserError(f"{self.out}: no print to write")
-        names = []
-        for shard in range(self._shards):
-            names.append(shard_name(shard, self._shards))
-            (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / names[-1])
-        self._info = DatasetInfo(
-            FORMAT_VERSION,
-            self.ppi,
-            self.canvas,
-            self.encoding,
-            self._prints,
-            len(self._fingers),
-            self._with_minutiae,
-            {name: file_sha256(self.folder / name) for name in names},
-            self.enhanced,
-        )
-        write_info(self.folder, self._info, self.truth)
-        return self._info
-
 
 @cache
-def features(truth: bool = False) -> datasets.Features:
-    """Columns of a dataset, with `truth` also those of `Truth`. Only who writes one pays a second for `datasets`."""
-    from datasets import Features, List, Value
-
+def schema(truth: bool = False) -> pa.Schema:
+    """Columns of a dataset, with `truth` also those of `Truth`."""
     columns = {
-        "image": Value("binary"),
-        "finger": Value("int32"),
-        "impression": Value("int16"),
-        "finger_key": Value("string"),
-        "source": Value("string"),
-        "minutiae": List(Value("float32")),
+        "image": pa.binary(),
+        "finger": pa.int32(),
+        "impression": pa.int16(),
+        "finger_key": pa.string(),
+        "source": pa.string(),
+        "minutiae": pa.list_(pa.float32()),
     }
     if truth:
-        columns |= {"pose": List(Value("float32"), length=3), "contact": Value("binary")}
-    return Features(columns)
+        columns |= {"pose": pa.list_(pa.float32(), 3), "contact": pa.binary()}
+    return pa.schema(columns)
 
 
 def rows_per_record_batch(canvas: int) -> int:
     """Prints that lie together in a shard, at most."""
-    return max(1, min(ROWS_PER_RECORD_BATCH, BYTES_PER_RECORD_BATCH // canvas**2))
+    return max(1, min(MOST_ROWS, BYTES_PER_RECORD_BATCH // canvas**2))
+
+
+def record_batches(
+    rows: Sequence[Record], fingers: Sequence[int], canvas: int, encoding: str, truth: bool
+) -> Iterator[pa.RecordBatch]:
+    """Prints and the numbers of their fingers as the record batches of a shard."""
+    at_once = rows_per_record_batch(canvas)
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        yield record_batch(
+            [encode(row.image, encoding) for row in some],
+            fingers[start : start + at_once],
+            [row.impression for row in some],
+            [row.finger_key for row in some],
+            [row.source for row in some],
+            [row.minutiae for row in some],
+            [row.truth for row in some] if truth else None,
+        )
 
 
 def shard_name(shard: int, shards: int) -> str:
@@ -258,18 +286,18 @@ def record_batch(
     if truths is not None:
         known = [truth or UNKNOWN for truth in truths]
         columns += [[truth.pose for truth in known], [truth.contact for truth in known]]
-    schema = features(truths is not None).arrow_schema
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.record_batch(arrays, schema=schema)
+    wanted = schema(truths is not None)
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, wanted, strict=True)]
+    return pa.record_batch(arrays, schema=wanted)
 
 
 def write_info(folder: Path, info: DatasetInfo, truth: bool = False) -> None:
     """`fingerprint.json`, and `dataset_info.json` and `state.json` as `Dataset.save_to_disk` leaves them; `truth` as in
-    `features`."""
-    import datasets
+    `schema`."""
+    import datasets  # takes a second
 
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2) + "\n")
-    datasets.DatasetInfo(features=features(truth)).write_to_directory(str(folder))
+    datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema(truth))).write_to_directory(str(folder))
     fingerprint = hashlib.sha256("".join(info.sha256.values()).encode()).hexdigest()[:16]
     state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in info.sha256],
@@ -281,8 +309,3 @@ def write_info(folder: Path, info: DatasetInfo, truth: bool = False) -> None:
         "_split": None,
     }
     (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

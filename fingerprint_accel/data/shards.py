@@ -17,7 +17,7 @@ from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
 from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.order import mix64
-from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo, file_sha256
+from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
@@ -42,7 +42,7 @@ class Shards:
     def __init__(self, folder: Path, info: DatasetInfo, files: list[MappedFile], tables: list[pa.Table]) -> None:
         self.folder, self.info = folder, info
         self.table = pa.concat_tables(tables)
-        self.fingers = self._numbers("finger").astype(np.int32)
+        self.fingers = _dense(self._numbers("finger"), info.fingers)
         self.impressions = self._numbers("impression").astype(np.int16)
         self.key_of_finger = self._keys()
         self._files = files
@@ -238,15 +238,12 @@ class Shards:
             f"impression {self.impressions[row]}); import it again, which leaves such minutiae out"
         )
 
-    def verify(self) -> None:
-        """Compares every shard with its sha256.
 
-        Raises:
-            UserError: a shard has changed since it was written.
-        """
-        for name, expected in self.info.sha256.items():
-            if file_sha256(self.folder / name) != expected:
-                raise UserError(f"{self.folder / name}: sha256 differs from fingerprint.json; copy or import it again")
+def _dense(fingers: np.ndarray, count: int) -> np.ndarray:
+    """fingers (N,) of `count` different numbers -> (N,) int32 in 0..count-1; an import may have left some numbers out."""
+    if fingers.max(initial=-1) >= count:
+        fingers = np.unique(fingers, return_inverse=True)[1]
+    return fingers.astype(np.int32)
 
 
 def open_dataset(folder: Path | str) -> Shards:

@@ -1,25 +1,76 @@
-"""Embeddings of a whole dataset: in one process or several, resumable, the same bytes either way.
+"""`fingerprint-accel extract`: the embeddings of a whole dataset, shard by shard, resumable.
 
-The prints are cut into parts (`bulk_work.py`), which processes share out and write to a hidden folder beside the
-output; the main process joins them once all are there (`bulk_result.py`).
+Shards and the batches they are cut into have a fixed size, and on a CPU each batch is computed by one thread: the same
+bytes on any number of threads, processes and machines.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
-from accelerate.utils import parse_flag_from_env
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from fingerprint_accel.data.launch import ALONE, Launch, launched
-from fingerprint_accel.data.part_folder import PartFolder, alone_at
-from fingerprint_accel.extraction.bulk_result import ExtractionSummary, publish, summarise
-from fingerprint_accel.extraction.bulk_work import Options, make_part, prepare_work
-from fingerprint_accel.extraction.embeddings_folder import CONFIG, FOLDER
+from fingerprint_accel import __version__
+from fingerprint_accel.data.importing import kind_of
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.executors import open_workers
+from fingerprint_accel.extraction.embeddings_folder import (
+    CONFIG,
+    FAILED,
+    FOLDER,
+    FORMAT_VERSION,
+    PRINTS,
+    shard_name,
+)
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.print_sources import DatasetPrints, ImageFolder, open_prints
+from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
+from fingerprint_accel.jobs import Facts, run
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.training.setup import use_all_cores
+from fingerprint_accel.synthesis.workers import each
+from fingerprint_accel.text import aligned
+
+BATCHES_PER_SHARD = 64  # enough for the cores of a CPU; a shard is soon done, and its canvases fit in memory
+BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is kept of a print.
+
+    Attributes:
+        template: how embeddings are stored.
+        length: numbers to keep, the first of each branch; 0 for all.
+        minimum_quality: prints below count as failure to extract.
+        batch_size: prints at a time; 0 for `BATCH_ON_CPU` or `BATCH_ON_GPU`.
+        bf16: run the network in bf16.
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    template: Kind = "float32"
+    length: int = 0
+    minimum_quality: float = 0.0
+    batch_size: int = 0
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
+        require(self.batch_size >= 0, f"--batch-size {self.batch_size}: must not be negative")
+
 
 EVERYTHING = Options()
 
@@ -30,10 +81,12 @@ def extract_all(
     model: str = "small",
     ppi: int = 0,
     options: Options = EVERYTHING,
+    *,
+    cluster: str = "",
+    device: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
-    launch: Launch = ALONE,
-) -> ExtractionSummary | None:
+) -> ExtractionSummary:
     """Embeds every print of a dataset, or of a folder of images; goes on from what the same call has left.
 
     Args:
@@ -42,71 +95,214 @@ def extract_all(
         model: as of `FingerprintExtractor.from_pretrained`.
         ppi: of images, pixels per inch; a dataset knows its own.
         options: what is kept of a print.
-        overwrite: replace `out` if it is a folder of embeddings, and parts that another call has left.
+        cluster: Dask scheduler whose workers do it, see `executors.open_workers`.
+        device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if there are any.
+        overwrite: replace `out` if it is a folder of embeddings, and shards that another call has left.
         progress: shows a progress bar.
-        launch: the processes that share the work; each calls this, and `out` lies where all of them see it.
-
-    Returns:
-        The summary on the main process, None on others.
 
     Raises:
         UserError: anything the user can mend.
     """
     started = time.perf_counter()
     check_folder(out, FOLDER, inputs=[data, *([model] if Path(model).exists() else [])])
-    device = _device(launch)
-    use_all_cores(device.type, launch.size)
-    work = prepare_work(data, model, ppi, options, device)
-    total = len(work.prints.table)
-    parts = PartFolder(
-        out.with_name(f".{out.name}.parts"), work.arguments(data, ppi), -(-total // work.part_size), ".safetensors"
-    )
-
-    def begin() -> None:
-        check_folder(out, FOLDER, overwrite)
-        parts.begin(overwrite)
-
-    with alone_at(out, launch):
-        finished = launch.first(lambda: _finished(out, parts))
-        missing = [] if finished else parts.shared(launch, begin, progress)
-        to_make = sum(len(work.rows(part)) for part in missing)
-        with launch.counting("extracting", total, total - to_make, progress) as made:
-            for part in launch.share(missing):
-                make_part(work, parts, part, made)
-            if launch.main and not finished:
-                launch.wait_for_all(parts.missing, parts.folder, lambda: made(0))
-        if not launch.main:
-            return None
-        if not finished:
-            publish(work, parts, out)
-        parts.remove()
-    return summarise(work, out, to_make, time.perf_counter() - started)
+    with open_workers(0, cluster, device, threads=True) as team:
+        job = ExtractJob(data, model, ppi, options, team.device)
+        made = run(job, out, team.executor, overwrite, progress)
+    return ExtractionSummary.of(out, job.work.format, made, time.perf_counter() - started)
 
 
-def _device(launch: Launch) -> torch.device:
-    """A GPU of its own for each process of a machine, or the CPU, as accelerate decides."""
-    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return torch.device("cpu")
-    device = torch.device("cuda", launch.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """What an extraction did.
+
+    Attributes:
+        out: the folder.
+        quality: (N,) float32.
+        failed: prints that could not be embedded, by reason.
+        format: of the templates.
+        megabytes: of the folder.
+        made: prints that this run embedded; the others were there.
+        seconds: that this run took.
+    """
+
+    out: Path
+    quality: np.ndarray
+    failed: Counter[str]
+    format: TemplateFormat
+    megabytes: float
+    made: int
+    seconds: float
+
+    @classmethod
+    def of(cls, out: Path, template: TemplateFormat, made: int, seconds: float) -> ExtractionSummary:
+        """Reads from a finished folder what is worth saying; `made` prints in `seconds` are this run's."""
+        quality = []
+        for name in json.loads((out / CONFIG).read_text())["sha256"]:
+            with safe_open(out / name, "np") as file:
+                quality.append(file.get_tensor("quality"))
+        with (out / FAILED).open() as log:
+            failed = Counter(kind_of(json.loads(line)["reason"]) for line in log)
+        size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+        return cls(out, np.concatenate(quality), failed, template, size, made, seconds)
+
+    def table(self) -> str:
+        """The summary as aligned text."""
+        prints, failed = len(self.quality), self.failed.total()
+        low, median, high = np.percentile(self.quality, [10, 50, 90])
+        speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
+        template = f"{self.format.kind}, {self.format.length} numbers, {self.format.bytes} bytes"
+        rows = [("prints", f"{prints}"), ("failure to extract", f"{failed} ({failed / prints:.2%})")]
+        rows += [(f"  {reason}", f"{number}") for reason, number in self.failed.most_common(5)]
+        rows += [
+            ("template", template),
+            ("quality", f"median {median:.2f}, 10 % below {low:.2f}, 10 % above {high:.2f}"),
+            ("MB", f"{self.megabytes:.1f}"),
+            ("seconds", f"{self.seconds:.1f}{speed}"),
+            ("embeddings", str(self.out)),
+        ]
+        return aligned(rows)
+
+    def show(self) -> None:
+        """Prints the table, and where to find what failed."""
+        print(self.table())
+        if self.failed:
+            print(f"prints that failed and reasons: {self.out / FAILED}")
 
 
-def _finished(out: Path, parts: PartFolder) -> bool:
-    """Whether a run of the same arguments was cut off at the very end: all there, parts not yet deleted."""
-    try:
-        return parts.stored() == parts.arguments == json.loads((out / CONFIG).read_text())["arguments"]
-    except (OSError, ValueError, KeyError):
-        return False
+class ExtractJob:
+    """An extraction, shard by shard; arguments as of `extract_all`, with the device of the workers."""
+
+    label, kind = "extracting", FOLDER
+
+    def __init__(self, data: Path, model: str, ppi: int, options: Options, device: str) -> None:
+        if not options.batch_size:
+            options = dataclasses.replace(options, batch_size=BATCH_ON_CPU if device == "cpu" else BATCH_ON_GPU)
+        self._settings = data, model, ppi, options, device
+        open_work.cache_clear()  # what lies there may have changed since another call
+        self.work = work = open_work(*self._settings)
+        self.arguments: dict[str, Any] = {
+            "data": str(data.resolve()),
+            "data_digest": work.prints.digest,
+            "ppi": ppi if isinstance(work.prints, ImageFolder) else work.extractor.ppi,
+            "model": work.extractor.identity,
+            "usual_norm": work.extractor.notes.get("usual_norm"),
+            **dataclasses.asdict(options),
+            "length": work.format.length,
+            "device": device,
+            "fingerprint_accel": __version__,
+            "torch": torch.__version__,
+        }
+        self._per_shard, rows = BATCHES_PER_SHARD * options.batch_size, len(work.prints.table)
+        self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
+
+    def name(self, shard: int) -> str:
+        """As of `Job`."""
+        return shard_name(shard, len(self.sizes))
+
+    def task(self, shard: int) -> Callable[[Path], Facts]:
+        """As of `Job`."""
+        start = shard * self._per_shard
+        return functools.partial(_write_shard, self._settings, range(start, start + self.sizes[shard]))
+
+    def is_current(self, shard: int, facts: Facts) -> bool:
+        """As of `Job`: the arguments hold a digest of the prints."""
+        return True
+
+    def bytes_needed(self, shards: Sequence[int]) -> int:
+        """As of `Job`."""
+        return sum(self.sizes[shard] for shard in shards) * (self.work.format.bytes + 10)
+
+    def publish(self, folder: Path, facts: list[Facts]) -> None:
+        """As of `Job`."""
+        prints, template = self.work.prints, self.work.format
+        pq.write_table(prints.table, folder / PRINTS)
+        failed = [
+            {"row": row, "source": prints.table["source"][row].as_py(), "reason": reason}
+            for known in facts
+            for row, reason in known["failed"]
+        ]
+        (folder / FAILED).write_text("".join(json.dumps(failure) + "\n" for failure in failed))
+        config = {
+            "format_version": FORMAT_VERSION,
+            "prints": len(prints.table),
+            "failed": len(failed),
+            "model": _model_facts(self.work.extractor),
+            "template": {**vars(template), "bytes": template.bytes, "scale": template.scale},
+            "sha256": {self.name(shard): known["sha256"] for shard, known in enumerate(facts)},
+            "arguments": self.arguments,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def extract_command(data: Path, model: str, out: Path, ppi: int, options: Options, overwrite: bool) -> None:
-    """Extracts, and prints the summary on the main process.
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to extract: the network on its device, the prints, options and the format of templates."""
+
+    extractor: FingerprintExtractor
+    prints: DatasetPrints | ImageFolder
+    options: Options
+    format: TemplateFormat
+
+    def embed(self, rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Templates (n, ...), quality (n,) float32, and reasons by row for those that failed."""
+        canvases, reasons = self.prints.read(rows)
+        batches = torch.from_numpy(canvases).split(self.options.batch_size)
+
+        def of_batch(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+            embeddings, quality = self.extractor.with_quality(images.to(self.extractor.device))
+            return embeddings.cpu().numpy(), quality.cpu().numpy()
+
+        on_cpu = self.extractor.device.type == "cpu"
+        found = each(of_batch, batches) if on_cpu else [of_batch(images) for images in batches]
+        embeddings, quality = (np.concatenate(values) for values in zip(*found, strict=True))
+        quality[[row - rows.start for row in reasons]] = 0
+        for row in np.flatnonzero(quality < self.options.minimum_quality).tolist():
+            reasons.setdefault(rows.start + row, f"quality below {self.options.minimum_quality}: {quality[row]:.3f}")
+        branches = len(self.extractor.model.branch_dims)
+        templates = self.format.encode(shortened(embeddings, self.format.length, branches))
+        templates[[row - rows.start for row in reasons]] = 0
+        return templates, quality, reasons
+
+
+@functools.lru_cache(maxsize=1)
+def open_work(data: Path, model: str, ppi: int, options: Options, device: str) -> Work:
+    """Opens model and prints, once in a process.
 
     Raises:
-        UserError: as of `extract_all`.
+        UserError: no such model or prints, prints that do not fit the model, or a length that it cannot give.
     """
-    with launched() as launch:
-        summary = extract_all(data, out, model, ppi, options, overwrite, launch=launch)
-    if summary is not None:
-        summary.show()
+    extractor = FingerprintExtractor.from_pretrained(model).to(torch.device(device))
+    extractor.bf16 = options.bf16
+    dims = extractor.model.config.embedding_dim
+    length, branches = options.length or dims, len(extractor.model.branch_dims)
+    if not branches <= length <= dims or length % branches:
+        raise UserError(f"--length {length}: the model gives {dims} numbers" + ", half of each branch" * (branches > 1))
+    if extractor.cells and length < dims:
+        raise UserError(f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut")
+    template = TemplateFormat(options.template, length, extractor.cells)
+    return Work(extractor, open_prints(data, ppi, extractor), options, template)
+
+
+def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, path: Path) -> Facts:
+    """Embeds some rows, in a worker."""
+    work = open_work(*settings)
+    templates, quality, reasons = work.embed(rows)
+    here = slice(rows.start, rows.stop)
+    known = {"finger": work.prints.finger[here], "impression": work.prints.impression[here]}
+    save_file({"embeddings": templates, "quality": quality, **known}, path)
+    return {"failed": sorted(reasons.items())}
+
+
+def _model_facts(extractor: FingerprintExtractor) -> dict[str, Any]:
+    config = extractor.model.config
+    return {
+        "identity": extractor.identity,
+        "origin": extractor.origin,
+        "variant": config.variant,
+        "trunk": config.trunk,
+        "embedding_dim": config.embedding_dim,
+        "cells": extractor.cells,
+        "ppi": extractor.ppi,
+        "canvas": extractor.canvas,
+        "enhanced": extractor.enhanced,
+    }

@@ -1,15 +1,12 @@
-"""The embeddings of a whole dataset on disk: written in constant memory, opened with one call.
+"""The embeddings of a whole dataset on disk.
 
-`embeddings.safetensors` holds numbers, a row for each print in the dataset's order; `prints.parquet` says where each
+`embeddings-*.safetensors` hold numbers, a row for each print in the dataset's order; `prints.parquet` says where each
 came from, `failed.jsonl` which of them could not be embedded and why, `config.json` what made them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,63 +19,18 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.template_formats import TemplateFormat
 from fingerprint_accel.outputs import FolderKind, json_with
 
-FORMAT_VERSION = 1
-EMBEDDINGS, PRINTS, FAILED, CONFIG = "embeddings.safetensors", "prints.parquet", "failed.jsonl", "config.json"
+FORMAT_VERSION = 2  # 1 had all rows in one file, embeddings.safetensors, and is read too
+PRINTS, FAILED, CONFIG = "prints.parquet", "failed.jsonl", "config.json"
 FOLDER = FolderKind(
     "a folder of embeddings",
     json_with(CONFIG, "format_version", "template", "arguments"),
-    "|".join(map(re.escape, (EMBEDDINGS, PRINTS, FAILED, CONFIG))),
+    r"embeddings(-\d+-of-\d+)?\.safetensors|prints\.parquet|failed\.jsonl|config\.json",
 )
-DTYPES = {"float32": "F32", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"}  # as safetensors calls them
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that is written piece by piece.
-
-    Attributes:
-        dtype: of numpy.
-        shape: of the whole.
-        pieces: rows in order, arrays of that dtype.
-    """
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    pieces: Iterable[np.ndarray]
-
-    @classmethod
-    def whole(cls, values: np.ndarray) -> Tensor:
-        """A tensor in one piece."""
-        return cls(values.dtype, values.shape, [values])
-
-    @property
-    def bytes(self) -> int:
-        """Size."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors, wide numbers first so that all are aligned; one piece at a time is in memory."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
-    start = 0
-    for name, tensor in ordered:
-        stop = start + tensor.bytes
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype.name],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in ordered:
-            written = sum(file.write(np.ascontiguousarray(piece).data) for piece in tensor.pieces)
-            assert written == tensor.bytes, "the pieces make the whole"
-        file.flush()
-        os.fsync(file.fileno())
+def shard_name(shard: int, shards: int) -> str:
+    """File name of shard number `shard`, from 0."""
+    return f"embeddings-{shard:05d}-of-{shards:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -122,7 +74,8 @@ def open_embeddings(folder: Path | str) -> Embeddings:
         config = json.loads((folder / CONFIG).read_text())
         facts = config["template"]
         template = TemplateFormat(facts["kind"], int(facts["length"]), int(facts.get("cells", 0)))
-        tensors = load_file(folder / EMBEDDINGS)
+        shards = [load_file(folder / name) for name in config.get("sha256", ["embeddings.safetensors"])]
+        tensors = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
         failed = np.zeros(len(tensors["quality"]), bool)
         for line in (folder / FAILED).read_text().splitlines():
             failed[json.loads(line)["row"]] = True

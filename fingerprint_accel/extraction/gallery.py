@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.data.shard_writing import file_sha256
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.gallery_files import (
@@ -33,6 +32,7 @@ from fingerprint_accel.extraction.gallery_files import (
     read_facts,
     read_part,
 )
+from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.outputs import check_folder, locked
 from fingerprint_accel.similarity import masked_similarity
 
@@ -223,17 +223,6 @@ class Gallery:
             flat = self._part(number)
             for first in range(0, len(flat), BLOCK):
                 yield int(start) + first, flat[first : first + BLOCK]
-
-    def verify(self) -> None:
-        """Compares every file with the SHA-256 in its name.
-
-        Raises:
-            UserError: one differs.
-        """
-        for path in part_files(self.folder):
-            match = PART_NAME.fullmatch(path.name)
-            if match is None or file_sha256(path)[:16] != match[2]:
-                raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again")
 
     @torch.inference_mode()
     def search(self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu") -> Hits:

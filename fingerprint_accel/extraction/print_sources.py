@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.listing import image_paths
-from fingerprint_accel.data.print_file import Job, Target, prepare
+from fingerprint_accel.data.print_file import ImageFile, Target, prepare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -76,10 +76,10 @@ class ImageFolder:
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
         """(n, canvas, canvas) uint8, white where there is no print, and the reasons by row."""
         names = self.table["source"].slice(rows.start, len(rows)).to_pylist()
-        jobs = [Job(self.folder / name, name, "", -1, self.ppi, None) for name in names]
+        files = [ImageFile(self.folder / name, name, "", -1, self.ppi, None) for name in names]
         canvases = np.full((len(rows), self.target.canvas, self.target.canvas), 255, np.uint8)
         reasons = {}
-        for row, prepared in enumerate(each(lambda job: prepare(job, self.target), jobs)):
+        for row, prepared in enumerate(each(lambda file: prepare(file, self.target), files)):
             if prepared.image is None:
                 reasons[rows.start + row] = prepared.reason
             else:

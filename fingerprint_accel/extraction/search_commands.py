@@ -126,9 +126,7 @@ def _index(gallery: Gallery) -> ApproximateSearch:
     return index
 
 
-def search_command(
-    folder: Path, probe: Path, model: str, ppi: int, top: int, verify: bool, index: bool = False
-) -> None:
+def search_command(folder: Path, probe: Path, model: str, ppi: int, top: int, index: bool = False) -> None:
     """Prints the references most similar to an image, and decisions where the model is calibrated on real fingers.
 
     Raises:
@@ -136,8 +134,6 @@ def search_command(
     """
     extractor = open_extractor(model)
     gallery = open_gallery(folder, extractor)
-    if verify:
-        gallery.verify()
     hits, seconds = find(extractor, gallery, probe, ppi, top, index)
     basis = search_basis(extractor)
     print("rank  similarity  " + ("match at FMR  " if basis.thresholds else "") + "name")

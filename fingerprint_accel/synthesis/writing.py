@@ -1,41 +1,87 @@
-"""`fingerprint-accel synth`: a dataset folder of fingers that nobody has, made in parallel and resumable.
-
-The prints are made in parts (`parts.py`), finger by finger, in a hidden folder beside the dataset; then the parts are
-joined, in an order shuffled over fingers, and deleted.
-"""
+"""`fingerprint-accel synth`: a dataset folder of fingers that nobody has, made in parallel and resumable."""
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm import tqdm
 
+from fingerprint_accel import __version__
+from fingerprint_accel.data.encoding import encode
 from fingerprint_accel.data.inspection import save_contact_sheet
-from fingerprint_accel.data.launch import ALONE, Launch
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.part_folder import alone_at, workers_here
-from fingerprint_accel.data.shard_writing import DATASET, DatasetInfo, Record, ShardWriter
-from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.data.shard_writing import (
+    DATASET,
+    DatasetInfo,
+    publish_dataset,
+    record_batch,
+    rows_per_record_batch,
+    rows_per_shard,
+    shard_name,
+    write_shard,
+)
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.truth import Truth
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.executors import open_workers
+from fingerprint_accel.jobs import Facts, run
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.orientation import CLASSES
-from fingerprint_accel.synthesis.parts import Parts, Plan, make_part
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_name
+from fingerprint_accel.synthesis.skin import finger_name, numbered_masters
 from fingerprint_accel.text import aligned
 
 DEFAULT_STYLE = Style()
 ARGUMENTS = "synthesis.json"  # in the dataset folder: what it was made with
 CONTACT_SHEET = "contact_sheet.png"
-BYTES_AT_ONCE = 2**27  # of images, while parts are joined
 MINUTIAE_BYTES = 1000  # of a print, roughly
+PIXELS_AT_ONCE = 2**24  # 163 prints of 320 x 320; a GPU needs about 200 bytes for each pixel
+FINGERS_ON_GPU = 64
+MOST_FINGERS, MOST_IMPRESSIONS, LAST_FINGER = 10**7, 2**15 - 1, 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the bytes of a synthetic dataset depend on.
+
+    Attributes:
+        fingers: how many, numbered from `first_finger`.
+        impressions: of each finger, numbered from 0.
+        seed: with a finger's number it decides all about the finger.
+        first_finger: number of the first finger.
+        style: of the impressions.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    fingers: int
+    impressions: int
+    seed: int
+    first_finger: int
+    style: Style
+    device: str
+
+    def __post_init__(self) -> None:
+        for option, value, low, high in (
+            ("--fingers", self.fingers, 1, MOST_FINGERS),
+            ("--impressions", self.impressions, 1, MOST_IMPRESSIONS),
+            ("--seed", self.seed, 0, 2**63 - 1),
+            ("--first-finger", self.first_finger, 0, LAST_FINGER),
+        ):
+            if not low <= value <= high:
+                raise UserError(f"{option} {value}: must lie between {low} and {high}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +105,17 @@ class SynthesisSummary:
     megabytes: float
     made: int
     seconds: float
+
+    @classmethod
+    def of(cls, out: Path, made: int, seconds: float) -> SynthesisSummary:
+        """Reads from a finished dataset folder what is worth saying."""
+        shards = open_dataset(out)
+        sources = shards.table["source"].filter(pc.equal(shards.table["impression"], 0))
+        counts = pc.value_counts(sources).to_pylist()
+        classes = Counter({row["values"].split("/")[-1]: row["counts"] for row in counts})
+        minutiae = pc.list_value_length(shards.table["minutiae"]).to_numpy() // 4
+        size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+        return cls(out, shards.info, classes, minutiae, size, made, seconds)
 
     def table(self) -> str:
         """The summary as aligned text."""
@@ -84,11 +141,11 @@ def write_synthetic_dataset(
     style: Style = DEFAULT_STYLE,
     first_finger: int = 0,
     workers: int = 0,
+    cluster: str = "",
     device: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
-    launch: Launch = ALONE,
-) -> SynthesisSummary | None:
+) -> SynthesisSummary:
     """Writes a dataset folder of synthetic prints; goes on from what an interrupted call with these arguments has left.
 
     The prints depend on nothing but fingers, impressions, seed, style and first_finger, and on whether a CPU or a GPU
@@ -103,115 +160,143 @@ def write_synthetic_dataset(
         first_finger: number of the first finger.
         workers: processes on a CPU; 0 for one per core, 1 for this process alone. A script that asks for more needs
             `if __name__ == "__main__":` around the call.
-        device: "cpu", "cuda", or "auto" for a GPU if there is one; a GPU works in this process.
-        overwrite: replace `out` if it is a dataset folder, and parts that another call has left.
-        progress: shows progress bars.
-        launch: the processes that share the work; each calls this, and `out` lies where all of them see it.
-
-    Returns:
-        The summary on the main process, None on others.
+        cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
+        device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if there are any.
+        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
+        progress: shows a progress bar.
 
     Raises:
         UserError: a number out of range, no such device, too little room on the disk, a worker that was killed, `out`
-            exists, or parts of another call lie beside it.
+            exists, or shards of another call lie beside it.
     """
     started = time.perf_counter()
     out = Path(out)
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must not be negative")
     check_folder(out, DATASET)
-    plan = Plan(fingers, impressions, seed, first_finger, style, _device(device, launch))
-    parts = Parts(out.with_name(f".{out.name}.parts"), plan)
-    made = 0
-    with alone_at(out, launch):
-        joined = launch.first(lambda: _joined(out, parts))
-        if not joined:
-            made = _make(parts, out, launch, workers, overwrite, progress)
-        if not launch.main:
-            return None
-        if not joined:
-            _join(parts, out, overwrite, progress)
-        shards = open_dataset(out)
-        save_contact_sheet(shards, out / CONTACT_SHEET)
-        parts.remove()
-    return _summary(out, shards, made, time.perf_counter() - started)
+    with open_workers(workers, cluster, device) as team:
+        plan = Plan(fingers, impressions, seed, first_finger, style, team.device)
+        made = run(SynthJob(plan), out, team.executor, overwrite, progress)
+    return SynthesisSummary.of(out, made, time.perf_counter() - started)
 
 
-def _device(name: str, launch: Launch) -> str:
-    """Resolves "auto", and gives each process of a machine its own GPU."""
-    there = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: unknown; there are auto, cpu, cuda")
-    if name == "cuda" and not there:
-        raise UserError("--device cuda: torch finds no GPU here; take --device cpu")
-    if name == "cpu" or not there:
-        return "cpu"
-    if launch.size > 1:
-        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
-    return "cuda"
+class SynthJob:
+    """A synthesis, shard by shard; a shard holds all impressions of some fingers, drawn from everywhere."""
+
+    label, kind = "making", DATASET
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, style = plan, plan.style
+        self.arguments = {
+            "fingers": plan.fingers,
+            "impressions": plan.impressions,
+            "seed": plan.seed,
+            "first_finger": plan.first_finger,
+            "sensors": list(style.sensors),
+            "quality": style.quality,
+            "ppi": style.ppi,
+            "canvas": style.canvas,
+            "siblings": style.siblings,
+            "partial": style.partial_share,
+            "device": plan.device,
+            "fingerprint_accel": __version__,
+            "torch": torch.__version__,
+        }
+        per_shard = max(1, rows_per_shard(plan.fingers * plan.impressions, style.canvas) // plan.impressions)
+        order = permutation(plan.fingers, plan.seed, epoch=0, level=2)
+        self._fingers = np.split(order, range(per_shard, plan.fingers, per_shard))
+        self.sizes = [len(fingers) * plan.impressions for fingers in self._fingers]
+
+    def name(self, shard: int) -> str:
+        """As of `Job`."""
+        return shard_name(shard, len(self.sizes))
+
+    def task(self, shard: int) -> Callable[[Path], Facts]:
+        """As of `Job`."""
+        return functools.partial(_write_shard, self.plan, self._fingers[shard])
+
+    def is_current(self, shard: int, facts: Facts) -> bool:
+        """As of `Job`: nothing is read."""
+        return True
+
+    def bytes_needed(self, shards: Sequence[int]) -> int:
+        """As of `Job`."""
+        return sum(self.sizes[shard] for shard in shards) * (self.plan.style.canvas**2 + MINUTIAE_BYTES)
+
+    def publish(self, folder: Path, facts: list[Facts]) -> None:
+        """As of `Job`."""
+        style = self.plan.style
+        names = [self.name(shard) for shard in range(len(facts))]
+        publish_dataset(folder, names, facts, style.ppi, style.canvas, truth=True)
+        (folder / ARGUMENTS).write_text(json.dumps(self.arguments, indent=2) + "\n")
+        save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
 
-def _joined(out: Path, parts: Parts) -> bool:
-    """Whether a run of the same arguments was cut off at the very end: dataset there, parts not yet deleted."""
-    try:
-        return parts.stored() == parts.arguments == json.loads((out / ARGUMENTS).read_text())
-    except (OSError, ValueError):
-        return False
+@dataclass(frozen=True)
+class _Row:
+    """A print of a shard: finger counted from the first, its pattern class, impression, and what the shard stores."""
+
+    finger: int
+    kind: int
+    impression: int
+    image: bytes
+    minutiae: np.ndarray
+    truth: Truth
 
 
-def _make(parts: Parts, out: Path, launch: Launch, workers: int, overwrite: bool, progress: bool) -> int:
-    """Makes this process's share of the missing parts and returns how many prints that were."""
-    plan = parts.plan
-
-    def begin() -> None:
-        check_folder(out, DATASET, overwrite)
-        parts.begin(overwrite)
-        parts.check_room(plan.prints * (plan.style.canvas**2 + MINUTIAE_BYTES))
-
-    missing = parts.shared(launch, begin, progress)
-    share = launch.share(missing)
-    workers = workers_here(workers, launch, len(share)) if plan.device == "cpu" else 1
-    there = plan.prints - sum(len(plan.fingers_of(part)) for part in missing) * plan.impressions
-    with launch.counting("making", plan.prints, there, progress) as made:
-        return parts.make(launch, _make_on_one_thread, ((parts, part) for part in share), workers, made)
-
-
-def _make_on_one_thread(task: tuple[Parts, int]) -> int:
-    """One process, one core."""
+def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
+    """Makes all impressions of some fingers and writes them in an order shuffled over the fingers."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if plan.device == "cpu":
+        torch.set_num_threads(1)  # a process for each core
     try:
-        return make_part(task)
+        rows = [row for some in _rendered(plan, fingers) for row in some]
     finally:
         torch.set_num_threads(before)
+    shuffled = [rows[place] for place in permutation(len(rows), plan.seed, epoch=0, level=2).tolist()]
+    at_once = rows_per_record_batch(plan.style.canvas)
+    parts = (shuffled[start : start + at_once] for start in range(0, len(rows), at_once))
+    return write_shard(path, (_record_batch(plan, part) for part in parts), truth=True)
 
 
-def _join(parts: Parts, out: Path, overwrite: bool, progress: bool) -> None:
-    """Parts to shards, in an order shuffled over fingers; some rows at a time are in memory."""
-    plan, canvas = parts.plan, parts.plan.style.canvas
-    order = permutation(plan.prints, plan.seed, epoch=0, level=2)
-    at_once = max(1, min(1024, BYTES_AT_ONCE // canvas**2))
-    with (
-        ShardWriter(out, plan.style.ppi, canvas, overwrite=overwrite, truth=True) as writer,
-        tqdm(total=plan.prints, desc="joining", unit="print", disable=not progress) as bar,
-    ):
-        (writer.folder / ARGUMENTS).write_text(json.dumps(parts.arguments, indent=2) + "\n")
-        for start in range(0, plan.prints, at_once):
-            rows = order[start : start + at_once]
-            prints = dict(parts.read(rows))
-            for row in rows.tolist():
-                made = prints[row]
-                finger, impression = divmod(row, plan.impressions)
-                key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
-                source = f"synthetic/{plan.style.quality}/{CLASSES[made.kind]}"
-                writer.add(Record(made.image, key, impression, source, made.minutiae, made.truth))
-            bar.update(len(rows))
-        writer.close()
+def _record_batch(plan: Plan, rows: Sequence[_Row]) -> pa.RecordBatch:
+    return record_batch(
+        [row.image for row in rows],
+        [row.finger for row in rows],
+        [row.impression for row in rows],
+        [finger_name(plan.seed, plan.first_finger + row.finger, plan.style.siblings) for row in rows],
+        [f"synthetic/{plan.style.quality}/{CLASSES[row.kind]}" for row in rows],
+        [row.minutiae for row in rows],
+        [row.truth for row in rows],
+    )
 
 
-def _summary(out: Path, shards: Shards, made: int, seconds: float) -> SynthesisSummary:
-    sources = shards.table["source"].filter(pc.equal(shards.table["impression"], 0))
-    classes = Counter({row["values"].split("/")[-1]: row["counts"] for row in pc.value_counts(sources).to_pylist()})
-    minutiae = pc.list_value_length(shards.table["minutiae"]).to_numpy() // 4
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    return SynthesisSummary(out, shards.info, classes, minutiae, size, made, seconds)
+def fingers_at_once(device: str) -> int:
+    """Fingers that are made together: enough to fill a GPU; on a CPU one, so that their bits never vary."""
+    return 1 if device == "cpu" else FINGERS_ON_GPU
+
+
+def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[_Row]]:
+    """All impressions of some fingers. A GPU makes fingers together, a CPU one by one."""
+    at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints that are rendered together
+    every = torch.arange(plan.impressions, device=plan.device)
+    numbers = torch.from_numpy(fingers).to(plan.device) + plan.first_finger
+    for group in numbers.split(fingers_at_once(plan.device)):
+        masters = numbered_masters(plan.seed, group, plan.style.siblings)
+        which = torch.arange(len(group), device=plan.device).repeat_interleave(len(every))
+        for some, touches in zip(which.split(at_once), every.repeat(len(group)).split(at_once), strict=True):
+            prints = render(masters, some, impression_keys(plan.seed, group[some], touches), plan.style)
+            made = (group[some] - plan.first_finger, masters.kind[some], touches)
+            yield _rows(prints, *(values.tolist() for values in made))
+
+
+def _rows(prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]) -> list[_Row]:
+    images, minutiae, counts, poses = (
+        values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
+    )
+    contacts = np.packbits(prints.contact.flatten(1).cpu().numpy(), axis=1)  # as `pack_contact`
+    return [
+        _Row(
+            *(fingers[i], kinds[i], impressions[i], encode(images[i], "raw"), minutiae[i, : counts[i]].copy()),
+            Truth(poses[i].copy(), contacts[i].tobytes()),
+        )
+        for i in range(len(fingers))
+    ]

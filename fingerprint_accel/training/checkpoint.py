@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.training.fsdp import sliced
 
 FORMAT_VERSION = 1
@@ -64,12 +65,14 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
         files[EMA_FILE] = checkpoint.ema
     for file_name, tensors in files.items():
         save_file(_plain(tensors), temporary / file_name, metadata={"format": "pt"})
-    (temporary / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **checkpoint.state}, indent=2))
-    for file in temporary.iterdir():
-        sync(file)
-    sync(temporary)
+        sync(temporary / file_name)
     for file_name, tensors in files.items():
         _check_written(temporary / file_name, tensors)
+    checksums = {file_name: file_sha256(temporary / file_name) for file_name in files}
+    state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
+    (temporary / "state.json").write_text(json.dumps(state, indent=2))
+    sync(temporary / "state.json")
+    sync(temporary)
     if (folder / name).exists():  # the same step, saved by a run that was then resumed from an earlier one
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from accelerate.utils import broadcast_object_list
 
 from fingerprint_accel.config import Config
-from fingerprint_accel.data.launch import place_in_launch
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, check_folder, locked
+from fingerprint_accel.ranks import rank_and_world_size
 from fingerprint_accel.training.saved_model import MODEL
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def check_launch(seen: int) -> None:
     Raises:
         UserError: this process is alone in its run, but was launched as one of several.
     """
-    launched = max(place_in_launch()["size"], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
+    launched = max(rank_and_world_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
     if seen == 1 and launched > 1:
         raise UserError(
             f"launched as {launched} processes, but Accelerate sees one: each would train by itself. Without a usable "

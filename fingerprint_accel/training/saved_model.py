@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -18,6 +19,7 @@ from fingerprint_accel.config_dict import from_dict, to_dict
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 from fingerprint_accel.training.checkpoint import EMA_FILE, damage, find_checkpoint, read_pointer
 
@@ -206,6 +208,7 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    config = {**config, "sha256": {"model.safetensors": file_sha256(temporary / "model.safetensors")}}
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (temporary / "README.md").write_text(card)
     for file in temporary.iterdir():
@@ -216,6 +219,8 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
 
 def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
     """Replaces `config.json` and `README.md` of an exported model, each as a whole; its weights are not touched."""
+    with contextlib.suppress(OSError, ValueError, KeyError):  # models of earlier versions have no checksum
+        config = {**config, "sha256": json.loads((folder / "config.json").read_text())["sha256"]}
     for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):
         mode = (folder / name).stat().st_mode if (folder / name).exists() else 0o644
         write_file(folder / name, text)

@@ -1,10 +1,12 @@
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
+from fingerprint_accel.data import importing, shard_writing
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.shards import open_dataset
@@ -170,6 +172,52 @@ def test_mistakes_name_the_remedy(source, tmp_path, layout, options, message):
     with pytest.raises(UserError, match=message):
         import_dataset(source, tmp_path / "set", layout, **{**OPTIONS, **options})
     assert not list(tmp_path.glob("*set*")), "nothing half-made is left"
+
+
+def test_several_shards_and_fingers_without_a_usable_image(source, tmp_path, monkeypatch):
+    """Numbers of fingers have no gaps for who opens the dataset, and shards without a print are left out."""
+    monkeypatch.setattr(shard_writing, "LEAST_ROWS", 1)
+    for name in ("100_1.png", "100_2.png", "102_1.png"):
+        (source / name).write_bytes(b"nothing")
+    for workers in (1, 2):
+        out = tmp_path / f"set{workers}"
+        summary = import_dataset(source, out, "fvc", 500, workers=workers, progress=False)
+        assert (summary.info.prints, summary.info.fingers, summary.rejected.total()) == (5, 3, 3)
+    shards = open_dataset(tmp_path / "set1")
+    assert len(shards.info.sha256) == 5
+    assert set(shards.fingers) == {0, 1, 2}
+    assert sorted(shards.key_of_finger) == ["101", "102", "103"]
+    for row, finger in enumerate(shards.fingers):
+        assert shards.table["finger_key"][row].as_py() == shards.key_of_finger[finger]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set1").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "set2").iterdir()
+    }
+    assert datasets.load_from_disk(str(tmp_path / "set1")).num_rows == 5
+
+
+def test_a_mended_file_is_read_again(source, tmp_path, monkeypatch):
+    """Where an import was interrupted, the shards of files that have changed meanwhile are made again."""
+    monkeypatch.setattr(shard_writing, "LEAST_ROWS", 1)
+    whole = (source / "101_1.png").read_bytes()
+    (source / "101_1.png").write_bytes(b"nothing")
+    with monkeypatch.context() as patch:
+        patch.setattr(importing.ImportJob, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_dataset(source, tmp_path / "set", "fvc", **OPTIONS)
+    (source / "101_1.png").write_bytes(whole)
+    made = []
+    prepare = importing.prepare
+    monkeypatch.setattr(importing, "prepare", lambda file, target: (made.append(file.name), prepare(file, target))[1])
+    assert import_dataset(source, tmp_path / "set", "fvc", **OPTIONS).info.prints == 6
+    assert made == ["101_1.png"]
+
+
+def test_nothing_could_be_used(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "1_1.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"scans: none of 1 images could be used \(1 x not an image\)"):
+        import_dataset(tmp_path / "scans", tmp_path / "set", "fvc", **OPTIONS)
+    assert not (tmp_path / "set").exists()
 
 
 def test_nothing_to_import(tmp_path):

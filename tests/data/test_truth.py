@@ -1,4 +1,4 @@
-"""Pose and contact of synthetic prints: in the dataset folder, in batches, and through `pack`."""
+"""Pose and contact of synthetic prints: in the dataset folder, in batches, and through `merge`."""
 
 import datasets
 import numpy as np
@@ -8,8 +8,7 @@ import torch
 from fingerprint_accel.data.batch import BatchLayout
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import CONTACT_BYTES, GRID, UNKNOWN, Truth, overlaps, pack_contact, unpack_contact
@@ -132,11 +131,11 @@ def test_it_lies_in_the_one_piece():
     assert not again.image.any()
 
 
-@pytest.mark.parametrize("options", [PackOptions(rows_per_shard=4), PackOptions(encoding="lz4")])
-def test_pack_keeps_it(known, tmp_path, options):
-    pack([known], tmp_path / "out", options, **QUIET)
+@pytest.mark.parametrize("options", [MergeOptions(rows_per_shard=4), MergeOptions(encoding="lz4")])
+def test_merge_keeps_it(known, tmp_path, options):
+    merge([known], tmp_path / "out", options, **QUIET)
     assert_same(truths(known), truths(tmp_path / "out"))
-    pack([known], tmp_path / "enhanced", PackOptions(enhance=inverted), **QUIET)
+    merge([known], tmp_path / "enhanced", MergeOptions(enhance=inverted), **QUIET)
     assert_same(truths(known), truths(tmp_path / "enhanced"))
 
 
@@ -144,21 +143,21 @@ def inverted(image, ppi):
     return 255 - image
 
 
-def test_pack_with_prints_that_do_not_know(known, tmp_path):
+def test_merge_with_prints_that_do_not_know(known, tmp_path):
     plain = dataset(tmp_path / "plain", ["a", "b"])
-    pack([plain, known], tmp_path / "both", **QUIET)
+    merge([plain, known], tmp_path / "both", **QUIET)
     found = truths(tmp_path / "both")
     assert_same(truths(known), {name: found[name] for name in found if name[0] not in "ab"})
     for key in "ab":
         assert np.isnan(found[key, 1][0]).all()
         assert not found[key, 1][1].any()
     assert datasets.load_from_disk(str(tmp_path / "both")).num_rows == ROWS + 4
-    pack([plain], tmp_path / "again", **QUIET)
+    merge([plain], tmp_path / "again", **QUIET)
     assert "pose" not in datasets.load_from_disk(str(tmp_path / "again")).features
 
 
 @pytest.mark.parametrize(("ppi", "canvas"), [(300, 80), (300, 71), (250, 64), (500, 101)])
-def test_pack_carries_it_to_another_canvas(tmp_path, ppi, canvas):
+def test_merge_carries_it_to_another_canvas(tmp_path, ppi, canvas):
     """A square that is dark where the contact is, and its middle where the pose says."""
     x, y = 26, 38
     image = np.full((SIDE, SIDE), 255, np.uint8)
@@ -169,7 +168,7 @@ def test_pack_carries_it_to_another_canvas(tmp_path, ppi, canvas):
     with ShardWriter(tmp_path / "one", 300, SIDE, truth=True) as writer:
         writer.add(Record(image, "a", 0, "", np.empty((0, 4), np.float32), Truth(pose, pack_contact(contact))))
         writer.add(Record(image, "b", 0, "", np.empty((0, 4), np.float32)))
-    pack([tmp_path / "one"], tmp_path / "out", PackOptions(ppi=ppi, canvas=canvas), **QUIET)
+    merge([tmp_path / "one"], tmp_path / "out", MergeOptions(ppi=ppi, canvas=canvas), **QUIET)
     shards = open_dataset(tmp_path / "out")
     ink = 255.0 - shards.image(0)
     found = truths(tmp_path / "out")

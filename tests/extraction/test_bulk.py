@@ -7,19 +7,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.data.part_folder import PartFolder
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import bulk
-from fingerprint_accel.extraction.bulk import extract_all
-from fingerprint_accel.extraction.bulk_work import Options
+from fingerprint_accel.extraction.bulk import Options, extract_all
 from fingerprint_accel.extraction.embeddings_folder import open_embeddings
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-TWO_PARTS = Options(batch_size=2)  # of 64 and 32 prints
+TWO_SHARDS = Options(batch_size=1)  # of 64 and 32 prints
+OLD = "embeddings.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def extract(data, out, model, options=TWO_PARTS, **more):
+def extract(data, out, model, options=TWO_SHARDS, **more):
     return extract_all(data, out, model, options=options, progress=False, **more)
 
 
@@ -55,38 +55,46 @@ def test_rows_are_the_dataset_s(model, prints, tmp_path):
     assert table["source"].to_pylist() == shards.table["source"].to_pylist()
     assert found.config["model"]["identity"] == extractor.identity
     assert not found.failed.any()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"], "no parts are left"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing else is left"
     assert "failure to extract  0 (0.00%)" in summary.table()
 
 
 def test_an_interrupted_run_goes_on(model, prints, tmp_path, monkeypatch):
     extract(prints, tmp_path / "whole", model)
-    make_part = bulk.make_part
+    embed = bulk.Work.embed
 
-    def interrupted(work, parts, part, done):
-        if part == 1:
+    def interrupted(work, rows):
+        if rows.start:
             raise KeyboardInterrupt
-        make_part(work, parts, part, done)
+        return embed(work, rows)
 
-    monkeypatch.setattr(bulk, "make_part", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        extract(prints, tmp_path / "out", model)
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk.Work, "embed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract(prints, tmp_path / "out", model)
     assert not (tmp_path / "out").exists()
-    made = tmp_path / ".out.parts" / "part-00000.safetensors"
-    before = made.stat().st_mtime_ns
-    (made.parent / "00001-99.tmp").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"unfinished parts of another command \(template float32 not int8\)"):
-        extract(prints, tmp_path / "out", model, Options(template="int8", batch_size=2))
-    monkeypatch.setattr(bulk, "make_part", make_part)
-    monkeypatch.setattr(PartFolder, "remove", lambda parts: None)  # killed at the very end
+    with pytest.raises(UserError, match=r"unfinished shards of another command \(template float32 not int8\)"):
+        extract(prints, tmp_path / "out", model, Options(template="int8", batch_size=1))
     assert extract(prints, tmp_path / "out", model).made == 32
-    assert made.stat().st_mtime_ns == before
-    monkeypatch.undo()
-    assert extract(prints, tmp_path / "out", model).made == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert not made.parent.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     with pytest.raises(UserError, match="out: exists already; choose another folder, or add --overwrite"):
         extract(prints, tmp_path / "out", model)
+
+
+def test_a_folder_of_an_earlier_version_is_read(model, prints, tmp_path):
+    """It had all rows in one file."""
+    extract(prints, tmp_path / "out", model)
+    found = open_embeddings(tmp_path / "out")
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) == 2
+    rows = [load_file(shard) for shard in shards]
+    save_file({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, shards[0].parent / OLD)
+    config = {name: value for name, value in found.config.items() if name != "sha256"}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    for shard in shards:
+        shard.unlink()
+    np.testing.assert_array_equal(open_embeddings(tmp_path / "out").templates, found.templates)
 
 
 def test_a_folder_of_images(model, prints, tmp_path):
@@ -147,7 +155,7 @@ def test_damaged_embeddings_are_named(model, prints, tmp_path):
     with pytest.raises(UserError, match="nowhere: no embeddings, or damaged"):
         open_embeddings(tmp_path / "nowhere")
     extract(prints, tmp_path / "out", model)
-    file = tmp_path / "out" / "embeddings.safetensors"
+    file = next((tmp_path / "out").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(UserError, match="out: no embeddings, or damaged"):
         open_embeddings(tmp_path / "out")

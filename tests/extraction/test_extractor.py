@@ -8,8 +8,7 @@ from PIL import Image
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -82,7 +81,7 @@ def test_a_dataset_of_another_scale_is_refused(prints):
 
 def test_enhanced_prints_and_others_are_not_mixed_up(extractor, prints, tmp_path):
     """A model remembers what it was trained on, exported or not, and refuses the other kind with the remedy."""
-    pack([prints], tmp_path / "enhanced", PackOptions(enhance=halved), workers=1, progress=False)
+    merge([prints], tmp_path / "enhanced", MergeOptions(enhance=halved), workers=1, progress=False)
     enhanced = open_dataset(tmp_path / "enhanced")
     with pytest.raises(UserError, match="enhanced, the model wants prints as they are; import them again without"):
         extractor.extract(enhanced, progress=False)
@@ -94,7 +93,7 @@ def test_enhanced_prints_and_others_are_not_mixed_up(extractor, prints, tmp_path
     assert "ridges enhanced" in (tmp_path / "model" / "README.md").read_text()
     again = FingerprintExtractor.from_pretrained(tmp_path / "model")
     assert len(again.extract(enhanced, progress=False)) == 96
-    with pytest.raises(UserError, match=f"the model wants enhanced prints; `pack {prints} OUT --enhance` makes them"):
+    with pytest.raises(UserError, match=f"the model wants enhanced prints; `merge {prints} OUT --enhance` makes them"):
         again.extract(open_dataset(prints), progress=False)
     values = json.loads((tmp_path / "model" / "config.json").read_text())
     del values["enhanced"]  # as a model exported before there were enhanced datasets

@@ -74,15 +74,8 @@ def test_an_enrolment_that_was_cut_off_leaves_the_gallery_as_it_was(tmp_path, mo
 
 def test_damage_is_found(tmp_path):
     filled(tmp_path / "gallery", 5, 6)
-    gallery = Gallery(tmp_path / "gallery")
-    gallery.verify()
     part = sorted((tmp_path / "gallery").glob("part-000001-*"))[0]
-    data = bytearray(part.read_bytes())
-    data[len(data) // 2] ^= 1
-    part.write_bytes(data)
-    with pytest.raises(UserError, match=f"{part}: damaged"):
-        Gallery(tmp_path / "gallery").verify()
-    part.write_bytes(data[:100])
+    part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(UserError, match=f"{part}: damaged"):
         Gallery(tmp_path / "gallery")
 

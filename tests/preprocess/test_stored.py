@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.preprocess.enhance import Enhancer
 from fingerprint_accel.preprocess.pipeline import PERIOD
@@ -55,7 +54,7 @@ def test_import_enhanced_or_enhance_later(tmp_path, workers):
     quiet = {"workers": workers, "progress": False}
     import_dataset(folder, tmp_path / "plain", "fvc", 500, canvas=200, **quiet)
     import_dataset(folder, tmp_path / "at once", "fvc", 500, canvas=200, enhance=enhance_canvas, **quiet)
-    pack([tmp_path / "plain"], tmp_path / "later", PackOptions(enhance=enhance_canvas), **quiet)
+    merge([tmp_path / "plain"], tmp_path / "later", MergeOptions(enhance=enhance_canvas), **quiet)
     kinds = [open_dataset(tmp_path / name) for name in ("plain", "at once", "later")]
     assert [shards.info.enhanced for shards in kinds] == [False, True, True]
     assert json.loads((tmp_path / "later" / "fingerprint.json").read_text())["enhanced"] is True

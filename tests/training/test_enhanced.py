@@ -4,8 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.run import evaluate_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -19,7 +18,7 @@ def halved(image: np.ndarray, ppi: int) -> np.ndarray:
 
 @pytest.fixture
 def enhanced(prints, tmp_path):
-    pack([prints], tmp_path / "enhanced", PackOptions(enhance=halved), workers=1, progress=False)
+    merge([prints], tmp_path / "enhanced", MergeOptions(enhance=halved), workers=1, progress=False)
     return tmp_path / "enhanced"
 
 
@@ -45,7 +44,7 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
     evaluate_command(run / "model", enhanced, "all-pairs", tmp_path / "report", 64)
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["mated"] == 24 * 6
     for model in (run, run / "model"):
-        with pytest.raises(UserError, match=r"the model wants enhanced prints; `pack .* OUT --enhance`"):
+        with pytest.raises(UserError, match=r"the model wants enhanced prints; `merge .* OUT --enhance`"):
             evaluate_command(model, prints, "all-pairs", tmp_path / "other", 64)
     more = dataclasses.replace(config.training, steps=8)
     with pytest.raises(UserError, match="trained on enhanced True, this run has False"):
@@ -56,8 +55,8 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
     ("data", "enhance", "validation", "message"),
     [
         ("enhanced", True, "", "enhanced: enhanced already; leave out --preprocess.enhance"),
-        ("enhanced", False, "prints", "enhanced: enhanced, but .*prints is not; `pack .*prints OUT --enhance`"),
-        ("prints", False, "enhanced", "enhanced: enhanced, but .*prints is not; `pack .*prints OUT --enhance`"),
+        ("enhanced", False, "prints", "enhanced: enhanced, but .*prints is not; `merge .*prints OUT --enhance`"),
+        ("prints", False, "enhanced", "enhanced: enhanced, but .*prints is not; `merge .*prints OUT --enhance`"),
     ],
 )
 def test_what_does_not_fit_is_refused(tiny, enhanced, prints, data, enhance, validation, message):

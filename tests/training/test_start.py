@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import ModelConfig
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -120,17 +119,17 @@ def halved(image, ppi):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"ppi": 250}, "ppi 250, the model wants 300; import it with --dataset-ppi 300, or `pack` it with --ppi 300"),
+        ({"ppi": 250}, "ppi 250, the model wants 300; import it with --dataset-ppi 300, or `merge` it with --ppi 300"),
         (
             {"canvas": 352},
-            "canvas 352, the model wants 320; import it with --canvas 320, or `pack` it with --canvas 320",
+            "canvas 352, the model wants 320; import it with --canvas 320, or `merge` it with --canvas 320",
         ),
         ({"enhance": halved}, "enhanced, the model wants prints as they are; import them again without --enhance"),
     ],
 )
 def test_other_prints_are_refused_with_the_words_of_evaluate(untrained, prints, tmp_path, options, problem):
     other = tmp_path / "other"
-    pack([prints], other, PackOptions(**options), workers=1, progress=False)
+    merge([prints], other, MergeOptions(**options), workers=1, progress=False)
     config = untrained(other)
     assert refused(config) == f"{other}: {problem}"
     with pytest.raises(UserError) as by_extraction:
@@ -140,14 +139,14 @@ def test_other_prints_are_refused_with_the_words_of_evaluate(untrained, prints, 
 
 def test_a_model_of_enhanced_prints_goes_on_with_such(untrained, prints, tmp_path):
     enhanced = tmp_path / "enhanced"
-    pack([prints], enhanced, PackOptions(enhance=halved), workers=1, progress=False)
+    merge([prints], enhanced, MergeOptions(enhance=halved), workers=1, progress=False)
     set_up(untrained(enhanced, enhanced=True))
     assert refused(untrained(prints, enhanced=True)) == (
-        f"{prints}: the model wants enhanced prints; `pack {prints} OUT --enhance` makes them"
+        f"{prints}: the model wants enhanced prints; `merge {prints} OUT --enhance` makes them"
     )
     source = "synth:fingers=2,impressions=2"
     assert refused(untrained(source, enhanced=True)) == (
-        f"{source}: the model wants enhanced prints; make a dataset with `synth`, then `pack` it with --enhance"
+        f"{source}: the model wants enhanced prints; make a dataset with `synth`, then `merge` it with --enhance"
     )
 
 

@@ -1,16 +1,11 @@
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from fingerprint_accel.data import packing
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
-from tests.data.small_datasets import QUIET, SIDE, assert_same_prints, contents, dataset, ridges
+from tests.data.small_datasets import QUIET, SIDE, assert_same_prints, contents, dataset
 
 
 @pytest.fixture
@@ -31,7 +26,7 @@ def dots(folder, points, side=200):
 @pytest.mark.parametrize(("ppi", "canvas"), [(300, 200), (300, 120), (500, 260), (500, 151), (750, 301), (333, 100)])
 def test_minutiae_follow_the_pixels(tmp_path, ppi, canvas):
     source = dots(tmp_path / "dots", [(100, 100), (60, 100), (100, 130), (8, 190)])
-    pack([source], tmp_path / "out", PackOptions(ppi=ppi, canvas=canvas), **QUIET)
+    merge([source], tmp_path / "out", MergeOptions(ppi=ppi, canvas=canvas), **QUIET)
     shards = open_dataset(tmp_path / "out")
     assert (shards.info.ppi, shards.info.canvas) == (ppi, canvas)
     minutiae, counts = shards.minutiae(np.array([0]))
@@ -59,14 +54,14 @@ def _inside(x, y, scale, canvas):
 
 
 def test_another_canvas_moves_pixels_as_they_are(source, tmp_path):
-    pack([source], tmp_path / "large", PackOptions(canvas=SIDE + 20), **QUIET)
+    merge([source], tmp_path / "large", MergeOptions(canvas=SIDE + 20), **QUIET)
     ours, theirs = contents(source), contents(tmp_path / "large")
     for key, (image, minutiae, _) in ours.items():
         large = theirs[key][0]
         np.testing.assert_array_equal(large[10:-10, 10:-10], image)
         assert (large[:10] == 255).all()
         assert [[x + 10, y + 10, *rest] for x, y, *rest in minutiae] == theirs[key][1]
-    pack([tmp_path / "large"], tmp_path / "back", PackOptions(canvas=SIDE), **QUIET)
+    merge([tmp_path / "large"], tmp_path / "back", MergeOptions(canvas=SIDE), **QUIET)
     assert_same_prints(ours, contents(tmp_path / "back"))
 
 
@@ -75,42 +70,16 @@ def test_fine_ridges_do_not_alias(tmp_path):
     with ShardWriter(tmp_path / "fine", 1000, 400) as writer:
         stripes = np.tile(np.where(np.arange(400) % 3 < 1, 0, 255).astype(np.uint8), (400, 1))
         writer.add(Record(stripes, "a", 0, "", np.empty((0, 4), np.float32)))
-    pack([tmp_path / "fine"], tmp_path / "out", PackOptions(ppi=250, canvas=100), **QUIET)
+    merge([tmp_path / "fine"], tmp_path / "out", MergeOptions(ppi=250, canvas=100), **QUIET)
     middle = open_dataset(tmp_path / "out").image(0)[20:80, 20:80].astype(float)
     assert middle.mean() == pytest.approx(170, abs=2)
     assert middle.std() < 12, "plain picking of pixels would have 120"
 
 
-@pytest.fixture
-def flx_folder(tmp_path):
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    for finger in (1, 2):
-        for impression in (1, 2):
-            Image.fromarray(ridges(finger + impression)).save(folder / f"{finger}_{impression}.png")
-            (folder / f"{finger}_{impression}.xyt").write_text("150 150 45 80\n100 150 200 20\n")
-    (folder / "3_1.png").write_bytes(b"no image")
-    return folder
-
-
-def test_a_folder_in_flx_naming(flx_folder, source, tmp_path):
-    options = PackOptions(encoding="lz4", rows_per_shard=3)
-    summary = pack([flx_folder], tmp_path / "out", options, **QUIET)
-    info = summary.info
-    assert (info.prints, info.fingers, info.with_minutiae, info.ppi, info.canvas) == (4, 2, 4, 300, 320)
-    assert summary.rejected.total() == 1
-    assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["path"] == "3_1.png"
-    import_dataset(flx_folder, tmp_path / "imported", "flx", 500, **QUIET)
-    assert_same_prints(contents(tmp_path / "imported"), contents(tmp_path / "out"))
-    summary = pack([source, flx_folder], tmp_path / "both", **QUIET)
-    assert (summary.info.prints, summary.info.canvas) == (24, SIDE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "imported", "one", "out", "scans"]
-
-
 def test_real_prints_in_flx_naming(shared_data, tmp_path):
     if not (shared_data / "flx_example").is_dir():
         pytest.skip("no flx_example")
-    summary = pack([shared_data / "flx_example"], tmp_path / "out", PackOptions(encoding="lz4"), **QUIET)
+    summary = import_dataset(shared_data / "flx_example", tmp_path / "out", "flx", 500, **QUIET)
     assert (summary.info.prints, summary.info.fingers, summary.info.with_minutiae) == (100, 10, 100)
 
 
@@ -119,17 +88,16 @@ def darker(image, ppi):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_enhancing(source, tmp_path, workers, monkeypatch):
+def test_enhancing(source, tmp_path, workers):
     """The function that is passed in sees every canvas once, as it will be stored, in any process."""
-    options = PackOptions(ppi=251, canvas=70, enhance=darker)
-    monkeypatch.setattr(packing, "ROWS_PER_TASK", 4)
-    summary = pack([source], tmp_path / "out", options, workers=workers, progress=False)
+    options = MergeOptions(ppi=251, canvas=70, enhance=darker, rows_per_shard=4)
+    summary = merge([source], tmp_path / "out", options, workers=workers, progress=False)
     assert summary.info.enhanced
-    plain = PackOptions(ppi=251, canvas=70)
-    assert not pack([source], tmp_path / "plain", plain, **QUIET).info.enhanced
+    plain = MergeOptions(ppi=251, canvas=70)
+    assert not merge([source], tmp_path / "plain", plain, **QUIET).info.enhanced
     ours, theirs = contents(tmp_path / "plain"), contents(tmp_path / "out")
     for key, (image, minutiae, name) in ours.items():
         np.testing.assert_array_equal(theirs[key][0], image // 2 + 1)
         assert theirs[key][1:] == (minutiae, name)
-    again = pack([tmp_path / "out"], tmp_path / "again", PackOptions(encoding="lz4"), **QUIET)
+    again = merge([tmp_path / "out"], tmp_path / "again", MergeOptions(encoding="lz4"), **QUIET)
     assert again.info.enhanced, "it stays so"

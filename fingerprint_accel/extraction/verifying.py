@@ -1,0 +1,84 @@
+"""`fingerprint-accel verify`: compares files with the checksums that were taken when they were written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.executors import cores
+from fingerprint_accel.extraction.embeddings_folder import CONFIG
+from fingerprint_accel.extraction.gallery_files import FACTS, PART_NAME
+from fingerprint_accel.jobs import file_sha256
+
+MOST_THREADS = 4  # hashing lets go of the interpreter; a disk is the limit soon
+
+
+def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
+    """Compares every file of a folder that has a checksum with it.
+
+    Args:
+        folder: dataset, gallery, folder of embeddings, exported model, checkpoint, or run folder with its checkpoints.
+        progress: shows a progress bar.
+
+    Returns:
+        Numbers of files and of bytes compared.
+
+    Raises:
+        UserError: files that are missing or have changed since they were written, by name; or no checksum.
+    """
+    expected = dict(_checksums(folder))
+    if not expected:
+        raise UserError(
+            f"{folder}: holds no checksums; give a dataset, a gallery, embeddings, a model, a checkpoint or a run folder "
+            "that this version has written"
+        )
+    for path in expected:
+        if not path.is_file():
+            raise UserError(f"{path}: missing; restore it from a copy, or make {folder} again")
+    sizes = {path: path.stat().st_size for path in expected}
+    changed = []
+    with (
+        tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=not progress) as bar,
+        ThreadPoolExecutor(min(MOST_THREADS, cores())) as pool,
+    ):
+        for path, found in zip(expected, pool.map(file_sha256, expected), strict=True):
+            if not found.startswith(expected[path]):
+                changed.append(path)
+            bar.update(sizes[path])
+    if changed:
+        more = f", and so do {len(changed) - 1} more files" if len(changed) > 1 else ""
+        raise UserError(
+            f"{changed[0]}: differs from its sha256{more}; restore it from a copy, or make {folder} again"
+        )
+    return len(expected), sum(sizes.values())
+
+
+def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files and their SHA-256, or the beginning of it, as they were taken when the folder was written."""
+    for name in (INFO, CONFIG, "state.json"):  # a dataset; embeddings or an exported model; a checkpoint
+        for file, digest in _read(folder / name).get("sha256", {}).items():
+            yield folder / file, digest
+    if (folder / FACTS).is_file():
+        for path in sorted(folder.iterdir()):
+            if match := PART_NAME.fullmatch(path.name):
+                yield path, match[2]
+    if (folder / "config.yaml").is_file():  # a run folder
+        for inner in [*sorted(folder.glob("checkpoints/step-*")), folder / "model"]:
+            yield from _checksums(inner)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({str(error)[:60]}); restore it from a copy") from error
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,255 @@
+"""Work that is cut into shards and published as one folder: `import`, `merge`, `synth` and `extract`.
+
+A shard is written once, under its final name, in a staging folder beside the output. A record beside it, a small JSON
+file, says that it is whole. When all records are there, the staging folder is renamed. A command that was killed
+goes on from the records. The bytes do not depend on workers, machines or kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from fingerprint_accel.durable import sync, write_file
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, locked, put_in_place
+
+Facts = dict[str, Any]  # of a finished shard, as JSON
+IN_FLIGHT = 256  # shards that an executor has at a time
+ARGUMENTS = "arguments.json"  # among the records; no shard is called that
+
+
+class Job(Protocol):
+    """Work that is made shard by shard.
+
+    Attributes:
+        label: of the progress bar.
+        kind: of the folder that it makes.
+        arguments: all that the bytes depend on, as JSON has it, with the versions that make them.
+        sizes: number of prints in each shard.
+    """
+
+    label: str
+    kind: FolderKind
+    arguments: dict[str, Any]
+    sizes: Sequence[int]
+
+    def name(self, shard: int) -> str:
+        """File name of a shard."""
+        ...
+
+    def task(self, shard: int) -> Callable[[Path], Facts]:
+        """What makes a shard: a function that writes the given file and says what is in it. It travels to a worker."""
+        ...
+
+    def is_current(self, shard: int, facts: Facts) -> bool:
+        """Whether a finished shard was made from the inputs as they are now."""
+        ...
+
+    def bytes_needed(self, shards: Sequence[int]) -> int:
+        """Room on the disk that some shards will take, roughly."""
+        ...
+
+    def publish(self, folder: Path, facts: list[Facts]) -> None:
+        """Writes metadata beside the finished shards; `facts` of each also have its `sha256`."""
+        ...
+
+
+def run(
+    job: Job, out: Path, executor: Executor, overwrite: bool = False, progress: bool = True
+) -> int:
+    """Makes the shards that are missing and publishes the folder.
+
+    Args:
+        job: the work.
+        out: folder to make.
+        executor: makes the shards, see `executors.open_workers`.
+        overwrite: replace `out` if it is a folder of the same kind, and shards that another command has left.
+        progress: shows a progress bar.
+
+    Returns:
+        Number of prints in the shards that this call made.
+
+    Raises:
+        UserError: `out` may not be written (`outputs.check_folder`), another command is making it or has left shards
+            beside it, the disk is too small, or whatever a task raises.
+    """
+    with locked(out.with_name(f".{out.name}.lock"), f"{out}: another command is making it; wait for it, or end it"):
+        if _stored(out / RECORDS) == job.arguments:  # an earlier call was killed at the very end
+            shutil.rmtree(out / RECORDS)
+            return 0
+        check_folder(out, job.kind, overwrite)
+        staging = _begin(job, out, overwrite)
+        try:
+            made = _make_missing(job, staging, executor, progress)
+        except UserError:
+            if not _finished(job, staging):  # nothing to go on from
+                shutil.rmtree(staging)
+            raise
+        put_in_place(staging, out, job.kind)
+        shutil.rmtree(out / RECORDS)
+    return made
+
+
+def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool) -> int:
+    facts = _finished(job, staging)
+    missing = [shard for shard in range(len(job.sizes)) if shard not in facts]
+    if facts and progress:
+        print(f"going on: {len(facts)} of {len(job.sizes)} shards are there", file=sys.stderr)
+    _check_room(job.bytes_needed(missing), staging)
+    total, to_make = sum(job.sizes), sum(job.sizes[shard] for shard in missing)
+    with tqdm(total=total, initial=total - to_make, desc=job.label, unit="print", disable=not progress) as bar:
+        for shard, of_shard in _made(job, staging, missing, executor):
+            facts[shard] = of_shard
+            bar.update(job.sizes[shard])
+    job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
+    for file in staging.iterdir():
+        sync(file)
+    return to_make
+
+
+def _begin(job: Job, out: Path, overwrite: bool) -> Path:
+    """Makes the staging folder, or takes over the one that an interrupted call has left.
+
+    Its name holds a digest of the arguments: a worker of a cluster that outlives its client may still write there.
+    """
+    digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
+    staging = out.with_name(f".{out.name}.{digest}.partial")
+    for other in out.parent.glob(f".{glob_escaped(out.name)}.????????.partial") if out.parent.is_dir() else ():
+        if other != staging:
+            _discard(other, job, overwrite)
+    if _stored(staging / RECORDS) != job.arguments:
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / RECORDS).mkdir(parents=True)
+        write_file(staging / RECORDS / ARGUMENTS, json.dumps(job.arguments, indent=2) + "\n")
+    for path in staging.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    return staging
+
+
+def glob_escaped(name: str) -> str:
+    """A name as a pattern that only it matches."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _discard(other: Path, job: Job, overwrite: bool) -> None:
+    """Deletes what another command has left, where it is nothing or may be replaced."""
+    stored = _stored(other / RECORDS) or {}
+    if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
+        differing = ", ".join(
+            f"{name} {stored.get(name)} not {value}" for name, value in job.arguments.items() if stored.get(name) != value
+        )
+        raise UserError(
+            f"{other}: unfinished shards of another command ({differing}); "
+            "end that command, delete the folder, or add --overwrite"
+        )
+    shutil.rmtree(other)
+
+
+def _stored(records: Path) -> Facts | None:
+    """The arguments that a folder's shards were made with; None where there is nothing to be read."""
+    return _read_json(records / ARGUMENTS)
+
+
+def _finished(job: Job, staging: Path) -> dict[int, Facts]:
+    """Facts of the shards that are whole, by number."""
+    found = {}
+    for shard in range(len(job.sizes)):
+        facts = _read_json(_record(staging / job.name(shard)))
+        if facts is not None and (staging / job.name(shard)).is_file() and job.is_current(shard, facts):
+            found[shard] = facts
+    return found
+
+
+def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
+    """Shard and facts as they are finished; a bounded number is in flight."""
+    pending: dict[Future[Facts], int] = {}
+    for shard in shards:
+        pending[executor.submit(make_shard, job.task(shard), staging / job.name(shard))] = shard
+        done = [future for future in pending if future.done()]
+        while done or len(pending) >= IN_FLIGHT:
+            for future in done or wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+            done = []
+    while pending:
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            yield pending.pop(future), future.result()
+
+
+def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
+    """Makes one shard, in a worker; it is whole and on the disk once this returns.
+
+    Raises:
+        UserError: this machine does not see the staging folder, or whatever the task raises.
+    """
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"  # no other writes this file
+    temporary = path.with_name(f".{writer}-{path.name}.tmp")
+    if not path.parent.is_dir():
+        raise UserError(
+            f"{path.parent}: not seen by {socket.gethostname()}; choose an OUT on a disk that all machines share"
+        )
+    try:
+        facts = task(temporary)
+        sync(temporary)
+        facts["sha256"] = file_sha256(temporary)  # reads back what was written
+        temporary.replace(path)
+        sync(path.parent)
+        draft = path.parent / RECORDS / temporary.name
+        draft.write_text(json.dumps(facts) + "\n")
+        sync(draft)
+        draft.replace(_record(path))
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return facts
+
+
+def _record(shard: Path) -> Path:
+    return shard.parent / RECORDS / f"{shard.name}.json"
+
+
+def _check_room(needed: int, staging: Path) -> None:
+    free = shutil.disk_usage(staging).free
+    if needed > free:
+        raise UserError(
+            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose another "
+            "disk"
+        )
+
+
+def _read_json(path: Path) -> Facts | None:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of_files(paths: Iterable[Path]) -> str:
+    """Tells files of these sizes and times from the same files after a change."""
+    state = hashlib.sha256()
+    for path in paths:
+        try:
+            known = path.stat()
+            state.update(f"{known.st_size} {known.st_mtime_ns}\n".encode())
+        except OSError:
+            state.update(b"unreadable\n")
+    return state.hexdigest()
