@@ -38,9 +38,9 @@ from tqdm import tqdm
 
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.evaluation.protocols import comparisons
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH
+from fingerprint_accel.metrics.protocols import comparisons
 from fingerprint_accel.preprocess.augment import Pose
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.pose import finger_pose

@@ -26,7 +26,7 @@ from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.metrics import compute_metrics
+from fingerprint_accel.metrics.verification import compute_metrics
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "finetune.py"
 Prints = dict[str, tuple[list[np.ndarray], np.ndarray, np.ndarray]]  # canvases, finger, impression, by set

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
+from minutia_matching import angle_difference, match_minutiae
 from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.evaluation.minutiae import angle_difference, match_minutiae
 from fingerprint_accel.extraction.minutiae_readout import THRESHOLD, read_map, read_minutiae
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 

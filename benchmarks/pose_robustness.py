@@ -23,9 +23,9 @@ from tqdm import tqdm
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.pose_sweep import embed_moved
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.similarity import similarity
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset

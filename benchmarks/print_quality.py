@@ -25,9 +25,9 @@ from results_file import check_results, write_results
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.metrics import sorted_curve
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
+from fingerprint_accel.metrics.verification import sorted_curve
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.skin import numbered_masters

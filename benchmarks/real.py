@@ -28,10 +28,10 @@ from results_file import check_results, write_results
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.protocols import Scores
 from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.extraction.extractor import open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses
+from fingerprint_accel.metrics.protocols import Scores
 
 STEP = 15  # degrees between the turns that are tried on prints that were turned further than usual
 

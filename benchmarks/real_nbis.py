@@ -15,7 +15,7 @@ from real_sets import Prints
 from tqdm import tqdm
 
 from fingerprint_accel.evaluation.calibration import PROTOCOL
-from fingerprint_accel.evaluation.protocols import Scores, comparisons
+from fingerprint_accel.metrics.protocols import Scores, comparisons
 
 
 class _Worker:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from real_sets import SETS, mean_of_real
 
-from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import Scores
+from fingerprint_accel.metrics.bootstrap import bootstrap_eer
+from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.text import aligned
 
 AS_IT_IS, COMPARE = "as it is", "compare"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import tyro
 from machine import device_name
+from minutia_matching import MAX_DISTANCE_MM, angle_difference, match_minutiae
 from nbis_judge import ENDING, PPI, Nbis
 from PIL import Image
 from realism_measures import image_measures
@@ -30,10 +31,9 @@ from tqdm import tqdm
 
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.minutiae import MAX_DISTANCE_MM, angle_difference, match_minutiae
-from fingerprint_accel.evaluation.protocols import Pairs, Scores, comparisons
+from fingerprint_accel.metrics.bootstrap import bootstrap_eer
+from fingerprint_accel.metrics.protocols import Pairs, Scores, comparisons
+from fingerprint_accel.metrics.verification import compute_metrics
 
 CONFIDENT = 0.5  # reliability from which a minutia of mindtct is counted as confident
 SEED = 0

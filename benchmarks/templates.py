@@ -19,9 +19,9 @@ from results_file import check_results, write_results
 
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
+from fingerprint_accel.metrics.verification import compute_metrics
 
 SHARES = (1, 2, 4, 8)  # of the numbers; the bundled model's nested lengths
 KINDS: tuple[Kind, ...] = ("float32", "int8", "binary")

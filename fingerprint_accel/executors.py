@@ -155,7 +155,9 @@ def _dask(cluster: str) -> Iterator[Executor]:
     except ImportError as error:
         raise UserError("--cluster needs Dask; pip install 'fingerprint-accel[cluster]'") from error
     try:
-        client = Client(scheduler_file=cluster) if Path(cluster).is_file() else Client(cluster, timeout=SECONDS_TO_CONNECT)
+        client = (
+            Client(scheduler_file=cluster) if Path(cluster).is_file() else Client(cluster, timeout=SECONDS_TO_CONNECT)
+        )
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"--cluster {cluster}: no Dask scheduler answers ({type(error).__name__}); give the address that "

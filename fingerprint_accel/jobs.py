@@ -44,7 +44,7 @@ class Job(Protocol):
     label: str
     kind: FolderKind
     arguments: dict[str, Any]
-    sizes: Sequence[int]
+    sizes: list[int]
 
     def name(self, shard: int) -> str:
         """File name of a shard."""
@@ -67,9 +67,7 @@ class Job(Protocol):
         ...
 
 
-def run(
-    job: Job, out: Path, executor: Executor, overwrite: bool = False, progress: bool = True
-) -> int:
+def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progress: bool = True) -> int:
     """Makes the shards that are missing and publishes the folder.
 
     Args:
@@ -149,7 +147,9 @@ def _discard(other: Path, job: Job, overwrite: bool) -> None:
     stored = _stored(other / RECORDS) or {}
     if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
         differing = ", ".join(
-            f"{name} {stored.get(name)} not {value}" for name, value in job.arguments.items() if stored.get(name) != value
+            f"{name} {stored.get(name)} not {value}"
+            for name, value in job.arguments.items()
+            if stored.get(name) != value
         )
         raise UserError(
             f"{other}: unfinished shards of another command ({differing}); "
@@ -224,8 +224,8 @@ def _check_room(needed: int, staging: Path) -> None:
     free = shutil.disk_usage(staging).free
     if needed > free:
         raise UserError(
-            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose another "
-            "disk"
+            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose "
+            "another disk"
         )
 
 

@@ -78,7 +78,7 @@ def learns_maps(run: Run) -> bool:
     if run.config.loss.minutia_map_weight > 0 and run.train.with_minutiae > 0:
         return True
     from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
-    from fingerprint_accel.training.saved_model import find_model
+    from fingerprint_accel.models.saved_model import find_model
 
     start = run.config.model.start_from
     if not start:

@@ -91,3 +91,16 @@ def fresh_accelerator() -> Iterator[None]:
     _forget()
     yield
     _forget()
+
+
+@pytest.fixture
+def embedded():
+    """Embeddings that a model could have made: (fingers * impressions, 16), finger and impression of each."""
+
+    def make(fingers=12, impressions=4, noise=0.7, seed=0):
+        rng = np.random.default_rng(seed)
+        finger = np.repeat(np.arange(fingers), impressions)
+        vectors = rng.normal(size=(fingers, 16))[finger] + noise * rng.normal(size=(len(finger), 16))
+        return vectors.astype(np.float32), finger, np.tile(np.arange(impressions), fingers)
+
+    return make

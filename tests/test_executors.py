@@ -51,7 +51,10 @@ def test_one_worker_is_this_process():
 
 
 def test_a_killed_worker_is_one_line():
-    with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"), open_workers(2) as team:
+    with (
+        pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"),
+        open_workers(2) as team,
+    ):
         future = team.executor.submit(time.sleep, 600)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         future.result()
@@ -130,5 +133,8 @@ def test_devices(monkeypatch):
 
 def test_without_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"pip install 'fingerprint-accel\[cluster\]'"), open_workers(cluster="tcp://a:1"):
+    with (
+        pytest.raises(UserError, match=r"pip install 'fingerprint-accel\[cluster\]'"),
+        open_workers(cluster="tcp://a:1"),
+    ):
         pass

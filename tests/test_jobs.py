@@ -78,7 +78,9 @@ def staging(out):
 
 def test_a_folder_is_made(out, whole):
     assert make(out) == 40
-    assert files(out) == whole == {"0.txt": b"0", "1.txt": b"1", "2.txt": b"4", "3.txt": b"9", "sum.json": b'{"sum": 14}'}
+    assert (
+        files(out) == whole == {"0.txt": b"0", "1.txt": b"1", "2.txt": b"4", "3.txt": b"9", "sum.json": b'{"sum": 14}'}
+    )
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     with pytest.raises(UserError, match="out: exists already; choose another folder, or add --overwrite"):
         make(out)
@@ -213,7 +215,7 @@ def test_a_mistake_leaves_nothing_where_nothing_was_made(out, monkeypatch):
 def test_a_full_disk_is_said_before(out, monkeypatch):
     free = SimpleNamespace(free=3999)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(UserError, match="0.0 GB needed, 0.0 GB are free; make room"):
+    with pytest.raises(UserError, match=r"0\.0 GB needed, 0\.0 GB are free; make room"):
         make(out)
     assert not list(out.parent.iterdir())
     free.free = 4000

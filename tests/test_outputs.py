@@ -201,7 +201,6 @@ def test_own_files_are_replaced(prints, tmp_path):
 
 
 def test_results_of_a_benchmark(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(sys, "argv", ["benchmarks/heads.py"])
     written = runpy.run_path(str(ROOT / "benchmarks" / "results_file.py"))
     out = tmp_path / "results" / "heads.json"

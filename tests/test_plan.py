@@ -22,7 +22,6 @@ TRAINING = next(row for row in ROWS if (row["stage"], row["compile"], "while" in
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_recipes_are_what_plans_say(recipe, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "recipes")
     config = runpy.run_path(str(ROOT / "recipes" / recipe.name), run_name="recipe")["CONFIG"]
     assert (config.training.batch_size, config.training.epochs) == (recipe.batch_size, recipe.epochs)
     assert (config.loss.sharded, config.loss.negative_sampling) == (recipe.sharded, recipe.sampling)

@@ -13,11 +13,6 @@ from fingerprint_accel.errors import UserError
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture
 def judge():
     from nbis_judge import Nbis

@@ -60,7 +60,5 @@ def extract(
         from fingerprint_accel.extraction.bulk import Options, extract_all
 
         options = Options(template, length, minimum_quality, batch_size, bf16)
-        summary = extract_all(
-            data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite
-        )
+        summary = extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite)
         summary.show()

@@ -20,8 +20,8 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig, Variant
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.training.saved_model import MODEL
 
 PPI, CANVAS, SIZE = 300, 320, 299
 HEADS = ("texture_logits.", "minutia_logits.")

@@ -262,9 +262,7 @@ class ImportJob:
         )
 
 
-def _import_files(
-    files: list[ImageFile], fingers: list[int], target: Target, encoding: str, path: Path
-) -> Facts:
+def _import_files(files: list[ImageFile], fingers: list[int], target: Target, encoding: str, path: Path) -> Facts:
     """Prepares the files of a shard, in a worker."""
     state = _state(files)
     records, numbers, rejected = [], [], []
@@ -275,9 +273,7 @@ def _import_files(
         if prepared.image is None:
             rejected.append((file.name, prepared.reason, False))
         else:
-            records.append(
-                Record(prepared.image, file.finger_key, file.impression, file.name, prepared.minutiae)
-            )
+            records.append(Record(prepared.image, file.finger_key, file.impression, file.name, prepared.minutiae))
             numbers.append(finger)
     facts = write_shard(path, record_batches(records, numbers, target.canvas, encoding, False))
     return {**facts, "rejected": rejected, "files": state}

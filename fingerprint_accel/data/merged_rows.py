@@ -1,4 +1,4 @@
-"""Rows of datasets as another dataset stores them, in a worker process. Imports little, because every worker pays for it."""
+"""Rows of datasets as another dataset stores them, in a worker. Imports little: every worker pays for it."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class Shards:
 
 
 def _dense(fingers: np.ndarray, count: int) -> np.ndarray:
-    """fingers (N,) of `count` different numbers -> (N,) int32 in 0..count-1; an import may have left some numbers out."""
+    """fingers (N,) of `count` different numbers -> (N,) int32 in 0..count-1; an import may leave some numbers out."""
     if fingers.max(initial=-1) >= count:
         fingers = np.unique(fingers, return_inverse=True)[1]
     return fingers.astype(np.int32)

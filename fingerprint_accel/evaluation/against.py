@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fingerprint_accel.evaluation.bootstrap import bootstrap_differences, eer
-from fingerprint_accel.evaluation.curve import Curve
-from fingerprint_accel.evaluation.metrics import compute_metrics, sensible_fmr
-from fingerprint_accel.evaluation.protocols import Scores
+from fingerprint_accel.metrics.bootstrap import bootstrap_differences, eer
+from fingerprint_accel.metrics.curve import Curve
+from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,19 @@ import pyarrow.compute as pc
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.curve import resolvable
 from fingerprint_accel.evaluation.measuring import PROTOCOL, RATES, embedded, measure
-from fingerprint_accel.evaluation.protocols import Scores, comparisons
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.model_index import compared
 from fingerprint_accel.extraction.poses import UPRIGHT
+from fingerprint_accel.metrics.curve import resolvable
+from fingerprint_accel.metrics.protocols import Scores, comparisons
+from fingerprint_accel.models.saved_model import MODEL, SavedModel, find_model
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintSource
-from fingerprint_accel.training.saved_model import MODEL, SavedModel, find_model
 
 MOST_PRINTS = 10_000  # that are compared as they are
 FEWEST_FINGERS = 20  # from which `calibrate_command` centres: the mean of fewer is more of them than of the sensor

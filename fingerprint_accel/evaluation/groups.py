@@ -9,9 +9,9 @@ import numpy as np
 
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.curve import sorted_curve
-from fingerprint_accel.evaluation.metrics import compute_metrics, sensible_fmr
-from fingerprint_accel.evaluation.protocols import Scores
+from fingerprint_accel.metrics.curve import sorted_curve
+from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr
 
 FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}

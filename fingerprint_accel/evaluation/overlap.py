@@ -14,9 +14,9 @@ from fingerprint_accel.config import Config, load_yaml
 from fingerprint_accel.data.shards import Shards, open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.history import find_run
+from fingerprint_accel.models.saved_model import BUNDLED, bundled_models
 from fingerprint_accel.synthesis.skin import finger_name
 from fingerprint_accel.synthesis.source import is_source, parse_source
-from fingerprint_accel.training.saved_model import BUNDLED, bundled_models
 
 BAND = 12  # rows in the middle of a canvas that are looked at first: about a page of memory
 SLOW = 20_000  # prints from which on progress is shown

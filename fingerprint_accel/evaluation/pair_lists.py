@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from fingerprint_accel.compat.flx_benchmarks import verification_rows
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.protocols import Pairs
+from fingerprint_accel.evaluation.flx_benchmarks import verification_rows
+from fingerprint_accel.metrics.protocols import Pairs
 
 YES, NO = ("1", "true", "yes", "mated"), ("0", "false", "no", "non-mated")
 HEADER = "reference,probe[,mated]"

@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from fingerprint_accel.evaluation.curve import det_curve
-from fingerprint_accel.evaluation.identification import Searches
-from fingerprint_accel.evaluation.metrics import FMRS, Metrics
 from fingerprint_accel.evaluation.pose_sweep import PoseSweep
-from fingerprint_accel.evaluation.protocols import Scores
+from fingerprint_accel.metrics.curve import det_curve
+from fingerprint_accel.metrics.identification import Searches
+from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.verification import FMRS, Metrics
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 SIZE = (5.6, 4.6)  # inches; the page shows two side by side

@@ -11,10 +11,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.evaluation.metrics import compute_metrics, sensible_fmr
-from fingerprint_accel.evaluation.protocols import MAX_NONMATED, Pairs, comparisons, score_pairs
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH, UPRIGHT, Poses
+from fingerprint_accel.metrics.protocols import MAX_NONMATED, Pairs, comparisons, score_pairs
+from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr
 
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0)  # degrees
 SHIFTS = (0.0, 2.0, 4.0)  # mm

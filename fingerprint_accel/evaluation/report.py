@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.evaluation.identification import FPIRS
-from fingerprint_accel.evaluation.metrics import DEFINITIONS
 from fingerprint_accel.evaluation.page import STYLE, embedded, extreme_pairs, section, side_by_side, table
 from fingerprint_accel.evaluation.results import Evaluation, Rows, at_threshold, finite, percent
 from fingerprint_accel.evaluation.tables import difference_table, group_table, group_title, sweep_table, sweep_title
+from fingerprint_accel.metrics.identification import FPIRS
+from fingerprint_accel.metrics.verification import DEFINITIONS
 
 SYNTHETIC = (
     "These prints are synthetic: the numbers compare models and settings; they are not accuracies on real fingers."

@@ -8,11 +8,11 @@ from typing import Any
 
 from fingerprint_accel.evaluation.against import Difference
 from fingerprint_accel.evaluation.groups import Breakdown
-from fingerprint_accel.evaluation.identification import FPIRS, RANKS, Searches
-from fingerprint_accel.evaluation.metrics import DEFINITIONS, FMRS, TAR_FARS, Metrics
 from fingerprint_accel.evaluation.overlap import Overlap
 from fingerprint_accel.evaluation.pose_sweep import PoseSweep
-from fingerprint_accel.evaluation.protocols import Scores
+from fingerprint_accel.metrics.identification import FPIRS, RANKS, Searches
+from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.verification import DEFINITIONS, FMRS, TAR_FARS, Metrics
 
 Rows = list[tuple[str, str]]
 KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}

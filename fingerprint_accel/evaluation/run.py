@@ -11,20 +11,24 @@ import numpy as np
 import torch
 
 from fingerprint_accel import __version__
-from fingerprint_accel.compat.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.against import compare_scores
-from fingerprint_accel.evaluation.bootstrap import bootstrap_eer
+from fingerprint_accel.evaluation.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.evaluation.groups import breakdown, groupings
-from fingerprint_accel.evaluation.identification import closed_set, listed_searches, open_set
-from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs
 from fingerprint_accel.evaluation.pictures import draw_pictures, model_name
 from fingerprint_accel.evaluation.pose_sweep import pose_sweep
-from fingerprint_accel.evaluation.protocols import (
+from fingerprint_accel.evaluation.report import report_html
+from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows
+from fingerprint_accel.evaluation.tables import results_text
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.metrics.bootstrap import bootstrap_eer
+from fingerprint_accel.metrics.identification import closed_set, listed_searches, open_set
+from fingerprint_accel.metrics.protocols import (
     PROTOCOLS,
     Pairs,
     Scores,
@@ -32,11 +36,7 @@ from fingerprint_accel.evaluation.protocols import (
     score_pairs,
     score_protocol,
 )
-from fingerprint_accel.evaluation.report import report_html
-from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows
-from fingerprint_accel.evaluation.tables import results_text
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with
 
 SAMPLED_PAIRS = 100_000

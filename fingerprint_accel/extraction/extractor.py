@@ -29,11 +29,11 @@ from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.folding import folded
 from fingerprint_accel.models.localization import Localization, hypotheses
 from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
 from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.similarity import similarity
-from fingerprint_accel.training.saved_model import find_model, write_model, write_notes
 
 Image = Path | str | np.ndarray
 

@@ -36,8 +36,8 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
     expected = dict(_checksums(folder))
     if not expected:
         raise UserError(
-            f"{folder}: holds no checksums; give a dataset, a gallery, embeddings, a model, a checkpoint or a run folder "
-            "that this version has written"
+            f"{folder}: holds no checksums; give a dataset, a gallery, embeddings, a model, a checkpoint or a run "
+            "folder, written by this version"
         )
     for path in expected:
         if not path.is_file():
@@ -54,9 +54,7 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
             bar.update(sizes[path])
     if changed:
         more = f", and so do {len(changed) - 1} more files" if len(changed) > 1 else ""
-        raise UserError(
-            f"{changed[0]}: differs from its sha256{more}; restore it from a copy, or make {folder} again"
-        )
+        raise UserError(f"{changed[0]}: differs from its sha256{more}; restore it from a copy, or make {folder} again")
     return len(expected), sum(sizes.values())
 
 

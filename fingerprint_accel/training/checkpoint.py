@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +16,17 @@ from safetensors.torch import load_file, save_file
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.jobs import file_sha256
+from fingerprint_accel.models.checkpoint_folder import (
+    EMA_FILE,
+    FILES,
+    checkpoint_names,
+    damage,
+    read_pointer,
+    shapes_in,
+)
 from fingerprint_accel.training.fsdp import sliced
 
 FORMAT_VERSION = 1
-EMA_FILE = "ema.safetensors"
-FILES = ("state.json", "model.safetensors", "training_state.safetensors")
-_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
 def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Compares names and shapes in a file with what was to be written; opening it compares its length."""
     try:
-        there = _shapes(file)
+        there = shapes_in(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read back ({error}); the disk or another process changed it") from error
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -94,33 +98,6 @@ def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
             f"{file}: holds {len(there)} tensors in place of {len(expected)} that were written; another process writes "
             "to this run folder"
         )
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a file by name, from its header."""
-    with safe_open(file, framework="pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, as far as names, lengths and headers of its files tell; None if nothing.
-
-    A number that has changed inside a tensor is not found.
-    """
-    name = next((name for name in FILES if not (folder / name).is_file()), None)
-    if name is not None:
-        return f"no {name}"
-    try:
-        step = json.loads((folder / "state.json").read_text())["step"]
-        shapes = _shapes(folder / "model.safetensors")
-        _shapes(folder / "training_state.safetensors")
-        if (folder / EMA_FILE).is_file():
-            _shapes(folder / EMA_FILE)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        return f"damaged: {str(error)[:80] or type(error).__name__}"
-    if not shapes:
-        return "model.safetensors holds no tensor"
-    return None if folder.name == f"step-{step:08d}" else f"state.json is of step {step}"
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -136,14 +113,6 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def checkpoint_names(run: Path) -> list[str]:
-    """Names of the complete checkpoints of a run folder, oldest first."""
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
-
-
 def prune(run: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints and the best one, and leftovers of interrupted saves."""
     folder = run / "checkpoints"
@@ -155,23 +124,6 @@ def prune(run: Path, keep: int) -> None:
     if folder.is_dir():
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def read_pointer(path: Path) -> str | None:
-    """The checkpoint that `best.json` or `latest.json` names, or None without such a file."""
-    if not path.is_file():
-        return None
-    try:
-        return str(json.loads(path.read_text())["checkpoint"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; delete it to fall back on the newest checkpoint") from error
-
-
-def find_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is not damaged, or None. Its name, not `latest.json`, decides: the
-    rename that completes a checkpoint comes before the pointer."""
-    folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
-    return next((folder for folder in folders if damage(folder) is None), None)
 
 
 def set_aside_damaged(run: Path, newest: Path) -> list[str]:

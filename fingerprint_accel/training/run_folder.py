@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import FolderKind, check_folder, locked
 from fingerprint_accel.ranks import rank_and_world_size
-from fingerprint_accel.training.saved_model import MODEL
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

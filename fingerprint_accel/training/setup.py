@@ -25,6 +25,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
@@ -32,7 +33,6 @@ from fingerprint_accel.training.fsdp import ThroughRoot, fsdp_plugin, prepare, s
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.rates import depths, parameter_groups
 from fingerprint_accel.training.run_folder import check_launch
-from fingerprint_accel.training.saved_model import find_model
 from fingerprint_accel.training.sharded_heads import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from fingerprint_accel.data.batch import Batch
-from fingerprint_accel.evaluation.metrics import validation_metrics
+from fingerprint_accel.metrics.verification import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import MM_PER_INCH, Preprocessor
 from fingerprint_accel.training.data import PrintSource

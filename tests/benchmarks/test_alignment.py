@@ -15,11 +15,6 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MM = 25.4 / 300
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def poses(rows):
     """(angle in degrees, x, y in mm) of each."""
     from alignment_measures import true_pose

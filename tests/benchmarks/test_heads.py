@@ -16,7 +16,6 @@ SHARDED = {"all_gather": 16 * DIM * 4 + 16 * 8, "all_reduce": BATCH * 4 + 3 * BA
 
 @pytest.fixture
 def heads(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     import heads
 

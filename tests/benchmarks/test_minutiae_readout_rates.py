@@ -14,11 +14,6 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def test_rates_by_hand():
     import minutiae_readout
 

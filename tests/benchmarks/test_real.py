@@ -18,11 +18,6 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture(scope="module")
 def extractor(prints, spread_out):
     """An untrained network that tells prints apart: rates must not depend on how similarities are rounded."""

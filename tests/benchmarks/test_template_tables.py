@@ -7,15 +7,10 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.extraction.template_formats import TemplateFormat
+from fingerprint_accel.metrics.verification import compute_metrics
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def noisy(fingers, impressions, dims, noise):

@@ -27,11 +27,6 @@ TINY = [
 TOO_LARGE = "2000000000"  # prints of 64 x 64 do not fit into any address space
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """24 gratings of 6 fingers, 64 x 64 pixels, two minutiae each."""

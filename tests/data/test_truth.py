@@ -7,8 +7,8 @@ import torch
 
 from fingerprint_accel.data.batch import BatchLayout
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
-from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import CONTACT_BYTES, GRID, UNKNOWN, Truth, overlaps, pack_contact, unpack_contact

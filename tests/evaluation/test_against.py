@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.evaluation.against import compare_scores
-from fingerprint_accel.evaluation.bootstrap import bootstrap_differences, bootstrap_eer, eer
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import score_protocol
+from fingerprint_accel.metrics.bootstrap import bootstrap_differences, bootstrap_eer, eer
+from fingerprint_accel.metrics.protocols import score_protocol
+from fingerprint_accel.metrics.verification import compute_metrics
 
 
 def score(vectors, fingers, impressions):

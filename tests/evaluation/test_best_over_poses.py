@@ -11,10 +11,10 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.identification import closed_set
-from fingerprint_accel.evaluation.protocols import sampled_comparisons, score_pairs, score_protocol
 from fingerprint_accel.evaluation.run import Extras, evaluate, evaluate_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.metrics.identification import closed_set
+from fingerprint_accel.metrics.protocols import sampled_comparisons, score_pairs, score_protocol
 from fingerprint_accel.similarity import pair_similarity, similarity
 
 

@@ -15,14 +15,14 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation import calibration, measuring
 from fingerprint_accel.evaluation.calibration import calibrate, calibrate_command, has_synthetic
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import score_protocol
 from fingerprint_accel.extraction.calibration import Calibration, decision_basis
 from fingerprint_accel.extraction.centring import mean_template
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.metrics.protocols import score_protocol
+from fingerprint_accel.metrics.verification import compute_metrics
+from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.saved_model import find_model
 
 
 @pytest.fixture

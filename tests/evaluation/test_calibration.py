@@ -3,8 +3,8 @@ import pytest
 
 from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.evaluation.measuring import thresholds
-from fingerprint_accel.evaluation.protocols import Pairs, Scores, score_protocol
 from fingerprint_accel.extraction.comparison import decisions
+from fingerprint_accel.metrics.protocols import Pairs, Scores, score_protocol
 
 
 def scored(mated, nonmated):

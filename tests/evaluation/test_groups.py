@@ -5,8 +5,8 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.groups import ACROSS, breakdown, groupings
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import score_protocol
+from fingerprint_accel.metrics.protocols import score_protocol
+from fingerprint_accel.metrics.verification import compute_metrics
 
 
 def test_synthetic_prints_tell_quality_and_class(write_prints, tmp_path):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fingerprint_accel.compat.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.evaluation.pair_lists import read_pairs
 
 FLX = {  # the form in which flx keeps its benchmarks: subjects and impressions from 0

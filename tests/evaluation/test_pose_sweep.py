@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.evaluation.pose_sweep import moved, pose_sweep, random_moves, sample_of_fingers
-from fingerprint_accel.evaluation.protocols import score_protocol
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.metrics.protocols import score_protocol
+from fingerprint_accel.metrics.verification import compute_metrics
 
 
 def test_turns_counter_clockwise_about_the_middle_then_shifts():

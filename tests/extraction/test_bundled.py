@@ -8,10 +8,10 @@ import pytest
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.evaluation.calibration import all_pairs
-from fingerprint_accel.evaluation.metrics import compute_metrics
 from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.extraction.comparison import compare_command
-from fingerprint_accel.training.saved_model import BUNDLED, bundled_models, find_model
+from fingerprint_accel.metrics.verification import compute_metrics
+from fingerprint_accel.models.saved_model import BUNDLED, bundled_models, find_model
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from minutia_matching import angle_difference, match_minutiae
 from PIL import Image
 
 from fingerprint_accel.cli.minutiae import minutiae as minutiae_verb
@@ -14,7 +15,6 @@ from fingerprint_accel.data.canvas import place
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import read_template
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.minutiae import angle_difference, match_minutiae
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.minutiae_readout import THRESHOLD, minutiae_command, read_map, read_minutiae
 from fingerprint_accel.preprocess.minutia_map import minutia_maps

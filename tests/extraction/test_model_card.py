@@ -8,7 +8,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.model_card import model_card
-from fingerprint_accel.training.saved_model import bundled_models, find_model
+from fingerprint_accel.models.saved_model import bundled_models, find_model
 
 METRICS = [
     {"dataset": "FVC2002 DB1_B", "metric": "eer", "value": 0.025, "name": "EER, as it is"},

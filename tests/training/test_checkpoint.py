@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
-    checkpoint_names,
-    find_checkpoint,
     load_checkpoint,
     optimizer_tensors,
     prune,

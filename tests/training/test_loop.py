@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fingerprint_accel.data.pack_options import PackOptions
+from fingerprint_accel.data.packing import pack
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, ReadingConfig, load_yaml
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training

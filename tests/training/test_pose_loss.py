@@ -20,13 +20,13 @@ from fingerprint_accel.config import (
 from fingerprint_accel.data.loader import subset_of_fingers
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.preprocess.augment import Pose, pose_left, random_pose, resample, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 from fingerprint_accel.training.loop import train
-from fingerprint_accel.training.saved_model import find_model
 from fingerprint_accel.training.setup import set_up
 
 ONLY_POSES = LossConfig(

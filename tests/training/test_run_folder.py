@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names, damage, find_checkpoint
+from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.outputs import locked
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import checkpoint as module
-from fingerprint_accel.training.checkpoint import Checkpoint, checkpoint_names, damage, find_checkpoint, save_checkpoint
+from fingerprint_accel.training.checkpoint import Checkpoint, save_checkpoint
 from fingerprint_accel.training.run_folder import check_launch, check_run_folder, holding
-from fingerprint_accel.training.saved_model import find_model
 
 ROOT = starting.ROOT
 LAUNCHES = {

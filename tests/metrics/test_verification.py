@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.curve import det_curve, resolvable, sorted_curve
-from fingerprint_accel.evaluation.metrics import compute_metrics, sensible_fmr, validation_metrics
+from fingerprint_accel.metrics.curve import det_curve, resolvable, sorted_curve
+from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr, validation_metrics
 
 
 def draw(seed, mated=700, nonmated=3000, levels=0):

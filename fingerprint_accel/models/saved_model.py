@@ -20,8 +20,8 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import sync, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.jobs import file_sha256
+from fingerprint_accel.models.checkpoint_folder import EMA_FILE, damage, find_checkpoint, read_pointer
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
-from fingerprint_accel.training.checkpoint import EMA_FILE, damage, find_checkpoint, read_pointer
 
 BUNDLED = Path(__file__).parent.parent / "pretrained"
 MODEL = FolderKind(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.sampling import mated_sample, nonmated_sample
+from fingerprint_accel.metrics.sampling import mated_sample, nonmated_sample
 from fingerprint_accel.similarity import pair_similarity, similarity
 
 PROTOCOLS = {

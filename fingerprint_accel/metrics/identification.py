@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.curve import FAILED, Curve, resolvable
-from fingerprint_accel.evaluation.protocols import unit_vectors
+from fingerprint_accel.metrics.curve import FAILED, Curve, resolvable
+from fingerprint_accel.metrics.protocols import unit_vectors
 from fingerprint_accel.similarity import similarity
 
 FPIRS = (0.01, 0.1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.protocols import comparisons, score_protocol
+from fingerprint_accel.metrics.protocols import comparisons, score_protocol
 
 
 def ten_by_eight(seed=0):

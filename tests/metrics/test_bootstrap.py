@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fingerprint_accel.evaluation.bootstrap import bootstrap_eer, weighted_curve
-from fingerprint_accel.evaluation.metrics import compute_metrics
-from fingerprint_accel.evaluation.protocols import score_protocol
+from fingerprint_accel.metrics.bootstrap import bootstrap_eer, weighted_curve
+from fingerprint_accel.metrics.protocols import score_protocol
+from fingerprint_accel.metrics.verification import compute_metrics
 
 
 def prints(fingers=10, impressions=8, noise=1.0, seed=0):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fingerprint_accel.evaluation.curve import Curve
-from fingerprint_accel.evaluation.protocols import Scores
+from fingerprint_accel.metrics.curve import Curve
+from fingerprint_accel.metrics.protocols import Scores
 
 MAX_SCORES = 200_000  # non-mated scores per resample; beyond, a fixed sample of them
 Rate = Callable[[Curve], float]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation import identification
-from fingerprint_accel.evaluation.identification import closed_set, listed_searches, open_set, search
+from fingerprint_accel.metrics import identification
+from fingerprint_accel.metrics.identification import closed_set, listed_searches, open_set, search
 
 
 def unit(vectors):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fingerprint_accel.evaluation.curve import resolvable, sorted_curve
-from fingerprint_accel.evaluation.protocols import score_protocol
+from fingerprint_accel.metrics.curve import resolvable, sorted_curve
+from fingerprint_accel.metrics.protocols import score_protocol
 
 FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TAR_FARS = (1e-2, 1e-3, 1e-4)

@@ -3,8 +3,7 @@
 import math
 
 import numpy as np
-
-from fingerprint_accel.evaluation.minutiae import angle_difference, match_minutiae
+from minutia_matching import angle_difference, match_minutiae
 
 
 def minutiae(*rows):
