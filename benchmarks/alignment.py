@@ -1,4 +1,4 @@
-"""Where an aligning network finds fingers: its error on synthetic prints, and poses of real and synthetic prints.
+"""Where an alignment network finds fingers: its error on synthetic prints, and poses of real and synthetic prints.
 
 python benchmarks/alignment.py --model base --data FOLDER --out alignment.json
 
@@ -41,7 +41,7 @@ from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.metrics.protocols import comparisons
-from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.preprocess.geometric import Pose
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.pose import finger_pose
 from fingerprint_accel.synthesis.source import open_source
@@ -72,14 +72,14 @@ class Synthetic:
 
 @torch.inference_mode()
 def predicted_pose(extractor: FingerprintExtractor, images: torch.Tensor) -> Pose:
-    """images (B, canvas, canvas) uint8 -> where the aligning network finds the fingers, on the CPU.
+    """images (B, canvas, canvas) uint8 -> where the alignment network finds the fingers, on the CPU.
 
     Raises:
-        UserError: a model without an aligning network.
+        UserError: a model without an alignment network.
     """
     pose = extractor.alignment(images.to(extractor.device))
     if pose is None:
-        raise UserError(f"{extractor.origin}: has no aligning network; give a model of a Loc variant")
+        raise UserError(f"{extractor.origin}: has no alignment network; give a model of a Loc variant")
     return Pose(pose.matrix.float().cpu(), pose.shift.float().cpu(), None, pose.crop)
 
 
@@ -140,7 +140,7 @@ def distribution(pose: Pose, mm: float) -> dict[str, list[float]]:
 
 
 def real_pose(extractor: FingerprintExtractor, folder: Path, ppi: int) -> Pose:
-    """Where the aligning network finds the fingers of a real set."""
+    """Where the alignment network finds the fingers of a real set."""
     batches = extractor.batches(read_set(folder).paths, ppi, BATCH, progress=sys.stderr.isatty())
     return joined([predicted_pose(extractor, images) for images in batches])
 
@@ -190,7 +190,7 @@ def main(
     judge: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Path | None = None,
 ) -> None:
-    """Error of an aligning network on synthetic prints, and the poses of synthetic and real prints side by side.
+    """Error of an alignment network on synthetic prints, and the poses of synthetic and real prints side by side.
 
     Args:
         model: Bundled model, run, checkpoint or exported folder.
@@ -201,8 +201,8 @@ def main(
     """
     check_results(out)
     extractor = open_extractor(model)
-    if extractor.aligning is None:
-        raise UserError(f"{model}: has no aligning network; give a model of a Loc variant")
+    if extractor.alignment_network is None:
+        raise UserError(f"{model}: has no alignment network; give a model of a Loc variant")
     if judge and not extractor.cells:
         raise UserError(f"{model}: --judge needs a dense model, such as small or base")
     mm = MM_PER_INCH / extractor.ppi

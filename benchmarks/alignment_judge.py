@@ -1,4 +1,4 @@
-"""How far the relative pose that an aligning network gives two real prints of a finger is from where they match best.
+"""How far the relative pose that an alignment network gives two real prints of a finger is from where they match best.
 
 Nobody knows the true pose of a real print. The judge is dense matching: one print of a pair stays as the network aligns
 it, the other is embedded again in poses around its own, and the pose of the highest masked similarity counts as right.
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH
-from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.preprocess.geometric import Pose
 from fingerprint_accel.similarity import masked_similarity
 
 TURNS = (-12.0, -6.0, 0.0, 6.0, 12.0)  # degrees
@@ -41,7 +41,7 @@ def disagreement(extractor: FingerprintExtractor, images: torch.Tensor, pairs: n
     """Compares relative poses of mated pairs with those of the judge.
 
     Args:
-        extractor: a dense model with an aligning network.
+        extractor: a dense model with an alignment network.
         images: (N, canvas, canvas) uint8.
         pairs: (n, 2) rows of two prints of a finger.
     """

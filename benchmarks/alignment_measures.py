@@ -1,4 +1,4 @@
-"""How far an aligning network is from the truth, and how much of the finger two touches share.
+"""How far an alignment network is from the truth, and how much of the finger two touches share.
 
 A pose says where a point of the upright finger lies on the canvas (`preprocess.augment.Pose`). The plastic distortion
 of a touch, up to about a millimetre, is left out of both.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fingerprint_accel.preprocess.augment import Pose, resample, turned_and_shifted
+from fingerprint_accel.preprocess.geometric import Pose, resample, turned_and_shifted
 
 FIELD_MM, CELL_MM = 44.0, 0.25  # of the square around the finger's middle in which contacts are compared
 PERCENTILES = (2, 5, 25, 50, 75, 95, 98)

@@ -16,6 +16,7 @@ from fingerprint_accel.config import Config
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.plan import flop_counter
+from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
 from fingerprint_accel.training.module import TrainingModule
 
 LARGEST = {"cuda": 8192, "cpu": 2048}  # side of the matrices
@@ -120,7 +121,7 @@ def training_flops(config: Config, classes: int) -> float:
 
     Counted on tensors that have shapes but no memory, so it takes as long for any size. Preparation is not counted.
     """
-    size, side = config.preprocess.size, config.preprocess.map_size
+    size, side = config.preprocess.size, MAP_SIZE
     with FakeTensorMode():
         model = DeepPrint(config.model, side)
         loss = DeepPrintLoss(config.loss, model.branch_dims, classes, config.model.dropout, model.needs_minutia_maps)

@@ -77,7 +77,7 @@ def make_reference(run: Run, files: PrintFiles, workers: int) -> Reference:
     """The same network and losses as ours, as plain PyTorch builds them."""
     config = run.config
     torch.manual_seed(config.training.seed)
-    model = DeepPrint(config.model, config.preprocess.map_size)
+    model = DeepPrint(config.model)
     loss = DeepPrintLoss(
         config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.needs_minutia_maps
     )

@@ -31,7 +31,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.losses.exchange import place, reduce
+from fingerprint_accel.losses.exchange import rank_and_world_size, reduce
 from fingerprint_accel.losses.margin import MarginHead
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.text import aligned
@@ -73,7 +73,7 @@ class Sent:
 
     def __init__(self) -> None:
         self.bytes: Counter[str] = Counter()
-        self.processes = place()[1]
+        self.processes = rank_and_world_size()[1]
         if self.processes > 1:
             self._all_gather, self._all_reduce = dist.all_gather, dist.all_reduce
             dist.all_gather, dist.all_reduce = self.all_gather, self.all_reduce
@@ -121,7 +121,7 @@ def loopback_bytes() -> int:
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """One case, in the process that it was started in."""
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     torch.manual_seed(0)
     module = HeadLoss(case).to(device)
     head, sent, wrapped = module.head, Sent(), module
@@ -186,7 +186,7 @@ def run_case(case: Case) -> None:
     if case.processes > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
     row = measure(case, device)
-    if place()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         print(json.dumps(row))
     if case.processes > 1:
         dist.destroy_process_group()

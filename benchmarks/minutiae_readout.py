@@ -25,7 +25,7 @@ from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.extraction.minutiae_readout import THRESHOLD, read_map, read_minutiae
-from fingerprint_accel.preprocess.minutia_map import minutia_maps
+from fingerprint_accel.preprocess.minutia_map import MAP_SIZE, minutia_maps
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -50,9 +50,9 @@ def read_true_maps(truth: list[np.ndarray], extractor: FingerprintExtractor) -> 
     start = (extractor.canvas - config.crop) / 2
     for minutiae in truth:
         moved = torch.from_numpy(minutiae - np.array([start, start, 0, 0], np.float32))[None]
-        maps = minutia_maps(moved, torch.tensor([len(minutiae)]), config.crop, config.map_size, config.map_sigma)
+        maps = minutia_maps(moved, torch.tensor([len(minutiae)]), config.crop)
         read = read_map(maps[0], THRESHOLD)
-        read[:, :2] = read[:, :2] * config.crop / config.map_size + start
+        read[:, :2] = read[:, :2] * config.crop / MAP_SIZE + start
         found.append(read)
     return found
 

@@ -17,12 +17,12 @@ from results_file import check_results, write_results
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, resample
 from fingerprint_accel.preprocess.coarse import chunks
+from fingerprint_accel.preprocess.geometric import move_minutiae, random_pose, resample
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
+from fingerprint_accel.preprocess.photometric import degrade, random_quality
 from fingerprint_accel.preprocess.pipeline import WINDOW, Preprocessor
-from fingerprint_accel.preprocess.quality import degrade, random_quality
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
@@ -72,7 +72,7 @@ def make_stages(batch: Batch, config: PreprocessConfig, canvas: int) -> dict[str
         "degrade": in_runs(lambda rows: degrade(posed[rows], quality[rows], prepare.tile)),
         "local_normalize": in_runs(lambda rows: local_normalize(posed[rows], round(WINDOW * ppi))),
         "move_minutiae": lambda: move_minutiae(batch.minutiae, pose, canvas, size),
-        "minutia_maps": lambda: minutia_maps(moved, batch.minutia_count, size, config.map_size),
+        "minutia_maps": lambda: minutia_maps(moved, batch.minutia_count, size),
         "enhancer": in_runs(lambda rows: enhancer(posed[rows])),
         "all, with maps": lambda: prepare(batch, augment=True, maps=True),
         "all, without maps": lambda: prepare(batch, augment=True),

@@ -195,5 +195,5 @@ class PrintFiles(Dataset):
             image = resample_one(enhanced, pose, config.crop, config.size)
         with clock.part("minutia map"):
             moved = move_minutiae(self.minutiae[index], pose, grey.shape[-1], config.crop, config.size)
-            drawn = minutia_map(moved, config.size, config.map_size, config.map_sigma)
+            drawn = minutia_map(moved, config.size)
         return image[None], int(self.labels[index]), torch.from_numpy(drawn), len(moved) > 0

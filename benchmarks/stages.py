@@ -23,7 +23,7 @@ from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.schedule import Pace
+from fingerprint_accel.training.schedule import Schedule
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.sharded_heads import draw_classes, put_classes_back
 from fingerprint_accel.training.step import optimizer_step
@@ -174,7 +174,7 @@ def prepare_parts(preprocessor: Preprocessor, batch: Batch, maps: bool, seconds:
 def stepper(run: Run, batches: Iterator[Batch], moves: bool = False) -> Callable[[], None]:
     """One optimizer step per call, at full strength of everything; `moves`: the next step has the next prints."""
     meters, progress, guard = Meters(run.accelerator.device), Progress(), StatisticsGuard(run.bare)
-    full = Pace(run.config.training.learning_rate, 1.0, run.config.loss.margin)
+    full = Schedule(run.config.training.learning_rate, 1.0, run.config.loss.margin)
     run.module.train()
 
     def work() -> None:

@@ -37,7 +37,7 @@ a small network, in a minute on two cores:
   python benchmarks/throughput.py --model.trunk compact --preprocess.crop 256 --preprocess.size 128 --seconds 5
 """
 AFTER = """\
-Every knob of training (--model.trunk compact, --preprocess.enhance True, --config run.yaml, ...) works here too;
+Every knob of training (--model.trunk compact, --preprocess.enhance, --config run.yaml, ...) works here too;
 --help-training lists them. What the columns mean: docs/benchmarks.md.
 """
 DEFAULTS = Config(

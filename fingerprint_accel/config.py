@@ -6,6 +6,7 @@ file of the same shape (`--config run.yaml`), or both, the command line last.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,15 +16,78 @@ from typing import Literal
 import tyro
 import yaml
 
-from fingerprint_accel.config_dict import from_dict, to_dict
-from fingerprint_accel.config_preprocess import AugmentConfig, PreprocessConfig
-from fingerprint_accel.config_training import TrainingConfig
+from fingerprint_accel.config_dict import check_words, from_dict, renamed, to_dict
 from fingerprint_accel.errors import UserError, require
-
-__all__ = ["AugmentConfig", "PreprocessConfig", "TrainingConfig"]  # where all knobs are found
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu", "Dense", "LocDense"]
 Trunk = Literal["inception_v4", "compact", "vit_small", "vit_base", "flx"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of pose and quality during training. Amplitudes are maxima of uniform draws; 0 means none."""
+
+    enabled: bool = True
+    """Switches all of it."""
+    rotation_degrees: float = 20.0
+    """Rotation to either side, degrees."""
+    translation: float = 20.0
+    """Shift along each axis, canvas pixels."""
+    scale: float = 0.05
+    """Relative change of size: 0.05 draws from 1/1.05 to 1.05, uniform in the logarithm."""
+    elastic: float = 3.0
+    """Largest displacement of the smooth skin distortion, canvas pixels."""
+    contrast: float = 0.4
+    """Relative change of contrast around the mean grey of the print."""
+    gain: float = 0.2
+    """Relative change of brightness."""
+    ridge_thickness: float = 0.5
+    """Ridges made thicker (wet) or thinner (dry): blend with the local minimum or maximum, 0 to 1."""
+    noise: float = 0.06
+    """Standard deviation of sensor noise, as a share of the grey range."""
+    occlusion: float = 0.15
+    """Largest share of the input's area lost to a missing contact patch."""
+    start: float = 1.0
+    """Share of every amplitude at the first step; below 1 augmentation starts mild."""
+    ramp: float = 0.0
+    """Share of the run over which augmentation rises, linearly, from `start` to full strength; 0 starts with it."""
+
+    def __post_init__(self) -> None:
+        for knob in dataclasses.fields(self):
+            value = getattr(self, knob.name)
+            require(value >= 0, f"preprocess.augment.{knob.name} must not be negative, not {value}")
+        for name in ("start", "ramp"):
+            require(getattr(self, name) <= 1, f"preprocess.augment.{name} must be at most 1")
+        require(self.ridge_thickness <= 1, "preprocess.augment.ridge_thickness must be at most 1")
+        require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
+
+    def scaled(self, strength: float) -> AugmentConfig:
+        """The same with every amplitude multiplied by `strength`, 0 to 1."""
+        amplitudes = {
+            knob.name: strength * getattr(self, knob.name)
+            for knob in dataclasses.fields(self)
+            if knob.name not in ("enabled", "start", "ramp")
+        }
+        return dataclasses.replace(self, **amplitudes)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From uint8 canvases to the network's input, on the device."""
+
+    crop: int = 299
+    """Side of the central part of the canvas that the network sees, canvas pixels."""
+    size: int = 299
+    """Side of the network's input, pixels; differs from `crop` to see the same area at another resolution."""
+    normalize: Literal["local", "none"] = "local"
+    """`local` evens out brightness and contrast around each pixel; `none` only scales to 0..1, ridges bright."""
+    enhance: bool = False
+    """Multi-scale Gabor ridge enhancement before normalisation."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 32, "preprocess.crop must be at least 32")
+        require(self.size >= 32, "preprocess.size must be at least 32")
 
 
 @dataclass(frozen=True)
@@ -38,7 +102,7 @@ class ReadingConfig:
     """`permutation` shuffles all prints; `block` reads block by block, each shuffled (data larger than memory)."""
     block_size: int = 16384
     """Prints per block for `block` order; a block is made of runs of 1,024 neighbours from all over the data."""
-    impressions_per_finger: int = 1
+    samples_per_class: int = 1
     """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
     balanced: bool = False
     """Every finger equally often, however many prints it has."""
@@ -50,13 +114,12 @@ class ReadingConfig:
 
     def __post_init__(self) -> None:
         require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
-        for name in ("block_size", "impressions_per_finger", "siblings"):
+        for name in ("block_size", "samples_per_class", "siblings"):
             require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
         require(self.prefetch >= 1, "reading.prefetch must be at least 1")
         require(
-            self.order == "permutation"
-            or (self.impressions_per_finger == 1 and not self.balanced and self.siblings == 1),
-            "reading.order block reads neighbouring prints, but impressions_per_finger, balanced and siblings gather "
+            self.order == "permutation" or (self.samples_per_class == 1 and not self.balanced and self.siblings == 1),
+            "reading.order block reads neighbouring prints, but samples_per_class, balanced and siblings gather "
             "prints from all over the data: leave reading.order at permutation",
         )
 
@@ -65,17 +128,17 @@ class ReadingConfig:
 class ModelConfig:
     """The network."""
 
-    start_from: str = ""
+    init_from: str = ""
     """Trained network of the same shape to start from: a bundled model (`small`), a run folder, a checkpoint, or an
     exported model. The prints need the ppi and canvas of those it was trained on. Heads start afresh: the fingers are
     others. Empty: random weights."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: texture branch, minutia branch, or both; `Dense` describes the finger cell by cell, and prints
-    are compared where both show it; `Loc` puts the aligning network in front."""
+    are compared where both show it; `Loc` puts the alignment network in front."""
     trunk: Trunk = "inception_v4"
     """`inception_v4` is DeepPrint's; `compact` has a few million parameters and trains on CPUs; `vit_small` and
     `vit_base` are vision transformers; `flx` is Inception v4 as flx builds it, for its weights: no activations in
-    minutia branch, map decoder and aligning network."""
+    minutia branch, map decoder and alignment network."""
     embedding_dim: int = 512
     """Length of the whole embedding; variants with two branches give each half."""
     grid: int = 8
@@ -86,14 +149,14 @@ class ModelConfig:
     """Normalisation of the compact trunk; `group` makes results independent of the batch."""
     dropout: float = 0.2
     """Dropout in front of the embedding layers."""
-    localization_frozen: bool = False
-    """Leave the aligning network as it starts (`start_from`); the rest learns behind it."""
+    alignment_frozen: bool = False
+    """Leave the alignment network as it starts (`init_from`); the rest learns behind it."""
     stem_frozen: bool = False
-    """Leave the first layers as they start (`start_from`), those in front of all branches: less work for a trunk that
+    """Leave the first layers as they start (`init_from`), those in front of all branches: less work for a trunk that
     knows ridges."""
     trunk_frozen: bool = False
-    """Leave everything but the last layer of each branch as it starts (`start_from`): for a few fingers of your own."""
-    recompute: bool = False
+    """Leave everything but the last layer of each branch as it starts (`init_from`): for a few fingers of your own."""
+    gradient_checkpointing: bool = False
     """Keep only what passes between the blocks of the trunk, and compute the rest again in the backward pass: less
     memory, about a third more time (gradient checkpointing)."""
 
@@ -139,10 +202,10 @@ class LossConfig:
     sharded: bool = False
     """Every process keeps a slice of the fingers of each head (PartialFC), instead of all of them: for many fingers.
     Loss and gradients are the same."""
-    negative_sampling: float = 1.0
+    class_sample_rate: float = 1.0
     """Share of its fingers that a process compares prints with in an update, drawn anew each time, those of the prints
     always among them; below 1 it needs `sharded`."""
-    filter_above: float = 1.0
+    interclass_filter_threshold: float = 1.0
     """Other fingers with a larger cosine to a print do not count, since they may be its own under another name: for
     noisy labels. Below 1 it needs `sharded`, and arcface or cosface."""
     margin_start: float = 0.0
@@ -157,19 +220,17 @@ class LossConfig:
     """Weight of the minutia-map loss. It needs prints with minutiae; 0 trains a minutia branch without any."""
     contrastive_weight: float = 0.0
     """Weight of the InfoNCE term; it learns from fingers with several prints in a micro-batch
-    (`reading.impressions_per_finger`)."""
+    (`reading.samples_per_class`)."""
     mask_weight: float = 1.0
     """Weight of the loss by which dense variants learn which cells a print shows."""
     pose_weight: float = 1.0
-    """Weight of the loss by which the aligning network learns where a finger lies, from prints that know it: synthetic
+    """Weight of the loss by which the alignment network learns where a finger lies, from prints that know it: synthetic
     ones."""
     contrastive_temperature: float = 0.1
     """Temperature of the InfoNCE term: smaller looks at the most similar other fingers only."""
-    nested: tuple[int, ...] = ()
+    matryoshka_dims: tuple[int, ...] = ()
     """Lengths at which the beginning of each branch's embedding also learns to stand alone, shortest first: cut there
     and scaled to unit length, it is an embedding by itself (Matryoshka)."""
-    center_rate: float = 0.01
-    """Share by which a class centre moves towards the mean of its prints in each step."""
 
     def __post_init__(self) -> None:
         require(self.scale > 0, "loss.scale must be above 0")
@@ -179,24 +240,110 @@ class LossConfig:
         )
         for name in (*weights, "margin", "margin_start", "margin_ramp"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
-        rising = all(low < high for low, high in zip((0, *self.nested), self.nested, strict=False))
-        require(rising, "loss.nested must be lengths above 0, shortest first")
-        require(0 < self.negative_sampling <= 1, "loss.negative_sampling must be above 0 and at most 1")
-        require(0 < self.filter_above <= 1, "loss.filter_above must be above 0 and at most 1")
-        for name in ("negative_sampling", "filter_above"):
-            require(
-                self.sharded or getattr(self, name) == 1, f"loss.{name} needs loss.sharded: add --loss.sharded True"
-            )
+        rising = all(low < high for low, high in zip((0, *self.matryoshka_dims), self.matryoshka_dims, strict=False))
+        require(rising, "loss.matryoshka_dims must be lengths above 0, shortest first")
+        require(0 < self.class_sample_rate <= 1, "loss.class_sample_rate must be above 0 and at most 1")
         require(
-            self.head != "softmax" or self.filter_above == 1,
-            "loss.filter_above compares cosines: choose --loss.head arcface or cosface",
+            0 < self.interclass_filter_threshold <= 1, "loss.interclass_filter_threshold must be above 0 and at most 1"
+        )
+        for name in ("class_sample_rate", "interclass_filter_threshold"):
+            require(self.sharded or getattr(self, name) == 1, f"loss.{name} needs loss.sharded: add --loss.sharded")
+        require(
+            self.head != "softmax" or self.interclass_filter_threshold == 1,
+            "loss.interclass_filter_threshold compares cosines: choose --loss.head arcface or cosface",
         )
         require(self.margin_start + self.margin_ramp <= 1, "loss.margin_start + loss.margin_ramp must be at most 1")
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing must be at least 0 and below 1")
         require(
             not (self.sharded and self.label_smoothing), "loss.label_smoothing needs heads held whole: one of the two"
         )
-        require(0 <= self.center_rate <= 1, "loss.center_rate must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    epochs: float = 20.0
+    """Passes over the training prints; ignored when `steps` is given."""
+    steps: int = 0
+    """Optimizer steps; 0 derives them from `epochs`."""
+    batch_size: int = 64
+    """Prints per process and micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per optimizer step."""
+    auto_micro_batch_size: Literal["auto", "yes", "no"] = "auto"
+    """Rehearse a micro-batch before the first step, and where memory runs out on any process take smaller ones and more
+    of them on all, with the same prints per step; `auto` does so on GPUs."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Autocast of the network, losses stay in float32; `auto` takes what `accelerate launch` was told."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    """Peak learning rate, for the whole batch as given (it is not rescaled)."""
+    head_lr_mult: float = 1.0
+    """Learning rate of the identity heads, as a multiple of `learning_rate`."""
+    layer_decay: float = 1.0
+    """Each block of the network learns at this share of the rate of the block behind it: below 1 to keep the early
+    layers of a trained network (`model.init_from`)."""
+    ema_decay: float = 0.0
+    """Keep a moving average of the weights, this share of it at each step (less in the beginning): validated and saved
+    beside the raw weights, and exported in their place. 0 keeps none, 0.999 suits runs of 10,000 steps. With
+    `model.init_from` the average begins with the trained weights and still holds ema_decay^steps of them at the end:
+    0.999 keeps half of them over 700 steps."""
+    weight_decay: float = 0.02
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, then cosine decay."""
+    min_lr_ratio: float = 0.01
+    """Learning rate at the last step, as a share of the peak."""
+    clip_norm: float = 5.0
+    """Largest gradient norm; 0 switches clipping off."""
+    validate_every: int = 500
+    """Steps between validations; 0 validates at the end only."""
+    patience: int = 0
+    """Stop after this many validations without a lower EER; 0 never stops early."""
+    log_every: int = 20
+    """Steps between records in metrics.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 saves at the end only."""
+    save_total_limit: int = 3
+    """Checkpoints kept, besides the best one."""
+    max_bad_steps: int = 20
+    """Steps in a row with a NaN or infinite loss after which training stops."""
+    tracker: str = "tensorboard"
+    """Any tracker Accelerate knows, by name (`wandb`, `mlflow`, ...), or `none`."""
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """Compile the network, on a GPU also the losses, with torch.compile. `reduce-overhead` adds CUDA graphs (worth most
+    where a small network or batch leaves the GPU waiting for Python), `max-autotune` also tries out kernels."""
+    tf32: bool = True
+    """TF32 for float32 products on a GPU: faster, 10 bits of mantissa in the factors, sums in float32."""
+    gradient_compression: Literal["no", "bf16", "fp16"] = "no"
+    """Send gradients between processes in half the bytes; bf16 keeps the range of float32."""
+    bucket_mb: int = 25
+    """Gradients that processes exchange at a time, MiB: larger for many GPUs or a slow network."""
+    timeout: int = 600
+    """Seconds without an answer from another process after which it counts as lost, and the job ends."""
+    seed: int = 0
+    """Seed of initial weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_every",
+            "save_total_limit",
+            "max_bad_steps",
+            "bucket_mb",
+            "timeout",
+        ):
+            require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
+        for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
+            require(getattr(self, name) >= 0, f"training.{name} must not be negative")
+        require(self.head_lr_mult >= 0, "training.head_lr_mult must not be negative")
+        require(0 < self.layer_decay <= 1, "training.layer_decay must be above 0 and at most 1")
+        require(0 <= self.ema_decay < 1, "training.ema_decay must be at least 0 and below 1")
+        require(self.learning_rate > 0, "training.learning_rate must be above 0")
+        require(self.steps > 0 or self.epochs > 0, "training.epochs must be above 0")
 
 
 @dataclass(frozen=True)
@@ -216,38 +363,43 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        batch_size, per_finger = self.training.batch_size, self.reading.impressions_per_finger
+        batch_size, per_finger = self.training.batch_size, self.reading.samples_per_class
         require(
             batch_size % per_finger == 0,
-            f"training.batch_size {batch_size} is not a multiple of reading.impressions_per_finger {per_finger}",
+            f"training.batch_size {batch_size} is not a multiple of reading.samples_per_class {per_finger}",
         )
         together = per_finger * self.reading.siblings
         require(
             batch_size % together == 0,
             f"training.batch_size {batch_size} is not a multiple of {together}, all impressions of the siblings "
-            "(reading.impressions_per_finger x reading.siblings)",
+            "(reading.samples_per_class x reading.siblings)",
         )
         require(
-            not (self.model.recompute and self.training.compile != "no"),
-            "model.recompute and training.compile do not go together: compiled code decides itself what to keep",
+            not (self.model.gradient_checkpointing and self.training.compile != "no"),
+            "model.gradient_checkpointing and training.compile do not go together: compiled code chooses what to keep",
         )
         require(
-            not self.model.trunk_frozen or self.model.start_from != "",
-            "model.trunk_frozen keeps what it starts from: give --model.start-from a trained network",
+            not self.model.trunk_frozen or self.model.init_from != "",
+            "model.trunk_frozen keeps what it starts from: give --model.init-from a trained network",
         )
         require(
-            not (self.loss.nested and self.model.cells),
-            "loss.nested: the beginning of a dense embedding is only the top of the finger; leave it out",
+            not (self.loss.matryoshka_dims and self.model.cells),
+            "loss.matryoshka_dims: the beginning of a dense embedding is only the top of the finger; leave it out",
         )
         branch = self.model.embedding_dim // (2 if self.model.variant.endswith("TexMinu") else 1)
         require(
-            all(length < branch for length in self.loss.nested),
-            f"loss.nested {self.loss.nested}: a branch's embedding has {branch} numbers, give shorter lengths",
+            all(length < branch for length in self.loss.matryoshka_dims),
+            f"loss.matryoshka_dims {self.loss.matryoshka_dims}: a branch has {branch} numbers, give shorter lengths",
         )
 
 
-def load_yaml(path: Path, base: Config | None = None) -> Config:
+def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> Config:
     """Reads a configuration file; knobs it does not name keep the values of `base`.
+
+    Args:
+        path: the file.
+        base: default: the defaults of `Config`.
+        stored: a run has written it, perhaps one of an earlier version: old names of knobs are understood.
 
     Raises:
         UserError: the file is missing, is not YAML, or does not fit `Config`.
@@ -258,7 +410,7 @@ def load_yaml(path: Path, base: Config | None = None) -> Config:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file to --config") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-    return from_dict(Config, values or {}, base, str(path) + ":")
+    return from_dict(Config, renamed(values) if stored else values or {}, base, str(path) + ":")
 
 
 def save_yaml(config: Config, path: Path) -> None:
@@ -286,5 +438,6 @@ def parse(defaults: Config, description: str, arguments: Sequence[str] | None = 
             del words[position : position + (1 if "=" in word else 2)]
             base = load_yaml(Path(name), defaults)
             break
+    check_words(words)
     text = description.strip() + "\n\n--config FILE.yaml reads knobs from a file first (see config.yaml of any run)."
-    return tyro.cli(Config, default=base, description=text, args=words, config=(tyro.conf.FlagConversionOff,))
+    return tyro.cli(Config, default=base, description=text, args=words)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fingerprint_accel.durable import sync, write_file
+from fingerprint_accel.durable import fsync_path, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, locked, put_in_place
 
@@ -114,7 +114,7 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool) -
             bar.update(job.sizes[shard])
     job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
     for file in staging.iterdir():
-        sync(file)
+        fsync_path(file)
     return to_make
 
 
@@ -202,13 +202,13 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
         )
     try:
         facts = task(temporary)
-        sync(temporary)
+        fsync_path(temporary)
         facts["sha256"] = file_sha256(temporary)  # reads back what was written
         temporary.replace(path)
-        sync(path.parent)
+        fsync_path(path.parent)
         draft = path.parent / RECORDS / temporary.name
         draft.write_text(json.dumps(facts) + "\n")
-        sync(draft)
+        fsync_path(draft)
         draft.replace(_record(path))
     finally:
         with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fingerprint_accel.durable import sync
+from fingerprint_accel.durable import fsync_path
 from fingerprint_accel.errors import UserError, require
 
 MARK = "fingerprint_accel"  # in every file that a command writes by itself, beside its kind
@@ -160,7 +160,7 @@ def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
     if out.exists():
         out.rename(replaced)
     staged.rename(out)
-    sync(out.parent)
+    fsync_path(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

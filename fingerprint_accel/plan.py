@@ -10,6 +10,7 @@ import torch
 
 from fingerprint_accel.config import ModelConfig, Trunk
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
 from fingerprint_accel.text import aligned
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=attention)
 
 
-def count(model: ModelConfig, size: int, map_size: int = 128) -> Counted:
+def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
     """Two prints go through a network of tensors that have shapes but no memory. Takes seconds."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -233,5 +234,6 @@ def _remedy(counted: Counted, fingers: int, devices: int, device: Device, recipe
     for share in (2, 4, 8, 16, 32):
         batch_size = recipe.batch_size // share
         if batch_size and need(counted, fingers, batch_size, devices, recipe, fsdp).total < device.room:
-            return f"add --training.batch-size {batch_size} --training.accumulation {share}: the same update"
+            words = f"--training.batch-size {batch_size} --training.gradient-accumulation-steps {share}"
+            return f"add {words}: the same update"
     return "more or larger GPUs"

@@ -80,7 +80,7 @@ def learns_maps(run: Run) -> bool:
     from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
     from fingerprint_accel.models.saved_model import find_model
 
-    start = run.config.model.start_from
+    start = run.config.model.init_from
     if not start:
         return False
     saved = find_model(start)

@@ -18,7 +18,7 @@ from fingerprint_accel.config import (
 from fingerprint_accel.recipe import run_recipe
 
 CONFIG = Config(
-    reading=ReadingConfig(validation_fraction=0.1, impressions_per_finger=2),
+    reading=ReadingConfig(validation_fraction=0.1, samples_per_class=2),
     preprocess=PreprocessConfig(
         crop=256,
         size=160,
@@ -28,12 +28,12 @@ CONFIG = Config(
     ),
     # the bundled network's shape
     model=ModelConfig(
-        start_from="small",
+        init_from="small",
         variant="LocDense",
         trunk="compact",
         embedding_dim=512,
         dropout=0.0,
-        localization_frozen=True,
+        alignment_frozen=True,
     ),
     loss=LossConfig(head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0),
     # a tenth of the rate that a network from nothing starts with

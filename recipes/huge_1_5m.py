@@ -19,7 +19,7 @@ from fingerprint_accel.recipe import run_recipe
 
 CONFIG = dataclasses.replace(
     XLARGE,
-    loss=dataclasses.replace(XLARGE.loss, negative_sampling=0.33, filter_above=0.7),
+    loss=dataclasses.replace(XLARGE.loss, class_sample_rate=0.33, interclass_filter_threshold=0.7),
     training=dataclasses.replace(XLARGE.training, epochs=20),
 )
 

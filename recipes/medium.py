@@ -19,7 +19,7 @@ from fingerprint_accel.config import (
 from fingerprint_accel.recipe import run_recipe
 
 CONFIG = Config(
-    reading=ReadingConfig(validation_fraction=0.02, impressions_per_finger=2),
+    reading=ReadingConfig(validation_fraction=0.02, samples_per_class=2),
     preprocess=PreprocessConfig(augment=AugmentConfig(start=0.2, ramp=0.3)),
     model=ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512),
     loss=LossConfig(
@@ -29,7 +29,7 @@ CONFIG = Config(
         margin_start=0.2,
         margin_ramp=0.2,
         contrastive_weight=0.5,
-        nested=(64, 128),
+        matryoshka_dims=(64, 128),
     ),
     training=TrainingConfig(
         epochs=40,

@@ -2,15 +2,15 @@
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
 
-Three stages, each from where the one before ended: the aligning network learns where fingers lie; the whole network
+Three stages, each from where the one before ended: the alignment network learns where fingers lie; the whole network
 learns from clean impressions of siblings, fingers that only minutiae tell apart; then from impressions of all kinds.
 The fingers stay on the GPU, and every step renders new impressions of them. The same command with --resume auto goes on
 after a kill. --training.steps counts the steps of all stages. With --data DATASET or
---model.start-from MODEL only the last stage runs, for example on two cores, behind layers that know ridges already:
+--model.init-from MODEL only the last stage runs, for example on two cores, behind layers that know ridges already:
 
 fingerprint-accel synth prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
-accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.start-from small
-    --model.localization-frozen True --model.stem-frozen True --training.precision bf16 --training.batch-size 64
+accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.init-from small
+    --model.alignment-frozen --model.stem-frozen --training.precision bf16 --training.batch-size 64
     --training.steps 1400 --training.learning-rate 8e-4 --training.ema-decay 0.9995
 
 The moving average that is exported then still holds half of the weights from before.
@@ -60,7 +60,7 @@ TURNED = AugmentConfig(
 )  # fmt: skip
 CONFIG = Config(
     data=f"synth:fingers={FINGERS},siblings={SIBLINGS},quality=mixed,seed={SEED}",
-    reading=ReadingConfig(validation_fraction=0.01, impressions_per_finger=2, siblings=SIBLINGS),
+    reading=ReadingConfig(validation_fraction=0.01, samples_per_class=2, siblings=SIBLINGS),
     preprocess=PreprocessConfig(
         crop=256,
         size=160,
@@ -147,12 +147,12 @@ def export(run: Run, unseen: str) -> None:
 def stages(config: Config) -> list[Config]:
     """All stages, the last one being `config` itself with its share of the steps."""
     out, steps = Path(config.out), config.training.steps
-    if config.model.start_from or not is_source(config.data):
+    if config.model.init_from or not is_source(config.data):
         return [config]
 
-    def stage(out: Path, share: float, start_from: Path | None) -> Config:
+    def stage(out: Path, share: float, init_from: Path | None) -> Config:
         training = dataclasses.replace(config.training, steps=max(1, round(share * steps)))
-        model = dataclasses.replace(config.model, start_from=str(start_from or ""))
+        model = dataclasses.replace(config.model, init_from=str(init_from or ""))
         return dataclasses.replace(config, out=str(out), model=model, training=training)
 
     alignment = dataclasses.replace(

@@ -2,7 +2,7 @@
 
 accelerate launch recipes/quickstart.py --out runs/quickstart
 
-Training goes on from the bundled model `small`; --model.start-from "" begins with random weights (then it takes more
+Training goes on from the bundled model `small`; --model.init-from "" begins with random weights (then it takes more
 --training.epochs, a higher --training.learning-rate and a late margin, as in recipes/pretrain_small.py).
 
 Prints are made under OUT unless --data names a dataset or a source (synth:fingers=20000). The report, with samples, the
@@ -29,7 +29,7 @@ from fingerprint_accel.training.precision import fast_precision
 from fingerprint_accel.training.run_folder import check_run_folder
 
 CONFIG = Config(
-    reading=ReadingConfig(validation_fraction=0.08, impressions_per_finger=2),
+    reading=ReadingConfig(validation_fraction=0.08, samples_per_class=2),
     preprocess=PreprocessConfig(
         crop=256,
         size=160,
@@ -39,12 +39,12 @@ CONFIG = Config(
     ),
     # the bundled network goes on with fingers that it has not seen
     model=ModelConfig(
-        start_from="small",
+        init_from="small",
         variant="LocDense",
         trunk="compact",
         embedding_dim=512,
         dropout=0.0,
-        localization_frozen=True,
+        alignment_frozen=True,
     ),
     loss=LossConfig(head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0),
     training=TrainingConfig(

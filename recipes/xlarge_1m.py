@@ -4,7 +4,7 @@ accelerate launch --config_file recipes/hardware/gpus8.yaml recipes/xlarge_1m.py
 
 What differs from large_500k.py: 2,048 prints per update, and with them, by the square root rule, a learning rate of
 4e-3 after a longer warm-up; fewer epochs of more prints; gradients travel as bf16, in larger pieces. Prints that do not
-fit into memory: --reading.order block --reading.impressions-per-finger 1 --loss.contrastive-weight 0.
+fit into memory: --reading.order block --reading.samples-per-class 1 --loss.contrastive-weight 0.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ RECIPE = Config(training=TrainingConfig(batch_size=7, learning_rate=0.5))
 
 
 def test_yaml_round_trip(tmp_path):
-    model, loss = ModelConfig(variant="LocMinu", width=16), LossConfig(nested=(64, 128))
+    model, loss = ModelConfig(variant="LocMinu", width=16), LossConfig(matryoshka_dims=(64, 128))
     config = dataclasses.replace(RECIPE, data="prints", model=model, loss=loss)
     save_yaml(config, tmp_path / "config.yaml")
     assert load_yaml(tmp_path / "config.yaml") == config
@@ -24,26 +24,27 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
     assert config.training.seed == 9
     assert config.preprocess.augment.noise == 0
     assert parse(RECIPE, "", [f"--config={file}"]).training.seed == 5
-    assert parse(RECIPE, "", ["--loss.nested", "64", "128"]).loss.nested == (64, 128)
+    assert parse(RECIPE, "", ["--loss.matryoshka-dims", "64", "128"]).loss.matryoshka_dims == (64, 128)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("training:\n  lerning_rate: 1", "training: no knob named 'lerning_rate'"),
+        ("loss:\n  nested: [64]", "loss: no knob named 'nested'; it is called matryoshka_dims now"),
         ("training:\n  seed: soon", "training.seed must be int, not 'soon'"),
         ("training: 3", "expected a mapping"),
-        ("loss:\n  nested: 64", "loss.nested must be a list, not 64"),
-        ("loss:\n  nested: [64, many]", "loss.nested must be int, not 'many'"),
+        ("loss:\n  matryoshka_dims: 64", "loss.matryoshka_dims must be a list, not 64"),
+        ("loss:\n  matryoshka_dims: [64, many]", "loss.matryoshka_dims must be int, not 'many'"),
         ("model:\n  variant: Text", "model.variant must be one of Tex, "),
         ("model:\n  embedding_dim: 33", "embedding_dim must be even for TexMinu"),
         ("model:\n  norm: group", "add --model.trunk compact"),
         (
-            "training:\n  batch_size: 10\nreading:\n  impressions_per_finger: 4",
-            "training.batch_size 10 is not a multiple of reading.impressions_per_finger 4",
+            "training:\n  batch_size: 10\nreading:\n  samples_per_class: 4",
+            "training.batch_size 10 is not a multiple of reading.samples_per_class 4",
         ),
         (
-            "training:\n  batch_size: 12\nreading:\n  siblings: 4\n  impressions_per_finger: 2",
+            "training:\n  batch_size: 12\nreading:\n  siblings: 4\n  samples_per_class: 2",
             "training.batch_size 12 is not a multiple of 8, all impressions of the siblings",
         ),
         ("a: [", "not valid YAML"),
@@ -63,7 +64,7 @@ def test_mistakes_in_a_file_name_file_and_knob(tmp_path, text, message):
         (["--training.batch-size", "0"], "training.batch_size must be at least 1"),
         (["--training.batch-siz", "0"], "Unrecognized options: --training.batch-siz"),
         (["--model.variant", "Text"], "LocTexMinu"),
-        (["--reading.impressions-per-finger", "2"], "training.batch_size 7 is not a multiple of"),
+        (["--reading.samples-per-class", "2"], "training.batch_size 7 is not a multiple of"),
     ],
 )
 def test_mistakes_on_the_command_line(words, message, capsys):
@@ -83,6 +84,52 @@ def test_every_knob_is_explained(capsys):
         parse(RECIPE, "About this recipe.", ["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "About this recipe." in text
-    assert "--training.accumulation" in text
+    assert "--training.gradient-accumulation-steps" in text
     assert "Micro-batches per optimizer step" in text
     assert "(default: 7)" in text
+
+
+def test_runs_of_earlier_versions_are_read(tmp_path):
+    """Under the old names of knobs; knobs that are gone had one value in all runs."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "reading: {impressions_per_finger: 2}\nmodel: {start_from: small, localization_frozen: true, recompute: true}\n"
+        "loss: {nested: [64], filter_above: 0.7, negative_sampling: 0.5, sharded: true, head: cosface, "
+        "center_rate: 0.01}\n"
+        "training: {accumulation: 3, fit_memory: 'yes', keep: 5, head_rate: 2.0, final_lr_share: 0.1}\n"
+        "preprocess: {map_size: 128, map_sigma: 1.5, size: 160}\n"
+    )
+    config = load_yaml(file, stored=True)
+    assert config.reading.samples_per_class == 2
+    assert (config.model.init_from, config.model.alignment_frozen) == ("small", True)
+    assert config.model.gradient_checkpointing
+    loss, training = config.loss, config.training
+    assert (loss.matryoshka_dims, loss.interclass_filter_threshold, loss.class_sample_rate) == ((64,), 0.7, 0.5)
+    assert (training.gradient_accumulation_steps, training.auto_micro_batch_size) == (3, "yes")
+    assert (training.save_total_limit, training.head_lr_mult, training.min_lr_ratio) == (5, 2.0, 0.1)
+    with pytest.raises(UserError, match="no knob named 'impressions_per_finger'; it is called samples_per_class now"):
+        load_yaml(file)
+    file.write_text("preprocess: {map_size: 64}\n")
+    with pytest.raises(UserError, match="no knob named 'map_size'"):
+        load_yaml(file, stored=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss.nested", "64"], "--loss.nested: is called --loss.matryoshka-dims now"),
+        (["--model.start-from=small"], "--model.start-from: is called --model.init-from now"),
+        (["--training.fit_memory", "no"], "--training.fit_memory: is called --training.auto-micro-batch-size now"),
+        (["--loss.sharded", "True"], "--loss.sharded True: is a switch; give --loss.sharded"),
+        (["--training.tf32=False"], "--training.tf32 False: is a switch; give --training.no-tf32"),
+    ],
+)
+def test_words_of_earlier_versions_are_refused(words, message):
+    with pytest.raises(UserError) as error:
+        parse(Config(), "", words)
+    assert str(error.value) == message
+
+
+def test_switches():
+    config = parse(Config(), "", ["--model.stem-frozen", "--training.no-tf32", "--preprocess.augment.no-enabled"])
+    assert (config.model.stem_frozen, config.training.tf32, config.preprocess.augment.enabled) == (True, False, False)

@@ -111,7 +111,7 @@ def deadly(function, at):
 MOMENTS = {
     "a task": (jobs, "make_shard", 1),
     "the hash": (jobs, "file_sha256", 1),
-    "a sync": (jobs, "sync", 3),
+    "a sync": (jobs, "fsync_path", 3),
     "a rename": (Path, "replace", 2),
 }
 

@@ -24,7 +24,7 @@ TRAINING = next(row for row in ROWS if (row["stage"], row["compile"], "while" in
 def test_recipes_are_what_plans_say(recipe, monkeypatch):
     config = runpy.run_path(str(ROOT / "recipes" / recipe.name), run_name="recipe")["CONFIG"]
     assert (config.training.batch_size, config.training.epochs) == (recipe.batch_size, recipe.epochs)
-    assert (config.loss.sharded, config.loss.negative_sampling) == (recipe.sharded, recipe.sampling)
+    assert (config.loss.sharded, config.loss.class_sample_rate) == (recipe.sharded, recipe.sampling)
     for name in ("variant", "trunk", "embedding_dim"):
         assert getattr(config.model, name) == getattr(MODEL, name)
     assert config.preprocess.size == SIZE
@@ -71,7 +71,7 @@ def test_what_will_not_fit_is_said(tex, monkeypatch):
     monkeypatch.setattr("fingerprint_accel.plan.count", lambda *_: tex)
     assert "WILL NOT FIT" not in plan(100_000, 10, "8xA100-80")
     text = plan(300_000, 4, "1xRTX4090")  # 256 prints want 21.7 GB for the network alone
-    assert "add --training.batch-size 128 --training.accumulation 2: the same update" in text
+    assert "add --training.batch-size 128 --training.gradient-accumulation-steps 2: the same update" in text
 
 
 def test_a_slice_of_the_heads_is_smaller(tex):

@@ -83,7 +83,7 @@ class DeepPrintExtractor:
             patience=patience,
             precision=fast_precision() if use_amp else "no",
         )
-        epoch = len(shards) / (batch_size * training.accumulation * rank_and_world_size()[1])  # in steps
+        epoch = len(shards) / (batch_size * training.gradient_accumulation_steps * rank_and_world_size()[1])  # in steps
         every = max(1, round(epoch))
         config = replace(
             self.config,
@@ -154,15 +154,15 @@ def get_DeepPrint_TexMinu(num_training_subjects: int, num_dims: int) -> DeepPrin
 
 
 def get_DeepPrint_LocTex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
-    """Aligning network and texture branch."""
+    """Alignment network and texture branch."""
     return _make("LocTex", num_training_subjects, num_texture_dims)
 
 
 def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
-    """Aligning network and minutia branch."""
+    """Alignment network and minutia branch."""
     return _make("LocMinu", num_training_subjects, num_minutia_dims)
 
 
 def get_DeepPrint_LocTexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Aligning network and both branches, `num_dims` each."""
+    """Alignment network and both branches, `num_dims` each."""
     return _make("LocTexMinu", num_training_subjects, 2 * num_dims)

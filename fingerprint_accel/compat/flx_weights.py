@@ -32,6 +32,8 @@ RENAMED = {
     "minutia_embedding._4_linear.": "minutia_branch.7.",
     "stem.features.": "stem.",
     "minutia_stem.features.": "minutia_stem.",
+    "localization.localization.": "alignment.features.",
+    "localization.fc_loc.": "alignment.head.",
 }
 
 
@@ -101,7 +103,7 @@ def read_network(path: Path) -> DeepPrint:
         _renamed(name): tensor for name, tensor in _read(path).items() if not _plain_name(name).startswith(HEADS)
     }
     texture, minutia = (weights.get(f"{branch}.weight") for branch in ("texture_branch.19", "minutia_branch.7"))
-    variant = "Loc" * any(name.startswith("localization.") for name in weights)
+    variant = "Loc" * any(name.startswith("alignment.") for name in weights)
     variant += "Tex" * (texture is not None) + "Minu" * (minutia is not None)
     lengths = {len(weight) for weight in (texture, minutia) if weight is not None}
     if variant not in get_args(Variant):

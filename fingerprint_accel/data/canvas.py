@@ -123,7 +123,7 @@ def _main_part(mask: np.ndarray) -> np.ndarray:
     return np.isin(labels, np.flatnonzero(sizes >= max(1, sizes.max() // 4))) & mask
 
 
-def place(
+def put_on_canvas(
     grey: np.ndarray, minutiae: np.ndarray, ppi: float, dataset_ppi: int, canvas: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres a print on a square canvas of the dataset's resolution; not turned; white where there is no print.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fingerprint_accel.data.canvas import CanvasError, place
+from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
@@ -76,7 +76,7 @@ def prepare(file: ImageFile, target: Target) -> Prepared:
         except TemplateError as error:
             minutiae_reason = f"minutiae: {error}"
     try:
-        image, minutiae = place(grey, minutiae, file.ppi, target.ppi, target.canvas)
+        image, minutiae = put_on_canvas(grey, minutiae, file.ppi, target.ppi, target.canvas)
     except CanvasError as error:
         return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
     return Prepared(target.finish(image), minutiae, "", minutiae_reason)

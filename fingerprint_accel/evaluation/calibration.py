@@ -109,7 +109,7 @@ def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, s
         source: what the record calls them.
     """
     gpu = extractor.device.type != "cpu"
-    posed = 0 if has_synthetic(validation) else 2000 if gpu else 100 if extractor.aligning is not None else 0
+    posed = 0 if has_synthetic(validation) else 2000 if gpu else 100 if extractor.alignment_network is not None else 0
     try:
         calibrate(extractor, validation, source, 2000 if gpu else 500, posed, progress=sys.stderr.isatty())
     except UserError as error:

@@ -103,15 +103,15 @@ def training_overlap(model: Path | str, shards: Shards) -> Overlap:
         if run is None:
             break
         try:
-            config = load_yaml(run / "config.yaml")
+            config = load_yaml(run / "config.yaml", stored=True)
         except UserError:
             break
         if config.data:
             sets.append(_compare(config, shards))
-        if not config.model.start_from:
+        if not config.model.init_from:
             complete = bool(config.data)
             break
-        place = config.model.start_from
+        place = config.model.init_from
     name = Path(place).name
     if not complete and name in bundled_models() and (str(place) == name or Path(place).parent == BUNDLED):
         sets.append(Shared(f"bundled model {name}; its card names the prints", known=False))

@@ -14,7 +14,7 @@ from fingerprint_accel.extraction.calibration import decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.outputs import check_picture
-from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.preprocess.geometric import Pose
 from fingerprint_accel.text import aligned
 
 

@@ -19,7 +19,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.centring import centred
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import check_file, mark
-from fingerprint_accel.preprocess.augment import turned_and_shifted, upright
+from fingerprint_accel.preprocess.geometric import turned_and_shifted, upright
 
 OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
 LARGEST_BATCH = 4096
@@ -41,7 +41,7 @@ class Embedder(nn.Module):
         super().__init__()
         self.model, self.preprocessor = extractor.running, extractor.preprocessor
         self.crop = float(extractor.preprocess_config.crop)
-        self.aligning = extractor.aligning
+        self.alignment_network = extractor.alignment_network
         self.register_buffer("center", extractor.center)
         self.branches, self.cells = len(extractor.model.branch_dims), extractor.cells
 
@@ -49,9 +49,9 @@ class Embedder(nn.Module):
         """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length."""
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
         inputs = self.preprocessor.pixels(images, pose)
-        if self.aligning is None:
+        if self.alignment_network is None:
             return self._centred(self.model(inputs).embedding)
-        pose = turned_and_shifted(self.aligning.transform(inputs), self.crop)  # as `extractor.alignment` does
+        pose = turned_and_shifted(self.alignment_network.transform(inputs), self.crop)  # as `extractor.alignment` does
         return self._centred(self.model.describe(self.preprocessor.pixels(images, pose)).embedding)
 
     def _centred(self, embeddings: torch.Tensor) -> torch.Tensor:

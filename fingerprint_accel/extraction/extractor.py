@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.config_dict import to_dict
-from fingerprint_accel.data.canvas import CanvasError, place
+from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
@@ -25,12 +25,12 @@ from fingerprint_accel.extraction.centring import centred, from_text
 from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
+from fingerprint_accel.models.alignment import AlignmentNetwork, hypotheses
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.folding import folded
-from fingerprint_accel.models.localization import Localization, hypotheses
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
-from fingerprint_accel.preprocess.augment import Pose, turned_and_shifted
+from fingerprint_accel.preprocess.geometric import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.similarity import similarity
@@ -59,7 +59,7 @@ class FingerprintExtractor(nn.Module):
     ) -> None:
         super().__init__()
         self.preprocess_config, self.ppi, self.canvas, self.enhanced = preprocess, ppi, canvas, enhanced
-        self.model = DeepPrint(model, preprocess.map_size).to(memory_format=torch.channels_last)
+        self.model = DeepPrint(model).to(memory_format=torch.channels_last)
         self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
         self.bf16 = False
         self._running: list[DeepPrint] = []  # not in the module's own lists: it shares what it does not fold
@@ -87,10 +87,10 @@ class FingerprintExtractor(nn.Module):
         return next(self.model.parameters()).device
 
     @property
-    def aligning(self) -> Localization | None:
+    def alignment_network(self) -> AlignmentNetwork | None:
         """The network that aligns prints before they are embedded, if the model has one; flx's align inside."""
-        network = self.running.localization
-        return network if isinstance(network, Localization) else None
+        network = self.running.alignment
+        return network if isinstance(network, AlignmentNetwork) else None
 
     @property
     def cells(self) -> int:
@@ -106,7 +106,7 @@ class FingerprintExtractor(nn.Module):
     @property
     def usual_poses(self) -> Poses:
         """What is tried at comparison: less where the model aligns prints."""
-        if self.aligning is None:
+        if self.alignment_network is None:
             return USUAL
         return DENSE if self.cells else ALIGNED
 
@@ -149,15 +149,15 @@ class FingerprintExtractor(nn.Module):
         return embeddings if center is None else centred(embeddings, center, len(self.model.branch_dims), self.cells)
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
-        """images (B, canvas, canvas) uint8 -> where the `aligning` network finds the fingers; None without one."""
+        """images (B, canvas, canvas) uint8 -> where the alignment network finds the fingers; None without one."""
         return self.alignments(images, 1)[0]
 
     def alignments(self, images: torch.Tensor, count: int) -> list[Pose] | list[None]:
-        """The `count` most probable poses of some prints, as of `alignment`; without an aligning network one None."""
-        if self.aligning is None:
+        """The `count` most probable poses of some prints, as of `alignment`; without an alignment network one None."""
+        if self.alignment_network is None:
             return [None]
         inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
-        found, _ = hypotheses(self.aligning.logits(inputs), count)
+        found, _ = hypotheses(self.alignment_network.logits(inputs), count)
         return [turned_and_shifted(pose, float(self.preprocess_config.crop)) for pose in found.unbind(1)]
 
     @torch.no_grad()
@@ -273,7 +273,7 @@ class FingerprintExtractor(nn.Module):
         name = "image" if isinstance(image, np.ndarray) else str(image)
         try:
             grey = image if isinstance(image, np.ndarray) else read_grey(image)
-            placed, _ = place(grey, NO_MINUTIAE, ppi, self.ppi, self.canvas)
+            placed, _ = put_on_canvas(grey, NO_MINUTIAE, ppi, self.ppi, self.canvas)
         except (ImageError, CanvasError) as error:
             raise UserError(f"{name}: {error}; give an image of one print, ridges dark") from error
         return enhance_canvas(placed, self.ppi) if self.enhanced else placed

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.durable import sync, write_file
+from fingerprint_accel.durable import fsync_path, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.gallery_files import (
     FACTS,
@@ -107,7 +107,7 @@ class Gallery:
             raise
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        sync(folder.parent)
+        fsync_path(folder.parent)
         return cls(folder)
 
     @classmethod
@@ -180,7 +180,7 @@ class Gallery:
             number = max(numbers, default=-1) + 1
             path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
             temporary.rename(path)
-            sync(self.folder)
+            fsync_path(self.folder)
         finally:
             temporary.unlink(missing_ok=True)
         self._open_parts()

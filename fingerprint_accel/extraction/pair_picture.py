@@ -18,7 +18,7 @@ from fingerprint_accel.extraction.comparison import Comparison
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.outputs import PICTURE, mark
-from fingerprint_accel.preprocess.augment import Pose, resample, upright
+from fingerprint_accel.preprocess.geometric import Pose, resample, upright
 
 REFERENCE, PROBE = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0)  # blue and vermilion of Okabe and Ito
 FINER = 2  # picture pixels to one of the canvas

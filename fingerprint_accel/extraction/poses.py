@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fingerprint_accel.errors import require
-from fingerprint_accel.preprocess.augment import Pose
+from fingerprint_accel.preprocess.geometric import Pose
 from fingerprint_accel.preprocess.pipeline import MM_PER_INCH
 from fingerprint_accel.similarity import masked_similarity
 
@@ -27,7 +27,7 @@ class Poses:
         degrees: turns besides 0, counter-clockwise.
         shift_mm: the window is also moved by so much along each axis, to both sides: eight places around the middle.
             0 tries none.
-        hypotheses: so many poses that the aligning network finds most probable; 1 takes its best.
+        hypotheses: so many poses that the alignment network finds most probable; 1 takes its best.
 
     Raises:
         UserError: a turn of 0, or a number out of range.
@@ -67,7 +67,7 @@ UPRIGHT = Poses()
 USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
 """What touches differ by."""
 ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
-"""What an aligning network errs by."""
+"""What an alignment network errs by."""
 DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
 """The same for dense embeddings."""
 

@@ -20,7 +20,7 @@ class CenterLoss(nn.Module):
         rate: share of the way to the mean of its prints that a centre moves in one update.
     """
 
-    def __init__(self, dim: int, classes: int, rate: float) -> None:
+    def __init__(self, dim: int, classes: int, rate: float = 0.01) -> None:
         super().__init__()
         self.rate = rate
         self.centers: torch.Tensor

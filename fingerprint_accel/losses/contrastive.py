@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fingerprint_accel.losses.exchange import gather, gather_with_gradient, place
+from fingerprint_accel.losses.exchange import gather, gather_with_gradient, rank_and_world_size
 from fingerprint_accel.similarity import masked_similarity
 
 
@@ -28,7 +28,7 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
         () float32.
     """
     everyone, fingers = gather_with_gradient(embedding), gather(finger)  # (N, D), (N,)
-    row = torch.arange(len(finger), device=finger.device) + place()[0] * len(finger)
+    row = torch.arange(len(finger), device=finger.device) + rank_and_world_size()[0] * len(finger)
     itself = row[:, None] == torch.arange(len(fingers), device=finger.device)  # (B, N)
     mated = (finger[:, None] == fingers) & ~itself
     found = [embedding @ everyone.T]

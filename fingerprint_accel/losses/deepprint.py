@@ -1,4 +1,4 @@
-"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and what dense variants and aligning
+"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and what dense variants and alignment
 networks learn besides.
 """
 
@@ -16,7 +16,7 @@ from fingerprint_accel.losses.center import CenterLoss
 from fingerprint_accel.losses.contrastive import contrastive_loss
 from fingerprint_accel.losses.margin import make_head
 from fingerprint_accel.losses.sharded import ShardedHead
-from fingerprint_accel.models.localization import aligned, pose_loss
+from fingerprint_accel.models.alignment import aligned, pose_loss
 from fingerprint_accel.models.output import Output
 
 
@@ -63,16 +63,14 @@ class DeepPrintLoss(nn.Module):
         self.config, self.has_map, self.cells = config, has_map, cells
         self.heads = nn.ModuleDict({name: self._head(dim, num_fingers, dropout) for name, dim in branch_dims.items()})
         with_centers = branch_dims if config.center_weight > 0 else {}  # else they would only take room
-        self.centers = nn.ModuleDict(
-            {name: CenterLoss(dim, num_fingers, config.center_rate) for name, dim in with_centers.items()}
-        )
+        self.centers = nn.ModuleDict({name: CenterLoss(dim, num_fingers) for name, dim in with_centers.items()})
 
     def _head(self, dim: int, classes: int, dropout: float) -> nn.Module:
         config = self.config
         if not config.sharded:
             return make_head(config.head, dim, classes, config.scale, config.margin, dropout)
-        share, filter_above = config.negative_sampling, config.filter_above
-        return ShardedHead(dim, classes, config.head, config.scale, config.margin, dropout, share, filter_above)
+        sampling = config.class_sample_rate, config.interclass_filter_threshold
+        return ShardedHead(dim, classes, config.head, config.scale, config.margin, dropout, *sampling)
 
     @property
     def describes(self) -> bool:
@@ -112,7 +110,7 @@ class DeepPrintLoss(nn.Module):
             has_minutiae: (B,) bool, which of them to learn from; default all.
             margin: of this step, a number or () float32; default `config.margin`. An argument, not a state: it follows
                 from the step.
-            pose: (B, 3) true poses as of `Localization.transform`; NaN where unknown.
+            pose: (B, 3) true poses as of `AlignmentNetwork.transform`; NaN where unknown.
             contact: (B, N, N) share of each cell of the input that is in contact, before the network aligns it.
         """
         config = self.config
@@ -151,7 +149,7 @@ class DeepPrintLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Terms of one branch by name; identity and contrastive are means over the embedding and its beginnings."""
         config = self.config
-        nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.nested)]
+        nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
         terms = {"identity": self._identity(self.heads[name], nested, finger, margin)}
         if config.center_weight > 0:
             terms["center"] = self.centers[name](embedding, finger)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process, and how many processes there are."""
     return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
@@ -57,7 +57,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def reduce(tensor: torch.Tensor, largest: bool = False) -> torch.Tensor:
-    """Sum over ranks, element by element, or the largest; in place, and has no gradient."""
+    """Sum over ranks, element by element, or the largest; in rank_and_world_size, and has no gradient."""
     return _reduce(tensor, largest) if is_distributed() else tensor
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fingerprint_accel.errors import require
-from fingerprint_accel.losses.exchange import gather, gather_with_gradient, place
+from fingerprint_accel.losses.exchange import gather, gather_with_gradient, rank_and_world_size
 from fingerprint_accel.losses.margin import SOFTMAX_GAIN, WITH_MARGIN, random_class_vectors
 from fingerprint_accel.losses.sharded_softmax import Scoring, sharded_cross_entropy
 
@@ -45,8 +45,8 @@ class ShardedHead(nn.Module):
         margin: radians for arcface, cosine for cosface.
         dropout: share of embedding entries dropped in training, for softmax.
         sampling: share of this process's classes that take part in an update.
-        filter_above: other fingers with a larger cosine to a print are left out of its sum, since they may be the same
-            finger under another name (An et al. 2022, section 3.3); 1 leaves none out.
+        filter_threshold: other fingers with a larger cosine to a print are left out of its sum, since they may be the
+            same finger under another name (An et al. 2022, section 3.3); 1 leaves none out.
 
     Raises:
         UserError: there are fewer classes than processes.
@@ -61,16 +61,16 @@ class ShardedHead(nn.Module):
         margin: float,
         dropout: float = 0.0,
         sampling: float = 1.0,
-        filter_above: float = 1.0,
+        filter_threshold: float = 1.0,
     ) -> None:
         super().__init__()
-        rank, processes = place()
+        rank, processes = rank_and_world_size()
         require(classes >= processes, f"loss.sharded: {classes} fingers cannot be shared by {processes} processes")
         self.classes, self.margin, self.sampling = classes, margin, sampling
         self.rows = slice_of_classes(classes, rank, processes)
         self.weight = nn.Parameter(random_class_vectors(classes, dim, self.rows))
         self.bias = nn.Parameter(torch.zeros(len(self.weight))) if kind == "softmax" else None
-        self.scoring = Scoring(SOFTMAX_GAIN if kind == "softmax" else scale, WITH_MARGIN.get(kind), filter_above)
+        self.scoring = Scoring(SOFTMAX_GAIN if kind == "softmax" else scale, WITH_MARGIN.get(kind), filter_threshold)
         self.dropout = nn.Dropout(dropout if kind == "softmax" else 0.0)
         self.drawn: dict[str, nn.Parameter] = {}  # not a part of the state: copies of rows
         if sampling < 1:

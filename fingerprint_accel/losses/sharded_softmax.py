@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from fingerprint_accel.losses.exchange import place, reduce
+from fingerprint_accel.losses.exchange import rank_and_world_size, reduce
 
 WithMargin = Callable[[torch.Tensor, "float | torch.Tensor"], torch.Tensor]
 
@@ -29,12 +29,12 @@ class Scoring:
         scale: multiplies what is below.
         with_margin: for cosines, what the margin makes of the one to the own class. None: products with class vectors
             as long as they are, and a bias.
-        filter_above: other classes with a larger cosine count as absent; 1 leaves all in.
+        filter_threshold: other classes with a larger cosine count as absent; 1 leaves all in.
     """
 
     scale: float
     with_margin: WithMargin | None
-    filter_above: float = 1.0
+    filter_threshold: float = 1.0
 
 
 def sharded_cross_entropy(
@@ -126,7 +126,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                 along = torch.einsum("rd,rd->r", to_vectors, vectors) * part.inverse.square()
                 to_vectors.addcmul_(vectors, along[:, None], value=-1).mul_(part.inverse[:, None])
                 logits.mul_(part.inverse)
-            to_everyone.append(logits @ vectors * row * place()[1])
+            to_everyone.append(logits @ vectors * row * rank_and_world_size()[1])
             if embedding.shape[1] == weight.shape[1]:
                 to_weight = to_vectors
             else:
@@ -157,8 +157,8 @@ def _score(
         leaf = cosine.requires_grad_()
         shifted = scoring.with_margin(leaf, margin)
         (slope,) = torch.autograd.grad(shifted.sum(), leaf)
-    if scoring.filter_above < 1:
-        logits.masked_fill_(logits > scoring.filter_above * scoring.scale, float("-inf"))
+    if scoring.filter_threshold < 1:
+        logits.masked_fill_(logits > scoring.filter_threshold * scoring.scale, float("-inf"))
     own_logit = torch.where(own[:, None] >= 0, scoring.scale * shifted.detach(), logits.gather(1, slot))
     logits.scatter_(1, slot, own_logit)
     return _Part(logits, inverse, slope)

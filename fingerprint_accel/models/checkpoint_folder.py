@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from fingerprint_accel.errors import UserError
 
+T = TypeVar("T")
 EMA_FILE = "ema.safetensors"
+RENAMED = {  # parts of the names of tensors before 0.1.0
+    "localization.localization.": "alignment.features.",
+    "localization.fc_loc.": "alignment.head.",
+}
 FILES = ("state.json", "model.safetensors", "training_state.safetensors")
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -59,6 +65,13 @@ def damage(folder: Path) -> str | None:
     if not shapes:
         return "model.safetensors holds no tensor"
     return None if folder.name == f"step-{step:08d}" else f"state.json is of step {step}"
+
+
+def todays_names(tensors: dict[str, T]) -> dict[str, T]:
+    """Tensors by name, as an earlier version may have stored them -> the same by today's names."""
+    for old, new in RENAMED.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:

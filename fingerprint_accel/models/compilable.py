@@ -20,7 +20,7 @@ def layout_of(features: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-class Rectifier(nn.ReLU):
+class ReLU(nn.ReLU):
     """The larger of a number and 0."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ class Rectifier(nn.ReLU):
         return F.relu(features, self.inplace)
 
 
-class Halving(nn.MaxPool2d):
+class StridedMaxPool(nn.MaxPool2d):
     """(B, C, h, w) -> (B, C, (h - 1) // 2, (w - 1) // 2): the largest number of every other 3 x 3 window."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Halving(nn.MaxPool2d):
         return super().forward(features)
 
 
-class FirstConvolution(nn.Conv2d):
+class StemConv(nn.Conv2d):
     """(B, 1, S, S) -> (B, C, (S - 1) // 2, (S - 1) // 2): 3 x 3, every other place; a product of matrices on a GPU.
 
     Args:
@@ -62,7 +62,7 @@ class FirstConvolution(nn.Conv2d):
         return F.linear(F.pad(places, (0, 7)), kernel, self.bias).permute(0, 3, 1, 2)
 
 
-class Average(nn.AvgPool2d):
+class AvgPool3x3(nn.AvgPool2d):
     """(B, C, h, w) -> the same shape: means of 3 x 3 places, of those that there are at the edges."""
 
     def __init__(self) -> None:
@@ -70,12 +70,12 @@ class Average(nn.AvgPool2d):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_dynamo_compiling() or features.is_cuda:
-            average: torch.Tensor = _Average.apply(features)
+            average: torch.Tensor = _AvgPool3x3.apply(features)
             return average
         return super().forward(features)
 
 
-class _Average(torch.autograd.Function):
+class _AvgPool3x3(torch.autograd.Function):
     """Sums of neighbours, which are their own gradient, over how many there are."""
 
     @staticmethod

@@ -13,10 +13,11 @@ from torch import nn
 
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models import backbones
+from fingerprint_accel.models.alignment import AlignmentNetwork, FlxAlignmentNetwork, aligned, best_or_mean
 from fingerprint_accel.models.dense import DenseHead, masked_embedding
-from fingerprint_accel.models.localization import FlxLocalization, Localization, aligned, best_or_mean
+from fingerprint_accel.models.gradient_checkpointing import forward_checkpointed
 from fingerprint_accel.models.output import Output
-from fingerprint_accel.models.recompute import through
+from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
 
 VIT_HEADS = {"vit_small": 6, "vit_base": 12}  # of attention, each of 2 * width channels
 
@@ -33,7 +34,7 @@ class DeepPrint(nn.Module):
         map_size: side of the minutia map, pixels.
     """
 
-    def __init__(self, config: ModelConfig, map_size: int = 128) -> None:
+    def __init__(self, config: ModelConfig, map_size: int = MAP_SIZE) -> None:
         super().__init__()
         self.config = config
         name = config.variant
@@ -41,7 +42,7 @@ class DeepPrint(nn.Module):
         dims = config.embedding_dim // (texture + minutia + dense)
         branches = {"texture": texture, "minutia": minutia, "dense": dense}
         self.branch_dims = {branch: dims for branch, on in branches.items() if on}
-        self.localization = _localization(config) if name.startswith("Loc") else None
+        self.alignment = _alignment_network(config) if name.startswith("Loc") else None
         parts = _parts(config, dims, map_size)
         self.stem = parts.stem()
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
@@ -68,7 +69,7 @@ class DeepPrint(nn.Module):
     @property
     def regions(self) -> list[nn.Module]:
         """What is compiled by itself: the blocks of a part that has several, each kind once, or else the part."""
-        found: list[nn.Module] = [part for part in (self.localization, self.minutia_map) if part is not None]
+        found: list[nn.Module] = [part for part in (self.alignment, self.minutia_map) if part is not None]
         for part in self._trunk:
             blocks = _blocks(part)
             found += blocks if len(blocks) > 1 else [part]
@@ -90,7 +91,7 @@ class DeepPrint(nn.Module):
         config = self.config
         parts: list[nn.Module | None] = []
         if self._keeps_alignment:
-            parts.append(self.localization)
+            parts.append(self.alignment)
         if config.stem_frozen or config.trunk_frozen:
             parts.append(self.stem)
         if config.trunk_frozen:
@@ -102,12 +103,12 @@ class DeepPrint(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
-        if self.localization is None:
+        if self.alignment is None:
             return self.describe(image)
-        if isinstance(self.localization, FlxLocalization):
-            return self.describe(self.localization(image))
+        if isinstance(self.alignment, FlxAlignmentNetwork):
+            return self.describe(self.alignment(image))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._keeps_alignment):
-            logits = self.localization.logits(image)
+            logits = self.alignment.logits(image)
             transform = best_or_mean(logits, self.training)
             upright = aligned(image, transform, "bicubic")
         learns = None if self._keeps_alignment else logits
@@ -115,37 +116,39 @@ class DeepPrint(nn.Module):
 
     @property
     def _keeps_alignment(self) -> bool:
-        return self.config.localization_frozen or self.config.trunk_frozen
+        return self.config.alignment_frozen or self.config.trunk_frozen
 
     def locate(self, image: torch.Tensor) -> Output:
-        """As `forward`, but only what the aligning network says. For variants that have one, of ours."""
-        assert isinstance(self.localization, Localization)
-        return Output(pose=self.localization.logits(image))
+        """As `forward`, but only what the alignment network says. For variants that have one, of ours."""
+        assert isinstance(self.alignment, AlignmentNetwork)
+        return Output(pose=self.alignment.logits(image))
 
     def align(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 1, S, S) -> the same, as the aligning network turns and shifts it, if there is one."""
-        if self.localization is None:
+        """image (B, 1, S, S) -> the same, as the alignment network turns and shifts it, if there is one."""
+        if self.alignment is None:
             return image
-        upright: torch.Tensor = self.localization(image)
+        upright: torch.Tensor = self.alignment(image)
         return upright
 
     def describe(self, image: torch.Tensor) -> Output:
         """As `forward`, of an image (B, 1, S, S) that is aligned already."""
         texture = minutia = dense = maps = contact = None
-        recompute = self.config.recompute and self.training
-        features = through(self.stem, image, recompute)
+        checkpointing = self.config.gradient_checkpointing and self.training
+        features = forward_checkpointed(self.stem, image, checkpointing)
         norms = []
         if self.texture_branch is not None and self.config.cells:
-            deeper = through(self.texture_branch[: self.map_after], features, recompute)
-            dense, contact, length = _masked(*through(self.texture_branch[self.map_after :], deeper, recompute))
+            deeper = forward_checkpointed(self.texture_branch[: self.map_after], features, checkpointing)
+            dense, contact, length = _masked(
+                *forward_checkpointed(self.texture_branch[self.map_after :], deeper, checkpointing)
+            )
             norms.append(length)
             maps = self._map(deeper)
         elif self.texture_branch is not None:
-            texture, length = _unit(through(self.texture_branch, features, recompute))
+            texture, length = _unit(forward_checkpointed(self.texture_branch, features, checkpointing))
             norms.append(length)
         if self.minutia_stem is not None and self.minutia_branch is not None:
-            deeper = through(self.minutia_stem, features, recompute)
-            minutia, length = _unit(through(self.minutia_branch, deeper, recompute))
+            deeper = forward_checkpointed(self.minutia_stem, features, checkpointing)
+            minutia, length = _unit(forward_checkpointed(self.minutia_branch, deeper, checkpointing))
             norms.append(length)
             maps = self._map(deeper)
         norm = None if self.training else torch.stack(norms).mean(dim=0)
@@ -230,8 +233,8 @@ def _parts(config: ModelConfig, dims: int, map_size: int) -> _Parts:
     )
 
 
-def _localization(config: ModelConfig) -> Localization | FlxLocalization:
-    return FlxLocalization() if config.trunk == "flx" else Localization(config.norm)
+def _alignment_network(config: ModelConfig) -> AlignmentNetwork | FlxAlignmentNetwork:
+    return FlxAlignmentNetwork() if config.trunk == "flx" else AlignmentNetwork(config.norm)
 
 
 def _masked(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,10 +18,10 @@ from torch import nn
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.compilable import (
-    Average,
-    FirstConvolution,
-    Halving,
-    Rectifier,
+    AvgPool3x3,
+    ReLU,
+    StemConv,
+    StridedMaxPool,
     layout_of,
 )
 
@@ -79,9 +79,9 @@ def _tuned(blocks: nn.Sequential) -> nn.Sequential:
     for parent in list(blocks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, Halving())
+                setattr(parent, name, StridedMaxPool())
             elif isinstance(child, nn.AvgPool2d):
-                setattr(parent, name, Average())
+                setattr(parent, name, AvgPool3x3())
     return blocks
 
 
@@ -125,15 +125,13 @@ class BlockC(InceptionC):
         return torch.cat([first, *ends, fourth], dim=1)
 
 
-_block: Any = partial(
-    ConvNormAct, padding=0, norm_kwargs={"eps": 1e-3}, act_layer=Rectifier, act_kwargs={"inplace": True}
-)
+_block: Any = partial(ConvNormAct, padding=0, norm_kwargs={"eps": 1e-3}, act_layer=ReLU, act_kwargs={"inplace": True})
 
 
 def inception_stem() -> nn.Sequential:
     """(B, 1, 299, 299) -> (B, 384, 35, 35)."""
     first = _block(1, 32, kernel_size=3, stride=2)
-    first.conv = FirstConvolution(32)
+    first.conv = StemConv(32)
     second, third = _block(32, 32, kernel_size=3), _block(32, 64, kernel_size=3, padding=1)
     return _tuned(nn.Sequential(first, second, third, Mixed3a(_block), StemB(_block), Mixed5a(_block)))
 

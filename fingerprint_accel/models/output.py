@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fingerprint_accel.models.localization import PoseLogits
+from fingerprint_accel.models.alignment import PoseLogits
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Output:
         norm: (B,) float32, mean length of the branches' embeddings before they were scaled, not in training mode.
         dense: (B, D) float32, unit length, cell after cell of the grid; a cell that the print does not show is zero.
         contact: (B, G, G) logits of the cells that the print shows, with `dense`.
-        pose: what the aligning network says of the input; None from `describe`, and where it is not trained.
-        transform: (B, 3) the pose that the print was described in, as of `Localization.transform`.
+        pose: what the alignment network says of the input; None from `describe`, and where it is not trained.
+        transform: (B, 3) the pose that the print was described in, as of `AlignmentNetwork.transform`.
     """
 
     texture: torch.Tensor | None = None

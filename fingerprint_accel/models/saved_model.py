@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
-from fingerprint_accel.config_dict import from_dict, to_dict
+from fingerprint_accel.config_dict import from_dict, renamed_group, to_dict
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.durable import sync, write_file
+from fingerprint_accel.durable import fsync_path, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.jobs import file_sha256
-from fingerprint_accel.models.checkpoint_folder import EMA_FILE, damage, find_checkpoint, read_pointer
+from fingerprint_accel.models.checkpoint_folder import EMA_FILE, damage, find_checkpoint, read_pointer, todays_names
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
 BUNDLED = Path(__file__).parent.parent / "pretrained"
@@ -73,9 +73,8 @@ class SavedModel:
         if not file.is_file():
             file = self.folder / "model.safetensors"
         try:
-            network.load_state_dict(
-                _shared(load_file(file), network) if other_head else load_file(file), not other_head
-            )
+            weights = todays_names(load_file(file))
+            network.load_state_dict(_shared(weights, network) if other_head else weights, not other_head)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
         except RuntimeError as error:
@@ -167,8 +166,8 @@ def _export(path: Path) -> SavedModel:
     where = f"{file}:"
     return SavedModel(
         path,
-        from_dict(ModelConfig, model, where=where),
-        from_dict(PreprocessConfig, preprocess, where=where),
+        from_dict(ModelConfig, renamed_group("model", model), where=where),
+        from_dict(PreprocessConfig, renamed_group("preprocess", preprocess), where=where),
         ppi,
         canvas,
         enhanced,
@@ -177,7 +176,7 @@ def _export(path: Path) -> SavedModel:
 
 
 def _checkpoint(path: Path, config_file: Path) -> SavedModel:
-    config = load_yaml(config_file)
+    config = load_yaml(config_file, stored=True)
     try:
         state = json.loads((path / "state.json").read_text())
         ppi, canvas = int(state["ppi"]), int(state["canvas"])
@@ -213,7 +212,7 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     (temporary / "README.md").write_text(card)
     for file in temporary.iterdir():
         file.chmod(0o644)  # safetensors leaves its files to their owner alone
-        sync(file)
+        fsync_path(file)
     put_in_place(temporary, folder, MODEL)
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.data.truth import GRID
-from fingerprint_accel.preprocess.augment import Pose, resample
 from fingerprint_accel.preprocess.coarse import cell_means
+from fingerprint_accel.preprocess.geometric import Pose, resample
 from fingerprint_accel.synthesis.geometry import cell_shares
 
 SHARE = 0.35  # of the usual darkness of a print's cells, that a cell in contact has at least

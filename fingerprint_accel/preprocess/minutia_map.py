@@ -10,6 +10,7 @@ import torch
 from fingerprint_accel.random import steady
 
 CHANNELS = 6
+MAP_SIZE = 128  # side, pixels, as in DeepPrint
 FAR = -30.0  # logarithm of the faintest part of a Gaussian: denormal numbers slow a CPU down and show nowhere
 
 
@@ -17,7 +18,7 @@ def minutia_maps(
     minutiae: torch.Tensor,
     count: torch.Tensor,
     size: int,
-    map_size: int = 128,
+    map_size: int = MAP_SIZE,
     sigma: float = 1.5,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:

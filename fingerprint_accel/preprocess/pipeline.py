@@ -12,13 +12,13 @@ from torch import nn
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.preprocess.augment import Pose, move_minutiae, pose_left, random_pose, resample, upright
 from fingerprint_accel.preprocess.coarse import chunks
 from fingerprint_accel.preprocess.contact import contact_grid, ink_contact
 from fingerprint_accel.preprocess.enhance import Enhancer
+from fingerprint_accel.preprocess.geometric import Pose, move_minutiae, pose_left, random_pose, resample, upright
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
-from fingerprint_accel.preprocess.quality import Quality, degrade, noise_tile, random_quality
+from fingerprint_accel.preprocess.photometric import Quality, degrade, noise_tile, random_quality
 from fingerprint_accel.random import sample_keys
 
 MM_PER_INCH = 25.4
@@ -136,7 +136,7 @@ class Preprocessor(nn.Module):
         """(B, 6, M, M): the minutiae where the pose carries them."""
         config = self.config
         moved = move_minutiae(batch.minutiae, pose, self.canvas, config.size)
-        return minutia_maps(moved, batch.minutia_count, config.size, config.map_size, config.map_sigma, dtype)
+        return minutia_maps(moved, batch.minutia_count, config.size, dtype=dtype)
 
     def pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None = None) -> torch.Tensor:
         """(B, H, W) uint8 -> (B, 1, S, S) float32, all prints at once: what is compiled and exported."""

@@ -1,4 +1,4 @@
-"""Where a finger lies on the canvas of its synthetic prints: the exact truth that an aligning network learns from."""
+"""Where a finger lies on the canvas of its synthetic prints: the exact truth that an alignment network learns from."""
 
 from __future__ import annotations
 

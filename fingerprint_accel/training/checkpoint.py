@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fingerprint_accel.durable import sync, write_file
+from fingerprint_accel.durable import fsync_path, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.models.checkpoint_folder import (
@@ -23,8 +23,9 @@ from fingerprint_accel.models.checkpoint_folder import (
     damage,
     read_pointer,
     shapes_in,
+    todays_names,
 )
-from fingerprint_accel.training.fsdp import sliced
+from fingerprint_accel.training.fsdp import shard_like
 
 FORMAT_VERSION = 1
 
@@ -69,18 +70,18 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
         files[EMA_FILE] = checkpoint.ema
     for file_name, tensors in files.items():
         save_file(_plain(tensors), temporary / file_name, metadata={"format": "pt"})
-        sync(temporary / file_name)
+        fsync_path(temporary / file_name)
     for file_name, tensors in files.items():
         _check_written(temporary / file_name, tensors)
     checksums = {file_name: file_sha256(temporary / file_name) for file_name in files}
     state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
-    sync(temporary / "state.json")
-    sync(temporary)
+    fsync_path(temporary / "state.json")
+    fsync_path(temporary)
     if (folder / name).exists():  # the same step, saved by a run that was then resumed from an earlier one
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
-    sync(folder)
+    fsync_path(folder)
     write_json({"checkpoint": name, "step": checkpoint.state["step"]}, run / "latest.json")
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
     return name
@@ -157,9 +158,9 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
             raise UserError(f"{folder}: not a checkpoint folder (no {name})")
     try:
         state = json.loads((folder / "state.json").read_text())
-        model = load_file(folder / "model.safetensors")
-        training = _load_rows(folder / "training_state.safetensors", rows or {})
-        ema = load_file(folder / EMA_FILE) if (folder / EMA_FILE).is_file() else None
+        model = todays_names(load_file(folder / "model.safetensors"))
+        training = todays_names(_load_rows(folder / "training_state.safetensors", rows or {}))
+        ema = todays_names(load_file(folder / EMA_FILE)) if (folder / EMA_FILE).is_file() else None
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged checkpoint ({error}); --resume auto takes the newest whole one") from error
     if state.get("format_version") != FORMAT_VERSION:
@@ -222,4 +223,4 @@ def restore_optimizer(
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """`value` in the memory layout of `parameter`: fused optimizers walk both in step."""
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(sliced(value, parameter))
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(shard_like(value, parameter))

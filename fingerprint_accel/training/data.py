@@ -66,7 +66,7 @@ def _check_minutiae(train: PrintSource, config: Config) -> str:
     if found or model.cells:
         return f"{config.data}: {found} of {total} training prints have minutiae; only these train the minutia map"
     texture = "LocTex" if model.variant.startswith("Loc") else "Tex"
-    without = "--loss.minutia-map-weight 0" if model.start_from else f"--model.variant {texture}"
+    without = "--loss.minutia-map-weight 0" if model.init_from else f"--model.variant {texture}"
     raise UserError(
         f"{config.data}: none of the {total} training prints has minutiae, but {model.variant} learns from them; "
         "`import ... --minutiae FOLDER` reads mindtct's .xyt files and ISO templates, also beside the images; "

@@ -52,7 +52,7 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     )
     require(
         not plugin.activation_checkpointing,
-        "fsdp_activation_checkpointing renames weights: set it to false and give --model.recompute True",
+        "fsdp_activation_checkpointing renames weights: set it to false and give --model.gradient-checkpointing",
     )
     require(
         not isinstance(plugin.cpu_offload, CPUOffloadPolicy), "fsdp_offload_params is not supported: set it to false"
@@ -77,10 +77,11 @@ def switch_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin |
     require(accelerator.mixed_precision != "fp16", "FSDP goes with --training.precision bf16 or no, not with fp16")
     require(training.compile == "no", "FSDP gathers weights block by block: leave --training.compile at no")
     require(
-        training.fit_memory != "yes",
-        "with FSDP no process can rehearse a step alone: leave --training.fit-memory at auto and choose the batch size",
+        training.auto_micro_batch_size != "yes",
+        "with FSDP no process can rehearse a step alone: leave --training.auto-micro-batch-size at auto, and choose "
+        "the batch size",
     )
-    require(loss.negative_sampling == 1, "classes cannot be sampled with FSDP: leave --loss.negative-sampling at 1")
+    require(loss.class_sample_rate == 1, "classes cannot be sampled with FSDP: leave --loss.class-sample-rate at 1")
 
 
 def prepare(
@@ -168,12 +169,12 @@ def is_slice(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather_full(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor with the slices of all processes, all of which call this; other tensors as they are."""
     return cast("DTensor", tensor).full_tensor() if is_slice(tensor) else tensor
 
 
-def sliced(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This process's slice of a whole tensor, where `like` is such a slice; else the tensor as it is."""
     if not is_slice(like) or tensor.shape != like.shape:
         return tensor
@@ -190,4 +191,4 @@ def load_whole(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Non
         RuntimeError: it is another module's.
     """
     own = module.state_dict()
-    module.load_state_dict({name: sliced(tensor, own.get(name, tensor)) for name, tensor in tensors.items()})
+    module.load_state_dict({name: shard_like(tensor, own.get(name, tensor)) for name, tensor in tensors.items()})

@@ -17,7 +17,7 @@ from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.losses.exchange import reduce
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.training.data import PrintSource
-from fingerprint_accel.training.fsdp import sliced, whole
+from fingerprint_accel.training.fsdp import gather_full, shard_like
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
@@ -68,6 +68,6 @@ def start_heads(run: Run) -> None:
         assert isinstance(weight, torch.Tensor)
         here = (labels >= rows.start) & (labels < rows.stop)
         sums = torch.zeros(len(weight), vectors.shape[1]).index_add_(0, labels[here] - rows.start, vectors[here])
-        lengths = whole(weight).norm(dim=1).sum()
+        lengths = gather_full(weight).norm(dim=1).sum()
         length = (reduce(lengths) if isinstance(head, ShardedHead) else lengths) / run.train.classes
-        weight.copy_(sliced(F.normalize(sums, dim=1) * length.cpu(), weight))
+        weight.copy_(shard_like(F.normalize(sums, dim=1) * length.cpu(), weight))

@@ -13,13 +13,13 @@ from fingerprint_accel.config import save_yaml
 from fingerprint_accel.errors import Stopped, UserError
 from fingerprint_accel.training.checkpoint import set_aside_damaged
 from fingerprint_accel.training.heads import start_heads
-from fingerprint_accel.training.memory import explained, fit_memory
+from fingerprint_accel.training.memory import auto_micro_batch_size, explained
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
-from fingerprint_accel.training.preemption import Watch
+from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
-from fingerprint_accel.training.schedule import pace
+from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
@@ -40,9 +40,9 @@ def train(run: Run) -> Progress:
         for line in set_aside_damaged(run.folder, checkpoint):
             print(line, file=sys.stderr)
     progress = restore(run, checkpoint) if checkpoint else Progress()
-    if run.config.model.start_from and not checkpoint:
+    if run.config.model.init_from and not checkpoint:
         start_heads(run)
-    fit_memory(run, progress.step, progress.position)
+    auto_micro_batch_size(run, progress.step, progress.position)
     training = run.config.training  # its micro-batches may have become smaller
     if accelerator.is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -55,11 +55,15 @@ def train(run: Run) -> Progress:
         accelerator.device, progress.position, run.config.reading.prefetch, run.bare.learns_truth,
     )  # fmt: skip
     run.module.train()
-    with Watch(accelerator, training.timeout, progress.step) as watch, Reporter(run, progress) as reporter, loader:
+    with (
+        PreemptionMonitor(accelerator, training.timeout, progress.step) as monitor,
+        Reporter(run, progress) as reporter,
+        loader,
+    ):
         batches = iter(loader)
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while not _finished(run, progress):
-            now = pace(progress.step, run.steps, run.config)
+            now = schedule_at(progress.step, run.steps, run.config)
             with explained(run, progress.step):
                 bad = optimizer_step(run, batches, now, meters, progress)
             guard.step(bad)
@@ -77,14 +81,14 @@ def train(run: Run) -> Progress:
             if last or _due(progress.step, training.validate_every):
                 guard.average(accelerator.num_processes)
                 improved = _validate(run, progress, reporter)
-            stop = watch.stop_here(progress.step) and not _finished(run, progress)
+            stop = monitor.stop_here(progress.step) and not _finished(run, progress)
             if improved or stop or _finished(run, progress) or _due(progress.step, training.save_every):
                 guard.average(accelerator.num_processes)
                 progress.skipped = meters.skipped()
                 save(run, progress, improved)
             meters.pause(time.perf_counter() - started)
             if stop:
-                _stop(run, progress, watch.signal)
+                _stop(run, progress, monitor.signal)
         bar.close()
         reporter.final_table(meters)
     accelerator.wait_for_everyone()

@@ -15,22 +15,22 @@ import torch
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.training.schedule import pace
+from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.speed import begin_step, input_dtype
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
     """(batch size, accumulation) with the same product, of at most half the batch size, or None where there is none."""
-    training, together = config.training, config.reading.impressions_per_finger * config.reading.siblings
-    product = training.batch_size * training.accumulation
+    training, together = config.training, config.reading.samples_per_class * config.reading.siblings
+    product = training.batch_size * training.gradient_accumulation_steps
     for size in range(training.batch_size // 2, 0, -1):
         if product % size == 0 and size % together == 0:
             return size, product // size
     return None
 
 
-def fit_memory(run: Run, step: int, position: int) -> None:
+def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
     """Lowers the device batch until every rank has room for it; the prints of each step stay what they were. Not with
     FSDP, where no rank can rehearse alone.
 
@@ -42,7 +42,7 @@ def fit_memory(run: Run, step: int, position: int) -> None:
     Raises:
         UserError: the smallest micro-batch is too large.
     """
-    wanted = run.config.training.fit_memory
+    wanted = run.config.training.auto_micro_batch_size
     if wanted == "no" or (wanted == "auto" and (run.accelerator.device.type == "cpu" or run.accelerator.is_fsdp2)):
         return
     while True:
@@ -54,15 +54,15 @@ def fit_memory(run: Run, step: int, position: int) -> None:
         if smaller is None:
             raise UserError(
                 f"out of memory with micro-batches of {before.batch_size} prints, and none is smaller; choose a "
-                "smaller network, --model.recompute True, or a smaller --preprocess.size"
+                "smaller network, --model.gradient-checkpointing, or a smaller --preprocess.size"
             )
-        training = dataclasses.replace(before, batch_size=smaller[0], accumulation=smaller[1])
+        training = dataclasses.replace(before, batch_size=smaller[0], gradient_accumulation_steps=smaller[1])
         run.config = dataclasses.replace(run.config, training=training)
-        run.accelerator.gradient_accumulation_steps = training.accumulation
+        run.accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
         run.accelerator.print(
             f"out of memory on {ranks} of {run.accelerator.num_processes} processes with batch {before.batch_size} x "
-            f"{before.accumulation}: all go on with {smaller[0]} x {smaller[1]}, the same {run.samples_per_step} prints"
-            " per step in the same order"
+            f"{before.gradient_accumulation_steps}: all go on with {smaller[0]} x {smaller[1]}, the same "
+            f"{run.samples_per_step} prints per step in the same order"
         )
 
 
@@ -85,7 +85,7 @@ def _has_room(run: Run, step: int, position: int) -> bool:
 
 def _rehearse(run: Run, step: int, position: int) -> None:
     accelerator, size, bare = run.accelerator, run.config.training.batch_size, run.bare
-    now = pace(step, run.steps, run.config)
+    now = schedule_at(step, run.steps, run.config)
     samples = run.order.take(position + accelerator.process_index * size, size)
     batch = run.train.read(*samples, truth=bare.learns_truth).to(accelerator.device)
     bare.train()
@@ -96,7 +96,7 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     maps_needed, dtype = bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     image, maps = run.preprocessor(batch, True, maps_needed, now.augmentation, dtype)
     with accelerator.autocast():
-        if _ranks_wait(run) or run.config.loss.negative_sampling < 1:  # nor are classes drawn yet
+        if _ranks_wait(run) or run.config.loss.class_sample_rate < 1:  # nor are classes drawn yet
             output = bare.model(image)
             more = (output.minutia_map, output.contact, *(output.pose or ()))
             parts = [*output.branches.values(), *(part for part in more if part is not None)]
@@ -116,14 +116,16 @@ def _ranks_wait(run: Run) -> bool:
 
 @contextmanager
 def explained(run: Run, step: int) -> Iterator[None]:
-    """Says what to do where memory runs out in the middle of training; other ranks hear of it (`preemption.Watch`)."""
+    """Says what to do where memory runs out in the middle of training; the `PreemptionMonitor` tells other ranks."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         smaller = smaller_batch(run.config)
-        remedy = "a smaller network or --model.recompute True"
+        remedy = "a smaller network or --model.gradient-checkpointing"
         if smaller is not None:
-            remedy = f"--resume auto --training.batch-size {smaller[0]} --training.accumulation {smaller[1]}"
+            remedy = (
+                f"--resume auto --training.batch-size {smaller[0]} --training.gradient-accumulation-steps {smaller[1]}"
+            )
         raise UserError(
             f"out of memory in step {step + 1} with micro-batches of {run.config.training.batch_size} prints; "
             f"go on with {remedy}"

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.models.alignment import AlignmentNetwork
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.localization import Localization
 from fingerprint_accel.models.output import Output
 
 
@@ -24,7 +24,7 @@ class TrainingModule(nn.Module):
         self.model, self.loss = model, loss
         if not loss.describes:  # DDP waits for the gradient of whatever wants one
             for name, part in model.named_children():
-                part.requires_grad_(name == "localization")
+                part.requires_grad_(name == "alignment")
 
     def forward(
         self,
@@ -52,7 +52,7 @@ class TrainingModule(nn.Module):
     def learns_truth(self) -> bool:
         """Whether the losses ask how a print lies and what it shows."""
         weights = self.loss.config
-        aligns = isinstance(self.model.localization, Localization) and weights.pose_weight > 0
+        aligns = isinstance(self.model.alignment, AlignmentNetwork) and weights.pose_weight > 0
         return aligns or (self.model.config.cells > 0 and weights.mask_weight > 0)
 
     def embed(self, image: torch.Tensor) -> Output:

@@ -27,18 +27,18 @@ def depths(model: DeepPrint) -> dict[tuple[str, int], int]:
 
     found: dict[tuple[str, int], int] = {}
     behind = max(counted("texture_branch", 0), counted("minutia_stem", counted("minutia_branch", 0)))
-    found["localization", 0] = counted("stem", behind)
+    found["alignment", 0] = counted("stem", behind)
     return found
 
 
 def rate_of(name: str, where: dict[tuple[str, int], int], training: TrainingConfig) -> float:
     """Learning rate of a parameter of `TrainingModule`, as a share of the run's; `where` as of `depths`."""
     if name.startswith("loss."):
-        return training.head_rate
+        return training.head_lr_mult
     block = _BLOCK.match(name)
     depth = where[block[1], int(block[2])] if block else 0  # the map decoder is a last layer too
-    if name.startswith("model.localization."):
-        depth = where["localization", 0]
+    if name.startswith("model.alignment."):
+        depth = where["alignment", 0]
     return training.layer_decay**depth
 
 

@@ -17,7 +17,7 @@ from fingerprint_accel.training.data import PrintLoader
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.schedule import Pace, pace_record
+from fingerprint_accel.training.schedule import Schedule, schedule_record
 from fingerprint_accel.training.setup import Run
 
 
@@ -35,7 +35,7 @@ def start_line(run: Run, progress: Progress) -> str:
     start = f"from step {progress.step} " if progress.step else ""
     return (
         f"{device} x {accelerator.num_processes}{' with FSDP' if accelerator.is_fsdp2 else ''} | {precision} | "
-        f"batch {training.batch_size} x {training.accumulation} per device, {total} in total | "
+        f"batch {training.batch_size} x {training.gradient_accumulation_steps} per device, {total} in total | "
         f"DeepPrint {config.model.variant} {config.model.trunk}, {parameters / 1e6:.1f} M parameters | "
         f"{config.data}: {len(run.train)} prints of {run.train.classes} fingers{held_out} | "
         f"{start}to step {run.steps}"
@@ -60,11 +60,11 @@ def situation(run: Run) -> Situation:
         source="synthetic" if synthetic else "shards",
         lz4=not isinstance(run.train, SyntheticPrints) and run.train.shards.info.encoding == "lz4",
         may_read_blocks=reading.order != "block"
-        and reading.impressions_per_finger == 1
+        and reading.samples_per_class == 1
         and not reading.balanced
         and reading.siblings == 1,
         may_replay=run.config.training.compile not in ("reduce-overhead", "max-autotune")
-        and not run.config.model.recompute
+        and not run.config.model.gradient_checkpointing
         and not run.accelerator.is_fsdp2,
     )
 
@@ -104,10 +104,10 @@ class Reporter:
             self.file.write(record)
         self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
 
-    def training_record(self, meters: Meters, now: Pace, loader: PrintLoader, bar: tqdm) -> None:
+    def training_record(self, meters: Meters, now: Schedule, loader: PrintLoader, bar: tqdm) -> None:
         """Records the window since the last record; losses are means over ranks."""
         record = meters.flush(loader.waited, self.run.accelerator)
-        record |= pace_record(now, self.run.config) | self.gpu.window()
+        record |= schedule_record(now, self.run.config) | self.gpu.window()
         record["epoch"] = self.progress.position / self.run.order.length
         self.last_record = record
         self._write("train", record)
@@ -160,7 +160,7 @@ class Reporter:
 
 
 def _alignment(metrics: dict[str, float]) -> list[str]:
-    """How far the aligning network is off, as a text, if that was measured."""
+    """How far the alignment network is off, as a text, if that was measured."""
     if "alignment_mm" not in metrics:
         return []
     median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]

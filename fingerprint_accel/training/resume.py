@@ -78,7 +78,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
     name = save_checkpoint(run.folder, Checkpoint(model, tensors, state, ema))
     if best:
         _name_best(run.folder, name, progress)
-    prune(run.folder, run.config.training.keep)
+    prune(run.folder, run.config.training.save_total_limit)
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
@@ -163,10 +163,13 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
         return
     share, rest = divmod(before, training.batch_size * run.accelerator.num_processes)
     processes = run.accelerator.num_processes
-    remedy = f"--training.accumulation {share}" if share and not rest else "another --training.batch-size"
+    remedy = (
+        f"--training.gradient-accumulation-steps {share}" if share and not rest else "another --training.batch-size"
+    )
     raise UserError(
         f"{folder}: trained with {before} prints per step, this run has {here} (batch size {training.batch_size} x "
-        f"accumulation {training.accumulation} x {processes} processes); give {remedy}, so that it is {before} again"
+        f"accumulation {training.gradient_accumulation_steps} x {processes} processes); give {remedy}, so that it is "
+        f"{before} again"
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fingerprint_accel.config import AugmentConfig, Config, LossConfig, TrainingConfig
 
 
-class Pace(NamedTuple):
+class Schedule(NamedTuple):
     """Settings of one optimizer step.
 
     Attributes:
@@ -22,16 +22,16 @@ class Pace(NamedTuple):
     margin: float
 
 
-def pace(step: int, steps: int, config: Config) -> Pace:
+def schedule_at(step: int, steps: int, config: Config) -> Schedule:
     """Settings of optimizer step `step` (from 0) of `steps`."""
-    return Pace(
+    return Schedule(
         learning_rate(step, steps, config.training),
         augmentation_strength(step, steps, config.preprocess.augment),
         scheduled_margin(step, steps, config.loss),
     )
 
 
-def pace_record(now: Pace, config: Config) -> dict[str, float]:
+def schedule_record(now: Schedule, config: Config) -> dict[str, float]:
     """What of it belongs in a record: the learning rate, and the others where they are scheduled."""
     augment, loss = config.preprocess.augment, config.loss
     record = {"learning_rate": now.learning_rate}
@@ -43,7 +43,7 @@ def pace_record(now: Pace, config: Config) -> dict[str, float]:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Rate for optimizer step `step` (from 0) of `steps`: linear warm-up, then cosine decay to `final_lr_share`.
+    """Rate for optimizer step `step` (from 0) of `steps`: linear warm-up, then cosine decay to `min_lr_ratio`.
 
     The warm-up is shortened to a tenth of a run that is too short for it.
     """
@@ -51,7 +51,7 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
-    share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * share
 
 

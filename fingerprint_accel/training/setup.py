@@ -73,7 +73,7 @@ class Run:
     def samples_per_step(self) -> int:
         """Prints per optimizer step over all processes and micro-batches."""
         training = self.config.training
-        return training.batch_size * training.accumulation * self.accelerator.num_processes
+        return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
 
     @property
     def network(self) -> DeepPrint | ThroughRoot:
@@ -103,7 +103,7 @@ def make_accelerator(config: Config) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=None if training.precision == "auto" else training.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
+                num_steps=training.gradient_accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
             ),
             fsdp_plugin=plugin,
             log_with=None if training.tracker == "none" else training.tracker,
@@ -176,13 +176,13 @@ def _average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None
     return ModelEmaV3(model, decay, use_warmup=not trained, update_after_step=-1 if trained else 0)
 
 
-def _start_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
+def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
     """Takes the weights of the trained network. Crop and size may differ from its own: it may go on at another scale.
 
     Raises:
         UserError: the trained network is not there, has another shape, or was trained on other prints than `train`.
     """
-    saved = find_model(config.model.start_from)
+    saved = find_model(config.model.init_from)
     saved.check_fits(config.model)
     train.info.check_suits(saved.prints, config.data, synthetic=is_source(config.data))
     saved.load_into(model, saved.starts(config.model))
@@ -210,7 +210,7 @@ def set_up(config: Config) -> Run:
         training.seed,
         block_size,
         train.labels,
-        reading.impressions_per_finger,
+        reading.samples_per_class,
         reading.balanced,
         sibling_labels(train, reading.siblings, config.data) if reading.siblings > 1 else None,
     )
@@ -218,9 +218,9 @@ def set_up(config: Config) -> Run:
         accelerator.device
     )
     torch.manual_seed(training.seed)
-    model = DeepPrint(config.model, config.preprocess.map_size)
-    if config.model.start_from:
-        _start_from(model, config, train)
+    model = DeepPrint(config.model)
+    if config.model.init_from:
+        _init_from(model, config, train)
     loss = DeepPrintLoss(
         config.loss,
         model.branch_dims,
@@ -239,9 +239,9 @@ def set_up(config: Config) -> Run:
     if note:
         accelerator.print(note)
     optimizer = make_optimizer(bare, training)
-    average = _average(bare.model, training.ema_decay, bool(config.model.start_from))
+    average = _average(bare.model, training.ema_decay, bool(config.model.init_from))
     module, optimizer = prepare(accelerator, bare, optimizer, average)
-    per_step = training.batch_size * training.accumulation * accelerator.num_processes
+    per_step = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
     return Run(
         config=config,
         accelerator=accelerator,

@@ -10,10 +10,10 @@ from accelerate.utils import DistributedType
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.losses.exchange import is_distributed, place, reduce
+from fingerprint_accel.losses.exchange import is_distributed, rank_and_world_size, reduce
 from fingerprint_accel.losses.sharded import ShardedHead, slice_of_classes
 from fingerprint_accel.training.checkpoint import parameter_of
-from fingerprint_accel.training.fsdp import whole
+from fingerprint_accel.training.fsdp import gather_full
 from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
 
 def draw_classes(run: Run, position: int) -> None:
     """Before an update: chooses the classes it is about where heads sample them. `position`: of its prints."""
-    if run.config.loss.negative_sampling == 1:
+    if run.config.loss.class_sample_rate == 1:
         return
     samples, _ = run.order.take(position, run.samples_per_step)  # a function of the position: no rank needs to ask
     device = run.accelerator.device
@@ -71,7 +71,7 @@ def clip_gradients(run: Run) -> torch.Tensor:
     accelerator, limit = run.accelerator, run.config.training.clip_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
     if not heads:
-        return whole(accelerator.clip_grad_norm_(run.parameters, limit))
+        return gather_full(accelerator.clip_grad_norm_(run.parameters, limit))
     slices = [parameter for head in heads for parameter in head.trained() if parameter.grad is not None]
     known = {id(parameter) for parameter in slices}
     groups = _optimizer(run).param_groups
@@ -88,7 +88,7 @@ def clip_gradients(run: Run) -> torch.Tensor:
 
 def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return whole(get_total_norm(gradients)) if gradients else torch.zeros((), device=run.accelerator.device)
+    return gather_full(get_total_norm(gradients)) if gradients else torch.zeros((), device=run.accelerator.device)
 
 
 def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
@@ -117,8 +117,8 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
         tensor, head = tensors[key], heads.get(parameter_of(key))
         if head is not None and tensor.ndim > 0:
             tensor = _all_classes(tensor, head.classes)
-        together = whole(tensor)
-        if place()[0] == 0:
+        together = gather_full(tensor)
+        if rank_and_world_size()[0] == 0:
             found[key] = together if together is tensor else together.cpu()
     return found
 
@@ -132,7 +132,7 @@ def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
     """(R, ...) on every rank -> (C, ...) of all classes in order, in rank 0's main memory; elsewhere the part."""
     if not is_distributed():
         return part
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     everything = torch.empty((classes if rank == 0 else 0, *part.shape[1:]), dtype=part.dtype)
     for source in range(processes):
         rows = slice_of_classes(classes, source, processes)

@@ -9,29 +9,31 @@ import torch
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress, seed_step
-from fingerprint_accel.training.schedule import Pace
+from fingerprint_accel.training.schedule import Schedule
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.sharded_heads import clip_gradients, draw_classes, put_classes_back
 from fingerprint_accel.training.speed import begin_step, input_dtype
 
 
-def optimizer_step(run: Run, batches: Iterator[Batch], pace: Pace, meters: Meters, progress: Progress) -> torch.Tensor:
-    """One update from `accumulation` micro-batches; returns () bool on the device, True where it was skipped."""
+def optimizer_step(
+    run: Run, batches: Iterator[Batch], now: Schedule, meters: Meters, progress: Progress
+) -> torch.Tensor:
+    """One update from its micro-batches; returns () bool on the device, True where it was skipped."""
     accelerator, training = run.accelerator, run.config.training
     optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
     begin_step()
     seed_step(training.seed, progress.step, accelerator.process_index)
     for group in optimizer.param_groups:
-        group["lr"] = pace.learning_rate * group["rate"]
-    margin = torch.full((), pace.margin, device=accelerator.device)  # a number would be compiled into the losses
+        group["lr"] = now.learning_rate * group["rate"]
+    margin = torch.full((), now.margin, device=accelerator.device)  # a number would be compiled into the losses
     maps_needed, dtype = run.bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     losses, fingers, branches = [], [], []
     draw_classes(run, progress.position)
-    for _ in range(training.accumulation):
+    for _ in range(training.gradient_accumulation_steps):
         batch = next(batches)
         with accelerator.accumulate(run.module):
-            image, maps = run.preprocessor(batch, True, maps_needed, pace.augmentation, dtype)
-            truth = run.preprocessor.truth(batch, True, pace.augmentation) if run.bare.learns_truth else (None, None)
+            image, maps = run.preprocessor(batch, True, maps_needed, now.augmentation, dtype)
+            truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)
             loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, margin, *truth)
             accelerator.backward(loss)
             losses.append({"loss": loss.detach(), **parts})

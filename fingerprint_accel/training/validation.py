@@ -36,7 +36,7 @@ class Embedded(NamedTuple):
     Attributes:
         embeddings: (N, D) float32.
         labels: (N,) int64.
-        misaligned: (N, 3) float32, rotation in radians and shift in half sides of the input by which the aligning
+        misaligned: (N, 3) float32, rotation in radians and shift in half sides of the input by which the alignment
             network was wrong; NaN where nobody knows or nothing aligns.
     """
 
@@ -94,7 +94,7 @@ def validate(
     cells: int = 0,
 ) -> dict[str, float]:
     """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them;
-    and where prints know how they lie, how far the aligning network is off: `alignment_mm` (median),
+    and where prints know how they lie, how far the alignment network is off: `alignment_mm` (median),
     `alignment_mm_95` (95th percentile) and `alignment_degrees` (median).
 
     Embeddings that are not finite count as an EER of 1: nothing worse can be reported, and training may recover.

@@ -1,4 +1,4 @@
-"""The report on aligning networks measures what it says."""
+"""The report on alignment networks measures what it says."""
 
 import math
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_a_model_that_does_not_align_is_refused(tmp_path):
     FingerprintExtractor(
         ModelConfig(variant="Tex", trunk="compact", width=8), PreprocessConfig(), 300, 320
     ).save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="has no aligning network"):
+    with pytest.raises(UserError, match="has no alignment network"):
         alignment.main(str(tmp_path / "model"))
 
 

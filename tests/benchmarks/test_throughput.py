@@ -54,7 +54,7 @@ def test_stages_and_sweep(dataset, tmp_path):
     out = tmp_path / "speed.json"
     result = run(
         *("--data", dataset, *TINY, "--out", out, "--variants", "Tex,TexMinu", "--batch-sizes", f"4,{TOO_LARGE}"),
-        *("--preprocess.enhance", "True"),
+        *("--preprocess.enhance"),
     )
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(out.read_text())
@@ -228,7 +228,7 @@ def test_flops_without_memory_are_those_of_a_real_step():
 
     config = Config(
         model=ModelConfig(variant="TexMinu", trunk="compact", width=8, embedding_dim=16),
-        preprocess=PreprocessConfig(crop=64, size=64, map_size=32),
+        preprocess=PreprocessConfig(crop=64, size=64),
     )
     model = DeepPrint(config.model, 32)
     loss = DeepPrintLoss(config.loss, model.branch_dims, 5, 0.2, has_map=True)

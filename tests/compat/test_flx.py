@@ -86,7 +86,7 @@ def test_defaults_of_fit(fitted, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("processes", "accumulation", "batch_size", "steps"),
+    ("processes", "gradient_accumulation_steps", "batch_size", "steps"),
     [(1, 1, 4, 24), (2, 1, 4, 12), (8, 1, 4, 3), (8, 3, 4, 1), (8, 1, 64, 1), (1, 1, 64, 2)],
 )
 def test_an_epoch_is_validated_once_on_any_number_of_processes(
@@ -97,7 +97,7 @@ def test_an_epoch_is_validated_once_on_any_number_of_processes(
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", str(processes))
     extractor = flx.get_DeepPrint_Tex(24, 16)
-    training = dataclasses.replace(extractor.config.training, accumulation=accumulation)
+    training = dataclasses.replace(extractor.config.training, gradient_accumulation_steps=accumulation)
     extractor.config = dataclasses.replace(extractor.config, training=training)
     config = fitted(extractor, batch_size=batch_size, patience=10, num_epochs=5)
     assert (config.training.validate_every, config.training.save_every) == (steps, steps)

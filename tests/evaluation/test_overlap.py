@@ -15,10 +15,10 @@ def keys(*fingers, impressions=2):
 def run(tmp_path):
     """Makes a run folder with nothing in it but its configuration."""
 
-    def make(name, data, start_from="", **reading):
+    def make(name, data, init_from="", **reading):
         folder = tmp_path / name
         (folder / "model").mkdir(parents=True)
-        config = Config(data=str(data), reading=ReadingConfig(**reading), model=ModelConfig(start_from=str(start_from)))
+        config = Config(data=str(data), reading=ReadingConfig(**reading), model=ModelConfig(init_from=str(init_from)))
         save_yaml(config, folder / "config.yaml")
         return folder
 

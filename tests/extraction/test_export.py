@@ -42,8 +42,8 @@ def exported(canvases, spread_out, tmp_path_factory):
     torch.manual_seed(0)
     model = ModelConfig(variant="LocTexMinu", trunk="compact", width=8, embedding_dim=32)
     extractor = FingerprintExtractor(model, PreprocessConfig(crop=256, size=144, enhance=True), ppi=300, canvas=320)
-    if extractor.aligning is not None:
-        torch.nn.init.normal_(extractor.aligning.fc_loc[-1].weight, std=0.5)  # at first it turns nothing
+    if extractor.alignment_network is not None:
+        torch.nn.init.normal_(extractor.alignment_network.head[-1].weight, std=0.5)  # at first it turns nothing
     spread_out(extractor, canvases)  # also what was embedded before must not matter to the export
     center = mean_template(extractor.extract(list(canvases), 300, progress=False), cells=0)
     extractor.notes = {"calibration": Calibration("prints", True, "all-pairs", center=as_text(center)).values()}

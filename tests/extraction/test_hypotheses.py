@@ -17,7 +17,7 @@ def extractor():
     config = ModelConfig(variant="LocDense", trunk="compact", width=8, embedding_dim=64, grid=4, dropout=0.0)
     extractor = FingerprintExtractor(config, PreprocessConfig(crop=256, size=64), 300, 320)
     with torch.no_grad():
-        for parameter in extractor.model.localization.fc_loc[2].parameters():
+        for parameter in extractor.model.alignment.head[2].parameters():
             torch.nn.init.normal_(parameter, std=0.3)  # else it would be the identity
         torch.nn.init.normal_(extractor.model.texture_branch[4].contact.weight, std=3.0)
     return extractor

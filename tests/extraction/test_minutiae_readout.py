@@ -11,7 +11,7 @@ from PIL import Image
 
 from fingerprint_accel.cli.minutiae import minutiae as minutiae_verb
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.data.canvas import place
+from fingerprint_accel.data.canvas import put_on_canvas
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import read_template
 from fingerprint_accel.errors import UserError
@@ -84,7 +84,7 @@ def test_places_lead_back_to_the_image(prints, tmp_path):
     sheet.paste(larger, (200, 50))
     sheet.save(tmp_path / "sheet.png")
     points = np.array([[450, 300, 0.5, 1], [560.5, 420.25, 4.0, 1]], np.float32)
-    _, on_canvas = place(np.asarray(sheet), points, 600, 300, 320)
+    _, on_canvas = put_on_canvas(np.asarray(sheet), points, 600, 300, 320)
     on_map = on_canvas.copy()
     on_map[:, :2] = (on_canvas[:, :2] - 32) * 128 / 256  # the network sees 256 pixels of the canvas
     found = read_minutiae(KnowsTheTruth(on_map), [tmp_path / "sheet.png"], 600, progress=False)[0]

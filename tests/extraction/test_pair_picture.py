@@ -13,7 +13,7 @@ from fingerprint_accel.extraction.comparison import compare_command, compare_pri
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import in_words
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
-from fingerprint_accel.preprocess.augment import Pose, resample, upright
+from fingerprint_accel.preprocess.geometric import Pose, resample, upright
 from fingerprint_accel.similarity import similarity
 
 
@@ -26,7 +26,7 @@ def small():
 def plain():
     """The bundled network without the one that aligns."""
     extractor = FingerprintExtractor.from_pretrained("small")
-    extractor.model.localization = None
+    extractor.model.alignment = None
     return extractor
 
 
@@ -63,7 +63,7 @@ def test_the_probe_lands_on_the_reference(plain, canvas, monkeypatch, swapped, d
 
 
 def test_so_it_does_where_the_model_aligns_both(small, plain, canvas, monkeypatch):
-    """Both taken to where the aligning network says: the pose leads from the one over the finger to the other."""
+    """Both taken to where the alignment network says: the pose leads from the one over the finger to the other."""
     pair = (canvas, moved(canvas, 20.0, 24, 0))
     for extractor in (small, plain):
         monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi: image)

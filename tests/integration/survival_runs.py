@@ -25,7 +25,7 @@ import torch._dynamo
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.extraction import extractor  # noqa: F401
 from fingerprint_accel.recipe import run_recipe
-from fingerprint_accel.training import checkpoint, loop, preemption, setup, validation
+from fingerprint_accel.training import checkpoint, loop, preemption_monitor, setup, validation
 
 DATA, FOLDER, RECIPE = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 STEPS, GLOBAL_BATCH = 12, 8
@@ -93,7 +93,7 @@ def process(name, out, rank, processes, port, words, before):
         os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for number, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(FOLDER / f"{name}.{rank}.{kind}", os.O_WRONLY | os.O_CREAT), number)
-    preemption.TICK, code = 0.02, 0
+    preemption_monitor.TICK, code = 0.02, 0
     write_down_samples(FOLDER / f"{name}.samples")
     before(rank)
     share = ["--training.batch-size", str(GLOBAL_BATCH // processes), "--out", str(out)]
@@ -169,7 +169,7 @@ def main():
 
         def before(rank, number=number, moment=moment, victim=victim):
             if (number, moment) == ("SIGKILL", "step"):
-                preemption.TICK = 1.0  # training notices before the thread does
+                preemption_monitor.TICK = 1.0  # training notices before the thread does
             strike(moment, (lambda: os.kill(os.getpid(), getattr(signal, number))) if rank == victim else lambda: None)
 
         results[name] = launch(name, FOLDER / name, processes, before=before)
@@ -187,14 +187,14 @@ def main():
     results["hung"] = launch("hung", FOLDER / "hung", 2, ["--training.timeout", "5"], hang, hung=True)
     results["failing"] = launch("failing", FOLDER / "failing", 2, before=failing_read)
     every_step = ["--training.log-every", "1"]
-    small = ["--training.batch-size", "2", "--training.accumulation", "2"]
-    rehearsed = [*every_step, "--training.fit-memory", "yes"]
+    small = ["--training.batch-size", "2", "--training.gradient-accumulation-steps", "2"]
+    rehearsed = [*every_step, "--training.auto-micro-batch-size", "yes"]
     results["shrunk"] = launch("shrunk", FOLDER / "shrunk", 2, rehearsed, before=little_memory)
     results["small"] = launch("small", FOLDER / "small", 2, [*rehearsed, *small])
     stopped = FOLDER / "SIGTERM-1-step"
     for name, words in {
-        "more micro-batches": ["--training.batch-size", "2", "--training.accumulation", "4"],
-        "another batch": ["--training.batch-size", "2", "--training.accumulation", "3"],
+        "more micro-batches": ["--training.batch-size", "2", "--training.gradient-accumulation-steps", "4"],
+        "another batch": ["--training.batch-size", "2", "--training.gradient-accumulation-steps", "3"],
     }.items():
         shutil.copytree(stopped, FOLDER / name)
         results[name] = launch(name, FOLDER / name, 1, words)

@@ -24,8 +24,8 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 CHANGING = [
     *("--model.variant", "Tex"),
-    *("--reading.impressions-per-finger", "2", "--loss.contrastive-weight", "1.0", "--loss.scale", "16"),
-    *("--loss.margin-start", "0.25", "--loss.margin-ramp", "0.5", "--training.accumulation", "2"),
+    *("--reading.samples-per-class", "2", "--loss.contrastive-weight", "1.0", "--loss.scale", "16"),
+    *("--loss.margin-start", "0.25", "--loss.margin-ramp", "0.5", "--training.gradient-accumulation-steps", "2"),
     *("--model.dropout", "0", "--training.steps", "6", "--training.validate-every", "0"),
 ]
 

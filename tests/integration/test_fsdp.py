@@ -65,16 +65,16 @@ run.accelerator.state.destroy_process_group()
 VIT = [*TINY, "--model.variant", "Tex", "--model.trunk", "vit_small", "--model.dropout", "0", "--loss.scale", "16"]
 VIT += ["--training.steps", "4", "--training.save-every", "2"]
 VIT += ["--reading.validation-fraction", "0.1"]
-AVERAGED = ["--loss.sharded", "True", "--loss.head", "cosface", "--loss.center-weight", "0"]
-AVERAGED += ["--training.ema-decay", "0.9", "--training.accumulation", "2"]
+AVERAGED = ["--loss.sharded", "--loss.head", "cosface", "--loss.center-weight", "0"]
+AVERAGED += ["--training.ema-decay", "0.9", "--training.gradient-accumulation-steps", "2"]
 CONVOLUTIONS = ["--model.trunk", "compact", "--model.norm", "group", "--model.variant", "LocTexMinu"]
 CONVOLUTIONS += ["--training.layer-decay", "0.9"]
 BATCH_NORM = ["--model.trunk", "compact", "--training.steps", "2", "--training.save-every", "1"]
 REFUSED = {
     "sgd": (["--training.optimizer", "sgd"], "--training.optimizer adamw"),
     "compiled": (["--training.compile", "default"], "--training.compile at no"),
-    "rehearsed": (["--training.fit-memory", "yes"], "--training.fit-memory at auto"),
-    "sampled": (["--loss.sharded", "True", "--loss.negative-sampling", "0.5"], "--loss.negative-sampling at 1"),
+    "rehearsed": (["--training.auto-micro-batch-size", "yes"], "--training.auto-micro-batch-size at auto"),
+    "sampled": (["--loss.sharded", "--loss.class-sample-rate", "0.5"], "--loss.class-sample-rate at 1"),
 }
 
 
@@ -98,9 +98,9 @@ def trained(prints, tmp_path_factory):
     def words_of(batch, name, own):
         return [*VIT, "--data", str(prints), "--training.batch-size", str(batch), *own, "--out", str(folder / name)]
 
-    start = ["--model.start-from", str(folder / "whole"), "--training.steps", "1"]
+    start = ["--model.init-from", str(folder / "whole"), "--training.steps", "1"]
     one = {"whole": [], "whole averaged": AVERAGED, "whole convolutions": CONVOLUTIONS, "whole started": start}
-    again = ["--training.save-every", "3", "--model.recompute", "True"]
+    again = ["--training.save-every", "3", "--model.gradient-checkpointing"]
     two = {"shared": [], "batch norm": BATCH_NORM, "averaged": [*AVERAGED, *saved("whole averaged", 2), *again]}
     two["convolutions"] = [*CONVOLUTIONS, *saved("whole convolutions", 2)]
     two |= {name: words for name, (words, _) in REFUSED.items()}
@@ -227,7 +227,7 @@ def test_what_does_not_go_together_is_one_line(trained):
     [
         ("FSDP_VERSION", "1", "set fsdp_version: 2"),
         ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "give --model.recompute True"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "give --model.gradient-checkpointing"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params is not supported: set it to false"),
     ],
 )

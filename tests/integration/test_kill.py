@@ -15,17 +15,17 @@ from .conftest import FORKED, ROOT, TINY, launched
 KILL_IN_SAVE = """
 import os, runpy, signal, sys
 import fingerprint_accel.training.checkpoint as checkpoint
-sync, count = checkpoint.sync, [0]
+sync, count = checkpoint.fsync_path, [0]
 def deadly(path):
     count[0] += path.parent.name.startswith(".step")
     if count[0] == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    sync(path)
-checkpoint.sync = deadly
+    fsync_path(path)
+checkpoint.fsync_path = deadly
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SAVES = ["--training.save-every", "2", "--training.validate-every", "4", "--training.keep", "2"]
+SAVES = ["--training.save-every", "2", "--training.validate-every", "4", "--training.save-total-limit", "2"]
 
 
 def program(prints, out):

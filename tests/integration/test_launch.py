@@ -62,8 +62,8 @@ RUNS += [(recipe, "two processes") for recipe in LAUNCHED if recipe != EVERY_LAU
 SHRUNK = {  # the tiny network has few numbers, and is not of the bundled one's shape
     "pretrain_small.py": ["--reading.siblings", "1"],
     "pretrain_base.py": ["--reading.siblings", "1", "--model.variant", "LocDense", "--model.grid", "4"],
-    "finetune.py": ["--model.start-from", ""],
-    "quickstart.py": ["--model.start-from", ""],
+    "finetune.py": ["--model.init-from", ""],
+    "quickstart.py": ["--model.init-from", ""],
 }
 
 
@@ -113,7 +113,7 @@ def test_larger_recipe_runs(recipe, prints, tmp_path, monkeypatch):
     config = runpy.run_path(str(ROOT / "recipes" / recipe), run_name="recipe")["CONFIG"]
     words = [
         *TINY,
-        "--loss.nested",
+        "--loss.matryoshka-dims",
         "8",
         "--training.steps",
         "20",
@@ -144,7 +144,7 @@ def test_no_other_machine_is_within_reach(environment, tmp_path):
 
 
 PAIRS = [
-    *("--reading.impressions-per-finger", "2", "--loss.contrastive-weight", "1.0"),
+    *("--reading.samples-per-class", "2", "--loss.contrastive-weight", "1.0"),
     *("--preprocess.augment.start", "0.2", "--preprocess.augment.ramp", "0.5"),
     *("--loss.margin-start", "0.25", "--loss.margin-ramp", "0.5"),
 ]

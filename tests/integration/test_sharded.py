@@ -128,14 +128,14 @@ for words in runs:
     run_rank = run.accelerator.process_index
 run.accelerator.state.destroy_process_group()
 """
-SAME = ["--model.norm", "group", "--model.dropout", "0", "--loss.scale", "16", "--loss.nested", "4"]
-SHARDED = ["--loss.sharded", "True"]
+SAME = ["--model.norm", "group", "--model.dropout", "0", "--loss.scale", "16", "--loss.matryoshka-dims", "4"]
+SHARDED = ["--loss.sharded"]
 SAVE = ["--training.save-every", "6"]
 # sgd shows wrongly scaled gradients, which adamw hides; this norm clips in every step
 CLIPPED = ["--training.optimizer", "sgd", "--training.learning-rate", "0.5", "--training.clip-norm", "1"]
-CLIPPED += ["--training.accumulation", "2", "--training.steps", "6"]
-SAMPLED = ["--loss.negative-sampling", "0.5", "--loss.head", "arcface", "--loss.filter-above", "0.6"]
-SAMPLED += ["--training.accumulation", "2", *SHARDED, *SAVE]
+CLIPPED += ["--training.gradient-accumulation-steps", "2", "--training.steps", "6"]
+SAMPLED = ["--loss.class-sample-rate", "0.5", "--loss.head", "arcface", "--loss.interclass-filter-threshold", "0.6"]
+SAMPLED += ["--training.gradient-accumulation-steps", "2", *SHARDED, *SAVE]
 HALF = "checkpoints/step-00000006"
 
 
@@ -147,8 +147,16 @@ def trained(prints, tmp_path_factory):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     two = {"two": [*SAVE, *SHARDED], "two clipped": [*CLIPPED, *SHARDED], "sampled": SAMPLED}
     two["sampled again"] = [*SAMPLED, "--resume", str(folder / "sampled" / HALF)]
-    two["poisoned"] = [*SHARDED, "--training.steps", "4", "--training.save-every", "1", "--training.keep", "9"]
-    resume, start = ["--resume", str(folder / "two" / HALF)], ["--model.start-from", str(folder / "two")]
+    two["poisoned"] = [
+        *SHARDED,
+        "--training.steps",
+        "4",
+        "--training.save-every",
+        "1",
+        "--training.save-total-limit",
+        "9",
+    ]
+    resume, start = ["--resume", str(folder / "two" / HALF)], ["--model.init-from", str(folder / "two")]
     two["started"] = [*start, *SHARDED, "--training.steps", "2"]
     one = {"whole": SAVE, "whole clipped": CLIPPED, "on one": [*resume, *SHARDED], "on one, whole": resume}
     one["started whole"] = [*start, "--training.steps", "2"]

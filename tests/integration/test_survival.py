@@ -150,7 +150,7 @@ def test_batches_may_be_shared_out_anew_but_not_change(runs):
     assert results["another batch"]["codes"] == [2]
     (line,) = errors(folder, "another batch", 0)
     assert "trained with 8 prints per step, this run has 6 (batch size 2 x accumulation 3 x 1 processes)" in line
-    assert "give --training.accumulation 4, so that it is 8 again" in line
+    assert "give --training.gradient-accumulation-steps 4, so that it is 8 again" in line
 
 
 def test_too_little_memory_on_one_rank_makes_both_smaller(runs):

@@ -9,7 +9,7 @@ DATA = "synth:fingers=8,impressions=4,seed=1,quality=clean"
 
 
 def test_two_processes_train_what_one_does(environment, tmp_path):
-    same = ["--data", DATA, "--model.norm", "group", "--model.dropout", "0", "--reading.impressions-per-finger", "2"]
+    same = ["--data", DATA, "--model.norm", "group", "--model.dropout", "0", "--reading.samples-per-class", "2"]
     same += ["--loss.contrastive-weight", "1", "--loss.scale", "16"]
     same += ["--training.steps", "6", "--training.validate-every", "3"]
     launch("one process", "small.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")

@@ -131,7 +131,7 @@ def test_float32_under_autocast(dtype):
 def test_beginnings_learn_as_embeddings_of_their_own(head):
     """Identity and contrastive terms are means over the whole and its beginnings, each as if it were all there is."""
     embedding, finger, lengths = unit(12, 16), torch.arange(12) // 2, (4, 8)
-    config = LossConfig(head=head, margin=0.2, contrastive_weight=1.0, nested=lengths)
+    config = LossConfig(head=head, margin=0.2, contrastive_weight=1.0, matryoshka_dims=lengths)
     loss = DeepPrintLoss(config, {"texture": 16}, 6, dropout=0.0)
     expected = {"identity": [], "contrastive": []}
     for length in (*lengths, 16):
@@ -149,6 +149,6 @@ def test_beginnings_learn_as_embeddings_of_their_own(head):
 def test_lengths_of_beginnings_must_rise_and_fit():
     for lengths in ((8, 8), (8, 4), (0, 4)):
         with pytest.raises(UserError, match="shortest first"):
-            LossConfig(nested=lengths)
+            LossConfig(matryoshka_dims=lengths)
     with pytest.raises(UserError, match="a branch's embedding has 256 numbers"):
-        Config(loss=LossConfig(nested=(64, 256)), model=ModelConfig(variant="TexMinu", embedding_dim=512))
+        Config(loss=LossConfig(matryoshka_dims=(64, 256)), model=ModelConfig(variant="TexMinu", embedding_dim=512))

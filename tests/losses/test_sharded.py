@@ -34,8 +34,8 @@ def losses_and_gradients(config, embedding, finger, classes, margin=None):
 def test_it_is_the_head_that_is_held_whole(head, nested, margin):
     """Without a process group; a margin beyond pi is among the angles."""
     embedding, finger = unit(40, 16, dtype=torch.float32), torch.arange(40) % 7
-    plain = LossConfig(head=head, scale=4.0, margin=0.3, nested=nested, center_weight=0.0)
-    sharded = LossConfig(head=head, scale=4.0, margin=0.3, nested=nested, center_weight=0.0, sharded=True)
+    plain = LossConfig(head=head, scale=4.0, margin=0.3, matryoshka_dims=nested, center_weight=0.0)
+    sharded = LossConfig(head=head, scale=4.0, margin=0.3, matryoshka_dims=nested, center_weight=0.0, sharded=True)
     found, wanted = (losses_and_gradients(config, embedding, finger, 7, margin) for config in (sharded, plain))
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
@@ -43,7 +43,7 @@ def test_it_is_the_head_that_is_held_whole(head, nested, margin):
 def test_what_is_above_the_filter_does_not_count():
     """Neither in the loss nor in gradients; the own finger always does."""
     torch.manual_seed(0)
-    head = ShardedHead(8, 6, "cosface", scale=4.0, margin=0.2, filter_above=0.4).double()
+    head = ShardedHead(8, 6, "cosface", scale=4.0, margin=0.2, interclass_filter_threshold=0.4).double()
     embedding, finger = unit(30, 8).requires_grad_(), torch.arange(30) % 6
     cosine = embedding @ F.normalize(head.weight, dim=1).T
     own = F.one_hot(finger, 6).bool()
@@ -150,10 +150,13 @@ def test_there_are_no_centres_that_nobody_asked_for():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"negative_sampling": 0.5}, "loss.negative_sampling needs loss.sharded: add --loss.sharded True"),
-        ({"filter_above": 0.4, "head": "cosface"}, "loss.filter_above needs loss.sharded"),
-        ({"filter_above": 0.4, "sharded": True}, "choose --loss.head arcface or cosface"),
-        ({"negative_sampling": 0.0, "sharded": True}, "must be above 0 and at most 1"),
+        ({"class_sample_rate": 0.5}, "loss.class_sample_rate needs loss.sharded: add --loss.sharded"),
+        (
+            {"interclass_filter_threshold": 0.4, "head": "cosface"},
+            "loss.interclass_filter_threshold needs loss.sharded",
+        ),
+        ({"interclass_filter_threshold": 0.4, "sharded": True}, "choose --loss.head arcface or cosface"),
+        ({"class_sample_rate": 0.0, "sharded": True}, "must be above 0 and at most 1"),
     ],
 )
 def test_knobs_that_do_not_go_together(knobs, message):

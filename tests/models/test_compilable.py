@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import list_mode_options
 
 from fingerprint_accel.config import ModelConfig
-from fingerprint_accel.models.compilable import Average, FirstConvolution, Halving, Rectifier, _Average, _Largest
+from fingerprint_accel.models.compilable import AvgPool3x3, ReLU, StemConv, StridedMaxPool, _AvgPool3x3, _Largest
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.training.speed import FEWER_PASSES
 
@@ -43,7 +43,7 @@ def test_largest_of_every_other_window(size, layout):
 @pytest.mark.parametrize("size", SIZES)
 def test_average_of_neighbours(size):
     features = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ours, theirs = (with_gradient(pool, features) for pool in (_Average.apply, Average().forward))
+    ours, theirs = (with_gradient(pool, features) for pool in (_AvgPool3x3.apply, AvgPool3x3().forward))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_average_of_neighbours(size):
 def test_first_convolution_as_a_product(folded):
     """With a bias where a normalisation was folded in."""
     torch.manual_seed(0)
-    layer, image = FirstConvolution(8).double(), torch.randn(2, 1, 31, 31, dtype=torch.float64)
+    layer, image = StemConv(8).double(), torch.randn(2, 1, 31, 31, dtype=torch.float64)
     if folded:
         layer.bias = nn.Parameter(torch.randn(8, dtype=torch.float64))
     results, gradients = [], []
@@ -66,7 +66,7 @@ def test_first_convolution_as_a_product(folded):
 
 
 def test_compiled_layers_are_the_same_layers():
-    layers = nn.Sequential(Average(), Rectifier(), Halving())
+    layers = nn.Sequential(AvgPool3x3(), ReLU(), StridedMaxPool())
     features = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     broken = features.clone()
     broken[0, 1, 2, 3] = torch.nan

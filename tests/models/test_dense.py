@@ -93,4 +93,4 @@ def test_knobs_that_do_not_go_together():
     with pytest.raises(UserError, match="trunk flx"):
         ModelConfig(variant="LocDense", trunk="flx")
     with pytest.raises(UserError, match="top of the finger"):
-        Config(model=ModelConfig(variant="Dense"), loss=LossConfig(nested=(64,)))
+        Config(model=ModelConfig(variant="Dense"), loss=LossConfig(matryoshka_dims=(64,)))

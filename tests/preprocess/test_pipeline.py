@@ -9,7 +9,7 @@ from fingerprint_accel.config import AugmentConfig, PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.preprocess import augment, coarse
-from fingerprint_accel.preprocess.augment import move_minutiae, random_pose, resample, upright
+from fingerprint_accel.preprocess.geometric import move_minutiae, random_pose, resample, upright
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.pipeline import Preprocessor

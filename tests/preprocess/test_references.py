@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.config import AugmentConfig
-from fingerprint_accel.preprocess.augment import CONTROL_POINTS, random_pose, resample
 from fingerprint_accel.preprocess.coarse import cell_means, chunks, grow, local_means
+from fingerprint_accel.preprocess.geometric import CONTROL_POINTS, random_pose, resample
 from fingerprint_accel.preprocess.normalize import local_normalize
-from fingerprint_accel.preprocess.quality import (
+from fingerprint_accel.preprocess.photometric import (
     CONTRAST,
     GAIN,
     NOISE,

@@ -60,7 +60,7 @@ def test_advice_does_not_ask_for_what_is_set_or_refused():
     ("reading", "training", "expected"),
     [
         ({}, {}, Situation()),
-        ({"impressions_per_finger": 2}, {"compile": "default"}, Situation(may_read_blocks=False)),
+        ({"samples_per_class": 2}, {"compile": "default"}, Situation(may_read_blocks=False)),
         ({"balanced": True}, {}, Situation(may_read_blocks=False)),
         ({"order": "block"}, {"compile": "max-autotune"}, Situation(may_read_blocks=False, may_replay=False)),
     ],

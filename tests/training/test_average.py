@@ -31,7 +31,7 @@ def saved(folder, step, name="model"):
 
 
 def test_the_average_is_the_one_of_the_weights_after_each_step(tiny, tmp_path):
-    run_training(changed(tiny, steps=5, save_every=1, keep=9, ema_decay=0.6))
+    run_training(changed(tiny, steps=5, save_every=1, save_total_limit=9, ema_decay=0.6))
     expected = saved(tmp_path / "run", 1)
     for step in range(2, 6):
         decay = min(0.6, 1 - step ** (-2 / 3))
@@ -47,7 +47,7 @@ def test_the_average_is_the_one_of_the_weights_after_each_step(tiny, tmp_path):
 
 def test_a_resumed_average_is_bit_identical(tiny, tmp_path):
     tiny = changed(tiny, "model", norm="batch", dropout=0.2)
-    whole = changed(tiny, steps=8, save_every=3, keep=9, validate_every=3, ema_decay=0.9)
+    whole = changed(tiny, steps=8, save_every=3, save_total_limit=9, validate_every=3, ema_decay=0.9)
     run_training(whole)
     first = tmp_path / "run" / "checkpoints" / "step-00000003"
     run_training(dataclasses.replace(whole, out=str(tmp_path / "part"), resume=str(first)))
@@ -57,7 +57,7 @@ def test_a_resumed_average_is_bit_identical(tiny, tmp_path):
 
 
 def test_the_average_is_validated_decides_and_is_exported(tiny, tmp_path):
-    run_training(changed(tiny, steps=8, validate_every=2, keep=9, ema_decay=0.9, learning_rate=3e-3))
+    run_training(changed(tiny, steps=8, validate_every=2, save_total_limit=9, ema_decay=0.9, learning_rate=3e-3))
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: (line["eer"], line["ema_eer"]) for line in lines if line["kind"] == "validation"}
@@ -81,11 +81,11 @@ def test_an_average_may_begin_later(tiny, tmp_path):
 
 
 def test_trained_weights_keep_their_share_of_the_average(tiny, tmp_path):
-    """Behind --model.start-from the decay is constant from the first step, also across a resume."""
+    """Behind --model.init-from the decay is constant from the first step, also across a resume."""
     run_training(tiny)
     start = tmp_path / "run" / "checkpoints" / "step-00000006"
-    config = changed(tiny, "model", start_from=str(start))
-    config = changed(config, steps=5, save_every=1, keep=9, ema_decay=0.8, learning_rate=3e-3)
+    config = changed(tiny, "model", init_from=str(start))
+    config = changed(config, steps=5, save_every=1, save_total_limit=9, ema_decay=0.8, learning_rate=3e-3)
     run_training(dataclasses.replace(config, out=str(tmp_path / "whole")))
     expected = {name: value.double() for name, value in saved(tmp_path / "run", 6).items()}
     for step in range(1, 6):
@@ -104,14 +104,14 @@ def test_trained_weights_keep_their_share_of_the_average(tiny, tmp_path):
 def test_rates_fall_towards_the_stem():
     model = DeepPrint(ModelConfig(variant="LocTexMinu", trunk="compact", width=8, embedding_dim=16))
     where = depths(model)
-    training = TrainingConfig(layer_decay=0.5, head_rate=3.0)
+    training = TrainingConfig(layer_decay=0.5, head_lr_mult=3.0)
     rates = {
         name: rate_of(name, where, training)
         for name in (
             *("loss.heads.texture.weight", "model.minutia_map.features.0.weight"),
             *("model.texture_branch.7.weight", "model.texture_branch.3.body.0.weight"),
             *("model.texture_branch.0.body.0.weight", "model.minutia_stem.0.body.0.weight"),
-            *("model.stem.3.body.0.weight", "model.stem.0.weight", "model.localization.x"),
+            *("model.stem.3.body.0.weight", "model.stem.0.weight", "model.alignment.x"),
         )
     }
     assert list(rates.values()) == [3, 1, 1, 0.5, 0.5**4, 0.5**5, 0.5**6, 0.5**8, 0.5**9]
@@ -126,7 +126,7 @@ def test_heads_and_layers_learn_at_their_rates(tiny, tmp_path):
     start = set_up(plain).bare.state_dict()
     start = {name: tensor.clone() for name, tensor in start.items()}
     moves = []
-    for out, knobs in (("plain", {}), ("rated", {"head_rate": 0.25, "layer_decay": 0.5})):
+    for out, knobs in (("plain", {}), ("rated", {"head_lr_mult": 0.25, "layer_decay": 0.5})):
         run = run_training(changed(dataclasses.replace(plain, out=str(tmp_path / out)), **knobs))
         moves.append({name: tensor - start[name] for name, tensor in run.bare.state_dict().items()})
     for name, share in (
@@ -158,7 +158,7 @@ def test_a_frozen_trunk_with_new_fingers(tiny, tmp_path):
     run_training(tiny)
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006"
     config = dataclasses.replace(tiny, out=str(tmp_path / "second"))
-    config = changed(config, "model", start_from=str(checkpoint), trunk_frozen=True)
+    config = changed(config, "model", init_from=str(checkpoint), trunk_frozen=True)
     config = changed(config, "reading", validation_fraction=0.6)  # so that there are fewer fingers
     run = run_training(config)
     before, after = saved(tmp_path / "run", 6), saved(tmp_path / "second", 6)
@@ -172,5 +172,5 @@ def test_a_frozen_trunk_with_new_fingers(tiny, tmp_path):
 
 
 def test_a_frozen_trunk_needs_a_start():
-    with pytest.raises(UserError, match=r"give --model\.start-from"):
+    with pytest.raises(UserError, match=r"give --model\.init-from"):
         Config(model=ModelConfig(trunk_frozen=True))

@@ -35,7 +35,7 @@ def losses(folder):
 
 def test_accumulation_equals_a_larger_batch(tiny, tmp_path):
     run_training(tiny)
-    other = dataclasses.replace(changed(tiny, batch_size=2, accumulation=4), out=str(tmp_path / "other"))
+    other = dataclasses.replace(changed(tiny, batch_size=2, gradient_accumulation_steps=4), out=str(tmp_path / "other"))
     run_training(other)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "other"), rtol=0, atol=1e-5)
     one, four = weights(tmp_path / "run", 6), weights(tmp_path / "other", 6)
@@ -44,7 +44,7 @@ def test_accumulation_equals_a_larger_batch(tiny, tmp_path):
 
 
 def test_a_run_folder_is_complete(tiny, tmp_path):
-    config = changed(tiny, steps=9, validate_every=4, save_every=3, keep=1, tracker="tensorboard")
+    config = changed(tiny, steps=9, validate_every=4, save_every=3, save_total_limit=1, tracker="tensorboard")
     run_training(config)
     run = tmp_path / "run"
     assert load_yaml(run / "config.yaml") == config
@@ -99,7 +99,7 @@ def test_bad_losses_are_skipped_and_counted(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(DeepPrintLoss, "forward", poisoned)
     model = dataclasses.replace(tiny.model, norm="batch")
-    run_training(dataclasses.replace(changed(tiny, steps=5, save_every=1, keep=9), model=model))
+    run_training(dataclasses.replace(changed(tiny, steps=5, save_every=1, save_total_limit=9), model=model))
     run = tmp_path / "run"
     assert [record["skipped"] for record in records(run)] == [0, 0, 1, 1, 0]
     before, after = weights(run, 2), weights(run, 4)
@@ -129,7 +129,7 @@ def test_nothing_but_bad_losses_stops_with_advice(tiny, monkeypatch):
 
 def test_the_network_sees_the_schedule(tiny, tmp_path):
     """The first step is that of a plain run with mild augmentation and no margin, to the bit; so the last with both."""
-    run_training(changed(scheduled(tiny), steps=4, save_every=1, keep=9))
+    run_training(changed(scheduled(tiny), steps=4, save_every=1, save_total_limit=9))
     run = tmp_path / "run"
     found = records(run)
     assert [record["augmentation"] for record in found] == pytest.approx([0.2, 0.2 + 0.8 / 3, 0.2 + 1.6 / 3, 1.0])
@@ -144,7 +144,7 @@ def test_the_network_sees_the_schedule(tiny, tmp_path):
             preprocess=dataclasses.replace(plain.preprocess, augment=augment),
             loss=dataclasses.replace(plain.loss, margin=0.1 if step else 0.0, margin_start=0.0, margin_ramp=0.0),
         )
-        run_training(changed(constant, steps=4, save_every=1, keep=9))
+        run_training(changed(constant, steps=4, save_every=1, save_total_limit=9))
         record = records(tmp_path / f"constant-{step}")[0]
         assert record["step"] == step + 1
         assert record["loss"] == found[step]["loss"]
@@ -156,7 +156,7 @@ def test_an_epoch_counts_what_fills_up_groups(tiny):
     from fingerprint_accel.training.setup import set_up
 
     config = changed(tiny, steps=0, epochs=3, batch_size=9)
-    run = set_up(dataclasses.replace(config, reading=dataclasses.replace(config.reading, impressions_per_finger=3)))
+    run = set_up(dataclasses.replace(config, reading=dataclasses.replace(config.reading, samples_per_class=3)))
     assert run.order.length == 6 * run.train.classes, "4 impressions in groups of 3"
     assert run.steps == round(3 * run.order.length / 9)
 
@@ -164,7 +164,7 @@ def test_an_epoch_counts_what_fills_up_groups(tiny):
 def test_siblings_are_those_whose_keys_follow_each_other(tiny):
     from fingerprint_accel.training.setup import set_up
 
-    together = ReadingConfig(validation_fraction=0.0, impressions_per_finger=2, siblings=2)
+    together = ReadingConfig(validation_fraction=0.0, samples_per_class=2, siblings=2)
     run = set_up(dataclasses.replace(tiny, reading=together))
     keys = run.train.shards.key_of_finger
     samples, _ = run.order.take(0, run.order.length)
@@ -193,7 +193,7 @@ def scheduled(config):
     augment = AugmentConfig(start=0.2, ramp=0.75)
     return dataclasses.replace(
         config,
-        reading=dataclasses.replace(config.reading, impressions_per_finger=2),
+        reading=dataclasses.replace(config.reading, samples_per_class=2),
         preprocess=dataclasses.replace(config.preprocess, augment=augment),
         loss=dataclasses.replace(config.loss, contrastive_weight=1.0, margin_start=0.25, margin_ramp=0.5),
     )
@@ -203,7 +203,9 @@ def scheduled(config):
 @pytest.mark.parametrize("schedule", [lambda config: config, scheduled], ids=["plain", "scheduled"])
 def test_resumed_run_is_bit_identical(tiny, tmp_path, optimizer, schedule):
     model = dataclasses.replace(tiny.model, norm="batch", dropout=0.3)
-    whole = dataclasses.replace(changed(tiny, steps=8, save_every=3, optimizer=optimizer, keep=9), model=model)
+    whole = dataclasses.replace(
+        changed(tiny, steps=8, save_every=3, optimizer=optimizer, save_total_limit=9), model=model
+    )
     whole = schedule(whole)
     run_training(whole)
     part = dataclasses.replace(whole, out=str(tmp_path / "part"))

@@ -37,7 +37,7 @@ def short_of_memory(monkeypatch, prints, after=0):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulation", "per_finger", "siblings", "expected"),
+    ("batch_size", "gradient_accumulation_steps", "per_finger", "siblings", "expected"),
     [
         (64, 1, 1, 1, (32, 2)),
         (12, 3, 1, 1, (6, 6)),
@@ -52,8 +52,8 @@ def test_smaller_batches_hold_whole_groups_and_keep_the_product(
     batch_size, accumulation, per_finger, siblings, expected
 ):
     config = Config(
-        reading=ReadingConfig(impressions_per_finger=per_finger, siblings=siblings),
-        training=TrainingConfig(batch_size=batch_size, accumulation=accumulation),
+        reading=ReadingConfig(samples_per_class=per_finger, siblings=siblings),
+        training=TrainingConfig(batch_size=batch_size, gradient_accumulation_steps=accumulation),
     )
     assert smaller_batch(config) == expected
 
@@ -61,10 +61,10 @@ def test_smaller_batches_hold_whole_groups_and_keep_the_product(
 def test_a_shrunk_run_is_the_one_that_started_there(tiny, tmp_path, monkeypatch, capsys):
     model = dataclasses.replace(tiny.model, norm="batch", dropout=0.2)
     tiny = dataclasses.replace(tiny, model=model)
-    small = changed(dataclasses.replace(tiny, out=str(tmp_path / "small")), batch_size=2, accumulation=4)
+    small = changed(dataclasses.replace(tiny, out=str(tmp_path / "small")), batch_size=2, gradient_accumulation_steps=4)
     run_training(small)
     short_of_memory(monkeypatch, 3)
-    run_training(changed(tiny, fit_memory="yes"))
+    run_training(changed(tiny, auto_micro_batch_size="yes"))
     said = capsys.readouterr().out
     assert "on 1 of 1 processes with batch 8 x 1: all go on with 4 x 2" in said
     assert "with batch 4 x 2: all go on with 2 x 4, the same 8 prints per step" in said
@@ -77,7 +77,7 @@ def test_a_shrunk_run_is_the_one_that_started_there(tiny, tmp_path, monkeypatch,
 def test_rehearsing_leaves_no_trace(tiny, tmp_path):
     tiny = changed(tiny, "model", norm="batch", dropout=0.2)
     run_training(tiny)
-    run_training(changed(dataclasses.replace(tiny, out=str(tmp_path / "other")), fit_memory="yes"))
+    run_training(changed(dataclasses.replace(tiny, out=str(tmp_path / "other")), auto_micro_batch_size="yes"))
     for name in ("model.safetensors", "training_state.safetensors"):
         files = [tmp_path / run / "checkpoints" / "step-00000006" / name for run in ("run", "other")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
@@ -86,7 +86,7 @@ def test_rehearsing_leaves_no_trace(tiny, tmp_path):
 def test_no_room_at_all_is_said(tiny, monkeypatch):
     short_of_memory(monkeypatch, 0)
     with pytest.raises(UserError, match="out of memory with micro-batches of 1 prints, and none is smaller"):
-        run_training(changed(tiny, fit_memory="yes"))
+        run_training(changed(tiny, auto_micro_batch_size="yes"))
 
 
 def test_memory_that_runs_out_later_ends_with_the_remedy(tiny, tmp_path, monkeypatch):
@@ -96,16 +96,16 @@ def test_memory_that_runs_out_later_ends_with_the_remedy(tiny, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         short_of_memory(patch, 4, after=3)
         remedy = "in step 4 with micro-batches of 8 prints; go on with --resume auto --training.batch-size 4 "
-        with pytest.raises(UserError, match=remedy + "--training.accumulation 2"):
+        with pytest.raises(UserError, match=remedy + "--training.gradient-accumulation-steps 2"):
             run_training(config)
-        run_training(changed(dataclasses.replace(config, resume="auto"), batch_size=4, accumulation=2))
+        run_training(changed(dataclasses.replace(config, resume="auto"), batch_size=4, gradient_accumulation_steps=2))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
 def gradients(config, size, recompute):
     """Loss gradients, statistics after one pass, and bytes kept for the backward pass."""
     torch.manual_seed(1)
-    model = DeepPrint(dataclasses.replace(config, recompute=recompute), map_size=16)
+    model = DeepPrint(dataclasses.replace(config, gradient_checkpointing=recompute), map_size=16)
     image = torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(2))
     kept = []
 
@@ -138,14 +138,14 @@ def test_recomputed_features_give_the_same_gradients(variant, trunk, size):
 
 
 def test_recompute_and_compile_do_not_go_together():
-    with pytest.raises(UserError, match=r"model.recompute and training.compile do not go together"):
-        Config(model=ModelConfig(recompute=True), training=TrainingConfig(compile="default"))
+    with pytest.raises(UserError, match=r"model.gradient_checkpointing and training.compile do not go together"):
+        Config(model=ModelConfig(gradient_checkpointing=True), training=TrainingConfig(compile="default"))
 
 
 def test_training_with_recomputed_features(tiny, tmp_path):
     tiny = changed(tiny, "model", norm="batch", dropout=0.2)
     run_training(tiny)
-    run_training(changed(dataclasses.replace(tiny, out=str(tmp_path / "other")), "model", recompute=True))
+    run_training(changed(dataclasses.replace(tiny, out=str(tmp_path / "other")), "model", gradient_checkpointing=True))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "other"), abs=1e-5)
     found = [
         load_file(tmp_path / run / "checkpoints" / "step-00000006" / "model.safetensors") for run in ("run", "other")

@@ -89,7 +89,7 @@ def test_where_no_map_is_learned_none_are_needed(with_some, tiny, tmp_path):
     """Without the map loss, or behind a frozen trunk; but a network that starts from another goes on with its maps."""
     model = tmp_path / "model"
     FingerprintExtractor(tiny.model, tiny.preprocess, ppi=300, canvas=320).save_pretrained(model)
-    config = with_some(np.zeros(24, bool), start_from=str(model))
+    config = with_some(np.zeros(24, bool), init_from=str(model))
     assert refused(config).endswith("; --loss.minutia-map-weight 0 trains without minutiae")
     set_up(dataclasses.replace(config, loss=dataclasses.replace(config.loss, minutia_map_weight=0.0)))
     set_up(dataclasses.replace(config, model=dataclasses.replace(config.model, trunk_frozen=True)))

@@ -21,7 +21,7 @@ from fingerprint_accel.data.loader import subset_of_fingers
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.saved_model import find_model
-from fingerprint_accel.preprocess.augment import Pose, pose_left, random_pose, resample, turned_and_shifted
+from fingerprint_accel.preprocess.geometric import Pose, pose_left, random_pose, resample, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.sensors import Style
@@ -128,7 +128,7 @@ def recipe(dataset, out, **training):
 def test_the_loop_teaches_poses_alone_and_leaves_the_rest_as_it_was(dataset, tmp_path):
     run = set_up(recipe(dataset, tmp_path / "run", steps=40, validate_every=20))
     torch.manual_seed(0)
-    fresh = DeepPrint(run.config.model, run.config.preprocess.map_size).state_dict()
+    fresh = DeepPrint(run.config.model).state_dict()
     train(run)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     validated = [record for record in records if record["kind"] == "validation"]
@@ -138,12 +138,12 @@ def test_the_loop_teaches_poses_alone_and_leaves_the_rest_as_it_was(dataset, tmp
     assert validated[-1]["alignment_mm"] < 4
     after = run.bare.model.state_dict()
     changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, fresh[name])}
-    assert changed == {"localization"}
+    assert changed == {"alignment"}
 
 
 def test_a_dense_network_starts_from_the_trunk_of_another(tmp_path):
     texture = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=64)
-    dense = dataclasses.replace(texture, variant="LocDense", start_from=str(tmp_path / "texture"))
+    dense = dataclasses.replace(texture, variant="LocDense", init_from=str(tmp_path / "texture"))
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
     extractor = FingerprintExtractor(texture, PreprocessConfig(crop=256, size=64), 300, 320)

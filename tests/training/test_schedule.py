@@ -6,12 +6,12 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.schedule import (
     augmentation_strength,
     learning_rate,
-    pace,
-    pace_record,
+    schedule_at,
+    schedule_record,
     scheduled_margin,
 )
 
-CONFIG = TrainingConfig(learning_rate=2.0, warmup_steps=10, final_lr_share=0.1)
+CONFIG = TrainingConfig(learning_rate=2.0, warmup_steps=10, min_lr_ratio=0.1)
 
 
 def test_warm_up_then_cosine():
@@ -52,11 +52,11 @@ def test_records_show_what_is_scheduled():
     ramped = PreprocessConfig(augment=AugmentConfig(start=0.5, ramp=1.0))
     late = LossConfig(head="arcface", margin=0.4, margin_start=0.5)
     config = Config(preprocess=ramped, loss=late, training=CONFIG)
-    now = pace(50, 100, config)
+    now = schedule_at(50, 100, config)
     assert now == (learning_rate(50, 100, CONFIG), 0.75, 0.4)
-    assert pace_record(now, config) == {"learning_rate": now.learning_rate, "augmentation": 0.75, "margin": 0.4}
+    assert schedule_record(now, config) == {"learning_rate": now.learning_rate, "augmentation": 0.75, "margin": 0.4}
     for plain in (Config(), Config(loss=LossConfig(margin_start=0.5)), Config(loss=LossConfig(head="cosface"))):
-        assert list(pace_record(pace(50, 100, plain), plain)) == ["learning_rate"]
+        assert list(schedule_record(schedule_at(50, 100, plain), plain)) == ["learning_rate"]
 
 
 @pytest.mark.parametrize(

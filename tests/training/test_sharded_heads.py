@@ -26,8 +26,10 @@ def test_nothing_else_may_share_out_the_heads(tiny, kind):
 
 def test_an_update_draws_the_fingers_of_its_prints(tiny):
     """Those of all micro-batches, from the place in the stream alone."""
-    config = with_loss(tiny, sharded=True, negative_sampling=0.1)
-    config = dataclasses.replace(config, training=dataclasses.replace(tiny.training, batch_size=2, accumulation=2))
+    config = with_loss(tiny, sharded=True, class_sample_rate=0.1)
+    config = dataclasses.replace(
+        config, training=dataclasses.replace(tiny.training, batch_size=2, gradient_accumulation_steps=2)
+    )
     run = set_up(config)
     draw_classes(run, position=9)
     samples, _ = run.order.take(9, 4)

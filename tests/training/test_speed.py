@@ -27,7 +27,7 @@ from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import speed
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.schedule import pace
+from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import make_optimizer, set_up
 from fingerprint_accel.training.speed import FEWER_PASSES, compile_parts
 from fingerprint_accel.training.step import optimizer_step
@@ -62,10 +62,10 @@ def profiled_steps(config, steps=3, spoil=None):
     run.module.train()
     with run.train.loader(run.order, config.training.batch_size, device=run.accelerator.device) as loader:
         batches = iter(loader)
-        optimizer_step(run, batches, pace(0, 10, config), meters, progress)
+        optimizer_step(run, batches, schedule_at(0, 10, config), meters, progress)
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
             for step in range(1, 1 + steps):
-                bad = optimizer_step(run, batches, pace(step, 10, config), meters, progress)
+                bad = optimizer_step(run, batches, schedule_at(step, 10, config), meters, progress)
                 progress.step += 1
                 if spoil is not None:
                     spoil(bad)
@@ -77,10 +77,10 @@ def everything(tiny):
     """Every loss, every branch, augmentation, clipping and accumulation."""
     return dataclasses.replace(
         tiny,
-        reading=ReadingConfig(validation_fraction=0.0, impressions_per_finger=2),
+        reading=ReadingConfig(validation_fraction=0.0, samples_per_class=2),
         model=ModelConfig(variant="LocTexMinu", trunk="compact", width=8, embedding_dim=32),
         loss=LossConfig(head="cosface", contrastive_weight=1.0),
-        training=dataclasses.replace(tiny.training, accumulation=2, precision="bf16"),
+        training=dataclasses.replace(tiny.training, gradient_accumulation_steps=2, precision="bf16"),
     )
 
 
@@ -95,7 +95,7 @@ def test_a_step_never_waits_for_the_device(everything, variant, optimizer):
 
 
 def test_a_head_that_samples_never_waits(everything):
-    loss = dataclasses.replace(everything.loss, sharded=True, negative_sampling=0.5, filter_above=0.5)
+    loss = dataclasses.replace(everything.loss, sharded=True, class_sample_rate=0.5, interclass_filter_threshold=0.5)
     assert profiled_steps(dataclasses.replace(everything, loss=loss)) == {}
 
 
@@ -111,10 +111,10 @@ def test_a_step_never_waits_for_a_gpu(everything):
     meters, progress = Meters(run.accelerator.device), Progress()
     with run.train.loader(run.order, 8, device=run.accelerator.device) as loader:
         batches = iter(loader)
-        optimizer_step(run, batches, pace(0, 10, everything), meters, progress)
+        optimizer_step(run, batches, schedule_at(0, 10, everything), meters, progress)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            optimizer_step(run, batches, pace(1, 10, everything), meters, progress)
+            optimizer_step(run, batches, schedule_at(1, 10, everything), meters, progress)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -193,7 +193,9 @@ def test_compiled_training_is_the_same_training(scheduled, tmp_path, monkeypatch
         scheduled,
         reading=dataclasses.replace(scheduled.reading, validation_fraction=0.3),
         model=dataclasses.replace(scheduled.model, dropout=0.0),
-        training=dataclasses.replace(scheduled.training, fit_memory="no"),  # on a GPU it begins one step more
+        training=dataclasses.replace(
+            scheduled.training, auto_micro_batch_size="no"
+        ),  # on a GPU it begins one step more
     )
     run_training(config)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
@@ -223,7 +225,7 @@ def test_a_scheduled_margin_does_not_compile_the_losses_anew(scheduled):
     with run.train.loader(run.order, 4, device=run.accelerator.device) as loader:
         batches = iter(loader)
         for step in range(6):
-            now = pace(step, 6, scheduled)
+            now = schedule_at(step, 6, scheduled)
             optimizer_step(run, batches, now, meters, Progress(step))
             margins.append(now.margin)
     assert len(set(margins)) > 3
@@ -255,7 +257,7 @@ def test_steps_on_other_prints_do_the_same_operations(scheduled):
         for step in range(4):
             seen = []
             with Watch():
-                optimizer_step(run, batches, pace(step, 10, scheduled), meters, Progress(step))
+                optimizer_step(run, batches, schedule_at(step, 10, scheduled), meters, Progress(step))
             found.append(seen)
     assert len(found[1]) > 500
     assert found[1] == found[2] == found[3], "the first makes what the optimizer keeps"

@@ -39,7 +39,7 @@ def test_ddp_is_told():
 @pytest.mark.parametrize("compression", ["no", "bf16", "fp16"])
 def test_knobs_parse(mode, compression):
     words = ["--training.compile", mode, "--training.gradient-compression", compression]
-    training = parse(Config(), "", [*words, "--training.tf32", "False", "--training.bucket-mb", "50"]).training
+    training = parse(Config(), "", [*words, "--training.no-tf32", "--training.bucket-mb", "50"]).training
     assert (training.compile, training.gradient_compression) == (mode, compression)
     assert (training.tf32, training.bucket_mb) == (False, 50)
 

@@ -26,7 +26,7 @@ def changed(config, group, **knobs):
 def started(tiny, tmp_path, **knobs):
     """A run that starts from the one `tiny` has trained."""
     config = dataclasses.replace(tiny, out=str(tmp_path / "second"), **knobs)
-    return changed(config, "model", start_from=tiny.out)
+    return changed(config, "model", init_from=tiny.out)
 
 
 def first_record(out):
@@ -87,9 +87,9 @@ def test_another_shape_is_named(tiny, tmp_path):
     run_training(tiny)
     config = started(tiny, tmp_path)
     with pytest.raises(UserError, match=r"to start from it give --model.embedding-dim 32 --model.norm group"):
-        set_up(dataclasses.replace(config, model=ModelConfig(start_from=tiny.out, trunk="compact", width=8)))
+        set_up(dataclasses.replace(config, model=ModelConfig(init_from=tiny.out, trunk="compact", width=8)))
     with pytest.raises(UserError, match="nowhere: no model here"):
-        set_up(changed(config, "model", start_from="nowhere"))
+        set_up(changed(config, "model", init_from="nowhere"))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def untrained(tiny, tmp_path):
     def make(data, enhanced=False):
         model = FingerprintExtractor(tiny.model, tiny.preprocess, ppi=300, canvas=320, enhanced=enhanced)
         model.save_pretrained(tmp_path / "model")
-        config = changed(dataclasses.replace(tiny, data=str(data)), "model", start_from=str(tmp_path / "model"))
+        config = changed(dataclasses.replace(tiny, data=str(data)), "model", init_from=str(tmp_path / "model"))
         return changed(config, "reading", validation_fraction=0.0)
 
     return make
@@ -133,7 +133,7 @@ def test_other_prints_are_refused_with_the_words_of_evaluate(untrained, prints, 
     config = untrained(other)
     assert refused(config) == f"{other}: {problem}"
     with pytest.raises(UserError) as by_extraction:
-        FingerprintExtractor.from_pretrained(config.model.start_from).check_dataset(open_dataset(other))
+        FingerprintExtractor.from_pretrained(config.model.init_from).check_dataset(open_dataset(other))
     assert str(by_extraction.value) == f"{other}: {problem}"
 
 
@@ -160,5 +160,5 @@ def test_a_synthetic_source_is_checked_too(untrained):
 
 
 def test_another_scale_is_no_other_print(untrained, prints):
-    """The bundled `base` was trained from the aligning network of `small`, at a finer scale."""
+    """The bundled `base` was trained from the alignment network of `small`, at a finer scale."""
     set_up(changed(untrained(prints), "preprocess", crop=240, size=80))

@@ -32,7 +32,7 @@ GRACE = 3.0  # seconds for the training thread to end by itself before the proce
 
 
 @dataclass(frozen=True)
-class _Word:
+class Status:
     """What a rank tells the others.
 
     Attributes:
@@ -46,7 +46,7 @@ class _Word:
     done: bool = False
 
 
-class Watch:
+class PreemptionMonitor:
     """Looks out for stop signals and lost ranks while training runs. A context manager, for the main thread.
 
     Args:
@@ -68,19 +68,19 @@ class Watch:
         self._passed, self._target = step, 0
         self._held = False
         self._turn = threading.Condition()
-        self._word = _Word()
+        self._word = Status()
         self._leaving = threading.Event()
         self._lost = ""
         self._thread: threading.Thread | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PreemptionMonitor:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         if self.processes > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
-            self._thread = threading.Thread(target=self._talk, name="watch", daemon=True)
+            self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
             self._thread.start()
         return self
 
@@ -88,7 +88,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = "" if error is None or not self._is_failure(error) else _one_line(error)
-        self._word = _Word(failed=failed, done=not failed)
+        self._word = Status(failed=failed, done=not failed)
         self._leaving.set()
         if self._thread is not None:
             self._thread.join(FAREWELL if failed else None)
@@ -116,11 +116,11 @@ class Watch:
             self._passed = step
             return step == self._target
 
-    def _talk(self) -> None:
+    def _poll(self) -> None:
         """The thread: ends when all ranks are done, or one has failed or is lost."""
         try:
             while True:
-                words = self._tell(_Word(self._own_signal) if not self._leaving.is_set() else self._word)
+                words = self._tell(Status(self._own_signal) if not self._leaving.is_set() else self._word)
                 broken = [(rank, word.failed) for rank, word in enumerate(words) if word.failed]
                 if broken:
                     others = [(rank, text) for rank, text in broken if rank != self.rank]

@@ -1,16 +1,16 @@
-"""The aligning network: bins, hypotheses, and the loss that teaches them."""
+"""The alignment network: bins, hypotheses, and the loss that teaches them."""
 
 import math
 
 import pytest
 import torch
 
-from fingerprint_accel.models import localization
-from fingerprint_accel.models.localization import (
+from fingerprint_accel.models import alignment
+from fingerprint_accel.models.alignment import (
     ANGLES,
     PLACES,
-    FlxLocalization,
-    Localization,
+    AlignmentNetwork,
+    FlxAlignmentNetwork,
     PoseLogits,
     aligned,
     best_or_mean,
@@ -19,26 +19,26 @@ from fingerprint_accel.models.localization import (
     pose_loss,
 )
 
-BIN = 2 * localization.REACH / PLACES  # half sides
-TURN_BIN = 2 * localization.TURN / ANGLES  # radians
+BIN = 2 * alignment.REACH / PLACES  # half sides
+TURN_BIN = 2 * alignment.TURN / ANGLES  # radians
 
 
 def logits_of(poses, strengths):
     """(1, ...) logits as of a trained network, a bell of probability around each pose (angle, x, y); the angle of the
     first."""
-    x = localization.bin_centres(PLACES, localization.REACH, torch.device("cpu"))
-    angle = localization.bin_centres(ANGLES, localization.TURN, torch.device("cpu"))
+    x = alignment.bin_centres(PLACES, alignment.REACH, torch.device("cpu"))
+    angle = alignment.bin_centres(ANGLES, alignment.TURN, torch.device("cpu"))
     place = torch.zeros(PLACES, PLACES)
     for (_, across, down), strength in zip(poses, strengths, strict=True):
         off = ((x[None] - across) ** 2 + (x[:, None] - down) ** 2) / BIN**2
-        place = torch.maximum(place, strength - off / (2 * localization.SPREAD**2))
-    turn = (12 - (angle - poses[0][0]) ** 2 / (2 * (localization.SPREAD * TURN_BIN) ** 2)).clamp(min=0)
+        place = torch.maximum(place, strength - off / (2 * alignment.SPREAD**2))
+    turn = (12 - (angle - poses[0][0]) ** 2 / (2 * (alignment.SPREAD * TURN_BIN) ** 2)).clamp(min=0)
     return PoseLogits(place[None], turn[None])
 
 
 def test_untrained_network_is_the_identity():
     torch.manual_seed(0)
-    network = Localization().eval()
+    network = AlignmentNetwork().eval()
     image = torch.rand(2, 1, 150, 150)
     torch.testing.assert_close(network(image), image, atol=1e-4, rtol=0)
     poses, confidence = hypotheses(network.logits(image), 2)
@@ -46,7 +46,7 @@ def test_untrained_network_is_the_identity():
     assert float(confidence.detach().max()) < 0.1
 
 
-@pytest.mark.parametrize("network", [Localization, FlxLocalization])
+@pytest.mark.parametrize("network", [AlignmentNetwork, FlxAlignmentNetwork])
 def test_prints_larger_than_the_network_sees_are_aligned_in_bf16_too(network):
     """Training with bf16 on a CPU hands over bf16 prints, which torch cannot scale with antialiasing."""
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_loss_is_least_at_the_truth_and_leaves_out_unknown_poses():
 
 def test_network_learns_to_undo_a_shift():
     torch.manual_seed(0)
-    network = Localization("group")
+    network = AlignmentNetwork("group")
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     blob = torch.exp(-((torch.linspace(-1, 1, 64)[:, None] ** 2 + torch.linspace(-1, 1, 64)[None] ** 2) / 0.02))
 

@@ -35,12 +35,12 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContext
     return nullcontext(), statistics_kept(block)
 
 
-def through(blocks: nn.Sequential, features: torch.Tensor, recompute: bool) -> torch.Tensor:
-    """blocks(features); with `recompute` only what passes between blocks is kept for the backward pass.
+def forward_checkpointed(blocks: nn.Sequential, features: torch.Tensor, checkpointing: bool) -> torch.Tensor:
+    """blocks(features); with `checkpointing` only what passes between blocks is kept for the backward pass.
 
     Layers that stand alone are called as they are: nothing would be saved, and none inside a block is random.
     """
-    if not (recompute and torch.is_grad_enabled()):
+    if not (checkpointing and torch.is_grad_enabled()):
         result: torch.Tensor = blocks(features)
         return result
     for block in blocks:

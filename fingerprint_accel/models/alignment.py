@@ -1,4 +1,4 @@
-"""The aligning network in front of the `Loc` variants: where on its canvas a finger lies, and how it is turned.
+"""The alignment network in front of the `Loc` variants: where on its canvas a finger lies, and how it is turned.
 
 DeepPrint regresses one pose (Jaderberg et al. 2015; Engelsma, Cao and Jain 2019). Here the network answers with a
 probability for each place and each angle, so that an unclear print can name two places.
@@ -23,7 +23,7 @@ APART = 3  # bins by which two hypotheses differ at least
 
 
 class PoseLogits(NamedTuple):
-    """What the aligning network says of a batch.
+    """What the alignment network says of a batch.
 
     Attributes:
         place: (B, PLACES, PLACES) logits of the shift: rows along y, columns along x.
@@ -39,7 +39,7 @@ def bin_centres(count: int, reach: float, device: torch.device) -> torch.Tensor:
     return (torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (2 * reach / count) - reach
 
 
-class Localization(nn.Module):
+class AlignmentNetwork(nn.Module):
     """Predicts rotation and shift of each print and resamples the print accordingly. Starts as the identity.
 
     Args:
@@ -51,7 +51,7 @@ class Localization(nn.Module):
     def __init__(self, norm: str = "batch") -> None:
         super().__init__()
         width = self.WIDTH
-        self.localization = nn.Sequential(
+        self.features = nn.Sequential(
             compact_stem(width, norm),
             Residual(2 * width, 64, 2, norm),
             Residual(64, 96, 2, norm),
@@ -62,13 +62,13 @@ class Localization(nn.Module):
         last = nn.Linear(256, PLACES**2 + ANGLES)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.fc_loc = nn.Sequential(nn.Linear(48 * 100, 256), nn.ReLU(inplace=True), last)
+        self.head = nn.Sequential(nn.Linear(48 * 100, 256), nn.ReLU(inplace=True), last)
 
     def logits(self, image: torch.Tensor) -> PoseLogits:
         """image (B, 1, S, S) -> logits over shifts and rotations, float32."""
         if image.shape[-1] > self.SIDE:
             image = _smaller(image, self.SIDE)
-        place, angle = self.fc_loc(self.localization(image)).float().split([PLACES**2, ANGLES], dim=1)
+        place, angle = self.head(self.features(image)).float().split([PLACES**2, ANGLES], dim=1)
         return PoseLogits(place.unflatten(1, (PLACES, PLACES)), angle)
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
@@ -83,8 +83,8 @@ class Localization(nn.Module):
         return aligned(image, self.transform(image), "bicubic")  # ridges are 3 pixels wide: bilinear would blur them
 
 
-class FlxLocalization(nn.Module):
-    """The aligning network of flx: four convolutions without activations, and one pose without bounds."""
+class FlxAlignmentNetwork(nn.Module):
+    """The alignment network of flx: four convolutions without activations, and one pose without bounds."""
 
     SIDE = 128
 
@@ -95,16 +95,16 @@ class FlxLocalization(nn.Module):
         for depth in range(4):
             size = 5 if depth == 0 else 3
             layers += [nn.Conv2d(channels[depth], channels[depth + 1], size, padding=size // 2), nn.MaxPool2d(2)]
-        self.localization = nn.Sequential(*layers)
+        self.features = nn.Sequential(*layers)
         last = nn.Linear(64, 3)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.fc_loc = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), last)
+        self.head = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) -> the same, aligned."""
         small = _smaller(image, self.SIDE)
-        return aligned(image, self.fc_loc(self.localization(small).flatten(1)).float(), "bilinear")
+        return aligned(image, self.head(self.features(small).flatten(1)).float(), "bilinear")
 
 
 def _smaller(image: torch.Tensor, side: int) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _smaller(image: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Tensor:
-    """image (B, 1, S, S), transform (B, 3) as of `Localization.transform` -> (B, 1, S, S), resampled."""
+    """image (B, 1, S, S), transform (B, 3) as of `AlignmentNetwork.transform` -> (B, 1, S, S), resampled."""
     angle, shift_x, shift_y = transform.unbind(1)
     with torch.autocast(image.device.type, enabled=False):
         rows = [
@@ -125,7 +125,7 @@ def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Te
 
 
 def expected(found: PoseLogits) -> torch.Tensor:
-    """Mean pose over all bins, (B, 3) as of `Localization.transform`."""
+    """Mean pose over all bins, (B, 3) as of `AlignmentNetwork.transform`."""
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
     centres = bin_centres(PLACES, REACH, place.device)
     x, y = place.sum(dim=1) @ centres, place.sum(dim=2) @ centres
@@ -153,7 +153,7 @@ def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tenso
         count: H, how many.
 
     Returns:
-        (B, H, 3) as of `Localization.transform`, and (B, H) the probability around each.
+        (B, H, 3) as of `AlignmentNetwork.transform`, and (B, H) the probability around each.
     """
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
     flat = place.flatten(1).amax(1) * PLACES**2 < 1.5  # (B,) no peak
@@ -180,8 +180,8 @@ def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
 
     Args:
         found: of the network.
-        truth: (B, 3) as of `Localization.transform`; what lies beyond the bins counts at their edge. Prints with NaN
-            count as 0.
+        truth: (B, 3) as of `AlignmentNetwork.transform`; what lies beyond the bins counts at their edge. Prints with
+            NaN count as 0.
 
     Returns:
         () float32.
