@@ -4,9 +4,14 @@ and the minutia-map decoder of both trunks.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from fingerprint_accel.config import ModelConfig
+from fingerprint_accel.models.trunks import TrunkParts
 
 ORIENTATIONS = 6  # channels of the minutia map
 
@@ -86,7 +91,7 @@ def compact_body(width: int, norm: str) -> list[nn.Module]:
     ]
 
 
-def compact_texture(width: int, norm: str, dropout: float, dims: int) -> nn.Sequential:
+def _compact_branch(width: int, norm: str, dropout: float, dims: int) -> nn.Sequential:
     """(B, 2 * width, h, w) -> (B, dims); a 4 x 4 grid keeps where on the print things are."""
     return nn.Sequential(
         *compact_body(width, norm),
@@ -97,11 +102,19 @@ def compact_texture(width: int, norm: str, dropout: float, dims: int) -> nn.Sequ
     )
 
 
-def compact_minutia_stem(width: int, norm: str) -> nn.Sequential:
-    """(B, 2 * width, h, w) -> the same shape."""
-    return nn.Sequential(Residual(2 * width, 2 * width, 1, norm))
-
-
-def compact_minutia(width: int, norm: str, dropout: float, dims: int) -> nn.Sequential:
-    """(B, 2 * width, h, w) -> (B, dims)."""
-    return compact_texture(width, norm, dropout, dims)
+def compact_parts(config: ModelConfig, dims: int) -> TrunkParts:
+    """Of the compact trunk, as of `trunks.trunk_parts`."""
+    width, norm = config.width, config.norm
+    hidden = (width, max(8, width // 4))
+    branch = partial(_compact_branch, width, norm, config.dropout, dims)
+    return TrunkParts(
+        stem=partial(compact_stem, width, norm),
+        texture=branch,
+        minutia_stem=lambda: nn.Sequential(Residual(2 * width, 2 * width, 1, norm)),
+        minutia_map=lambda side: MapDecoder(2 * width, hidden, side),
+        minutia=branch,
+        body=partial(compact_body, width, norm),
+        channels=8 * width,
+        dense_map=lambda side: MapDecoder(4 * width, hidden, side),
+        map_after=2,
+    )

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fingerprint_accel.config import ModelConfig
-from fingerprint_accel.models import backbones
 from fingerprint_accel.models.alignment import AlignmentNetwork, FlxAlignmentNetwork, aligned, best_or_mean
-from fingerprint_accel.models.dense import DenseHead, masked_embedding
+from fingerprint_accel.models.dense import masked_embedding
 from fingerprint_accel.models.gradient_checkpointing import forward_checkpointed
 from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.trunks import dense_branch, trunk_parts
 from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
-
-VIT_HEADS = {"vit_small": 6, "vit_base": 12}  # of attention, each of 2 * width channels
 
 
 class DeepPrint(nn.Module):
@@ -43,16 +38,16 @@ class DeepPrint(nn.Module):
         branches = {"texture": texture, "minutia": minutia, "dense": dense}
         self.branch_dims = {branch: dims for branch, on in branches.items() if on}
         self.alignment = _alignment_network(config) if name.startswith("Loc") else None
-        parts = _parts(config, dims, map_size)
+        parts = trunk_parts(config, dims)
         self.stem = parts.stem()
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
         if texture or dense:
-            self.texture_branch = parts.dense() if dense else parts.texture()
+            self.texture_branch = dense_branch(parts, config, dims) if dense else parts.texture()
         if minutia:
-            self.minutia_stem, self.minutia_map = parts.minutia_stem(), parts.minutia_map()
+            self.minutia_stem, self.minutia_map = parts.minutia_stem(), parts.minutia_map(map_size)
             self.minutia_branch = parts.minutia()
         if dense:
-            self.minutia_map = parts.dense_map()
+            self.minutia_map = parts.dense_map(map_size)
         self.map_after = parts.map_after if dense else 0
         self.train()
 
@@ -173,64 +168,6 @@ class DeepPrint(nn.Module):
 
 def _blocks(part: nn.Sequential) -> list[nn.Module]:
     return [block for block in part if any(True for _ in block.children())]
-
-
-class _Parts(NamedTuple):
-    """Makes the parts of a network."""
-
-    stem: Callable[[], nn.Sequential]
-    texture: Callable[[], nn.Sequential]
-    minutia_stem: Callable[[], nn.Sequential]
-    minutia_map: Callable[[], nn.Module]
-    minutia: Callable[[], nn.Sequential]
-    dense: Callable[[], nn.Sequential]
-    dense_map: Callable[[], nn.Module]
-    map_after: int  # blocks of the dense branch that the map is drawn from
-
-
-def _parts(config: ModelConfig, dims: int, map_size: int) -> _Parts:
-    """Of a trunk, for branches with `dims` numbers each."""
-    width, norm, dropout = config.width, config.norm, config.dropout
-    head = partial(DenseHead, grid=config.grid, dims=dims // max(1, config.cells), dropout=dropout)
-    if config.trunk == "compact":
-        return _Parts(
-            partial(backbones.compact_stem, width, norm),
-            partial(backbones.compact_texture, width, norm, dropout, dims),
-            partial(backbones.compact_minutia_stem, width, norm),
-            partial(backbones.MapDecoder, 2 * width, (width, max(8, width // 4)), map_size),
-            partial(backbones.compact_minutia, width, norm, dropout, dims),
-            lambda: nn.Sequential(*backbones.compact_body(width, norm), head(8 * width)),
-            partial(backbones.MapDecoder, 4 * width, (width, max(8, width // 4)), map_size),
-            2,
-        )
-    if config.trunk in VIT_HEADS:
-        from fingerprint_accel.models.vit import Transformer
-
-        heads = VIT_HEADS[config.trunk]
-        vit = Transformer(2 * width * heads, heads, dropout, dims)
-        return _Parts(
-            vit.stem,
-            vit.texture,
-            vit.minutia_stem,
-            partial(vit.minutia_map, map_size),
-            vit.minutia,
-            lambda: nn.Sequential(*vit.dense(), head(vit.channels)),
-            partial(vit.minutia_map, map_size),
-            2,
-        )
-    from fingerprint_accel.models import inception
-
-    plain = config.trunk == "flx"
-    return _Parts(
-        inception.inception_stem,
-        partial(inception.inception_texture, dropout, dims),
-        inception.inception_minutia_stem,
-        partial(backbones.MapDecoder, 384, (128, 32), map_size, plain),
-        partial(inception.inception_minutia, dropout, dims, plain),
-        lambda: nn.Sequential(*inception.inception_body(), head(1536)),
-        partial(backbones.MapDecoder, 384, (128, 32), map_size),
-        4,
-    )
 
 
 def _alignment_network(config: ModelConfig) -> AlignmentNetwork | FlxAlignmentNetwork:

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.models.backbones import MapDecoder
 from fingerprint_accel.models.compilable import (
     AvgPool3x3,
     ReLU,
@@ -24,6 +26,7 @@ from fingerprint_accel.models.compilable import (
     StridedMaxPool,
     layout_of,
 )
+from fingerprint_accel.models.trunks import TrunkParts
 
 try:
     from timm.layers import ConvNormAct
@@ -171,4 +174,20 @@ def inception_minutia(dropout: float, dims: int, plain: bool = False) -> nn.Sequ
         nn.Flatten(),
         nn.Dropout(dropout),
         nn.Linear(1024, dims),
+    )
+
+
+def inception_parts(config: ModelConfig, dims: int) -> TrunkParts:
+    """Of Inception v4, as of `trunks.trunk_parts`; `flx` has no activations in minutia branch and map decoder."""
+    plain = config.trunk == "flx"
+    return TrunkParts(
+        stem=inception_stem,
+        texture=partial(inception_texture, config.dropout, dims),
+        minutia_stem=inception_minutia_stem,
+        minutia_map=lambda side: MapDecoder(384, (128, 32), side, plain),
+        minutia=partial(inception_minutia, config.dropout, dims, plain),
+        body=inception_body,
+        channels=1536,
+        dense_map=lambda side: MapDecoder(384, (128, 32), side),
+        map_after=4,
     )

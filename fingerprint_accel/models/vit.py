@@ -15,14 +15,35 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models.backbones import MapDecoder
+from fingerprint_accel.models.trunks import TrunkParts
 
 PATCH = 16  # pixels
+HEADS = {"vit_small": 6, "vit_base": 12}  # of attention, each of 2 * width channels
+
+
+def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
+    """Of a vision transformer, as of `trunks.trunk_parts`: a third of its twelve blocks in the stem, the rest in each
+    branch."""
+    heads = HEADS[config.trunk]
+    vit = Transformer(2 * config.width * heads, heads, config.dropout, dims)
+    return TrunkParts(
+        vit.stem,
+        vit.texture,
+        vit.minutia_stem,
+        vit.minutia_map,
+        vit.minutia,
+        vit.body,
+        vit.channels,
+        vit.minutia_map,
+        2,
+    )
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """The parts of a vision transformer: a third of its twelve blocks in the stem, the rest in each branch.
+    """The parts of a vision transformer.
 
     Attributes:
         channels: D, of every token.
@@ -57,7 +78,7 @@ class Transformer:
         """(B, N, D) -> (B, dims)."""
         return self._branch(6)
 
-    def dense(self) -> list[nn.Module]:
+    def body(self) -> list[nn.Module]:
         """(B, N, D) -> (B, D, h, h)."""
         return [*self._blocks(8), nn.LayerNorm(self.channels, eps=1e-6), Grid()]
 
