@@ -8,7 +8,7 @@ The fingers stay on the GPU, and every step renders new impressions of them. The
 after a kill. --training.steps counts the steps of all stages. With --data DATASET or
 --model.init-from MODEL only the last stage runs, for example on two cores, behind layers that know ridges already:
 
-fingerprint-accel synth prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
+fingerprint-accel synth --out prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
 accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.init-from small
     --model.alignment-frozen --model.stem-frozen --training.precision bf16 --training.batch-size 64
     --training.steps 1400 --training.learning-rate 8e-4 --training.ema-decay 0.9995

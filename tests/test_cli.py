@@ -27,12 +27,11 @@ def test_version_and_help():
     ("words", "message"),
     [
         (("inspect", "nowhere"), "nowhere: not a dataset folder"),
-        (("import", "nowhere", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
-        (("merge", "nowhere", "out"), "nowhere: not a dataset folder"),
-        (("merge", "nowhere"), "give SRC and OUT"),
+        (("import", "nowhere", "--out", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
+        (("merge", "nowhere", "--out", "out"), "nowhere: not a dataset folder"),
         (("verify", "nowhere"), "nowhere: holds no checksums"),
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
-        (("convert-flx", "nowhere.pyt", "out"), "nowhere.pyt: cannot be read"),
+        (("convert-flx", "nowhere.pyt", "--out", "out"), "nowhere.pyt: cannot be read"),
         (("compare", "a.png", "b.png", "--model", "nowhere"), "nowhere: no model here"),
         (("calibrate", "small", "nowhere"), "small: comes with the package and stays as it is; give --out FOLDER"),
         (("calibrate", "small", "nowhere", "--out", "copy"), "nowhere: not a dataset folder"),
@@ -77,7 +76,7 @@ def test_inspect_prints_counts_and_draws(prints, tmp_path):
 
 def test_merge_and_verify(prints, tmp_path):
     out = str(tmp_path / "out")
-    result = run("merge", str(prints), out, "--encoding", "lz4", "--rows-per-shard", "40", "--canvas", "256")
+    result = run("merge", str(prints), "--out", out, "--encoding", "lz4", "--rows-per-shard", "40", "--canvas", "256")
     assert result.returncode == 0, result.stderr
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert (lines["fingers"], lines["impressions"], lines["shards"], lines["rejected"]) == ("24", "96", "3", "0")

@@ -95,7 +95,7 @@ def test_what_is_read_is_not_replaced(command, out, words, scans, prints, tmp_pa
 
 def test_the_command_line_ends_with_exit_code_2(scans, tmp_path, monkeypatch, capsys):
     before = tree(tmp_path)
-    words = ["import", str(scans), str(scans), "--layout", "fvc", "--ppi", "500", "--overwrite"]
+    words = ["import", str(scans), "--out", str(scans), "--layout", "fvc", "--ppi", "500", "--overwrite"]
     monkeypatch.setattr(sys, "argv", ["fingerprint-accel", *words])
     with pytest.raises(SystemExit) as end:
         main()

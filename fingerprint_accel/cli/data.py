@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.errors import one_line_errors, require
+from fingerprint_accel.errors import one_line_errors
 
 GOES_ON = "interrupted; the same command goes on from here"
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
@@ -17,9 +17,9 @@ Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
 
 def import_files(
     src: Positional[Path],
-    out: Positional[Path],
+    out: Path,
     layout: Layout,
-    ppi: int = 0,
+    ppi: int = 500,
     dataset_ppi: int = 300,
     canvas: int = 320,
     minutiae: Path | None = None,
@@ -42,15 +42,15 @@ def import_files(
 
     The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
 
-    fingerprint-accel import scans/DB1_B datasets/db1 --layout fvc --ppi 500
+    fingerprint-accel import scans/DB1_B --out datasets/db1 --layout fvc --ppi 500
 
-    fingerprint-accel import scans.csv datasets/scans --layout csv --cluster scheduler.json
+    fingerprint-accel import scans.csv --out datasets/scans --layout csv --cluster scheduler.json
 
     Args:
         src: Folder of images, or the csv file.
         out: Dataset folder to make.
         layout: How file names tell finger and impression.
-        ppi: Resolution of the images, pixels per inch; a ppi in names or in the csv wins.
+        ppi: Resolution of the images, pixels per inch; a ppi that names or the csv state wins.
         dataset_ppi: Resolution of the dataset.
         canvas: Side of a print in the dataset, pixels.
         minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
@@ -82,9 +82,10 @@ def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
 
 
 def merge(
-    paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(name="src-out", metavar="SRC [SRC ...] OUT")],
+    src: Positional[list[Path]],
+    out: Path,
     rows_per_shard: int = 0,
-    ppi: int = 0,
+    dataset_ppi: int = 0,
     canvas: int = 0,
     encoding: Literal["raw", "lz4"] | None = None,
     enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -100,16 +101,17 @@ def merge(
 
     The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
 
-    fingerprint-accel merge datasets/db1 datasets/db2 datasets/both --encoding lz4
+    fingerprint-accel merge datasets/db1 datasets/db2 --out datasets/both --encoding lz4
 
-    fingerprint-accel merge datasets/db1 datasets/fast --enhance
+    fingerprint-accel merge datasets/db1 --out datasets/fast --enhance
 
-    fingerprint-accel merge datasets/db1 datasets/db1-250 --ppi 250 --cluster tcp://head:8786
+    fingerprint-accel merge datasets/db1 --out datasets/db1-250 --dataset-ppi 250 --cluster tcp://head:8786
 
     Args:
-        paths: Dataset folders, and last the dataset folder to make.
+        src: Dataset folders, one or more.
+        out: Dataset folder to make.
         rows_per_shard: Prints per file; 0 for 32 to 1,024, so that there are at least 64 files.
-        ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
+        dataset_ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
         canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
         encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
         enhance: Store prints whose ridges are enhanced, once and for all.
@@ -123,21 +125,21 @@ def merge(
     from fingerprint_accel.data.merging import merge as merge_datasets
 
     with one_line_errors(GOES_ON):
-        require(len(paths) > 1, "merge: give SRC and OUT")
-        options = MergeOptions(ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed)
-        *sources, out = paths
-        merge_datasets(sources, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
+        options = MergeOptions(
+            dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
+        )
+        merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
 
 
 def synth(
-    out: Positional[Path],
+    out: Path,
     fingers: int,
     impressions: int,
     seed: int = 0,
     sensors: tuple[str, ...] = ("optical", "capacitive", "thermal", "ink"),
     quality: str = "default",
     partial: float | None = None,
-    ppi: int = 300,
+    dataset_ppi: int = 300,
     canvas: int = 320,
     first_finger: int = 0,
     siblings: int = 1,
@@ -164,11 +166,11 @@ def synth(
     The same arguments give the same bytes. Finger i of a seed is the same however many fingers are made. If it is
     interrupted or killed, the same command goes on from there. All GPUs of the machine are used, or else all cores.
 
-    fingerprint-accel synth datasets/synthetic --fingers 1000 --impressions 8
+    fingerprint-accel synth --out datasets/synthetic --fingers 1000 --impressions 8
 
-    fingerprint-accel synth datasets/touch --fingers 200 --impressions 4 --seed 7 --sensors capacitive --quality poor
+    fingerprint-accel synth --out datasets/touch --fingers 200 --impressions 4 --sensors capacitive --quality poor
 
-    fingerprint-accel synth datasets/large --fingers 50000 --impressions 10 --cluster scheduler.json
+    fingerprint-accel synth --out datasets/large --fingers 50000 --impressions 10 --cluster scheduler.json
 
     Args:
         out: Dataset folder to make.
@@ -179,7 +181,7 @@ def synth(
         quality: One of the qualities above.
         partial: Share of touches, 0 to 1, that show a part of the finger: its tip, its lower half, one side, or what a
             narrow window leaves; by default 0.4 for mixed and 0 for the others.
-        ppi: Resolution of the dataset, pixels per inch.
+        dataset_ppi: Resolution of the dataset, pixels per inch.
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
         siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
@@ -192,7 +194,7 @@ def synth(
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
     with one_line_errors(GOES_ON):
-        style = Style(sensors, quality, ppi, canvas, siblings, partial)
+        style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
         summary = write_synthetic_dataset(
             out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
         )

@@ -15,7 +15,7 @@ def extract(
     data: Positional[Path],
     out: Path,
     model: str = "small",
-    ppi: int = 0,
+    ppi: int = 500,
     template: Literal["float32", "int8", "binary"] = "float32",
     length: int = 0,
     minimum_quality: float = 0.0,

@@ -151,12 +151,12 @@ def export(
     export_command(model, onnx, torch_file)
 
 
-def convert_flx(checkpoint: Positional[Path], out: Positional[Path]) -> None:
+def convert_flx(checkpoint: Positional[Path], out: Path) -> None:
     """Turns a checkpoint of flx into a model folder; all six variants, any number of training subjects.
 
     Nothing in the checkpoint is executed. docs/from_flx.md says what differs from flx.
 
-    fingerprint-accel convert-flx best_model.pyt models/flx
+    fingerprint-accel convert-flx best_model.pyt --out models/flx
 
     Args:
         checkpoint: What flx has saved, usually best_model.pyt.

@@ -40,7 +40,7 @@ from fingerprint_accel.jobs import Facts, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
 
-DEFAULT_PPI = {"socofing": 500}
+IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
 MINUTIAE_BYTES = 1000  # of a print, roughly
 
 
@@ -105,7 +105,7 @@ def import_dataset(
     source: Path,
     out: Path,
     layout: str,
-    ppi: int = 0,
+    ppi: int = IMAGE_PPI,
     *,
     dataset_ppi: int = 300,
     canvas: int = 320,
@@ -141,7 +141,7 @@ def import_dataset(
         progress: shows a progress bar.
 
     Raises:
-        UserError: nothing to import, nothing that could be used, no ppi, too little room on the disk, `out` may not be
+        UserError: nothing to import, nothing that could be used, too little room on the disk, `out` may not be
             written (`outputs.check_folder`), or shards of another call lie beside it.
     """
     started = time.perf_counter()
@@ -149,9 +149,6 @@ def import_dataset(
     _check_numbers(ppi, dataset_ppi, canvas, minutiae)
     check_encoding(encoding)
     listing = list_files(source, layout)
-    ppi = ppi or DEFAULT_PPI.get(layout, 0)
-    if not ppi and (listing.table["ppi"].to_numpy() == 0).any():
-        raise UserError(f"{source}: resolution unknown; add --ppi, for example --ppi 500")
     job = ImportJob(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
     with open_workers(workers, cluster) as team:
         run(job, out, team.executor, overwrite, progress)
@@ -301,7 +298,7 @@ def kind_of(reason: str) -> str:
 
 
 def _check_numbers(ppi: int, dataset_ppi: int, canvas: int, minutiae: Path | None) -> None:
-    if not 50 <= (ppi or 500) <= 5000:
+    if not 50 <= ppi <= 5000:
         raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
     check_canvas("--dataset-ppi", dataset_ppi, canvas)
     if minutiae is not None and not minutiae.is_dir():

@@ -108,7 +108,7 @@ def _completed(options: MergeOptions, sources: Sequence[Source]) -> MergeOptions
     first = sources[0].info
     ppi, canvas = options.ppi or first.ppi, options.canvas or first.canvas
     encoding = options.encoding or first.encoding
-    check_canvas("--ppi", ppi, canvas)
+    check_canvas("--dataset-ppi", ppi, canvas)
     check_encoding(encoding)
     require(options.rows_per_shard >= 0, f"--rows-per-shard {options.rows_per_shard}: must not be negative")
     return replace(options, ppi=ppi, canvas=canvas, encoding=encoding)

@@ -31,13 +31,13 @@ class PrintInfo:
             ours, theirs = getattr(wanted, what), getattr(self, what)
             if ours != theirs:
                 option = "--dataset-ppi" if what == "ppi" else "--canvas"
-                remedy = f"import it with {option} {ours}, or `merge` it with --{what} {ours}"
+                remedy = f"import or `merge` it with {option} {ours}"
                 raise UserError(
                     f"{data}: {what} {theirs}, the model wants {ours}; "
                     + (f"write {what}={ours} in it" if synthetic else remedy)
                 )
         if wanted.enhanced and not self.enhanced:
-            remedy = f"`merge {data} OUT --enhance` makes them"
+            remedy = f"`merge {data} --enhance` makes them"
             raise UserError(
                 f"{data}: the model wants enhanced prints; "
                 + ("make a dataset with `synth`, then `merge` it with --enhance" if synthetic else remedy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,9 @@ def read_template(path: Path, image_height: int) -> Template:
     except OSError as error:
         raise TemplateError(f"cannot be read ({error.strerror})") from error
     try:
-        if data[:4] == b"FMR\0":
-            return _read_fmr(data)
-        if path.suffix.lower() == ".xyt":
-            return _read_xyt(data.decode("ascii"), image_height)
-        if path.suffix.lower() == ".min":
-            return _read_min(data.decode("ascii"))
+        for start, suffix, read in FORMATS:
+            if (start and data.startswith(start)) or (suffix and path.suffix.lower() == suffix):
+                return read(data, image_height)
     except TemplateError:
         raise
     except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
@@ -82,7 +80,7 @@ def read_template(path: Path, image_height: int) -> Template:
     raise TemplateError("no known minutiae format")
 
 
-def _read_fmr(data: bytes) -> Template:
+def _read_fmr(data: bytes, _: int) -> Template:
     version = data[4:7]
     if version == b"030":
         return _read_iso_2011(data)
@@ -155,12 +153,12 @@ def _read_iso_2011(data: bytes) -> Template:
     return Template(_minutiae(data[at + 6 :], count, size, 2 * math.pi / 256), width, height)
 
 
-def _read_xyt(text: str, image_height: int) -> Template:
+def _read_xyt(data: bytes, image_height: int) -> Template:
     """mindtct writes y from the bottom and degrees, or with -m1 y from the top and units of two degrees.
 
     Nothing in the file names its kind, but -m1 angles stay below 180; those of a whole print never all do otherwise.
     """
-    rows = [[float(word) for word in line.split()[:4]] for line in text.splitlines() if line.strip()]
+    rows = [[float(word) for word in line.split()[:4]] for line in data.decode("ascii").splitlines() if line.strip()]
     if any(len(row) < 3 for row in rows):
         raise TemplateError("lines must hold x y theta [quality]")
     if not rows:
@@ -186,8 +184,9 @@ def _checked(table: np.ndarray) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def _read_min(text: str) -> Template:
+def _read_min(data: bytes, _: int) -> Template:
     """y from the top; directions in steps of 11.25 degrees, clockwise from straight up."""
+    text = data.decode("ascii")
     size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
     if size is None:
         raise TemplateError("no line 'Image (w,h)'")
@@ -199,6 +198,15 @@ def _read_min(text: str) -> Template:
     angle = np.radians((90 - table[:, 2] * 11.25) % 360)
     minutiae = np.stack([table[:, 0], table[:, 1], angle, table[:, 3]], axis=1).astype(np.float32)
     return Template(minutiae, int(size[1]), int(size[2]))
+
+
+# What a format's files begin with, or how their names end; and what reads one: (bytes, image height) -> Template. A new
+# format is a function and a line here, and its suffix in SUFFIXES.
+FORMATS: tuple[tuple[bytes, str, Callable[[bytes, int], Template]], ...] = (
+    (b"FMR\0", "", _read_fmr),
+    (b"", ".xyt", _read_xyt),
+    (b"", ".min", _read_min),
+)
 
 
 def write_template(path: Path, minutiae: np.ndarray, width: int, height: int, ppi: int) -> None:

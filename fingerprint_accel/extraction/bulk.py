@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fingerprint_accel import __version__
-from fingerprint_accel.data.importing import kind_of
+from fingerprint_accel.data.importing import IMAGE_PPI, kind_of
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.extraction.embeddings_folder import (
@@ -79,7 +79,7 @@ def extract_all(
     data: Path,
     out: Path,
     model: str = "small",
-    ppi: int = 0,
+    ppi: int = IMAGE_PPI,
     options: Options = EVERYTHING,
     *,
     cluster: str = "",

@@ -59,7 +59,7 @@ class ImageFolder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give a dataset folder, or a folder of images")
         if not 50 <= ppi <= 5000:
-            raise UserError(f"{folder}: a folder of images needs their resolution; add --ppi, for example --ppi 500")
+            raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
         self.folder, self.ppi = folder, ppi
         self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
         self.table = pa.table({"source": pa.array(image_paths(folder), pa.string())})

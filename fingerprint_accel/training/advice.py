@@ -55,8 +55,8 @@ def advice(
 def _slow_stage(stages: Mapping[str, float], seconds: float, situation: Situation) -> str:
     if situation.source == "synthetic":
         return (
-            "prints are rendered while training; write them once (`fingerprint-accel synth OUT ...`) and train on OUT, "
-            "or render on a GPU"
+            "prints are rendered while training; write them once (`fingerprint-accel synth`) and train on that "
+            "dataset, or render on a GPU"
         )
     working = sum(stages.values())
     if working < BUSY_READER * seconds:

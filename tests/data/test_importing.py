@@ -163,7 +163,6 @@ def test_minutiae_that_are_not_finite_do_not_cost_the_image(source, tmp_path):
     ("layout", "options", "message"),
     [
         ("socofing", {}, "try --layout fvc"),
-        ("fvc", {"ppi": 0}, "add --ppi"),
         ("fvc", {"ppi": 7}, "--ppi 7"),
         ("csv", {}, "cannot be read"),
     ],

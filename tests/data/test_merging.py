@@ -153,7 +153,7 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
     refused("lies in the source", [source], source, overwrite=True)
     refused("holds the source", [source], tmp_path, overwrite=True)
     refused("given 2 times", [source, source], out)
-    refused("--ppi 7: must lie", [source], out, MergeOptions(ppi=7))
+    refused("--dataset-ppi 7: must lie", [source], out, MergeOptions(ppi=7))
     refused("--canvas 7: must lie", [source], out, MergeOptions(canvas=7))
     refused("--rows-per-shard -1: must not be", [source], out, MergeOptions(rows_per_shard=-1))
     refused("--encoding zip", [source], out, MergeOptions(encoding="zip"))

@@ -122,8 +122,8 @@ def test_a_folder_of_images(model, prints, tmp_path):
     assert found.failed.tolist() == [False, True, False, False, True]
     assert set(found.finger) == set(found.impression) == {-1}
     assert "failure to extract  2 (40.00%)" in summary.table()
-    with pytest.raises(UserError, match="add --ppi, for example --ppi 500"):
-        extract(scans, tmp_path / "other", model)
+    with pytest.raises(UserError, match="--ppi 7: must lie between 50 and 5000"):
+        extract(scans, tmp_path / "other", model, ppi=7)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         extract(tmp_path / "nowhere", tmp_path / "other", model)
 

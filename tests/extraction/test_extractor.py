@@ -73,7 +73,7 @@ def test_unusable_models_are_named(extractor, tmp_path):
 
 def test_a_dataset_of_another_scale_is_refused(prints):
     model = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=8)
-    with pytest.raises(UserError, match="ppi 300, the model wants 250; import it with --dataset-ppi 250"):
+    with pytest.raises(UserError, match="ppi 300, the model wants 250; import or `merge` it with --dataset-ppi 250"):
         FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=250, canvas=320).extract(
             open_dataset(prints)
         )
@@ -93,7 +93,7 @@ def test_enhanced_prints_and_others_are_not_mixed_up(extractor, prints, tmp_path
     assert "ridges enhanced" in (tmp_path / "model" / "README.md").read_text()
     again = FingerprintExtractor.from_pretrained(tmp_path / "model")
     assert len(again.extract(enhanced, progress=False)) == 96
-    with pytest.raises(UserError, match=f"the model wants enhanced prints; `merge {prints} OUT --enhance` makes them"):
+    with pytest.raises(UserError, match=f"the model wants enhanced prints; `merge {prints} --enhance` makes them"):
         again.extract(open_dataset(prints), progress=False)
     values = json.loads((tmp_path / "model" / "config.json").read_text())
     del values["enhanced"]  # as a model exported before there were enhanced datasets

@@ -52,9 +52,9 @@ def commands(scans, prints, tmp_path_factory):
     model = tmp_path_factory.mktemp("model") / "tiny"
     FingerprintExtractor(config, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320).save_pretrained(model)
     return {
-        "import": (["import", scans], ["--layout", "fvc", "--ppi", "500"]),
-        "merge": (["merge", prints], ["--encoding", "lz4", "--rows-per-shard", "16", "--canvas", "256"]),
-        "synth": (["synth"], ["--fingers", "12", "--impressions", "8", "--seed", "3", "--device", "cpu"]),
+        "import": (["import", scans, "--out"], ["--layout", "fvc", "--ppi", "500"]),
+        "merge": (["merge", prints, "--out"], ["--encoding", "lz4", "--rows-per-shard", "16", "--canvas", "256"]),
+        "synth": (["synth", "--out"], ["--fingers", "12", "--impressions", "8", "--seed", "3", "--device", "cpu"]),
         "extract": (["extract", prints, "--out"], ["--model", model, "--batch-size", "1", "--device", "cpu"]),
     }
 
@@ -154,7 +154,7 @@ def test_a_killed_dask_worker(verb, commands, undisturbed, cluster, environment,
 
 
 def start(scans, out):
-    words = ["import", str(scans), str(out), "--layout", "fvc", "--ppi", "500", "--workers", "2"]
+    words = ["import", str(scans), "--out", str(out), "--layout", "fvc", "--ppi", "500", "--workers", "2"]
     process = subprocess.Popen(
         [sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -182,7 +182,7 @@ def test_ctrl_c_and_another_command(many_scans, tmp_path):
     assert any("interrupted; the same command goes on from here" in line for line in lines)
     assert not any("Traceback" in line for line in lines), "\n".join(lines[-30:])
     (left,) = tmp_path.iterdir()
-    words = ["import", str(many_scans), str(tmp_path / "set"), "--layout", "fvc", "--ppi", "400"]
+    words = ["import", str(many_scans), "--out", str(tmp_path / "set"), "--layout", "fvc", "--ppi", "400"]
     other = subprocess.run([sys.executable, "-c", MAIN, *words], capture_output=True, text=True)
     assert other.returncode == 2
     assert other.stderr.startswith(f"error: {left}: unfinished shards of another command (ppi 500 not 400); end that")

@@ -119,10 +119,10 @@ def halved(image, ppi):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"ppi": 250}, "ppi 250, the model wants 300; import it with --dataset-ppi 300, or `merge` it with --ppi 300"),
+        ({"ppi": 250}, "ppi 250, the model wants 300; import or `merge` it with --dataset-ppi 300"),
         (
             {"canvas": 352},
-            "canvas 352, the model wants 320; import it with --canvas 320, or `merge` it with --canvas 320",
+            "canvas 352, the model wants 320; import or `merge` it with --canvas 320",
         ),
         ({"enhance": halved}, "enhanced, the model wants prints as they are; import them again without --enhance"),
     ],
@@ -142,7 +142,7 @@ def test_a_model_of_enhanced_prints_goes_on_with_such(untrained, prints, tmp_pat
     merge([prints], enhanced, MergeOptions(enhance=halved), workers=1, progress=False)
     set_up(untrained(enhanced, enhanced=True))
     assert refused(untrained(prints, enhanced=True)) == (
-        f"{prints}: the model wants enhanced prints; `merge {prints} OUT --enhance` makes them"
+        f"{prints}: the model wants enhanced prints; `merge {prints} --enhance` makes them"
     )
     source = "synth:fingers=2,impressions=2"
     assert refused(untrained(source, enhanced=True)) == (
