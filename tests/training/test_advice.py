@@ -26,7 +26,7 @@ READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
         (0.06, {"disk": 1.0, "decode": 6.0}, "shards", ["6%", "decoding lz4", "--encoding raw"]),
         (0.50, {"disk": 1.0, "order": 6.0}, "shards", ["drawing the order", "--training.batch-size"]),
         (0.20, {"disk": 1.0, "order": 0.5}, "shards", ["works 15%", "--reading.prefetch"]),
-        (0.51, {"render": 5.1}, "synthetic", ["51%", "synth OUT"]),
+        (0.51, {"render": 5.1}, "synthetic", ["51%", "`fingerprint-accel synth`"]),
     ],
 )
 def test_advice_names_stage_and_remedy(wait, stages, source, expected):
