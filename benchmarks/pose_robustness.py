@@ -17,14 +17,14 @@ import numpy as np
 import torch
 import tyro
 from machine import machine, versions
+from PIL import Image
 from results_file import check_results, write_results
 from tqdm import tqdm
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.evaluation.pose_sweep import embed_moved
-from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.extraction.poses import MM_PER_INCH, UPRIGHT, Poses
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.similarity import similarity
 from fingerprint_accel.synthesis.sensors import Style
@@ -35,6 +35,61 @@ FLX_ON_MCYT = (1.5, 1.9, 5.1, 25.4, 50.6)  # FNMR at FMR 0.1 %, as flx's authors
 IMPRESSIONS = 4  # the first half are references
 STEP = 15  # degrees between the turns that are tried
 BATCH = 20
+WHITE = 255
+
+
+def moved(images: np.ndarray, degrees: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """(N, S, S) uint8 canvases, each turned about its middle and then shifted, white coming in.
+
+    Args:
+        images: to move.
+        degrees: (N,) counter-clockwise.
+        shift: (N, 2) pixels to the right and down.
+    """
+    results = []
+    for image, angle, (x, y) in zip(images, degrees.tolist(), shift.tolist(), strict=True):
+        picture = Image.fromarray(image)
+        if angle or x or y:
+            picture = picture.rotate(angle, Image.Resampling.BICUBIC, translate=(x, y), fillcolor=WHITE)
+        results.append(np.asarray(picture))
+    return np.stack(results)
+
+
+def embed_moved(
+    extractor: FingerprintExtractor,
+    shards: Shards,
+    rows: np.ndarray,
+    degrees: np.ndarray,
+    shift_mm: np.ndarray,
+    batch_size: int = 64,
+    poses: Poses = UPRIGHT,
+    bar: tqdm | None = None,
+) -> np.ndarray:
+    """Embeddings of prints that are turned and shifted on their canvas first.
+
+    Args:
+        extractor: the model.
+        shards: the dataset.
+        rows: (N,) of it.
+        degrees: (N,) counter-clockwise.
+        shift_mm: (N, 2) to the right and down.
+        batch_size: prints at a time.
+        poses: that the extractor tries.
+        bar: is moved on by every print.
+
+    Returns:
+        (N, D) float32 of unit length; (N, P, D) for P > 1 poses.
+    """
+    pixels = shift_mm * shards.info.ppi / MM_PER_INCH
+    parts = []
+    for start in range(0, len(rows), batch_size):
+        here = slice(start, start + batch_size)
+        images = np.stack([shards.image(row) for row in rows[here].tolist()])
+        canvases = moved(images, degrees[here], pixels[here])
+        parts.append(extractor(torch.from_numpy(canvases).to(extractor.device), poses).cpu().numpy())
+        if bar is not None:
+            bar.update(len(images))
+    return np.concatenate(parts)
 
 
 def fnmr(extractor: FingerprintExtractor, shards: Shards, angle: float, poses: Poses) -> tuple[float, float]:

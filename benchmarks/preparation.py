@@ -20,9 +20,8 @@ from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.preprocess.coarse import chunks
 from fingerprint_accel.preprocess.geometric import move_minutiae, random_pose, resample
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
-from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.photometric import degrade, random_quality
-from fingerprint_accel.preprocess.pipeline import WINDOW, Preprocessor
+from fingerprint_accel.preprocess.pipeline import WINDOW, Preprocessor, local_normalize
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style

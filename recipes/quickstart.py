@@ -25,8 +25,8 @@ from fingerprint_accel.config import (
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.recipe import INTERRUPTED, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.training.precision import fast_precision
 from fingerprint_accel.training.run_folder import check_run_folder
+from fingerprint_accel.training.setup import fast_precision
 
 CONFIG = Config(
     reading=ReadingConfig(validation_fraction=0.08, samples_per_class=2),

@@ -18,7 +18,6 @@ def evaluate(
     seed: int = 0,
     pairs_file: Path | None = None,
     against: Path | None = None,
-    pose_sweep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     minimum_quality: float = 0.0,
     poses: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     by: str = "",
@@ -35,7 +34,7 @@ def evaluate(
 
     fingerprint-accel evaluate small datasets/db1 --pairs-file comparisons.csv
 
-    fingerprint-accel evaluate small datasets/db1 --pose-sweep --by '^[^/]+'
+    fingerprint-accel evaluate small datasets/db1 --by '^[^/]+'
 
     Args:
         model: Run folder (its best checkpoint), checkpoint folder, exported model folder, or bundled model.
@@ -48,7 +47,6 @@ def evaluate(
         pairs_file: Comparisons to make in place of a protocol: a csv with the columns reference,probe[,mated] that
             names prints FINGER/IMPRESSION or by their source, or a benchmark of flx (.json).
         against: Another model, for the same comparisons: is the difference more than chance?
-        pose_sweep: Also measure with probes turned by up to 60 degrees and shifted by up to 4 mm.
         minimum_quality: Prints below, 0 to 1, count as failures to extract: they never match.
         poses: Compare as `compare` does: every print turned and shifted in 45 ways, the best agreement counts. Takes 45
             times as long to embed, and 0.2 MB of memory per print.
@@ -58,5 +56,5 @@ def evaluate(
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
-    extras = Extras(pairs, seed, pairs_file, by, against, pose_sweep, minimum_quality, poses)
+    extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses)
     evaluate_command(model, dataset, protocol, out, batch_size, extras)

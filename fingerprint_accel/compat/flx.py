@@ -20,8 +20,8 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.ranks import rank_and_world_size
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.precision import fast_precision
 from fingerprint_accel.training.resume import checkpoint_to_resume
+from fingerprint_accel.training.setup import fast_precision
 
 _DEFAULT = Config()
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fingerprint_accel.evaluation.pose_sweep import sample_of_fingers
 from fingerprint_accel.extraction.calibration import Way
 from fingerprint_accel.extraction.centring import centred, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.poses import Poses
 from fingerprint_accel.metrics.curve import resolvable, sorted_curve
 from fingerprint_accel.metrics.protocols import Pairs, Scores, score_protocol
+from fingerprint_accel.metrics.sampling import sample_of_fingers
 from fingerprint_accel.training.data import PrintSource
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)

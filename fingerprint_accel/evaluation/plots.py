@@ -1,9 +1,10 @@
-"""DET and ROC curves, score histograms, CMC and pose sweeps, in colours that all can tell apart (Okabe and Ito)."""
+"""DET and ROC curves, score histograms and CMC, in colours that all can tell apart (Okabe and Ito)."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from fingerprint_accel.evaluation.pose_sweep import PoseSweep
+from fingerprint_accel.data.inspection import contact_sheet
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.evaluation.history import History, find_metrics, read_history, smoothed
+from fingerprint_accel.evaluation.results import Evaluation
 from fingerprint_accel.metrics.curve import det_curve
 from fingerprint_accel.metrics.identification import Searches
 from fingerprint_accel.metrics.protocols import Scores
@@ -127,18 +131,90 @@ def cmc_png(searches: Mapping[str, Searches]) -> bytes:
     return as_png(figure)
 
 
-def sweep_png(sweep: PoseSweep) -> bytes:
-    """EER over the largest turn, a line for each largest shift, as PNG."""
-    figure, axes = _panel("Probes turned and shifted")
-    shifts = sorted({cell.shift for cell in sweep.cells})
-    for shift, colour, marker in zip(shifts, (BLUE, GREEN, ORANGE), "os^", strict=False):
-        line = [cell for cell in sweep.cells if cell.shift == shift]
-        label = f"shifted by up to {shift:g} mm" if shift else "not shifted"
-        turns = [cell.angle for cell in line]
-        axes.plot(turns, [cell.eer for cell in line], color=colour, marker=marker, markersize=5, label=label)
-        axes.set_xticks(turns)
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="turned by up to, degrees", ylabel="EER")
-    _in_percent(axes.yaxis)
-    axes.legend(frameon=False)
+WIDE = (11.2, 4.2)  # inches
+LINES = {"learning_rate": ":", "augmentation": "-.", "margin": "--"}
+
+
+def training_png(metrics_jsonl: Path) -> bytes | None:
+    """Loss, and validation EER where there is one, over optimizer steps, as PNG; None without training records."""
+    history = read_history(metrics_jsonl)
+    if not np.isfinite(history.loss).any():
+        return None
+    validated = np.isfinite(history.eer).any()
+    figure = Figure(figsize=WIDE, layout="constrained")
+    panels = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    _draw_loss(panels[0], history)
+    if validated:
+        _draw_eer(panels[1], history)
+    for axes in panels:
+        last = max(history.step.max(), history.validation_step.max(initial=0))
+        axes.set(xlabel="optimizer step", xlim=(0, 1.02 * last))
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.grid(True, alpha=0.2)
     return as_png(figure)
+
+
+def _draw_loss(axes: Axes, history: History) -> None:
+    """Every record light, their mean strong, and schedules faint on scales of their own."""
+    marker = "." if len(history.step) < 3 else ""
+    axes.plot(history.step, history.loss, color=BLUE, alpha=0.3, linewidth=1, label="recorded")
+    axes.plot(history.step, smoothed(history.loss), color=BLUE, linewidth=2, marker=marker, label="smoothed")
+    axes.set(ylabel="loss", title="Training loss")
+    lines = axes.get_lines()
+    shares = axes.twinx()
+    shares.set(ylim=(-0.02, 1.6), yticks=[])  # leaves the top to the legend
+    for name, values in history.schedules.items():
+        highest = np.nanmax(values)
+        if highest > 0:
+            label = f"{name.replace('_', ' ')}, up to {highest:.3g}"
+            style = LINES[name]
+            lines += shares.plot(history.step, values / highest, color="0.6", linestyle=style, linewidth=1, label=label)
+    axes.legend(handles=lines, frameon=False)
+
+
+def _draw_eer(axes: Axes, history: History) -> None:
+    best = int(np.nanargmin(history.eer))
+    step, eer = history.validation_step[best], history.eer[best]
+    axes.plot(history.validation_step, 100 * history.eer, "o-", color=ORANGE, markersize=4)
+    axes.plot(step, 100 * eer, "o", color=BLUE, markersize=8, label=f"lowest: {eer:.2%} at step {step:,.0f}")
+    axes.set(ylabel="EER, %", title="Equal error rate on validation fingers")
+    axes.set_ylim(0, 105 * np.nanmax(history.eer) or 1)
+    axes.legend(frameon=False)
+
+
+SAMPLED_FINGERS, SAMPLED_IMPRESSIONS = 4, 4
+SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 1000 wide
+
+
+def model_name(model: Path) -> str:
+    """What to call a model: its folder's name, that of its run for RUN/model."""
+    place = model.absolute()
+    return place.parent.name if place.name == "model" else place.name
+
+
+def _samples_png(shards: Shards) -> bytes:
+    sheet = contact_sheet(shards, SAMPLED_FINGERS, columns=SAMPLED_IMPRESSIONS).convert("L")
+    sheet.thumbnail((SAMPLES_WIDTH, 4 * SAMPLES_WIDTH))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[str, bytes]:
+    """PNG files by name: `det`, `roc`, `scores`, `cmc`, `samples`, and `training` where
+    the model lies in a run that has records."""
+    name, rival = model_name(model), evaluation.rival
+    scores, closed = {name: evaluation.scores}, {name: evaluation.identification.closed}
+    if rival is not None:
+        other = rival.name if rival.name != name else f"{name} (the other)"
+        scores[other], closed[other] = rival.scores, rival.closed
+    pictures = {
+        "det": det_png(scores, evaluation.metrics),
+        "roc": roc_png(scores),
+        "scores": histogram_png(evaluation.scores, evaluation.metrics),
+        "cmc": cmc_png(closed),
+        "samples": _samples_png(shards),
+    }
+    records = find_metrics(model)
+    training = training_png(records) if records else None
+    return {**pictures, "training": training} if training else pictures

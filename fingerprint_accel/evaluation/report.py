@@ -2,14 +2,103 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
 
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.evaluation.page import STYLE, embedded, extreme_pairs, section, side_by_side, table
-from fingerprint_accel.evaluation.results import Evaluation, Rows, at_threshold, finite, percent
-from fingerprint_accel.evaluation.tables import difference_table, group_table, group_title, sweep_table, sweep_title
+from fingerprint_accel.evaluation.results import (
+    Evaluation,
+    Rows,
+    at_threshold,
+    difference_table,
+    finite,
+    group_table,
+    group_title,
+    percent,
+)
 from fingerprint_accel.metrics.identification import FPIRS
 from fingerprint_accel.metrics.verification import DEFINITIONS
+
+STYLE = """
+:root{--ink:#1d2733;--soft:#5b6875;--line:#dde3ea;--blue:#0072B2}
+*{box-sizing:border-box}
+body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;color:var(--ink);
+background:#f4f6f8;margin:0;overflow-wrap:anywhere}
+main{max-width:66rem;margin:0 auto;padding:1.5rem 1rem 3rem}
+h1{font-size:1.6rem;margin:.2rem 0 .1rem}h2{font-size:1.1rem;margin:0 0 .6rem}.sub{color:var(--soft);margin:0 0 1rem}
+section{background:#fff;border:1px solid var(--line);border-radius:8px;padding:1rem 1.2rem;margin:1rem 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(11rem,100%),1fr));gap:.8rem;margin:1rem 0}
+.card{background:#fff;border:1px solid var(--line);border-radius:8px;padding:.7rem 1rem}
+.card b{display:block;font-size:1.7rem;line-height:1.2;color:var(--blue);font-weight:650}
+.card span{color:var(--soft);font-size:13px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1rem}
+.grid>div{min-width:0}img{max-width:100%;height:auto;display:block}.grid>div>img{width:100%}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
+td,th{padding:.28rem .8rem .28rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:600;font-size:13px}
+td:first-child{white-space:nowrap}td.n,th.n{text-align:right;padding-right:0;padding-left:.8rem;font-variant-numeric:tabular-nums}
+.note{background:#fff6dd;border-left:4px solid #E69F00;padding:.5rem .8rem;border-radius:4px}
+.warning{background:#fdeae3;border-left:4px solid #D55E00;padding:.5rem .8rem;border-radius:4px}
+figure{margin:0;min-width:0}figure div{display:flex;gap:.4rem}
+figure img{width:calc(50% - .2rem);border:1px solid var(--line);border-radius:4px}
+figcaption{font-size:13px;color:var(--soft);margin-top:.2rem}
+dt{font-weight:600}dd{margin:0 0 .5rem;color:var(--soft)}p{margin:.4rem 0}
+"""
+SHOWN = 4
+THUMBNAIL = 240  # pixels
+
+
+def embedded(png: bytes) -> str:
+    """A picture as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def table(rows: Sequence[tuple[str, ...]], header: bool = False) -> str:
+    """Rows of cells; all but the first column to the right; with `header` the first row is one."""
+    lines = []
+    for number, (first, *others) in enumerate(rows):
+        tag = "th" if header and number == 0 else "td"
+        cells = "".join(f"<{tag} class=n>{html.escape(text)}</{tag}>" for text in others)
+        lines.append(f"<tr><{tag}>{html.escape(first)}</{tag}>{cells}</tr>")
+    return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
+
+
+def section(title: str, *parts: str) -> str:
+    """A box with a heading; empty without parts."""
+    content = "".join(parts)
+    return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
+
+
+def side_by_side(*parts: str) -> str:
+    """Next to each other where there is room."""
+    return '<div class="grid">' + "".join(f"<div>{part}</div>" for part in parts if part) + "</div>"
+
+
+def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest: bool) -> str:
+    """The pairs with the highest or lowest finite scores, as pictures."""
+    signed = np.where(np.isfinite(scores), -scores if highest else scores, np.inf)
+    few = min(SHOWN, int(np.isfinite(signed).sum()))
+    order = np.argpartition(signed, few - 1)[:few]
+    figures = []
+    for place in order[np.argsort(signed[order], kind="stable")].tolist():
+        rows = pairs[place].tolist()
+        names = [f"{shards.key_of_finger[shards.fingers[row]]}/{shards.impressions[row]}" for row in rows]
+        images = "".join(f'<img src="{_thumbnail(shards, row)}" alt="print">' for row in rows)
+        caption = f"{' and '.join(map(html.escape, names))}: similarity {scores[place]:.3f}"
+        figures.append(f"<figure><div>{images}</div><figcaption>{caption}</figcaption></figure>")
+    return '<div class="grid">' + "".join(figures) + "</div>"
+
+
+def _thumbnail(shards: Shards, row: int) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(shards.image(row)).resize((THUMBNAIL, THUMBNAIL)).save(buffer, format="PNG")
+    return embedded(buffer.getvalue())
+
 
 SYNTHETIC = (
     "These prints are synthetic: the numbers compare models and settings; they are not accuracies on real fingers."
@@ -96,7 +185,7 @@ def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Sha
     def picture(name: str, alt: str) -> str:
         return f'<img src="{embedded(pictures[name])}" alt="{alt}">' if name in pictures else ""
 
-    scores, rival, sweep = evaluation.scores, evaluation.rival, evaluation.sweep
+    scores, rival = evaluation.scores, evaluation.rival
     curves = side_by_side(
         picture("det", "DET curve"),
         picture("roc", "ROC curve"),
@@ -111,16 +200,6 @@ def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Sha
         section("Curves", curves),
         f"<section>{_verification(evaluation)}</section>",
         section(f"Against {rival.name}", table(difference_table(rival), True)) if rival else "",
-        section(
-            "Turned and shifted probes",
-            side_by_side(
-                f"<p>{sweep_title(sweep)} of {sweep.prints:,} prints. Lines: largest turn; columns: largest shift.</p>"
-                + table(sweep_table(sweep), True),
-                picture("sweep", "EER over turn"),
-            ),
-        )
-        if sweep
-        else "",
         section("Groups", groups),
         section("Training", picture("training", "loss and validation EER over steps")),
         section(

@@ -9,10 +9,10 @@ from typing import Any
 from fingerprint_accel.evaluation.against import Difference
 from fingerprint_accel.evaluation.groups import Breakdown
 from fingerprint_accel.evaluation.overlap import Overlap
-from fingerprint_accel.evaluation.pose_sweep import PoseSweep
 from fingerprint_accel.metrics.identification import FPIRS, RANKS, Searches
 from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import DEFINITIONS, FMRS, TAR_FARS, Metrics
+from fingerprint_accel.text import aligned
 
 Rows = list[tuple[str, str]]
 KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}
@@ -86,7 +86,6 @@ class Evaluation:
         prints: in all.
         breakdowns: by parts of the source.
         overlap: with the training data, where it was looked for.
-        sweep: error rates with moved probes, where wanted.
         rival: another model, where one was given.
         poses: in which prints were compared, the best of which counts; 1: as they are.
     """
@@ -101,7 +100,6 @@ class Evaluation:
     prints: int
     breakdowns: list[Breakdown] = field(default_factory=list)
     overlap: Overlap | None = None
-    sweep: PoseSweep | None = None
     rival: Rival | None = None
     poses: int = 1
 
@@ -165,7 +163,6 @@ class Evaluation:
             "identification": self.identification.values(),
             "breakdowns": [asdict(breakdown) for breakdown in self.breakdowns],
             "training_data": None if self.overlap is None else self.overlap.values(),
-            "pose_sweep": None if self.sweep is None else asdict(self.sweep),
             "against": None
             if self.rival is None
             else {"model": self.rival.name, "differences": [asdict(row) for row in self.rival.differences]},
@@ -187,3 +184,53 @@ def finite(value: float | None) -> float | None:
 def percent(share: float) -> str:
     """0.0283 -> 2.83%."""
     return f"{share:.2%}"
+
+
+GROUP_HEADER = ("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")
+Table = list[tuple[str, ...]]
+
+
+def results_text(evaluation: Evaluation, groups: bool = False) -> str:
+    """Everything for the terminal; error rates of groups only where they are asked for."""
+    parts = [aligned(evaluation.rates())]
+    if evaluation.rival is not None:
+        parts.append(aligned(difference_table(evaluation.rival), words=1))
+    for part in evaluation.breakdowns if groups else []:
+        parts.append(f"{group_title(part)}\n" + aligned(group_table(part), words=1))
+    return "\n\n".join(parts)
+
+
+def difference_table(rival: Rival) -> Table:
+    """Rates of both models, difference in percentage points with its interval, and what the interval says."""
+    rows = [
+        (
+            row.name,
+            percent(row.ours),
+            percent(row.theirs),
+            f"{100 * row.difference:+.2f} (95 %: {100 * row.interval[0]:+.2f} to {100 * row.interval[1]:+.2f})",
+            row.verdict(),
+        )
+        for row in rival.differences
+    ]
+    return [("", "this model", rival.name, "difference, points", ""), *rows]
+
+
+def group_title(part: Breakdown) -> str:
+    """What `group_table` holds."""
+    rate = f"{100 * part.threshold_fmr:g} %"
+    return (
+        f"by {part.by}; FNMR and FMR at the threshold that gives all together an FMR of {rate} ({part.threshold:.3f})"
+    )
+
+
+def group_table(part: Breakdown) -> Table:
+    """A line for each group."""
+
+    def shown(rate: float | None, digits: int = 2) -> str:
+        return "-" if rate is None else f"{rate:.{digits}%}"
+
+    rows: Table = [GROUP_HEADER]
+    for group in part.groups:
+        counts = (f"{group.prints:,}", f"{group.mated:,}", f"{group.nonmated:,}")
+        rows.append((group.name, *counts, shown(group.eer), shown(group.fnmr), shown(group.fmr, 3)))
+    return rows

@@ -19,11 +19,9 @@ from fingerprint_accel.evaluation.flx_benchmarks import identification_rows, is_
 from fingerprint_accel.evaluation.groups import breakdown, groupings
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs
-from fingerprint_accel.evaluation.pictures import draw_pictures, model_name
-from fingerprint_accel.evaluation.pose_sweep import pose_sweep
+from fingerprint_accel.evaluation.plots import draw_pictures, model_name
 from fingerprint_accel.evaluation.report import report_html
-from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows
-from fingerprint_accel.evaluation.tables import results_text
+from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows, results_text
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer
@@ -58,7 +56,6 @@ class Extras:
         pairs_file: list of comparisons in place of a protocol, or a benchmark of flx, also for identification.
         by: regular expression that names a print's group from its source; empty: the folders of the source.
         against: another model, for the same comparisons.
-        pose_sweep: also measure with turned and shifted probes.
         minimum_quality: prints below count as failures to extract.
         poses: compare best over the usual poses of the model, as `compare` does, in place of prints as they are.
 
@@ -71,7 +68,6 @@ class Extras:
     pairs_file: Path | None = None
     by: str = ""
     against: Path | None = None
-    pose_sweep: bool = False
     minimum_quality: float = 0.0
     poses: bool = False
 
@@ -178,7 +174,6 @@ def evaluate(
         prints=len(shards),
         breakdowns=[breakdown(scores, groups, by) for by, groups in names.items()],
         overlap=training_overlap(extractor.origin, shards) if extractor.origin else None,
-        sweep=pose_sweep(extractor, shards, batch_size, poses=poses) if extras.pose_sweep else None,
         rival=rival,
         poses=len(poses),
     )
@@ -225,8 +220,7 @@ def evaluate_command(
     facts = _facts(extractor, shards, extras)
     values = {**evaluation.values(), "facts": dict(facts)}
     write_file(out / "metrics.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
-    for name in ("training", "sweep"):
-        (out / f"{name}.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
+    (out / "training.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
     for name, png in pictures.items():
         write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"

@@ -68,3 +68,13 @@ def nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
             if missing <= 0:
                 return np.concatenate(found)
     return np.concatenate(found)
+
+
+def sample_of_fingers(fingers: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Rows of all prints, or of a seeded choice of fingers with about `most` prints, at least two fingers."""
+    if len(fingers) <= most:
+        return np.arange(len(fingers))
+    sizes = np.bincount(fingers)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(sizes))
+    chosen = order[: max(2, int(np.searchsorted(np.cumsum(sizes[order]), most, side="right")))]
+    return np.flatnonzero(np.isin(fingers, chosen))

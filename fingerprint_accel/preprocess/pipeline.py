@@ -12,14 +12,36 @@ from torch import nn
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.preprocess.coarse import chunks
+from fingerprint_accel.preprocess.coarse import chunks, grow, local_means
 from fingerprint_accel.preprocess.contact import contact_grid, ink_contact
 from fingerprint_accel.preprocess.enhance import Enhancer
 from fingerprint_accel.preprocess.geometric import Pose, move_minutiae, pose_left, random_pose, resample, upright
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
-from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.photometric import Quality, degrade, noise_tile, random_quality
 from fingerprint_accel.random import sample_keys
+
+CELL = 4  # pixels; statistics vary slowly, so they are computed on a coarser grid
+LIMIT = 3.0
+
+
+def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torch.Tensor:
+    """Subtracts the local mean and divides by the local standard deviation.
+
+    Args:
+        ink: (B, 1, S, S) in 0..1.
+        window: side of the neighbourhood, pixels.
+        floor: standard deviation that is always added, so that an empty background stays near 0.
+
+    Returns:
+        (B, 1, S, S) between -1 and 1, ridges positive.
+    """
+    cells = max(1, round(window / CELL)) | 1
+    mean, square = (local_means(values, CELL, cells) for values in (ink, ink * ink))
+    deviation = (square - mean.square()).clamp_min(0).sqrt()
+    slope = 1 / (LIMIT * (deviation + floor))
+    size = ink.shape[-1]
+    return torch.addcmul(grow(-mean * slope, CELL, size), ink, grow(slope, CELL, size)).clamp_(-1, 1)
+
 
 MM_PER_INCH = 25.4
 PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi

@@ -61,8 +61,7 @@ def stated(poses, threshold):
 
 def test_turned_prints_are_turned():
     import real_sets
-
-    from fingerprint_accel.evaluation.pose_sweep import moved
+    from pose_robustness import moved
 
     image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     np.testing.assert_array_equal(real_sets.turned(image, 90.0), np.rot90(image))

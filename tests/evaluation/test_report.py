@@ -13,9 +13,9 @@ from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shard_writing import Record, ShardWriter
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.plots import training_png
 from fingerprint_accel.evaluation.report import SYNTHETIC, is_synthetic
 from fingerprint_accel.evaluation.run import Extras, evaluate, evaluate_command
-from fingerprint_accel.evaluation.training_plots import training_png
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
 RECORDS = [
@@ -137,7 +137,7 @@ def test_contact_sheet_is_as_wide_as_its_prints(prints):
 
 def test_numbers_of_everything(ten_fingers, tiny_model, write_prints, tmp_path, capsys):
     """Another model, moved probes, groups and a sample of the comparisons, in one evaluation."""
-    extras = Extras(pairs=30, seed=4, by="left|right", against=tiny_model, pose_sweep=True)
+    extras = Extras(pairs=30, seed=4, by="left|right", against=tiny_model)
     out = tmp_path / "evaluation"
     evaluate_command(tiny_model, ten_fingers.folder, "sampled", out, 64, extras)
     values = json.loads((out / "metrics.json").read_text())
@@ -149,7 +149,6 @@ def test_numbers_of_everything(ten_fingers, tiny_model, write_prints, tmp_path, 
     assert values["identification"]["open_set"]["nonmated_searches"] == 15
     assert [group["name"] for group in values["breakdowns"][0]["groups"]] == ["left", "right", "across"]
     assert values["training_data"]["known"] is False
-    assert len(values["pose_sweep"]["cells"]) == 15
     assert values["thresholds"].keys() == values["fnmr_at_fmr"].keys()
     assert [threshold is None for threshold in values["thresholds"].values()] == [False] + 5 * [True]
     assert set(values["tar_thresholds"].values()) == {None}

@@ -3,7 +3,7 @@
 import torch
 
 from fingerprint_accel.preprocess import augment, coarse
-from fingerprint_accel.preprocess.normalize import local_normalize
+from fingerprint_accel.preprocess.pipeline import local_normalize
 
 
 def test_what_was_made_while_extracting_can_be_differentiated():

@@ -11,8 +11,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.preprocess import augment, coarse
 from fingerprint_accel.preprocess.geometric import move_minutiae, random_pose, resample, upright
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
-from fingerprint_accel.preprocess.normalize import local_normalize
-from fingerprint_accel.preprocess.pipeline import Preprocessor
+from fingerprint_accel.preprocess.pipeline import Preprocessor, local_normalize
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from fingerprint_accel.config import AugmentConfig
 from fingerprint_accel.preprocess.coarse import cell_means, chunks, grow, local_means
 from fingerprint_accel.preprocess.geometric import CONTROL_POINTS, random_pose, resample
-from fingerprint_accel.preprocess.normalize import local_normalize
 from fingerprint_accel.preprocess.photometric import (
     CONTRAST,
     GAIN,
@@ -22,6 +21,7 @@ from fingerprint_accel.preprocess.photometric import (
     noise_tile,
     random_quality,
 )
+from fingerprint_accel.preprocess.pipeline import local_normalize
 from fingerprint_accel.random import sample_keys, uniform
 
 COUNT = 5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fingerprint_accel.training import precision
+from fingerprint_accel.training import setup as precision
 
 
 @pytest.mark.parametrize(
