@@ -23,8 +23,8 @@ from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import Schedule
-from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.sharded_heads import draw_classes, put_classes_back
 from fingerprint_accel.training.step import optimizer_step
 

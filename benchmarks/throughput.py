@@ -30,7 +30,8 @@ from fingerprint_accel.config import Config
 from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.training.setup import Run, make_accelerator, set_up
+from fingerprint_accel.training.run import Run
+from fingerprint_accel.training.setup import make_accelerator, set_up
 
 READING = ("read", "raw", "decode")
 CEILING_SECONDS = 1.0

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fingerprint_accel.cli import main
 from fingerprint_accel.cli.data import inspect
+from fingerprint_accel.cli.models import compare
 from fingerprint_accel.compat.flx_weights import convert
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.importing import import_dataset
@@ -24,7 +25,6 @@ from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.calibration import calibrate_command
 from fingerprint_accel.evaluation.run import evaluate_command
 from fingerprint_accel.extraction.bulk import extract_all
-from fingerprint_accel.extraction.comparison import compare_command
 from fingerprint_accel.extraction.export import export_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.minutiae_readout import minutiae_command
@@ -177,9 +177,9 @@ def test_files_of_the_user_are_not_replaced(scans, prints, tmp_path):
     mine = scans / "1_1.png"
     before = tree(tmp_path)
     with pytest.raises(UserError, match="is also what this command reads"):
-        compare_command(mine, scans / "2_1.png", "small", 500, False, mine)
+        compare(mine, scans / "2_1.png", "small", 500, False, mine)
     with pytest.raises(UserError, match=r"2_2.png: exists already and was not written by this command"):
-        compare_command(mine, mine, "small", 500, False, scans / "2_2.png")
+        compare(mine, mine, "small", 500, False, scans / "2_2.png")
     with pytest.raises(UserError, match="exists already and was not written by this command"):
         inspect(prints, out=mine)
     for wanted in ({"onnx": scans / "notes.txt", "torch_file": None}, {"onnx": None, "torch_file": mine}):

@@ -8,6 +8,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from fingerprint_accel.durable import write_file
+from fingerprint_accel.errors import require
+from fingerprint_accel.outputs import check_picture
+from fingerprint_accel.text import aligned
+
 
 def compare(
     reference: Positional[Path],
@@ -37,9 +42,22 @@ def compare(
         poses: Also try turns and shifts, and take the best agreement.
         out: PNG file to write: both prints side by side, and one on the other in the pose that compared best.
     """
-    from fingerprint_accel.extraction.comparison import compare_command
+    from fingerprint_accel.extraction.comparison import compare_prints
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.poses import UPRIGHT
 
-    compare_command(reference, probe, model, ppi, poses, out)
+    require(ppi > 0, f"--ppi {ppi}: must be above 0")
+    if out is not None:
+        check_picture(out, (reference, probe))
+    extractor = open_extractor(model)
+    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
+    rows = found.rows()
+    if out is not None:
+        from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
+
+        write_file(out, pair_png(found, (reference.name, probe.name), extractor))
+        rows.append(("picture", str(out)))
+    print(f"{aligned(rows)}\n{found.basis}")
 
 
 def enroll(

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from fingerprint_accel.durable import write_file
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import decision_basis
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
-from fingerprint_accel.outputs import check_picture
 from fingerprint_accel.preprocess.geometric import Pose
-from fingerprint_accel.text import aligned
 
 
 @dataclass(frozen=True)
@@ -83,31 +78,3 @@ def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str
         verdict = "match" if value >= threshold else "no match"
         rows.append((f"at FMR {float(rate):.4g}", f"{verdict} (threshold {threshold:.3f})"))
     return rows
-
-
-def compare_command(reference: Path, probe: Path, model: str, ppi: int, poses: bool, out: Path | None = None) -> None:
-    """Prints the similarity of two image files, and decisions where the model is calibrated on real fingers.
-
-    Args:
-        reference, probe: the files.
-        model: its name or place.
-        ppi: resolution of both, pixels per inch.
-        poses: try the usual ones.
-        out: PNG file to write, the pair aligned.
-
-    Raises:
-        UserError: no such model, an image without a print, a ppi that is not positive, or --out no PNG file.
-    """
-    if ppi <= 0:
-        raise UserError(f"--ppi {ppi}: must be above 0")
-    if out is not None:
-        check_picture(out, (reference, probe))
-    extractor = open_extractor(model)
-    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
-    rows = found.rows()
-    if out is not None:
-        from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
-
-        write_file(out, pair_png(found, (reference.name, probe.name), extractor))
-        rows.append(("picture", str(out)))
-    print(f"{aligned(rows)}\n{found.basis}")

@@ -18,7 +18,7 @@ from fingerprint_accel.losses.exchange import reduce
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.training.data import PrintSource
 from fingerprint_accel.training.fsdp import gather_full, shard_like
-from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.validation import embed
 
 PRINTS_PER_FINGER = 2  # at most: a mean of two is near enough to start from

@@ -15,8 +15,8 @@ import torch
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import schedule_at
-from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.speed import begin_step, input_dtype
 
 

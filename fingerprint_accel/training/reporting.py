@@ -17,8 +17,8 @@ from fingerprint_accel.training.data import PrintLoader
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
 from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import Schedule, schedule_record
-from fingerprint_accel.training.setup import Run
 
 
 def start_line(run: Run, progress: Progress) -> str:

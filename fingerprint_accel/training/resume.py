@@ -22,7 +22,7 @@ from fingerprint_accel.training.checkpoint import (
     write_json,
 )
 from fingerprint_accel.training.fsdp import load_whole
-from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.sharded_heads import rows_to_read, whole_tensors
 
 RNG_RULE = (

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,12 +27,16 @@ from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
-from fingerprint_accel.training.fsdp import ThroughRoot, fsdp_plugin, prepare, switch_on
+from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.rates import depths, parameter_groups
+from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.run_folder import check_launch
 from fingerprint_accel.training.sharded_heads import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of processors; others emulate bf16, which is slower than float32
@@ -49,61 +51,6 @@ def fast_precision() -> Literal["bf16", "fp16", "no"]:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     flags = CPU_INFO.read_text().split() if CPU_INFO.exists() else []
     return "bf16" if BF16_FLAGS.intersection(flags) else "no"
-
-
-if TYPE_CHECKING:
-    from timm.utils.model_ema import ModelEmaV3
-
-
-@dataclass
-class Run:
-    """Everything that one training run is made of, on this process.
-
-    Attributes:
-        module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
-        bare: the same without wrapping; FSDP changes it in place.
-        optimizer: wrapped by Accelerate; `optimizer.optimizer` is torch's.
-        ema: moving average of the network's weights, if one is kept.
-        steps: optimizer steps in all.
-    """
-
-    config: Config
-    accelerator: Accelerator
-    train: PrintSource
-    validation: PrintSource | None
-    order: SampleOrder
-    preprocessor: Preprocessor
-    module: torch.nn.Module
-    bare: TrainingModule
-    optimizer: torch.optim.Optimizer
-    steps: int
-    ema: ModelEmaV3 | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(self.config.out)
-
-    @property
-    def samples_per_step(self) -> int:
-        """Prints per optimizer step over all processes and micro-batches."""
-        training = self.config.training
-        return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
-
-    @property
-    def network(self) -> DeepPrint | ThroughRoot:
-        """The network by itself, to embed prints with."""
-        return ThroughRoot(self.bare) if self.accelerator.is_fsdp2 else self.bare.model
-
-    @cached_property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained, in the order of the module."""
-        return list(self.bare.parameters())
-
-    @property
-    def parameter_names(self) -> dict[int, str]:
-        """Name of each trained parameter by its id()."""
-        return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -17,7 +17,7 @@ from fingerprint_accel.training.fsdp import gather_full
 from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
-    from fingerprint_accel.training.setup import Run
+    from fingerprint_accel.training.run import Run
 
 ROWS_AT_ONCE = 1 << 15  # sent to the process that saves: 64 MiB of 512 numbers each
 SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)

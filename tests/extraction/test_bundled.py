@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fingerprint_accel import FingerprintExtractor
+from fingerprint_accel.cli.models import compare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.calibration import Calibration
-from fingerprint_accel.extraction.comparison import compare_command
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.models.saved_model import BUNDLED, bundled_models, find_model
 
@@ -67,7 +67,7 @@ def test_it_tells_fingers_apart(name, prints):
 )
 def test_two_real_prints(shared_data, capsys, model, reference, probe, mated):
     """They lie on their sides of the threshold from synthetic prints, but nothing is decided by it."""
-    compare_command(shared_data / reference, shared_data / probe, model, 500, poses=True)
+    compare(shared_data / reference, shared_data / probe, model, 500, poses=True)
     similarity, why = capsys.readouterr().out.splitlines()
     assert why.startswith("no decision: the thresholds come from synthetic prints and do not hold on real fingers; ")
     calibration = Calibration.from_notes(find_model(model).notes)

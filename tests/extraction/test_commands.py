@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fingerprint_accel.cli.models import compare
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.comparison import compare_command, compare_prints
+from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.poses import Poses
@@ -40,19 +41,19 @@ def images(prints, tmp_path_factory):
 
 
 def test_compare(model, images, capsys):
-    compare_command(images[0], images[0], model, 300, poses=False)
+    compare(images[0], images[0], model, 300, poses=False)
     assert capsys.readouterr().out.splitlines() == [
         "similarity    1.000",
         "at FMR 0.01   match (threshold 0.900)",
         "at FMR 0.001  no match (threshold 1.100)",
         MEASURED,
     ]
-    compare_command(images[0], images[1], model, 300, poses=True)
+    compare(images[0], images[1], model, 300, poses=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("(best of 45 poses)")
     assert lines[1:] == ["at FMR 0.01  match (threshold -1.000)", MEASURED]
     with pytest.raises(UserError, match="--ppi 0: must be above 0"):
-        compare_command(images[0], images[1], model, 0, poses=False)
+        compare(images[0], images[1], model, 0, poses=False)
 
 
 def test_enroll_and_search(model, images, tmp_path, capsys):
@@ -103,7 +104,7 @@ def test_without_a_calibration_on_real_prints_nothing_is_decided(
     gallery = tmp_path / "known"
     enroll_command(gallery, images[:3], str(tmp_path / "model"), 300, batch_size=4)
     capsys.readouterr()
-    compare_command(images[0], images[1], str(tmp_path / "model"), 300, poses=True)
+    compare(images[0], images[1], str(tmp_path / "model"), 300, poses=True)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("similarity  ")
     assert second == f"no decision: {reason}; {REMEDY}"

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fingerprint_accel.cli.models import compare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.comparison import compare_command, compare_prints
+from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import in_words
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
@@ -120,7 +121,7 @@ def test_the_picture_shows_both_prints_in_their_colours(small, canvas, tmp_path,
     """A print beside itself: blue, red, and where both are overlaid neither of the two."""
     Image.fromarray(canvas).save(tmp_path / "a.png")
     out = tmp_path / "pictures" / "pair.png"
-    compare_command(tmp_path / "a.png", tmp_path / "a.png", "small", 300, poses=False, out=out)
+    compare(tmp_path / "a.png", tmp_path / "a.png", "small", 300, poses=False, out=out)
     assert f"picture     {out}" in capsys.readouterr().out
     pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
     height, width, _ = pixels.shape
@@ -134,4 +135,4 @@ def test_the_picture_shows_both_prints_in_their_colours(small, canvas, tmp_path,
     assert ridges < 0.85 * min(np.percentile(part.sum(axis=2), 3) for part in thirds[:2])
     for wrong in (tmp_path, tmp_path / "pair.jpg"):
         with pytest.raises(UserError, match="give a file that ends in"):
-            compare_command(tmp_path / "a.png", tmp_path / "a.png", "small", 300, poses=False, out=wrong)
+            compare(tmp_path / "a.png", tmp_path / "a.png", "small", 300, poses=False, out=wrong)
