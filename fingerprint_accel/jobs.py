@@ -8,6 +8,7 @@ goes on from the records. The bytes do not depend on workers, machines or kills.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,30 +38,31 @@ class Job(Protocol):
     Attributes:
         label: of the progress bar.
         kind: of the folder that it makes.
+        pattern: of the names of shards, with places for a shard's number and their count.
         arguments: all that the bytes depend on, as JSON has it, with the versions that make them.
         sizes: number of prints in each shard.
+        bytes_per_print: room on the disk that a print will take, roughly.
     """
 
     label: str
     kind: FolderKind
+    pattern: str
     arguments: dict[str, Any]
     sizes: list[int]
+    bytes_per_print: float
 
-    def name(self, shard: int) -> str:
-        """File name of a shard."""
-        ...
+    @property
+    def names(self) -> list[str]:
+        """File names of the shards."""
+        return [self.pattern.format(shard, len(self.sizes)) for shard in range(len(self.sizes))]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """What makes a shard: a function that writes the given file and says what is in it. It travels to a worker."""
         ...
 
     def is_current(self, shard: int, facts: Facts) -> bool:
-        """Whether a finished shard was made from the inputs as they are now."""
-        ...
-
-    def bytes_needed(self, shards: Sequence[int]) -> int:
-        """Room on the disk that some shards will take, roughly."""
-        ...
+        """Whether a finished shard was made from the inputs as they are now, as far as `arguments` do not tell."""
+        return True
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """Writes metadata beside the finished shards; `facts` of each also have its `sha256`."""
@@ -106,8 +108,8 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool) -
     missing = [shard for shard in range(len(job.sizes)) if shard not in facts]
     if facts and progress:
         print(f"going on: {len(facts)} of {len(job.sizes)} shards are there", file=sys.stderr)
-    _check_room(job.bytes_needed(missing), staging)
     total, to_make = sum(job.sizes), sum(job.sizes[shard] for shard in missing)
+    _check_room(to_make * job.bytes_per_print if missing else 0, staging)
     with tqdm(total=total, initial=total - to_make, desc=job.label, unit="print", disable=not progress) as bar:
         for shard, of_shard in _made(job, staging, missing, executor):
             facts[shard] = of_shard
@@ -125,7 +127,7 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
     """
     digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
     staging = out.with_name(f".{out.name}.{digest}.partial")
-    for other in out.parent.glob(f".{glob_escaped(out.name)}.????????.partial") if out.parent.is_dir() else ():
+    for other in out.parent.glob(f".{glob.escape(out.name)}.????????.partial") if out.parent.is_dir() else ():
         if other != staging:
             _discard(other, job, overwrite)
     if _stored(staging / RECORDS) != job.arguments:
@@ -135,11 +137,6 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
     for path in staging.glob(".*.tmp"):
         path.unlink(missing_ok=True)
     return staging
-
-
-def glob_escaped(name: str) -> str:
-    """A name as a pattern that only it matches."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _discard(other: Path, job: Job, overwrite: bool) -> None:
@@ -166,9 +163,9 @@ def _stored(records: Path) -> Facts | None:
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
     """Facts of the shards that are whole, by number."""
     found = {}
-    for shard in range(len(job.sizes)):
-        facts = _read_json(_record(staging / job.name(shard)))
-        if facts is not None and (staging / job.name(shard)).is_file() and job.is_current(shard, facts):
+    for shard, name in enumerate(job.names):
+        facts = _read_json(_record(staging / name))
+        if facts is not None and (staging / name).is_file() and job.is_current(shard, facts):
             found[shard] = facts
     return found
 
@@ -176,8 +173,9 @@ def _finished(job: Job, staging: Path) -> dict[int, Facts]:
 def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
     """Shard and facts as they are finished; a bounded number is in flight."""
     pending: dict[Future[Facts], int] = {}
+    names = job.names
     for shard in shards:
-        pending[executor.submit(make_shard, job.task(shard), staging / job.name(shard))] = shard
+        pending[executor.submit(make_shard, job.task(shard), staging / names[shard])] = shard
         done = [future for future in pending if future.done()]
         while done or len(pending) >= IN_FLIGHT:
             for future in done or wait(pending, return_when=FIRST_COMPLETED).done:
@@ -220,7 +218,7 @@ def _record(shard: Path) -> Path:
     return shard.parent / RECORDS / f"{shard.name}.json"
 
 
-def _check_room(needed: int, staging: Path) -> None:
+def _check_room(needed: float, staging: Path) -> None:
     free = shutil.disk_usage(staging).free
     if needed > free:
         raise UserError(

@@ -12,7 +12,7 @@ import pytest
 from fingerprint_accel import jobs
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import InProcess, open_workers
-from fingerprint_accel.jobs import make_shard, run, state_of_files
+from fingerprint_accel.jobs import Job, make_shard, run, state_of_files
 from fingerprint_accel.outputs import FolderKind, json_with, locked
 
 KIND = FolderKind("a folder of numbers", json_with("sum.json", "sum"), r"sum\.json|\d+\.txt")
@@ -23,10 +23,10 @@ def write_number(number, path):
     return {"number": number}
 
 
-class Numbers:
+class Numbers(Job):
     """Writes the squares of 0, 1, ... in a file each, and their sum beside them."""
 
-    label, kind = "squaring", KIND
+    label, kind, pattern, bytes_per_print = "squaring", KIND, "{}.txt", 100
 
     def __init__(self, count=4, seed=0, source=None):
         self.arguments = {"count": count, "seed": seed}
@@ -34,18 +34,12 @@ class Numbers:
         self.source = source
         self.tasks = []
 
-    def name(self, shard):
-        return f"{shard}.txt"
-
     def task(self, shard):
         self.tasks.append(shard)
         return functools.partial(write_number, shard**2 + self.arguments["seed"])
 
     def is_current(self, shard, facts):
         return self.source is None or self.source.exists()
-
-    def bytes_needed(self, shards):
-        return 1000 * len(shards)
 
     def publish(self, folder, facts):
         (folder / "sum.json").write_text(json.dumps({"sum": sum(known["number"] for known in facts)}))

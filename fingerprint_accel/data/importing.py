@@ -25,18 +25,18 @@ from fingerprint_accel.data.print_file import Enhance, ImageFile, Target, prepar
 from fingerprint_accel.data.shard_writing import (
     DATASET,
     REJECTED,
+    SHARD_NAMES,
     DatasetInfo,
     Record,
     publish_dataset,
     record_batches,
     rows_per_shard,
-    shard_name,
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, run, state_of_files
+from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
 
@@ -155,7 +155,7 @@ def import_dataset(
     return ImportSummary.of(out, time.perf_counter() - started)
 
 
-class ImportJob:
+class ImportJob(Job):
     """An import, shard by shard.
 
     Args:
@@ -168,7 +168,7 @@ class ImportJob:
         seed: of the order.
     """
 
-    label, kind = "importing", DATASET
+    label, kind, pattern = "importing", DATASET, SHARD_NAMES
 
     def __init__(
         self,
@@ -200,16 +200,14 @@ class ImportJob:
             "seed": seed,
             **versions(target.enhance is not None),
         }
+        # how small lz4 makes prints is not known
+        self.bytes_per_print = target.canvas**2 + MINUTIAE_BYTES if encoding == "raw" else 0
         self._per_shard = rows_per_shard(rows, target.canvas)
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
         self._order = permutation(rows, seed, epoch=0, level=2)  # fingers are spread over shards
         self._fingers = finger_codes(listing.table)
         self._table = listing.table.combine_chunks()
         self._pairing = Pairing(listing, minutiae)
-
-    def name(self, shard: int) -> str:
-        """As of `Job`."""
-        return shard_name(shard, len(self.sizes))
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
@@ -233,11 +231,6 @@ class ImportJob:
         """As of `Job`: a file may have been mended meanwhile."""
         return bool(facts["files"] == _state(self._files(shard)))
 
-    def bytes_needed(self, shards: Sequence[int]) -> int:
-        """As of `Job`; how small lz4 makes prints is not known."""
-        per_print = self.target.canvas**2 + MINUTIAE_BYTES if self.encoding == "raw" else 0
-        return sum(self.sizes[shard] for shard in shards) * per_print
-
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
         rejected = list(self.listing.rejected)
@@ -253,9 +246,14 @@ class ImportJob:
             raise UserError(f"{self.source}: none of {len(self._order)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
         (folder / REJECTED).write_text("".join(lines))
-        names = [self.name(shard) for shard in range(len(facts))]
         publish_dataset(
-            folder, names, facts, self.target.ppi, self.target.canvas, self.encoding, self.target.enhance is not None
+            folder,
+            self.names,
+            facts,
+            self.target.ppi,
+            self.target.canvas,
+            self.encoding,
+            self.target.enhance is not None,
         )
 
 

@@ -19,11 +19,11 @@ from fingerprint_accel.data.importing import MINUTIAE_BYTES, ImportSummary, chec
 from fingerprint_accel.data.merged_rows import ShardPath, open_shard, read_rows, write_merged_shard
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.print_file import Enhance, Target
-from fingerprint_accel.data.shard_writing import DATASET, DatasetInfo, publish_dataset, rows_per_shard, shard_name
+from fingerprint_accel.data.shard_writing import DATASET, SHARD_NAMES, DatasetInfo, publish_dataset, rows_per_shard
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, file_sha256, run
+from fingerprint_accel.jobs import Facts, Job, file_sha256, run
 from fingerprint_accel.outputs import check_folder
 
 MOST_IMPRESSIONS = 2**15  # of one finger: int16 in the dataset
@@ -164,7 +164,7 @@ def open_source(folder: Path) -> Source:
     return Source(folder, info, shards, rows, fingers, impressions, keys, dataset.has_truth)
 
 
-class MergeJob:
+class MergeJob(Job):
     """The rows of several datasets in the order in which they are written, shuffled over fingers; shard by shard.
 
     Args:
@@ -175,7 +175,7 @@ class MergeJob:
         UserError: more impressions of a joined finger than can be told apart.
     """
 
-    label, kind = "merging", DATASET
+    label, kind, pattern = "merging", DATASET, SHARD_NAMES
 
     def __init__(self, sources: Sequence[Source], options: MergeOptions) -> None:
         self.options, self.target = options, Target(options.ppi, options.canvas, options.enhance)
@@ -221,10 +221,6 @@ class MergeJob:
         self._fingers, self._impressions = finger[order].astype(np.int32), impression[order].astype(np.int16)
         self._keys = pa.array(list(codes), pa.string())
 
-    def name(self, shard: int) -> str:
-        """As of `Job`."""
-        return shard_name(shard, len(self.sizes))
-
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
         start = shard * self._per_shard
@@ -240,25 +236,20 @@ class MergeJob:
         used, shard = np.unique(self._shard[rows], return_inverse=True)
         return [self._shards[number] for number in used], shard, self._row[rows]
 
-    def is_current(self, shard: int, facts: Facts) -> bool:
-        """As of `Job`: the arguments hold a checksum of the sources."""
-        return True
-
-    def bytes_needed(self, shards: Sequence[int]) -> int:
+    @functools.cached_property
+    def bytes_per_print(self) -> float:  # type: ignore[override]
         """As of `Job`; how small lz4 makes prints is measured on some of them."""
-        per_print, rows = float(self.target.canvas**2), sum(self.sizes[shard] for shard in shards)
-        if self.options.encoding == "lz4" and rows:
-            chosen = np.unique(np.linspace(0, len(self._row) - 1, SAMPLED).astype(int))
-            sample = read_rows(*self._places(chosen), self.target, "lz4")
-            per_print = 1.1 * float(np.mean([len(row.image) for row in sample]))
-        return round(rows * (per_print + MINUTIAE_BYTES))
+        if self.options.encoding == "raw":
+            return self.target.canvas**2 + MINUTIAE_BYTES
+        chosen = np.unique(np.linspace(0, len(self._row) - 1, SAMPLED).astype(int))
+        sample = read_rows(*self._places(chosen), self.target, "lz4")
+        return 1.1 * float(np.mean([len(row.image) for row in sample])) + MINUTIAE_BYTES
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
         options = self.options
-        names = [self.name(shard) for shard in range(len(facts))]
         publish_dataset(
-            folder, names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, self.has_truth
+            folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, self.has_truth
         )
 
 

@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 INFO, REJECTED = "fingerprint.json", "rejected.jsonl"  # what is known of the prints; files left out, and why
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024  # shards at least, so that every core has work; prints in each
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
+SHARD_NAMES = "data-{:05d}-of-{:05d}.arrow"
 DATASET = FolderKind(
     "a dataset folder",
     json_with(INFO, "format_version", "canvas", "sha256"),
@@ -213,7 +214,7 @@ class ShardWriter:
             self._flush()
             if not self._facts:
                 raise UserError(f"{self.out}: no print to write")
-            names = [shard_name(shard, len(self._facts)) for shard in range(len(self._facts))]
+            names = [SHARD_NAMES.format(shard, len(self._facts)) for shard in range(len(self._facts))]
             for shard, name in enumerate(names):
                 (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / name)
             info = publish_dataset(
@@ -264,11 +265,6 @@ def record_batches(
             [row.minutiae for row in some],
             [row.truth for row in some] if truth else None,
         )
-
-
-def shard_name(shard: int, shards: int) -> str:
-    """File name of shard number `shard`, from 0."""
-    return f"data-{shard:05d}-of-{shards:05d}.arrow"
 
 
 def record_batch(

@@ -11,7 +11,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from fingerprint_accel.extraction.embeddings_folder import (
     FOLDER,
     FORMAT_VERSION,
     PRINTS,
-    shard_name,
+    SHARD_NAMES,
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.print_sources import DatasetPrints, ImageFolder, open_prints
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
-from fingerprint_accel.jobs import Facts, run
+from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.synthesis.workers import each
 from fingerprint_accel.text import aligned
@@ -169,10 +169,10 @@ class ExtractionSummary:
             print(f"prints that failed and reasons: {self.out / FAILED}")
 
 
-class ExtractJob:
+class ExtractJob(Job):
     """An extraction, shard by shard; arguments as of `extract_all`, with the device of the workers."""
 
-    label, kind = "extracting", FOLDER
+    label, kind, pattern = "extracting", FOLDER, SHARD_NAMES
 
     def __init__(self, data: Path, model: str, ppi: int, options: Options, device: str) -> None:
         if not options.batch_size:
@@ -192,25 +192,14 @@ class ExtractJob:
             "fingerprint_accel": __version__,
             "torch": torch.__version__,
         }
+        self.bytes_per_print = work.format.bytes + 10
         self._per_shard, rows = BATCHES_PER_SHARD * options.batch_size, len(work.prints.table)
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
-
-    def name(self, shard: int) -> str:
-        """As of `Job`."""
-        return shard_name(shard, len(self.sizes))
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
         start = shard * self._per_shard
         return functools.partial(_write_shard, self._settings, range(start, start + self.sizes[shard]))
-
-    def is_current(self, shard: int, facts: Facts) -> bool:
-        """As of `Job`: the arguments hold a digest of the prints."""
-        return True
-
-    def bytes_needed(self, shards: Sequence[int]) -> int:
-        """As of `Job`."""
-        return sum(self.sizes[shard] for shard in shards) * (self.work.format.bytes + 10)
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
@@ -228,7 +217,7 @@ class ExtractJob:
             "failed": len(failed),
             "model": _model_facts(self.work.extractor),
             "template": {**vars(template), "bytes": template.bytes, "scale": template.scale},
-            "sha256": {self.name(shard): known["sha256"] for shard, known in enumerate(facts)},
+            "sha256": {name: known["sha256"] for name, known in zip(self.names, facts, strict=True)},
             "arguments": self.arguments,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

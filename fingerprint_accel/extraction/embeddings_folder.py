@@ -21,16 +21,12 @@ from fingerprint_accel.outputs import FolderKind, json_with
 
 FORMAT_VERSION = 2  # 1 had all rows in one file, embeddings.safetensors, and is read too
 PRINTS, FAILED, CONFIG = "prints.parquet", "failed.jsonl", "config.json"
+SHARD_NAMES = "embeddings-{:05d}-of-{:05d}.safetensors"
 FOLDER = FolderKind(
     "a folder of embeddings",
     json_with(CONFIG, "format_version", "template", "arguments"),
     r"embeddings(-\d+-of-\d+)?\.safetensors|prints\.parquet|failed\.jsonl|config\.json",
 )
-
-
-def shard_name(shard: int, shards: int) -> str:
-    """File name of shard number `shard`, from 0."""
-    return f"embeddings-{shard:05d}-of-{shards:05d}.safetensors"
 
 
 @dataclass(frozen=True)

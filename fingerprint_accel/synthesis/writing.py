@@ -21,19 +21,19 @@ from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.shard_writing import (
     DATASET,
+    SHARD_NAMES,
     DatasetInfo,
     publish_dataset,
     record_batch,
     rows_per_record_batch,
     rows_per_shard,
-    shard_name,
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import Truth
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, run
+from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.orientation import CLASSES
@@ -178,13 +178,14 @@ def write_synthetic_dataset(
     return SynthesisSummary.of(out, made, time.perf_counter() - started)
 
 
-class SynthJob:
+class SynthJob(Job):
     """A synthesis, shard by shard; a shard holds all impressions of some fingers, drawn from everywhere."""
 
-    label, kind = "making", DATASET
+    label, kind, pattern = "making", DATASET, SHARD_NAMES
 
     def __init__(self, plan: Plan) -> None:
         self.plan, style = plan, plan.style
+        self.bytes_per_print = style.canvas**2 + MINUTIAE_BYTES
         self.arguments = {
             "fingers": plan.fingers,
             "impressions": plan.impressions,
@@ -205,27 +206,14 @@ class SynthJob:
         self._fingers = np.split(order, range(per_shard, plan.fingers, per_shard))
         self.sizes = [len(fingers) * plan.impressions for fingers in self._fingers]
 
-    def name(self, shard: int) -> str:
-        """As of `Job`."""
-        return shard_name(shard, len(self.sizes))
-
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
         return functools.partial(_write_shard, self.plan, self._fingers[shard])
 
-    def is_current(self, shard: int, facts: Facts) -> bool:
-        """As of `Job`: nothing is read."""
-        return True
-
-    def bytes_needed(self, shards: Sequence[int]) -> int:
-        """As of `Job`."""
-        return sum(self.sizes[shard] for shard in shards) * (self.plan.style.canvas**2 + MINUTIAE_BYTES)
-
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
         style = self.plan.style
-        names = [self.name(shard) for shard in range(len(facts))]
-        publish_dataset(folder, names, facts, style.ppi, style.canvas, truth=True)
+        publish_dataset(folder, self.names, facts, style.ppi, style.canvas, truth=True)
         (folder / ARGUMENTS).write_text(json.dumps(self.arguments, indent=2) + "\n")
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
