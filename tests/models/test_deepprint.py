@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from fingerprint_accel.config import LossConfig, ModelConfig, Trunk, Variant
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.models import trunks
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.trunks import TRUNKS, trunk_parts
 from fingerprint_accel.models.vit import Grid, Patches
 
 VARIANTS = typing.get_args(Variant)
@@ -129,7 +129,7 @@ def test_knobs_that_do_not_go_together():
 
 
 def test_every_trunk_has_a_name_in_the_configuration_and_a_line_in_the_table():
-    assert set(get_args(Trunk)) == set(TRUNKS)
-    for name in TRUNKS:
-        parts = trunk_parts(ModelConfig(trunk=name, width=8), 16)
+    assert set(typing.get_args(Trunk)) == set(trunks.TRUNKS)
+    for name in trunks.TRUNKS:
+        parts = trunks.trunk_parts(ModelConfig(trunk=name, width=8), 16)
         assert isinstance(parts.stem(), torch.nn.Sequential)
