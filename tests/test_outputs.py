@@ -148,7 +148,7 @@ def test_empty_folders_are_taken(scans, tmp_path):
 NAMES = {
     ".": "is the current folder, or holds it",
     "..": "is the current folder, or holds it",
-    "x" * 250: "a name of 250 bytes is too long here; give one of at most 246",
+    "x" * 250: "a name of 250 bytes is too long here; give one of at most 237",
     "x" * 5000: "a name of 5000 bytes is too long here",
     "file": "is a file; give the name of a new folder",
 }

@@ -56,5 +56,5 @@ def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
 
 def dense_branch(parts: TrunkParts, config: ModelConfig, dims: int) -> nn.Sequential:
     """features -> vectors and contact of the cells, see `DenseHead`."""
-    head = DenseHead(parts.channels, config.grid, dims // max(1, config.cells), config.dropout)
-    return nn.Sequential(*parts.body(), head)
+    body = parts.body()
+    return nn.Sequential(*body, DenseHead(parts.channels, config.grid, dims // max(1, config.cells), config.dropout))

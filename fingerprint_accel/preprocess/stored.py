@@ -12,7 +12,7 @@ from fingerprint_accel.preprocess.pipeline import PERIOD
 
 
 def enhance_canvas(image: np.ndarray, ppi: int) -> np.ndarray:
-    """Ridge enhancement of one canvas, as `import` and `pack` are handed it for their worker processes.
+    """Ridge enhancement of one canvas, as `import` and `merge` are handed it for their worker processes.
 
     One print at a time on one thread, so that its bytes do not depend on the company it is in.
 

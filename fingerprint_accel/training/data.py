@@ -89,10 +89,11 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
     for what in ("ppi", "canvas"):
         ours, theirs = getattr(trained, what), getattr(shards.info, what)
         if ours != theirs:
-            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; `pack` it with --{what} {ours}")
+            option = "--dataset-ppi" if what == "ppi" else "--canvas"
+            raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; `merge` it with {option} {ours}")
     if trained.enhanced != shards.info.enhanced:
         which, other = (trained_on, folder) if trained.enhanced else (folder, trained_on)
-        raise UserError(f"{which}: enhanced, but {other} is not; `pack {other} --enhance` makes them alike")
+        raise UserError(f"{which}: enhanced, but {other} is not; `merge {other} --enhance` makes them alike")
     return subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
 
 

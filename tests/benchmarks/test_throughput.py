@@ -20,7 +20,7 @@ from fingerprint_accel.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 TINY = [
-    *("--preprocess.crop", "64", "--preprocess.size", "32", "--preprocess.map-size", "16"),
+    *("--preprocess.crop", "64", "--preprocess.size", "32"),
     *("--model.trunk", "compact", "--model.width", "8", "--model.embedding-dim", "16"),
     *("--training.batch-size", "4", "--training.precision", "no", "--seconds", "0.1"),
 ]
@@ -54,7 +54,7 @@ def test_stages_and_sweep(dataset, tmp_path):
     out = tmp_path / "speed.json"
     result = run(
         *("--data", dataset, *TINY, "--out", out, "--variants", "Tex,TexMinu", "--batch-sizes", f"4,{TOO_LARGE}"),
-        *("--preprocess.enhance"),
+        "--preprocess.enhance",
     )
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(out.read_text())

@@ -86,7 +86,7 @@ def test_defaults_of_fit(fitted, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("processes", "gradient_accumulation_steps", "batch_size", "steps"),
+    ("processes", "accumulation", "batch_size", "steps"),
     [(1, 1, 4, 24), (2, 1, 4, 12), (8, 1, 4, 3), (8, 3, 4, 1), (8, 1, 64, 1), (1, 1, 64, 2)],
 )
 def test_an_epoch_is_validated_once_on_any_number_of_processes(

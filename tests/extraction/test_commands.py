@@ -108,7 +108,7 @@ def test_without_a_calibration_on_real_prints_nothing_is_decided(
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("similarity  ")
     assert second == f"no decision: {reason}; {REMEDY}"
-    search_command(gallery, images[0], str(tmp_path / "model"), 300, top=2, verify=False)
+    search_command(gallery, images[0], str(tmp_path / "model"), 300, top=2)
     lines = capsys.readouterr().out.splitlines()
     if kept == "no poses":  # `search` compares prints as they are
         assert lines[-1] == MEASURED
@@ -181,8 +181,8 @@ def test_mistakes_are_named(model, images, prints, tmp_path):
     torch.nn.init.normal_(other.model.stem[0].weight)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="filled by another model"):
-        search_command(gallery, images[0], str(tmp_path / "other"), 300, 1, verify=False)
+        search_command(gallery, images[0], str(tmp_path / "other"), 300, 1)
     with pytest.raises(UserError, match="--top 0: must be at least 1"):
-        search_command(gallery, images[0], model, 300, 0, verify=False)
+        search_command(gallery, images[0], model, 300, 0)
     with pytest.raises(UserError, match="nowhere: not a gallery folder"):
-        search_command(tmp_path / "nowhere", images[0], model, 300, 1, verify=False)
+        search_command(tmp_path / "nowhere", images[0], model, 300, 1)

@@ -43,7 +43,7 @@ def test_it_is_the_head_that_is_held_whole(head, nested, margin):
 def test_what_is_above_the_filter_does_not_count():
     """Neither in the loss nor in gradients; the own finger always does."""
     torch.manual_seed(0)
-    head = ShardedHead(8, 6, "cosface", scale=4.0, margin=0.2, interclass_filter_threshold=0.4).double()
+    head = ShardedHead(8, 6, "cosface", scale=4.0, margin=0.2, filter_threshold=0.4).double()
     embedding, finger = unit(30, 8).requires_grad_(), torch.arange(30) % 6
     cosine = embedding @ F.normalize(head.weight, dim=1).T
     own = F.one_hot(finger, 6).bool()
@@ -165,6 +165,6 @@ def test_knobs_that_do_not_go_together(knobs, message):
 
 
 def test_more_processes_than_fingers(monkeypatch):
-    monkeypatch.setattr("fingerprint_accel.losses.sharded.place", lambda: (0, 8))
+    monkeypatch.setattr("fingerprint_accel.losses.sharded.rank_and_world_size", lambda: (0, 8))
     with pytest.raises(UserError, match="7 fingers cannot be shared by 8 processes"):
         ShardedHead(4, 7, "cosface", 4.0, 0.1)

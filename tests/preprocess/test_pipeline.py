@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fingerprint_accel.config import AugmentConfig, PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.preprocess import augment, coarse
+from fingerprint_accel.preprocess import coarse, geometric
 from fingerprint_accel.preprocess.geometric import move_minutiae, random_pose, resample, upright
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.pipeline import Preprocessor, local_normalize
@@ -213,5 +213,5 @@ def test_nothing_waits_for_the_gpu():
             assert image.shape == (3, 1, 299, 299)
             assert maps.shape == (3, 6, 128, 128)
     finally:  # what was cached has no content either
-        for cached in (augment._bicubic, coarse._counts, coarse._window):
+        for cached in (geometric._bicubic, coarse._counts, coarse._window):
             cached.cache_clear()

@@ -44,7 +44,7 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
     evaluate_command(run / "model", enhanced, "all-pairs", tmp_path / "report", 64)
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["mated"] == 24 * 6
     for model in (run, run / "model"):
-        with pytest.raises(UserError, match=r"the model wants enhanced prints; `merge .* OUT --enhance`"):
+        with pytest.raises(UserError, match=r"the model wants enhanced prints; `merge .* --enhance`"):
             evaluate_command(model, prints, "all-pairs", tmp_path / "other", 64)
     more = dataclasses.replace(config.training, steps=8)
     with pytest.raises(UserError, match="trained on enhanced True, this run has False"):
@@ -55,8 +55,8 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
     ("data", "enhance", "validation", "message"),
     [
         ("enhanced", True, "", "enhanced: enhanced already; leave out --preprocess.enhance"),
-        ("enhanced", False, "prints", "enhanced: enhanced, but .*prints is not; `merge .*prints OUT --enhance`"),
-        ("prints", False, "enhanced", "enhanced: enhanced, but .*prints is not; `merge .*prints OUT --enhance`"),
+        ("enhanced", False, "prints", "enhanced: enhanced, but .*prints is not; `merge .*prints --enhance`"),
+        ("prints", False, "enhanced", "enhanced: enhanced, but .*prints is not; `merge .*prints --enhance`"),
     ],
 )
 def test_what_does_not_fit_is_refused(tiny, enhanced, prints, data, enhance, validation, message):

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fingerprint_accel.data.pack_options import PackOptions
-from fingerprint_accel.data.packing import pack
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, ReadingConfig, load_yaml
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
@@ -244,7 +243,7 @@ def test_a_run_goes_on_with_the_prints_it_began_with(tiny, data, tmp_path):
     if data == "folder":
         began, same, others = tiny.data, str(tmp_path / "moved"), str(tmp_path / "in another order")
         shutil.copytree(began, same)
-        pack([Path(began)], Path(others), PackOptions(), workers=1, progress=False)
+        merge([Path(began)], Path(others), MergeOptions(), workers=1, progress=False)
     run_training(dataclasses.replace(changed(tiny, steps=2), data=began))
     further = dataclasses.replace(changed(tiny, steps=3), resume="auto")
     run_training(dataclasses.replace(further, data=same))

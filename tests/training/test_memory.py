@@ -37,7 +37,7 @@ def short_of_memory(monkeypatch, prints, after=0):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "gradient_accumulation_steps", "per_finger", "siblings", "expected"),
+    ("batch_size", "accumulation", "per_finger", "siblings", "expected"),
     [
         (64, 1, 1, 1, (32, 2)),
         (12, 3, 1, 1, (6, 6)),

@@ -126,7 +126,7 @@ def recipe(dataset, out, **training):
 
 
 def test_the_loop_teaches_poses_alone_and_leaves_the_rest_as_it_was(dataset, tmp_path):
-    run = set_up(recipe(dataset, tmp_path / "run", steps=40, validate_every=20))
+    run = set_up(recipe(dataset, tmp_path / "run", steps=60, validate_every=20))
     torch.manual_seed(0)
     fresh = DeepPrint(run.config.model).state_dict()
     train(run)
