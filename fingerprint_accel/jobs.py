@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.durable import fsync_path, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, locked, put_in_place
+from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
 Facts = dict[str, Any]  # of a finished shard, as JSON
 IN_FLIGHT = 256  # shards that an executor has at a time
@@ -86,7 +86,9 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
         UserError: `out` may not be written (`outputs.check_folder`), another command is making it or has left shards
             beside it, the disk is too small, or whatever a task raises.
     """
-    with locked(out.with_name(f".{out.name}.lock"), f"{out}: another command is making it; wait for it, or end it"):
+    with exclusive_lock(
+        out.with_name(f".{out.name}.lock"), f"{out}: another command is making it; wait for it, or end it"
+    ):
         if _stored(out / RECORDS) == job.arguments:  # an earlier call was killed at the very end
             shutil.rmtree(out / RECORDS)
             return 0

@@ -165,7 +165,7 @@ def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
+def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock of a folder; a process that is killed releases it.
 
     Args:

@@ -13,7 +13,7 @@ from fingerprint_accel import jobs
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import InProcess, open_workers
 from fingerprint_accel.jobs import Job, make_shard, run, state_of_files
-from fingerprint_accel.outputs import FolderKind, json_with, locked
+from fingerprint_accel.outputs import FolderKind, exclusive_lock, json_with
 
 KIND = FolderKind("a folder of numbers", json_with("sum.json", "sum"), r"sum\.json|\d+\.txt")
 
@@ -218,7 +218,7 @@ def test_a_full_disk_is_said_before(out, monkeypatch):
 
 def test_two_commands_at_once(out):
     lock = out.with_name(".out.lock")
-    with locked(lock, "busy"), pytest.raises(UserError, match="out: another command is making it; wait for it"):
+    with exclusive_lock(lock, "busy"), pytest.raises(UserError, match="out: another command is making it; wait for it"):
         make(out)
     lock.touch()  # of a command that was killed
     make(out)

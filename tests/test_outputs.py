@@ -29,7 +29,7 @@ from fingerprint_accel.extraction.export import export_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.minutiae_readout import minutiae_command
 from fingerprint_accel.extraction.search_commands import enroll_command
-from fingerprint_accel.outputs import check_file, check_folder, locked, mark, put_in_place
+from fingerprint_accel.outputs import check_file, check_folder, exclusive_lock, mark, put_in_place
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 from tests.data.small_datasets import QUIET, dataset, ridges
@@ -250,13 +250,13 @@ def test_a_reader_that_goes_away_is_no_error(prints, tmp_path):
 
 def test_a_lock_is_released_by_whoever_ends(tmp_path):
     lock = tmp_path / "lock"
-    with locked(lock, "held"), pytest.raises(UserError, match="held"), locked(lock, "held"):
+    with exclusive_lock(lock, "held"), pytest.raises(UserError, match="held"), exclusive_lock(lock, "held"):
         raise AssertionError("two hold it")
     assert not lock.exists()
     held, order = threading.Event(), []
 
     def first():
-        with locked(lock, "held"):
+        with exclusive_lock(lock, "held"):
             held.set()
             threading.Event().wait(0.3)
             order.append("first")
@@ -264,16 +264,16 @@ def test_a_lock_is_released_by_whoever_ends(tmp_path):
     thread = threading.Thread(target=first)
     thread.start()
     held.wait()
-    with locked(lock, "held", patience=10):
+    with exclusive_lock(lock, "held", patience=10):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
     code = (
-        "import os, sys; from pathlib import Path; from fingerprint_accel.outputs import locked\n"
-        "with locked(Path(sys.argv[1]), 'held'): os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from fingerprint_accel.outputs import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1]), 'held'): os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(lock)]).returncode == -9
-    with locked(lock, "held"):
+    with exclusive_lock(lock, "held"):
         pass
 
 

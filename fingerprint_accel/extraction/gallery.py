@@ -33,7 +33,7 @@ from fingerprint_accel.extraction.gallery_files import (
     read_part,
 )
 from fingerprint_accel.jobs import file_sha256
-from fingerprint_accel.outputs import check_folder, locked
+from fingerprint_accel.outputs import check_folder, exclusive_lock
 from fingerprint_accel.similarity import masked_similarity
 
 BLOCK = 65_536  # references compared at a time
@@ -141,7 +141,9 @@ class Gallery:
             UserError: another process has been writing to the gallery for a minute.
         """
         assert embeddings.shape == (len(names), self.dims), "one name and one embedding per print"
-        with locked(self.folder / ".lock", f"{self.folder}: another command is enrolling; try again later", PATIENCE):
+        with exclusive_lock(
+            self.folder / ".lock", f"{self.folder}: another command is enrolling; try again later", PATIENCE
+        ):
             self._open_parts()  # another enrolment may have come between
             new = self._are_new(embeddings, list(names))
             if new.any():

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.models.saved_model import MODEL
-from fingerprint_accel.outputs import FolderKind, check_folder, locked
+from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock
 from fingerprint_accel.ranks import rank_and_world_size
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         found = [""]
         if accelerator.is_main_process:
             try:
-                stack.enter_context(locked(folder / "run.lock", refusal))
+                stack.enter_context(exclusive_lock(folder / "run.lock", refusal))
             except UserError as error:
                 found = [str(error)]
         if accelerator.num_processes > 1:

@@ -14,7 +14,7 @@ from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.checkpoint_folder import checkpoint_names, damage, find_checkpoint
 from fingerprint_accel.models.saved_model import find_model
-from fingerprint_accel.outputs import locked
+from fingerprint_accel.outputs import exclusive_lock
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import checkpoint as module
 from fingerprint_accel.training.checkpoint import Checkpoint, save_checkpoint
@@ -81,7 +81,7 @@ def test_several_gpus_asked_for_where_there_is_none(prints, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_run_is_refused(processes, prints, tmp_path):
-    with locked(tmp_path / "run" / "run.lock", "held"):
+    with exclusive_lock(tmp_path / "run" / "run.lock", "held"):
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         result = starting.run(words(prints, tmp_path / "run"), processes, environment)
         assert result.returncode == 2
