@@ -41,13 +41,6 @@ def require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
-def exit_code(error: BaseException) -> int | None:
-    """The exit code of an error that ends in one line of its own; None for a bug, or the fault of another process."""
-    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _CANNOT_WRITE):
-        return 2
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
-
-
 @contextlib.contextmanager
 def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     """Turns a `UserError`, or a place that cannot be written, into `error: ...` on stderr and exit code 2.

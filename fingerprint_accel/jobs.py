@@ -94,19 +94,24 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
             return 0
         check_folder(out, job.kind, overwrite)
         staging = _begin(job, out, overwrite)
+        facts: dict[int, Facts] = {}
         try:
-            made = _make_missing(job, staging, executor, progress)
+            made = _make_missing(job, staging, executor, progress, facts)
+            job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
         except UserError:
-            if not _finished(job, staging):  # nothing to go on from
+            if len(facts) in (0, len(job.sizes)):  # nothing to go on from, or nothing that could be published
                 shutil.rmtree(staging)
             raise
+        for file in staging.iterdir():
+            fsync_path(file)
         put_in_place(staging, out, job.kind)
         shutil.rmtree(out / RECORDS)
     return made
 
 
-def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool) -> int:
-    facts = _finished(job, staging)
+def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, facts: dict[int, Facts]) -> int:
+    """Makes what is missing, fills in the `facts` of all shards by number, and returns how many prints it made."""
+    facts.update(_finished(job, staging))
     missing = [shard for shard in range(len(job.sizes)) if shard not in facts]
     if facts and progress:
         print(f"going on: {len(facts)} of {len(job.sizes)} shards are there", file=sys.stderr)
@@ -116,9 +121,6 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool) -
         for shard, of_shard in _made(job, staging, missing, executor):
             facts[shard] = of_shard
             bar.update(job.sizes[shard])
-    job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
-    for file in staging.iterdir():
-        fsync_path(file)
     return to_make
 
 

@@ -88,8 +88,3 @@ def normal(keys: torch.Tensor, stream: int, count: int, limit: float = 3.0) -> t
     """(B,) keys -> (B, count) float32, standard normal, cut off at +-limit."""
     inside = math.erf(limit / math.sqrt(2))
     return math.sqrt(2) * steady(torch.erfinv, uniform(keys, stream, count, -inside, inside))
-
-
-def subkeys(keys: torch.Tensor, stream: int) -> torch.Tensor:
-    """(B,) keys -> (B,) keys of another family, so that two parts of a program may number their streams freely."""
-    return mix(mix(keys) + stream * _GOLDEN)
