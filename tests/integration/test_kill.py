@@ -15,7 +15,7 @@ from .conftest import FORKED, ROOT, TINY, launched
 KILL_IN_SAVE = """
 import os, runpy, signal, sys
 import fingerprint_accel.training.checkpoint as checkpoint
-sync, count = checkpoint.fsync_path, [0]
+fsync_path, count = checkpoint.fsync_path, [0]
 def deadly(path):
     count[0] += path.parent.name.startswith(".step")
     if count[0] == {at}:
