@@ -97,6 +97,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
         facts: dict[int, Facts] = {}
         try:
             made = _make_missing(job, staging, executor, progress, facts)
+            _discard_drafts(staging)
             job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
         except UserError:
             if len(facts) in (0, len(job.sizes)):  # nothing to go on from, or nothing that could be published
@@ -138,9 +139,14 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         (staging / RECORDS).mkdir(parents=True)
         write_file(staging / RECORDS / ARGUMENTS, json.dumps(job.arguments, indent=2) + "\n")
-    for path in staging.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    _discard_drafts(staging)
     return staging
+
+
+def _discard_drafts(staging: Path) -> None:
+    """Deletes what workers were writing when they were killed."""
+    for path in [*staging.glob(".*.tmp"), *(staging / RECORDS).glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
 
 
 def _discard(other: Path, job: Job, overwrite: bool) -> None:

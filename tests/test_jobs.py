@@ -237,6 +237,18 @@ def test_a_bounded_number_is_in_flight(out, monkeypatch):
     assert files(out)["sum.json"] == b'{"sum": 204}'
 
 
+def test_drafts_of_lost_workers_are_not_published(out, whole, monkeypatch):
+    """A cluster gives the work of a worker that was killed to another."""
+
+    def leaves_a_draft(task, path):
+        (path.parent / f".elsewhere-7-{path.name}.tmp").write_bytes(b"cut off")
+        return make_shard(task, path)
+
+    monkeypatch.setattr(jobs, "make_shard", leaves_a_draft)
+    make(out)
+    assert files(out) == whole
+
+
 def test_names_with_signs_of_patterns(tmp_path, monkeypatch):
     """Only what was left by a command with this OUT counts."""
     out = tmp_path / "a[b]*"
