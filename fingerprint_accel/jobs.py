@@ -213,10 +213,9 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
         fsync_path(temporary)
         facts["sha256"] = file_sha256(temporary)  # reads back what was written
         temporary.replace(path)
-        fsync_path(path.parent)
+        # Not synced: after a crash a record that is lost, or stands without its shard, only has the shard made again.
         draft = path.parent / RECORDS / temporary.name
         draft.write_text(json.dumps(facts) + "\n")
-        fsync_path(draft)
         draft.replace(_record(path))
     finally:
         with contextlib.suppress(OSError):

@@ -29,6 +29,7 @@ def test_version_and_help():
         (("inspect", "nowhere"), "nowhere: not a dataset folder"),
         (("import", "nowhere", "--out", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
         (("merge", "nowhere", "--out", "out"), "nowhere: not a dataset folder"),
+        (("pack", "a", "b"), "pack: there is no such verb any more; merge joins datasets"),
         (("verify", "nowhere"), "nowhere: holds no checksums"),
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
         (("convert-flx", "nowhere.pyt", "--out", "out"), "nowhere.pyt: cannot be read"),

@@ -105,7 +105,7 @@ def deadly(function, at):
 MOMENTS = {
     "a task": (jobs, "make_shard", 1),
     "the hash": (jobs, "file_sha256", 1),
-    "a sync": (jobs, "fsync_path", 3),
+    "a sync": (jobs, "fsync_path", 1),
     "a rename": (Path, "replace", 2),
 }
 
