@@ -1,8 +1,11 @@
-"""What is to outlast a crash of the machine. A leaf module."""
+"""Files that outlast a crash of the machine, and their checksums. A leaf module."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
+import threading
 from pathlib import Path
 
 
@@ -28,3 +31,14 @@ def write_file(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """What a file is called while it is written, by no other thread on any machine at the same time."""
+    return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}-{path.name}.tmp")
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,11 +11,9 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import shutil
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fingerprint_accel.durable import fsync_path, write_file
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
@@ -202,8 +200,7 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
     Raises:
         UserError: this machine does not see the staging folder, or whatever the task raises.
     """
-    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"  # no other writes this file
-    temporary = path.with_name(f".{writer}-{path.name}.tmp")
+    temporary = draft_of(path)
     if not path.parent.is_dir():
         raise UserError(
             f"{path.parent}: not seen by {socket.gethostname()}; choose an OUT on a disk that all machines share"
@@ -242,12 +239,6 @@ def _read_json(path: Path) -> Facts | None:
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
-
-
-def file_sha256(path: Path) -> str:
-    """Of the content of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_of_files(paths: Iterable[Path]) -> str:

@@ -20,4 +20,4 @@ def verify(folder: Positional[Path]) -> None:
     from fingerprint_accel.extraction.verifying import verify as compare
 
     files, size = compare(folder)
-    print(f"{folder}: {files} files, {size / 1e6:.1f} MB, all as they were written")
+    print(f"{folder}: {files} file{'s' * (files != 1)}, {size / 1e6:.1f} MB, all as they were written")

@@ -24,6 +24,7 @@ from fingerprint_accel.data.pairing import Pairing
 from fingerprint_accel.data.print_file import Enhance, ImageFile, Target, prepare
 from fingerprint_accel.data.shard_writing import (
     DATASET,
+    MINUTIAE_BYTES,
     REJECTED,
     SHARD_NAMES,
     DatasetInfo,
@@ -41,7 +42,6 @@ from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
 
 IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
-MINUTIAE_BYTES = 1000  # of a print, roughly
 
 
 @dataclass

@@ -15,15 +15,23 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.importing import MINUTIAE_BYTES, ImportSummary, check_canvas, versions
+from fingerprint_accel.data.importing import ImportSummary, check_canvas, versions
 from fingerprint_accel.data.merged_rows import ShardPath, open_shard, read_rows, write_merged_shard
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.print_file import Enhance, Target
-from fingerprint_accel.data.shard_writing import DATASET, SHARD_NAMES, DatasetInfo, publish_dataset, rows_per_shard
+from fingerprint_accel.data.shard_writing import (
+    DATASET,
+    MINUTIAE_BYTES,
+    SHARD_NAMES,
+    DatasetInfo,
+    publish_dataset,
+    rows_per_shard,
+)
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, Job, file_sha256, run
+from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
 
 MOST_IMPRESSIONS = 2**15  # of one finger: int16 in the dataset

@@ -18,14 +18,15 @@ import pyarrow.compute as pc
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import UNKNOWN, Truth
+from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
 FORMAT_VERSION = 1
 INFO, REJECTED = "fingerprint.json", "rejected.jsonl"  # what is known of the prints; files left out, and why
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024  # shards at least, so that every core has work; prints in each
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
+MINUTIAE_BYTES = 1000  # of a print, roughly
 SHARD_NAMES = "data-{:05d}-of-{:05d}.arrow"
 DATASET = FolderKind(
     "a dataset folder",

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import socket
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from fingerprint_accel.durable import draft_of
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.gallery import RESCORED, Gallery, Hits
 
@@ -81,7 +80,7 @@ class ApproximateSearch:
         for start, block in self.gallery.blocks():
             if start + len(block) > index.ntotal:
                 index.add(np.ascontiguousarray(block[max(0, index.ntotal - start) :]))
-        temporary = folder / f".{socket.gethostname()}-{os.getpid()}-{name}.tmp"
+        temporary = draft_of(folder / name)
         try:
             self._faiss.write_index(index, str(temporary))
             temporary.rename(folder / name)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
@@ -30,52 +27,13 @@ from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, P
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.alignment import AlignmentNetwork, hypotheses
 from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.folding import folded
 from fingerprint_accel.models.output import Output
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
 from fingerprint_accel.preprocess.geometric import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.similarity import similarity
-
-
-def folded(network: nn.Module) -> nn.Module:
-    """A network in evaluation mode without the batch normalisations that follow a convolution.
-
-    Outputs differ by rounding. What is not folded is shared with `network`, not copied.
-
-    Args:
-        network: whose children run in the order in which they are listed, wherever a batch normalisation is among them.
-    """
-    assert not network.training, "statistics of a batch cannot be folded"
-    shared = {id(part): part for part in network.modules() if not _holds_pairs(part)}
-    copied = copy.deepcopy(network, shared)
-    for parent in list(copied.modules()):
-        for convolution, normalisation in _pairs(parent):
-            pair = getattr(parent, convolution), getattr(parent, normalisation)
-            setattr(parent, convolution, fuse_conv_bn_eval(*pair))
-            setattr(parent, normalisation, _after(pair[1]))
-    return copied
-
-
-def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
-    """Names of children that are a convolution and of those right behind, where that is its batch normalisation."""
-    children = list(parent.named_children())
-    return [
-        (name, following)
-        for (name, child), (following, behind) in itertools.pairwise(children)
-        if isinstance(child, nn.Conv2d) and isinstance(behind, nn.BatchNorm2d)
-    ]
-
-
-def _holds_pairs(part: nn.Module) -> bool:
-    return any(_pairs(module) for module in part.modules())
-
-
-def _after(normalisation: nn.BatchNorm2d) -> nn.Module:
-    """What a batch normalisation does besides: timm's have the activation within."""
-    behind = [child for _, child in normalisation.named_children()]
-    return nn.Sequential(*behind) if behind else nn.Identity()
-
 
 Image = Path | str | np.ndarray
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.durable import fsync_path, write_file
+from fingerprint_accel.durable import file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.gallery_files import (
     FACTS,
@@ -32,7 +32,6 @@ from fingerprint_accel.extraction.gallery_files import (
     read_facts,
     read_part,
 )
-from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.outputs import check_folder, exclusive_lock
 from fingerprint_accel.similarity import masked_similarity
 

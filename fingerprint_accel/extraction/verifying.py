@@ -11,11 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
 from fingerprint_accel.extraction.gallery_files import FACTS, PART_NAME
-from fingerprint_accel.jobs import file_sha256
 
 MOST_THREADS = 4  # hashing lets go of the interpreter; a disk is the limit soon
 
@@ -53,7 +53,7 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
                 changed.append(path)
             bar.update(sizes[path])
     if changed:
-        more = f", and so do {len(changed) - 1} more files" if len(changed) > 1 else ""
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(f"{changed[0]}: differs from its sha256{more}; restore it from a copy, or make {folder} again")
     return len(expected), sum(sizes.values())
 

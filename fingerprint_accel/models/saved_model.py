@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, renamed_group, to_dict
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.durable import fsync_path, write_file
+from fingerprint_accel.durable import file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.models.checkpoint_folder import EMA_FILE, damage, find_checkpoint, read_pointer, todays_names
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 

@@ -6,26 +6,25 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from fingerprint_accel import __version__
-from fingerprint_accel.data.encoding import encode
 from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.shard_writing import (
     DATASET,
+    MINUTIAE_BYTES,
     SHARD_NAMES,
     DatasetInfo,
+    Record,
     publish_dataset,
-    record_batch,
-    rows_per_record_batch,
+    record_batches,
     rows_per_shard,
     write_shard,
 )
@@ -44,7 +43,6 @@ from fingerprint_accel.text import aligned
 DEFAULT_STYLE = Style()
 ARGUMENTS = "synthesis.json"  # in the dataset folder: what it was made with
 CONTACT_SHEET = "contact_sheet.png"
-MINUTIAE_BYTES = 1000  # of a print, roughly
 PIXELS_AT_ONCE = 2**24  # 163 prints of 320 x 320; a GPU needs about 200 bytes for each pixel
 FINGERS_ON_GPU = 64
 MOST_FINGERS, MOST_IMPRESSIONS, LAST_FINGER = 10**7, 2**15 - 1, 2**31 - 1
@@ -218,18 +216,6 @@ class SynthJob(Job):
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A print of a shard: finger counted from the first, its pattern class, impression, and what the shard stores."""
-
-    finger: int
-    kind: int
-    impression: int
-    image: bytes
-    minutiae: np.ndarray
-    truth: Truth
-
-
 def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
     """Makes all impressions of some fingers and writes them in an order shuffled over the fingers."""
     before = torch.get_num_threads()
@@ -240,21 +226,8 @@ def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
     finally:
         torch.set_num_threads(before)
     shuffled = [rows[place] for place in permutation(len(rows), plan.seed, epoch=0, level=2).tolist()]
-    at_once = rows_per_record_batch(plan.style.canvas)
-    parts = (shuffled[start : start + at_once] for start in range(0, len(rows), at_once))
-    return write_shard(path, (_record_batch(plan, part) for part in parts), truth=True)
-
-
-def _record_batch(plan: Plan, rows: Sequence[_Row]) -> pa.RecordBatch:
-    return record_batch(
-        [row.image for row in rows],
-        [row.finger for row in rows],
-        [row.impression for row in rows],
-        [finger_name(plan.seed, plan.first_finger + row.finger, plan.style.siblings) for row in rows],
-        [f"synthetic/{plan.style.quality}/{CLASSES[row.kind]}" for row in rows],
-        [row.minutiae for row in rows],
-        [row.truth for row in rows],
-    )
+    fingers_of, records = zip(*shuffled, strict=True)
+    return write_shard(path, record_batches(records, fingers_of, plan.style.canvas, "raw", truth=True), truth=True)
 
 
 def fingers_at_once(device: str) -> int:
@@ -262,8 +235,8 @@ def fingers_at_once(device: str) -> int:
     return 1 if device == "cpu" else FINGERS_ON_GPU
 
 
-def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[_Row]]:
-    """All impressions of some fingers. A GPU makes fingers together, a CPU one by one."""
+def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[tuple[int, Record]]]:
+    """All impressions of some fingers, each with its finger counted from the first. A GPU makes fingers together."""
     at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints that are rendered together
     every = torch.arange(plan.impressions, device=plan.device)
     numbers = torch.from_numpy(fingers).to(plan.device) + plan.first_finger
@@ -273,18 +246,20 @@ def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[_Row]]:
         for some, touches in zip(which.split(at_once), every.repeat(len(group)).split(at_once), strict=True):
             prints = render(masters, some, impression_keys(plan.seed, group[some], touches), plan.style)
             made = (group[some] - plan.first_finger, masters.kind[some], touches)
-            yield _rows(prints, *(values.tolist() for values in made))
+            yield _records(plan, prints, *(values.tolist() for values in made))
 
 
-def _rows(prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]) -> list[_Row]:
+def _records(
+    plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]
+) -> list[tuple[int, Record]]:
     images, minutiae, counts, poses = (
         values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
     )
     contacts = np.packbits(prints.contact.flatten(1).cpu().numpy(), axis=1)  # as `pack_contact`
-    return [
-        _Row(
-            *(fingers[i], kinds[i], impressions[i], encode(images[i], "raw"), minutiae[i, : counts[i]].copy()),
-            Truth(poses[i].copy(), contacts[i].tobytes()),
-        )
-        for i in range(len(fingers))
-    ]
+    found = []
+    for i, (finger, kind, impression) in enumerate(zip(fingers, kinds, impressions, strict=True)):
+        key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
+        source = f"synthetic/{plan.style.quality}/{CLASSES[kind]}"
+        truth = Truth(poses[i].copy(), contacts[i].tobytes())
+        found.append((finger, Record(images[i], key, impression, source, minutiae[i, : counts[i]].copy(), truth)))
+    return found

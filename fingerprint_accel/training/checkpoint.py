@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fingerprint_accel.durable import fsync_path, write_file
+from fingerprint_accel.durable import file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.jobs import file_sha256
 from fingerprint_accel.models.checkpoint_folder import (
     EMA_FILE,
     FILES,

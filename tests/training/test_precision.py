@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fingerprint_accel.training import setup as precision
+from fingerprint_accel.training import setup
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ def test_processors(monkeypatch, tmp_path, flags, expected):
     info = tmp_path / "cpuinfo"
     if flags is not None:
         info.write_text(f"model name : any\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(precision, "CPU_INFO", info)
-    assert precision.fast_precision() == expected
+    monkeypatch.setattr(setup, "CPU_INFO", info)
+    assert setup.fast_precision() == expected
 
 
 @pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "fp16")])
@@ -33,7 +33,7 @@ def test_gpus(monkeypatch, tmp_path, in_hardware, expected):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware
     )
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert precision.fast_precision() == expected
-    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
+    assert setup.fast_precision() == expected
+    monkeypatch.setattr(setup, "CPU_INFO", tmp_path / "none")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert precision.fast_precision() == "no", "training then runs on the processor"
+    assert setup.fast_precision() == "no", "training then runs on the processor"
