@@ -1,0 +1,122 @@
+"""Finger image records: ISO/IEC 19794-4:2005 and :2011, INCITS 381-2004 and -2009, in a CBEFF wrapper or without."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fingerprint_accel.data.image_record import ImageRecord, RecordError, why_not_a_finger
+
+MAGIC = b"FIR\0"
+CM_PER_INCH = 2.54
+UNPACKED, PACKED = 0, 1  # codes of uncompressed images; an image file says by itself what it is
+WRAPPER = 4096  # bytes in which the record is looked for behind a CBEFF header
+
+
+def read_finger_images(data: memoryview) -> list[ImageRecord]:
+    """Reads the images of a record, without decoding them.
+
+    Args:
+        data: all bytes of the file.
+
+    Raises:
+        RecordError: no such record, of an unknown version, or its parts do not fit the file.
+    """
+    start = bytes(data[:WRAPPER]).find(MAGIC)
+    if start < 0:
+        raise RecordError("not a finger image record")
+    record = data[start:]
+    version = bytes(record[4:7])
+    layouts = [layout for layout in LAYOUTS if layout.version == version]
+    if not layouts:
+        raise RecordError(f"finger image record of version {version!r}")
+    for layout in layouts:
+        # ISO and INCITS share a version and differ in the size of the header: the one is right that fits the record
+        try:
+            return list(layout.read(record, layout.header))
+        except (struct.error, IndexError):
+            continue
+    raise RecordError("damaged: the parts of the finger image record do not fit its length")
+
+
+def _views(record: memoryview, header: int) -> Iterator[ImageRecord]:
+    """ISO/IEC 19794-4:2005 and INCITS 381: one header with the resolution, then fingers with views of 14 bytes each."""
+    at = header
+    length = int.from_bytes(record[8:14], "big")
+    if length > len(record):
+        raise IndexError
+    fingers, units, _, _, per_unit, _, depth, compression = struct.unpack(">BBHHHHBB", record[header - 14 : header - 2])
+    number = 0
+    for _ in range(fingers):
+        seen, views = 0, 1
+        while seen < views:
+            size, position, views, _, _, _, width, height = struct.unpack(">IBBBBBHH", record[at : at + 13])
+            if size < 14 or at + size > length:
+                raise IndexError
+            seen, number = seen + 1, number + 1
+            yield _image(
+                number, record[at + 14 : at + size], width, height, position, units, per_unit, depth, compression
+            )
+            at += size
+    if at != length:
+        raise IndexError
+
+
+def _representations(record: memoryview, header: int) -> Iterator[ImageRecord]:
+    """ISO/IEC 19794-4:2011: every image has a header of its own."""
+    length, count, certified = struct.unpack(">IHB", record[8:15])
+    if length > len(record):
+        raise IndexError
+    start = header
+    for number in range(1, count + 1):
+        size = int.from_bytes(record[start : start + 4], "big")
+        at = start + 4 + 9 + 1 + 2 + 2  # length, time, technology, vendor and device of the capture
+        at += 1 + 5 * record[at]  # quality blocks
+        if certified:
+            at += 1 + 3 * record[at]
+        values = struct.unpack(">BBBHHHHBBBHHI", record[at : at + 22])
+        position, _, units, _, _, per_unit, _, depth, compression, _, width, height, image = values
+        if image > size or start + size > length:
+            raise IndexError
+        data = record[at + 22 : at + 22 + image]
+        yield _image(number, data, width, height, position, units, per_unit, depth, compression)
+        start += size
+    if start != length:
+        raise IndexError
+
+
+def _image(
+    number: int,
+    image: memoryview,
+    width: int,
+    height: int,
+    position: int,
+    units: int,
+    per_unit: int,
+    depth: int,
+    compression: int,
+) -> ImageRecord:
+    reason = why_not_a_finger(position)
+    if depth not in (0, 8):
+        reason = reason or f"{depth} bits per pixel"
+    raw = (height, width) if compression in (UNPACKED, PACKED) else None
+    ppi = per_unit * (CM_PER_INCH if units == 2 else 1.0)
+    return ImageRecord(number, image, raw, ppi, position, reason=reason)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A version of the format: how long its header is, and what reads the rest."""
+
+    version: bytes
+    header: int
+    read: Callable[[memoryview, int], Iterator[ImageRecord]]
+
+
+LAYOUTS = (
+    Layout(b"010", 32, _views),  # ISO/IEC 19794-4:2005
+    Layout(b"010", 36, _views),  # INCITS 381-2004
+    Layout(b"020", 16, _representations),  # ISO/IEC 19794-4:2011
+    Layout(b"020", 36, _views),  # INCITS 381-2009
+)
