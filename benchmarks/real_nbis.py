@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from machine import usable_cores
-from nbis_judge import PPI, Nbis
+from fingerprint_accel.data.nbis import PPI, Nbis
 from PIL import Image
 from real_sets import Prints
 from tqdm import tqdm

@@ -22,7 +22,7 @@ import torch
 import tyro
 from machine import device_name
 from minutia_matching import MAX_DISTANCE_MM, angle_difference, match_minutiae
-from nbis_judge import ENDING, PPI, Nbis
+from fingerprint_accel.data.nbis import ENDING, PPI, Nbis
 from PIL import Image
 from realism_measures import image_measures
 from realism_table import table

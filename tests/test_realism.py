@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 @pytest.fixture
 def judge():
-    from nbis_judge import Nbis
+    from fingerprint_accel.data.nbis import Nbis
 
     try:
         return Nbis()
@@ -51,7 +51,7 @@ def test_noise_has_no_clear_ridges():
 
 
 def test_contrast_boost_stretches_what_lies_between_the_tails():
-    from nbis_judge import contrast_boost
+    from fingerprint_accel.data.nbis import contrast_boost
 
     grey = np.tile(np.arange(100, 150, dtype=np.uint8), (50, 1))  # 50 pixels each of 100..149
     boosted = contrast_boost(grey)

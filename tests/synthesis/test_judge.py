@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def measure(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from nbis_judge import Nbis
+    from fingerprint_accel.data.nbis import Nbis
     from realism import measure_dataset
 
     try:
