@@ -16,9 +16,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
-import numpy as np
-
-from fingerprint_accel.data.decoding import ANSWER, MAX_PIXELS, OUT_OF_MEMORY, SIZE, TIME_LIMIT, ImageError
+from fingerprint_accel.data.decoding import ANSWER, MAX_PIXELS, OUT_OF_MEMORY, SIZE, TIME_LIMIT, Decoded, ImageError
 from fingerprint_accel.errors import UserError
 
 PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -75,8 +73,8 @@ class _Decoder:
                 f"try {sys.executable} -c 'import PIL.Image'"
             )
 
-    def decode(self, data: bytes) -> np.ndarray:
-        """The bytes of a file -> (H, W) uint8.
+    def decode(self, data: bytes) -> Decoded:
+        """The bytes of a file -> its first page.
 
         Raises:
             ImageError: as `decoding.decode`.
@@ -89,14 +87,14 @@ class _Decoder:
                     rest = rest[self._input.write(rest) :]
         except BrokenPipeError:
             raise _Died from None
-        decoded, height, width, size = ANSWER.unpack(self._read(ANSWER.size))
+        decoded, height, width, pages, ppi, size = ANSWER.unpack(self._read(ANSWER.size))
         if size > MAX_PIXELS or (decoded and size != height * width):
             raise _Died  # it does not know what it says
         answer = self._read(size)
         self.answered += 1
         if not decoded:
             raise ImageError(answer.decode())
-        return np.frombuffer(answer, np.uint8).reshape(height, width)
+        return Decoded(height, width, pages, ppi, bytes(answer))
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -131,7 +129,7 @@ _idle: deque[_Decoder] = deque()
 _decoders: set[_Decoder] = set()
 
 
-def decode_apart(data: bytes, name: str) -> np.ndarray:
+def decode_apart(data: bytes, name: str) -> Decoded:
     """Decodes an image file in a process of its own, which is used for other files before and after.
 
     Where the process dies, the file is tried once more in a fresh one: files before it may have damaged its memory.
@@ -141,7 +139,7 @@ def decode_apart(data: bytes, name: str) -> np.ndarray:
         name: of the file.
 
     Returns:
-        (H, W) uint8, as `decoding.decode`.
+        As `decoding.decode`.
 
     Raises:
         ImageError: as `decoding.decode`; its decoder crashed, or took too long or too much memory.

@@ -13,9 +13,9 @@ import resource
 import signal
 import struct
 import warnings
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
 TIME_LIMIT = 300  # seconds for one file; JPEG 2000, the slowest format, takes 60 s for 50 megapixels of colour noise
@@ -25,7 +25,10 @@ MEMORY_LIMIT = 3 * 2**30
 OUT_OF_MEMORY = 3  # exit code
 WSQ_START = b"\xff\xa0"  # the marker "start of image"
 SIZE = struct.Struct(">Q")  # of the file's bytes, which follow
-ANSWER = struct.Struct(">?IIQ")  # decoded?, height, width, bytes that follow: the pixels, or else the reason in UTF-8
+# decoded?, height, width, pages of the file, its ppi, bytes that follow: the pixels, or else the reason in UTF-8
+ANSWER = struct.Struct(">?IIIfQ")
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # of TIFF
+SCREEN_PPI = (72, 96)  # what programs write that know no resolution
 
 Image.MAX_IMAGE_PIXELS = None  # checked below, with a reason instead of a traceback
 
@@ -34,17 +37,31 @@ class ImageError(ValueError):
     """An image that cannot be used; the message says why."""
 
 
-def decode(data: bytes) -> tuple[int, int, bytes]:
-    """Decodes an image file to grey.
+class Decoded(NamedTuple):
+    """An image file as grey pixels.
+
+    Attributes:
+        height, width: of the image.
+        pages: that the file has; the first is decoded.
+        ppi: as the file states it, pixels per inch; 0 where it states none that can be meant.
+        pixels: height * width bytes, row by row.
+    """
+
+    height: int
+    width: int
+    pages: int
+    ppi: float
+    pixels: bytes
+
+
+def decode(data: bytes) -> Decoded:
+    """Decodes the first page of an image file to grey, upright as its EXIF tag says.
 
     Colour becomes luminance, transparency white, 1-bit black and white; deeper values are scaled to 8 bits from the
-    number of bits they use. Of several frames the first is taken.
+    number of bits they use, floating-point values from the range they have.
 
     Args:
         data: all bytes of the file.
-
-    Returns:
-        Height, width, and height * width bytes, row by row.
 
     Raises:
         ImageError: cut off, not an image, or larger than 50 megapixels.
@@ -58,8 +75,13 @@ def decode(data: bytes) -> tuple[int, int, bytes]:
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
+                pages, ppi = getattr(image, "n_frames", 1), _stated_ppi(image)
+                white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
                 image.load()
-                return image.height, image.width, _grey(image)
+                upright = ImageOps.exif_transpose(image)
+                # Pillow turns TIFF files of 1, 4 and 8 bits that store white as 0, and leaves deeper ones
+                pixels = _grey(upright, white_is_zero and image.mode.startswith(("I", "F")))
+                return Decoded(upright.height, upright.width, pages, ppi, pixels)
         except (ImageError, MemoryError):
             raise
         except UnidentifiedImageError:
@@ -68,9 +90,19 @@ def decode(data: bytes) -> tuple[int, int, bytes]:
             raise ImageError(f"damaged: {str(error)[:60] or type(error).__name__}") from error
 
 
-def _grey(image: Image.Image) -> bytes:
+def _stated_ppi(image: Image.Image) -> float:
+    """Resolution in the tags of a file; 0 where there is none, or one that no sensor has."""
+    try:
+        across, down = (float(value) for value in image.info.get("dpi", (0, 0)))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+    plausible = 100 <= across <= 5000 and abs(across - down) < 0.01 * across and round(across) not in SCREEN_PPI
+    return round(across, 1) if plausible else 0.0
+
+
+def _grey(image: Image.Image, white_is_zero: bool) -> bytes:
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits per pixel
-        return _deep(image)
+        return _deep(image, white_is_zero)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -78,17 +110,23 @@ def _grey(image: Image.Image) -> bytes:
     return image.convert("L").tobytes()
 
 
-def _deep(image: Image.Image) -> bytes:
-    """More than 8 bits per pixel: white is the top of the smallest of 8, 10, 12, 14, 16 bits that holds the values."""
+def _deep(image: Image.Image, white_is_zero: bool) -> bytes:
+    """More than 8 bits per pixel: white is the top of the smallest of 8, 10, 12, 14, 16 bits that holds the values, of
+    floating-point ones 1, 255 or 65535; values below 0 or above that are stretched from the smallest to the largest."""
     import numpy as np
 
     values = np.asarray(image, np.float64)
     if not np.isfinite(values).all():
         raise ImageError("damaged: values that are not finite")
     low, high = min(0.0, values.min()), values.max()
-    bits = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), None)
-    top = 2**bits - 1 if bits else high
-    return ((values - low) * (255 / max(1e-9, top - low))).round().astype(np.uint8).tobytes()
+    tops = (1, 255, 65535) if image.mode == "F" else (255, 1023, 4095, 16383, 65535)
+    fits = [top for top in tops if high <= top]
+    if low < 0 or not fits:
+        low, top = values.min(), high
+    else:
+        top = fits[0]
+    grey = ((values - low) * (255 / max(1e-9, top - low))).round().clip(0, 255).astype(np.uint8)
+    return (255 - grey if white_is_zero else grey).tobytes()
 
 
 def serve() -> None:
@@ -111,12 +149,12 @@ def serve() -> None:
 
 def _answer(data: bytes, answers: BinaryIO) -> None:
     try:
-        height, width, pixels = decode(data)
-        answers.write(ANSWER.pack(True, height, width, len(pixels)))
-        answers.write(pixels)
+        image = decode(data)
+        answers.write(ANSWER.pack(True, *image[:4], len(image.pixels)))
+        answers.write(image.pixels)
     except ImageError as error:
         reason = str(error).encode(errors="replace")
-        answers.write(ANSWER.pack(False, 0, 0, len(reason)) + reason)
+        answers.write(ANSWER.pack(False, 0, 0, 0, 0.0, len(reason)) + reason)
     except MemoryError:  # perhaps for what earlier files have left behind: the parent tries a fresh process
         os._exit(OUT_OF_MEMORY)
     answers.flush()

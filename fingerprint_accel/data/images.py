@@ -16,11 +16,7 @@ __all__ = ["SUFFIXES", "ImageError", "read_grey"]
 
 
 def read_grey(path: Path | str) -> np.ndarray:
-    """Reads an image as (H, W) uint8.
-
-    Colour becomes luminance, transparency white, 1-bit black and white; deeper values are scaled to 8 bits from the
-    number of bits they use. Of several frames the first is taken. Decoding happens in another process, which damaged
-    files may crash.
+    """Reads an image as (H, W) uint8, as `decoding.decode` does, in another process, which damaged files may crash.
 
     Raises:
         ImageError: empty, cut off, not an image, larger than 50 megapixels, or a file that crashes its decoder.
@@ -32,4 +28,5 @@ def read_grey(path: Path | str) -> np.ndarray:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     if not data:
         raise ImageError("empty file")
-    return decode_apart(data, str(path))
+    image = decode_apart(data, str(path))
+    return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width)

@@ -1,8 +1,11 @@
+import struct
+
 import numpy as np
 import pytest
 import wsq  # noqa: F401
 from PIL import Image
 
+from fingerprint_accel.data.decoding import decode
 from fingerprint_accel.data.images import ImageError, read_grey
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
@@ -36,6 +39,69 @@ def test_16_bit_is_scaled_not_clipped(tmp_path, name):
 def test_12_bits_in_16_are_stretched(tmp_path):
     twelve = Image.fromarray((RAMP.astype(np.float64) * 4095 / 255).round().astype(np.uint16))
     assert np.abs(saved(tmp_path, twelve, "a.png").astype(int) - RAMP).max() <= 1
+
+
+def tiff(grey, bits, photometric, orientation=1):
+    """An uncompressed TIFF file with these tags."""
+    data = grey.astype("<u2" if bits == 16 else "u1").tobytes()
+    height, width = grey.shape
+    short = {258: bits, 259: 1, 262: photometric, 274: orientation, 277: 1}
+    values = {256: width, 257: height, 273: 8, 278: height, 279: len(data)}
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in short.items()]
+    entries += [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
+    entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_white_may_be_zero(bits, photometric):
+    deep = RAMP.astype(np.uint16) * (257 if bits == 16 else 1)
+    image = decode(tiff(deep if photometric else 2**bits - 1 - deep, bits, photometric))
+    np.testing.assert_array_equal(pixels(image), RAMP)
+
+
+def pixels(image):
+    return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_every_orientation_in_every_format(tmp_path, orientation, suffix):
+    shown = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    # what is stored, so that the tag turns it into what is shown
+    stored = {
+        1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.T,
+        6: np.rot90(shown), 7: shown[::-1, ::-1].T, 8: np.rot90(shown, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    if suffix == "tif":
+        image = decode(tiff(stored, 8, 1, orientation))
+    else:
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.ascontiguousarray(stored)).save(
+            path, exif=exif, **({"lossless": True} if suffix == "webp" else {})
+        )
+        image = decode(path.read_bytes())
+    np.testing.assert_array_equal(pixels(image), shown)
+
+
+@pytest.mark.parametrize("scale, offset", [(1 / 255, 0), (1, 0), (257, 0), (1e6, 0), (2, -300), (1 / 255, -0.5)])
+def test_floating_point_images_of_any_range(tmp_path, scale, offset):
+    values = (RAMP.astype(np.float64) * scale + offset).astype(np.float32)
+    assert np.abs(saved(tmp_path, Image.fromarray(values), "a.tif").astype(int) - RAMP).max() <= 1
+
+
+def test_stated_resolution_and_pages(tmp_path):
+    frames = [Image.fromarray(np.full((32, 32), value, np.uint8)) for value in (40, 200, 90)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:], dpi=(1000, 1000))
+    image = decode((tmp_path / "a.tif").read_bytes())
+    assert (image.pages, image.ppi) == (3, 1000)
+    for dpi in ((1, 1), (72, 72), (96, 96), (500, 250)):
+        frames[0].save(tmp_path / "b.png", dpi=dpi)
+        assert decode((tmp_path / "b.png").read_bytes()).ppi == 0
 
 
 def test_1_bit_cmyk_palette_and_alpha(tmp_path):

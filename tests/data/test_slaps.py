@@ -56,8 +56,8 @@ def test_real_slaps_and_single_prints(shared_data):
         for record in read_transaction(memoryview(data)):
             if record.reason:
                 continue
-            height, width, pixels = decode(bytes(record.image))
-            grey = np.frombuffer(pixels, np.uint8).reshape(height, width)
+            image = decode(bytes(record.image))
+            grey = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width)
             if record.position in counts:
                 boxes = find_fingers(grey, record.ppi, counts[record.position])
                 assert all(4 < (box[2] - box[0]) / PER_MM < 36 for box in boxes)
