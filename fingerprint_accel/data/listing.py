@@ -1,143 +1,267 @@
-"""Which files to import: a listing that holds a million paths compactly, as Arrow arrays."""
+"""Which prints to import: a listing that holds a million of them compactly, as Arrow arrays."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import posixpath
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fingerprint_accel.data.images import SUFFIXES as IMAGE_SUFFIXES
-from fingerprint_accel.data.layouts import LAYOUTS, NAMES, LayoutError, guess
+from fingerprint_accel.data.captures import join_name, read_records, split_name
+from fingerprint_accel.data.decoding import ImageError
+from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
+from fingerprint_accel.data.layouts import (
+    LAYOUTS,
+    NAMES,
+    LayoutError,
+    Named,
+    check_impression,
+    check_ppi,
+    finger_position,
+    guess,
+    names_layout,
+)
+from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
+from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEMPLATE, walk
 from fingerprint_accel.errors import UserError
 
 CHUNK = 65536
+TRANSACTION_NUMBER = "1.009"  # field of ANSI/NIST files
 FIELDS = [
     ("path", pa.string()),
+    ("record", pa.int32()),  # of a container; 0: the file is an image
+    ("cut", pa.int16()),  # position of the finger to cut out of a slap; 0: the image shows one finger
+    ("slap", pa.int16()),  # position code of the slap where the file does not state it
     ("finger_key", pa.string()),
-    ("impression", pa.int32()),  # -1: rank among the finger's files
-    ("ppi", pa.int32()),  # 0: as given on the command line
+    ("subject", pa.string()),  # number of a transaction that may go before the key; null: the key is complete
+    ("impression", pa.int64()),  # -1: rank among the finger's files
+    ("ppi", pa.int32()),  # 0: as the record states it, or as given on the command line
     ("minutiae", pa.string()),
 ]
 
 
 @dataclass
 class Listing:
-    """Files to import and files that are not.
+    """Prints to import, and what is not.
 
     Attributes:
         root: what relative paths are relative to.
-        table: columns path, finger_key, impression, ppi, minutiae.
+        table: columns path, record, cut, slap, finger_key, impression, ppi, minutiae.
         rejected: path and reason.
+        templates: paths of minutiae files that were met.
     """
 
     root: Path
     table: pa.Table
     rejected: list[tuple[str, str]]
+    templates: list[str] = field(default_factory=list)
 
 
-class _Columns:
+class _Rows:
     """Collects rows and turns every CHUNK of them into Arrow, so that few Python objects live at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Sequence[str]) -> None:
         self.rows: list[tuple] = []
         self.parts: list[pa.RecordBatch] = []
+        self.rejected: list[tuple[str, str]] = []
+        self.key = key
 
-    def add(self, *row: object) -> None:
-        self.rows.append(row)
+    def add(self, path: str, named: Named, minutiae: str | None = None) -> None:
+        """An image file: one print, or the fingers of a slap."""
+        if named.slap:
+            for finger in SLAPS[named.slap]:
+                key = f"{named.finger_key}_{finger:02d}"
+                self._add(path, 0, finger, named.slap, key, None, named.impression, named.ppi, minutiae)
+        else:
+            self._add(path, 0, 0, 0, named.finger_key, None, named.impression, named.ppi, minutiae)
+
+    def add_container(self, root: Path, path: str, named: Named | None, minutiae: str | None = None) -> None:
+        """A container: all its prints, or the one that `path#record` names. `named` is what names or the csv say."""
+        file, number, _ = split_name(path)
+        try:
+            records = read_records(root / file, self.key or [TRANSACTION_NUMBER])
+        except (RecordError, ImageError) as error:
+            self.rejected.append((path, str(error)))
+            return
+        if number:
+            records = [record for record in records if record.number == number]
+        usable = [record for record in records if not record.reason]
+        alone = sum(len(record.fingers) for record in usable) == 1
+        for record in records:
+            if record.reason:
+                self.rejected.append((join_name(file, record.number, 0), record.reason))
+            elif not alone and record.fingers == (0,):
+                reason = "does not state the finger's position, and is not the only print of the file"
+                self.rejected.append((join_name(file, record.number, 0), reason))
+            else:
+                self._add_record(file, record, named, alone, minutiae)
+
+    def _add_record(
+        self, path: str, record: ImageRecord, named: Named | None, alone: bool, minutiae: str | None
+    ) -> None:
+        is_slap = record.position in SLAPS
+        for finger in record.fingers:
+            position = f"_{finger:02d}" if finger else ""
+            subject, impression = None, None
+            if self.key and record.subject:
+                key = record.subject + position
+            elif named is not None:
+                key, impression = named.finger_key + ("" if alone else position), named.impression if alone else None
+            else:
+                key, subject = position, record.subject
+            key = unicodedata.normalize("NFC", key)
+            ppi = named.ppi if named is not None else 0
+            self._add(path, record.number, finger if is_slap else 0, 0, key, subject, impression, ppi, minutiae)
+
+    def _add(self, *row: object) -> None:
+        *before, impression, ppi, minutiae = row
+        self.rows.append((*before, -1 if impression is None else impression, ppi, minutiae))
         if len(self.rows) == CHUNK:
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         columns = [pa.array([row[i] for row in self.rows], kind) for i, (_, kind) in enumerate(FIELDS)]
         self.parts.append(pa.record_batch(columns, names=[name for name, _ in FIELDS]))
         self.rows = []
 
     def table(self) -> pa.Table:
-        self.flush()
-        return pa.Table.from_batches(self.parts)
+        """All rows, with complete keys."""
+        self._flush()
+        return _with_subjects(pa.Table.from_batches(self.parts))
 
 
-def image_paths(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Paths of image files below a folder, in sorted order, relative to it."""
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-    for name, is_folder in found:
-        if is_folder:
-            yield from image_paths(folder / name, f"{prefix}{name}/")
-        elif not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-            yield prefix + name
-
-
-def list_files(source: Path, layout: str) -> Listing:
+def list_files(
+    source: Path, layout: str, *, names: str = "", key: Sequence[str] = (), raw_size: tuple[int, int] | None = None
+) -> Listing:
     """Lists what a layout finds at SRC.
+
+    Args:
+        source: the folder, or the csv file.
+        layout: of `NAMES`.
+        names: regular expression in place of a layout.
+        key: fields of ANSI/NIST files that name the subject.
+        raw_size: (height, width) of files of raw pixels.
 
     Raises:
         UserError: SRC is missing, holds no image, or nothing in it follows the layout.
     """
-    if layout not in NAMES:
-        raise UserError(f"--layout {layout}: there are {', '.join(NAMES)}")
-    if layout == "csv":
-        return _list_csv(source)
+    if names:
+        read: Callable[[str], Named] = names_layout(names)
+    elif layout in LAYOUTS:
+        read = LAYOUTS[layout]
+    elif layout != "csv":
+        raise UserError(f"--layout {layout or '(none)'}: there are {', '.join(NAMES)}; or give --names")
+    if layout == "csv" and not names:
+        return _list_csv(source, key)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the folder that holds the images")
-    columns, rejected = _Columns(), []
-    sample: list[str] = []
-    for path in image_paths(source):
-        if len(sample) < 50:
-            sample.append(path)
-        try:
-            named = LAYOUTS[layout](path)
-        except LayoutError as error:
-            rejected.append((path, str(error)))
-            continue
-        impression = -1 if named.impression is None else named.impression
-        columns.add(path, named.finger_key, impression, named.ppi, None)
-    if not sample:
-        raise UserError(f"{source}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    table = columns.table()
+    rows, templates, sample = _Rows(key), [], list[str]()
+    for met in walk(source, raw_size[0] * raw_size[1] if raw_size else 0):
+        if met.reason:
+            rows.rejected.append((met.path, met.reason))
+        elif met.kind == TEMPLATE:
+            templates.append(met.path)
+        else:
+            named = _read_name(read, met.path)
+            if met.kind == CONTAINER:
+                rows.add_container(source, met.path, None if isinstance(named, LayoutError) else named)
+            elif isinstance(named, LayoutError):
+                rows.rejected.append((met.path, str(named)))
+            else:
+                rows.add(met.path, named)
+            if met.kind == IMAGE and len(sample) < 50:
+                sample.append(met.path)
+    table = rows.table()
     if not len(table):
-        fitting = [name for name in guess(sample) if name != layout]
-        remedy = f"try --layout {fitting[0]}" if fitting else "see `import --help`, or list the files in a csv"
-        raise UserError(f"{source}: no file follows layout {layout} ({rejected[0][0]}: {rejected[0][1]}); {remedy}")
-    table = _from_zero(table) if layout == "flx" else _ranked(table)
-    return Listing(source, _without_duplicates(table, rejected), rejected)
+        raise _nothing(source, layout, sample, rows.rejected)
+    table = _from_zero(table) if layout == "flx" and not names else table
+    table = _ranked(table)
+    return Listing(source, _without_duplicates(table, rows.rejected), rows.rejected, templates)
 
 
-def _list_csv(source: Path) -> Listing:
+def _read_name(read: Callable[[str], Named], path: str) -> Named | LayoutError:
+    try:
+        return read(path)
+    except LayoutError as error:
+        return error
+
+
+def _nothing(source: Path, layout: str, sample: list[str], rejected: list[tuple[str, str]]) -> UserError:
+    """Why there is nothing to import."""
+    if not sample:
+        if rejected:
+            return UserError(f"{source}: holds no print ({len(rejected)} files, {rejected[0][0]}: {rejected[0][1]})")
+        return UserError(f"{source}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    fitting = [name for name in guess(sample) if name != layout]
+    remedy = f"try --layout {fitting[0]}" if fitting else "see `import --help`, or list the files in a csv"
+    path, reason = next((path, reason) for path, reason in rejected if path in sample)
+    return UserError(f"{source}: no file follows layout {layout} ({path}: {reason}); {remedy}")
+
+
+def _list_csv(source: Path, key: Sequence[str]) -> Listing:
     try:
         file = source.open(newline="", encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv SRC is the file") from error
-    columns, rejected = _Columns(), []
+    rows = _Rows(key)
     with file:
         try:
             reader = csv.DictReader(file)
             missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
             if missing:
-                raise UserError(
-                    f"{source}: no column {missing[0]}; the header is path,finger,impression[,ppi][,minutiae]"
-                )
+                header = "path,finger,impression[,ppi][,minutiae][,position]"
+                raise UserError(f"{source}: no column {missing[0]}; the header is {header}")
             for row in reader:
                 where = row["path"] or f"{source.name} line {reader.line_num}"
                 try:
-                    columns.add(*_csv_row(row))
+                    path, named = _csv_row(row)
                 except LayoutError as error:
-                    rejected.append((where, f"line {reader.line_num}: {error}"))
+                    rows.rejected.append((where, f"line {reader.line_num}: {error}"))
+                    continue
+                # what has the suffix of an image is not opened before its turn comes
+                if posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES or not _is_container(source.parent, path):
+                    rows.add(path, named, row.get("minutiae") or None)
+                else:
+                    rows.add_container(source.parent, path, named, row.get("minutiae") or None)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{source}: not a csv file in UTF-8 ({error})") from error
-    table = columns.table()
+    table = rows.table()
     if not len(table):
-        raise UserError(f"{source}: no usable line" + (f" ({rejected[0][1]})" if rejected else ""))
-    return Listing(source.parent, _without_duplicates(table, rejected), rejected)
+        raise UserError(f"{source}: no usable line" + (f" ({rows.rejected[0][1]})" if rows.rejected else ""))
+    table = _without_duplicates(_ranked(table), rows.rejected)
+    return Listing(source.parent, table, rows.rejected, _templates_beside(source.parent, table))
 
 
-def _csv_row(row: dict[str, str]) -> tuple:
+def _templates_beside(root: Path, table: pa.Table) -> list[str]:
+    """Minutiae files in the folders of the images that a csv names."""
+    folders = pc.unique(pc.replace_substring_regex(table["path"], r"(^|/)[^/]*$", r"\1")).to_pylist()
+    found = []
+    for folder in folders:
+        try:
+            names = os.listdir(root / folder)  # noqa: PTH208  (no path objects for a million names)
+        except OSError:  # an image in it is rejected for this
+            continue
+        found += [folder + name for name in names if posixpath.splitext(name)[1].lower() in TEMPLATE_SUFFIXES]
+    return found
+
+
+def _is_container(root: Path, path: str) -> bool:
+    try:
+        return bool(read_records(root / split_name(path)[0]))
+    except RecordError:
+        return True
+    except ImageError:
+        return False
+
+
+def _csv_row(row: dict[str, str]) -> tuple[str, Named]:
     path, finger = row["path"], row["finger"]
     if not path:
         raise LayoutError("no path")
@@ -147,16 +271,29 @@ def _csv_row(row: dict[str, str]) -> tuple:
         impression, ppi = int(row["impression"]), int(row.get("ppi") or 0)
     except (TypeError, ValueError):
         raise LayoutError("impression and ppi must be whole numbers") from None
-    if not 0 <= impression < 32768:
-        raise LayoutError("impression must lie between 0 and 32767")
-    if ppi and not 50 <= ppi <= 5000:
-        raise LayoutError(f"ppi {ppi} is out of range")
-    return path, finger, impression, ppi, row.get("minutiae") or None
+    slap = finger_position(row["position"]) if row.get("position") else 0
+    key = unicodedata.normalize("NFC", finger)
+    return path, Named(key, check_impression(impression), check_ppi(ppi), slap if slap in SLAPS else 0)
+
+
+def _with_subjects(table: pa.Table) -> pa.Table:
+    """Completes keys that are a position alone: by the number of the transaction, or by the file's name where the
+    transaction has none, or shares it with another file."""
+    subjects = table["subject"]
+    if subjects.null_count == len(table):
+        return table.drop(["subject"])
+    known = table.filter(pc.is_valid(subjects))
+    files = known.group_by("subject").aggregate([("path", "count_distinct")])
+    shared = files.filter(pc.greater(files["path_count_distinct"], 1))["subject"]
+    stems = pc.replace_substring_regex(table["path"], r"([^/])\.[^./]+$", r"\1")
+    by_name = pc.or_(pc.equal(subjects, ""), pc.is_in(subjects, shared.combine_chunks()))
+    prefix = pc.fill_null(pc.if_else(by_name, stems, subjects), "")
+    keys = pc.binary_join_element_wise(prefix, table["finger_key"], "")
+    return table.set_column(table.schema.get_field_index("finger_key"), "finger_key", keys).drop(["subject"])
 
 
 def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:
-    place = table.schema.get_field_index("impression")
-    return table.set_column(place, "impression", pa.array(impressions, pa.int32()))
+    return table.set_column(table.schema.get_field_index("impression"), "impression", pa.array(impressions, pa.int64()))
 
 
 def finger_codes(table: pa.Table) -> np.ndarray:
@@ -167,32 +304,46 @@ def finger_codes(table: pa.Table) -> np.ndarray:
 def _from_zero(table: pa.Table) -> pa.Table:
     """Moves impressions that count from 1 to count from 0, as flx does."""
     impressions = table["impression"].to_numpy()
-    return _with_impressions(table, impressions - min(1, int(impressions.min())))
+    stated = impressions >= 0
+    lowest = int(impressions[stated].min()) if stated.any() else 0
+    return _with_impressions(table, np.where(stated, impressions - min(1, lowest), impressions))
 
 
 def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.Table:
     """Keeps the first of the files that claim one impression of one finger, and rejects the others."""
-    claim = finger_codes(table) << 32 | table["impression"].to_numpy().astype(np.int64)
+    numbers = np.unique(table["impression"].to_numpy(), return_inverse=True)[1]  # below 2^32, whatever they count
+    claim = finger_codes(table) << 32 | numbers.astype(np.int64)
     _, first, whose = np.unique(claim, return_index=True, return_inverse=True)
     if len(first) == len(table):
         return table
     kept = np.zeros(len(table), bool)
     kept[first] = True
-    paths = table["path"]
     for row in np.flatnonzero(~kept).tolist():
-        rejected.append((paths[row].as_py(), f"same finger and impression: as {paths[int(first[whose[row]])]}"))
+        rejected.append(
+            (name_of(table, row), f"same finger and impression: as {name_of(table, int(first[whose[row]]))}")
+        )
     return table.filter(pa.array(kept))
 
 
+def name_of(table: pa.Table, row: int) -> str:
+    """What a print is called in the dataset."""
+    return join_name(*(table[column][row].as_py() for column in ("path", "record", "cut")))
+
+
 def _ranked(table: pa.Table) -> pa.Table:
-    """Numbers the impressions that have none, in order of path within each finger."""
+    """Numbers the impressions that have none, in order of path within each finger, behind those that have one."""
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0
     if open_rows.any():
         codes = finger_codes(table)
         order = np.argsort(codes, kind="stable")  # the listing is sorted by path
-        firsts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-        rank = np.empty(len(order), np.int32)
-        rank[order] = np.arange(len(order)) - np.repeat(firsts, np.diff(firsts, append=len(order)))
-        impressions[open_rows] = rank[open_rows]
+        opened = open_rows[order].astype(np.int64)
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+        sizes = np.diff(starts, append=len(order))
+        before = np.cumsum(opened) - opened
+        rank = before - np.repeat(before[starts], sizes)
+        highest = np.repeat(np.maximum.reduceat(impressions[order], starts), sizes)  # -1 where none is stated
+        numbers = np.empty(len(order), np.int64)
+        numbers[order] = rank + highest + 1
+        impressions[open_rows] = numbers[open_rows]
     return _with_impressions(table, impressions)

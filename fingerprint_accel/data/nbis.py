@@ -7,6 +7,7 @@ side with more ridges, as in ISO/IEC 19794-2), and a reliability from 0 to 1. Wi
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import math
@@ -66,11 +67,12 @@ class Nbis:
     def extract(self, grey: np.ndarray) -> Found:
         """Minutiae of the boosted image, quality of the image as it is; (H, W) uint8 at 500 ppi."""
         found = self._boosted(grey)
-        rows = [(m.x(), m.y(), math.radians(m.angle()), m.reliability(), m.kind().value) for m in found.get()]
-        table = np.array(rows, np.float64).reshape(-1, 5)
-        return Found(
-            table[:, :4], table[:, 4].astype(np.int64), bytes(found.to_iso_19794_2_2005()), self._quality(grey)
-        )
+        kinds = np.array([minutia.kind().value for minutia in found.get()], np.int64)
+        return Found(_table(found), kinds, bytes(found.to_iso_19794_2_2005()), self.quality(grey))
+
+    def minutiae(self, grey: np.ndarray) -> np.ndarray:
+        """The minutiae of `extract` alone: (n, 4) float32."""
+        return _table(self._boosted(grey)).astype(np.float32)
 
     def template(self, grey: np.ndarray) -> bytes:
         """The template of `extract` alone, in a fifth of the time; (H, W) uint8 at 500 ppi."""
@@ -79,7 +81,8 @@ class Nbis:
     def _boosted(self, grey: np.ndarray) -> Any:
         return self._detector.extract_minutiae(_png(contrast_boost(grey)))
 
-    def _quality(self, grey: np.ndarray) -> float:
+    def quality(self, grey: np.ndarray) -> float:
+        """NFIQ 2 score of a print (H, W) uint8 at 500 ppi; nan where it shows too little to judge."""
         try:
             return float(self._judge.extract_minutiae(_png(grey)).quality().score)
         except self._nbis.NbisError.Nfiq2ComputeFailed:  # too little print to judge
@@ -91,6 +94,48 @@ class Nbis:
             if template not in self._loaded:
                 self._loaded[template] = self._detector.load_iso_19794_2_2005(template)
         return int(self._loaded[first].compare(self._loaded[second]))
+
+
+def _table(found: Any) -> np.ndarray:
+    rows = [(m.x(), m.y(), math.radians(m.angle()), m.reliability()) for m in found.get()]
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
+@functools.cache
+def _handle() -> Nbis:
+    return Nbis()
+
+
+def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
+    """mindtct's minutiae of a print at any resolution: (n, 4) float32 x, y, angle, reliability in pixels of the image.
+
+    Args:
+        grey: (H, W) uint8, ridges dark.
+        ppi: of the image.
+
+    Raises:
+        UserError: `nbis-py` is not installed.
+    """
+    minutiae = _handle().minutiae(_at_500(grey, ppi))
+    minutiae[:, :2] *= ppi / PPI
+    return minutiae
+
+
+def nfiq2(grey: np.ndarray, ppi: float) -> int:
+    """NFIQ 2 score of a print (H, W) uint8 at any resolution, 0 to 100; -1 where it shows too little to judge.
+
+    Raises:
+        UserError: `nbis-py` is not installed.
+    """
+    score = _handle().quality(_at_500(grey, ppi))
+    return -1 if math.isnan(score) else round(score)
+
+
+def _at_500(grey: np.ndarray, ppi: float) -> np.ndarray:
+    if abs(ppi - PPI) < 0.01 * PPI:
+        return grey
+    size = (max(1, round(grey.shape[1] * PPI / ppi)), max(1, round(grey.shape[0] * PPI / ppi)))
+    return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
 
 
 def _png(grey: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Which minutiae file belongs to which image. One that fits several images of the listing is used for none of them."""
+"""Which minutiae file belongs to which print. One that fits several prints of the listing is used for none of them."""
 
 from __future__ import annotations
 
@@ -11,83 +11,101 @@ import pyarrow.compute as pc
 
 from fingerprint_accel.data.listing import Listing
 from fingerprint_accel.data.templates import SUFFIXES
+from fingerprint_accel.data.walking import TEMPLATE, walk
+
+UNUSED = "a minutiae file that no image belongs to"
 
 
 class Pairing:
-    """Finds the minutiae files of the images of a listing.
+    """Finds the minutiae files of the prints of a listing.
 
-    The csv may name the file. Otherwise it has the path of the image except for the suffix, below `folder` or beside
-    the image. Where there is none below `folder`, a file in `folder` itself with the stem of the image is taken, if no
-    other image has that stem. A file that fits several prints is used for none of them.
+    The csv may name the file. Otherwise it has the path of the image but for the suffix, below `folder` or beside the
+    image; case does not count. Where there is none below `folder`, a file in `folder` itself with the stem of the image
+    is taken, if no other image has that stem. A file that fits several prints is used for none of them.
 
     Args:
         listing: what is imported.
         folder: of minutiae files; None where they lie beside the images.
+
+    Attributes:
+        unused: path and reason of minutiae files that were met and belong to no image.
     """
 
     def __init__(self, listing: Listing, folder: Path | None) -> None:
-        self._root, self._folder = listing.root, folder
-        self._paths, named_files = (_column(listing.table, name) for name in ("path", "minutiae"))
-        self._named_files = named_files
-        self._keys = _stem(_relative(self._paths, listing.root, listing.root))  # paths without suffix, of all images
-        is_named = np.asarray(pc.fill_null(pc.not_equal(named_files, ""), False))
-        named = _relative(named_files.filter(pa.array(is_named)), listing.root, folder or listing.root)
-        keys_of_named, keys = _stem(named), self._keys.filter(pa.array(~is_named))
-        self._prints = np.empty(len(is_named), np.int32)  # that the file with the path of an image, or named, fits
-        self._prints[~is_named] = _counts(keys) + _is_in(keys, keys_of_named)
-        self._prints[is_named] = _counts(named) + _is_in(keys_of_named, keys)
-        if folder is not None:  # images that were rejected have a stem too
-            stems = _name(self._keys)
-            rejected = _name(_stem(pa.array([path for path, _ in listing.rejected], pa.string())))
-            self._stem_prints = _counts(pa.concat_arrays([stems, rejected]))[: len(stems)]
-            self._stem_prints += _is_in(stems, keys_of_named)
-            # a file that has the path of an image without folder is that image's alone
-            self._stem_prints[_is_in(stems, self._keys)] = 0
+        base = folder or listing.root
+        self._paths, named = (_column(listing.table, name) for name in ("path", "minutiae"))
+        is_named = np.asarray(pc.fill_null(pc.not_equal(named, ""), False))
+        found = listing.templates if folder is None else [met.path for met in walk(folder) if met.kind == TEMPLATE]
+        met = _absolute(pa.array(sorted(found, key=_preference), pa.string()), base)
+        given = pc.unique(_absolute(named.filter(pa.array(is_named)), listing.root))
+        self._files = pa.concat_arrays([met, given.filter(pc.invert(pc.is_in(given, met)))])
+        keys = _key(_relative(self._files, base))
+        images = _key(_relative(_absolute(self._paths, listing.root), listing.root))
+        self._file = _index_in(images, keys)  # of each print, a row of `files`; -1: none
+        self._file[is_named] = _index_in(_absolute(named.filter(pa.array(is_named)), listing.root), self._files)
+        self._prints = np.bincount(self._file[self._file >= 0], minlength=len(self._files))[self._file]
+        unused = ~np.isin(np.arange(len(met)), self._file)
+        if folder is not None:
+            rejected = pa.array([path for path, _ in listing.rejected], pa.string())
+            self._take_stems(images, keys, _key(rejected), self._file < 0)
+            unused &= ~np.isin(np.arange(len(met)), self._file)
+        # what lies beside an image that could not be listed is that image's
+        gone = _key(pa.array([path for path, _ in listing.rejected], pa.string()))
+        unused &= ~np.asarray(pc.is_in(keys[: len(met)], gone)) & (
+            _index_in(keys[: len(met)], keys) == np.arange(len(met))
+        )
+        self.unused = [(path, UNUSED) for path in met.filter(pa.array(unused)).to_pylist()]
+
+    def _take_stems(self, images: pa.Array, keys: pa.Array, rejected: pa.Array, without: np.ndarray) -> None:
+        """Gives prints without a file the one that has their stem and lies in no folder."""
+        stems = _name(images)
+        # a file that has the path of an image is that image's alone
+        found = np.where(np.asarray(pc.is_in(stems, images)), -1, _index_in(stems, keys))
+        take = without & (found >= 0)
+        self._file[take] = found[take]
+        counts = _counts(pa.concat_arrays([stems, _name(rejected)]))[: len(stems)]  # rejected images have a stem too
+        self._prints[take] = counts[take]
 
     def of(self, row: int) -> tuple[Path | None, str]:
         """The minutiae file of a row of the listing; and if it is not to be used, why."""
-        key, named = self._keys[row].as_py(), self._named_files[row].as_py()
-        prints = self._prints[row]
-        if named:
-            file: Path | None = self._root / named
-        elif self._folder is None:
-            file = _existing(self._root / key)
-        else:
-            file = None if key.startswith("/") else _existing(self._folder / key)  # absolute: not below the root
-            if file is None and self._stem_prints[row]:
-                file, prints = _existing(self._folder / key.rpartition("/")[2]), self._stem_prints[row]
-        if file is None or prints == 1:
-            return file, ""
-        return file, f"minutiae: fits {prints} prints, one of them {self._paths[row]}, and is used for none"
+        number = int(self._file[row])
+        if number < 0:
+            return None, ""
+        path, prints = Path(self._files[number].as_py()), self._prints[row]
+        if prints == 1:
+            return path, ""
+        return path, f"minutiae: fits {prints} prints, one of them {self._paths[row]}, and is used for none"
 
 
-def _existing(base: Path) -> Path | None:
-    """The minutiae file that is called so but for its suffix."""
-    for suffix in SUFFIXES:
-        candidate = base.with_name(base.name + suffix)
-        if candidate.is_file():
-            return candidate
-    return None
+def _preference(path: str) -> tuple[str, int]:
+    """Sorts files of one name by their suffix: the first of them is used."""
+    stem, suffix = os.path.splitext(path)  # noqa: PTH122
+    return stem, SUFFIXES.index(suffix.lower())
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
     return pa.concat_arrays(table[name].chunks)
 
 
-def _relative(paths: pa.Array, root: Path, base: Path) -> pa.Array:
-    """Paths, absolute or relative to `root` -> the same relative to `base`; absolute where they do not lie in it."""
-    here, there = (os.path.join(os.path.abspath(folder), "") for folder in (root, base))  # noqa: PTH100, PTH118
+def _absolute(paths: pa.Array, root: Path) -> pa.Array:
+    """Paths, absolute or relative to `root` -> absolute, without `..`."""
+    here = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118
     dotted = pc.match_substring_regex(paths, r"//|(^|/)\.\.?(/|$)")
     if pc.any(dotted).as_py():  # only a csv has such paths
         plain = [os.path.normpath(os.path.join(here, path)) for path in paths.filter(dotted).to_pylist()]  # noqa: PTH118
         paths = pc.replace_with_mask(paths, dotted, pa.array(plain, pa.string()))
-    absolute = pc.if_else(pc.starts_with(paths, "/"), paths, pc.binary_join_element_wise(here, paths, ""))
+    return pc.if_else(pc.starts_with(paths, "/"), paths, pc.binary_join_element_wise(here, paths, ""))
+
+
+def _relative(absolute: pa.Array, base: Path) -> pa.Array:
+    """The same relative to `base`; absolute where they do not lie in it."""
+    there = os.path.join(os.path.abspath(base), "")  # noqa: PTH100, PTH118
     return pc.if_else(pc.starts_with(absolute, there), pc.utf8_slice_codeunits(absolute, len(there)), absolute)
 
 
-def _stem(paths: pa.Array) -> pa.Array:
-    """Paths without their suffix, as `Path.stem` has it."""
-    return pc.replace_substring_regex(paths, r"([^/])\.[^./]+$", r"\1")
+def _key(paths: pa.Array) -> pa.Array:
+    """Paths without their suffix, in small letters, however their accents are composed."""
+    return pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(paths, r"([^/])\.[^./]+$", r"\1"), form="NFC"))
 
 
 def _name(paths: pa.Array) -> pa.Array:
@@ -95,11 +113,11 @@ def _name(paths: pa.Array) -> pa.Array:
 
 
 def _counts(values: pa.Array) -> np.ndarray:
-    """(N,) int32: how often each value occurs."""
+    """(N,) int64: how often each value occurs."""
     codes = values.dictionary_encode().indices.to_numpy()
-    return np.bincount(codes)[codes].astype(np.int32)
+    return np.bincount(codes)[codes]
 
 
-def _is_in(values: pa.Array, others: pa.Array) -> np.ndarray:
-    """(N,) bool."""
-    return np.asarray(pc.is_in(values, others))
+def _index_in(values: pa.Array, others: pa.Array) -> np.ndarray:
+    """(N,) int64: where each value first stands in `others`; -1 for nowhere."""
+    return pc.fill_null(pc.index_in(values, others), -1).to_numpy().astype(np.int64)

@@ -1,35 +1,123 @@
-"""One file to one print, in a worker process. Imports little, because every worker pays for it."""
+"""One print of a file on its canvas, in a worker process. Imports little, because every worker pays for it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
-from fingerprint_accel.data.images import ImageError, read_grey
+from fingerprint_accel.data.captures import read_capture
+from fingerprint_accel.data.decoding import ImageError
+from fingerprint_accel.data.plausibility import is_inverted, ridge_period
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
 # (canvas (S, S) uint8, ppi) -> the same, enhanced. The filters live in `preprocess`, which stands after `data`, so
 # whoever asks for them passes the function in; it is a module's function, so that worker processes can be sent it.
 Enhance = Callable[[np.ndarray, int], np.ndarray]
+IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files are to be understood; every verb that reads prints goes by it.
+
+    Attributes:
+        ppi: of images that do not state their own.
+        inverted: ridges are light on dark: "auto" looks at the paper of each print, "yes" and "no" say it for all.
+        mirror: images are seen from behind, as prints lifted with tape are; left becomes right.
+        raw_size: (height, width) of files of raw pixels.
+        xyt_kind: convention of `.xyt` files, see `templates.XYT_KINDS`; empty: each tells its own.
+    """
+
+    ppi: int = IMAGE_PPI
+    inverted: Literal["auto", "yes", "no"] = "auto"
+    mirror: bool = False
+    raw_size: tuple[int, int] | None = None
+    xyt_kind: str = ""
+
+
+@dataclass(frozen=True)
+class PrintImage:
+    """A print as it lies on its image.
+
+    Attributes:
+        grey: (H, W) uint8, ridges dark.
+        ppi: of the image.
+        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None where nothing states them.
+        quality: NFIQ 2 score that its file states, else -1.
+        notes: what is worth knowing of how it was read.
+        pages: of the file.
+    """
+
+    grey: np.ndarray
+    ppi: float
+    minutiae: np.ndarray | None
+    quality: int = -1
+    notes: tuple[str, ...] = ()
+    pages: int = 1
+
+
+def open_print(
+    path: Path, reading: Reading, record: int = 0, cut: int = 0, slap: int = 0, ppi: float = 0.0
+) -> PrintImage:
+    """Reads one print of any file: upright, ridges dark, not mirrored.
+
+    Args:
+        path: of the file.
+        reading: how to understand it.
+        record, cut, slap: as of `read_capture`.
+        ppi: where a name or list states it; it wins over the file.
+
+    Raises:
+        ImageError: as of `read_capture`.
+    """
+    capture = read_capture(path, record, cut, slap=slap, ppi=ppi or reading.ppi, raw_size=reading.raw_size)
+    known = ppi or capture.ppi or reading.ppi
+    grey, minutiae, notes = capture.grey, capture.minutiae, []
+    if capture.stated_ppi and abs(capture.stated_ppi - known) > 0.02 * known:
+        notes.append(f"its tags say {capture.stated_ppi:.0f} ppi, {known:.0f} were used")
+    if reading.inverted == "yes" or (reading.inverted == "auto" and is_inverted(grey)):
+        grey = 255 - grey
+        notes.append(INVERTED)
+    if reading.mirror:
+        grey, minutiae = np.ascontiguousarray(grey[:, ::-1]), _mirrored(minutiae, grey.shape[1])
+    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages)
+
+
+INVERTED = "light ridges on dark paper: inverted"
+
+
+def _mirrored(minutiae: np.ndarray | None, width: int) -> np.ndarray | None:
+    if minutiae is None:
+        return None
+    mirrored = minutiae.copy()
+    mirrored[:, 0] = width - 1 - minutiae[:, 0]
+    mirrored[:, 2] = (math.pi - minutiae[:, 2]) % (2 * math.pi)
+    return mirrored
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the prints of a dataset look like.
+    """What the prints of a dataset look like, and what is found out about them.
 
     Attributes:
         ppi: resolution, pixels per inch.
         canvas: side, pixels.
         enhance: done once to every canvas.
+        find_minutiae: "mindtct" where no file states them.
+        nfiq2: also measure the NFIQ 2 score.
     """
 
     ppi: int
     canvas: int
     enhance: Enhance | None = None
+    find_minutiae: str = ""
+    nfiq2: bool = False
 
     def finish(self, image: np.ndarray) -> np.ndarray:
         """(canvas, canvas) uint8 on its canvas -> the same as it is stored."""
@@ -38,9 +126,9 @@ class Target:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to import: where it is, what it is called in the dataset, its resolution, and its minutiae file.
+    """A print to import: where it is, what it is called in the dataset, its resolution, and its minutiae file.
 
-    `minutiae_reason` says why the minutiae file is not to be used, if so.
+    `minutiae_reason` says why the minutiae file is not to be used, if so; the others are those of a listing.
     """
 
     path: Path
@@ -50,33 +138,59 @@ class ImageFile:
     ppi: int
     minutiae: Path | None
     minutiae_reason: str = ""
+    record: int = 0
+    cut: int = 0
+    slap: int = 0
+    position: int = 0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a file: an image (canvas, canvas) uint8, or a reason; and a reason if its minutiae failed."""
+    """What became of a print: an image (canvas, canvas) uint8, or a reason; and a reason if its minutiae failed.
+
+    `period` is the distance of its ridges in mm, `quality` its NFIQ 2 score (-1: not known), `notes` what is worth
+    knowing of how it was read.
+    """
 
     image: np.ndarray | None
-    minutiae: np.ndarray
+    minutiae: np.ndarray = field(default_factory=lambda: NO_MINUTIAE)
     reason: str = ""
     minutiae_reason: str = ""
+    period: float = math.nan
+    quality: int = -1
+    notes: tuple[str, ...] = ()
+    pages: int = 1
 
 
-def prepare(file: ImageFile, target: Target) -> Prepared:
+def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
     """Reads and places one print; never raises for what a file holds."""
+    minutiae_reason = file.minutiae_reason
     try:
-        grey = read_grey(file.path)
+        opened = open_print(file.path, reading, file.record, file.cut, file.slap, file.ppi)
     except ImageError as error:
-        return Prepared(None, NO_MINUTIAE, str(error), file.minutiae_reason)
-    minutiae, minutiae_reason = NO_MINUTIAE, file.minutiae_reason
+        return Prepared(None, reason=str(error), minutiae_reason=minutiae_reason)
+    minutiae = opened.minutiae
+    height, width = opened.grey.shape
     if file.minutiae is not None and not minutiae_reason:
         try:
-            template = read_template(file.minutiae, grey.shape[0])
-            minutiae = template.fitted(grey.shape[1], grey.shape[0])
+            minutiae = read_template(file.minutiae, height, file.cut or file.position, reading.xyt_kind).fitted(
+                width, height, opened.ppi
+            )
         except TemplateError as error:
             minutiae_reason = f"minutiae: {error}"
+    if minutiae is None and target.find_minutiae:
+        from fingerprint_accel.data.nbis import find_minutiae  # native code that few need
+
+        minutiae = find_minutiae(opened.grey, opened.ppi)
+    quality = opened.quality
+    if target.nfiq2 and quality < 0:
+        from fingerprint_accel.data.nbis import nfiq2
+
+        quality = nfiq2(opened.grey, opened.ppi)
     try:
-        image, minutiae = put_on_canvas(grey, minutiae, file.ppi, target.ppi, target.canvas)
+        placed = NO_MINUTIAE if minutiae is None else minutiae
+        image, placed = put_on_canvas(opened.grey, placed, opened.ppi, target.ppi, target.canvas)
     except CanvasError as error:
-        return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
-    return Prepared(target.finish(image), minutiae, "", minutiae_reason)
+        return Prepared(None, reason=str(error), minutiae_reason=minutiae_reason)
+    period = ridge_period(opened.grey, opened.ppi)
+    return Prepared(target.finish(image), placed, "", minutiae_reason, period, quality, opened.notes, opened.pages)

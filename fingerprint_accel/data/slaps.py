@@ -11,6 +11,7 @@ from fingerprint_accel.data.image_record import RecordError
 from fingerprint_accel.data.ridges import MM_PER_INCH, RidgeMap, measure_ridges
 
 WHITE = 255
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 WINDOW_MM = 1.6
 PERIODS_MM = (0.3, 0.65)
 # A distal phalanx as it lies on a sensor or card, mm. Rolled prints and thumbs are the widest.
@@ -54,7 +55,7 @@ class Finger:
         return bool(other.top > rows.mean() and abs(across) < 0.5 * (self.right - self.left))
 
 
-def find_fingers(grey: np.ndarray, ppi: float, expected: int) -> list[tuple[int, int, int, int]]:
+def find_fingers(grey: np.ndarray, ppi: float, expected: int) -> list[Box]:
     """Boxes (left, top, right, bottom), in pixels, of the distal phalanges on an image, from left to right.
 
     Args:
@@ -69,16 +70,19 @@ def find_fingers(grey: np.ndarray, ppi: float, expected: int) -> list[tuple[int,
     return [_box(finger, measured, grey.shape, ppi) for finger in _expected(measured, ppi, expected)]
 
 
-def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> list[np.ndarray]:
-    """The distal phalanges on an image from left to right, each (h, w) uint8 with white in place of its neighbours.
+def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box], list[np.ndarray]]:
+    """The distal phalanges on an image: their boxes, as `find_fingers` has them, and what is in each.
 
     Arguments and errors are those of `find_fingers`.
+
+    Returns:
+        Boxes, and for each box (h, w) uint8 with white in place of neighbouring fingers.
     """
     measured = measure_ridges(grey, ppi, WINDOW_MM, PERIODS_MM)
     fingers = _expected(measured, ppi, expected)
+    boxes = [_box(finger, measured, grey.shape, ppi) for finger in fingers]
     cut = []
-    for finger in fingers:
-        left, top, right, bottom = _box(finger, measured, grey.shape, ppi)
+    for finger, (left, top, right, bottom) in zip(fingers, boxes, strict=True):
         others = np.logical_or.reduce([other.mask for other in fingers if other is not finger] or [finger.mask & False])
         size = ((others.shape[1] + 1) * measured.step, (others.shape[0] + 1) * measured.step)
         covered = np.asarray(Image.fromarray(_spread(others)).resize(size, Image.Resampling.NEAREST))
@@ -86,7 +90,7 @@ def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> list[np.ndarray]
         hidden = covered[top:bottom, left:right]
         part[: hidden.shape[0], : hidden.shape[1]][hidden] = WHITE
         cut.append(part)
-    return cut
+    return boxes, cut
 
 
 def holds_several_fingers(grey: np.ndarray, ppi: float) -> bool:
@@ -183,7 +187,7 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
     return _spread(_spread(worn)) & mask
 
 
-def _box(finger: Finger, measured: RidgeMap, shape: tuple[int, ...], ppi: float) -> tuple[int, int, int, int]:
+def _box(finger: Finger, measured: RidgeMap, shape: tuple[int, ...], ppi: float) -> Box:
     margin = MARGIN_MM / MM_PER_INCH * ppi
     left, top = (max(0, round((edge + 0.5) * measured.step - margin)) for edge in (finger.left, finger.top))
     right = min(shape[1], round((finger.right + 0.5) * measured.step + margin))

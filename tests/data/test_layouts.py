@@ -1,6 +1,7 @@
 import pytest
 
-from fingerprint_accel.data.layouts import LAYOUTS, LayoutError, Named, guess
+from fingerprint_accel.data.layouts import LAYOUTS, LayoutError, Named, guess, names_layout
+from fingerprint_accel.errors import UserError
 
 CASES = [
     ("fvc", "101_1.tif", Named("101", 1)),
@@ -16,6 +17,9 @@ CASES = [
     ("nist", "00001000_plain_1000_12.png", Named("00001000_06", None, 1000)),  # plain left thumb
     ("nist", "00002223_01_dryrun-A_variable_roll_03.png", Named("00002223_03", None, 0)),  # SD301
     ("nist", "00002303_A_roll_04.png", Named("00002303_04", None, 0)),  # SD302a
+    ("nist", "00002302_R_500_slap_13.png", Named("00002302", None, 500, slap=13)),
+    ("fvc", "101_20240131.png", Named("101", 20240131)),
+    ("folders", "Zoe\u0308/1.png", Named("Zo\u00eb", None)),  # decomposed, as macOS writes names
     ("socofing", "Real/1__M_Left_index_finger.BMP", Named("1_left_index", 0)),
     ("socofing", "Altered/Altered-Easy/1__M_Left_index_finger_CR.BMP", Named("1_left_index", 1)),
     ("socofing", "Altered/Altered-Hard/1__M_Left_index_finger_Zcut.BMP", Named("1_left_index", 9)),
@@ -25,7 +29,7 @@ WRONG = [
     ("folders", "alone.png"),
     ("flx", "10.png"),
     ("flx", "a_0.png"),
-    ("nist", "00002302_R_500_slap_13.png"),
+    ("nist", "00002302_R_500_palm_25.png"),
     ("nist", "101_1.png"),
     ("socofing", "1__M_Left_toe_finger.BMP"),
 ]
@@ -34,6 +38,46 @@ WRONG = [
 @pytest.mark.parametrize(("layout", "path", "named"), CASES)
 def test_names_are_read(layout, path, named):
     assert LAYOUTS[layout](path) == named
+
+
+EXPRESSIONS = [
+    (r"(?P<subject>\d+)_(?P<finger>[LR]\d)_(?P<impression>\d+)", "000/L/000_L0_3.bmp", Named("000_L0", 3)),  # CASIA
+    (r"(?P<subject>\w+)_(?P<finger>\d+)_(?P<impression>\d+)", "smith_2_1.png", Named("smith_2", 1)),
+    (r"(?P<subject>[^/]+)/(?P<position>\w+)-(?P<impression>\d+)", "anna/left_index-2.png", Named("anna_07", 2)),
+    (r"(?P<subject>\d+)-(?P<position>R\d)@(?P<ppi>\d+)", "7-R2@1000.wsq", Named("7_02", None, 1000)),
+    (r"(?P<subject>\d+)_slap(?P<position>\d+)", "7_slap14.wsq", Named("7", None, slap=14)),
+    (r"(?P<finger>\d+)(?:_(?P<impression>\d+))?", "12.png", Named("12", None)),
+]
+
+
+@pytest.mark.parametrize(("expression", "path", "named"), EXPRESSIONS)
+def test_expressions_read_names(expression, path, named):
+    assert names_layout(expression)(path) == named
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("(", "not a regular expression"),
+        (r"(?P<impression>\d+)", "needs a group"),
+        (r"(?P<fingr>\d+)", "fingr is unknown"),
+    ],
+)
+def test_expressions_that_cannot_be_used(expression, said):
+    with pytest.raises(UserError, match=said):
+        names_layout(expression)
+
+
+@pytest.mark.parametrize("name", ["7_25.png", "7_0x.png", "7_toe.png"])
+def test_positions_that_are_no_finger(name):
+    with pytest.raises(LayoutError, match="position"):
+        names_layout(r"(?P<subject>\d+)_(?P<position>\w+)")(name)
+
+
+@pytest.mark.parametrize("name", ["7_49.png", "7_5001.png"])
+def test_resolutions_that_no_print_has(name):
+    with pytest.raises(LayoutError, match="ppi"):
+        names_layout(r"(?P<finger>\d+)_(?P<ppi>\d+)")(name)
 
 
 @pytest.mark.parametrize(("layout", "path"), WRONG)

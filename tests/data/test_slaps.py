@@ -32,7 +32,7 @@ def test_fingers_of_a_lying_resolution_are_not_invented(slaps):
 
 def test_what_is_cut_out_is_one_finger(slaps):
     image, truth = slaps[3]  # prints that touch
-    for part, (left, _, right, _) in zip(cut_fingers(image, PPI, 4), truth, strict=True):
+    for part, (left, _, right, _) in zip(cut_fingers(image, PPI, 4)[1], truth, strict=True):
         assert part.shape[1] < right - left + 2 * WITHIN_MM * PER_MM
         assert not holds_several_fingers(np.pad(part, 200, constant_values=255), PPI)
 

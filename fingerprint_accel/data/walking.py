@@ -1,0 +1,107 @@
+"""Every file below a folder, with what it seems to be: nothing is passed over without a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fingerprint_accel.data.captures import HEAD, IMAGE_STARTS, container_of
+from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
+
+# Files with these suffixes are taken for images without a look inside; decoding tells.
+IMAGE_SUFFIXES = frozenset((
+    ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc",
+    ".gif", ".pgm", ".ppm", ".pnm", ".webp", ".wsq",
+))  # fmt: skip
+# What network storage, desktops and cameras leave in folders of images.
+SYSTEM_FOLDERS = frozenset(
+    ["@eadir", "#recycle", "@recycle", ".@__thumb", "$recycle.bin", "__macosx", "lost+found", ".thumbnails", ".cache"]
+)
+SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
+SYSTEM = "a thumbnail or system file"
+IMAGE, CONTAINER, TEMPLATE = "image", "container", "template"
+
+
+@dataclass(frozen=True)
+class Met:
+    """A file below the folder: its path relative to it, what it is, or the reason why it is nothing to import."""
+
+    path: str
+    kind: str = ""
+    reason: str = ""
+
+
+def walk(folder: Path, raw_bytes: int = 0) -> Iterator[Met]:
+    """Every file below a folder, in sorted order. Links are followed where they lead out of the folder, each once.
+
+    Args:
+        folder: to look through.
+        raw_bytes: size of files of raw pixels; 0 where there are none.
+    """
+    yield from _walk(folder, "", os.path.realpath(folder), set(), False, raw_bytes)
+
+
+def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, raw_bytes: int) -> Iterator[Met]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        yield Met(_shown(prefix), reason=f"folder cannot be read: {error.strerror}")
+        return
+    for entry in found:
+        path = prefix + entry.name
+        if entry.is_symlink() and (reason := _why_not_followed(entry, root, seen)):
+            yield Met(_shown(path), reason=reason)
+        elif entry.is_dir():
+            inside = system or entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS
+            yield from _walk(folder / entry.name, path + "/", root, seen, inside, raw_bytes)
+        elif system or entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES:
+            yield Met(_shown(path), reason=SYSTEM)
+        elif _shown(path) != path:
+            yield Met(_shown(path), reason="its name is not UTF-8: rename it, for example with convmv")
+        else:
+            yield _kind(entry, path, raw_bytes)
+
+
+def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str:
+    """Why a link is passed over; empty if it leads to something new."""
+    target = os.path.realpath(entry.path)
+    if not os.path.exists(target):  # noqa: PTH110  (no path objects for a million names)
+        return "a broken link"
+    if target == root or target.startswith(root + os.sep):
+        return "a link to what is read anyway"
+    if root.startswith(target + os.sep):
+        return "a link to a folder that holds this one"
+    if target in seen:
+        return "a link to what was read already"
+    seen.add(target)
+    return ""
+
+
+def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int) -> Met:
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+    if suffix in IMAGE_SUFFIXES:
+        return Met(path, IMAGE)
+    if suffix in TEMPLATE_SUFFIXES:
+        return Met(path, TEMPLATE)
+    try:
+        if not entry.is_file():
+            return Met(path, reason="neither a file nor a folder")
+        with Path(entry.path).open("rb") as file:
+            head = file.read(HEAD)
+        if head and raw_bytes and entry.stat().st_size == raw_bytes:
+            return Met(path, IMAGE)
+    except OSError as error:
+        return Met(path, reason=f"cannot be read: {error.strerror}")
+    if container_of(head) is not None:
+        return Met(path, CONTAINER)
+    if head.startswith(IMAGE_STARTS):
+        return Met(path, IMAGE)
+    return Met(path, reason=f"not an image ({suffix or 'no suffix'})" if head else "empty file")
+
+
+def _shown(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 become question marks."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
