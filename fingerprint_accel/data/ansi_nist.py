@@ -82,7 +82,7 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
         An entry for every record that holds an image; palms, faces and the like have the reason why they are not used.
 
     Raises:
-        RecordError: not a transaction, or its records do not fit the file.
+        RecordError: not a transaction, without any image, or its records do not fit the file.
     """
     try:
         records = list(_records(data))
@@ -105,6 +105,8 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
         templates = [other for other in records if other.kind == 9 and other.idc == record.idc]
         if templates and not found[-1].reason:
             found[-1] = _with_minutiae(found[-1], record, templates[0])
+    if not found:
+        raise RecordError("holds no image" + (", minutiae alone" if any(each.kind == 9 for each in records) else ""))
     return found
 
 

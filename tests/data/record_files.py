@@ -28,10 +28,8 @@ def tagged(kind, fields, image=None, dummies=()):
         body.append(b"%d.999:" % kind + image)
     rest = GS + GS.join(body) + FS
     length = len(rest) + len(b"%d.001:" % kind)
-    digits = len(str(length + 6))
-    while len(str(length + digits)) != digits:
-        digits += 1
-    return b"%d.001:%d" % (kind, length + digits) + rest
+    digits = next(count for count in range(1, 12) if len(str(length + count)) <= count)
+    return b"%d.001:%0*d" % (kind, digits, length + digits) + rest
 
 
 def as_bytes(value):
