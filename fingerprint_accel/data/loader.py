@@ -119,11 +119,10 @@ class Subset:
         processes: int = 1,
         device: torch.device | str = "cpu",
         position: int = 0,
-        prefetch: int = 3,
         truth: bool = False,
     ) -> TrainingLoader:
         """Endless micro-batches of one process; arguments as of `TrainingLoader`."""
-        return TrainingLoader(self, order, batch_size, rank, processes, device, position, prefetch, truth)
+        return TrainingLoader(self, order, batch_size, rank, processes, device, position, truth=truth)
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
@@ -159,7 +158,7 @@ class TrainingLoader:
         rank, processes: which share of each global micro-batch is this process's.
         device: where batches are delivered.
         position: position in the stream to start from, prints over all processes.
-        prefetch: batches read ahead.
+        prefetch: batches read ahead; three bridge a late answer of the disk.
         truth: whether batches have pose and contact.
 
     Attributes:

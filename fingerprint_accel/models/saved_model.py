@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
-from fingerprint_accel.config_dict import from_dict, renamed_group, to_dict
+from fingerprint_accel.config_dict import from_dict, renamed, to_dict
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
@@ -165,8 +165,8 @@ def _export(path: Path) -> SavedModel:
     where = f"{file}:"
     return SavedModel(
         path,
-        from_dict(ModelConfig, renamed_group("model", model), where=where),
-        from_dict(PreprocessConfig, renamed_group("preprocess", preprocess), where=where),
+        from_dict(ModelConfig, renamed(model), where=where),
+        from_dict(PreprocessConfig, renamed(preprocess), where=where),
         ppi,
         canvas,
         enhanced,

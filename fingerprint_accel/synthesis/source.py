@@ -217,7 +217,6 @@ class SyntheticPrints:
         processes: int = 1,
         device: torch.device | str = "cpu",
         position: int = 0,
-        prefetch: int = 3,
         truth: bool = False,
     ) -> RenderLoader:
         """Endless micro-batches of one process, as `data.loader.Subset.loader`."""

@@ -62,7 +62,7 @@ def _slow_stage(stages: Mapping[str, float], seconds: float, situation: Situatio
     if working < BUSY_READER * seconds:
         return (
             f"the reading thread works {working / max(1e-9, seconds):.0%} of it, so batches come in bursts, or other "
-            "processes take its core; raise --reading.prefetch"
+            "processes take its core; give each process of the run two cores"
         )
     slowest = max(stages, key=lambda name: stages[name])
     if slowest == "decode":

@@ -14,7 +14,6 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import require
-from fingerprint_accel.models.output import Output
 from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -135,33 +134,10 @@ def _keep_slices_apart(groups: list[dict]) -> None:
             groups.append({**group, "params": others})
 
 
-class ThroughRoot:
-    """The network of a module that FSDP has shared out: called through the module, which gathers weights.
-
-    Args:
-        module: as FSDP has it.
-    """
-
-    def __init__(self, module: TrainingModule) -> None:
-        self.module = module
-
-    @property
-    def training(self) -> bool:
-        """Whether the network is in training mode."""
-        return self.module.model.training
-
-    def eval(self) -> None:
-        """As of any module."""
-        self.module.model.eval()
-
-    def train(self, mode: bool = True) -> None:
-        """As of any module; gives up weights that stayed gathered."""
-        self.module.model.train(mode)
-        cast("FSDPModule", self.module).reshard()
-
-    def __call__(self, image: torch.Tensor) -> Output:
-        """image (B, 1, S, S) -> embeddings."""
-        return self.module.embed(image)
+def reshard(module: torch.nn.Module) -> None:
+    """Has FSDP give up weights of a module that stayed gathered behind a forward pass; others are left as they are."""
+    if hasattr(module, "reshard"):
+        cast("FSDPModule", module).reshard()
 
 
 def is_slice(tensor: torch.Tensor) -> bool:

@@ -24,6 +24,10 @@ from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 
+MAX_BAD_STEPS = (
+    20  # updates skipped in a row before training stops; a gradient scaler needs 16 to come from 65,536 to 1
+)
+
 
 def train(run: Run) -> Progress:
     """Trains until the last step or until validation stops improving; writes the run folder.
@@ -52,7 +56,7 @@ def train(run: Run) -> Progress:
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
-        accelerator.device, progress.position, run.config.reading.prefetch, run.bare.learns_truth,
+        accelerator.device, progress.position, truth=run.bare.learns_truth,
     )  # fmt: skip
     run.module.train()
     with (
@@ -115,7 +119,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     if run.validation is None:
         return False
     how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
-    metrics = validate(run.accelerator, run.network, *how)
+    metrics = validate(run.accelerator, run.bare, *how)
     score = "eer" if run.bare.loss.describes else "alignment_mm"
     eer = metrics.get(score, math.inf)
     if run.ema is not None:  # what is exported decides
@@ -135,7 +139,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
 
 
 def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters) -> None:
-    if int(meters.longest) < run.config.training.max_bad_steps:
+    if int(meters.longest) < MAX_BAD_STEPS:
         return
     guard.average(run.accelerator.num_processes)
     progress.skipped = meters.skipped()

@@ -27,23 +27,15 @@ class TrainingModule(nn.Module):
                 part.requires_grad_(name == "alignment")
 
     def forward(
-        self,
-        image: torch.Tensor,
-        finger: torch.Tensor,
-        maps: torch.Tensor | None,
-        has_minutiae: torch.Tensor | None,
-        margin: float | torch.Tensor | None = None,
-        pose: torch.Tensor | None = None,
-        contact: torch.Tensor | None = None,
+        self, image: torch.Tensor, *targets: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """image (B, 1, S, S), finger (B,), maps (B, 6, M, M), has_minutiae (B,) bool -> loss, its parts, embeddings.
-        `margin`, `pose` and `contact` are as of `DeepPrintLoss`.
+        """image (B, 1, S, S) and what `DeepPrintLoss.forward` takes behind the output -> loss, its parts, embeddings.
 
         A loss that is not finite makes every gradient not finite, on all ranks after their gradients are averaged: the
         update is skipped on the device, without asking the host.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
-        result = self.loss(output, finger, maps, has_minutiae, margin, pose, contact)
+        result = self.loss(output, *targets)
         poison = result.total.detach() * 0 + 1  # 1, or NaN where the loss is NaN or infinite
         branches = {name: value.detach() for name, value in output.branches.items()}
         return result.total * poison, result.parts, branches

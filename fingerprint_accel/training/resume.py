@@ -22,8 +22,8 @@ from fingerprint_accel.training.checkpoint import (
     write_json,
 )
 from fingerprint_accel.training.fsdp import load_whole
+from fingerprint_accel.training.heads import rows_to_read, whole_tensors
 from fingerprint_accel.training.run import Run
-from fingerprint_accel.training.sharded_heads import rows_to_read, whole_tensors
 
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"

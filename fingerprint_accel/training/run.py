@@ -12,10 +12,8 @@ from accelerate import Accelerator
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.data import PrintSource
-from fingerprint_accel.training.fsdp import ThroughRoot
 from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -56,11 +54,6 @@ class Run:
         """Prints per optimizer step over all processes and micro-batches."""
         training = self.config.training
         return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
-
-    @property
-    def network(self) -> DeepPrint | ThroughRoot:
-        """The network by itself, to embed prints with."""
-        return ThroughRoot(self.bare) if self.accelerator.is_fsdp2 else self.bare.model
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:

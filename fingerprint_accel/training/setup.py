@@ -28,16 +28,17 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
+from fingerprint_accel.training.heads import keep_from_ddp
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.rates import depths, parameter_groups
 from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.run_folder import check_launch
-from fingerprint_accel.training.sharded_heads import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
 
+BLOCK_SIZE = 16_384  # prints that are shuffled together in `block` order: many batches, but little memory
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of processors; others emulate bf16, which is slower than float32
 
@@ -83,7 +84,7 @@ def make_accelerator(config: Config) -> Accelerator:
     check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)
-    set_precision(training, accelerator.device)
+    set_precision(accelerator.device)
     return accelerator
 
 
@@ -166,11 +167,10 @@ def set_up(config: Config) -> Run:
     train, validation = open_data(config, accelerator)
     training = config.training
     reading = config.reading
-    block_size = reading.block_size if reading.order == "block" else 0
     order = SampleOrder(
         len(train),
         training.seed,
-        block_size,
+        BLOCK_SIZE if reading.order == "block" else 0,
         train.labels,
         reading.samples_per_class,
         reading.balanced,

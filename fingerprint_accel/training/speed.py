@@ -24,17 +24,18 @@ KINDS = 64
 regions together, and after eight leaves the rest uncompiled."""
 
 
-def set_precision(training: TrainingConfig, device: torch.device) -> None:
-    """On CUDA: TF32 or full float32 products, and convolution algorithms chosen by trial, since shapes never change.
+def set_precision(device: torch.device) -> None:
+    """On CUDA: float32 products in TF32, and convolution algorithms chosen by trial, since shapes never change.
 
-    A CPU is left alone: torch has reduced-precision products there too, and results would depend on its make.
+    A CPU keeps full float32 products: with torch's reduced ones, results would depend on the make of the processor.
     """
     if device.type != "cuda":
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32.*")  # torch 2.9 to 2.11
-        torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = training.tf32
+        # factors keep 10 bits of their mantissa, as fp16 does; sums are in float32
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 
 
@@ -43,7 +44,7 @@ def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
     return DistributedDataParallelKwargs(
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
-        bucket_cap_mb=training.bucket_mb,
+        bucket_cap_mb=training.bucket_cap_mb,
         comm_hook=DDPCommunicationHookType(training.gradient_compression),
     )
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fingerprint_accel.losses.margin import make_head
 from fingerprint_accel.losses.sharded import ShardedHead
-from fingerprint_accel.training.sharded_heads import spread_what_is_not_finite
+from fingerprint_accel.training.heads import spread_what_is_not_finite
 
 dist.init_process_group("gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()
@@ -132,7 +132,7 @@ SAME = ["--model.norm", "group", "--model.dropout", "0", "--loss.scale", "16", "
 SHARDED = ["--loss.sharded"]
 SAVE = ["--training.save-every", "6"]
 # sgd shows wrongly scaled gradients, which adamw hides; this norm clips in every step
-CLIPPED = ["--training.optimizer", "sgd", "--training.learning-rate", "0.5", "--training.clip-norm", "1"]
+CLIPPED = ["--training.optimizer", "sgd", "--training.learning-rate", "0.5", "--training.max-grad-norm", "1"]
 CLIPPED += ["--training.gradient-accumulation-steps", "2", "--training.steps", "6"]
 SAMPLED = ["--loss.class-sample-rate", "0.5", "--loss.head", "arcface", "--loss.interclass-filter-threshold", "0.6"]
 SAMPLED += ["--training.gradient-accumulation-steps", "2", *SHARDED, *SAVE]

@@ -122,7 +122,9 @@ def test_rates_fall_towards_the_stem():
 
 def test_heads_and_layers_learn_at_their_rates(tiny, tmp_path):
     """SGD without momentum, decay and clipping: the first update is proportional to the rate."""
-    plain = changed(tiny, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.0, steps=1, learning_rate=0.1)
+    plain = changed(
+        tiny, optimizer="sgd", momentum=0.0, weight_decay=0.0, max_grad_norm=0.0, steps=1, learning_rate=0.1
+    )
     start = set_up(plain).bare.state_dict()
     start = {name: tensor.clone() for name, tensor in start.items()}
     moves = []
