@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     GradientAccumulationPlugin,
@@ -16,6 +16,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     parse_flag_from_env,
 )
+from torch import nn
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
@@ -30,7 +31,6 @@ from fingerprint_accel.training.data import PrintSource, open_data, sibling_labe
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.heads import keep_from_ddp
 from fingerprint_accel.training.module import TrainingModule
-from fingerprint_accel.training.rates import depths, parameter_groups
 from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.run_folder import check_launch
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
@@ -88,17 +88,6 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def process_state() -> PartialState:
-    """Which process of a launch this is. On CPUs it has to be said that it runs on such, else several stay apart.
-
-    Raises:
-        UserError: as `check_launch`.
-    """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    check_launch(state.num_processes)
-    return state
-
-
 def use_all_cores(device: str, processes: int) -> None:
     """Undoes the single thread that `accelerate launch` sets where it was not told that it runs on a CPU."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
@@ -106,22 +95,50 @@ def use_all_cores(device: str, processes: int) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over `rates.parameter_groups`. Fused: it can skip an update on the device.
+def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
+    """Blocks with parameters between each parameter and its embedding; not of the map decoder, a last layer itself."""
+    found: dict[nn.Parameter, int] = {}
 
-    Heads that sample classes are in it twice: whole, without gradients, and what is drawn of them.
+    def counted(blocks: nn.Sequential | None, behind: int) -> int:
+        for block in reversed(blocks if blocks is not None else nn.Sequential()):
+            parameters = list(block.parameters())
+            found.update(dict.fromkeys(parameters, behind))
+            behind += bool(parameters)
+        return behind
+
+    minutiae = counted(model.minutia_stem, counted(model.minutia_branch, 0))
+    behind = counted(model.stem, max(counted(model.texture_branch, 0), minutiae))
+    if model.alignment is not None:
+        found.update(dict.fromkeys(model.alignment.parameters(), behind))
+    return found
+
+
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD, fused, so that it can skip an update on the device.
+
+    Each group has its `rate`, a share of the learning rate. Vectors (biases, normalisation) are not decayed. Heads that
+    sample classes are in it twice: whole, without gradients, and what is drawn of them.
     """
-    where = depths(module.model) if isinstance(module, TrainingModule) else {}
+    depth = depths(module.model) if isinstance(module, TrainingModule) else {}
     drawn = [
         (f"{name}.{entry}", parameter)
         for name, part in module.named_modules()
         if isinstance(part, ShardedHead)
         for entry, parameter in part.drawn.items()
     ]
-    groups = parameter_groups([*module.named_parameters(), *drawn], where, training)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in [*module.named_parameters(), *drawn]:
+        rate = training.head_lr_mult if name.startswith("loss.") else training.layer_decay ** depth.get(parameter, 0)
+        if parameter.requires_grad:
+            groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
+    members = [
+        {"params": group, "weight_decay": training.weight_decay if decayed else 0.0, "rate": rate}
+        for (rate, decayed), group in groups.items()
+        if group
+    ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+        return torch.optim.SGD(members, lr=training.learning_rate, momentum=training.momentum, fused=True)
+    return torch.optim.AdamW(members, lr=training.learning_rate, fused=True)
 
 
 def _average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
@@ -155,30 +172,21 @@ def set_up(config: Config) -> Run:
     """Opens the data and builds the model, on the device that Accelerate chose.
 
     Raises:
-        UserError: missing --data or --out, data that cannot be used, knobs that do not fit the machine.
+        UserError: missing --data, data that cannot be used, knobs that do not fit the machine.
     """
     if not config.data:
         raise UserError(
             "no data: give --data a dataset folder (`fingerprint-accel import` makes one) or synth:fingers=2000"
         )
-    if not config.out:
-        raise UserError("no run folder: give --out a new folder")
     accelerator = make_accelerator(config)
     train, validation = open_data(config, accelerator)
-    training = config.training
-    reading = config.reading
+    training, reading, info = config.training, config.reading, train.info
+    block_size = BLOCK_SIZE if reading.order == "block" else 0
+    siblings = sibling_labels(train, reading.siblings, config.data) if reading.siblings > 1 else None
     order = SampleOrder(
-        len(train),
-        training.seed,
-        BLOCK_SIZE if reading.order == "block" else 0,
-        train.labels,
-        reading.samples_per_class,
-        reading.balanced,
-        sibling_labels(train, reading.siblings, config.data) if reading.siblings > 1 else None,
+        len(train), training.seed, block_size, train.labels, reading.samples_per_class, reading.balanced, siblings
     )
-    preprocessor = Preprocessor(config.preprocess, train.info.canvas, training.seed, train.info.ppi).to(
-        accelerator.device
-    )
+    preprocessor = Preprocessor(config.preprocess, info.canvas, training.seed, info.ppi).to(accelerator.device)
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model)
     if config.model.init_from:

@@ -10,9 +10,8 @@ import torch
 
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.advice import Adviser, Situation, advice
 from fingerprint_accel.training.gpu_monitor import GpuMonitor
-from fingerprint_accel.training.reporting import situation
+from fingerprint_accel.training.reporting import Adviser, Situation, advice, situation
 from fingerprint_accel.training.setup import set_up
 
 READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
@@ -37,10 +36,10 @@ def test_advice_names_stage_and_remedy(wait, stages, source, expected):
 
 
 def test_an_idle_gpu_that_does_not_wait_wants_more_at_once():
-    line = advice({"data_wait_share": 0.01, "gpu_utilisation": 0.4}, READING, 10.0)
+    line = advice({"data_wait_share": 0.01, "gpu_utilisation": 0.4}, READING, 10.0, Situation())
     assert "busy 40%" in line
     assert "--training.batch-size" in line
-    assert advice({"data_wait_share": 0.01, "gpu_utilisation": 0.95}, READING, 10.0) == ""
+    assert advice({"data_wait_share": 0.01, "gpu_utilisation": 0.95}, READING, 10.0, Situation()) == ""
 
 
 def test_advice_does_not_ask_for_what_is_set_or_refused():
