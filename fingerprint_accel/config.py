@@ -6,8 +6,8 @@ file of the same shape (`--config run.yaml`), or both, the command line last.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -410,14 +410,10 @@ def parse(defaults: Config, description: str, arguments: Sequence[str] | None = 
         UserError: a configuration file that cannot be used, or knobs that do not go together.
         SystemExit: with status 2 and a usage message for unknown or malformed arguments.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    base = defaults
-    for position, word in enumerate(words):
-        if word == "--config" or word.startswith("--config="):
-            name = word.partition("=")[2] if "=" in word else "".join(words[position + 1 : position + 2])
-            del words[position : position + (1 if "=" in word else 2)]
-            base = load_yaml(Path(name), defaults)
-            break
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml")
+    file, words = parser.parse_known_args(arguments)
+    base = load_yaml(file.config, defaults) if file.config else defaults
     check_words(words)
     text = description.strip() + "\n\n--config FILE.yaml reads knobs from a file first (see config.yaml of any run)."
     return tyro.cli(Config, default=base, description=text, args=words)

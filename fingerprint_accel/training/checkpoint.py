@@ -174,11 +174,9 @@ def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]
     tensors = {}
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  (it is no dictionary)
-            wanted = rows.get(parameter_of(key))
-            if wanted is not None and file.get_slice(key).get_shape():
-                tensors[key] = file.get_slice(key)[wanted.start : wanted.stop]
-            else:
-                tensors[key] = file.get_tensor(key)
+            wanted, stored = rows.get(parameter_of(key)), file.get_slice(key)
+            whole = wanted is None or not stored.get_shape()  # a number that the optimizer keeps has no rows
+            tensors[key] = file.get_tensor(key) if whole else stored[wanted]
     return tensors
 
 
@@ -192,13 +190,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 
     Parameters without a name are left out.
     """
-    tensors = {}
-    named = [(parameter, entries) for parameter, entries in optimizer.state.items() if id(parameter) in names]
-    for parameter, entries in named:
-        for entry, value in entries.items():
-            if value is not None:
-                tensors[f"optimizer.{names[id(parameter)]}.{entry}"] = torch.as_tensor(value)
-    return tensors
+    return {
+        f"optimizer.{names[id(parameter)]}.{entry}": torch.as_tensor(value)
+        for parameter, entries in optimizer.state.items()
+        if id(parameter) in names
+        for entry, value in entries.items()
+        if value is not None
+    }
 
 
 def restore_optimizer(

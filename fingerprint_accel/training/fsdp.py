@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import require
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.speed import HALF
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 # torch's FSDP and distributed tensors take seconds to import: only where they are used
-
-REDUCED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
@@ -40,9 +39,8 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
     require(os.environ.get("FSDP_VERSION") == "2", "FSDP of version 1 is not supported: set fsdp_version: 2")
-    reduced = REDUCED[config.training.gradient_compression]
     plugin = FullyShardedDataParallelPlugin(
-        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=reduced),
+        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=HALF.get(config.training.gradient_compression)),
         cpu_ram_efficient_loading=False,  # every process draws the same weights from the seed
     )
     require(

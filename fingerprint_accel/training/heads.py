@@ -59,13 +59,13 @@ def draw_classes(run: Run, position: int) -> None:
     finger.numpy()[:] = run.train.labels[samples]
     finger = finger.to(device, non_blocking=True)
     for head in run.bare.loss.sharded_heads.values():
-        head.draw(finger, _optimizer(run))
+        head.draw(finger, run.torch_optimizer)
 
 
 def put_classes_back(run: Run) -> None:
     """After an update, whether it was skipped or not."""
     for head in run.bare.loss.sharded_heads.values():
-        head.put_back(_optimizer(run))
+        head.put_back(run.torch_optimizer)
 
 
 def clip_gradients(run: Run) -> torch.Tensor:
@@ -76,7 +76,7 @@ def clip_gradients(run: Run) -> torch.Tensor:
         return gather_full(accelerator.clip_grad_norm_(run.parameters, limit))
     slices = [parameter for head in heads for parameter in head.trained() if parameter.grad is not None]
     known = {id(parameter) for parameter in slices}
-    groups = _optimizer(run).param_groups
+    groups = run.torch_optimizer.param_groups
     trained = [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
     shared = [parameter for parameter in trained if id(parameter) not in known]
     if accelerator.scaler is not None:
@@ -100,10 +100,6 @@ def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
     gradients[0].view(-1)[:1].add_(reduce(get_total_norm(gradients) * 0))
 
 
-def _optimizer(run: Run) -> torch.optim.Optimizer:
-    return run.optimizer.optimizer  # type: ignore[attr-defined]
-
-
 def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors, each whole in place of this process's slice, on rank 0; nothing on the others.
 
@@ -123,11 +119,6 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
         if rank_and_world_size()[0] == 0:
             found[key] = together if together is tensor else together.cpu()
     return found
-
-
-def rows_to_read(module: TrainingModule) -> dict[str, slice]:
-    """Of which tensors of a checkpoint this process needs a slice only, by name of the parameter."""
-    return {name: head.rows for name, head in sharded_parameters(module).items()}
 
 
 def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:

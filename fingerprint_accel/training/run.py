@@ -27,7 +27,7 @@ class Run:
     Attributes:
         module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
         bare: the same without wrapping; FSDP changes it in place.
-        optimizer: wrapped by Accelerate; `optimizer.optimizer` is torch's.
+        optimizer: wrapped by Accelerate.
         ema: moving average of the network's weights, if one is kept.
         steps: optimizer steps in all.
     """
@@ -54,6 +54,11 @@ class Run:
         """Prints per optimizer step over all processes and micro-batches."""
         training = self.config.training
         return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapping."""
+        return self.optimizer.optimizer  # type: ignore[attr-defined]
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -19,6 +19,7 @@ FEWER_PASSES = {
 }
 """Options of the code generator for GPUs: what the gradient of a normalisation is made of is computed where it is used,
 twice if need be, not written to memory in float32 and read again."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = 64
 """Versions of compiled code that blocks of one class may have: sizes, training or not. torch 2.11 counts those of all
 regions together, and after eight leaves the rest uncompiled."""
@@ -79,7 +80,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
 def input_dtype(precision: str) -> torch.dtype:
     """Of what preparation hands to the network: what autocast would turn it into, written once."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return HALF.get(precision, torch.float32)
 
 
 def begin_step() -> None:

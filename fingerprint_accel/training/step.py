@@ -20,7 +20,7 @@ def optimizer_step(
 ) -> torch.Tensor:
     """One update from its micro-batches; returns () bool on the device, True where it was skipped."""
     accelerator, training = run.accelerator, run.config.training
-    optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
+    optimizer = run.torch_optimizer
     begin_step()
     seed_step(training.seed, progress.step, accelerator.process_index)
     for group in optimizer.param_groups:
