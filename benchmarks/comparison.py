@@ -27,7 +27,7 @@ from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.module import TrainingModule
-from fingerprint_accel.training.run import Run
+from fingerprint_accel.training.setup import Run
 
 BATCH = 16
 MOST_FILES = 2000  # prints written as PNG; the reference sees far fewer in a round

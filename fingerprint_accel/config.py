@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 import yaml
 
-from fingerprint_accel.config_dict import check_words, from_dict, renamed, to_dict
+from fingerprint_accel.config_dict import check_words, from_dict, renamed
 from fingerprint_accel.errors import UserError, require
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu", "Dense", "LocDense"]
@@ -395,7 +395,7 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
 
 def save_yaml(config: Config, path: Path) -> None:
     """Writes every knob, resolved, to a YAML file that `load_yaml` reads back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:

@@ -38,11 +38,6 @@ REMOVED = {  # knobs that are gone, and what holds without them
 MEANT = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}  # what was trained with another value would change
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration (or one group of it) as nested plain dictionaries."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
     """Builds `cls` from nested dictionaries over the values of `base` (default: the class's defaults).
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.training.data import PrintSource
-    from fingerprint_accel.training.run import Run
+    from fingerprint_accel.training.setup import Run
 
 INTERRUPTED = "interrupted; the same command with --resume auto goes on from the last checkpoint"
 

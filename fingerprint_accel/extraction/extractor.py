@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,6 @@ from torch import nn
 from tqdm import tqdm
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.print_info import PrintInfo
@@ -331,8 +331,8 @@ class FingerprintExtractor(nn.Module):
         """`config.json` and card of an exported model called `name`."""
         config = {
             "format_version": 1,
-            "model": to_dict(self.model.config),
-            "preprocess": to_dict(self.preprocess_config),
+            "model": asdict(self.model.config),
+            "preprocess": asdict(self.preprocess_config),
             "ppi": self.ppi,
             "canvas": self.canvas,
             "enhanced": self.enhanced,

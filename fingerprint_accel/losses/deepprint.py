@@ -76,15 +76,10 @@ class DeepPrintLoss(nn.Module):
     def describes(self) -> bool:
         """Whether anything is learned but where a finger lies."""
         config = self.config
-        return any(
-            (
-                config.identity_weight,
-                config.center_weight,
-                config.contrastive_weight,
-                config.minutia_map_weight if self.has_map else 0,
-                config.mask_weight if self.cells else 0,
-            )
-        )
+        weights = [config.identity_weight, config.center_weight, config.contrastive_weight]
+        weights += [config.minutia_map_weight] if self.has_map else []
+        weights += [config.mask_weight] if self.cells else []
+        return any(weights)
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:

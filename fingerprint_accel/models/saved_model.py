@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
-from fingerprint_accel.config_dict import from_dict, renamed, to_dict
+from fingerprint_accel.config_dict import from_dict, renamed
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
@@ -94,7 +94,7 @@ class SavedModel:
 
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
-        ours, theirs = to_dict(self.model), to_dict(model)
+        ours, theirs = asdict(self.model), asdict(model)
         shape: tuple[str, ...] = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
         if self.starts(model):
             shape = ("trunk", "width", "norm")

@@ -67,12 +67,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     files = {"model.safetensors": checkpoint.model, "training_state.safetensors": checkpoint.training}
     if checkpoint.ema is not None:
         files[EMA_FILE] = checkpoint.ema
+    checksums = {}
     for file_name, tensors in files.items():
         save_file(_plain(tensors), temporary / file_name, metadata={"format": "pt"})
         fsync_path(temporary / file_name)
-    for file_name, tensors in files.items():
         _check_written(temporary / file_name, tensors)
-    checksums = {file_name: file_sha256(temporary / file_name) for file_name in files}
+        checksums[file_name] = file_sha256(temporary / file_name)
     state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     fsync_path(temporary / "state.json")

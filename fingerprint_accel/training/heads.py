@@ -8,45 +8,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate.utils import DistributedType
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.exchange import is_distributed, rank_and_world_size, reduce
 from fingerprint_accel.losses.sharded import ShardedHead, slice_of_classes
 from fingerprint_accel.training.checkpoint import parameter_of
 from fingerprint_accel.training.fsdp import gather_full, shard_like
 from fingerprint_accel.training.module import TrainingModule
-from fingerprint_accel.training.run import Run
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
 PRINTS_PER_FINGER = 2  # at most: a mean of two is near enough to start from
 ROWS_AT_ONCE = 1 << 15  # sent to the process that saves: 64 MiB of 512 numbers each
-SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
-
-def sharded_parameters(module: TrainingModule) -> dict[str, ShardedHead]:
-    """Name of every parameter of which this process has a slice, and its head."""
-    return {
-        f"loss.heads.{branch}.{name}": head
-        for branch, head in module.loss.sharded_heads.items()
-        for name, _ in head.named_parameters()
-    }
-
-
-def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
-    """Has DDP neither average slices nor overwrite them with those of rank 0.
-
-    Raises:
-        UserError: Accelerate shards all parameters in a way of its own.
-    """
-    names = sharded_parameters(module)
-    if not names:
-        return
-    if kind in SHARES_OUT_ITSELF:
-        raise UserError(f"loss.sharded shares out the heads itself, so {kind.value} must not: leave one of them out")
-    ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-    ignore(module, list(names))
 
 
 def draw_classes(run: Run, position: int) -> None:
@@ -109,7 +82,7 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
         module: whose heads may be slices; FSDP's slices know what they are of.
         tensors: weights by name, and what the optimizer remembers of them by `optimizer.<name>.<entry>`.
     """
-    heads = sharded_parameters(module)
+    heads = module.sharded_parameters
     found = {}
     for key in sorted(tensors) if heads else tensors:
         tensor, head = tensors[key], heads.get(parameter_of(key))

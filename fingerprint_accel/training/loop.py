@@ -19,8 +19,8 @@ from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import schedule_at
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 

@@ -15,8 +15,8 @@ import torch
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import schedule_at
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.speed import begin_step
 from fingerprint_accel.training.step import prepared
 
@@ -93,9 +93,11 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     begin_step()
     states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]  # numbers per weight
     kept = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
-    inputs = prepared(run, batch, now)
+    inputs, loss_config = prepared(run, batch, now), run.config.loss
+    # losses of a rank that need those of the others cannot be rehearsed alone
+    waits = accelerator.num_processes > 1 and (loss_config.contrastive_weight > 0 or loss_config.sharded)
     with accelerator.autocast():
-        if _ranks_wait(run) or run.config.loss.class_sample_rate < 1:  # nor are classes drawn yet
+        if waits or loss_config.class_sample_rate < 1:  # nor are classes drawn yet
             output = bare.model(inputs[0])
             more = (output.minutia_map, output.contact, *(output.pose or ()))
             parts = [*output.branches.values(), *(part for part in more if part is not None)]
@@ -104,12 +106,6 @@ def _rehearse(run: Run, step: int, position: int) -> None:
             loss = bare(*inputs)[0]
     loss.backward()
     del kept
-
-
-def _ranks_wait(run: Run) -> bool:
-    """Whether the losses of a rank need those of the others, so that none can rehearse them alone."""
-    loss = run.config.loss
-    return run.accelerator.num_processes > 1 and (loss.contrastive_weight > 0 or loss.sharded)
 
 
 @contextmanager

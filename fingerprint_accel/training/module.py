@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import AlignmentNetwork
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.output import Output
@@ -41,6 +42,15 @@ class TrainingModule(nn.Module):
         return result.total * poison, result.parts, branches
 
     @property
+    def sharded_parameters(self) -> dict[str, ShardedHead]:
+        """Name of every parameter of which this process has a slice, and its head."""
+        return {
+            f"loss.heads.{branch}.{name}": head
+            for branch, head in self.loss.sharded_heads.items()
+            for name, _ in head.named_parameters()
+        }
+
+    @property
     def learns_truth(self) -> bool:
         """Whether the losses ask how a print lies and what it shows."""
         weights = self.loss.config
@@ -63,12 +73,9 @@ class TrainingModule(nn.Module):
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
     """Buffers that batch normalisation updates as it sees data, in a fixed order."""
-    kinds = (nn.modules.batchnorm._BatchNorm,)
-    found = []
-    for part in module.modules():
-        if isinstance(part, kinds) and part.track_running_stats:
-            found += [part.running_mean, part.running_var]
-    return [buffer for buffer in found if buffer is not None]
+    layers = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    return [buffer for buffer in buffers if buffer is not None]
 
 
 class StatisticsGuard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +12,13 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.synthesis.source import SyntheticPrints
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintLoader
-from fingerprint_accel.training.gpu_monitor import GpuMonitor
-from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
+from fingerprint_accel.training.meters import GpuMonitor, Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import Schedule, schedule_record
+from fingerprint_accel.training.setup import Run
 
 WAITS_TOO_LONG = 0.05  # share of the time
 IDLE_GPU = 0.9  # utilisation below which a GPU has time to spare
@@ -180,7 +179,7 @@ class Reporter:
         if self.run.accelerator.is_main_process:
             self.file = MetricsFile(self.run.folder / "metrics.jsonl", self.progress.step)
         self.gpu.__enter__()
-        self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(to_dict(self.run.config)))
+        self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(dataclasses.asdict(self.run.config)))
         return self
 
     def __exit__(

@@ -22,8 +22,8 @@ from fingerprint_accel.training.checkpoint import (
     write_json,
 )
 from fingerprint_accel.training.fsdp import load_whole
-from fingerprint_accel.training.heads import sharded_parameters, whole_tensors
-from fingerprint_accel.training.run import Run
+from fingerprint_accel.training.heads import whole_tensors
+from fingerprint_accel.training.setup import Run
 
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
@@ -119,7 +119,7 @@ def restore(run: Run, folder: Path) -> Progress:
     Raises:
         UserError: the checkpoint belongs to other data or to another model.
     """
-    rows = {name: head.rows for name, head in sharded_parameters(run.bare).items()}
+    rows = {name: head.rows for name, head in run.bare.sharded_parameters.items()}
     checkpoint = load_checkpoint(folder, rows)
     state = checkpoint.state
     for what, value in _stream(run).items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
+    DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
@@ -29,9 +32,7 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
-from fingerprint_accel.training.heads import keep_from_ddp
 from fingerprint_accel.training.module import TrainingModule
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.run_folder import check_launch
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
@@ -39,8 +40,60 @@ if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
 
 BLOCK_SIZE = 16_384  # prints that are shuffled together in `block` order: many batches, but little memory
+SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of processors; others emulate bf16, which is slower than float32
+
+
+@dataclass
+class Run:
+    """Everything that one training run is made of, on this process.
+
+    Attributes:
+        module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
+        bare: the same without wrapping; FSDP changes it in place.
+        optimizer: wrapped by Accelerate.
+        ema: moving average of the network's weights, if one is kept.
+        steps: optimizer steps in all.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    train: PrintSource
+    validation: PrintSource | None
+    order: SampleOrder
+    preprocessor: Preprocessor
+    module: torch.nn.Module
+    bare: TrainingModule
+    optimizer: torch.optim.Optimizer
+    steps: int
+    ema: ModelEmaV3 | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.out)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Prints per optimizer step over all processes and micro-batches."""
+        training = self.config.training
+        return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapping."""
+        return self.optimizer.optimizer  # type: ignore[attr-defined]
+
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained, in the order of the module."""
+        return list(self.bare.parameters())
+
+    @property
+    def parameter_names(self) -> dict[int, str]:
+        """Name of each trained parameter by its id()."""
+        return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
 
 def fast_precision() -> Literal["bf16", "fp16", "no"]:
@@ -93,6 +146,20 @@ def use_all_cores(device: str, processes: int) -> None:
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if device == "cpu" and processes == 1 and by_accelerate:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
+    """Has DDP neither average slices nor overwrite them with those of rank 0.
+
+    Raises:
+        UserError: Accelerate shards all parameters in a way of its own.
+    """
+    if not module.sharded_parameters:
+        return
+    if kind in SHARES_OUT_ITSELF:
+        raise UserError(f"loss.sharded shares out the heads itself, so {kind.value} must not: leave one of them out")
+    ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(module, list(module.sharded_parameters))
 
 
 def depths(model: DeepPrint) -> dict[nn.Parameter, int]:

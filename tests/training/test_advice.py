@@ -10,7 +10,7 @@ import torch
 
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.gpu_monitor import GpuMonitor
+from fingerprint_accel.training.meters import GpuMonitor
 from fingerprint_accel.training.reporting import Adviser, Situation, advice, situation
 from fingerprint_accel.training.setup import set_up
 
@@ -128,7 +128,7 @@ def one_gpu(monkeypatch):
 
 def test_gpu_readings_are_averaged_over_the_window(monkeypatch, one_gpu):
     asked = []
-    monkeypatch.setattr("fingerprint_accel.training.gpu_monitor.INTERVAL", 1000)
+    monkeypatch.setattr("fingerprint_accel.training.meters.INTERVAL", 1000)
     monkeypatch.setitem(sys.modules, "pynvml", library([50, 100, 80], [3e9, 5e9, 4e9], asked))
     with GpuMonitor(torch.device("cuda", 1)) as gpu:
         assert gpu.window() == gpu.whole_run() == {}
@@ -142,7 +142,7 @@ def test_gpu_readings_are_averaged_over_the_window(monkeypatch, one_gpu):
 
 
 def test_the_monitor_asks_by_itself_and_ends(monkeypatch, one_gpu):
-    monkeypatch.setattr("fingerprint_accel.training.gpu_monitor.INTERVAL", 0.01)
+    monkeypatch.setattr("fingerprint_accel.training.meters.INTERVAL", 0.01)
     monkeypatch.setitem(sys.modules, "pynvml", library([90] * 10_000, [1e9] * 10_000, []))
     with GpuMonitor(torch.device("cuda")) as gpu:
         time.sleep(0.3)
