@@ -24,9 +24,7 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 
-MAX_BAD_STEPS = (
-    20  # updates skipped in a row before training stops; a gradient scaler needs 16 to come from 65,536 to 1
-)
+MAX_BAD_STEPS = 20  # skipped updates in a row that end training; a gradient scaler falls from 65,536 to 1 in 16
 
 
 def train(run: Run) -> Progress:

@@ -1,4 +1,4 @@
-"""Turns a configuration into the objects that the loop works with."""
+"""Turns a configuration into a `Run`, the objects that the loop works with."""
 
 from __future__ import annotations
 
@@ -258,14 +258,8 @@ def set_up(config: Config) -> Run:
     model = DeepPrint(config.model)
     if config.model.init_from:
         _init_from(model, config, train)
-    loss = DeepPrintLoss(
-        config.loss,
-        model.branch_dims,
-        train.classes,
-        config.model.dropout,
-        model.needs_minutia_maps,
-        config.model.cells,
-    )
+    dropout, cells = config.model.dropout, config.model.cells
+    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, dropout, model.needs_minutia_maps, cells)
     bare = TrainingModule(model, loss)
     if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
         bare = bare.to(memory_format=torch.channels_last)
