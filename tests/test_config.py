@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig, TrainingConfig, load_yaml, parse, save_yaml
+from fingerprint_accel.config_dict import REMOVED, RENAMED
 from fingerprint_accel.errors import UserError
 
 RECIPE = Config(training=TrainingConfig(batch_size=7, learning_rate=0.5))
@@ -144,3 +145,12 @@ def test_words_of_earlier_versions_are_refused(words, message):
 def test_switches():
     config = parse(Config(), "", ["--model.stem-frozen", "--loss.no-sharded", "--preprocess.augment.no-enabled"])
     assert (config.model.stem_frozen, config.loss.sharded, config.preprocess.augment.enabled) == (True, False, False)
+
+
+def test_no_knob_has_the_name_of_one_that_is_gone():
+    """Tables of old names hold for all groups."""
+    groups = dataclasses.asdict(Config())
+    names = {name for group in groups.values() if isinstance(group, dict) for name in group}
+    names |= set(groups["preprocess"]["augment"])
+    assert not names & {*RENAMED, *REMOVED}
+    assert {*RENAMED.values()} <= names

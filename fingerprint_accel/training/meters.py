@@ -7,7 +7,6 @@ import resource
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -67,11 +66,9 @@ class Meters:
         stacked = torch.stack([value.float() for value in self.sums.values()])
         values = accelerator.reduce(stacked, "mean").tolist()
         seconds = max(1e-9, time.perf_counter() - self._since - self._paused)
-        record: dict[str, float] = {}
         sums = dict(zip(self.sums, values, strict=True))
         skipped = sums.pop("skipped", 0.0)
-        for name, value in sums.items():
-            record[name] = value / max(1.0, self.updates - skipped)
+        record = {name: value / max(1.0, self.updates - skipped) for name, value in sums.items()}
         wait = waited - self._waited
         record |= {
             "skipped": skipped,
@@ -116,9 +113,7 @@ class GpuMonitor:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -182,10 +181,8 @@ class Reporter:
         self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(dataclasses.asdict(self.run.config)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.gpu.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.gpu.__exit__(*error)
         if self.file is not None:
             self.file.close()
         for tracker in self.run.accelerator.trackers:
@@ -217,8 +214,8 @@ class Reporter:
         self.last_validation = metrics
         self._write("validation", metrics)
         if self.run.accelerator.is_main_process:
-            rates = [f"{name.upper()} {100 * value:.2f} %" for name, value in metrics.items() if _is_rate(name)]
-            shown = ", ".join([*rates, *_alignment(metrics)])
+            rates = {name.upper(): value for name, value in metrics.items() if name.endswith("eer") or "@" in name}
+            shown = ", ".join([*(f"{name} {100 * rate:.2f} %" for name, rate in rates.items()), *_alignment(metrics)])
             tqdm.write(f"step {self.progress.step}: validation {shown}")
 
     def final_table(self, meters: Meters) -> None:
@@ -258,7 +255,3 @@ def _alignment(metrics: dict[str, float]) -> list[str]:
         return []
     median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]
     return [f"off by {median:.2f} mm (95 %: {most:.2f}) and {metrics['alignment_degrees']:.1f} degrees"]
-
-
-def _is_rate(name: str) -> bool:
-    return name.endswith("eer") or "@" in name
