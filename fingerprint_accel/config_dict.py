@@ -35,7 +35,7 @@ REMOVED = {  # knobs that are gone, and what holds without them
     "max_bad_steps": "training stops after 20 skipped updates in a row",
     "tf32": "GPUs multiply float32 numbers in TF32",
 }
-MEANT = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}  # what was trained with another value would change
+BUILT_IN = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}  # what was trained with others cannot go on
 
 
 def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
@@ -55,7 +55,7 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
             if RENAMED.get(key) in hints:
                 hint = f"it is called {RENAMED[key]} now"
             elif key in REMOVED:
-                hint = f"it is gone, {REMOVED[key]}"
+                hint = f"it is gone, leave it out: {REMOVED[key]}"
             raise UserError(f"{where}: no knob named {key!r}; {hint}")
         here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
         if dataclasses.is_dataclass(hints[key]):
@@ -72,7 +72,7 @@ def renamed(values: Any) -> Any:
     return {
         RENAMED.get(name, name): renamed(value)
         for name, value in values.items()
-        if name not in REMOVED or value != MEANT.get(name, value)
+        if name not in REMOVED or value != BUILT_IN.get(name, value)
     }
 
 
@@ -91,7 +91,7 @@ def check_words(words: Sequence[str]) -> None:
         if dot and old in RENAMED:
             raise UserError(f"{name}: is called {group}.{RENAMED[old].replace('_', '-')} now")
         if dot and (gone := REMOVED.get(old.removeprefix("no_"))):
-            raise UserError(f"{name}: is gone, {gone}")
+            raise UserError(f"{name}: is gone, leave it out: {gone}")
         value = value or "".join(words[position + 1 : position + 2])
         if value in ("True", "False"):
             off = f"{group}.no-{knob}" if dot else f"--no-{knob.removeprefix('--')}"

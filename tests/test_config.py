@@ -114,7 +114,9 @@ def test_runs_of_earlier_versions_are_read(tmp_path):
     with pytest.raises(UserError, match="no knob named 'impressions_per_finger'; it is called samples_per_class now"):
         load_yaml(file)
     file.write_text("training: {tf32: true}\n")
-    with pytest.raises(UserError, match="no knob named 'tf32'; it is gone, GPUs multiply float32 numbers in TF32"):
+    with pytest.raises(
+        UserError, match="no knob named 'tf32'; it is gone, leave it out: GPUs multiply float32 numbers in TF32"
+    ):
         load_yaml(file)
     file.write_text("preprocess: {map_size: 64}\n")
     with pytest.raises(UserError, match="no knob named 'map_size'"):
@@ -131,9 +133,9 @@ def test_runs_of_earlier_versions_are_read(tmp_path):
         (["--model.stem-frozen=False"], "--model.stem-frozen False: is a switch; give --model.no-stem-frozen"),
         (["--training.clip-norm", "1"], "--training.clip-norm: is called --training.max-grad-norm now"),
         (["--training.bucket_mb=50"], "--training.bucket_mb: is called --training.bucket-cap-mb now"),
-        (["--training.no-tf32"], "--training.no-tf32: is gone, GPUs multiply float32 numbers in TF32"),
-        (["--reading.prefetch=5"], "--reading.prefetch: is gone, three batches are read ahead"),
-        (["--reading.block-size", "9"], "--reading.block-size: is gone, blocks have 16,384 prints"),
+        (["--training.no-tf32"], "--training.no-tf32: is gone, leave it out: GPUs multiply float32 numbers in TF32"),
+        (["--reading.prefetch=5"], "--reading.prefetch: is gone, leave it out: three batches are read ahead"),
+        (["--reading.block-size", "9"], "--reading.block-size: is gone, leave it out: blocks have 16,384 prints"),
     ],
 )
 def test_words_of_earlier_versions_are_refused(words, message):
