@@ -14,6 +14,7 @@ from torch import nn
 from fingerprint_accel.config import LossConfig
 from fingerprint_accel.losses.center import CenterLoss
 from fingerprint_accel.losses.contrastive import contrastive_loss
+from fingerprint_accel.losses.exchange import gather
 from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import aligned, pose_loss
@@ -157,17 +158,18 @@ class DeepPrintLoss(nn.Module):
     def update_centers(
         self, embeddings: dict[str, torch.Tensor], finger: torch.Tensor, skip: torch.Tensor | None = None
     ) -> None:
-        """Moves the class centres; called once per optimizer step, with the same prints on every rank.
+        """Moves the class centres by the prints of all ranks; called once per optimizer step.
 
         Args:
-            embeddings: (N, D) by branch, of all micro-batches and ranks.
+            embeddings: (N, D) by branch, of all micro-batches of this rank.
             finger: (N,) their class labels.
             skip: () bool; True leaves the centres as they are (an update that was skipped).
         """
+        everyone = gather(finger)
         for name, embedding in embeddings.items():
             center = self.centers[name]
             assert isinstance(center, CenterLoss)
-            center.update(embedding, finger, skip)
+            center.update(gather(embedding), everyone, skip)
 
 
 def minutia_map_loss(

@@ -43,7 +43,9 @@ def optimizer_step(
                 run.optimizer.step()
                 run.optimizer.zero_grad()
     put_classes_back(run)
-    _update_centers(run, fingers, branches, bad)
+    if run.config.loss.center_weight > 0:
+        prints = {name: torch.cat([part[name].float() for part in branches]) for name in branches[0]}
+        run.bare.loss.update_centers(prints, torch.cat(fingers), skip=bad)
     mean = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
     meters.add(mean, norm, bad, run.samples_per_step)
     return bad
@@ -56,17 +58,3 @@ def prepared(run: Run, batch: Batch, now: Schedule) -> tuple[torch.Tensor | None
     truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)
     margin = torch.full((), now.margin, device=image.device)  # a number would be compiled into the losses
     return image, batch.finger, maps, batch.minutia_count > 0, margin, *truth
-
-
-@torch.no_grad()
-def _update_centers(
-    run: Run, fingers: list[torch.Tensor], branches: list[dict[str, torch.Tensor]], bad: torch.Tensor
-) -> None:
-    """Moves the class centres once per update, by the prints of all micro-batches and ranks."""
-    if run.config.loss.center_weight == 0:
-        return
-    finger = run.accelerator.gather(torch.cat(fingers))
-    gathered = {
-        name: run.accelerator.gather(torch.cat([part[name].float() for part in branches])) for name in branches[0]
-    }
-    run.bare.loss.update_centers(gathered, finger, skip=bad)
