@@ -1,4 +1,4 @@
-"""Verbs about prints: `import`, `synth`, `merge`, `inspect`."""
+"""Verbs that make and look at datasets: `import`, `merge`, `synth`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.errors import one_line_errors
-
-GOES_ON = "interrupted; the same command goes on from here"
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --flag, without a --no-flag beside it
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
 
 
@@ -24,11 +22,11 @@ def import_files(
     canvas: int = 320,
     minutiae: Path | None = None,
     encoding: Literal["raw", "lz4"] = "raw",
-    enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    enhance: Flag = False,
     workers: int = 0,
     cluster: str = "",
     seed: int = 0,
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Flag = False,
 ) -> None:
     """Makes a dataset folder from image files.
 
@@ -64,12 +62,11 @@ def import_files(
     """
     from fingerprint_accel.data.importing import import_dataset
 
-    with one_line_errors(GOES_ON):
-        summary = import_dataset(
-            src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
-            enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
-        )  # fmt: skip
-        summary.show()
+    summary = import_dataset(
+        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
+        enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
+    summary.show()
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
@@ -88,12 +85,12 @@ def merge(
     dataset_ppi: int = 0,
     canvas: int = 0,
     encoding: Literal["raw", "lz4"] | None = None,
-    enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    join_fingers: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    enhance: Flag = False,
+    join_fingers: Flag = False,
     seed: int = 0,
     workers: int = 0,
     cluster: str = "",
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Flag = False,
 ) -> None:
     """Makes one dataset folder from one or more, with other shards, encoding, resolution or canvas.
 
@@ -124,11 +121,10 @@ def merge(
     from fingerprint_accel.data.merging import MergeOptions
     from fingerprint_accel.data.merging import merge as merge_datasets
 
-    with one_line_errors(GOES_ON):
-        options = MergeOptions(
-            dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
-        )
-        merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
+    options = MergeOptions(
+        dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
+    )
+    merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
 
 
 def synth(
@@ -146,7 +142,7 @@ def synth(
     workers: int = 0,
     cluster: str = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Flag = False,
 ) -> None:
     """Makes a dataset folder of synthetic fingerprints, with exact minutiae, pose and contact.
 
@@ -193,19 +189,18 @@ def synth(
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
-    with one_line_errors(GOES_ON):
-        style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
-        summary = write_synthetic_dataset(
-            out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
-        )
-        print(summary.table())
+    style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
+    summary = write_synthetic_dataset(
+        out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
+    )
+    print(summary.table())
 
 
 def inspect(
     dataset: Positional[Path],
     out: Path = Path("contact_sheet.png"),
     fingers: int = 5,
-    minutiae: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    minutiae: Flag = False,
 ) -> None:
     """Prints what a dataset holds and draws a contact sheet.
 
@@ -222,3 +217,19 @@ def inspect(
     print(describe(shards))
     save_contact_sheet(shards, out, fingers, minutiae)
     print(f"contact sheet: {out}")
+
+
+def verify(folder: Positional[Path]) -> None:
+    """Compares the files of a folder with the checksums that were taken when they were written.
+
+    fingerprint-accel verify datasets/db1
+
+    fingerprint-accel verify runs/mine
+
+    Args:
+        folder: Dataset, gallery, embeddings, exported model, checkpoint, or run folder with all its checkpoints.
+    """
+    from fingerprint_accel.extraction.verifying import verify as compare
+
+    files, size = compare(folder)
+    print(f"{folder}: {files} file{'s' * (files != 1)}, {size / 1e6:.1f} MB, all as they were written")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import torch
 
 from fingerprint_accel.data.images import SUFFIXES
 from fingerprint_accel.errors import UserError
@@ -22,7 +23,7 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_ex
 from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
-from fingerprint_accel.extraction.search_commands import find, open_gallery, search_basis
+from fingerprint_accel.extraction.search import columns, find, open_gallery
 
 HOST = "127.0.0.1"
 # The browser then asks nobody but us, whatever the page says.
@@ -40,12 +41,6 @@ class Demo:
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
-        self.search_basis = search_basis(extractor)
-
-    @property
-    def hit_columns(self) -> list[str]:
-        """Names of what `search` tells of a reference."""
-        return ["rank", "similarity", *(["match at FMR"] if self.search_basis.thresholds else []), "name"]
 
     def canvas(self, file: str | None, ppi: float) -> PIL.Image.Image | None:
         """A print as the network is given it, with its minutiae where the model finds such."""
@@ -54,7 +49,7 @@ class Demo:
         canvas = self.extractor.on_canvas(file, _resolution(ppi))
         minutiae = None
         if self.extractor.model.needs_minutia_maps:
-            minutiae = minutiae_on_canvases(self.extractor, canvas[None])[0]
+            minutiae = minutiae_on_canvases(self.extractor, torch.from_numpy(canvas)[None])[0]
         return canvas_picture(canvas, minutiae)
 
     def compare(self, reference: str | None, probe: str | None, ppi: float, poses: bool) -> tuple[str, PIL.Image.Image]:
@@ -73,7 +68,7 @@ class Demo:
         return f"## similarity {value}\n\n{table}{found.basis}", PIL.Image.open(io.BytesIO(png))
 
     def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
-        """Rows of `hit_columns`; and what was searched.
+        """Rows of `search.columns`; and what was searched, as Markdown.
 
         Raises:
             UserError: no file, no print on it, or a folder that is no gallery of this model.
@@ -81,15 +76,8 @@ class Demo:
         if probe is None:
             raise UserError("drop a print first")
         gallery = open_gallery(Path(folder.strip()), self.extractor)
-        hits, seconds = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
-        decided = bool(self.search_basis.thresholds)
-        rows = [
-            [rank, f"{hit.similarity:.3f}", *([hit.rate] if decided else []), hit.name]
-            for rank, hit in enumerate(hits, 1)
-        ]
-        told = f"compared with {len(gallery):,} prints in {1000 * seconds:.0f} ms"
-        rates = "; rates are those of one comparison" if decided else ""
-        return rows, f"{told}{rates}\n\n{self.search_basis.line}"
+        rows, told = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
+        return rows, "\n\n".join(told)
 
 
 def _resolution(ppi: float) -> int:
@@ -151,7 +139,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
                     look = gradio.Button("Search", variant="primary", elem_id="search")
                 canvas = shown(label="print on its canvas", elem_id="unknown-canvas")
             searched = gradio.Markdown(elem_id="searched")
-            hits = gradio.Dataframe(headers=demo.hit_columns, interactive=False, elem_id="hits")
+            hits = gradio.Dataframe(headers=columns(extractor), interactive=False, elem_id="hits")
             gradio.on([probe.change, *retyped], told(demo.canvas), [probe, ppi], canvas, api_name=False)
             look.click(told(demo.search), [folder, probe, ppi, top], [hits, searched], api_name="search")
     return page

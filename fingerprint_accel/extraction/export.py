@@ -7,7 +7,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import nn
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.centring import centred
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.outputs import check_file, mark
+from fingerprint_accel.outputs import mark
 from fingerprint_accel.preprocess.geometric import turned_and_shifted, upright
 
 OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
@@ -58,21 +57,6 @@ class Embedder(nn.Module):
         return embeddings if self.center is None else centred(embeddings, self.center, self.branches, self.cells)
 
 
-@dataclass(frozen=True)
-class Check:
-    """An exported file beside the original.
-
-    Attributes:
-        difference: largest, of any number of any embedding.
-        milliseconds: of a print, in batches of 8, by the exported file.
-        original_milliseconds: the same by PyTorch.
-    """
-
-    difference: float
-    milliseconds: float
-    original_milliseconds: float
-
-
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
     """The graph of an extractor, for any number of prints at once."""
     embedder = Embedder(extractor).cpu().eval()
@@ -83,28 +67,30 @@ def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
         return torch.export.export(embedder, (example,), dynamic_shapes=({0: batch},))
 
 
-def save_torch(
-    extractor: FingerprintExtractor, path: Path, program: torch.export.ExportedProgram | None = None
-) -> Check:
+def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
     """Writes a `torch.export` file, which `torch.export.load` opens without this package, and checks it.
 
     Args:
         extractor: the model.
+        program: what `traced` says of it.
         path: to write.
-        program: what `traced` says of it, where that is at hand: tracing takes seconds.
+
+    Returns:
+        Size, difference from the original and speed, in words.
     """
-    torch.export.save(program or traced(extractor), path, extra_files={mark(KIND): ""})
+    torch.export.save(program, path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
-    return _check(extractor, lambda images: module(torch.from_numpy(images)).detach().numpy())
+    return _checked(extractor, path, lambda images: module(torch.from_numpy(images)).detach().numpy())
 
 
-def save_onnx(
-    extractor: FingerprintExtractor, path: Path, program: torch.export.ExportedProgram | None = None
-) -> Check:
+def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
     """Writes an ONNX file with input `images` and output `embeddings`, and checks it with onnxruntime.
 
     Args:
-        extractor, path, program: as of `save_torch`.
+        extractor, program, path: as of `save_torch`.
+
+    Returns:
+        As of `save_torch`.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is missing.
@@ -118,7 +104,7 @@ def save_onnx(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(
-            program or traced(extractor),
+            program,
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
@@ -129,11 +115,11 @@ def save_onnx(
     written.model.metadata_props["written_by"] = mark(KIND)
     written.save(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _check(extractor, lambda images: session.run(["embeddings"], {"images": images})[0])
+    return _checked(extractor, path, lambda images: session.run(["embeddings"], {"images": images})[0])
 
 
-def _check(extractor: FingerprintExtractor, run: Callable[[np.ndarray], np.ndarray]) -> Check:
-    """Both on random canvases, in batches of several sizes."""
+def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Runs an exported file and the original on random canvases, in batches of several sizes."""
     extractor = extractor.cpu()
 
     def original(images: np.ndarray) -> np.ndarray:
@@ -149,28 +135,8 @@ def _check(extractor: FingerprintExtractor, run: Callable[[np.ndarray], np.ndarr
             started = time.perf_counter()
             function(images)
             found.append(1000 * (time.perf_counter() - started) / len(images))
-    return Check(largest, statistics.median(times[0]), statistics.median(times[1]))
-
-
-def export_command(model: str, onnx: Path | None, torch_file: Path | None) -> None:
-    """Writes the files asked for; prints how they compare with the original.
-
-    Raises:
-        UserError: no such model, no file asked for, a package is missing, or a file that `export` has not written is
-            in the place of one.
-    """
-    if onnx is None and torch_file is None:
-        raise UserError("nothing to write: give --onnx FILE, --torch FILE, or both")
-    for file in filter(None, (onnx, torch_file)):
-        check_file(file, KIND)
-        file.parent.mkdir(parents=True, exist_ok=True)
-    extractor = FingerprintExtractor.from_pretrained(model)
-    program = traced(extractor)
-    for path, save in ((onnx, save_onnx), (torch_file, save_torch)):
-        if path is not None:
-            check = save(extractor, path, program)
-            print(
-                f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {check.difference:.1e}; "
-                f"{check.milliseconds:.1f} ms a print in batches of {TRIED[-1]}, "
-                f"PyTorch {check.original_milliseconds:.1f}"
-            )
+    ours, theirs = map(statistics.median, times)
+    return (
+        f"{path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {largest:.1e}; {ours:.1f} ms a print in "
+        f"batches of {TRIED[-1]}, PyTorch {theirs:.1f}"
+    )

@@ -8,7 +8,6 @@ folder that cannot be used. Files are memory-mapped: opening costs nothing, and 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -21,17 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.durable import file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.gallery_files import (
-    FACTS,
-    KIND,
-    PART_NAME,
-    as_facts,
-    part_files,
-    read_facts,
-    read_part,
-)
+from fingerprint_accel.extraction.gallery_files import FACTS, KIND, as_facts, part_files, read_facts, read_part
 from fingerprint_accel.outputs import check_folder, exclusive_lock
 from fingerprint_accel.similarity import masked_similarity
 
@@ -77,7 +68,8 @@ class Gallery:
         facts = read_facts(self.folder)
         if facts is None:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
-        self.dims, self.model, self.cells = facts
+        self.dims, self.model, self.cells = facts["dims"], facts["model"], facts["cells"]
+        self._facts = json.dumps(facts, indent=2) + "\n"
         self._open_parts()
 
     def _open_parts(self) -> None:
@@ -148,7 +140,7 @@ class Gallery:
             if new.any():
                 self._write(embeddings[new], [name for name, is_new in zip(names, new, strict=True) if is_new])
             if not (self.folder / FACTS).is_file():
-                write_file(self.folder / FACTS, json.dumps(self._facts, indent=2) + "\n")
+                write_file(self.folder / FACTS, self._facts)
         return int(new.sum())
 
     def _are_new(self, embeddings: np.ndarray, names: list[str]) -> np.ndarray:
@@ -168,19 +160,14 @@ class Gallery:
         """A new file of prints."""
         flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
         columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(names, pa.string())]
-        facts = {"gallery": json.dumps(self._facts)}
-        batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata(facts)
-        temporary = self.folder / f".{os.getpid()}.tmp"
+        batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata({"gallery": self._facts})
+        number = max((int(name[5:11]) for name in self.part_names), default=-1) + 1
+        temporary = draft_of(self.folder / f"part-{number:06d}")
         try:
-            with temporary.open("wb") as file:
-                with pa.ipc.new_file(file, batch.schema) as writer:
-                    writer.write_batch(batch)
-                file.flush()
-                os.fsync(file.fileno())
-            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := PART_NAME.fullmatch(path.name))]
-            number = max(numbers, default=-1) + 1
-            path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
-            temporary.rename(path)
+            with pa.ipc.new_file(str(temporary), batch.schema) as writer:
+                writer.write_batch(batch)
+            fsync_path(temporary)
+            temporary.rename(self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow")
             fsync_path(self.folder)
         finally:
             temporary.unlink(missing_ok=True)
@@ -202,10 +189,6 @@ class Gallery:
             here = of_row == number
             found[here] = self._part(number)[rows[here] - self._starts[number]]
         return found
-
-    @property
-    def _facts(self) -> dict[str, int | str]:
-        return as_facts(self.dims, self.model, self.cells)
 
     def _part(self, number: int) -> np.ndarray:
         """(n, D) float32, a view of the file."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fingerprint_accel.cli.models import compare
+from fingerprint_accel.cli.extraction import compare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_prints
