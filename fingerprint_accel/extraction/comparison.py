@@ -57,13 +57,11 @@ def compare_prints(
     canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
     images = torch.from_numpy(canvases).to(extractor.device)
     embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
-    best = best_agreement(embeddings[0], embeddings[1], extractor.cells)
-    reference_pose = extractor.pose_of(images[:1], tried, best.reference)
-    pose = reference_pose.inverse().within(extractor.pose_of(images[1:], tried, best.probe))
+    best, i, j = best_agreement(embeddings[0], embeddings[1], extractor.cells)
+    pose = extractor.pose_of(images[:1], tried, i).inverse().within(extractor.pose_of(images[1:], tried, j))
     basis = decision_basis(extractor.notes, len(tried) if tried in (UPRIGHT, extractor.usual_poses) else 0)
-    verdicts = decisions(best.similarity, basis.thresholds)
     pose = Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
-    return Comparison(best.similarity, canvases, pose, len(tried), verdicts, basis.line)
+    return Comparison(best, canvases, pose, len(tried), decisions(best, basis.thresholds), basis.line)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:

@@ -71,19 +71,13 @@ def open_embeddings(folder: Path | str) -> Embeddings:
         facts = config["template"]
         template = TemplateFormat(facts["kind"], int(facts["length"]), int(facts.get("cells", 0)))
         shards = [load_file(folder / name) for name in config.get("sha256", ["embeddings.safetensors"])]
-        tensors = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-        failed = np.zeros(len(tensors["quality"]), bool)
+        templates, finger, impression, quality = (
+            np.concatenate([shard[name] for shard in shards])
+            for name in ("embeddings", "finger", "impression", "quality")
+        )
+        failed = np.zeros(len(quality), bool)
         for line in (folder / FAILED).read_text().splitlines():
             failed[json.loads(line)["row"]] = True
-        return Embeddings(
-            folder,
-            tensors["embeddings"],
-            tensors["finger"],
-            tensors["impression"],
-            tensors["quality"],
-            failed,
-            template,
-            config,
-        )
+        return Embeddings(folder, templates, finger, impression, quality, failed, template, config)
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise UserError(f"{folder}: no embeddings, or damaged ({str(error)[:80]}); `extract` makes them") from error

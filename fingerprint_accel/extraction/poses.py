@@ -72,22 +72,9 @@ DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
 """The same for dense embeddings."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Where two prints agree best; one of the two poses is 0, the print as it is.
-
-    Attributes:
-        similarity: of the two there.
-        reference, probe: number of the pose of each, as in `FingerprintExtractor.forward`.
-    """
-
-    similarity: float
-    reference: int
-    probe: int
-
-
-def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> Agreement:
-    """`similarity` of two prints, and the poses in which it was reached.
+def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> tuple[float, int, int]:
+    """`similarity` of two prints, and the pose of each, as in `FingerprintExtractor.forward`, where it was reached; one
+    of the two is 0, the print as it is.
 
     Args:
         reference, probe: (P, D) float32 of unit length, the print as it is first.
@@ -97,5 +84,5 @@ def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> 
     turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
     i, j = int(turned_reference.argmax()), int(turned_probe.argmax())
     if turned_reference[i] > turned_probe[j]:
-        return Agreement(float(turned_reference[i]), i, 0)
-    return Agreement(float(turned_probe[j]), 0, j)
+        return float(turned_reference[i]), i, 0
+    return float(turned_probe[j]), 0, j

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,12 @@ import pyarrow as pa
 
 from fingerprint_accel.data.listing import image_paths
 from fingerprint_accel.data.print_file import ImageFile, Target, prepare
+from fingerprint_accel.data.shard_writing import INFO
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.durable import file_sha256
+from fingerprint_accel.errors import require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.jobs import state_of_files
 from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
 
@@ -24,7 +26,7 @@ class DatasetPrints:
         finger: (N,) int32.
         impression: (N,) int16.
         table: of N rows, what the prints are.
-        digest: beginning of a SHA-256 that tells these prints from others.
+        digest: tells these prints from others.
 
     Raises:
         UserError: no dataset, or not as the network wants it.
@@ -35,7 +37,7 @@ class DatasetPrints:
         extractor.check_dataset(self.shards)
         self.finger, self.impression = self.shards.fingers, self.shards.impressions
         self.table = self.shards.table.select(["source", "finger_key"])
-        self.digest = hashlib.sha256((folder / "fingerprint.json").read_bytes()).hexdigest()[:16]
+        self.digest = file_sha256(folder / INFO)[:16]
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
         """(n, canvas, canvas) uint8, and nothing that failed."""
@@ -56,22 +58,15 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, ppi: int, extractor: FingerprintExtractor) -> None:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give a dataset folder, or a folder of images")
-        if not 50 <= ppi <= 5000:
-            raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
+        require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
+        require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
         self.folder, self.ppi = folder, ppi
         self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
         self.table = pa.table({"source": pa.array(image_paths(folder), pa.string())})
-        if not len(self.table):
-            raise UserError(f"{folder}: holds no image file, and is no dataset folder")
+        require(len(self.table) > 0, f"{folder}: holds no image file, and is no dataset folder")
         self.finger = np.full(len(self.table), -1, np.int32)
         self.impression = np.full(len(self.table), -1, np.int16)
-        digest = hashlib.sha256()
-        for name in self.table["source"]:
-            known = (folder / name.as_py()).stat()
-            digest.update(f"{name} {known.st_size} {known.st_mtime_ns}\n".encode())
-        self.digest = digest.hexdigest()[:16]
+        self.digest = state_of_files(folder / name.as_py() for name in self.table["source"])
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
         """(n, canvas, canvas) uint8, white where there is no print, and the reasons by row."""
@@ -93,6 +88,4 @@ def open_prints(data: Path, ppi: int, extractor: FingerprintExtractor) -> Datase
     Raises:
         UserError: neither, or not as the network wants it.
     """
-    if (data / "fingerprint.json").exists():
-        return DatasetPrints(data, extractor)
-    return ImageFolder(data, ppi, extractor)
+    return DatasetPrints(data, extractor) if (data / INFO).exists() else ImageFolder(data, ppi, extractor)
