@@ -117,10 +117,7 @@ class FingerprintExtractor(nn.Module):
 
     @property
     def identity(self) -> str:
-        """What tells this model from others: the beginning of a SHA-256 of its weights and its centre.
-
-        Embeddings of two models must not be compared; galleries keep this beside theirs.
-        """
+        """The beginning of a SHA-256 of weights and centre. Embeddings of two models must not be compared."""
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -129,11 +126,8 @@ class FingerprintExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
-        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses.
-
-        The print as it is comes first: the best hypothesis, upright. Hypothesis by hypothesis, turn by turn, shift by
-        shift.
-        """
+        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses:
+        hypothesis by hypothesis, turn by turn, shift by shift, the print as it is first."""
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         found = [
             self.centred(self.network(images, pose.repeated(len(images)), alignment).embedding)
@@ -171,13 +165,8 @@ class FingerprintExtractor(nn.Module):
         return pose if alignment is None else pose.within(alignment)
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
-        """images (B, canvas, canvas) uint8 -> all that the network says of them.
-
-        Args:
-            images: the canvases.
-            pose: to take them in, on top of the alignment; default as they are.
-            alignment: what `alignment` says of them; default it is asked.
-        """
+        """images (B, canvas, canvas) uint8 -> all that the network says of them, taken in `pose` on top of `alignment`;
+        without `alignment` the network is asked for one."""
         alignment = alignment or self.alignment(images)
         if alignment is not None:
             pose = alignment if pose is None else pose.within(alignment)
@@ -195,22 +184,15 @@ class FingerprintExtractor(nn.Module):
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
-        """Median length of embeddings before they are scaled to unit length, of usual prints: (B, canvas, canvas) uint8
-        each. Kept in `notes` under this name, it lets `quality` see how strongly the network answers to a print."""
+        """(B, canvas, canvas) uint8 of usual prints -> median length of their embeddings before they are scaled to unit
+        length. Kept in `notes` under this name, it tells `quality` how strongly the network answers to a print."""
         norms = [norm for images in batches if (norm := self.network(images.to(self.device)).norm) is not None]
         return round(float(torch.cat(norms).median()), 3)
 
     def quality(self, prints: Shards | Sequence[Image], ppi: int = 0, batch_size: int = 64) -> np.ndarray:
-        """How much each print has to compare by, 0 to 1; prints of low quality often fail to match.
+        """(N,) float32: how much each print has to compare by, 0 to 1; prints of low quality often fail to match.
 
-        Args:
-            prints, ppi, batch_size: as of `extract`.
-
-        Returns:
-            (N,) float32.
-
-        Raises:
-            UserError: as of `extract`.
+        Arguments and errors are those of `extract`.
         """
         batches = self.batches(prints, ppi, batch_size)
         return torch.cat([self.with_quality(images)[1].cpu() for images in batches]).numpy()
@@ -265,7 +247,7 @@ class FingerprintExtractor(nn.Module):
         return float(similarity(both[:1], both[1:], self.cells)[0, 0])
 
     def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
-        """An image (H, W) uint8 or file as the network wants it: (canvas, canvas) uint8, as an import would store it.
+        """An image (H, W) uint8 or file -> (canvas, canvas) uint8, as an import would store it.
 
         Raises:
             UserError: no image, or no print on it.
@@ -300,8 +282,7 @@ class FingerprintExtractor(nn.Module):
 
     def check_dataset(self, shards: Shards) -> None:
         """Raises UserError, with the remedy, where the prints of a dataset are not as the network wants them."""
-        info = shards.info
-        found = PrintInfo(info.ppi, info.canvas, info.enhanced)
+        found = PrintInfo(shards.info.ppi, shards.info.canvas, shards.info.enhanced)
         found.check_suits(PrintInfo(self.ppi, self.canvas, self.enhanced), shards.folder)
 
     def save_pretrained(self, folder: Path | str, notes: dict[str, Any] | None = None, half: bool = False) -> None:

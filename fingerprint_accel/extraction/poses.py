@@ -46,13 +46,7 @@ class Poses:
         return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
 
     def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
-        """Turns and shifts, each as a pose of one print, to be expanded to a batch.
-
-        Args:
-            crop: side of the network's window, canvas pixels.
-            ppi: of the canvas.
-            device: of the tensors.
-        """
+        """Turns and shifts, each as a pose of one print; `crop` is the side of the network's window, canvas pixels."""
         step = self.shift_mm * ppi / MM_PER_INCH
         places = sorted(itertools.product((0.0, -step, step), repeat=2), key=lambda place: place != (0.0, 0.0))
         found = []
