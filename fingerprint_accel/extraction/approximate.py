@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fingerprint_accel.durable import draft_of
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery import RESCORED, Gallery, Hits
 
 REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
@@ -41,8 +41,7 @@ class ApproximateSearch:
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery, self._faiss = gallery, _faiss()
-        if not len(gallery):
-            raise UserError(f"{gallery.folder}: no print is enrolled yet")
+        require(len(gallery) > 0, f"{gallery.folder}: no print is enrolled yet")
         self.added = self._bring_up_to_date()
         self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
         self._index.nprobe = max(FEWEST_CELLS, self._index.nlist // SHARE_OF_CELLS)
@@ -50,15 +49,7 @@ class ApproximateSearch:
     def search(self, probes: np.ndarray, k: int = 10) -> Hits:
         """The k references most similar to each probe, as far as they lie in the cells that are looked into.
 
-        Args:
-            probes: (M, D) float32 of unit length, or hypotheses of each (M, H, D), as of `Gallery.search`.
-            k: how many, at most as many as there are references.
-
-        Returns:
-            Similarities are exact.
-
-        Raises:
-            UserError: probes of another length.
+        Arguments and errors are those of `Gallery.search`; similarities are exact.
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery))

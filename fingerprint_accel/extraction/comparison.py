@@ -34,7 +34,7 @@ class Comparison:
     basis: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """What there is to say, as names and texts."""
+        """What to print, as names and texts."""
         poses = f" (best of {self.tried} poses)" if self.tried > 1 else ""
         return [("similarity", f"{self.similarity:.3f}{poses}"), *self.verdicts]
 
@@ -42,16 +42,9 @@ class Comparison:
 def compare_prints(
     extractor: FingerprintExtractor, reference: Image, probe: Image, ppi: int, tried: Poses | None = None
 ) -> Comparison:
-    """Compares two prints in every pose, as `FingerprintExtractor.compare` does, and keeps the best one.
+    """Compares two prints in every pose that is `tried`, and keeps the best one.
 
-    Args:
-        extractor: the model.
-        reference, probe: image files, or arrays (H, W) uint8 with dark ridges.
-        ppi: resolution of both, pixels per inch.
-        tried: poses.
-
-    Raises:
-        UserError: an image without a print.
+    Arguments and errors are those of `FingerprintExtractor.compare`.
     """
     tried = tried or extractor.usual_poses
     canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
@@ -65,12 +58,7 @@ def compare_prints(
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:
-    """Rows to print: for each false match rate the threshold and whether `value` reaches it.
-
-    Args:
-        value: similarity of two prints.
-        thresholds: similarity by false match rate, as models keep it ("0.001": 0.41).
-    """
+    """Rows to print: for each false match rate of `thresholds` ("0.001": 0.41) whether a similarity reaches it."""
     rows = []
     for rate, threshold in sorted(thresholds.items(), key=lambda item: -float(item[0])):
         verdict = "match" if value >= threshold else "no match"

@@ -8,7 +8,6 @@ folder that cannot be used. Files are memory-mapped: opening costs nothing, and 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery_files import FACTS, KIND, as_facts, part_files, read_facts, read_part
 from fingerprint_accel.outputs import check_folder, exclusive_lock
 from fingerprint_accel.similarity import masked_similarity
@@ -88,16 +87,14 @@ class Gallery:
         folder = Path(folder)
         check_folder(folder, KIND)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            write_file(staged / FACTS, json.dumps(as_facts(dims, model, cells), indent=2) + "\n")
-            staged.rename(folder)  # takes the place of an empty folder, and of no other
-        except OSError as error:
-            if folder.exists():
-                raise UserError(f"{folder}: exists already; choose another folder") from error
-            raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with tempfile.TemporaryDirectory(".tmp", f".{folder.name}.", folder.parent) as staged:
+            write_file(Path(staged) / FACTS, json.dumps(as_facts(dims, model, cells), indent=2) + "\n")
+            try:
+                Path(staged).rename(folder)  # takes the place of an empty folder, and of no other
+            except OSError as error:
+                if folder.exists():
+                    raise UserError(f"{folder}: exists already; choose another folder") from error
+                raise
         fsync_path(folder.parent)
         return cls(folder)
 
@@ -119,14 +116,11 @@ class Gallery:
 
     def append(self, embeddings: np.ndarray, names: Sequence[str]) -> int:
         """Enrols prints in one new file: all of them, or none. Prints that are enrolled already, by name and embedding,
-        are passed over, so that an enrolment can be repeated after a kill.
+        are passed over, so that an enrolment can be repeated after a kill. Returns how many were new.
 
         Args:
             embeddings: (N, D) float32 of unit length.
             names: N, what a search answers with.
-
-        Returns:
-            Number of prints that were new.
 
         Raises:
             UserError: another process has been writing to the gallery for a minute.
@@ -196,10 +190,10 @@ class Gallery:
 
     def check_probes(self, probes: np.ndarray) -> None:
         """Raises UserError where probes are not (M, D) or (M, H, D)."""
-        if probes.ndim not in (2, 3) or probes.shape[-1] != self.dims:
-            raise UserError(
-                f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}"
-            )
+        require(
+            probes.ndim in (2, 3) and probes.shape[-1] == self.dims,
+            f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}",
+        )
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """First row, and (n, D) float32 view of the file, of some references at a time."""
@@ -221,8 +215,7 @@ class Gallery:
         Raises:
             UserError: an empty gallery, or probes of another length.
         """
-        if not len(self):
-            raise UserError(f"{self.folder}: no print is enrolled yet")
+        require(len(self) > 0, f"{self.folder}: no print is enrolled yet")
         self.check_probes(probes)
         k = min(k, len(self))
         if probes.ndim == 3:
@@ -232,12 +225,8 @@ class Gallery:
         return Hits(similarity, row)
 
     def best(self, probes: np.ndarray, candidates: np.ndarray, k: int) -> Hits:
-        """The k of some references that are most similar to each probe, the best of its hypotheses counting.
-
-        Args:
-            probes: (M, H, D) float32 of unit length.
-            candidates: (M, n) their rows, in any order; -1 for none.
-            k: how many, at most n. Where there are fewer, the last have row 0 and similarity -1.
+        """The k references most similar to each probe (M, H, D), the best of its hypotheses counting, among those rows
+        that `candidates` (M, n) names, -1 for none. Where these are fewer than k, the last have row 0, similarity -1.
         """
         similarity, row = np.full((len(probes), k), -1, np.float32), np.zeros((len(probes), k), np.int64)
         for number, (hypotheses, rows) in enumerate(zip(probes, candidates, strict=True)):

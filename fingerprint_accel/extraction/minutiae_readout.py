@@ -100,15 +100,9 @@ def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, to
 def minutiae_on_canvases(
     extractor: FingerprintExtractor, canvases: torch.Tensor, threshold: float = THRESHOLD
 ) -> list[np.ndarray]:
-    """Minutiae of prints as the network is given them.
+    """canvases (B, canvas, canvas) uint8, ridges dark -> for each (n, 4) float32 x, y in canvas pixels, angle, score.
 
-    Args:
-        extractor: a model with a minutia branch.
-        canvases: (B, canvas, canvas) uint8, ridges dark.
-        threshold: least score.
-
-    Returns:
-        For each (n, 4) float32 x, y in canvas pixels, angle, score 0 to 1; the surest first.
+    Scores lie between `threshold` and 1; the surest minutia is first.
 
     Raises:
         UserError: the model has no minutia branch.
@@ -177,13 +171,9 @@ def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
 
 
 def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray], facts: dict[str, Any]) -> None:
-    """Writes the minutiae of image files, one file per image with its stem, and `facts` about them.
+    """Writes the minutiae of image files, as of `read_minutiae`: one file per image, called as its stem.
 
-    Args:
-        folder: to write.
-        images: the files.
-        minutiae: (n, 4) of each, as of `read_minutiae`.
-        facts: "format" ("xyt" or "iso"), "ppi" of the images, and "model", what found the minutiae.
+    `facts` are kept beside them: "format" ("xyt" or "iso"), "ppi" of the images, and "model", which found the minutiae.
     """
     write_file(folder / "minutiae.json", json.dumps(facts, indent=2) + "\n")
     for image, found in zip(images, minutiae, strict=True):
