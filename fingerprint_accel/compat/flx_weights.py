@@ -99,9 +99,7 @@ def read_network(path: Path) -> DeepPrint:
     Raises:
         UserError: as `load`.
     """
-    weights = {
-        _renamed(name): tensor for name, tensor in _read(path).items() if not _plain_name(name).startswith(HEADS)
-    }
+    weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
     texture, minutia = (weights.get(f"{branch}.weight") for branch in ("texture_branch.19", "minutia_branch.7"))
     variant = "Loc" * any(name.startswith("alignment.") for name in weights)
     variant += "Tex" * (texture is not None) + "Minu" * (minutia is not None)
@@ -110,8 +108,8 @@ def read_network(path: Path) -> DeepPrint:
         raise UserError(f"{path}: not a DeepPrint of flx; give its best_model.pyt")
     if len(lengths) > 1:
         raise UserError(f"{path}: branches of {' and '.join(map(str, sorted(lengths)))} numbers; they must be equal")
-    branches = (texture is not None) + (minutia is not None)
-    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=branches * lengths.pop())  # type: ignore[arg-type]
+    dims = sum(len(weight) for weight in (texture, minutia) if weight is not None)
+    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=dims)  # type: ignore[arg-type]
     network = DeepPrint(config)
     try:
         network.load_state_dict(weights)
@@ -131,17 +129,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{path}: not a checkpoint of flx; give its best_model.pyt")
-    return state
-
-
-def _plain_name(name: str) -> str:
-    """`Loc` variants hold the rest of the network under `embeddings.`."""
-    return name.removeprefix("embeddings.")
+    return {name.removeprefix("embeddings."): tensor for name, tensor in state.items()}  # of `Loc` variants
 
 
 def _renamed(name: str) -> str:
     """flx's name of a tensor -> ours."""
-    name = _plain_name(name)
     block = re.match(r"texture_branch\.(_\d_block)\.(\d+)\.", name)
     if block and block[1] in TEXTURE_BLOCKS:
         return f"texture_branch.{TEXTURE_BLOCKS[block[1]] + int(block[2])}.{name[block.end() :]}"

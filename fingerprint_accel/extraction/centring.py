@@ -33,12 +33,14 @@ def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
     return np.where(prints >= FEWEST_OF_A_CELL, total / np.maximum(prints, 1), 0).astype(np.float32)
 
 
-def centred(embeddings: torch.Tensor, center: torch.Tensor, branches: int, cells: int) -> torch.Tensor:
-    """(N, D) float32 of unit length -> the same with `center`, (D,) of `mean_template`, subtracted.
+def centred(embeddings: torch.Tensor, center: torch.Tensor | None, branches: int, cells: int) -> torch.Tensor:
+    """(N, D) float32 of unit length -> the same with `center`, (D,) of `mean_template` or None, subtracted.
 
     Each of the network's `branches` is scaled by itself, so that all keep their weight. `cells` is that of dense
     templates, whose absent cells stay zero; else 0.
     """
+    if center is None:
+        return embeddings
     if cells:
         grid = embeddings.unflatten(1, (cells, -1))  # (N, C, D / C)
         present = (grid.abs().amax(dim=2, keepdim=True) > 0).to(grid.dtype)

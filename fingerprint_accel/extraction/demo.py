@@ -28,7 +28,6 @@ from fingerprint_accel.extraction.search import columns, find, open_gallery
 HOST = "127.0.0.1"
 # The browser then asks nobody but us, whatever the page says.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # gradio's own are fetched from Google
 STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {display: none !important}"
 
 
@@ -225,7 +224,8 @@ def serve(gradio: Any, page: Any, port: int) -> str:
         app.middleware_stack = StaysHere(app.middleware_stack, port)
         yield
 
-    sans, mono = FONTS
+    # gradio's own fonts are fetched from Google
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=HOST,
         server_port=port,
@@ -233,7 +233,7 @@ def serve(gradio: Any, page: Any, port: int) -> str:
         quiet=True,
         ssr_mode=False,
         prevent_thread_lock=True,
-        theme=gradio.themes.Default(font=sans, font_mono=mono),
+        theme=theme,
         css=STYLE,
         app_kwargs={"lifespan": guarded},
     )

@@ -49,12 +49,11 @@ class Embedder(nn.Module):
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
         inputs = self.preprocessor.pixels(images, pose)
         if self.alignment_network is None:
-            return self._centred(self.model(inputs).embedding)
-        pose = turned_and_shifted(self.alignment_network.transform(inputs), self.crop)  # as `extractor.alignment` does
-        return self._centred(self.model.describe(self.preprocessor.pixels(images, pose)).embedding)
-
-    def _centred(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings if self.center is None else centred(embeddings, self.center, self.branches, self.cells)
+            output = self.model(inputs)
+        else:  # as `extractor.alignment` does
+            pose = turned_and_shifted(self.alignment_network.transform(inputs), self.crop)
+            output = self.model.describe(self.preprocessor.pixels(images, pose))
+        return centred(output.embedding, self.center, self.branches, self.cells)
 
 
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:

@@ -139,8 +139,7 @@ class FingerprintExtractor(nn.Module):
 
     def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(B, D) as the network gives them -> as templates: the centre subtracted, if there is one."""
-        center = self.center
-        return embeddings if center is None else centred(embeddings, center, len(self.model.branch_dims), self.cells)
+        return centred(embeddings, self.center, len(self.model.branch_dims), self.cells)
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
         """images (B, canvas, canvas) uint8 -> where the alignment network finds the fingers; None without one."""
