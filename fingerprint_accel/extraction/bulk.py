@@ -10,20 +10,24 @@ import dataclasses
 import functools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fingerprint_accel import __version__
-from fingerprint_accel.data.importing import IMAGE_PPI, kind_of
+from fingerprint_accel.data.importing import IMAGE_PPI
+from fingerprint_accel.data.listing import image_paths
+from fingerprint_accel.data.print_file import ImageFile, Target, prepare
+from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.extraction.embeddings_folder import (
@@ -33,14 +37,14 @@ from fingerprint_accel.extraction.embeddings_folder import (
     FORMAT_VERSION,
     PRINTS,
     SHARD_NAMES,
+    ExtractionSummary,
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.print_sources import ImageFolder, open_prints
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
-from fingerprint_accel.jobs import Facts, Job, run
+from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
-from fingerprint_accel.text import aligned
 
 BATCHES_PER_SHARD = 64  # enough for the cores of a CPU; a shard is soon done, and its canvases fit in memory
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
@@ -110,53 +114,6 @@ def extract_all(
     return ExtractionSummary(out, job.work.format, made, time.perf_counter() - started)
 
 
-class ExtractionSummary:
-    """What an extraction did, read from its folder.
-
-    Args:
-        out: the folder.
-        template: its format of templates.
-        made: prints that this run embedded; the others were there.
-        seconds: that this run took.
-
-    Attributes:
-        failed: prints that could not be embedded, by reason.
-    """
-
-    def __init__(self, out: Path, template: TemplateFormat, made: int, seconds: float) -> None:
-        self.out, self.format, self.made, self.seconds = out, template, made, seconds
-        quality = []
-        for name in json.loads((out / CONFIG).read_text())["sha256"]:
-            with safe_open(out / name, "np") as file:
-                quality.append(file.get_tensor("quality"))
-        self.quality: np.ndarray = np.concatenate(quality)
-        with (out / FAILED).open() as log:
-            self.failed = Counter(kind_of(json.loads(line)["reason"]) for line in log)
-        self.megabytes = sum(path.stat().st_size for path in out.iterdir()) / 1e6
-
-    def table(self) -> str:
-        """The summary as aligned text."""
-        prints, failed = len(self.quality), self.failed.total()
-        low, median, high = np.percentile(self.quality, [10, 50, 90])
-        speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
-        rows = [("prints", f"{prints}"), ("failure to extract", f"{failed} ({failed / prints:.2%})")]
-        rows += [(f"  {reason}", f"{number}") for reason, number in self.failed.most_common(5)]
-        rows += [
-            ("template", f"{self.format.kind}, {self.format.length} numbers, {self.format.bytes} bytes"),
-            ("quality", f"median {median:.2f}, 10 % below {low:.2f}, 10 % above {high:.2f}"),
-            ("MB", f"{self.megabytes:.1f}"),
-            ("seconds", f"{self.seconds:.1f}{speed}"),
-            ("embeddings", str(self.out)),
-        ]
-        return aligned(rows)
-
-    def show(self) -> None:
-        """Prints the table, and where to find what failed."""
-        print(self.table())
-        if self.failed:
-            print(f"prints that failed and reasons: {self.out / FAILED}")
-
-
 class ExtractJob(Job):
     """An extraction, shard by shard; arguments as of `extract_all`, with the device of the workers."""
 
@@ -221,12 +178,55 @@ class ExtractJob(Job):
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
+class DatasetPrints:
+    """The prints of a dataset folder: `finger` (N,) int32, `impression` (N,) int16, a `table` of N rows that says what
+    they are, and a `digest` that tells them from others."""
+
+    def __init__(self, folder: Path, extractor: FingerprintExtractor) -> None:
+        self.shards = open_dataset(folder)
+        extractor.check_dataset(self.shards)
+        self.finger, self.impression = self.shards.fingers, self.shards.impressions
+        self.table = self.shards.table.select(["source", "finger_key"])
+        self.digest = file_sha256(folder / INFO)[:16]
+
+    def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
+        """(n, canvas, canvas) uint8, and nothing that failed."""
+        side = self.shards.info.canvas
+        canvases = np.empty((len(rows), side, side), np.uint8)
+        self.shards.read(np.arange(rows.start, rows.stop), canvases)
+        return canvases, {}
+
+
+class ImageFolder:
+    """The images below a folder, in the order of their paths, as `DatasetPrints`; finger and impression are -1."""
+
+    def __init__(self, folder: Path, ppi: int, extractor: FingerprintExtractor) -> None:
+        require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
+        require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
+        self.folder, self.ppi = folder, ppi
+        self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
+        self.table = pa.table({"source": pa.array(image_paths(folder), pa.string())})
+        require(len(self.table) > 0, f"{folder}: holds no image file, and is no dataset folder")
+        self.finger = np.full(len(self.table), -1, np.int32)
+        self.impression = np.full(len(self.table), -1, np.int16)
+        self.digest = state_of_files(folder / name.as_py() for name in self.table["source"])
+
+    def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
+        """(n, canvas, canvas) uint8, white where there is no print, and the reasons by row."""
+        names = self.table["source"].slice(rows.start, len(rows)).to_pylist()
+        files = [ImageFile(self.folder / name, name, "", -1, self.ppi, None) for name in names]
+        canvases = np.full((len(rows), self.target.canvas, self.target.canvas), 255, np.uint8)
+        reasons = {}
+        for row, prepared in enumerate(each(lambda file: prepare(file, self.target), files)):
+            if prepared.image is None:
+                reasons[rows.start + row] = prepared.reason
+            else:
+                canvases[row] = prepared.image
+        return canvases, reasons
+
+
 class Work:
     """What a process needs to extract: the network on its device, the prints, options and the format of templates.
-
-    Args:
-        data, model, ppi, options: as of `extract_all`.
-        device: of the network.
 
     Raises:
         UserError: no such model or prints, prints that do not fit the model, or a length that it cannot give.
@@ -246,7 +246,8 @@ class Work:
             f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut",
         )
         self.format = TemplateFormat(options.template, length, extractor.cells)
-        self.prints = open_prints(data, ppi, extractor)
+        is_dataset = (data / INFO).exists()
+        self.prints = DatasetPrints(data, extractor) if is_dataset else ImageFolder(data, ppi, extractor)
 
     def embed(self, rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Templates (n, ...), quality (n,) float32, and reasons by row for those that failed."""

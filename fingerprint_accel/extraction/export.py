@@ -71,7 +71,7 @@ def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedPr
 
     Args:
         extractor: the model.
-        program: what `traced` says of it.
+        program: its graph, see `traced`.
         path: to write.
 
     Returns:
@@ -83,13 +83,7 @@ def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedPr
 
 
 def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Writes an ONNX file with input `images` and output `embeddings`, and checks it with onnxruntime.
-
-    Args:
-        extractor, program, path: as of `save_torch`.
-
-    Returns:
-        As of `save_torch`.
+    """`save_torch` for an ONNX file with input `images` and output `embeddings`, checked with onnxruntime.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is missing.

@@ -205,7 +205,8 @@ class FingerprintExtractor(nn.Module):
         batch_size: int = 64,
         progress: bool = True,
     ) -> np.ndarray:
-        """Embeds prints, in order.
+        """Embeds N prints, in order -> (N, D) float32 of unit length; (N, P, D) for P > 1 poses. Variants with two
+        branches have half the numbers from each, the texture branch first.
 
         Args:
             prints: an opened dataset; or image files, or arrays (H, W) uint8 with dark ridges, of any size.
@@ -213,10 +214,6 @@ class FingerprintExtractor(nn.Module):
             poses: ways in which each print is turned and shifted before it is embedded.
             batch_size: prints at a time.
             progress: shows a progress bar.
-
-        Returns:
-            (N, D) float32 of unit length; (N, P, D) for P > 1 poses. Variants with two branches have half the numbers
-            from each, the texture branch first.
 
         Raises:
             UserError: a dataset of another ppi or canvas than the network was trained on, only one of the two

@@ -18,7 +18,7 @@ from fingerprint_accel.data.images import read_grey
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
 from fingerprint_accel.durable import write_file
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
@@ -158,16 +158,17 @@ def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae:
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
     """Raises UserError where a model draws no minutia map, or has not learned to."""
-    if UNTRAINED in extractor.notes:
-        raise UserError(
-            f"{extractor.origin or 'the model'}: its minutia map was not trained; give a model that was trained with "
-            "--loss.minutia-map-weight above 0 on prints with minutiae"
-        )
-    if not extractor.model.needs_minutia_maps:
-        raise UserError(
-            f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} draws no minutiae; "
-            "give a model with a minutia branch, trained with --model.variant TexMinu"
-        )
+    name = extractor.origin or "the model"
+    require(
+        UNTRAINED not in extractor.notes,
+        f"{name}: its minutia map was not trained; give a model that was trained with --loss.minutia-map-weight above "
+        "0 on prints with minutiae",
+    )
+    require(
+        extractor.model.needs_minutia_maps,
+        f"{name}: variant {extractor.model.config.variant} draws no minutiae; give a model with a minutia branch, "
+        "trained with --model.variant TexMinu",
+    )
 
 
 def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray], facts: dict[str, Any]) -> None:

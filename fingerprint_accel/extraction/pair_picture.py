@@ -27,10 +27,7 @@ SCALE_MM = 5
 def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
     """Reference in blue, probe in red on its place, both overlaid, with similarity and decisions, as PNG.
 
-    Args:
-        comparison: of the two.
-        names: what to call reference and probe.
-        extractor: what compared them; its ppi and window are shown.
+    `names` are those of reference and probe; ppi and window of the `extractor` that compared them are shown.
     """
     reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
     probe = _ink(comparison.canvases[1], comparison.pose)
@@ -57,12 +54,8 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
 
 
 def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PIL.Image.Image:
-    """A print on its canvas, with its minutiae as circles with a stroke in their direction.
-
-    Args:
-        canvas: (S, S) uint8.
-        minutiae: (n, 4) x, y in canvas pixels, angle, score; the surer, the stronger they are drawn.
-    """
+    """canvas (S, S) uint8 -> the print, with minutiae (n, 4) x, y in canvas pixels, angle, score as circles with a
+    stroke in their direction: the surer, the stronger they are drawn."""
     size = FINER * len(canvas)
     picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
     draw = PIL.ImageDraw.Draw(picture)

@@ -25,8 +25,7 @@ class Poses:
 
     Attributes:
         degrees: turns besides 0, counter-clockwise.
-        shift_mm: the window is also moved by so much along each axis, to both sides: eight places around the middle.
-            0 tries none.
+        shift_mm: also moves the window to eight places around the middle, by so much along each axis; 0 tries none.
         hypotheses: so many poses that the alignment network finds most probable; 1 takes its best.
 
     Raises:
@@ -67,13 +66,8 @@ DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
 
 
 def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> tuple[float, int, int]:
-    """`similarity` of two prints, and the pose of each, as in `FingerprintExtractor.forward`, where it was reached; one
-    of the two is 0, the print as it is.
-
-    Args:
-        reference, probe: (P, D) float32 of unit length, the print as it is first.
-        cells: of dense templates, as in `similarity`; others have 0.
-    """
+    """Two prints in P poses, (P, D) float32 of unit length -> their `similarity`, and the pose of each, as in
+    `FingerprintExtractor.forward`, where it was reached; one of the two is 0, the print as it is."""
     turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
     turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
     i, j = int(turned_reference.argmax()), int(turned_probe.argmax())

@@ -35,16 +35,8 @@ def prints_to_enroll(prints: list[Path]) -> tuple[Shards | list[Path], list[str]
 
 
 def fused_by_finger(embeddings: np.ndarray, fingers: list[str], cells: int) -> tuple[np.ndarray, list[str]]:
-    """One template for each finger, see `similarity.fused`, and the fingers in the order in which they come first.
-
-    Args:
-        embeddings: (N, D) float32 of unit length.
-        fingers: N, the finger of each print.
-        cells: of dense templates, else 0.
-
-    Returns:
-        (F, D) float32 of unit length, and F fingers.
-    """
+    """embeddings (N, D) float32 of unit length, and the finger of each print -> (F, D), one template for each finger
+    (see `similarity.fused`), and the F fingers in the order in which they come first."""
     rows: dict[str, list[int]] = {}
     for row, finger in enumerate(fingers):
         rows.setdefault(finger, []).append(row)
