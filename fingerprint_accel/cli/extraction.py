@@ -84,9 +84,7 @@ def compare(
 
     fingerprint-accel compare a.png b.png
 
-    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1
-
-    fingerprint-accel compare a.png b.png --out pair.png
+    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1 --out pair.png
 
     Args:
         reference: Image of a print, ridges dark.
@@ -189,9 +187,9 @@ def search(
 
     extractor = open_extractor(model)
     rows, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index)
-    *titles, _ = columns(extractor)
-    for *cells, name in [columns(extractor), *rows]:
-        print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=True)), name]))
+    titles = columns(extractor)
+    for *cells, name in [titles, *rows]:
+        print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=False)), name]))
     print("", *told, sep="\n")
 
 

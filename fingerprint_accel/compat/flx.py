@@ -99,11 +99,7 @@ class DeepPrintExtractor:
         return self.load_best_model(out_dir)
 
     def load_best_model(self, out_dir: str | Path) -> DeepPrintExtractor:
-        """Takes the best model of a run folder.
-
-        Raises:
-            UserError: no model there.
-        """
+        """Takes the best model of a run folder; UserError where there is none."""
         self.extractor = FingerprintExtractor.from_pretrained(out_dir)
         return self
 

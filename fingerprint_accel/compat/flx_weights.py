@@ -100,16 +100,13 @@ def read_network(path: Path) -> DeepPrint:
         UserError: as `load`.
     """
     weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
-    texture, minutia = (weights.get(f"{branch}.weight") for branch in ("texture_branch.19", "minutia_branch.7"))
-    variant = "Loc" * any(name.startswith("alignment.") for name in weights)
-    variant += "Tex" * (texture is not None) + "Minu" * (minutia is not None)
-    lengths = {len(weight) for weight in (texture, minutia) if weight is not None}
-    if variant not in get_args(Variant):
-        raise UserError(f"{path}: not a DeepPrint of flx; give its best_model.pyt")
-    if len(lengths) > 1:
-        raise UserError(f"{path}: branches of {' and '.join(map(str, sorted(lengths)))} numbers; they must be equal")
-    dims = sum(len(weight) for weight in (texture, minutia) if weight is not None)
-    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=dims)  # type: ignore[arg-type]
+    heads = {"Tex": weights.get("texture_branch.19.weight"), "Minu": weights.get("minutia_branch.7.weight")}
+    lengths = {name: len(weight) for name, weight in heads.items() if weight is not None}
+    variant = "".join(["Loc" * any(name.startswith("alignment.") for name in weights), *lengths])
+    require(variant in get_args(Variant), f"{path}: not a DeepPrint of flx; give its best_model.pyt")
+    found = sorted(set(lengths.values()))
+    require(len(found) == 1, f"{path}: branches of {' and '.join(map(str, found))} numbers; they must be equal")
+    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=sum(lengths.values()))  # type: ignore[arg-type]
     network = DeepPrint(config)
     try:
         network.load_state_dict(weights)

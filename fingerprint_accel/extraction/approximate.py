@@ -26,14 +26,7 @@ CANDIDATES = 20  # compared exactly, for each that is asked for
 
 
 class ApproximateSearch:
-    """A gallery with its index, which is made or brought up to date first.
-
-    Args:
-        gallery: the gallery.
-
-    Attributes:
-        gallery: the gallery.
-        added: references that the index did not have yet.
+    """A gallery with its index, which is made or brought up to date first; `added` references were not in it yet.
 
     Raises:
         UserError: FAISS is not installed, an empty gallery, or an index that is damaged.

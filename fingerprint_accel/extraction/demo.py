@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 
 from fingerprint_accel.data.images import SUFFIXES
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.demo_folder import dropped_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
@@ -32,11 +32,7 @@ STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {
 
 
 class Demo:
-    """What the page does, without the page.
-
-    Args:
-        extractor: the model.
-    """
+    """What the page does, without the page. All raise UserError for a file that is missing or holds no print."""
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
@@ -52,11 +48,7 @@ class Demo:
         return canvas_picture(canvas, minutiae)
 
     def compare(self, reference: str | None, probe: str | None, ppi: float, poses: bool) -> tuple[str, PIL.Image.Image]:
-        """Similarity and decisions as Markdown, and the picture of the pair.
-
-        Raises:
-            UserError: a file is missing, or holds no print.
-        """
+        """Similarity and decisions as Markdown, and the picture of the pair."""
         if reference is None or probe is None:
             raise UserError("drop two prints first")
         found = compare_prints(self.extractor, reference, probe, _resolution(ppi), None if poses else UPRIGHT)
@@ -67,11 +59,7 @@ class Demo:
         return f"## similarity {value}\n\n{table}{found.basis}", PIL.Image.open(io.BytesIO(png))
 
     def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
-        """Rows of `search.columns`; and what was searched, as Markdown.
-
-        Raises:
-            UserError: no file, no print on it, or a folder that is no gallery of this model.
-        """
+        """Rows of `search.columns`; and what was searched, as Markdown."""
         if probe is None:
             raise UserError("drop a print first")
         gallery = open_gallery(Path(folder.strip()), self.extractor)
@@ -80,8 +68,7 @@ class Demo:
 
 
 def _resolution(ppi: float) -> int:
-    if not ppi or ppi <= 0:
-        raise UserError("give the resolution of the prints, pixels per inch, for example 500")
+    require(bool(ppi) and ppi > 0, "give the resolution of the prints, pixels per inch, for example 500")
     return round(ppi)
 
 
@@ -161,10 +148,6 @@ class StaysHere:
 
     Requests count as this machine's if they name it: a page elsewhere whose name was made to lead here (DNS rebinding)
     sends its own name as Host, and a form on such a page sends its Origin.
-
-    Args:
-        app: what answers.
-        port: where the page is served.
     """
 
     def __init__(self, app: Any, port: int) -> None:

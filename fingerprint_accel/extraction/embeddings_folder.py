@@ -38,12 +38,10 @@ class Embeddings:
 
     Attributes:
         folder: where they lie.
-        templates: (N, ...) as stored, see `TemplateFormat`.
-        finger: (N,) int32, -1 where it is not known.
-        impression: (N,) int16, likewise.
+        templates: (N, ...) as stored, in `format`.
+        finger, impression: (N,) int32 and int16, -1 where they are not known.
         quality: (N,) float32, 0 to 1.
         failed: (N,) bool, failure to extract.
-        format: how the templates are stored.
         config: what `config.json` says.
     """
 

@@ -28,11 +28,7 @@ KIND = "exported model"  # in the files, so that they may be replaced
 
 
 class Embedder(nn.Module):
-    """Canvases to embeddings in one graph: upright, without loops over the batch.
-
-    Args:
-        extractor: whose network and preparation it is.
-    """
+    """Network and preparation of an extractor in one graph: upright, without loops over the batch."""
 
     center: torch.Tensor | None
 

@@ -15,7 +15,7 @@ from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
-from fingerprint_accel.extraction.gallery_files import FACTS, PART_NAME
+from fingerprint_accel.extraction.gallery_files import FACTS, part_files
 
 MOST_THREADS = 4  # hashing lets go of the interpreter; a disk is the limit soon
 
@@ -60,9 +60,7 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
         for file, digest in _read(folder / name).get("sha256", {}).items():
             yield folder / file, digest
     if (folder / FACTS).is_file():
-        for path in sorted(folder.iterdir()):
-            if match := PART_NAME.fullmatch(path.name):
-                yield path, match[2]
+        yield from ((path, path.stem[-16:]) for path in part_files(folder))
     if (folder / "config.yaml").is_file():  # a run folder
         for inner in [*sorted(folder.glob("checkpoints/step-*")), folder / "model"]:
             yield from _checksums(inner)
