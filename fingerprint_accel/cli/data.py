@@ -10,6 +10,13 @@ import tyro
 from tyro.conf import Positional
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --flag, without a --no-flag beside it
+Enhance = Annotated[Flag, tyro.conf.arg(help="Store prints whose ridges are enhanced, once and for all.")]
+Workers = Annotated[int, tyro.conf.arg(help="Processes on a CPU; 0 for one per core.")]
+Cluster = Annotated[
+    str,
+    tyro.conf.arg(help="Dask cluster that does the work, by address or scheduler file; its workers see all folders."),
+]
+Overwrite = Annotated[Flag, tyro.conf.arg(help="Replace OUT, and unfinished shards of another command beside it.")]
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
 
 
@@ -22,11 +29,11 @@ def import_files(
     canvas: int = 320,
     minutiae: Path | None = None,
     encoding: Literal["raw", "lz4"] = "raw",
-    enhance: Flag = False,
-    workers: int = 0,
-    cluster: str = "",
+    enhance: Enhance = False,
+    workers: Workers = 0,
+    cluster: Cluster = "",
     seed: int = 0,
-    overwrite: Flag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes a dataset folder from image files.
 
@@ -54,19 +61,14 @@ def import_files(
         minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
             FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
-        enhance: Store prints whose ridges are enhanced, once and for all.
-        workers: Processes; 0 for one per core.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see SRC and OUT.
         seed: Of the order in which prints are written.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.importing import import_dataset
 
-    summary = import_dataset(
+    import_dataset(
         src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
         enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
-    )  # fmt: skip
-    summary.show()
+    ).show()  # fmt: skip
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
@@ -85,12 +87,12 @@ def merge(
     dataset_ppi: int = 0,
     canvas: int = 0,
     encoding: Literal["raw", "lz4"] | None = None,
-    enhance: Flag = False,
+    enhance: Enhance = False,
     join_fingers: Flag = False,
     seed: int = 0,
-    workers: int = 0,
-    cluster: str = "",
-    overwrite: Flag = False,
+    workers: Workers = 0,
+    cluster: Cluster = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes one dataset folder from one or more, with other shards, encoding, resolution or canvas.
 
@@ -111,12 +113,8 @@ def merge(
         dataset_ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
         canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
         encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
-        enhance: Store prints whose ridges are enhanced, once and for all.
         join_fingers: Fingers of different SRC with the same key are one; impressions that collide are renumbered.
         seed: Of the order in which prints are written.
-        workers: Processes; 0 for one per core.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see SRC and OUT.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.merging import MergeOptions
     from fingerprint_accel.data.merging import merge as merge_datasets
@@ -139,10 +137,10 @@ def synth(
     canvas: int = 320,
     first_finger: int = 0,
     siblings: int = 1,
-    workers: int = 0,
-    cluster: str = "",
+    workers: Workers = 0,
+    cluster: Cluster = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    overwrite: Flag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes a dataset folder of synthetic fingerprints, with exact minutiae, pose and contact.
 
@@ -181,10 +179,7 @@ def synth(
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
         siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
-        workers: Processes on a CPU; 0 for one per core.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see OUT.
         device: What makes the prints; auto takes GPUs if there are any.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset

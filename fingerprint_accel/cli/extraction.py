@@ -5,30 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.cli.data import Flag
+from fingerprint_accel.cli.data import Cluster, Flag, Overwrite
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import require
 from fingerprint_accel.outputs import check_folder, check_picture
 from fingerprint_accel.text import aligned
 
+Model = Annotated[
+    str,
+    tyro.conf.arg(help="Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder."),
+]
+
 
 def extract(
     data: Positional[Path],
     out: Path,
-    model: str = "small",
+    model: Model = "small",
     ppi: int = 500,
     template: Literal["float32", "int8", "binary"] = "float32",
     length: int = 0,
     minimum_quality: float = 0.0,
     batch_size: int = 0,
     bf16: Flag = False,
-    cluster: str = "",
+    cluster: Cluster = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    overwrite: Flag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Embeds every print of a dataset, or of a folder of images, one row for each, in order.
 
@@ -50,28 +56,24 @@ def extract(
     Args:
         data: Dataset folder, or folder of images (by path, subfolders included).
         out: Folder to write.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         ppi: Resolution of the images, pixels per inch; a dataset knows its own.
         template: float32: 4 bytes a number. int8: 1 byte. binary: 1 bit, the signs.
         length: Keep so many numbers, the first of each branch, for models that were trained for it; 0 for all.
         minimum_quality: Prints of less quality, 0 to 1, count as failure to extract; 0 keeps all.
         batch_size: Prints at a time; 0 for 8 on each thread of a CPU, 64 on a GPU.
         bf16: Run the network in bf16, faster where the hardware has it.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see all folders.
         device: What embeds the prints; auto takes GPUs if there are any.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.extraction.bulk import Options, extract_all
 
     options = Options(template, length, minimum_quality, batch_size, bf16)
-    summary = extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite)
-    summary.show()
+    extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite).show()
 
 
 def compare(
     reference: Positional[Path],
     probe: Positional[Path],
-    model: str = "small",
+    model: Model = "small",
     ppi: int = 500,
     poses: bool = True,
     out: Path | None = None,
@@ -89,7 +91,6 @@ def compare(
     Args:
         reference: Image of a print, ridges dark.
         probe: Image of another.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         ppi: Resolution of both images, pixels per inch.
         poses: Also try turns and shifts, and take the best agreement.
         out: PNG file to write: both prints side by side, and one on the other in the pose that compared best.
@@ -115,7 +116,7 @@ def compare(
 def enroll(
     gallery: Positional[Path],
     prints: Positional[list[Path]],
-    model: str = "small",
+    model: Model = "small",
     ppi: int = 500,
     batch_size: int = 64,
     fuse: Flag = False,
@@ -135,7 +136,6 @@ def enroll(
     Args:
         gallery: Gallery folder.
         prints: Image files, or one dataset folder.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         ppi: Resolution of the images; a dataset knows its own.
         batch_size: Prints at a time.
         fuse: Join the prints of each finger in one template, named by the finger: of a dataset by its fingers, of
@@ -236,7 +236,7 @@ def minutiae(
     print(f"{out}: minutiae of {len(images):,} prints, {counts[0]} to {counts[-1]}, median {median(counts):.0f}")
 
 
-def demo(model: str = "small", gallery: Path | None = None, port: int = 7860) -> None:
+def demo(model: Model = "small", gallery: Path | None = None, port: int = 7860) -> None:
     """Opens a page in the browser to drop two prints on, or to search a gallery; Ctrl-C ends it.
 
     The page shows each print as the network is given it, both laid on each other in the pose that compared best, their
@@ -250,7 +250,6 @@ def demo(model: str = "small", gallery: Path | None = None, port: int = 7860) ->
     fingerprint-accel demo --gallery known --model runs/db1 --port 8000
 
     Args:
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         gallery: Gallery folder to search, see `enroll`; another can be named on the page.
         port: Where the page is served, http://127.0.0.1:PORT.
     """

@@ -39,23 +39,14 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class DeepPrintOutput:
-    """Embeddings under flx's names; a branch that the variant lacks is None.
-
-    Attributes:
-        minutia_embeddings: (B, D) float32 of unit length.
-        texture_embeddings: (B, D) float32 of unit length.
-    """
+    """Embeddings under flx's names, (B, D) float32 of unit length; a branch that the variant lacks is None."""
 
     minutia_embeddings: torch.Tensor | None
     texture_embeddings: torch.Tensor | None
 
 
 class FlxModel(nn.Module):
-    """A network with flx's call: (B, 1, 299, 299) floats in, `DeepPrintOutput` out.
-
-    Args:
-        network: our DeepPrint with flx's weights.
-    """
+    """Our DeepPrint with flx's weights and flx's call: (B, 1, 299, 299) floats in, `DeepPrintOutput` out."""
 
     def __init__(self, network: DeepPrint) -> None:
         super().__init__()
@@ -94,11 +85,7 @@ def convert(path: Path, out: Path) -> FingerprintExtractor:
 
 
 def read_network(path: Path) -> DeepPrint:
-    """Our DeepPrint with the weights of a checkpoint of flx.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """Our DeepPrint with the weights of a checkpoint of flx; raises as `load`."""
     weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
     heads = {"Tex": weights.get("texture_branch.19.weight"), "Minu": weights.get("minutia_branch.7.weight")}
     lengths = {name: len(weight) for name, weight in heads.items() if weight is not None}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,11 @@ class ApproximateSearch:
     """
 
     def __init__(self, gallery: Gallery) -> None:
-        self.gallery, self._faiss = gallery, _faiss()
+        try:
+            import faiss
+        except ImportError as error:
+            raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
+        self.gallery, self._faiss = gallery, faiss
         require(len(gallery) > 0, f"{gallery.folder}: no print is enrolled yet")
         self.added = self._bring_up_to_date()
         self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
@@ -98,11 +101,3 @@ class ApproximateSearch:
             return self._faiss.read_index(str(path), flags)
         except RuntimeError as error:
             raise UserError(f"{path}: damaged; delete it, and the next search makes it again") from error
-
-
-def _faiss() -> ModuleType:
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
-    return faiss

@@ -228,8 +228,7 @@ class ImageFolder:
 class Work:
     """What a process needs to extract: the network on its device, the prints, options and the format of templates.
 
-    Raises:
-        UserError: no such model or prints, prints that do not fit the model, or a length that it cannot give.
+    Raises UserError where model or prints are missing or do not fit each other, or the model cannot give the length.
     """
 
     def __init__(self, data: Path, model: str, ppi: int, options: Options, device: str) -> None:

@@ -156,8 +156,7 @@ class FingerprintExtractor(nn.Module):
     @torch.no_grad()
     def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
         """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
-        crop, device = float(self.preprocess_config.crop), images.device
-        tried = poses.all(crop, self.ppi, device)
+        tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         hypothesis, turn = divmod(number, len(tried))
         pose = tried[turn].repeated(len(images))
         alignment = self.alignments(images, poses.hypotheses)[hypothesis]

@@ -100,11 +100,7 @@ class Gallery:
 
     @classmethod
     def open_or_create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Opens a gallery, or makes an empty one where there is none.
-
-        Raises:
-            UserError: the folder holds something else.
-        """
+        """Opens a gallery, or makes an empty one; raises UserError where the folder holds something else."""
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)

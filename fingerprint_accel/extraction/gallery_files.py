@@ -43,11 +43,7 @@ def part_files(folder: Path) -> list[Path]:
 
 
 def read_part(path: Path, dims: int) -> pa.RecordBatch:
-    """Opens a file of prints, memory-mapped.
-
-    Raises:
-        UserError: it is damaged, or holds embeddings of another length than `dims`.
-    """
+    """Opens a file of prints, memory-mapped; raises UserError where it is damaged or of another length than `dims`."""
     try:
         batch = _open(path).get_batch(0)
     except (OSError, pa.ArrowException) as error:

@@ -44,11 +44,7 @@ def fused_by_finger(embeddings: np.ndarray, fingers: list[str], cells: int) -> t
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
-    """A gallery that this model has filled.
-
-    Raises:
-        UserError: not a gallery, or another model's.
-    """
+    """A gallery that this model has filled; raises UserError where it is none, or another model's."""
     gallery = Gallery(folder)
     if gallery.model != extractor.identity:
         raise UserError(
@@ -85,7 +81,11 @@ def find(
     """
     require(top >= 1, f"--top {top}: must be at least 1")
     embedding = extractor.extract([probe], ppi, extractor.search_poses, progress=False)
-    index = _index(gallery) if indexed else None
+    started = time.perf_counter()
+    index = ApproximateSearch(gallery) if indexed else None
+    if index and index.added:
+        seconds = time.perf_counter() - started
+        print(f"{index.added:,} prints added to the index in {seconds:.1f} s", file=sys.stderr)
     started = time.perf_counter()
     hits = index.search(embedding, top) if index else gallery.search(embedding, top, extractor.device)
     milliseconds = 1000 * (time.perf_counter() - started)
@@ -98,11 +98,3 @@ def find(
     how = "searched by index among" if index else "compared with"
     rates = "; the rates are those of one comparison" if thresholds else ""
     return rows, [f"{how} {len(gallery):,} prints in {milliseconds:.0f} ms{rates}", basis.line]
-
-
-def _index(gallery: Gallery) -> ApproximateSearch:
-    started = time.perf_counter()
-    index = ApproximateSearch(gallery)
-    if index.added:
-        print(f"{index.added:,} prints added to the index in {time.perf_counter() - started:.1f} s", file=sys.stderr)
-    return index
