@@ -136,8 +136,7 @@ def convert_flx(checkpoint: Positional[Path], out: Path) -> None:
     """
     from fingerprint_accel.compat.flx_weights import convert
 
-    extractor = convert(checkpoint, out)
-    config = extractor.model.config
+    config = convert(checkpoint, out).model.config
     print(f"{out}: DeepPrint {config.variant}, {config.embedding_dim} numbers")
 
 

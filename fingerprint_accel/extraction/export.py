@@ -63,16 +63,8 @@ def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
 
 
 def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Writes a `torch.export` file, which `torch.export.load` opens without this package, and checks it.
-
-    Args:
-        extractor: the model.
-        program: its graph, see `traced`.
-        path: to write.
-
-    Returns:
-        Size, difference from the original and speed, in words.
-    """
+    """Writes an extractor's graph, see `traced`, to a `torch.export` file, which `torch.export.load` opens without this
+    package, and checks it. Returns size, difference from the original and speed, in words."""
     torch.export.save(program, path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
     return _checked(extractor, path, lambda images: module(torch.from_numpy(images)).detach().numpy())

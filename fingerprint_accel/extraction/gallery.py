@@ -35,12 +35,8 @@ PATIENCE = 60.0  # seconds to wait for another enrolment to write its file
 
 @dataclass(frozen=True)
 class Hits:
-    """Best references of each probe, best first.
-
-    Attributes:
-        similarity: (M, k) float32.
-        row: (M, k) int64 in the gallery; equal similarities in ascending order of row are not promised.
-    """
+    """References of each probe, best first: `similarity` (M, k) float32 and `row` (M, k) int64 in the gallery. Equal
+    similarities come in any order."""
 
     similarity: np.ndarray
     row: np.ndarray
