@@ -16,7 +16,7 @@ from fingerprint_accel.evaluation.measuring import PROTOCOL, RATES, embedded, me
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.model_index import compared
+from fingerprint_accel.extraction.model_card import compared
 from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.metrics.curve import resolvable
 from fingerprint_accel.metrics.protocols import Scores, comparisons

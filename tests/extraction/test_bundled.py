@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fingerprint_accel import FingerprintExtractor
-from fingerprint_accel.cli.models import compare
+from fingerprint_accel.cli.extraction import compare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.calibration import Calibration
