@@ -21,16 +21,12 @@ class Minutiae:
     """Minutiae of N fingers, padded to the largest number M.
 
     Attributes:
-        position: (N, M, 2) mm, x to the right and y up.
-        angle: (N, M) radians, counter-clockwise from +x, towards the side with one ridge more (ISO/IEC 19794-2: along
-            an ending ridge, into the fork of a bifurcation).
-        ending: (N, M) bool, ridge ending; else bifurcation.
+        rows: (N, M, 3) x to the right and y up in mm, and the angle in radians, counter-clockwise from +x, towards the
+            side with one ridge more (ISO/IEC 19794-2: along an ending ridge, into the fork of a bifurcation).
         count: (N,) int64, how many of the M are there.
     """
 
-    position: torch.Tensor
-    angle: torch.Tensor
-    ending: torch.Tensor
+    rows: torch.Tensor
     count: torch.Tensor
 
 
@@ -92,23 +88,13 @@ def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
     x = (column + 1 + u - WIDTH / 2) / PIXELS_PER_MM
     y = (HEIGHT / 2 - row - 1 + v) / PIXELS_PER_MM
     along = normal_angle[finger, row + 1, column] - sign * (math.pi / 2)
-    ending = _ridge_ahead(signal, x, y, along, finger)
     slot = torch.arange(len(finger), device=finger.device) - (count.cumsum(0) - count)[finger]
-    shape = (len(signal), max(1, int(count.max())))
-    padded = [torch.zeros(shape, device=signal.device) for _ in range(3)]
-    for values, filled in zip((x, y, along), padded, strict=True):
-        filled[finger, slot] = values
-    endings = torch.zeros(shape, dtype=torch.bool, device=signal.device)
-    endings[finger, slot] = ending
-    angle = torch.remainder(padded[2], 2 * math.pi)
-    return Minutiae(torch.stack(padded[:2], dim=-1), angle, endings, count)
+    rows = torch.zeros(len(signal), max(1, int(count.max())), 3, device=signal.device)
+    rows[finger, slot] = torch.stack([x, y, torch.remainder(along, 2 * math.pi)], dim=1)
+    return Minutiae(rows, count)
 
 
-def _ridge_ahead(
-    signal: torch.Tensor, x: torch.Tensor, y: torch.Tensor, along: torch.Tensor, finger: torch.Tensor
-) -> torch.Tensor:
-    """Whether a ridge, not a valley, lies ahead of each zero, a third of a millimetre along its direction."""
-    ahead_x = (x + 0.3 * along.cos()) * PIXELS_PER_MM + WIDTH / 2
-    ahead_y = HEIGHT / 2 - (y + 0.3 * along.sin()) * PIXELS_PER_MM
-    column, row = ahead_x.floor().long().clamp(0, WIDTH - 1), ahead_y.floor().long().clamp(0, HEIGHT - 1)
-    return signal.real[finger, row, column] > 0
+def packed(rows: torch.Tensor, keep: torch.Tensor, most: int) -> torch.Tensor:
+    """rows (N, M, K), keep (N, M) bool -> (N, most, K): those that are kept in front, zeros behind."""
+    order = torch.argsort(~keep, dim=1, stable=True)[:, :most, None]
+    return torch.take_along_dim(rows * keep[..., None], order, dim=1)

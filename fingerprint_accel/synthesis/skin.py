@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from fingerprint_accel.random import normal, sample_keys, uniform
 from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, bell, frame, smooth_field
-from fingerprint_accel.synthesis.minutiae import Minutiae, find_minutiae
+from fingerprint_accel.synthesis.minutiae import Minutiae, find_minutiae, packed
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import grow, period_field
-from fingerprint_accel.synthesis.workers import each
+from fingerprint_accel.synthesis.workers import each, join
 
 CREASES = 4  # at most, per finger
 CREASE, CREASE_COUNT, ROUGH, PORES, PORE_DEPTH, INCIPIENT, INCIPIENT_PLACE = range(40, 47)  # random streams
@@ -39,9 +39,9 @@ class Masters:
     def __len__(self) -> int:
         return len(self.ridges)
 
-    def __getitem__(self, fingers: slice) -> Masters:
-        """Some of them; views."""
-        minutiae = Minutiae(*(getattr(self.minutiae, field.name)[fingers] for field in fields(Minutiae)))
+    def __getitem__(self, fingers: slice | torch.Tensor) -> Masters:
+        """Some of them; views for a slice, copies for (B,) indices."""
+        minutiae = Minutiae(self.minutiae.rows[fingers], self.minutiae.count[fingers])
         return Masters(self.ridges[fingers], minutiae, self.kind[fingers], self.size[fingers])
 
 
@@ -58,27 +58,18 @@ def finger_name(seed: int, number: int, siblings: int = 1) -> str:
     return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
 
 
-def flow_keys(seed: int, fingers: torch.Tensor, siblings: int = 1) -> torch.Tensor:
-    """fingers (N,) int64 -> (N,) int64 key of what each shares with its siblings: that of the first of them."""
-    return finger_keys(seed, fingers // siblings * siblings)
-
-
-def numbered_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
-    """fingers (N,) int64 -> their masters; of every `siblings` numbers in a row, all have the flow of the first."""
-    return make_masters(finger_keys(seed, fingers), flow_keys(seed, fingers, siblings))
-
-
-def make_masters(keys: torch.Tensor, flow: torch.Tensor | None = None) -> Masters:
-    """keys (N,) int64, see `finger_keys` -> their masters, on the device of the keys.
+def make_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
+    """fingers (N,) int64 numbers -> their masters, on the same device.
 
     A GPU makes them together; on a CPU each has the same bits in any batch.
 
     Args:
-        keys: (N,) int64 of the fingers.
-        flow: (N,) int64 of the fingers whose class, ridge flow, ridge period and creases they have; default their own.
+        seed: with the number it decides all about a finger.
+        fingers: the numbers.
+        siblings: of so many numbers in a row, all have the class, ridge flow, ridge period and creases of the first.
     """
-    both = torch.stack([keys, keys if flow is None else flow], dim=1)
-    if keys.device.type == "cpu":
+    both = torch.stack([finger_keys(seed, fingers), finger_keys(seed, fingers // siblings * siblings)], dim=1)
+    if fingers.device.type == "cpu":
         return join(each(_make, both.split(1)))
     return _make(both)
 
@@ -98,25 +89,6 @@ def _make(both: torch.Tensor) -> Masters:
     minutiae = _seen(find_minutiae(signal, pattern.field + math.pi / 2), crease)
     ridges = (127.0 + UNIT * height).round().clamp(0, 255).to(torch.uint8)
     return Masters(ridges, minutiae, pattern.kind, pattern.size)
-
-
-def join(parts: list[Masters]) -> Masters:
-    """Several sets of masters as one."""
-    most = max(part.minutiae.angle.shape[1] for part in parts)
-
-    def padded(name: str) -> torch.Tensor:
-        tensors = [getattr(part.minutiae, name) for part in parts]
-        if tensors[0].ndim == 1:
-            return torch.cat(tensors)
-        return torch.cat([torch.cat([t, t.new_zeros(len(t), most - t.shape[1], *t.shape[2:])], dim=1) for t in tensors])
-
-    minutiae = Minutiae(*(padded(field.name) for field in fields(Minutiae)))
-    return Masters(
-        torch.cat([part.ridges for part in parts]),
-        minutiae,
-        torch.cat([part.kind for part in parts]),
-        torch.cat([part.size for part in parts]),
-    )
 
 
 def _pores(keys: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
@@ -157,28 +129,17 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
 
 def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
     """Drops what a person would not mark: minutiae in a crease, short breaks, and one of two that coincide."""
-    x, y = minutiae.position.unbind(-1)
+    position, (x, y, direction) = minutiae.rows[..., :2], minutiae.rows.unbind(-1)
     there = torch.arange(x.shape[1], device=x.device) < minutiae.count[:, None]
     column = (x * PIXELS_PER_MM + WIDTH / 2).long().clamp(0, WIDTH - 1)
     row = (HEIGHT / 2 - y * PIXELS_PER_MM).long().clamp(0, HEIGHT - 1)
     finger = torch.arange(len(x), device=x.device)[:, None]
     keep = there & (crease[finger, row, column] < 0.4)
-    distance = (minutiae.position[:, :, None] - minutiae.position[:, None]).square().sum(-1)  # (N, M, M)
-    alike = torch.cos(minutiae.angle[:, :, None] - minutiae.angle[:, None])
+    distance = (position[:, :, None] - position[:, None]).square().sum(-1)  # (N, M, M)
+    alike = torch.cos(direction[:, :, None] - direction[:, None])
     both = there[:, :, None] & there[:, None] & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     broken = both & (distance < PAIR_MM**2) & (alike < -0.5)
     twin = (both & (distance < TWIN_MM**2) & (alike > 0.5)).tril()
     keep &= ~broken.any(dim=2) & ~twin.any(dim=2)
-    order = torch.argsort(~keep, dim=1, stable=True)
     count = keep.sum(dim=1)
-    kept = torch.arange(x.shape[1], device=x.device) < count[:, None]
-
-    def pick(values: torch.Tensor) -> torch.Tensor:
-        taken = values.gather(1, order if values.ndim == 2 else order[:, :, None].expand_as(values))
-        return taken * (kept if values.ndim == 2 else kept[:, :, None])
-
-    most = max(1, int(count.max()))
-    position, angle, ending = (
-        pick(values)[:, :most] for values in (minutiae.position, minutiae.angle, minutiae.ending)
-    )
-    return Minutiae(position, angle, ending, count)
+    return Minutiae(packed(minutiae.rows, keep, max(1, int(count.max()))), count)
