@@ -13,7 +13,7 @@ from fingerprint_accel.data.print_file import ImageFile, Target, prepare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.preprocess.stored import enhance_canvas
+from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
 
 

@@ -17,7 +17,7 @@ from fingerprint_accel.losses.contrastive import contrastive_loss
 from fingerprint_accel.losses.margin import make_head
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import aligned, pose_loss
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 
 
 class LossParts(NamedTuple):

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import require
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 from fingerprint_accel.training.module import TrainingModule
 
 if TYPE_CHECKING:
