@@ -13,9 +13,8 @@ import torch.nn.functional as F
 
 from fingerprint_accel.random import mix, normal, sample_keys
 from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, contact_cells
-from fingerprint_accel.synthesis.minutiae import Minutiae, packed
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import UNIT, Masters
+from fingerprint_accel.synthesis.skin import UNIT, Masters, Minutiae, packed
 from fingerprint_accel.synthesis.touch import ROWS, STRIPES, Touch, noise_tiles
 from fingerprint_accel.synthesis.workers import each, join
 
@@ -68,47 +67,31 @@ def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Sty
     return _render(masters[which], keys, style)
 
 
-def _source(touch: Touch, move_x: torch.Tensor, move_y: torch.Tensor) -> torch.Tensor:
-    """(B, canvas, canvas, 2): which point of the master each pixel shows, in the units of `grid_sample`."""
-    x, y = touch.grid(touch.style.canvas, over=0)
-    u, v = touch.skin_frame(x, y)
-    across, up = u + touch.spot_x + move_x, v + touch.spot_y + move_y
-    return torch.stack([across * (2 * PIXELS_PER_MM / WIDTH), up * (-2 * PIXELS_PER_MM / HEIGHT)], dim=-1)
-
-
 @torch.no_grad()
 def _render(fingers: Masters, keys: torch.Tensor, style: Style) -> Prints:
+    """One impression of each finger. `source` is which point of its master a pixel shows, as `grid_sample` has it."""
     touch = Touch(fingers.size, keys, style)
     move_x, move_y, depth, pressure, dry, shade = touch.fields().unbind(1)
     move_x = move_x + touch.sensor["jitter"] * normal(keys, ROWS, style.canvas)[:, :, None]
-    source = _source(touch, move_x, move_y)
+    x, y = touch.grid(style.canvas, over=0)
+    u, v = touch.skin_frame(x, y)
+    across, up = u + touch.spot_x + move_x, v + touch.spot_y + move_y
+    source = torch.stack([across * (2 * PIXELS_PER_MM / WIDTH), up * (-2 * PIXELS_PER_MM / HEIGHT)], dim=-1)
     ridges = fingers.ridges[:, None].float()
     height = F.grid_sample(ridges, source, mode="bicubic", padding_mode="border", align_corners=False)[:, 0]
     white, grain = noise_tiles(style.ppi, keys.device)
     coarse = touch.noise(grain, "grain_x", "grain_y")
-    x, y = touch.grid(style.canvas, over=0)
     inside = ((x > touch.left) & (x < touch.right)) & ((y > touch.bottom) & (y < touch.top))
-    ink = _ink(touch, (height - 127) / UNIT, depth, pressure, dry, coarse) * touch.scratches(x, y)
+    loss = dry * torch.where(coarse > 0, 0.2 * coarse, 1.5 * coarse)  # dry skin breaks ridges, it does not fill valleys
+    height = (height - 127) / UNIT + pressure + loss - 0.1
+    ink = torch.sigmoid(touch.sensor["sharpness"] * height) * torch.sigmoid(depth / 0.12)
+    uneven = 0.35 * touch.sensor["texture"] * (1 + coarse.roll(97, 2)).clamp(0, 2)
+    ink = ink * (1 - uneven) * touch.scratches(x, y)  # what of the ridges touches the sensor, 0..1
     specks = (coarse.roll(211, 1) - 2.6).clamp_min(0) * touch.sensor["specks"] * touch.severity
     ink = _blurred(ink + specks, touch.sensor["blur"])
     image = _grey(touch, ink, depth, shade, touch.noise(white, "noise_x", "noise_y"), inside)
     maps = torch.stack([depth, dry, inside.float()], dim=1)
     return Prints(image, *_minutiae(touch, fingers.minutiae, source, maps), (depth > 0) & inside, touch.pose())
-
-
-def _ink(
-    touch: Touch,
-    height: torch.Tensor,
-    depth: torch.Tensor,
-    pressure: torch.Tensor,
-    dry: torch.Tensor,
-    coarse: torch.Tensor,
-) -> torch.Tensor:
-    """(B, canvas, canvas) in 0..1: what of the ridges touches the sensor."""
-    loss = dry * torch.where(coarse > 0, 0.2 * coarse, 1.5 * coarse)  # dry skin breaks ridges, it does not fill valleys
-    ink = torch.sigmoid(touch.sensor["sharpness"] * (height + pressure + loss - 0.1))
-    uneven = 0.35 * touch.sensor["texture"] * (1 + coarse.roll(97, 2)).clamp(0, 2)
-    return ink * torch.sigmoid(depth / 0.12) * (1 - uneven)
 
 
 def _grey(
@@ -138,7 +121,8 @@ def _minutiae(
     """Minutiae of the fingers where they come to lie; those that did not touch, or off the sensor, are dropped.
 
     Args:
-        touch, source: as in `_render`.
+        touch: the touches.
+        source: (B, canvas, canvas, 2), as in `_render`.
         own: of the finger of each touch.
         maps: (B, 3, canvas, canvas) depth inside the contact (mm), dryness, and whether the sensor sees the pixel.
 

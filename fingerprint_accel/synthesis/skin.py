@@ -1,4 +1,5 @@
-"""From the ridge signal to a master: what a finger has besides its ridges, and all of it in one byte a pixel."""
+"""From the ridge signal to a master: its exact minutiae, what a finger has besides ridges, and all of it in one byte a
+pixel."""
 
 from __future__ import annotations
 
@@ -9,15 +10,29 @@ import torch
 
 from fingerprint_accel.random import normal, sample_keys, uniform
 from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, bell, frame, smooth_field
-from fingerprint_accel.synthesis.minutiae import Minutiae, find_minutiae, packed
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import grow, period_field
 from fingerprint_accel.synthesis.workers import each, join
 
 CREASES = 4  # at most, per finger
 CREASE, CREASE_COUNT, ROUGH, PORES, PORE_DEPTH, INCIPIENT, INCIPIENT_PLACE = range(40, 47)  # random streams
+EDGE = 4  # pixels at the border of a master without minutiae: there the noise wraps around
 UNIT = 120.0  # grey levels of a master from the middle of a slope to the top of a ridge
 PAIR_MM, TWIN_MM = 0.55, 0.4  # a short break, a ridge end counted twice: closer than that nobody sees two minutiae
+
+
+@dataclass(frozen=True)
+class Minutiae:
+    """Minutiae of N fingers, padded to the largest number M.
+
+    Attributes:
+        rows: (N, M, 3) x to the right and y up in mm, and the angle in radians, counter-clockwise from +x, towards the
+            side with one ridge more (ISO/IEC 19794-2: along an ending ridge, into the fork of a bifurcation).
+        count: (N,) int64, how many of the M are there.
+    """
+
+    rows: torch.Tensor
+    count: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,61 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def _corners(values: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) -> (4, N, H - 1, W - 1): the corners of every 2 x 2 cell, counter-clockwise with y up."""
+    return torch.stack([values[:, 1:, :-1], values[:, 1:, 1:], values[:, :-1, 1:], values[:, :-1, :-1]])
+
+
+def _windings(signal: torch.Tensor, normal_angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turns of the phase around every cell (N, H - 1, W - 1), and its four corners with signs that agree.
+
+    The direction of the ridges is known modulo pi only; where it points the other way the signal is conjugated. Cells
+    in which no choice of signs fits (cores and deltas) count as 0.
+    """
+    cosines, sines = _corners(normal_angle.cos()), _corners(normal_angle.sin())
+    signs = (cosines[0] * cosines + sines[0] * sines).sign()
+    agree = (cosines[1:3] * cosines[2:] + sines[1:3] * sines[2:]) * signs[1:3] * signs[2:]
+    fits = (agree > 0).all(dim=0)
+    real, imaginary = _corners(signal.real), _corners(signal.imag) * signs
+    next_real, next_imaginary = real.roll(-1, 0), imaginary.roll(-1, 0)
+    left = real * next_imaginary - next_real * imaginary  # how often the polygon crosses the positive real axis
+    up = (imaginary <= 0) & (next_imaginary > 0) & (left > 0)
+    down = (imaginary > 0) & (next_imaginary <= 0) & (left < 0)
+    return (up.sum(dim=0) - down.sum(dim=0)) * fits, torch.complex(real, imaginary)
+
+
+def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
+    """Lists the zeros of an analytic signal.
+
+    Around a zero the phase of the ridges winds once; there a ridge ends or forks (Larkin and Fletcher 2007, "A coherent
+    framework for fingerprint analysis: are fingerprints holograms?", Optics Express 15(14)).
+
+    Args:
+        signal: (N, H, W) complex64, see `ridges.grow`.
+        normal_angle: (N, H, W) radians, direction along which its phase grows.
+    """
+    winding, corners = _windings(signal, normal_angle)
+    winding[:, :EDGE], winding[:, -EDGE:], winding[:, :, :EDGE], winding[:, :, -EDGE:] = 0, 0, 0, 0
+    finger, row, column = winding.nonzero(as_tuple=True)
+    sign = winding[finger, row, column]
+    count = torch.bincount(finger, minlength=len(signal))
+    lower_left, lower_right, upper_right, upper_left = corners[:, finger, row, column]
+    # the zero of the plane through the corners: value = mean + slope_x * u + slope_y * v
+    mean = (lower_left + lower_right + upper_right + upper_left) / 4
+    slope_x = (lower_right + upper_right - lower_left - upper_left) / 2
+    slope_y = (upper_left + upper_right - lower_left - lower_right) / 2
+    determinant = slope_x.real * slope_y.imag - slope_x.imag * slope_y.real
+    u = (-(mean.real * slope_y.imag - mean.imag * slope_y.real) / determinant).clamp(-0.5, 0.5)
+    v = (-(slope_x.real * mean.imag - slope_x.imag * mean.real) / determinant).clamp(-0.5, 0.5)
+    x = (column + 1 + u - WIDTH / 2) / PIXELS_PER_MM
+    y = (HEIGHT / 2 - row - 1 + v) / PIXELS_PER_MM
+    along = normal_angle[finger, row + 1, column] - sign * (math.pi / 2)
+    slot = torch.arange(len(finger), device=finger.device) - (count.cumsum(0) - count)[finger]
+    rows = torch.zeros(len(signal), max(1, int(count.max())), 3, device=signal.device)
+    rows[finger, slot] = torch.stack([x, y, torch.remainder(along, 2 * math.pi)], dim=1)
+    return Minutiae(rows, count)
+
+
 def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
     """Drops what a person would not mark: minutiae in a crease, short breaks, and one of two that coincide."""
     position, (x, y, direction) = minutiae.rows[..., :2], minutiae.rows.unbind(-1)
@@ -143,3 +213,9 @@ def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
     keep &= ~broken.any(dim=2) & ~twin.any(dim=2)
     count = keep.sum(dim=1)
     return Minutiae(packed(minutiae.rows, keep, max(1, int(count.max()))), count)
+
+
+def packed(rows: torch.Tensor, keep: torch.Tensor, most: int) -> torch.Tensor:
+    """rows (N, M, K), keep (N, M) bool -> (N, most, K): those that are kept in front, zeros behind."""
+    order = torch.argsort(~keep, dim=1, stable=True)[:, :most, None]
+    return torch.take_along_dim(rows * keep[..., None], order, dim=1)

@@ -6,10 +6,9 @@ same order as prints from shards, so runs resume exactly and do not depend on th
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
-from fingerprint_accel.synthesis.minutiae import Minutiae
 from fingerprint_accel.synthesis.sensors import DEFAULT, Style
-from fingerprint_accel.synthesis.skin import Masters, make_masters
+from fingerprint_accel.synthesis.skin import Masters, Minutiae, make_masters
 from fingerprint_accel.synthesis.workers import join
 
 PREFIX = "synth:"
@@ -47,7 +45,7 @@ class SourceSpec:
     impressions: int = 8
     seed: int = 0
     first: int = 0
-    style: Style = dataclasses.field(default_factory=Style)
+    style: Style = field(default_factory=Style)
 
 
 def is_source(data: str) -> bool:

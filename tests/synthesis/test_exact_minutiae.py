@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fingerprint_accel.synthesis.geometry import HEIGHT, WIDTH, frame
-from fingerprint_accel.synthesis.minutiae import find_minutiae
-from fingerprint_accel.synthesis.skin import PAIR_MM, make_masters
+from fingerprint_accel.synthesis.skin import PAIR_MM, find_minutiae, make_masters
 
 CPU = torch.device("cpu")
 
