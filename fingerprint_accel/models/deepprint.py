@@ -123,23 +123,21 @@ class DeepPrint(nn.Module):
     def train(self, mode: bool = True) -> DeepPrint:
         """As any module, but what is frozen keeps its statistics too."""
         super().train(mode)
-        for part in self._frozen_parts():
-            part.eval().requires_grad_(False)
-        return self
-
-    def _frozen_parts(self) -> list[nn.Module]:
         config = self.config
-        parts: list[nn.Module | None] = []
+        frozen: list[nn.Module | None] = []
         if self._keeps_alignment:
-            parts.append(self.alignment)
+            frozen.append(self.alignment)
         if config.stem_frozen or config.trunk_frozen:
-            parts.append(self.stem)
+            frozen.append(self.stem)
         if config.trunk_frozen:
-            parts += [self.minutia_stem, self.minutia_map]
+            frozen += [self.minutia_stem, self.minutia_map]
             head = 1 if config.cells else 2  # dropout and embedding layer, or both in one
             for branch in (self.texture_branch, self.minutia_branch):
-                parts += list(branch[:-head]) if branch is not None else []
-        return [part for part in parts if part is not None]
+                frozen += list(branch[:-head]) if branch is not None else []
+        for part in frozen:
+            if part is not None:
+                part.eval().requires_grad_(False)
+        return self
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""

@@ -19,7 +19,7 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, renamed_group, to_dict
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import file_sha256, fsync_path, write_file
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
 T = TypeVar("T")
@@ -81,13 +81,15 @@ class SavedModel:
             file = self.folder / "model.safetensors"
         try:
             weights = todays_names(load_file(file))
-            network.load_state_dict(_shared(weights, network) if other_head else weights, not other_head)
+            if other_head:
+                wanted = {name: value.shape for name, value in network.state_dict().items()}
+                weights = {name: value for name, value in weights.items() if wanted.get(name) == value.shape}
+            network.load_state_dict(weights, strict=not other_head)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
         except RuntimeError as error:
-            raise UserError(
-                f"{file}: does not fit its configuration ({str(error).splitlines()[-1].strip()})"
-            ) from error
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{file}: does not fit its configuration ({reason})") from error
 
     @property
     def prints(self) -> PrintInfo:
@@ -107,16 +109,8 @@ class SavedModel:
         if self.starts(model):
             shape = ("trunk", "width", "norm")
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
-        if differing:
-            raise UserError(
-                f"{self.folder}: another network than configured; to start from it give {' '.join(differing)}"
-            )
-
-
-def _shared(weights: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Those of the weights that the network has a place for."""
-    wanted = network.state_dict()
-    return {name: value for name, value in weights.items() if name in wanted and wanted[name].shape == value.shape}
+        start = f"to start from it give {' '.join(differing)}"
+        require(not differing, f"{self.folder}: another network than configured; {start}")
 
 
 def todays_names(tensors: dict[str, T]) -> dict[str, T]:

@@ -12,7 +12,7 @@ from torch import nn
 from fingerprint_accel.config import PreprocessConfig
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.data.truth import GRID
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require
 from fingerprint_accel.preprocess.coarse import cell_means, chunks, grow, local_means
 from fingerprint_accel.preprocess.enhance import PERIOD, Enhancer
 from fingerprint_accel.preprocess.geometric import Pose, move_minutiae, pose_left, random_pose, resample, upright
@@ -112,8 +112,8 @@ class Preprocessor(nn.Module):
 
     def __init__(self, config: PreprocessConfig, canvas: int, seed: int = 0, ppi: int = 300) -> None:
         super().__init__()
-        if config.crop > canvas:
-            raise UserError(f"preprocess.crop {config.crop} is larger than the canvas {canvas}; lower it, or re-import")
+        fits = config.crop <= canvas
+        require(fits, f"preprocess.crop {config.crop} is larger than the canvas {canvas}; lower it, or re-import")
         self.config, self.canvas, self.seed = config, canvas, seed
         self.register_buffer("tile", noise_tile(seed, config.size), persistent=False)
         self.input_ppi = ppi * config.size / config.crop

@@ -110,8 +110,7 @@ class Style:
         for name in self.sensors:
             require(name in SENSORS, f"sensor {name!r}: unknown; there are {', '.join(SENSORS)}")
         require(len(self.sensors) > 0, f"no sensor: name at least one of {', '.join(SENSORS)}")
-        known = self.quality in QUALITIES
-        require(known, f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
+        require(self.quality in QUALITIES, f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
         require(150 <= self.ppi <= 1000, f"ppi {self.ppi}: must lie between 150 and 1000")
         require(0 <= self.partial_share <= 1, f"partial {self.partial}: a share of the touches, from 0 to 1")
         require(self.siblings >= 1, f"siblings {self.siblings}: must be at least 1, a finger for itself")

@@ -30,7 +30,7 @@ from fingerprint_accel.data.shard_writing import (
 )
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import Truth
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
@@ -78,8 +78,7 @@ class Plan:
             ("--seed", self.seed, 0, 2**63 - 1),
             ("--first-finger", self.first_finger, 0, LAST_FINGER),
         ):
-            if not low <= value <= high:
-                raise UserError(f"{option} {value}: must lie between {low} and {high}")
+            require(low <= value <= high, f"{option} {value}: must lie between {low} and {high}")
 
 
 @dataclass(frozen=True)
