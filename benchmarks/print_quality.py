@@ -30,7 +30,7 @@ from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.metrics.verification import sorted_curve
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import numbered_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 FMR = 0.01
 REJECTED = (0.0, 0.1, 0.2, 0.3)
@@ -64,7 +64,7 @@ def calibrated(extractor: FingerprintExtractor) -> float:
     if "usual_norm" not in extractor.notes:
         numbers = torch.arange(CALIBRATION_FINGERS)
         style = Style(ppi=extractor.ppi, canvas=extractor.canvas)
-        prints = render(numbered_masters(0, numbers), numbers, impression_keys(0, numbers, 0 * numbers), style)
+        prints = render(make_masters(0, numbers), numbers, impression_keys(0, numbers, 0 * numbers), style)
         extractor.notes["usual_norm"] = extractor.usual_norm(prints.image.split(8))
     return extractor.notes["usual_norm"]
 

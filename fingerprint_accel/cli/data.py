@@ -75,7 +75,7 @@ def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
     """The filters that `import` and `merge` hand to their workers; torch is loaded only where they are wanted."""
     if not wanted:
         return None
-    from fingerprint_accel.preprocess.stored import enhance_canvas
+    from fingerprint_accel.preprocess.enhance import enhance_canvas
 
     return enhance_canvas
 

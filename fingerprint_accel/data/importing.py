@@ -132,7 +132,7 @@ def import_dataset(
         minutiae: folder of minutiae files, with the paths of the images below `source` or with stems that no two images
             have; default: beside the images.
         encoding: of the images in the dataset, "raw" or "lz4".
-        enhance: done once to every canvas (`preprocess.stored.enhance_canvas`); None leaves prints as they are.
+        enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`); None leaves prints as they are.
         workers: processes; 0 for one per core. A script that asks for more than one needs
             `if __name__ == "__main__":` around the call.
         cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.

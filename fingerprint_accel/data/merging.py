@@ -48,7 +48,7 @@ class MergeOptions:
         encoding: of the images, "raw" or "lz4".
         rows_per_shard: prints per file; 0 leaves it to `shard_writing.rows_per_shard`.
         join_fingers: equal finger keys of different sources are one finger.
-        enhance: done once to every canvas (`preprocess.stored.enhance_canvas`).
+        enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`).
         seed: of the order in which prints are written.
     """
 

@@ -43,7 +43,7 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.preprocess.stored import enhance_canvas
+from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
 
 BATCHES_PER_SHARD = 64  # enough for the cores of a CPU; a shard is soon done, and its canvases fit in memory

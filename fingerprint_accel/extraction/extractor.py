@@ -26,13 +26,12 @@ from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.alignment import AlignmentNetwork, hypotheses
-from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.deepprint import DeepPrint, Output
 from fingerprint_accel.models.folding import folded
-from fingerprint_accel.models.output import Output
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
+from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.preprocess.geometric import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.similarity import similarity
 
 Image = Path | str | np.ndarray

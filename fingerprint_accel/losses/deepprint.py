@@ -18,7 +18,7 @@ from fingerprint_accel.losses.exchange import gather
 from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import aligned, pose_loss
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 
 
 class LossParts(NamedTuple):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.durable import file_sha256, fsync_path, write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import (
+from fingerprint_accel.models.saved_model import (
     EMA_FILE,
     FILES,
     checkpoint_names,

@@ -8,8 +8,7 @@ from torch import nn
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import AlignmentNetwork
-from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import DeepPrint, Output
 
 
 class TrainingModule(nn.Module):

@@ -11,7 +11,7 @@ import torch
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import checkpoint_names, damage, find_checkpoint
+from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
     load_checkpoint,

@@ -9,7 +9,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.center import CenterLoss
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, minutia_map_loss
 from fingerprint_accel.losses.margin import IdentityHead
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 
 
 def unit(*shape, seed=0):

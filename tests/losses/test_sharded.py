@@ -12,7 +12,7 @@ from fingerprint_accel.losses import margin as margin_module
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.losses.margin import IdentityHead, random_class_vectors
 from fingerprint_accel.losses.sharded import ShardedHead, slice_of_classes
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 
 
 def unit(*shape, seed=0, dtype=torch.float64):

@@ -13,8 +13,7 @@ from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
-from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import DeepPrint, Output
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.setup import depths, set_up
 

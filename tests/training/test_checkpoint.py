@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import checkpoint_names, find_checkpoint
+from fingerprint_accel.models.saved_model import checkpoint_names, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
