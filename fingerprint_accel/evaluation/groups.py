@@ -16,6 +16,8 @@ from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr
 FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
 ACROSS = "across"
+Table = list[tuple[str, ...]]
+"""Rows of cells, the first row being the header."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Breakdown:
     threshold_fmr: float
     threshold: float
     groups: list[Group]
+
+    def title(self) -> str:
+        """What `table` holds."""
+        at = f"the threshold that gives all together an FMR of {100 * self.threshold_fmr:g} % ({self.threshold:.3f})"
+        return f"by {self.by}; FNMR and FMR at {at}"
+
+    def table(self) -> Table:
+        """A line for each group; a dash where it has no comparison of a kind."""
+        rows: Table = [("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")]
+        for group in self.groups:
+            counts = (f"{count:,}" for count in (group.prints, group.mated, group.nonmated))
+            rates = ((group.eer, 2), (group.fnmr, 2), (group.fmr, 3))
+            shown = ("-" if rate is None else f"{rate:.{digits}%}" for rate, digits in rates)
+            rows.append((group.name, *counts, *shown))
+        return rows
 
 
 def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
