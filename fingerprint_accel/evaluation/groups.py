@@ -11,7 +11,7 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.metrics.curve import sorted_curve
 from fingerprint_accel.metrics.protocols import Scores
-from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr
+from fingerprint_accel.metrics.verification import sensible_fmr
 
 FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
@@ -147,7 +147,7 @@ def _group(name: str, prints: int, mated: np.ndarray, nonmated: np.ndarray, thre
         prints=prints,
         mated=len(mated),
         nonmated=len(nonmated),
-        eer=compute_metrics(mated, nonmated).eer if usable else None,
+        eer=sorted_curve(mated, nonmated).eer()[0] if usable else None,
         fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
         fnmr=float((mated < threshold).mean()) if len(mated) else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fingerprint_accel.metrics.curve import FAILED, Curve, resolvable
-from fingerprint_accel.metrics.protocols import unit_vectors
+from fingerprint_accel.metrics.protocols import failed_never_match, unit_vectors
 from fingerprint_accel.similarity import similarity
 
 FPIRS = (0.01, 0.1)
@@ -112,16 +112,15 @@ def search(
         UserError: an embedding that is not finite or has no direction.
     """
     vectors, fingers = unit_vectors(embeddings, extracted, cells), np.asarray(fingers)
-    dead = np.zeros(len(fingers), bool) if extracted is None else ~np.asarray(extracted, bool)
-    found = [_search_fold(vectors, fingers, references, probes, dead, cells) for references, probes in folds]
+    found = [_search_fold(vectors, fingers, references, probes, cells) for references, probes in folds]
     rank, mated, best_other = (np.concatenate(part) for part in zip(*found, strict=True))
     return Searches(rank, mated, best_other, len(folds[0][0]), sum(len(probes) for _, probes in folds))
 
 
 def _search_fold(
-    vectors: np.ndarray, fingers: np.ndarray, references: np.ndarray, probes: np.ndarray, dead: np.ndarray, cells: int
+    vectors: np.ndarray, fingers: np.ndarray, references: np.ndarray, probes: np.ndarray, cells: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`rank`, `mated` and `best_other` of `Searches`, by blocks of matrix products; `dead` is (N,) bool."""
+    """`rank`, `mated` and `best_other` of `Searches`, by blocks of matrix products."""
     if len(probes) * len(references) > MAX_COMPARISONS:
         kept = np.random.default_rng(SEED).permutation(len(probes))[: max(1, MAX_COMPARISONS // len(references))]
         probes = np.sort(probes[kept])
@@ -137,9 +136,7 @@ def _search_fold(
     with tqdm(total=len(probes), desc="searching", unit="print", disable=quiet, leave=False) as bar:
         for start in range(0, len(probes), block):
             here = slice(start, start + block)
-            scores = similarity(vectors[probes[here]], gallery, cells)  # (B, R)
-            scores[:, dead[references]] = FAILED
-            scores[dead[probes[here]]] = FAILED
+            scores = failed_never_match(similarity(vectors[probes[here]], gallery, cells))  # (B, R)
             lines, known = np.arange(len(scores)), enrolled[here]
             mated[here] = np.where(known, scores[lines, mate[here]], FAILED)
             rank[here] = np.where(known, (scores >= mated[here, None]).sum(axis=1), 0)

@@ -112,7 +112,7 @@ def score_pairs(
     """
     vectors = unit_vectors(embeddings, extracted, cells)
     mated, nonmated = (pair_similarity(vectors, vectors, rows, cells) for rows in (pairs.mated, pairs.nonmated))
-    return _failed(Scores(mated, nonmated, pairs, np.asarray(fingers)), extracted)
+    return Scores(failed_never_match(mated), failed_never_match(nonmated), pairs, np.asarray(fingers))
 
 
 def score_protocol(
@@ -147,9 +147,9 @@ def score_protocol(
         scores[filled : filled + len(block)] = block
         pairs[filled : filled + len(block)] = _ordered(first, second, keep)[: len(block)]
         filled += len(block)
+    mated_scores = failed_never_match(pair_similarity(vectors, vectors, mated, cells))
     chosen = Pairs(mated, pairs[:filled], possible)
-    mated_scores = pair_similarity(vectors, vectors, mated, cells)
-    return _failed(Scores(mated_scores, scores[:filled], chosen, np.asarray(fingers)), extracted)
+    return Scores(mated_scores, failed_never_match(scores[:filled]), chosen, np.asarray(fingers))
 
 
 def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -282,29 +282,25 @@ def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndar
 
 
 def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: int = 0) -> np.ndarray:
-    """(N, D) or (N, P, D) embeddings of unit length; zeros for prints from which nothing could be extracted.
+    """(N, D) or (N, P, D) embeddings of unit length; NaN for prints from which nothing could be extracted.
 
     Dense ones keep the length of other poses relative to the first: a print that is shifted loses cells, even all.
     """
     vectors = np.array(embeddings, np.float32)
-    if extracted is not None:
-        vectors[~np.asarray(extracted, bool)] = 0
     lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would hold all squares
     if cells and vectors.ndim == 3:
         finite = np.isfinite(lengths).all(axis=1, keepdims=True)
         lengths = np.where(finite, lengths[:, :1], np.float32(np.nan))
-    if extracted is not None:
-        lengths[~np.asarray(extracted, bool)] = 1
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)).reshape(len(vectors), -1).all(axis=1))
+    wanted = np.ones(len(vectors), bool) if extracted is None else np.asarray(extracted, bool)
+    bad = np.flatnonzero(wanted & ~(np.isfinite(lengths) & (lengths > 0)).reshape(len(vectors), -1).all(axis=1))
     if len(bad):
         raise UserError(f"{len(bad)} of {len(vectors)} embeddings are NaN, infinite or zero (first: row {bad[0]})")
+    lengths[~wanted] = np.nan
     vectors /= lengths
     return vectors
 
 
-def _failed(scores: Scores, extracted: np.ndarray | None) -> Scores:
-    """Comparisons with a print from which nothing could be extracted never match: they score -infinity."""
-    if extracted is not None:
-        for values, rows in ((scores.mated, scores.pairs.mated), (scores.nonmated, scores.pairs.nonmated)):
-            values[~np.asarray(extracted, bool)[rows].all(axis=1)] = -np.inf
+def failed_never_match(scores: np.ndarray) -> np.ndarray:
+    """Puts -infinity for NaN, in place: comparisons with a print from which nothing could be extracted."""
+    scores[np.isnan(scores)] = -np.inf
     return scores
