@@ -124,30 +124,24 @@ def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
     values, codes = np.unique(names, return_inverse=True)
     rate = sensible_fmr(len(scores.nonmated)) or 0.1
     threshold = sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(rate)
-    both = [_common(codes[rows]) for rows in (scores.pairs.mated, scores.pairs.nonmated)]
-    sizes = np.bincount(codes, minlength=len(values))
+    mated_of, nonmated_of = (  # the group of both prints, -1 where they differ
+        np.where(codes[rows[:, 0]] == codes[rows[:, 1]], codes[rows[:, 0]], -1)
+        for rows in (scores.pairs.mated, scores.pairs.nonmated)
+    )
     groups = []
     for code, name in [*enumerate(values.tolist()), (-1, ACROSS)]:
-        mated, nonmated = scores.mated[both[0] == code], scores.nonmated[both[1] == code]
-        if code >= 0 or len(mated) or len(nonmated):
-            prints = int(sizes[code]) if code >= 0 else len(codes)
-            groups.append(_group(name, prints, mated, nonmated, threshold))
+        mated, nonmated = scores.mated[mated_of == code], scores.nonmated[nonmated_of == code]
+        if code < 0 and not len(mated) and not len(nonmated):
+            continue
+        usable = np.isfinite(mated).any() and np.isfinite(nonmated).any()
+        group = Group(
+            name=name,
+            prints=int((codes == code).sum()) if code >= 0 else len(codes),
+            mated=len(mated),
+            nonmated=len(nonmated),
+            eer=sorted_curve(mated, nonmated).eer()[0] if usable else None,
+            fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
+            fnmr=float((mated < threshold).mean()) if len(mated) else None,
+        )
+        groups.append(group)
     return Breakdown(by, rate, threshold, groups)
-
-
-def _common(codes: np.ndarray) -> np.ndarray:
-    """(n, 2) groups of two prints -> (n,) the group of both, -1 where they differ."""
-    return np.where(codes[:, 0] == codes[:, 1], codes[:, 0], -1)
-
-
-def _group(name: str, prints: int, mated: np.ndarray, nonmated: np.ndarray, threshold: float) -> Group:
-    usable = all(len(part) and np.isfinite(part).any() for part in (mated, nonmated))
-    return Group(
-        name=name,
-        prints=prints,
-        mated=len(mated),
-        nonmated=len(nonmated),
-        eer=sorted_curve(mated, nonmated).eer()[0] if usable else None,
-        fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
-        fnmr=float((mated < threshold).mean()) if len(mated) else None,
-    )

@@ -25,12 +25,13 @@ def find_run(model: Path) -> Path | None:
     Args:
         model: run folder, a checkpoint inside one, or its `model/` folder.
     """
-    model = model.resolve()
-    for place in (model, model.parent) if model.name == "model" else (model, model.parent.parent):
-        inside = place == model or model.name == "model" or model.parent.name == "checkpoints"
-        if inside and (place / "config.yaml").is_file():
-            return place
-    return None
+    place = model.resolve()
+    places = [place]
+    if place.name == "model":
+        places.append(place.parent)
+    if place.parent.name == "checkpoints":
+        places.append(place.parents[1])
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
 def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:

@@ -20,6 +20,7 @@ from fingerprint_accel.evaluation.pair_lists import read_pairs_file
 from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.model_index import compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer, compare_scores
 from fingerprint_accel.metrics.identification import Fold, Searches, first_enrolled, half_enrolled, search
@@ -170,7 +171,6 @@ def evaluate(
 
 
 def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
-    tried = len(extras.poses_of(extractor))
     config, preparation = extractor.model.config, extractor.preprocess_config
     window = f"{preparation.crop} of {extractor.canvas} pixels, seen at {preparation.size}"
     rows = [
@@ -181,7 +181,7 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
         ("prints", f"{len(shards):,}"),
         ("fingers", f"{shards.info.fingers:,}"),
         ("ppi", f"{shards.info.ppi}"),
-        ("compared", f"best of {tried} poses" if tried > 1 else "as they are"),
+        ("compared", compared(len(extras.poses_of(extractor)))),
     ]
     if extractor.cells:
         rows.append(("similarity", f"over the cells that both prints show, of {extractor.cells}"))

@@ -215,17 +215,8 @@ def _blocks(
 
 
 def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Some of the mated pairs: the same number of each finger, as far as it has so many; without repetition.
-
-    Args:
-        mated: (n, 2) row numbers, all pairs to choose from.
-        fingers: (N,) finger of every row.
-        count: pairs wanted; each finger gives this divided by the number of fingers, rounded, at random, up or down.
-        seed: of the choice.
-
-    Returns:
-        (m, 2), m <= count, in the order of `mated`.
-    """
+    """Some of (n, 2) `mated` pairs, in their order: of each finger `count` by the number of fingers, rounded up or down
+    at random, as far as it has so many."""
     generator = np.random.default_rng(seed)
     _, finger = np.unique(fingers[mated[:, 0]], return_inverse=True)
     of_finger = np.bincount(finger)
@@ -238,20 +229,12 @@ def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int)
 
 
 def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Pairs of prints of different fingers, without repetition; every finger in about as many.
+    """(m, 2) pairs of prints of different fingers, without repetition; m is `count`, or all there are.
 
     The fingers lie shuffled on a ring, and in each round every finger is compared with the one at a certain distance,
     so that it takes part twice; the distances come in random order, and which impressions meet is drawn. When every two
     fingers have met, the rounds begin again with other impressions. Numbers of comparisons of two fingers differ by two
     at most, unless a finger has too few impressions.
-
-    Args:
-        fingers: (N,) finger of every row, at least two different ones.
-        count: pairs wanted; all there are if there are fewer.
-        seed: of the choice.
-
-    Returns:
-        (m, 2) row numbers, lower first, m <= count.
     """
     generator = np.random.default_rng(seed)
     rows = np.argsort(fingers, kind="stable")
