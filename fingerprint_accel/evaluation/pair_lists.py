@@ -199,16 +199,14 @@ def _flx_rows(file: Path, numbers: np.ndarray, shards: Shards) -> np.ndarray:
         )
     impressions = shards.impressions.astype(np.int64)
     first = np.array([min(1, int(fingers.min())), min(1, int(impressions.min()))])
-    known = (fingers[shards.fingers] << 16) + impressions
-    order = np.argsort(known)
-    wanted = ((numbers + first) @ np.array([1 << 16, 1])).astype(np.int64)
-    place = np.minimum(np.searchsorted(known[order], wanted), len(order) - 1)
-    missing = np.flatnonzero(known[order][place] != wanted)
+    keys = zip(fingers[shards.fingers].tolist(), impressions.tolist(), strict=True)
+    row_of = {key: row for row, key in enumerate(keys)}
+    rows = np.array([row_of.get(tuple(each), -1) for each in (numbers + first).tolist()], np.int64)
+    missing = np.flatnonzero(rows < 0)
     if len(missing):
         subject, impression = (numbers[missing[0]] + first).tolist()
         raise UserError(
             f"{file}: {shards.folder} has no impression {impression} of finger {subject} "
             f"(flx's subject {numbers[missing[0], 0]}); {len(missing):,} of {len(numbers):,} prints are missing"
         )
-    rows: np.ndarray = order[place]
     return rows

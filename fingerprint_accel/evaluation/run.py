@@ -88,9 +88,15 @@ class _Plan:
     open: list[Fold]
 
     def carry_out(
-        self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None, cells: int
+        self,
+        extractor: FingerprintExtractor,
+        shards: Shards,
+        poses: Poses,
+        batch_size: int,
+        extracted: np.ndarray | None,
     ) -> tuple[Scores, Searches, Searches]:
-        """Scores, and searches of the closed and the open set."""
+        """Embeds all prints; scores, and searches of the closed and the open set."""
+        embeddings, cells = extractor.extract(shards, poses=poses, batch_size=batch_size), extractor.cells
         if self.pairs is None:
             prints = (embeddings, shards.fingers, shards.impressions)
             scores = score_protocol(self.protocol, *prints, extracted=extracted, cells=cells)
@@ -142,17 +148,14 @@ def evaluate(
     names = groupings(shards, extras.by)
     other = None if extras.against is None else open_extractor(extras.against)
     poses = extras.poses_of(extractor)
-    embeddings = extractor.extract(shards, poses=poses, batch_size=batch_size)
     extracted = None
     if extras.minimum_quality > 0:
         extracted = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
-    scores, closed, opened = plan.carry_out(embeddings, shards, extracted, extractor.cells)
+    scores, closed, opened = plan.carry_out(extractor, shards, poses, batch_size, extracted)
     rival = None
-    if other is not None:
-        theirs = other.extract(shards, poses=extras.poses_of(other), batch_size=batch_size)
-        their_scores, their_closed, _ = plan.carry_out(theirs, shards, extracted, other.cells)
-        name = model_name(extras.against or Path())
-        rival = Rival(name, their_scores, their_closed, compare_scores(scores, their_scores))
+    if extras.against is not None and other is not None:
+        theirs, their_closed, _ = plan.carry_out(other, shards, extras.poses_of(other), batch_size, extracted)
+        rival = Rival(model_name(extras.against), theirs, their_closed, compare_scores(scores, theirs))
     return Evaluation(
         protocol=plan.protocol,
         definition=plan.definition,
