@@ -20,7 +20,7 @@ from fingerprint_accel.evaluation.pair_lists import read_pairs_file
 from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.model_index import compared
+from fingerprint_accel.extraction.model_card import compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer, compare_scores
 from fingerprint_accel.metrics.identification import Fold, Searches, first_enrolled, half_enrolled, search
