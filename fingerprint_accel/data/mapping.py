@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections.abc import Iterable
@@ -11,27 +12,27 @@ import numpy as np
 import pyarrow as pa
 
 PAGE = mmap.PAGESIZE
+_MADVISE = ctypes.CDLL(None).madvise  # an `mmap.mmap` has it as a method, but holds a file descriptor for each file
+_MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MappedFile:
-    """A file mapped into memory for reading.
+    """A file mapped into memory for reading. It holds no file descriptor, so there may be any number of them.
 
     Attributes:
         buffer: all of it, without a copy; it keeps the mapping alive.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is empty.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.buffer = pa.py_buffer(self._map)
+        with pa.memory_map(str(path)) as file:
+            self.buffer = file.read_buffer(file.size())
 
     def __len__(self) -> int:
-        return len(self._map)
+        return self.buffer.size
 
     def offset(self, address: int) -> int:
         """Where in the file a memory address of the mapping lies, bytes."""
@@ -53,7 +54,7 @@ class MappedFile:
     def _advise(self, advice: str, start: int, length: int) -> None:
         option = getattr(mmap, advice, None)
         if option is not None:
-            self._map.madvise(option, start, min(length, len(self) - start))
+            _MADVISE(self.buffer.address + start, min(length, len(self) - start), option)
 
 
 def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
