@@ -53,9 +53,11 @@ class ImageChunk:
         Raises:
             UserError: the print is damaged.
         """
-        if self._rows is not None:
-            return self._rows[row]
-        return self._decoded(self._bytes[self._offsets[row] : self._offsets[row + 1]])
+        return self._rows[row] if self._rows is not None else self._decoded(self.stored(row))
+
+    def stored(self, row: int) -> np.ndarray:
+        """(bytes,) uint8 of a print as they lie in the file, without a copy."""
+        return self._bytes[self._offsets[row] : self._offsets[row + 1]]
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
         """Copies rows (B,) into `out` (B, canvas ** 2) uint8; adds up what reading and decoding took.
@@ -69,7 +71,7 @@ class ImageChunk:
             if seconds is not None:
                 seconds["disk"] += time.perf_counter() - started
             return
-        stored = [self._bytes[self._offsets[row] : self._offsets[row + 1]].copy() for row in rows.tolist()]
+        stored = [self.stored(row).copy() for row in rows.tolist()]
         read = time.perf_counter()
         for place, row in enumerate(stored):
             out[place] = self._decoded(row)

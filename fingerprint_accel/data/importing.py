@@ -30,7 +30,6 @@ from fingerprint_accel.data.shard_writing import (
     DatasetInfo,
     Record,
     publish_dataset,
-    record_batches,
     rows_per_shard,
     write_shard,
 )
@@ -260,7 +259,7 @@ class ImportJob(Job):
 def _import_files(files: list[ImageFile], fingers: list[int], target: Target, encoding: str, path: Path) -> Facts:
     """Prepares the files of a shard, in a worker."""
     state = _state(files)
-    records, numbers, rejected = [], [], []
+    records, rejected = [], []
     for file, finger in zip(files, fingers, strict=True):
         prepared = prepare(file, target)
         if prepared.minutiae_reason:
@@ -268,9 +267,9 @@ def _import_files(files: list[ImageFile], fingers: list[int], target: Target, en
         if prepared.image is None:
             rejected.append((file.name, prepared.reason, False))
         else:
-            records.append(Record(prepared.image, file.finger_key, file.impression, file.name, prepared.minutiae))
-            numbers.append(finger)
-    facts = write_shard(path, record_batches(records, numbers, target.canvas, encoding, False))
+            names = file.finger_key, file.impression, file.name
+            records.append(Record(prepared.image, *names, prepared.minutiae, finger=finger))
+    facts = write_shard(path, records, target.canvas, encoding)
     return {**facts, "rejected": rejected, "files": state}
 
 

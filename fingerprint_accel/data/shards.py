@@ -134,6 +134,11 @@ class Shards:
         side = self.info.canvas
         return self._images[chunk].one(row - int(self._chunk_start[chunk])).reshape(side, side)
 
+    def stored(self, row: int) -> bytes:
+        """One print as it lies in the file: encoded."""
+        chunk = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
+        return self._images[chunk].stored(row - int(self._chunk_start[chunk])).tobytes()
+
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
         """Copies prints into `out`; fastest when `rows` ascend.
 
@@ -269,6 +274,8 @@ def open_dataset(folder: Path | str) -> Shards:
         try:
             files.append(MappedFile(folder / name))
             tables.append(pa.ipc.open_stream(files[-1].buffer).read_all())
+            for column in {"image", "minutiae", "pose", "contact"}.intersection(tables[-1].column_names):
+                tables[-1][column].validate(full=True)  # a wrong offset would lead out of the file
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"{folder / name}: missing or damaged ({str(error)[:80]}); copy or import it again"

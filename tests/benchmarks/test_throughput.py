@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import starting
 import torch
+from shard_writer import ShardWriter
 
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

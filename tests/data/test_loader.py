@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shard_writer import ShardWriter
 
 from fingerprint_accel.data.batch import BatchLayout
 from fingerprint_accel.data.loader import ANNOUNCED, TrainingLoader, subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 
