@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.shard_writing import DATASET, MOST_ROWS, SHARD_NAMES, Record, publish_dataset, write_shard
+from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import check_folder, put_in_place

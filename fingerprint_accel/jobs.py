@@ -87,7 +87,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
     with exclusive_lock(
         out.with_name(f".{out.name}.lock"), f"{out}: another command is making it; wait for it, or end it"
     ):
-        if _stored(out / RECORDS) == job.arguments:  # an earlier call was killed at the very end
+        if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed at the very end
             shutil.rmtree(out / RECORDS)
             return 0
         check_folder(out, job.kind, overwrite)
@@ -133,7 +133,7 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
     for other in out.parent.glob(f".{glob.escape(out.name)}.????????.partial") if out.parent.is_dir() else ():
         if other != staging:
             _discard(other, job, overwrite)
-    if _stored(staging / RECORDS) != job.arguments:
+    if _read_json(staging / RECORDS / ARGUMENTS) != job.arguments:
         shutil.rmtree(staging, ignore_errors=True)
         (staging / RECORDS).mkdir(parents=True)
         write_file(staging / RECORDS / ARGUMENTS, json.dumps(job.arguments, indent=2) + "\n")
@@ -149,7 +149,7 @@ def _discard_drafts(staging: Path) -> None:
 
 def _discard(other: Path, job: Job, overwrite: bool) -> None:
     """Deletes what another command has left, where it is nothing or may be replaced."""
-    stored = _stored(other / RECORDS) or {}
+    stored = _read_json(other / RECORDS / ARGUMENTS) or {}
     if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
         differing = ", ".join(
             f"{name} {stored.get(name)} not {value}"
@@ -161,11 +161,6 @@ def _discard(other: Path, job: Job, overwrite: bool) -> None:
             "end that command, delete the folder, or add --overwrite"
         )
     shutil.rmtree(other)
-
-
-def _stored(records: Path) -> Facts | None:
-    """The arguments that a folder's shards were made with; None where there is nothing to be read."""
-    return _read_json(records / ARGUMENTS)
 
 
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
@@ -184,11 +179,9 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
     names = job.names
     for shard in shards:
         pending[executor.submit(make_shard, job.task(shard), staging / names[shard])] = shard
-        done = [future for future in pending if future.done()]
-        while done or len(pending) >= IN_FLIGHT:
-            for future in done or wait(pending, return_when=FIRST_COMPLETED).done:
+        while len(pending) >= IN_FLIGHT or any(future.done() for future in pending):
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
-            done = []
     while pending:
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             yield pending.pop(future), future.result()

@@ -35,7 +35,7 @@ from fingerprint_accel.data.shard_writing import (
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
@@ -144,7 +144,9 @@ def import_dataset(
     """
     started = time.perf_counter()
     check_folder(out, DATASET, inputs=[source, *([minutiae] if minutiae else [])])
-    _check_numbers(ppi, dataset_ppi, canvas, minutiae)
+    require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
+    check_canvas("--dataset-ppi", dataset_ppi, canvas)
+    require(minutiae is None or minutiae.is_dir(), f"--minutiae {minutiae}: no such folder")
     check_encoding(encoding)
     job = ImportJob(source, layout, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
     with open_workers(workers, cluster) as team:
@@ -269,17 +271,7 @@ def kind_of(reason: str) -> str:
     return reason.partition(":")[0].partition(" (")[0]
 
 
-def _check_numbers(ppi: int, dataset_ppi: int, canvas: int, minutiae: Path | None) -> None:
-    if not 50 <= ppi <= 5000:
-        raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
-    check_canvas("--dataset-ppi", dataset_ppi, canvas)
-    if minutiae is not None and not minutiae.is_dir():
-        raise UserError(f"--minutiae {minutiae}: no such folder")
-
-
 def check_canvas(option: str, ppi: int, canvas: int) -> None:
     """Raises UserError where a dataset cannot have this ppi, given as `option`, or this canvas."""
-    if not 50 <= ppi <= 2000:
-        raise UserError(f"{option} {ppi}: must lie between 50 and 2000")
-    if not 64 <= canvas <= 2048:
-        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
+    require(50 <= ppi <= 2000, f"{option} {ppi}: must lie between 50 and 2000")
+    require(64 <= canvas <= 2048, f"--canvas {canvas}: must lie between 64 and 2048")

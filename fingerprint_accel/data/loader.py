@@ -100,13 +100,8 @@ class Subset:
         _, counts = self.shards.minutiae(rows, batch.minutiae.numpy())
         if batch.pose is not None and batch.contact is not None:
             self.shards.truth(rows, batch.pose.numpy(), batch.contact.numpy())
-        for part, values in (
-            (batch.finger, self.labels[samples]),
-            (batch.minutia_count, counts),
-            (batch.index, rows),
-            (batch.epoch, epochs),
-        ):
-            part.numpy()[:] = values
+        batch.finger.numpy()[:], batch.minutia_count.numpy()[:] = self.labels[samples], counts
+        batch.index.numpy()[:], batch.epoch.numpy()[:] = rows, epochs
         return batch
 
     def loader(
@@ -144,6 +139,7 @@ class _Slot:
     copied: torch.cuda.Event | None = None
 
 
+@dataclass(eq=False)
 class TrainingLoader:
     """Endless micro-batches of one process, starting anywhere in the stream. Use as a context manager, then iterate.
 
@@ -165,28 +161,24 @@ class TrainingLoader:
         seconds: that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
     """
 
-    def __init__(
-        self,
-        subset: Subset,
-        order: SampleOrder,
-        batch_size: int,
-        rank: int = 0,
-        processes: int = 1,
-        device: torch.device | str = "cpu",
-        position: int = 0,
-        prefetch: int = 3,
-        truth: bool = False,
-    ) -> None:
-        self.subset, self.order, self.batch_size, self.truth = subset, order, batch_size, truth
-        self.rank, self.processes, self.device = rank, processes, torch.device(device)
-        self.position = position
+    subset: Subset
+    order: SampleOrder
+    batch_size: int
+    rank: int = 0
+    processes: int = 1
+    device: torch.device | str = "cpu"
+    position: int = 0
+    prefetch: int = 3
+    truth: bool = False
+
+    def __post_init__(self) -> None:
         self.waited = 0.0
         self.seconds = {"order": 0.0, "disk": 0.0, "decode": 0.0}
-        self._layout = subset.layout(batch_size, truth)
-        cuda = self.device.type == "cuda"
+        self._layout = self.subset.layout(self.batch_size, self.truth)
+        cuda = torch.device(self.device).type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None
-        self._slots = [_Slot(self._layout.empty(pinned=cuda)) for _ in range(prefetch + 1)]
-        self._batches = self._announced() if subset.shards.larger_than_memory else self._samples()
+        self._slots = [_Slot(self._layout.empty(pinned=cuda)) for _ in range(self.prefetch + 1)]
+        self._batches = self._announced() if self.subset.shards.larger_than_memory else self._samples()
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._coming: deque[Future[tuple[torch.Tensor, _Slot]]] = deque()
         self._process = os.getpid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -79,20 +80,15 @@ def memory_of_machine() -> int:
     """Bytes of memory that this process may use at most: of the machine, or of its control group."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _control_group_files():
-        try:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             limits.append(int(path.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
     return min(limits)
 
 
 def _control_group_files() -> Iterable[Path]:
-    root = Path("/sys/fs/cgroup")
-    yield from (root / "memory.max", root / "memory" / "memory.limit_in_bytes")
-    try:
-        memberships = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
+    root, memberships = Path("/sys/fs/cgroup"), ["0::/", "0:memory:/"]
+    with contextlib.suppress(OSError):
+        memberships += Path("/proc/self/cgroup").read_text().splitlines()
     for line in memberships:
         _, controllers, group = line.split(":", 2)
         if controllers == "":

@@ -104,11 +104,7 @@ def merge(
 
 
 def _completed(options: MergeOptions, sources: Sequence[Shards]) -> MergeOptions:
-    """The options with what they leave to the first source.
-
-    Raises:
-        UserError: a number out of range, or prints that are enhanced where others are not or are to be again.
-    """
+    """The options with what they leave to the first source; raises UserError where they cannot be met."""
     enhanced = [source.info.enhanced for source in sources]
     if any(enhanced) and options.enhance is not None:
         raise UserError(f"{sources[enhanced.index(True)].folder}: enhanced already; leave out --enhance")
@@ -193,8 +189,10 @@ class MergeJob(Job):
         origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
         if self.options.join_fingers and len(sources) > 1:
             impression = renumbered(finger, impression, origin)
-            if impression.max() >= MOST_IMPRESSIONS:
-                raise UserError(f"--join-fingers: a finger would have impression {impression.max()}; leave it out")
+            highest = impression.max()
+            require(
+                highest < MOST_IMPRESSIONS, f"--join-fingers: a finger would have impression {highest}; leave it out"
+            )
         order = permutation(len(finger), self.options.seed, epoch=0, level=2)
         row = np.concatenate([np.arange(len(source)) for source in sources])
         self._places = np.stack([origin, row, finger, impression], axis=1)[order]

@@ -15,9 +15,9 @@ import pyarrow as pa
 from fingerprint_accel.data.encoding import ENCODINGS
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
-from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo
+from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
@@ -130,14 +130,17 @@ class Shards:
 
     def image(self, row: int) -> np.ndarray:
         """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
-        chunk = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
-        side = self.info.canvas
-        return self._images[chunk].one(row - int(self._chunk_start[chunk])).reshape(side, side)
+        chunk, place = self._place(row)
+        return chunk.image(chunk.stored(place))
 
     def stored(self, row: int) -> bytes:
         """One print as it lies in the file: encoded."""
-        chunk = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
-        return self._images[chunk].stored(row - int(self._chunk_start[chunk])).tobytes()
+        chunk, place = self._place(row)
+        return chunk.stored(place).tobytes()
+
+    def _place(self, row: int) -> tuple[ImageChunk, int]:
+        number = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
+        return self._images[number], row - int(self._chunk_start[number])
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
         """Copies prints into `out`; fastest when `rows` ascend.
