@@ -115,7 +115,12 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, f
     if facts and progress:
         print(f"going on: {len(facts)} of {len(job.sizes)} shards are there", file=sys.stderr)
     total, to_make = sum(job.sizes), sum(job.sizes[shard] for shard in missing)
-    _check_room(to_make * job.bytes_per_print if missing else 0, staging)
+    needed, free = to_make * job.bytes_per_print if missing else 0, shutil.disk_usage(staging).free
+    if needed > free:
+        raise UserError(
+            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose "
+            "another disk"
+        )
     with tqdm(total=total, initial=total - to_make, desc=job.label, unit="print", disable=not progress) as bar:
         for shard, of_shard in _made(job, staging, missing, executor):
             facts[shard] = of_shard
@@ -215,15 +220,6 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
 
 def _record(shard: Path) -> Path:
     return shard.parent / RECORDS / f"{shard.name}.json"
-
-
-def _check_room(needed: float, staging: Path) -> None:
-    free = shutil.disk_usage(staging).free
-    if needed > free:
-        raise UserError(
-            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose "
-            "another disk"
-        )
 
 
 def _read_json(path: Path) -> Facts | None:

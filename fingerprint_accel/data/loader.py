@@ -57,7 +57,7 @@ class Subset:
     @property
     def with_minutiae(self) -> int:
         """Number of prints that have at least one minutia."""
-        return int(np.count_nonzero(self.shards.minutia_counts(self.rows)))
+        return int(np.count_nonzero(self.shards.minutia_count[self.rows]))
 
     @property
     def with_truth(self) -> int:

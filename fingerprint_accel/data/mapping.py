@@ -43,7 +43,7 @@ class MappedFile:
         """Switches off the system's own read-ahead, which guesses wrong where rows come in random order."""
         self._advise("MADV_RANDOM", 0, len(self))
 
-    def wanted(self, starts: np.ndarray, length: np.ndarray | int) -> None:
+    def wanted(self, starts: np.ndarray, length: np.ndarray) -> None:
         """Has the system fetch pieces in the background: starts (N,) ascending and length (N,), bytes."""
         for start, end in _merged(starts // PAGE * PAGE, starts + length):
             self._advise("MADV_WILLNEED", start, end - start)

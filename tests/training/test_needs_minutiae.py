@@ -35,7 +35,7 @@ def with_some(prints, tiny, tmp_path):
 
 
 def held_out(prints):
-    return split_fingers(open_dataset(prints).key_of_finger, FRACTION, seed=0)
+    return split_fingers(open_dataset(prints).key_of_finger, FRACTION)
 
 
 def refused(config):
