@@ -36,7 +36,6 @@ def dataset(tmp_path_factory):
     with ShardWriter(folder, ppi=300, canvas=64) as writer:
         for row in range(24):
             writer.add(Record(grating(64, 6, row / 8), f"finger-{row % 6}", row // 6, "test", minutiae))
-        writer.close()
     return folder
 
 
