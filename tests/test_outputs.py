@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from shard_writer import ShardWriter
 
 from fingerprint_accel.cli import main
 from fingerprint_accel.cli.data import inspect
@@ -20,7 +21,7 @@ from fingerprint_accel.compat.flx_weights import convert
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.merging import merge
-from fingerprint_accel.data.shard_writing import DATASET, ShardWriter
+from fingerprint_accel.data.shard_writing import DATASET
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.calibration import calibrate_command

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.listing import Listing, finger_codes, list_files
+from fingerprint_accel.data.listing import finger_codes, list_files
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.pairing import Pairing
 from fingerprint_accel.data.print_file import Enhance, ImageFile, Target, prepare
@@ -30,12 +31,11 @@ from fingerprint_accel.data.shard_writing import (
     DatasetInfo,
     Record,
     publish_dataset,
-    record_batches,
     rows_per_shard,
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
@@ -51,7 +51,7 @@ class ImportSummary:
     Attributes:
         out: the dataset folder.
         info: of the dataset.
-        impressions_per_finger: how many fingers have 1, 2, ... impressions.
+        impressions: (F,) of each finger, ascending.
         rejected: number of files by reason.
         megabytes: size of the dataset folder.
         seconds: that it took.
@@ -59,25 +59,23 @@ class ImportSummary:
 
     out: Path
     info: DatasetInfo
-    impressions_per_finger: Counter[int]
+    impressions: np.ndarray
+    rejected: Counter[str]
     megabytes: float
     seconds: float
-    rejected: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, out: Path, seconds: float) -> ImportSummary:
         """Reads from a finished dataset folder what is worth saying."""
-        dataset = open_dataset(out)
-        rejected: Counter[str] = Counter()
-        if (out / REJECTED).is_file():
-            with (out / REJECTED).open() as log:
-                rejected.update(kind_of(json.loads(line)["reason"]) for line in log)
+        dataset, log = open_dataset(out), out / REJECTED
+        lines = log.read_text().splitlines() if log.is_file() else []
+        rejected = Counter(kind_of(json.loads(line)["reason"]) for line in lines)
         size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-        return cls(out, dataset.info, Counter(np.bincount(dataset.fingers).tolist()), size, seconds, rejected)
+        return cls(out, dataset.info, np.sort(np.bincount(dataset.fingers)), rejected, size, seconds)
 
     def table(self) -> str:
         """The summary as aligned text."""
-        counts = sorted(self.impressions_per_finger.elements())
+        counts = self.impressions
         rows = [
             ("fingers", f"{self.info.fingers}"),
             ("impressions", f"{self.info.prints}"),
@@ -146,46 +144,30 @@ def import_dataset(
     """
     started = time.perf_counter()
     check_folder(out, DATASET, inputs=[source, *([minutiae] if minutiae else [])])
-    _check_numbers(ppi, dataset_ppi, canvas, minutiae)
+    require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
+    check_canvas("--dataset-ppi", dataset_ppi, canvas)
+    require(minutiae is None or minutiae.is_dir(), f"--minutiae {minutiae}: no such folder")
     check_encoding(encoding)
-    listing = list_files(source, layout)
-    job = ImportJob(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
+    job = ImportJob(source, layout, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
     with open_workers(workers, cluster) as team:
         run(job, out, team.executor, overwrite, progress)
     return ImportSummary.of(out, time.perf_counter() - started)
 
 
 class ImportJob(Job):
-    """An import, shard by shard.
-
-    Args:
-        source, layout: as given.
-        listing: what is there.
-        ppi: of images that do not state their own.
-        minutiae: folder of minutiae files, if they do not lie beside the images.
-        target: what prints are to look like.
-        encoding: of the images in the dataset.
-        seed: of the order.
-    """
+    """An import, shard by shard; arguments as of `import_dataset`, which has checked them."""
 
     label, kind, pattern = "importing", DATASET, SHARD_NAMES
 
     def __init__(
-        self,
-        source: Path,
-        layout: str,
-        listing: Listing,
-        ppi: int,
-        minutiae: Path | None,
-        target: Target,
-        encoding: str,
-        seed: int,
+        self, source: Path, layout: str, ppi: int, minutiae: Path | None, target: Target, encoding: str, seed: int
     ) -> None:
-        self.source, self.listing, self.ppi, self.target, self.encoding = source, listing, ppi, target, encoding
+        self.source, self.ppi, self.target, self.encoding = source, ppi, target, encoding
+        self.listing = list_files(source, layout)
         names = hashlib.sha256()
-        for batch in listing.table.to_batches():
+        for batch in self.listing.table.to_batches():
             names.update(batch.serialize())
-        rows = len(listing.table)
+        rows = len(self.listing.table)
         self.arguments = {
             "source": str(source.resolve()),
             "layout": layout,
@@ -202,30 +184,32 @@ class ImportJob(Job):
         }
         # how small lz4 makes prints is not known
         self.bytes_per_print = target.canvas**2 + MINUTIAE_BYTES if encoding == "raw" else 0
-        self._per_shard = rows_per_shard(rows, target.canvas)
-        self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
-        self._order = permutation(rows, seed, epoch=0, level=2)  # fingers are spread over shards
-        self._fingers = finger_codes(listing.table)
-        self._table = listing.table.combine_chunks()
-        self._pairing = Pairing(listing, minutiae)
+        order = permutation(rows, seed, epoch=0, level=2)  # fingers are spread over shards
+        per_shard = rows_per_shard(rows, target.canvas)
+        self._rows = np.split(order, range(per_shard, rows, per_shard))  # of the listing, by shard
+        self.sizes = [len(of_shard) for of_shard in self._rows]
+        self._fingers = finger_codes(self.listing.table)
+        self._table = self.listing.table.combine_chunks()
+        self._pairing = Pairing(self.listing, minutiae)
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
-        fingers = self._fingers[self._rows(shard)].tolist()
-        return functools.partial(_import_files, self._files(shard), fingers, self.target, self.encoding)
-
-    def _rows(self, shard: int) -> np.ndarray:
-        """Rows of the listing in a shard."""
-        return self._order[shard * self._per_shard :][: self.sizes[shard]]
+        return functools.partial(_import_files, self._files(shard), self.target, self.encoding)
 
     def _files(self, shard: int) -> list[ImageFile]:
-        rows = self._rows(shard)
-        found = []
-        for number, row in zip(rows.tolist(), self._table.take(pa.array(rows)).to_pylist(), strict=True):
-            path, ppi = self.listing.root / row["path"], row["ppi"] or self.ppi
-            template = self._pairing.of(number)
-            found.append(ImageFile(path, row["path"], row["finger_key"], row["impression"], ppi, *template))
-        return found
+        numbers = self._rows[shard]
+        return [
+            ImageFile(
+                self.listing.root / row["path"],
+                row["ppi"] or self.ppi,
+                *self._pairing.of(number),
+                row["path"],
+                row["finger_key"],
+                row["impression"],
+                int(self._fingers[number]),
+            )
+            for number, row in zip(numbers.tolist(), self._table.take(pa.array(numbers)).to_pylist(), strict=True)
+        ]
 
     def is_current(self, shard: int, facts: Facts) -> bool:
         """As of `Job`: a file may have been mended meanwhile."""
@@ -233,44 +217,36 @@ class ImportJob(Job):
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
-        rejected = list(self.listing.rejected)
-        listed = set()
-        for known in facts:
-            for path, reason, of_minutiae in known["rejected"]:
-                if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
-                    rejected.append((path, reason))
-                    listed.add(path)
+        rejected, listed = list(self.listing.rejected), set()
+        for path, reason, of_minutiae in itertools.chain.from_iterable(known["rejected"] for known in facts):
+            if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
+                rejected.append((path, reason))
+                listed.add(path)
         if not any(known["rows"] for known in facts):
             common = Counter(kind_of(reason) for _, reason in rejected).most_common(3)
             reasons = "; ".join(f"{number} x {reason}" for reason, number in common)
-            raise UserError(f"{self.source}: none of {len(self._order)} images could be used ({reasons})")
+            raise UserError(f"{self.source}: none of {len(self._table)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
         (folder / REJECTED).write_text("".join(lines))
-        publish_dataset(
-            folder,
-            self.names,
-            facts,
-            self.target.ppi,
-            self.target.canvas,
-            self.encoding,
-            self.target.enhance is not None,
-        )
+        target = self.target
+        enhanced = target.enhance is not None
+        publish_dataset(folder, self.names, facts, target.ppi, target.canvas, self.encoding, enhanced)
 
 
-def _import_files(files: list[ImageFile], fingers: list[int], target: Target, encoding: str, path: Path) -> Facts:
+def _import_files(files: list[ImageFile], target: Target, encoding: str, path: Path) -> Facts:
     """Prepares the files of a shard, in a worker."""
     state = _state(files)
-    records, numbers, rejected = [], [], []
-    for file, finger in zip(files, fingers, strict=True):
+    records, rejected = [], []
+    for file in files:
         prepared = prepare(file, target)
         if prepared.minutiae_reason:
             rejected.append((str(file.minutiae), prepared.minutiae_reason, True))
         if prepared.image is None:
             rejected.append((file.name, prepared.reason, False))
         else:
-            records.append(Record(prepared.image, file.finger_key, file.impression, file.name, prepared.minutiae))
-            numbers.append(finger)
-    facts = write_shard(path, record_batches(records, numbers, target.canvas, encoding, False))
+            names = file.finger_key, file.impression, file.name
+            records.append(Record(prepared.image, *names, prepared.minutiae, finger=file.finger))
+    facts = write_shard(path, records, target.canvas, encoding)
     return {**facts, "rejected": rejected, "files": state}
 
 
@@ -295,17 +271,7 @@ def kind_of(reason: str) -> str:
     return reason.partition(":")[0].partition(" (")[0]
 
 
-def _check_numbers(ppi: int, dataset_ppi: int, canvas: int, minutiae: Path | None) -> None:
-    if not 50 <= ppi <= 5000:
-        raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
-    check_canvas("--dataset-ppi", dataset_ppi, canvas)
-    if minutiae is not None and not minutiae.is_dir():
-        raise UserError(f"--minutiae {minutiae}: no such folder")
-
-
 def check_canvas(option: str, ppi: int, canvas: int) -> None:
     """Raises UserError where a dataset cannot have this ppi, given as `option`, or this canvas."""
-    if not 50 <= ppi <= 2000:
-        raise UserError(f"{option} {ppi}: must lie between 50 and 2000")
-    if not 64 <= canvas <= 2048:
-        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
+    require(50 <= ppi <= 2000, f"{option} {ppi}: must lie between 50 and 2000")
+    require(64 <= canvas <= 2048, f"--canvas {canvas}: must lie between 64 and 2048")

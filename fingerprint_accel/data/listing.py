@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fingerprint_accel.data.images import SUFFIXES as IMAGE_SUFFIXES
-from fingerprint_accel.data.layouts import LAYOUTS, NAMES, LayoutError, guess
+from fingerprint_accel.data.layouts import LAYOUTS, NAMES, LayoutError, Named, guess
 from fingerprint_accel.errors import UserError
 
-CHUNK = 65536
-FIELDS = [
-    ("path", pa.string()),
-    ("finger_key", pa.string()),
-    ("impression", pa.int32()),  # -1: rank among the finger's files
-    ("ppi", pa.int32()),  # 0: as given on the command line
-    ("minutiae", pa.string()),
-]
+CHUNK = 65536  # rows that are Python objects at a time
+SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "finger_key": pa.string(),
+        "impression": pa.int32(),  # -1: rank among the finger's files
+        "ppi": pa.int32(),  # 0: as given on the command line
+        "minutiae": pa.string(),
+    }
+)
 
 
 @dataclass
@@ -41,26 +44,13 @@ class Listing:
     rejected: list[tuple[str, str]]
 
 
-class _Columns:
-    """Collects rows and turns every CHUNK of them into Arrow, so that few Python objects live at a time."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple] = []
-        self.parts: list[pa.RecordBatch] = []
-
-    def add(self, *row: object) -> None:
-        self.rows.append(row)
-        if len(self.rows) == CHUNK:
-            self.flush()
-
-    def flush(self) -> None:
-        columns = [pa.array([row[i] for row in self.rows], kind) for i, (_, kind) in enumerate(FIELDS)]
-        self.parts.append(pa.record_batch(columns, names=[name for name, _ in FIELDS]))
-        self.rows = []
-
-    def table(self) -> pa.Table:
-        self.flush()
-        return pa.Table.from_batches(self.parts)
+def _table(rows: Iterator[tuple]) -> pa.Table:
+    parts = []
+    while some := list(itertools.islice(rows, CHUNK)):
+        columns = [pa.array([row[place] for row in some], kind) for place, kind in enumerate(SCHEMA.types)]
+        parts.append(pa.record_batch(columns, schema=SCHEMA))
+        del some  # before the next are made
+    return pa.Table.from_batches(parts, SCHEMA)
 
 
 def image_paths(folder: Path, prefix: str = "") -> Iterator[str]:
@@ -86,55 +76,56 @@ def list_files(source: Path, layout: str) -> Listing:
         return _list_csv(source)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the folder that holds the images")
-    columns, rejected = _Columns(), []
-    sample: list[str] = []
-    for path in image_paths(source):
-        if len(sample) < 50:
-            sample.append(path)
-        try:
-            named = LAYOUTS[layout](path)
-        except LayoutError as error:
-            rejected.append((path, str(error)))
-            continue
-        impression = -1 if named.impression is None else named.impression
-        columns.add(path, named.finger_key, impression, named.ppi, None)
-    if not sample:
+    rejected: list[tuple[str, str]] = []
+    table = _table(_named_rows(image_paths(source), LAYOUTS[layout], rejected))
+    if not len(table) and not rejected:
         raise UserError(f"{source}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    table = columns.table()
     if not len(table):
-        fitting = [name for name in guess(sample) if name != layout]
+        fitting = guess([path for path, _ in rejected[:50]])
         remedy = f"try --layout {fitting[0]}" if fitting else "see `import --help`, or list the files in a csv"
         raise UserError(f"{source}: no file follows layout {layout} ({rejected[0][0]}: {rejected[0][1]}); {remedy}")
     table = _from_zero(table) if layout == "flx" else _ranked(table)
     return Listing(source, _without_duplicates(table, rejected), rejected)
 
 
+def _named_rows(
+    paths: Iterable[str], layout: Callable[[str], Named], rejected: list[tuple[str, str]]
+) -> Iterator[tuple]:
+    """Rows of the table; what the layout refuses is added to `rejected`."""
+    for path in paths:
+        try:
+            named = layout(path)
+        except LayoutError as error:
+            rejected.append((path, str(error)))
+        else:
+            yield path, named.finger_key, -1 if named.impression is None else named.impression, named.ppi, None
+
+
 def _list_csv(source: Path) -> Listing:
+    rejected: list[tuple[str, str]] = []
     try:
-        file = source.open(newline="", encoding="utf-8-sig")
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            table = _table(_csv_rows(csv.DictReader(file), source, rejected))
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv SRC is the file") from error
-    columns, rejected = _Columns(), []
-    with file:
-        try:
-            reader = csv.DictReader(file)
-            missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(
-                    f"{source}: no column {missing[0]}; the header is path,finger,impression[,ppi][,minutiae]"
-                )
-            for row in reader:
-                where = row["path"] or f"{source.name} line {reader.line_num}"
-                try:
-                    columns.add(*_csv_row(row))
-                except LayoutError as error:
-                    rejected.append((where, f"line {reader.line_num}: {error}"))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{source}: not a csv file in UTF-8 ({error})") from error
-    table = columns.table()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{source}: not a csv file in UTF-8 ({error})") from error
     if not len(table):
         raise UserError(f"{source}: no usable line" + (f" ({rejected[0][1]})" if rejected else ""))
     return Listing(source.parent, _without_duplicates(table, rejected), rejected)
+
+
+def _csv_rows(reader: csv.DictReader, source: Path, rejected: list[tuple[str, str]]) -> Iterator[tuple]:
+    """As `_named_rows`."""
+    missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
+    if missing:
+        raise UserError(f"{source}: no column {missing[0]}; the header is path,finger,impression[,ppi][,minutiae]")
+    for row in reader:
+        try:
+            yield _csv_row(row)
+        except LayoutError as error:
+            where = row["path"] or f"{source.name} line {reader.line_num}"
+            rejected.append((where, f"line {reader.line_num}: {error}"))
 
 
 def _csv_row(row: dict[str, str]) -> tuple:

@@ -27,8 +27,8 @@ class Pairing:
 
     def __init__(self, listing: Listing, folder: Path | None) -> None:
         self._root, self._folder = listing.root, folder
-        self._paths, named_files = (_column(listing.table, name) for name in ("path", "minutiae"))
-        self._named_files = named_files
+        self._paths, self._named_files = (listing.table[name].combine_chunks() for name in ("path", "minutiae"))
+        named_files = self._named_files
         self._keys = _stem(_relative(self._paths, listing.root, listing.root))  # paths without suffix, of all images
         is_named = np.asarray(pc.fill_null(pc.not_equal(named_files, ""), False))
         named = _relative(named_files.filter(pa.array(is_named)), listing.root, folder or listing.root)
@@ -68,10 +68,6 @@ def _existing(base: Path) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    return pa.concat_arrays(table[name].chunks)
 
 
 def _relative(paths: pa.Array, root: Path, base: Path) -> pa.Array:

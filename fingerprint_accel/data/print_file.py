@@ -31,25 +31,27 @@ class Target:
     canvas: int
     enhance: Enhance | None = None
 
-    def finish(self, image: np.ndarray) -> np.ndarray:
-        """(canvas, canvas) uint8 on its canvas -> the same as it is stored."""
-        return image if self.enhance is None else self.enhance(image, self.ppi)
-
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to import: where it is, what it is called in the dataset, its resolution, and its minutiae file.
+    """A file to import.
 
-    `minutiae_reason` says why the minutiae file is not to be used, if so.
+    Attributes:
+        path: where it is.
+        ppi: its resolution, pixels per inch.
+        minutiae: its minutiae file.
+        minutiae_reason: why that is not to be used, if so.
+        name, finger_key, impression, finger: as of `shard_writing.Record`, whose `source` is the name.
     """
 
     path: Path
-    name: str
-    finger_key: str
-    impression: int
     ppi: int
-    minutiae: Path | None
+    minutiae: Path | None = None
     minutiae_reason: str = ""
+    name: str = ""
+    finger_key: str = ""
+    impression: int = -1
+    finger: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,17 @@ class Prepared:
 
 def prepare(file: ImageFile, target: Target) -> Prepared:
     """Reads and places one print; never raises for what a file holds."""
+    minutiae, minutiae_reason = NO_MINUTIAE, file.minutiae_reason
     try:
         grey = read_grey(file.path)
-    except ImageError as error:
-        return Prepared(None, NO_MINUTIAE, str(error), file.minutiae_reason)
-    minutiae, minutiae_reason = NO_MINUTIAE, file.minutiae_reason
-    if file.minutiae is not None and not minutiae_reason:
-        try:
-            template = read_template(file.minutiae, grey.shape[0])
-            minutiae = template.fitted(grey.shape[1], grey.shape[0])
-        except TemplateError as error:
-            minutiae_reason = f"minutiae: {error}"
-    try:
+        if file.minutiae is not None and not minutiae_reason:
+            try:
+                minutiae = read_template(file.minutiae, grey.shape[0]).fitted(grey.shape[1], grey.shape[0])
+            except TemplateError as error:
+                minutiae_reason = f"minutiae: {error}"
         image, minutiae = put_on_canvas(grey, minutiae, file.ppi, target.ppi, target.canvas)
-    except CanvasError as error:
+    except (ImageError, CanvasError) as error:
         return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
-    return Prepared(target.finish(image), minutiae, "", minutiae_reason)
+    if target.enhance is not None:
+        image = target.enhance(image, target.ppi)
+    return Prepared(image, minutiae, "", minutiae_reason)

@@ -15,14 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from fingerprint_accel.data.minutia_values import LARGEST, plausible
 from fingerprint_accel.durable import write_file
 
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", ".xyt", ".min")  # searched in this order
 MOST_MINUTIAE = 255  # that a view of ISO/IEC 19794-2 holds
 CM_PER_INCH = 2.54
+# Of x, y, angle and quality. JPEG and WSQ store the sides of an image in 16 bits, ISO/IEC 19794-2 places in 14; a side
+# of 65,535 pixels is 3.3 m at 500 ppi. Minutiae beyond the image but below this are dropped with what the canvas cuts.
+LARGEST = 65535
+IMPLAUSIBLE = f"minutiae that are not finite or above {LARGEST}"
 NO_MINUTIAE = np.empty((0, 4), np.float32)
 _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.]+)\s*:", re.MULTILINE)
+
+
+def plausible(values: np.ndarray) -> bool:
+    """Whether values of minutiae, of any shape, are all finite and none is above LARGEST; makes no copy."""
+    # comparisons with nan are false, and the extremes of an array that holds nan are nan
+    return values.size == 0 or bool(values.min() >= -LARGEST and values.max() <= LARGEST)
 
 
 class TemplateError(ValueError):

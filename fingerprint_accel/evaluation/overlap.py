@@ -132,7 +132,7 @@ def _compare(config: Config, shards: Shards) -> Shared:
         except UserError:
             return Shared(config.data, known=False)
         share = 0.0 if config.reading.validation_data else config.reading.validation_fraction
-        trained = ~split_fingers(training.key_of_finger, share, seed=0)
+        trained = ~split_fingers(training.key_of_finger, share)
         keys = {key for key, used in zip(training.key_of_finger, trained, strict=True) if used}
         prints = common_prints(training, trained[training.fingers], shards)
     return Shared(config.data, True, sum(key in keys for key in shards.key_of_finger), prints)

@@ -214,7 +214,7 @@ class ImageFolder:
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
         """(n, canvas, canvas) uint8, white where there is no print, and the reasons by row."""
         names = self.table["source"].slice(rows.start, len(rows)).to_pylist()
-        files = [ImageFile(self.folder / name, name, "", -1, self.ppi, None) for name in names]
+        files = [ImageFile(self.folder / name, self.ppi) for name in names]
         canvases = np.full((len(rows), self.target.canvas, self.target.canvas), 255, np.uint8)
         reasons = {}
         for row, prepared in enumerate(each(lambda file: prepare(file, self.target), files)):

@@ -24,7 +24,6 @@ from fingerprint_accel.data.shard_writing import (
     DatasetInfo,
     Record,
     publish_dataset,
-    record_batches,
     rows_per_shard,
     write_shard,
 )
@@ -213,12 +212,11 @@ def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
     finally:
         torch.set_num_threads(before)
     shuffled = [rows[place] for place in permutation(len(rows), plan.seed, epoch=0, level=2).tolist()]
-    fingers_of, records = zip(*shuffled, strict=True)
-    return write_shard(path, record_batches(records, fingers_of, plan.style.canvas, "raw", truth=True), truth=True)
+    return write_shard(path, shuffled, plan.style.canvas, truth=True)
 
 
-def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[tuple[int, Record]]]:
-    """All impressions of some fingers, each with its finger counted from the first. A GPU makes fingers together."""
+def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[Record]]:
+    """All impressions of some fingers, which are numbered from `first_finger`. A GPU makes fingers together."""
     at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints that are rendered together
     every = torch.arange(plan.impressions, device=plan.device)
     numbers = torch.from_numpy(fingers).to(plan.device) + plan.first_finger
@@ -231,9 +229,7 @@ def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[tuple[int, Recor
             yield _records(plan, prints, *(values.tolist() for values in made))
 
 
-def _records(
-    plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]
-) -> list[tuple[int, Record]]:
+def _records(plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]) -> list[Record]:
     images, minutiae, counts, poses = (
         values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
     )
@@ -243,5 +239,5 @@ def _records(
         key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
         source = f"synthetic/{plan.style.quality}/{CLASSES[kind]}"
         truth = Truth(poses[i].copy(), contacts[i].tobytes())
-        found.append((finger, Record(images[i], key, impression, source, minutiae[i, : counts[i]].copy(), truth)))
+        found.append(Record(images[i], key, impression, source, minutiae[i, : counts[i]].copy(), truth, finger))
     return found

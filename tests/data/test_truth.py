@@ -4,12 +4,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from shard_writer import ShardWriter
 
 from fingerprint_accel.data.batch import BatchLayout
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import CONTACT_BYTES, GRID, UNKNOWN, Truth, overlaps, pack_contact, unpack_contact
 from tests.data.small_datasets import QUIET, SIDE, dataset, picture

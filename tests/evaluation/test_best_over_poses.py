@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from shard_writer import ShardWriter
 
 from fingerprint_accel import similarity as similarities
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError

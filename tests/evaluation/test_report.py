@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shard_writer import ShardWriter
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.inspection import contact_sheet
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.history import training_png

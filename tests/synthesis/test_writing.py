@@ -83,8 +83,8 @@ def test_several_fingers_at_once(folder, monkeypatch):
     rows = [row for some in writing._rendered(plan, np.arange(4)) for row in some]
     whole = images(folder)
     assert len(rows) == len(whole)
-    for finger, row in rows:
-        image, minutiae = whole[f"synthetic-5-{finger:06d}", row.impression]
+    for row in rows:
+        image, minutiae = whole[f"synthetic-5-{row.finger:06d}", row.impression]
         assert row.image.tobytes() == image.tobytes()
         np.testing.assert_allclose(row.minutiae, minutiae, atol=1e-6)
 
