@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
@@ -141,7 +141,7 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
     if _read_json(staging / RECORDS / ARGUMENTS) != job.arguments:
         shutil.rmtree(staging, ignore_errors=True)
         (staging / RECORDS).mkdir(parents=True)
-        write_file(staging / RECORDS / ARGUMENTS, json.dumps(job.arguments, indent=2) + "\n")
+        write_json(staging / RECORDS / ARGUMENTS, job.arguments)
     _discard_drafts(staging)
     return staging
 

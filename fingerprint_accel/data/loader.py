@@ -59,11 +59,6 @@ class Subset:
         """Number of prints that have at least one minutia."""
         return int(np.count_nonzero(self.shards.minutia_count[self.rows]))
 
-    @property
-    def with_truth(self) -> int:
-        """Number of prints whose pose and contact are known."""
-        return int(np.count_nonzero(self.shards.truth_known(self.rows)))
-
     @cached_property
     def identity(self) -> str:
         """Digest of which impression of which finger each print is, by the owner's ids; not of the pictures."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from fingerprint_accel.data.encoding import encode
 from fingerprint_accel.data.truth import UNKNOWN, Truth
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.outputs import FolderKind, json_with
 
@@ -140,7 +140,7 @@ def publish_dataset(
         {name: known["sha256"] for name, known in filled.items()},
         enhanced,
     )
-    (folder / INFO).write_text(json.dumps(asdict(info), indent=2) + "\n")
+    write_json(folder / INFO, asdict(info))
     datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema(truth))).write_to_directory(str(folder))
     state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in filled],
@@ -151,7 +151,7 @@ def publish_dataset(
         "_output_all_columns": False,
         "_split": None,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    write_json(folder / "state.json", state)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.durable import write_file
+from fingerprint_accel.durable import write_file, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.groups import breakdown, groupings
 from fingerprint_accel.evaluation.overlap import training_overlap
@@ -212,7 +211,7 @@ def evaluate_command(
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
     values = {**evaluation.values(), "facts": dict(facts)}
-    write_file(out / "metrics.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_json(out / "metrics.json", values)
     (out / "training.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
     for name, png in pictures.items():
         write_file(out / f"{name}.png", png)

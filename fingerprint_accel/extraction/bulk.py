@@ -27,7 +27,7 @@ from fingerprint_accel.data.listing import image_paths
 from fingerprint_accel.data.print_file import ImageFile, Target, prepare
 from fingerprint_accel.data.shard_writing import INFO
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.durable import file_sha256
+from fingerprint_accel.durable import file_sha256, write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.extraction.embeddings_folder import (
@@ -175,7 +175,7 @@ class ExtractJob(Job):
             "sha256": {name: known["sha256"] for name, known in zip(self.names, facts, strict=True)},
             "arguments": self.arguments,
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(folder / CONFIG, config)
 
 
 class DatasetPrints:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery_files import FACTS, KIND, as_facts, part_files, read_facts, read_part
 from fingerprint_accel.outputs import check_folder, exclusive_lock
@@ -84,7 +84,7 @@ class Gallery:
         check_folder(folder, KIND)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(".tmp", f".{folder.name}.", folder.parent) as staged:
-            write_file(Path(staged) / FACTS, json.dumps(as_facts(dims, model, cells), indent=2) + "\n")
+            write_json(Path(staged) / FACTS, as_facts(dims, model, cells))
             try:
                 Path(staged).rename(folder)  # takes the place of an empty folder, and of no other
             except OSError as error:

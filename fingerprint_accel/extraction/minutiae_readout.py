@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from fingerprint_accel.data.canvas import find_frame
 from fingerprint_accel.data.images import read_grey
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
-from fingerprint_accel.durable import write_file
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
 from fingerprint_accel.outputs import FolderKind, json_with
@@ -176,7 +175,7 @@ def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray],
 
     `facts` are kept beside them: "format" ("xyt" or "iso"), "ppi" of the images, and "model", which found the minutiae.
     """
-    write_file(folder / "minutiae.json", json.dumps(facts, indent=2) + "\n")
+    write_json(folder / "minutiae.json", facts)
     for image, found in zip(images, minutiae, strict=True):
         height, width = read_grey(image).shape
         write_template(folder / f"{image.stem}.{facts['format']}", found, width, height, facts["ppi"])

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fingerprint_accel.config import LossConfig
-from fingerprint_accel.losses.center import CenterLoss
-from fingerprint_accel.losses.contrastive import contrastive_loss
+from fingerprint_accel.losses.attraction import CenterLoss, contrastive_loss
 from fingerprint_accel.losses.exchange import gather
 from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead

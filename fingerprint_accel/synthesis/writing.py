@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from fingerprint_accel.data.shard_writing import (
 )
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import Truth
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run
@@ -198,7 +198,7 @@ class SynthJob(Job):
         """As of `Job`."""
         style = self.plan.style
         publish_dataset(folder, self.names, facts, style.ppi, style.canvas, truth=True)
-        (folder / ARGUMENTS).write_text(json.dumps(self.arguments, indent=2) + "\n")
+        write_json(folder / ARGUMENTS, self.arguments)
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fingerprint_accel.durable import file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.saved_model import (
     EMA_FILE,
@@ -46,11 +46,6 @@ class Checkpoint:
     ema: dict[str, torch.Tensor] | None = None
 
 
-def write_json(values: Any, path: Path) -> None:
-    """Replaces a JSON file in one motion, so that a reader or a crash never meets half of it."""
-    write_file(path, json.dumps(values, indent=2) + "\n")
-
-
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     """Writes `run/checkpoints/step-XXXXXXXX` and points `latest.json` at it; returns its name.
 
@@ -81,7 +76,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
     fsync_path(folder)
-    write_json({"checkpoint": name, "step": checkpoint.state["step"]}, run / "latest.json")
+    write_json(run / "latest.json", {"checkpoint": name, "step": checkpoint.state["step"]})
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
     return name
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fingerprint_accel.config import Config
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
@@ -19,7 +20,6 @@ from fingerprint_accel.training.checkpoint import (
     prune,
     restore_optimizer,
     save_checkpoint,
-    write_json,
 )
 from fingerprint_accel.training.fsdp import load_whole
 from fingerprint_accel.training.heads import whole_tensors
@@ -169,7 +169,7 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
 
 
 def _name_best(run: Path, name: str, progress: Progress) -> None:
-    write_json({"checkpoint": name, "step": progress.best_step, "eer": progress.best_eer}, run / "best.json")
+    write_json(run / "best.json", {"checkpoint": name, "step": progress.best_step, "eer": progress.best_eer})
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -191,7 +191,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from fingerprint_accel.losses.contrastive import contrastive_loss
+from fingerprint_accel.losses.attraction import contrastive_loss
 
 class Embed(torch.nn.Module):
     def __init__(self):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.losses.center import CenterLoss
+from fingerprint_accel.losses.attraction import CenterLoss
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, minutia_map_loss
 from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.models.deepprint import Output
