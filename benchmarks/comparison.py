@@ -79,7 +79,7 @@ def make_reference(run: Run, files: PrintFiles, workers: int) -> Reference:
     torch.manual_seed(config.training.seed)
     model = DeepPrint(config.model)
     loss = DeepPrintLoss(
-        config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.needs_minutia_maps
+        config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.config.needs_minutia_maps
     )
     module = TrainingModule(model, loss).to(run.accelerator.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.training.learning_rate)

@@ -120,7 +120,7 @@ def measure_raw(run: Run, seconds: float) -> dict[str, Any]:
 
 def measure_prepare(run: Run, seconds: float) -> dict[str, Any]:
     """Augmentation, normalisation and minutia maps of a batch on the device, whole and, if not compiled, by parts."""
-    batch, maps = resident_batch(run), run.bare.model.needs_minutia_maps
+    batch, maps = resident_batch(run), run.bare.model.config.needs_minutia_maps
     result = timed(run.accelerator, len(batch), lambda: run.preprocessor(batch, augment=True, maps=maps), seconds * 0.7)
     if run.preprocessor.compiled:
         return result
@@ -220,7 +220,7 @@ def try_one_step(run: Run) -> None:
     """
     batch = resident_batch(run)
     room = [torch.empty_like(parameter) for parameter in run.bare.parameters() for _ in range(2)]
-    image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.needs_minutia_maps)
+    image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.config.needs_minutia_maps)
     draw_classes(run, position=0)
     with run.accelerator.autocast():
         loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0)[0]

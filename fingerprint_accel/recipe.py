@@ -68,7 +68,7 @@ def export(run: Run) -> None:
             source = run.config.reading.validation_data or run.config.data
             name = source if is_source(source) else Path(source).resolve().name
             calibrate_export(extractor, run.validation, f"validation fingers of {name}")
-    if run.bare.model.needs_minutia_maps and not learns_maps(run):
+    if run.bare.model.config.needs_minutia_maps and not learns_maps(run):
         extractor.notes[UNTRAINED] = True
     extractor.save_pretrained(run.folder / "model")
 

@@ -11,7 +11,7 @@ import tyro
 from fingerprint_accel import __version__
 from fingerprint_accel.cli import data, extraction, models
 from fingerprint_accel.errors import one_line_errors, require
-from fingerprint_accel.ranks import rank_and_world_size
+from fingerprint_accel.ranks import launched_rank_and_size
 
 VERBS: dict[str, Callable[..., Any]] = {
     "synth": data.synth,
@@ -44,7 +44,7 @@ def main() -> None:
     description = (
         "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
     )
-    main_process = rank_and_world_size()[0] == 0  # the others of a launch would say the same
+    main_process = launched_rank_and_size()[0] == 0  # the others of a launch would say the same
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
     left = "the same command goes on from here" if verb in GO_ON else "nothing half-made was left behind"
     with one_line_errors(f"interrupted; {left}"):

@@ -18,7 +18,7 @@ from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Vari
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.ranks import rank_and_world_size
+from fingerprint_accel.ranks import launched_rank_and_size
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.resume import checkpoint_to_resume
 from fingerprint_accel.training.setup import fast_precision
@@ -80,7 +80,7 @@ class DeepPrintExtractor:
             patience=patience,
             precision=fast_precision() if use_amp else "no",
         )
-        rank, processes = rank_and_world_size()
+        rank, processes = launched_rank_and_size()
         epoch = len(shards) / (batch_size * training.gradient_accumulation_steps * processes)  # in steps
         every = max(1, round(epoch))
         config = replace(

@@ -161,7 +161,9 @@ class Shards:
             ascending = np.empty_like(flat)
             self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
-        self._bound_residence()
+        # pages mapped into this process stay near RESIDENT bytes, however large the files are
+        if self._unmaps and resident_files() - self._resident_before > RESIDENT:
+            self._unmap()
 
     def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
         """Ascending chunk of each row -> every chunk that occurs, and which rows are its."""
@@ -174,11 +176,6 @@ class Shards:
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
         for chunk, here in self._by_chunk(chunks):
             self._images[chunk].wanted(rows[here] - self._chunk_start[chunk])
-
-    def _bound_residence(self) -> None:
-        """Keeps the pages mapped into this process near RESIDENT bytes, however large the files are."""
-        if self._unmaps and resident_files() - self._resident_before > RESIDENT:
-            self._unmap()
 
     def _unmap(self) -> None:
         for file in self._files:

@@ -118,14 +118,11 @@ def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest
     for place in order[np.argsort(signed[order], kind="stable")].tolist():
         rows = pairs[place].tolist()
         names = [f"{shards.key_of_finger[shards.fingers[row]]}/{shards.impressions[row]}" for row in rows]
-        images = "".join(f'<img src="{_thumbnail(shards, row)}" alt="print">' for row in rows)
+        small = [Image.fromarray(shards.image(row)).resize((THUMBNAIL, THUMBNAIL)) for row in rows]
+        images = "".join(f'<img src="{embedded(_png(image))}" alt="print">' for image in small)
         caption = f"{' and '.join(map(html.escape, names))}: similarity {scores[place]:.3f}"
         figures.append(f"<figure><div>{images}</div><figcaption>{caption}</figcaption></figure>")
     return '<div class="grid">' + "".join(figures) + "</div>"
-
-
-def _thumbnail(shards: Shards, row: int) -> str:
-    return embedded(_png(Image.fromarray(shards.image(row)).resize((THUMBNAIL, THUMBNAIL))))
 
 
 SYNTHETIC = (

@@ -43,7 +43,7 @@ class Demo:
             return None
         canvas = self.extractor.on_canvas(file, _resolution(ppi))
         minutiae = None
-        if self.extractor.model.needs_minutia_maps:
+        if self.extractor.model.config.needs_minutia_maps:
             minutiae = minutiae_on_canvases(self.extractor, torch.from_numpy(canvas)[None])[0]
         return canvas_picture(canvas, minutiae)
 

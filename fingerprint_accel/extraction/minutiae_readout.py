@@ -164,7 +164,7 @@ def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
         "0 on prints with minutiae",
     )
     require(
-        extractor.model.needs_minutia_maps,
+        extractor.model.config.needs_minutia_maps,
         f"{name}: variant {extractor.model.config.variant} draws no minutiae; give a model with a minutia branch, "
         "trained with --model.variant TexMinu",
     )

@@ -97,11 +97,6 @@ class DeepPrint(nn.Module):
         self.train()
 
     @property
-    def needs_minutia_maps(self) -> bool:
-        """Whether training wants minutia maps as targets."""
-        return self.config.needs_minutia_maps
-
-    @property
     def blocks(self) -> list[nn.Module]:
         """Of the trunk, those that are made of several layers."""
         return [block for part in self._trunk for block in _blocks(part)]

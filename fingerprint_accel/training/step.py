@@ -53,7 +53,7 @@ def optimizer_step(
 
 def prepared(run: Run, batch: Batch, now: Schedule) -> tuple[torch.Tensor | None, ...]:
     """A micro-batch as `TrainingModule.forward` takes it, augmented."""
-    needs_maps, dtype = run.bare.model.needs_minutia_maps, input_dtype(run.accelerator.mixed_precision)
+    needs_maps, dtype = run.bare.model.config.needs_minutia_maps, input_dtype(run.accelerator.mixed_precision)
     image, maps = run.preprocessor(batch, True, needs_maps, now.augmentation, dtype)
     truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)
     margin = torch.full((), now.margin, device=image.device)  # a number would be compiled into the losses
