@@ -43,7 +43,6 @@ from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.metrics.protocols import comparisons
 from fingerprint_accel.preprocess.geometric import Pose
 from fingerprint_accel.synthesis.impressions import impression_keys, render
-from fingerprint_accel.synthesis.pose import finger_pose
 from fingerprint_accel.synthesis.source import open_source
 from fingerprint_accel.text import aligned
 
@@ -104,7 +103,7 @@ def synthetic_prints(extractor: FingerprintExtractor, data: str) -> Synthetic:
         numbers = source.numbers[fingers[rows]]
         keys = impression_keys(spec.seed, numbers, impressions[rows])
         prints = render(source.masters, fingers[rows], keys, style)
-        truth = true_pose(finger_pose(spec.seed, numbers, impressions[rows], style).cpu(), crop)
+        truth = true_pose(prints.pose.cpu(), crop)
         truths.append(truth)
         found.append(predicted_pose(extractor, prints.image))
         contacts.append(on_finger(prints.skin.cpu(), truth, mm))

@@ -21,7 +21,7 @@ CLASSES = {"below 50 %": (0.0, 0.5), "50 to 75 %": (0.5, 0.75), "above 75 %": (0
 
 
 def true_pose(truth: torch.Tensor, crop: float) -> Pose:
-    """truth (N, 3) as of `synthesis.pose.finger_pose`, radians and canvas pixels -> the same as a pose."""
+    """truth (N, 3) as of `synthesis.touch.Touch.pose`, radians and canvas pixels -> the same as a pose."""
     return turned_and_shifted(torch.cat([truth[:, :1], truth[:, 1:] / (crop / 2)], dim=1), crop)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from shard_writer import ShardWriter
 
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
@@ -61,5 +62,4 @@ def _repeat(source: Path, out: Path, copies: int) -> None:
                         minutiae[row, : counts[row]],
                     )
                 )
-        writer.close()
     shutil.rmtree(source)

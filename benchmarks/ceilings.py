@@ -124,9 +124,10 @@ def training_flops(config: Config, classes: int) -> float:
     size, side = config.preprocess.size, MAP_SIZE
     with FakeTensorMode():
         model = DeepPrint(config.model, side)
-        loss = DeepPrintLoss(config.loss, model.branch_dims, classes, config.model.dropout, model.needs_minutia_maps)
+        maps_wanted = config.model.needs_minutia_maps
+        loss = DeepPrintLoss(config.loss, model.branch_dims, classes, config.model.dropout, maps_wanted)
         module = TrainingModule(model, loss).train()
         image, finger = torch.zeros(COUNTED, 1, size, size), torch.zeros(COUNTED, dtype=torch.int64)
-        maps = torch.zeros(COUNTED, 6, side, side) if model.needs_minutia_maps else None
+        maps = torch.zeros(COUNTED, 6, side, side) if model.config.needs_minutia_maps else None
         there = torch.ones(COUNTED, dtype=torch.bool)
         return flops_of(lambda: module(image, finger, maps, there, 0.0)[0].backward()) / COUNTED

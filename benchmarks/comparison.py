@@ -27,7 +27,7 @@ from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.module import TrainingModule
-from fingerprint_accel.training.run import Run
+from fingerprint_accel.training.setup import Run
 
 BATCH = 16
 MOST_FILES = 2000  # prints written as PNG; the reference sees far fewer in a round
@@ -79,7 +79,7 @@ def make_reference(run: Run, files: PrintFiles, workers: int) -> Reference:
     torch.manual_seed(config.training.seed)
     model = DeepPrint(config.model)
     loss = DeepPrintLoss(
-        config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.needs_minutia_maps
+        config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.config.needs_minutia_maps
     )
     module = TrainingModule(model, loss).to(run.accelerator.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.training.learning_rate)

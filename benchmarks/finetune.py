@@ -19,13 +19,15 @@ import tyro
 from machine import machine, versions
 from real_sets import SETS, mean_of_real
 from results_file import check_results, write_results
+from shard_writer import ShardWriter
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.listing import list_files
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.evaluation.calibration import all_pairs
+from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "finetune.py"
@@ -58,7 +60,7 @@ def write_training_half(prints: Prints, out: Path, extractor: FingerprintExtract
             for row in np.flatnonzero(is_for_training(fingers)):
                 key = f"{name}/{fingers[row]}"
                 writer.add(Record(canvases[row], key, int(impressions[row]), name, NO_MINUTIAE))
-        return writer.close().fingers
+    return open_dataset(out).info.fingers
 
 
 @torch.inference_mode()
@@ -69,7 +71,7 @@ def test_rates(extractor: FingerprintExtractor, prints: Prints) -> dict[str, flo
         rows = np.flatnonzero(~is_for_training(fingers))
         images = torch.from_numpy(np.stack([canvases[row] for row in rows]))
         embeddings = torch.cat([extractor(part, extractor.usual_poses) for part in images.split(20)]).numpy()
-        scores = all_pairs(embeddings, fingers[rows], impressions[rows], extractor.cells)
+        scores = score_protocol("all-pairs", embeddings, fingers[rows], impressions[rows], cells=extractor.cells)
         rates[name] = compute_metrics(scores.mated, scores.nonmated).eer
     return rates
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.losses.exchange import rank_and_world_size, reduce
-from fingerprint_accel.losses.margin import MarginHead
+from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.meters import peak_memory_mb
@@ -99,18 +99,16 @@ class HeadLoss(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.head: MarginHead | ShardedHead
+        self.head: IdentityHead | ShardedHead
         if case.name in ("whole", "data parallel"):
-            self.head = MarginHead(case.dim, case.classes, "cosface", SCALE, MARGIN)
+            self.head = IdentityHead(case.dim, case.classes, "cosface", SCALE, MARGIN)
         else:
             share = case.sampling if "sampled" in case.name else 1.0
             self.head = ShardedHead(case.dim, case.classes, "cosface", SCALE, MARGIN, sampling=share)
 
     def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
         """() loss."""
-        if isinstance(self.head, ShardedHead):
-            return self.head([embedding], finger)
-        return F.cross_entropy(self.head(embedding, finger), finger)
+        return self.head([embedding], finger)
 
 
 def loopback_bytes() -> int:

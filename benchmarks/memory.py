@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from machine import machine, versions
 from results_file import check_results, write_results
+from shard_writer import ShardWriter
 from tqdm import tqdm
 
 from fingerprint_accel.data.loader import subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder, permutation
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError, one_line_errors
 

@@ -25,7 +25,7 @@ from fingerprint_accel.preprocess.pipeline import WINDOW, Preprocessor, local_no
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 MINUTIAE = 64  # places per print in the batch, 50 to 64 of them filled
 PPI = 300
@@ -34,7 +34,7 @@ PPI = 300
 def make_batch(count: int, canvas: int, device: torch.device) -> Batch:
     """Synthetic prints with minutiae at random places."""
     fingers = torch.arange(min(count, 16), device=device)
-    masters = make_masters(finger_keys(0, fingers))
+    masters = make_masters(0, fingers)
     index = torch.arange(count, device=device)
     which = index % len(fingers)
     image = render(masters, which, impression_keys(0, which, index // len(fingers)), Style(canvas=canvas)).image

@@ -24,13 +24,13 @@ from results_file import check_results, write_results
 
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
+from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import sorted_curve
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import numbered_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 FMR = 0.01
 REJECTED = (0.0, 0.1, 0.2, 0.3)
@@ -64,7 +64,7 @@ def calibrated(extractor: FingerprintExtractor) -> float:
     if "usual_norm" not in extractor.notes:
         numbers = torch.arange(CALIBRATION_FINGERS)
         style = Style(ppi=extractor.ppi, canvas=extractor.canvas)
-        prints = render(numbered_masters(0, numbers), numbers, impression_keys(0, numbers, 0 * numbers), style)
+        prints = render(make_masters(0, numbers), numbers, impression_keys(0, numbers, 0 * numbers), style)
         extractor.notes["usual_norm"] = extractor.usual_norm(prints.image.split(8))
     return extractor.notes["usual_norm"]
 
@@ -87,7 +87,7 @@ def measured(
         scores = [print_quality(area, output.norm, usual), area, output.norm]
         found.append(torch.stack(scores).cpu())
     both, area, norm = torch.cat(found, dim=1).numpy()
-    scores = all_pairs(torch.cat(embeddings).numpy(), fingers, impressions, extractor.cells)
+    scores = score_protocol("all-pairs", torch.cat(embeddings).numpy(), fingers, impressions, cells=extractor.cells)
     threshold = sorted_curve(scores.mated, scores.nonmated).fnmr_at_fmr(FMR)[1]
     by_chance = np.random.default_rng(0).random(len(both))
     qualities = {"ridge area and norm": both, "ridge area alone": area, "norm alone": norm, "by chance": by_chance}

@@ -27,11 +27,10 @@ from results_file import check_results, write_results
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.extraction.extractor import open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses
-from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.protocols import Scores, score_protocol
 
 STEP = 15  # degrees between the turns that are tried on prints that were turned further than usual
 
@@ -66,7 +65,7 @@ def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, compare: bo
 
 def compared(templates: np.ndarray, prints: Prints, cells: int) -> Scores:
     """Similarity of every pair of a set: the one place where this benchmark compares what a model says."""
-    return all_pairs(templates, prints.fingers, prints.impressions, cells)
+    return score_protocol("all-pairs", templates, prints.fingers, prints.impressions, cells=cells)
 
 
 def tried_poses(extractor: FingerprintExtractor, turn: float) -> Poses:

@@ -19,13 +19,12 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.preprocess import pipeline
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import RenderLoader
-from fingerprint_accel.training.gpu_monitor import GpuMonitor
-from fingerprint_accel.training.meters import Meters
+from fingerprint_accel.training.heads import draw_classes, put_classes_back
+from fingerprint_accel.training.meters import GpuMonitor, Meters
 from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import Schedule
-from fingerprint_accel.training.sharded_heads import draw_classes, put_classes_back
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 
 READ_BATCH = 256
@@ -55,7 +54,6 @@ def open_loader(run: Run, batch_size: int, position: int = 0) -> TrainingLoader 
         accelerator.num_processes,
         accelerator.device,
         position,
-        run.config.reading.prefetch,
     )
 
 
@@ -122,7 +120,7 @@ def measure_raw(run: Run, seconds: float) -> dict[str, Any]:
 
 def measure_prepare(run: Run, seconds: float) -> dict[str, Any]:
     """Augmentation, normalisation and minutia maps of a batch on the device, whole and, if not compiled, by parts."""
-    batch, maps = resident_batch(run), run.bare.model.needs_minutia_maps
+    batch, maps = resident_batch(run), run.bare.model.config.needs_minutia_maps
     result = timed(run.accelerator, len(batch), lambda: run.preprocessor(batch, augment=True, maps=maps), seconds * 0.7)
     if run.preprocessor.compiled:
         return result
@@ -222,7 +220,7 @@ def try_one_step(run: Run) -> None:
     """
     batch = resident_batch(run)
     room = [torch.empty_like(parameter) for parameter in run.bare.parameters() for _ in range(2)]
-    image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.needs_minutia_maps)
+    image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.config.needs_minutia_maps)
     draw_classes(run, position=0)
     with run.accelerator.autocast():
         loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0)[0]

@@ -50,14 +50,14 @@ def _rate(work: Callable[[], object], items: int, device: torch.device) -> dict[
 def measure_masters(device: torch.device, _: int) -> dict[str, float]:
     """Fingers made per second."""
     count = 256 if device.type == "cuda" else 16
-    keys = finger_keys(0, torch.arange(count, device=device))
-    return _rate(lambda: make_masters(keys), count, device)
+    fingers = torch.arange(count, device=device)
+    return _rate(lambda: make_masters(0, fingers), count, device)
 
 
 def measure_impressions(device: torch.device, _: int) -> dict[str, float]:
     """Impressions rendered per second at the default style."""
     count = 512 if device.type == "cuda" else 128
-    masters = make_masters(finger_keys(0, torch.arange(16, device=device)))
+    masters = make_masters(0, torch.arange(16, device=device))
     which = torch.arange(count, device=device) % 16
     keys = impression_keys(0, which, torch.arange(count, device=device) // 16)
     return _rate(lambda: render(masters, which, keys, Style()), count, device)
@@ -77,10 +77,10 @@ def measure_uniqueness(device: torch.device, count: int) -> dict[str, Any]:
 
     All pairs as they lie, and every finger with its nearest neighbours by flow at all shifts of up to 4 mm.
     """
-    keys = finger_keys(1, torch.arange(count, device=device))
-    masters = [make_masters(part) for part in tqdm(keys.split(32), desc="making fingers", unit="32 fingers")]
+    fingers = torch.arange(count, device=device)
+    masters = [make_masters(1, part) for part in tqdm(fingers.split(32), desc="making fingers", unit="32 fingers")]
     ridges = torch.cat([part.ridges for part in masters])
-    flow = torch.cat([_flow(part) for part in keys.split(64)])
+    flow = torch.cat([_flow(part) for part in finger_keys(1, fingers).split(64)])
     in_place = _all_pairs(ridges)
     nearest, flow_likeness = _nearest(flow)
     shifted = torch.stack([_at_all_shifts(ridges, nearest[:, i]) for i in range(NEIGHBOURS)], dim=1)

@@ -18,9 +18,9 @@ from real_sets import SETS, Prints, mean_of_real, read_set, sets_in
 from results_file import check_results, write_results
 
 from fingerprint_accel.errors import one_line_errors
-from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
+from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 
 SHARES = (1, 2, 4, 8)  # of the numbers; the bundled model's nested lengths
@@ -30,7 +30,9 @@ KINDS: tuple[Kind, ...] = ("float32", "int8", "binary")
 def rates(vectors: np.ndarray, prints: Prints, template: TemplateFormat, branches: int) -> tuple[float, float]:
     """EER, and TAR at FAR 1 %, of embeddings (N, D) that have been stored in a format."""
     stored = template.encode(shortened(vectors, template.length, branches))
-    scores = all_pairs(template.decode(stored), prints.fingers, prints.impressions, template.cells)
+    scores = score_protocol(
+        "all-pairs", template.decode(stored), prints.fingers, prints.impressions, cells=template.cells
+    )
     metrics = compute_metrics(scores.mated, scores.nonmated)
     return metrics.eer, metrics.tar[0.01]
 

@@ -27,11 +27,9 @@ from throughput_plot import plot_comparison, plot_stages
 from throughput_table import ceiling_lines, comparison_table, rate, stage_table
 
 from fingerprint_accel.config import Config
-from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.errors import UserError, one_line_errors
-from fingerprint_accel.training.run import Run
-from fingerprint_accel.training.setup import make_accelerator, set_up
+from fingerprint_accel.training.setup import Run, make_accelerator, set_up
 
 READING = ("read", "raw", "decode")
 CEILING_SECONDS = 1.0
@@ -157,7 +155,7 @@ def setting(run_config: Config, device: torch.device, processes: int) -> dict[st
         "threads": torch.get_num_threads(),
         "processes": processes,
         "command": shlex.join(sys.argv),
-        "config": to_dict(run_config),
+        "config": dataclasses.asdict(run_config),
     }
 
 

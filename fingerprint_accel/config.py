@@ -6,8 +6,8 @@ file of the same shape (`--config run.yaml`), or both, the command line last.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 import yaml
 
-from fingerprint_accel.config_dict import check_words, from_dict, renamed, to_dict
+from fingerprint_accel.config_dict import check_words, from_dict, renamed
 from fingerprint_accel.errors import UserError, require
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu", "Dense", "LocDense"]
@@ -86,8 +86,8 @@ class PreprocessConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        require(self.crop >= 32, "preprocess.crop must be at least 32")
-        require(self.size >= 32, "preprocess.size must be at least 32")
+        for name in ("crop", "size"):
+            require(getattr(self, name) >= 32, f"preprocess.{name} must be at least 32")
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ class ReadingConfig:
     validation_fraction: float = 0.05
     """Share of fingers held out for validation, chosen by a hash of the finger key (stable when data is added)."""
     order: Literal["permutation", "block"] = "permutation"
-    """`permutation` shuffles all prints; `block` reads block by block, each shuffled (data larger than memory)."""
-    block_size: int = 16384
-    """Prints per block for `block` order; a block is made of runs of 1,024 neighbours from all over the data."""
+    """`permutation` shuffles all prints; `block` shuffles blocks of 16,384 prints, each made of runs of 1,024
+    neighbours from all over the data (for data larger than memory)."""
     samples_per_class: int = 1
     """Different impressions of each finger in a micro-batch; it divides the batch size. 1 leaves them to chance."""
     balanced: bool = False
@@ -109,14 +108,11 @@ class ReadingConfig:
     siblings: int = 1
     """So many fingers whose keys follow each other come together: with `synth --siblings` these are the ones that only
     minutiae tell apart, and the contrastive term sees them in one micro-batch."""
-    prefetch: int = 3
-    """Batches read ahead by the reading thread."""
 
     def __post_init__(self) -> None:
         require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
-        for name in ("block_size", "samples_per_class", "siblings"):
+        for name in ("samples_per_class", "siblings"):
             require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
-        require(self.prefetch >= 1, "reading.prefetch must be at least 1")
         require(
             self.order == "permutation" or (self.samples_per_class == 1 and not self.balanced and self.siblings == 1),
             "reading.order block reads neighbouring prints, but samples_per_class, balanced and siblings gather "
@@ -235,18 +231,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(self.scale > 0, "loss.scale must be above 0")
         require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
-        weights = tuple(
-            f"{name}_weight" for name in ("identity", "center", "minutia_map", "contrastive", "mask", "pose")
-        )
+        weights = [knob.name for knob in dataclasses.fields(self) if knob.name.endswith("_weight")]
         for name in (*weights, "margin", "margin_start", "margin_ramp"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative")
         rising = all(low < high for low, high in zip((0, *self.matryoshka_dims), self.matryoshka_dims, strict=False))
         require(rising, "loss.matryoshka_dims must be lengths above 0, shortest first")
-        require(0 < self.class_sample_rate <= 1, "loss.class_sample_rate must be above 0 and at most 1")
-        require(
-            0 < self.interclass_filter_threshold <= 1, "loss.interclass_filter_threshold must be above 0 and at most 1"
-        )
         for name in ("class_sample_rate", "interclass_filter_threshold"):
+            require(0 < getattr(self, name) <= 1, f"loss.{name} must be above 0 and at most 1")
             require(self.sharded or getattr(self, name) == 1, f"loss.{name} needs loss.sharded: add --loss.sharded")
         require(
             self.head != "softmax" or self.interclass_filter_threshold == 1,
@@ -296,7 +287,7 @@ class TrainingConfig:
     """Steps of linear warm-up, then cosine decay."""
     min_lr_ratio: float = 0.01
     """Learning rate at the last step, as a share of the peak."""
-    clip_norm: float = 5.0
+    max_grad_norm: float = 5.0
     """Largest gradient norm; 0 switches clipping off."""
     validate_every: int = 500
     """Steps between validations; 0 validates at the end only."""
@@ -308,18 +299,14 @@ class TrainingConfig:
     """Steps between checkpoints; 0 saves at the end only."""
     save_total_limit: int = 3
     """Checkpoints kept, besides the best one."""
-    max_bad_steps: int = 20
-    """Steps in a row with a NaN or infinite loss after which training stops."""
     tracker: str = "tensorboard"
     """Any tracker Accelerate knows, by name (`wandb`, `mlflow`, ...), or `none`."""
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
     """Compile the network, on a GPU also the losses, with torch.compile. `reduce-overhead` adds CUDA graphs (worth most
     where a small network or batch leaves the GPU waiting for Python), `max-autotune` also tries out kernels."""
-    tf32: bool = True
-    """TF32 for float32 products on a GPU: faster, 10 bits of mantissa in the factors, sums in float32."""
     gradient_compression: Literal["no", "bf16", "fp16"] = "no"
     """Send gradients between processes in half the bytes; bf16 keeps the range of float32."""
-    bucket_mb: int = 25
+    bucket_cap_mb: int = 25
     """Gradients that processes exchange at a time, MiB: larger for many GPUs or a slow network."""
     timeout: int = 600
     """Seconds without an answer from another process after which it counts as lost, and the job ends."""
@@ -327,19 +314,12 @@ class TrainingConfig:
     """Seed of initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "log_every",
-            "save_total_limit",
-            "max_bad_steps",
-            "bucket_mb",
-            "timeout",
-        ):
+        counts = ("batch_size", "gradient_accumulation_steps", "log_every", "save_total_limit")
+        for name in (*counts, "bucket_cap_mb", "timeout"):
             require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
-        for name in ("steps", "warmup_steps", "validate_every", "patience", "save_every", "clip_norm", "seed"):
+        every = ("validate_every", "save_every", "patience")
+        for name in (*every, "steps", "warmup_steps", "max_grad_norm", "head_lr_mult", "seed"):
             require(getattr(self, name) >= 0, f"training.{name} must not be negative")
-        require(self.head_lr_mult >= 0, "training.head_lr_mult must not be negative")
         require(0 < self.layer_decay <= 1, "training.layer_decay must be above 0 and at most 1")
         require(0 <= self.ema_decay < 1, "training.ema_decay must be at least 0 and below 1")
         require(self.learning_rate > 0, "training.learning_rate must be above 0")
@@ -399,7 +379,7 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
     Args:
         path: the file.
         base: default: the defaults of `Config`.
-        stored: a run has written it, perhaps one of an earlier version: old names of knobs are understood.
+        stored: written by a run, perhaps of an earlier version, so old knobs are understood.
 
     Raises:
         UserError: the file is missing, is not YAML, or does not fit `Config`.
@@ -415,7 +395,7 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
 
 def save_yaml(config: Config, path: Path) -> None:
     """Writes every knob, resolved, to a YAML file that `load_yaml` reads back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
@@ -430,14 +410,10 @@ def parse(defaults: Config, description: str, arguments: Sequence[str] | None = 
         UserError: a configuration file that cannot be used, or knobs that do not go together.
         SystemExit: with status 2 and a usage message for unknown or malformed arguments.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    base = defaults
-    for position, word in enumerate(words):
-        if word == "--config" or word.startswith("--config="):
-            name = word.partition("=")[2] if "=" in word else "".join(words[position + 1 : position + 2])
-            del words[position : position + (1 if "=" in word else 2)]
-            base = load_yaml(Path(name), defaults)
-            break
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml")
+    file, words = parser.parse_known_args(arguments)
+    base = load_yaml(file.config, defaults) if file.config else defaults
     check_words(words)
     text = description.strip() + "\n\n--config FILE.yaml reads knobs from a file first (see config.yaml of any run)."
     return tyro.cli(Config, default=base, description=text, args=words)

@@ -1,4 +1,4 @@
-"""Configurations from nested dictionaries, as YAML and JSON give them, and back; and knobs that were renamed."""
+"""Configurations from nested dictionaries, as YAML and JSON give them, and back; knobs that were renamed or removed."""
 
 from __future__ import annotations
 
@@ -10,35 +10,32 @@ from typing import Any
 from fingerprint_accel.errors import UserError
 
 T = typing.TypeVar("T")
-RENAMED = {  # by group: names of knobs before 0.1.0
-    "reading": {"impressions_per_finger": "samples_per_class"},
-    "model": {
-        "start_from": "init_from",
-        "recompute": "gradient_checkpointing",
-        "localization_frozen": "alignment_frozen",
-    },
-    "loss": {
-        "nested": "matryoshka_dims",
-        "negative_sampling": "class_sample_rate",
-        "filter_above": "interclass_filter_threshold",
-    },
-    "training": {
-        "accumulation": "gradient_accumulation_steps",
-        "fit_memory": "auto_micro_batch_size",
-        "keep": "save_total_limit",
-        "head_rate": "head_lr_mult",
-        "final_lr_share": "min_lr_ratio",
-    },
+RENAMED = {  # knobs before 0.1.0
+    "impressions_per_finger": "samples_per_class",
+    "start_from": "init_from",
+    "recompute": "gradient_checkpointing",
+    "localization_frozen": "alignment_frozen",
+    "nested": "matryoshka_dims",
+    "negative_sampling": "class_sample_rate",
+    "filter_above": "interclass_filter_threshold",
+    "accumulation": "gradient_accumulation_steps",
+    "fit_memory": "auto_micro_batch_size",
+    "keep": "save_total_limit",
+    "head_rate": "head_lr_mult",
+    "final_lr_share": "min_lr_ratio",
+    "clip_norm": "max_grad_norm",
+    "bucket_mb": "bucket_cap_mb",
 }
-REMOVED = {  # the value that every run has had since
-    "preprocess": {"map_size": 128, "map_sigma": 1.5},
-    "loss": {"center_rate": 0.01},
+REMOVED = {  # knobs that are gone, and what holds without them
+    "block_size": "blocks have 16,384 prints",
+    "prefetch": "three batches are read ahead",
+    "map_size": "minutia maps have 128 x 128 cells",
+    "map_sigma": "minutiae spread over 1.5 cells of a map",
+    "center_rate": "class centres move 0.01 of the way",
+    "max_bad_steps": "training stops after 20 skipped updates in a row",
+    "tf32": "GPUs multiply float32 numbers in TF32",
 }
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration (or one group of it) as nested plain dictionaries."""
-    return dataclasses.asdict(config)
+BUILT_IN = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}  # what was trained with others cannot go on
 
 
 def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
@@ -54,8 +51,11 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
     changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            new = next((names[key] for names in RENAMED.values() if names.get(key) in hints), None)
-            hint = f"it is called {new} now" if new else f"there are {', '.join(hints)}"
+            hint = f"there are {', '.join(hints)}"
+            if RENAMED.get(key) in hints:
+                hint = f"it is called {RENAMED[key]} now"
+            elif key in REMOVED:
+                hint = f"it is gone, leave it out: {REMOVED[key]}"
             raise UserError(f"{where}: no knob named {key!r}; {hint}")
         here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
         if dataclasses.is_dataclass(hints[key]):
@@ -66,19 +66,13 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 
 
 def renamed(values: Any) -> Any:
-    """Nested dictionaries of a configuration that an earlier version may have stored -> the same by today's names."""
+    """A configuration, or one group of it, as an earlier version may have stored it -> the same with today's knobs."""
     if not isinstance(values, dict):
         return values
-    return {group: renamed_group(group, knobs) for group, knobs in values.items()}
-
-
-def renamed_group(group: str, knobs: Any) -> Any:
-    """Knobs of one group, as of `renamed`."""
-    if not isinstance(knobs, dict):
-        return knobs
-    names, removed = RENAMED.get(group, {}), REMOVED.get(group, {})
     return {
-        names.get(name, name): value for name, value in knobs.items() if name not in removed or removed[name] != value
+        RENAMED.get(name, name): renamed(value)
+        for name, value in values.items()
+        if name not in REMOVED or value != BUILT_IN.get(name, value)
     }
 
 
@@ -86,18 +80,21 @@ def check_words(words: Sequence[str]) -> None:
     """Refuses words of a command line that were right before 0.1.0.
 
     Raises:
-        UserError: an old name of a knob, or a switch with a value.
+        UserError: an old name of a knob, a knob that is gone, or a switch with a value.
     """
-    old = {f"--{group}.{name}": f"--{group}.{new}" for group, names in RENAMED.items() for name, new in names.items()}
-    old = {name.replace("_", "-"): new.replace("_", "-") for name, new in old.items()}
     for position, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
         name, _, value = word.partition("=")
-        if name.replace("_", "-") in old:
-            raise UserError(f"{name}: is called {old[name.replace('_', '-')]} now")
+        group, dot, knob = name.rpartition(".")
+        old = knob.replace("-", "_")
+        if dot and old in RENAMED:
+            raise UserError(f"{name}: is called {group}.{RENAMED[old].replace('_', '-')} now")
+        if dot and (gone := REMOVED.get(old.removeprefix("no_"))):
+            raise UserError(f"{name}: is gone, leave it out: {gone}")
         value = value or "".join(words[position + 1 : position + 2])
-        if name.startswith("--") and value in ("True", "False"):
-            group, _, knob = name.removeprefix("--").rpartition(".")
-            off = f"--{group}.no-{knob}" if group else f"--no-{knob}"
+        if value in ("True", "False"):
+            off = f"{group}.no-{knob}" if dot else f"--no-{knob.removeprefix('--')}"
             raise UserError(f"{name} {value}: is a switch; give {name if value == 'True' else off}")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 
 def fsync_path(path: Path) -> None:
@@ -31,6 +33,11 @@ def write_file(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes or replaces a JSON file, as `write_file` does; numbers that are not finite are a ValueError."""
+    write_file(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def draft_of(path: Path) -> Path:

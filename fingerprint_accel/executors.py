@@ -74,7 +74,7 @@ def open_workers(workers: int = 0, cluster: str = "", device: str = "cpu", threa
     if count == 1:
         yield Workers(InProcess(), device)
         return
-    with _processes(count, device == "cuda") as executor, _killed_in_one_line():
+    with _processes(count, device == "cuda") as executor:
         yield Workers(executor, device)
 
 
@@ -99,9 +99,14 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
     others = set(multiprocessing.active_children())
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # a shard can take minutes
+        if isinstance(error, BrokenExecutor):
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory; give fewer --workers, the same command goes "
+                "on"
+            ) from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -136,16 +141,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _killed_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except BrokenExecutor as error:
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory; give fewer --workers, the same command goes on"
-        ) from error
 
 
 @contextlib.contextmanager

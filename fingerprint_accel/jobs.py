@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
@@ -87,7 +87,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
     with exclusive_lock(
         out.with_name(f".{out.name}.lock"), f"{out}: another command is making it; wait for it, or end it"
     ):
-        if _stored(out / RECORDS) == job.arguments:  # an earlier call was killed at the very end
+        if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed at the very end
             shutil.rmtree(out / RECORDS)
             return 0
         check_folder(out, job.kind, overwrite)
@@ -115,7 +115,12 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, f
     if facts and progress:
         print(f"going on: {len(facts)} of {len(job.sizes)} shards are there", file=sys.stderr)
     total, to_make = sum(job.sizes), sum(job.sizes[shard] for shard in missing)
-    _check_room(to_make * job.bytes_per_print if missing else 0, staging)
+    needed, free = to_make * job.bytes_per_print if missing else 0, shutil.disk_usage(staging).free
+    if needed > free:
+        raise UserError(
+            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose "
+            "another disk"
+        )
     with tqdm(total=total, initial=total - to_make, desc=job.label, unit="print", disable=not progress) as bar:
         for shard, of_shard in _made(job, staging, missing, executor):
             facts[shard] = of_shard
@@ -133,10 +138,10 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
     for other in out.parent.glob(f".{glob.escape(out.name)}.????????.partial") if out.parent.is_dir() else ():
         if other != staging:
             _discard(other, job, overwrite)
-    if _stored(staging / RECORDS) != job.arguments:
+    if _read_json(staging / RECORDS / ARGUMENTS) != job.arguments:
         shutil.rmtree(staging, ignore_errors=True)
         (staging / RECORDS).mkdir(parents=True)
-        write_file(staging / RECORDS / ARGUMENTS, json.dumps(job.arguments, indent=2) + "\n")
+        write_json(staging / RECORDS / ARGUMENTS, job.arguments)
     _discard_drafts(staging)
     return staging
 
@@ -149,7 +154,7 @@ def _discard_drafts(staging: Path) -> None:
 
 def _discard(other: Path, job: Job, overwrite: bool) -> None:
     """Deletes what another command has left, where it is nothing or may be replaced."""
-    stored = _stored(other / RECORDS) or {}
+    stored = _read_json(other / RECORDS / ARGUMENTS) or {}
     if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
         differing = ", ".join(
             f"{name} {stored.get(name)} not {value}"
@@ -161,11 +166,6 @@ def _discard(other: Path, job: Job, overwrite: bool) -> None:
             "end that command, delete the folder, or add --overwrite"
         )
     shutil.rmtree(other)
-
-
-def _stored(records: Path) -> Facts | None:
-    """The arguments that a folder's shards were made with; None where there is nothing to be read."""
-    return _read_json(records / ARGUMENTS)
 
 
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
@@ -184,11 +184,9 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
     names = job.names
     for shard in shards:
         pending[executor.submit(make_shard, job.task(shard), staging / names[shard])] = shard
-        done = [future for future in pending if future.done()]
-        while done or len(pending) >= IN_FLIGHT:
-            for future in done or wait(pending, return_when=FIRST_COMPLETED).done:
+        while len(pending) >= IN_FLIGHT or any(future.done() for future in pending):
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
-            done = []
     while pending:
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             yield pending.pop(future), future.result()
@@ -222,15 +220,6 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
 
 def _record(shard: Path) -> Path:
     return shard.parent / RECORDS / f"{shard.name}.json"
-
-
-def _check_room(needed: float, staging: Path) -> None:
-    free = shutil.disk_usage(staging).free
-    if needed > free:
-        raise UserError(
-            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose "
-            "another disk"
-        )
 
 
 def _read_json(path: Path) -> Facts | None:

@@ -46,16 +46,6 @@ class FolderKind:
     entries: str
     whole: bool = True
 
-    def foreign(self, folder: Path) -> str | None:
-        """Name of an entry that no command has written there; None without one."""
-        ours = re.compile(self.entries)
-        others = (
-            name
-            for name in sorted(os.listdir(folder))  # noqa: PTH208  (names alone)
-            if name != RECORDS and not ours.fullmatch(name) and not OF_THE_SYSTEM.fullmatch(name)
-        )
-        return next(others, None)
-
 
 def json_with(file: str, *keys: str) -> Callable[[Path], bool]:
     """Recognises folders by a JSON file in them that holds these keys."""
@@ -97,18 +87,17 @@ def check_folder(out: Path | str, kind: FolderKind, overwrite: bool = True, inpu
     require(out.is_dir(), f"{out}: is a file; give the name of a new folder")
     if kind.whole and _inside(Path.cwd(), out):
         raise UserError(f"{out}: is the current folder, or holds it; give the name of a new folder")
+    names = sorted(os.listdir(out))  # noqa: PTH208  (names alone)
+    ours = [name for name in names if re.fullmatch(kind.entries, name)]
     if kind.recognises(out):
-        foreign = kind.foreign(out) if kind.whole else None
-        if foreign is not None:
+        foreign = [name for name in names if name not in {*ours, RECORDS} and not OF_THE_SYSTEM.fullmatch(name)]
+        if kind.whole and foreign:
             raise UserError(
-                f"{out}: holds {foreign}, which is no part of {kind.name} and would be deleted; move it away, or "
+                f"{out}: holds {foreign[0]}, which is no part of {kind.name} and would be deleted; move it away, or "
                 "choose another folder"
             )
         require(overwrite, f"{out}: exists already; choose another folder, or add --overwrite")
-        return
-    names = sorted(os.listdir(out))  # noqa: PTH208  (names alone)
-    taken = [name for name in names if kind.whole or re.fullmatch(kind.entries, name)]
-    if taken:
+    elif taken := names if kind.whole else ours:
         raise UserError(f"{out}: exists already and is not {kind.name} (it holds {taken[0]}); choose another folder")
 
 

@@ -9,7 +9,7 @@ RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def rank_and_world_size() -> tuple[int, int]:
+def launched_rank_and_size() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) where no launcher names a rank: scripts for SLURM may set
     the number alone."""
     rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), "")

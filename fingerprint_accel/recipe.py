@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.training.data import PrintSource
-    from fingerprint_accel.training.run import Run
+    from fingerprint_accel.training.setup import Run
 
 INTERRUPTED = "interrupted; the same command with --resume auto goes on from the last checkpoint"
 
@@ -68,7 +68,7 @@ def export(run: Run) -> None:
             source = run.config.reading.validation_data or run.config.data
             name = source if is_source(source) else Path(source).resolve().name
             calibrate_export(extractor, run.validation, f"validation fingers of {name}")
-    if run.bare.model.needs_minutia_maps and not learns_maps(run):
+    if run.bare.model.config.needs_minutia_maps and not learns_maps(run):
         extractor.notes[UNTRAINED] = True
     extractor.save_pretrained(run.folder / "model")
 
@@ -98,10 +98,14 @@ def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
 
 def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:
     """Makes a dataset folder on one process of the launch, unless it is there; returns its path."""
-    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
-    from fingerprint_accel.training.setup import process_state
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = process_state()
+    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+    from fingerprint_accel.training.run_folder import check_launch
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else several processes on CPUs stay apart
+    check_launch(state.num_processes)
     with state.main_process_first():
         if not folder.exists():
             summary = write_synthetic_dataset(folder, fingers, impressions, seed, style, progress=state.is_main_process)

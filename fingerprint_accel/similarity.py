@@ -21,15 +21,12 @@ _BLOCK_BYTES = 2**26  # of squared norms, and of templates that are squared, at 
 
 
 def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.ndarray:
-    """Best cosine of one print as it is with the other in any pose, tried both ways around.
+    """(N, P, D) and (M, P, D) -> (N, M) float32: best cosine of one print as it is with the other in any pose.
 
     Args:
         reference: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
-        probe: (M, P, D) or (M, D).
+        probe: (M, P, D) or (M, D). Either print is turned to meet the other.
         cells: of dense templates, which are compared over the cells that both prints have; see `masked_similarity`.
-
-    Returns:
-        (N, M) float32.
     """
     reference, probe = _with_poses(reference), _with_poses(probe)
     best = _products(reference[:, 0], probe[:, 0], cells)
@@ -41,15 +38,7 @@ def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.n
 
 
 def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray, cells: int = 0) -> np.ndarray:
-    """`similarity` of listed pairs only.
-
-    Args:
-        reference, probe, cells: as of `similarity`.
-        pairs: (n, 2) rows of the two.
-
-    Returns:
-        (n,) float32.
-    """
+    """pairs (n, 2), rows of the two -> (n,) float32: `similarity` of these pairs only."""
     reference, probe = _with_poses(reference), _with_poses(probe)
     scores = np.empty(len(pairs), np.float32)
     step = max(1, _GATHERED_BYTES // (4 * reference.shape[2] * max(reference.shape[1], probe.shape[1])))
@@ -64,19 +53,12 @@ def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray,
 
 
 def masked_similarity(first: Any, second: Any, cells: int) -> Any:
-    """Cosine of every template with every other; of dense ones over the cells that both prints have.
+    """(N, D) and (M, D) float32 of unit length, of numpy or torch -> (N, M): cosine of every template with every other.
 
-    The numerator is the dot product, to which a cell that one of them lacks adds nothing. Each norm is taken over the
-    cells that the other print has, and its square counts at least `OVERLAP_FLOOR`; prints without a common cell have
-    the similarity 0. These are three matrix products. All at once: the caller bounds N x M.
-
-    Args:
-        first: (N, D) float32 of unit length, of numpy or torch.
-        second: (M, D), likewise.
-        cells: number of cells; 0 for the dot product.
-
-    Returns:
-        (N, M) float32.
+    Of dense templates (`cells` above 0) it is taken over the cells that both prints have. The numerator is the dot
+    product, to which a cell that one of them lacks adds nothing. Each norm is taken over the cells that the other print
+    has, and its square counts at least `OVERLAP_FLOOR`; prints without a common cell have the similarity 0. These are
+    three matrix products, all at once: the caller bounds N x M.
     """
     scores = first @ second.T
     if not cells:
@@ -88,19 +70,14 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
 
 def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
     """(..., D) dense templates -> (..., cells) bool: which cells the print shows."""
-    mask: np.ndarray = (templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1)
-    return mask
+    return np.asarray((templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1))
 
 
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:
-    """One template of several prints of a finger: what any of them shows, the mean where several show it.
+    """(n, D) float32 of unit length, prints of one finger -> (D,) float32 of unit length, or zeros if all are.
 
-    Args:
-        templates: (n, D) float32 of unit length.
-        cells: number of cells; 0 for templates that are not dense, of which the mean is taken.
-
-    Returns:
-        (D,) float32 of unit length; zeros if all templates are.
+    The template of a dense model holds what any of the prints shows, the mean where several show it; `cells` is 0 for
+    other models, of which the mean is taken.
     """
     if cells:
         templates = per_cell(templates, cells)
@@ -125,8 +102,7 @@ def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
 def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
     """`masked_similarity`, block by block, so that little more memory is taken than for the result."""
     if not cells:
-        product: np.ndarray = first @ second.T
-        return product
+        return np.asarray(first @ second.T)
     scores = np.empty((len(first), len(second)), np.float32)
     columns = max(1, _BLOCK_BYTES // (4 * first.shape[1]))
     rows = max(1, min(columns, _BLOCK_BYTES // (4 * max(1, min(columns, len(second))))))

@@ -47,7 +47,7 @@ from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.run_folder import check_run_folder
 
 if TYPE_CHECKING:
-    from fingerprint_accel.training.run import Run
+    from fingerprint_accel.training.setup import Run
 
 FINGERS, SIBLINGS, SEED = 80_000, 8, 20261201
 MILD = AugmentConfig(

@@ -23,7 +23,7 @@ CONFIG = dataclasses.replace(
         learning_rate=4e-3,
         warmup_steps=2000,
         gradient_compression="bf16",
-        bucket_mb=100,
+        bucket_cap_mb=100,
     ),
 )
 

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig, TrainingConfig, load_yaml, parse, save_yaml
+from fingerprint_accel.config_dict import REMOVED, RENAMED
 from fingerprint_accel.errors import UserError
 
 RECIPE = Config(training=TrainingConfig(batch_size=7, learning_rate=0.5))
@@ -90,13 +91,15 @@ def test_every_knob_is_explained(capsys):
 
 
 def test_runs_of_earlier_versions_are_read(tmp_path):
-    """Under the old names of knobs; knobs that are gone had one value in all runs."""
+    """Under the old names of knobs; knobs that are gone count no more, or had one value in all runs."""
     file = tmp_path / "config.yaml"
     file.write_text(
-        "reading: {impressions_per_finger: 2}\nmodel: {start_from: small, localization_frozen: true, recompute: true}\n"
+        "reading: {impressions_per_finger: 2, block_size: 2048, prefetch: 9}\n"
+        "model: {start_from: small, localization_frozen: true, recompute: true}\n"
         "loss: {nested: [64], filter_above: 0.7, negative_sampling: 0.5, sharded: true, head: cosface, "
         "center_rate: 0.01}\n"
-        "training: {accumulation: 3, fit_memory: 'yes', keep: 5, head_rate: 2.0, final_lr_share: 0.1}\n"
+        "training: {accumulation: 3, fit_memory: 'yes', keep: 5, head_rate: 2.0, final_lr_share: 0.1, "
+        "clip_norm: 2.0, bucket_mb: 50, max_bad_steps: 5, tf32: false}\n"
         "preprocess: {map_size: 128, map_sigma: 1.5, size: 160}\n"
     )
     config = load_yaml(file, stored=True)
@@ -106,8 +109,14 @@ def test_runs_of_earlier_versions_are_read(tmp_path):
     loss, training = config.loss, config.training
     assert (loss.matryoshka_dims, loss.interclass_filter_threshold, loss.class_sample_rate) == ((64,), 0.7, 0.5)
     assert (training.gradient_accumulation_steps, training.auto_micro_batch_size) == (3, "yes")
+    assert (training.max_grad_norm, training.bucket_cap_mb) == (2.0, 50)
     assert (training.save_total_limit, training.head_lr_mult, training.min_lr_ratio) == (5, 2.0, 0.1)
     with pytest.raises(UserError, match="no knob named 'impressions_per_finger'; it is called samples_per_class now"):
+        load_yaml(file)
+    file.write_text("training: {tf32: true}\n")
+    with pytest.raises(
+        UserError, match="no knob named 'tf32'; it is gone, leave it out: GPUs multiply float32 numbers in TF32"
+    ):
         load_yaml(file)
     file.write_text("preprocess: {map_size: 64}\n")
     with pytest.raises(UserError, match="no knob named 'map_size'"):
@@ -121,7 +130,12 @@ def test_runs_of_earlier_versions_are_read(tmp_path):
         (["--model.start-from=small"], "--model.start-from: is called --model.init-from now"),
         (["--training.fit_memory", "no"], "--training.fit_memory: is called --training.auto-micro-batch-size now"),
         (["--loss.sharded", "True"], "--loss.sharded True: is a switch; give --loss.sharded"),
-        (["--training.tf32=False"], "--training.tf32 False: is a switch; give --training.no-tf32"),
+        (["--model.stem-frozen=False"], "--model.stem-frozen False: is a switch; give --model.no-stem-frozen"),
+        (["--training.clip-norm", "1"], "--training.clip-norm: is called --training.max-grad-norm now"),
+        (["--training.bucket_mb=50"], "--training.bucket_mb: is called --training.bucket-cap-mb now"),
+        (["--training.no-tf32"], "--training.no-tf32: is gone, leave it out: GPUs multiply float32 numbers in TF32"),
+        (["--reading.prefetch=5"], "--reading.prefetch: is gone, leave it out: three batches are read ahead"),
+        (["--reading.block-size", "9"], "--reading.block-size: is gone, leave it out: blocks have 16,384 prints"),
     ],
 )
 def test_words_of_earlier_versions_are_refused(words, message):
@@ -131,5 +145,14 @@ def test_words_of_earlier_versions_are_refused(words, message):
 
 
 def test_switches():
-    config = parse(Config(), "", ["--model.stem-frozen", "--training.no-tf32", "--preprocess.augment.no-enabled"])
-    assert (config.model.stem_frozen, config.training.tf32, config.preprocess.augment.enabled) == (True, False, False)
+    config = parse(Config(), "", ["--model.stem-frozen", "--loss.no-sharded", "--preprocess.augment.no-enabled"])
+    assert (config.model.stem_frozen, config.loss.sharded, config.preprocess.augment.enabled) == (True, False, False)
+
+
+def test_no_knob_has_the_name_of_one_that_is_gone():
+    """Tables of old names hold for all groups."""
+    groups = dataclasses.asdict(Config())
+    names = {name for group in groups.values() if isinstance(group, dict) for name in group}
+    names |= set(groups["preprocess"]["augment"])
+    assert not names & {*RENAMED, *REMOVED}
+    assert {*RENAMED.values()} <= names

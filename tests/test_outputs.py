@@ -11,24 +11,23 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from shard_writer import ShardWriter
 
 from fingerprint_accel.cli import main
 from fingerprint_accel.cli.data import inspect
-from fingerprint_accel.cli.models import compare
+from fingerprint_accel.cli.extraction import compare, enroll, minutiae
+from fingerprint_accel.cli.models import export
 from fingerprint_accel.compat.flx_weights import convert
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.merging import merge
-from fingerprint_accel.data.shard_writing import DATASET, ShardWriter
+from fingerprint_accel.data.shard_writing import DATASET
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.evaluation.calibration import calibrate_command
 from fingerprint_accel.evaluation.run import evaluate_command
 from fingerprint_accel.extraction.bulk import extract_all
-from fingerprint_accel.extraction.export import export_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.minutiae_readout import minutiae_command
-from fingerprint_accel.extraction.search_commands import enroll_command
 from fingerprint_accel.outputs import check_file, check_folder, exclusive_lock, mark, put_in_place
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
@@ -59,12 +58,12 @@ FOLDERS = {
     "merge": lambda scans, prints, out: merge([prints], out, overwrite=True, **QUIET),
     "synth": lambda scans, prints, out: write_synthetic_dataset(out, 1, 1, overwrite=True, **QUIET),
     "extract": lambda scans, prints, out: extract_all(scans, out, "small", 500, overwrite=True, progress=False),
-    "enroll": lambda scans, prints, out: enroll_command(out, [scans / "1_1.png"], "small", 500, 1),
+    "enroll": lambda scans, prints, out: enroll(out, [scans / "1_1.png"], "small", 500, 1),
     "save_pretrained": lambda scans, prints, out: FingerprintExtractor.from_pretrained("small").save_pretrained(out),
     "convert-flx": lambda scans, prints, out: convert(scans / "notes.txt", out),
     "calibrate": lambda scans, prints, out: calibrate_command("small", prints, out),
     "evaluate": lambda scans, prints, out: evaluate_command("small", prints, "fvc", out, 8),
-    "minutiae": lambda scans, prints, out: minutiae_command([scans / "1_1.png"], "small", out, "xyt", 500, 0.2),
+    "minutiae": lambda scans, prints, out: minutiae([scans / "1_1.png"], "small", out, "xyt", 500, 0.2),
     "recipe": lambda scans, prints, out: run_training(Config(data=str(prints), out=str(out))),
 }
 
@@ -184,7 +183,7 @@ def test_files_of_the_user_are_not_replaced(scans, prints, tmp_path):
         inspect(prints, out=mine)
     for wanted in ({"onnx": scans / "notes.txt", "torch_file": None}, {"onnx": None, "torch_file": mine}):
         with pytest.raises(UserError, match="exists already and was not written by this command"):
-            export_command("small", **wanted)
+            export("small", **wanted)
     assert tree(tmp_path) == before
 
 

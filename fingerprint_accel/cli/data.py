@@ -1,4 +1,4 @@
-"""Verbs about prints: `import`, `synth`, `merge`, `inspect`."""
+"""Verbs that make and look at datasets: `import`, `merge`, `synth`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.errors import one_line_errors
-
-GOES_ON = "interrupted; the same command goes on from here"
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --flag, without a --no-flag beside it
+Enhance = Annotated[Flag, tyro.conf.arg(help="Store prints whose ridges are enhanced, once and for all.")]
+Workers = Annotated[int, tyro.conf.arg(help="Processes on a CPU; 0 for one per core.")]
+Cluster = Annotated[
+    str,
+    tyro.conf.arg(help="Dask cluster that does the work, by address or scheduler file; its workers see all folders."),
+]
+Overwrite = Annotated[Flag, tyro.conf.arg(help="Replace OUT, and unfinished shards of another command beside it.")]
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
 
 
@@ -24,11 +29,11 @@ def import_files(
     canvas: int = 320,
     minutiae: Path | None = None,
     encoding: Literal["raw", "lz4"] = "raw",
-    enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    workers: int = 0,
-    cluster: str = "",
+    enhance: Enhance = False,
+    workers: Workers = 0,
+    cluster: Cluster = "",
     seed: int = 0,
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes a dataset folder from image files.
 
@@ -56,27 +61,21 @@ def import_files(
         minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
             FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
-        enhance: Store prints whose ridges are enhanced, once and for all.
-        workers: Processes; 0 for one per core.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see SRC and OUT.
         seed: Of the order in which prints are written.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.importing import import_dataset
 
-    with one_line_errors(GOES_ON):
-        summary = import_dataset(
-            src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
-            enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
-        )  # fmt: skip
-        summary.show()
+    import_dataset(
+        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
+        enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
+    ).show()  # fmt: skip
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
     """The filters that `import` and `merge` hand to their workers; torch is loaded only where they are wanted."""
     if not wanted:
         return None
-    from fingerprint_accel.preprocess.stored import enhance_canvas
+    from fingerprint_accel.preprocess.enhance import enhance_canvas
 
     return enhance_canvas
 
@@ -88,12 +87,12 @@ def merge(
     dataset_ppi: int = 0,
     canvas: int = 0,
     encoding: Literal["raw", "lz4"] | None = None,
-    enhance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    join_fingers: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    enhance: Enhance = False,
+    join_fingers: Flag = False,
     seed: int = 0,
-    workers: int = 0,
-    cluster: str = "",
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    workers: Workers = 0,
+    cluster: Cluster = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes one dataset folder from one or more, with other shards, encoding, resolution or canvas.
 
@@ -114,21 +113,16 @@ def merge(
         dataset_ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
         canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
         encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
-        enhance: Store prints whose ridges are enhanced, once and for all.
         join_fingers: Fingers of different SRC with the same key are one; impressions that collide are renumbered.
         seed: Of the order in which prints are written.
-        workers: Processes; 0 for one per core.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see SRC and OUT.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.data.merging import MergeOptions
     from fingerprint_accel.data.merging import merge as merge_datasets
 
-    with one_line_errors(GOES_ON):
-        options = MergeOptions(
-            dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
-        )
-        merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
+    options = MergeOptions(
+        dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
+    )
+    merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
 
 
 def synth(
@@ -143,10 +137,10 @@ def synth(
     canvas: int = 320,
     first_finger: int = 0,
     siblings: int = 1,
-    workers: int = 0,
-    cluster: str = "",
+    workers: Workers = 0,
+    cluster: Cluster = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Makes a dataset folder of synthetic fingerprints, with exact minutiae, pose and contact.
 
@@ -185,27 +179,23 @@ def synth(
         canvas: Side of a print in the dataset, pixels.
         first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
         siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
-        workers: Processes on a CPU; 0 for one per core.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see OUT.
         device: What makes the prints; auto takes GPUs if there are any.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
-    with one_line_errors(GOES_ON):
-        style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
-        summary = write_synthetic_dataset(
-            out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
-        )
-        print(summary.table())
+    style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
+    summary = write_synthetic_dataset(
+        out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
+    )
+    print(summary.table())
 
 
 def inspect(
     dataset: Positional[Path],
     out: Path = Path("contact_sheet.png"),
     fingers: int = 5,
-    minutiae: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    minutiae: Flag = False,
 ) -> None:
     """Prints what a dataset holds and draws a contact sheet.
 
@@ -222,3 +212,19 @@ def inspect(
     print(describe(shards))
     save_contact_sheet(shards, out, fingers, minutiae)
     print(f"contact sheet: {out}")
+
+
+def verify(folder: Positional[Path]) -> None:
+    """Compares the files of a folder with the checksums that were taken when they were written.
+
+    fingerprint-accel verify datasets/db1
+
+    fingerprint-accel verify runs/mine
+
+    Args:
+        folder: Dataset, gallery, embeddings, exported model, checkpoint, or run folder with all its checkpoints.
+    """
+    from fingerprint_accel.extraction.verifying import verify as compare
+
+    files, size = compare(folder)
+    print(f"{folder}: {files} file{'s' * (files != 1)}, {size / 1e6:.1f} MB, all as they were written")

@@ -1,29 +1,40 @@
-"""The verb `extract`."""
+"""Verbs that embed prints and compare them: `extract`, `compare`, `enroll`, `search`, `minutiae`, `demo`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.errors import one_line_errors
+from fingerprint_accel.cli.data import Cluster, Flag, Overwrite
+from fingerprint_accel.durable import write_file
+from fingerprint_accel.errors import require
+from fingerprint_accel.outputs import check_folder, check_picture
+from fingerprint_accel.text import aligned
+
+Model = Annotated[
+    str,
+    tyro.conf.arg(help="Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder."),
+]
 
 
 def extract(
     data: Positional[Path],
     out: Path,
-    model: str = "small",
+    model: Model = "small",
     ppi: int = 500,
     template: Literal["float32", "int8", "binary"] = "float32",
     length: int = 0,
     minimum_quality: float = 0.0,
     batch_size: int = 0,
-    bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    cluster: str = "",
+    bf16: Flag = False,
+    cluster: Cluster = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Embeds every print of a dataset, or of a folder of images, one row for each, in order.
 
@@ -45,20 +56,203 @@ def extract(
     Args:
         data: Dataset folder, or folder of images (by path, subfolders included).
         out: Folder to write.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
         ppi: Resolution of the images, pixels per inch; a dataset knows its own.
         template: float32: 4 bytes a number. int8: 1 byte. binary: 1 bit, the signs.
         length: Keep so many numbers, the first of each branch, for models that were trained for it; 0 for all.
         minimum_quality: Prints of less quality, 0 to 1, count as failure to extract; 0 keeps all.
         batch_size: Prints at a time; 0 for 8 on each thread of a CPU, 64 on a GPU.
         bf16: Run the network in bf16, faster where the hardware has it.
-        cluster: Address or scheduler file of a Dask cluster that does the work; its workers see all folders.
         device: What embeds the prints; auto takes GPUs if there are any.
-        overwrite: Replace OUT, and unfinished shards of another command beside it.
     """
-    with one_line_errors("interrupted; the same command goes on from here"):
-        from fingerprint_accel.extraction.bulk import Options, extract_all
+    from fingerprint_accel.extraction.bulk import Options, extract_all
 
-        options = Options(template, length, minimum_quality, batch_size, bf16)
-        summary = extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite)
-        summary.show()
+    options = Options(template, length, minimum_quality, batch_size, bf16)
+    extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite).show()
+
+
+def compare(
+    reference: Positional[Path],
+    probe: Positional[Path],
+    model: Model = "small",
+    ppi: int = 500,
+    poses: bool = True,
+    out: Path | None = None,
+) -> None:
+    """Says how alike two prints are, and whether they pass as one finger.
+
+    The similarity lies between -1 and 1. A threshold at a false match rate (FMR) of 0.1 % lets one of 1,000 prints of
+    other fingers pass, if they are like the prints that it was measured on. Decisions are shown where the model was
+    calibrated on real prints (`calibrate`); the bundled models were not.
+
+    fingerprint-accel compare a.png b.png
+
+    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1 --out pair.png
+
+    Args:
+        reference: Image of a print, ridges dark.
+        probe: Image of another.
+        ppi: Resolution of both images, pixels per inch.
+        poses: Also try turns and shifts, and take the best agreement.
+        out: PNG file to write: both prints side by side, and one on the other in the pose that compared best.
+    """
+    from fingerprint_accel.extraction.comparison import compare_prints
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.poses import UPRIGHT
+
+    require(ppi > 0, f"--ppi {ppi}: must be above 0")
+    if out is not None:
+        check_picture(out, (reference, probe))
+    extractor = open_extractor(model)
+    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
+    rows = found.rows()
+    if out is not None:
+        from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
+
+        write_file(out, pair_png(found, (reference.name, probe.name), extractor))
+        rows.append(("picture", str(out)))
+    print(f"{aligned(rows)}\n{found.basis}")
+
+
+def enroll(
+    gallery: Positional[Path],
+    prints: Positional[list[Path]],
+    model: Model = "small",
+    ppi: int = 500,
+    batch_size: int = 64,
+    fuse: Flag = False,
+) -> None:
+    """Adds prints to a gallery that `search` looks in; makes the gallery if it is not there.
+
+    One call adds all of its prints or none. Prints that are enrolled already, by name and image, are not added again.
+    Images are named by their path, the prints of a dataset FINGER/IMPRESSION. A gallery belongs to the model that
+    filled it.
+
+    fingerprint-accel enroll known scans/*.png
+
+    fingerprint-accel enroll known datasets/db1 --model runs/db1
+
+    fingerprint-accel enroll known scans/anna-left-thumb/*.png --fuse
+
+    Args:
+        gallery: Gallery folder.
+        prints: Image files, or one dataset folder.
+        ppi: Resolution of the images; a dataset knows its own.
+        batch_size: Prints at a time.
+        fuse: Join the prints of each finger in one template, named by the finger: of a dataset by its fingers, of
+            images by the folder that they lie in.
+    """
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.gallery import Gallery
+    from fingerprint_accel.extraction.gallery_files import KIND
+    from fingerprint_accel.extraction.search import fused_by_finger, open_gallery, prints_to_enroll
+
+    extractor = open_extractor(model)
+    source, names, fingers = prints_to_enroll(prints)
+    check_folder(gallery, KIND, inputs=prints)
+    if gallery.is_dir() and any(gallery.iterdir()):
+        open_gallery(gallery, extractor)  # asked before the work; an empty gallery is made after it
+    embeddings = extractor.extract(source, ppi, batch_size=batch_size)
+    if fuse:
+        embeddings, names = fused_by_finger(embeddings, fingers, extractor.cells)
+    known = Gallery.open_or_create(gallery, embeddings.shape[1], extractor.identity, extractor.cells)
+    new = known.append(embeddings, names)
+    there = f" ({len(names) - new:,} were there already)" if new < len(names) else ""
+    what = f"fingers enrolled from {len(source):,} prints" if fuse else "prints enrolled"
+    print(f"{gallery}: {new:,} {what}{there}, {len(known):,} in all")
+
+
+def search(
+    gallery: Positional[Path],
+    probe: Positional[Path],
+    model: str = "small",
+    ppi: int = 500,
+    top: int = 10,
+    index: Flag = False,
+) -> None:
+    """Finds the prints of a gallery that are most like one print; compares with every one of them, or with --index with
+    those that an index proposes, which is for a million prints and more.
+
+    fingerprint-accel search known unknown.png --top 5
+
+    Args:
+        gallery: Gallery folder, see `enroll`.
+        probe: Image of a print, ridges dark.
+        model: The model that filled the gallery.
+        ppi: Resolution of the image, pixels per inch.
+        top: How many to show.
+        index: Search by an index, kept in the gallery (pip install 'fingerprint_accel[faiss]').
+    """
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.search import columns, find, open_gallery
+
+    extractor = open_extractor(model)
+    rows, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index)
+    titles = columns(extractor)
+    for *cells, name in [titles, *rows]:
+        print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=False)), name]))
+    print("", *told, sep="\n")
+
+
+def minutiae(
+    images: Positional[list[Path]],
+    model: str,
+    out: Path,
+    format: Literal["xyt", "iso"] = "xyt",
+    ppi: int = 500,
+    threshold: float = 0.2,
+) -> None:
+    """Finds the minutiae of prints, with a model that has a minutia branch; writes one file per image.
+
+    Models of the variants Minu, TexMinu, LocMinu and LocTexMinu draw where minutiae lie. The bundled one has no such
+    branch; `--model.variant TexMinu` of the recipes trains one.
+
+      xyt   as NIST's mindtct writes: x, y from the bottom, degrees, score in percent
+      iso   ISO/IEC 19794-2:2005, at most 255 minutiae
+
+    fingerprint-accel minutiae scans/*.png --model runs/minutiae --out minutiae
+
+    fingerprint-accel minutiae a.wsq --model runs/minutiae --out templates --format iso --ppi 500
+
+    Args:
+        images: Image files, ridges dark.
+        model: Run folder (its best checkpoint), checkpoint folder, or exported model folder.
+        out: Folder to write; files are called as their images, with another suffix.
+        format: What to write, see above.
+        ppi: Resolution of the images, pixels per inch.
+        threshold: Least score, 0 to 1: lower finds more minutiae, and more that are none.
+    """
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.minutiae_readout import FOLDER, read_minutiae, write_minutiae
+
+    require(ppi > 0, f"--ppi {ppi}: must be above 0")
+    require(0 < threshold <= 1, f"--threshold {threshold}: must be above 0 and at most 1")
+    stem, count = Counter(image.stem for image in images).most_common(1)[0]
+    require(count == 1, f"{count} images are called {stem}, and so would their minutiae be; take them one by one")
+    check_folder(out, FOLDER)
+    extractor = open_extractor(model)
+    found = read_minutiae(extractor, images, ppi, threshold, progress=len(images) > 16)
+    write_minutiae(out, images, found, {"format": format, "ppi": ppi, "model": extractor.identity})
+    counts = sorted(map(len, found))
+    print(f"{out}: minutiae of {len(images):,} prints, {counts[0]} to {counts[-1]}, median {median(counts):.0f}")
+
+
+def demo(model: Model = "small", gallery: Path | None = None, port: int = 7860) -> None:
+    """Opens a page in the browser to drop two prints on, or to search a gallery; Ctrl-C ends it.
+
+    The page shows each print as the network is given it, both laid on each other in the pose that compared best, their
+    similarity and what the model's thresholds say, and minutiae where the model has a minutia branch. It is served to
+    this machine alone and asks nothing of any other. Dropped prints are deleted when it ends, also by a signal.
+
+    Needs `pip install 'fingerprint-accel[demo]'`.
+
+    fingerprint-accel demo
+
+    fingerprint-accel demo --gallery known --model runs/db1 --port 8000
+
+    Args:
+        gallery: Gallery folder to search, see `enroll`; another can be named on the page.
+        port: Where the page is served, http://127.0.0.1:PORT.
+    """
+    from fingerprint_accel.extraction.demo import demo_command
+
+    demo_command(model, gallery, port)

@@ -1,123 +1,68 @@
-"""Verbs about trained models: `compare`, `enroll`, `search`, `calibrate`, `export`, `convert-flx`."""
+"""Verbs about trained models: `evaluate`, `calibrate`, `export`, `convert-flx`; and `plan`, before one is trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.durable import write_file
+from fingerprint_accel.cli.data import Flag
+from fingerprint_accel.config import Trunk
 from fingerprint_accel.errors import require
-from fingerprint_accel.outputs import check_picture
-from fingerprint_accel.text import aligned
+from fingerprint_accel.outputs import check_file
 
 
-def compare(
-    reference: Positional[Path],
-    probe: Positional[Path],
-    model: str = "small",
-    ppi: int = 500,
-    poses: bool = True,
-    out: Path | None = None,
-) -> None:
-    """Says how alike two prints are, and whether they pass as one finger.
-
-    The similarity lies between -1 and 1. A threshold at a false match rate (FMR) of 0.1 % lets one of 1,000 prints of
-    other fingers pass, if they are like the prints that it was measured on. Decisions are shown where the model was
-    calibrated on real prints (`calibrate`); the bundled models were not.
-
-    fingerprint-accel compare a.png b.png
-
-    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1
-
-    fingerprint-accel compare a.png b.png --out pair.png
-
-    Args:
-        reference: Image of a print, ridges dark.
-        probe: Image of another.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
-        ppi: Resolution of both images, pixels per inch.
-        poses: Also try turns and shifts, and take the best agreement.
-        out: PNG file to write: both prints side by side, and one on the other in the pose that compared best.
-    """
-    from fingerprint_accel.extraction.comparison import compare_prints
-    from fingerprint_accel.extraction.extractor import open_extractor
-    from fingerprint_accel.extraction.poses import UPRIGHT
-
-    require(ppi > 0, f"--ppi {ppi}: must be above 0")
-    if out is not None:
-        check_picture(out, (reference, probe))
-    extractor = open_extractor(model)
-    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
-    rows = found.rows()
-    if out is not None:
-        from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
-
-        write_file(out, pair_png(found, (reference.name, probe.name), extractor))
-        rows.append(("picture", str(out)))
-    print(f"{aligned(rows)}\n{found.basis}")
-
-
-def enroll(
-    gallery: Positional[Path],
-    prints: Positional[list[Path]],
-    model: str = "small",
-    ppi: int = 500,
+def evaluate(
+    model: Positional[Path],
+    dataset: Positional[Path],
+    protocol: Literal["fvc", "all-pairs", "sampled"] = "all-pairs",
+    out: Path = Path("evaluation"),
+    pairs: int | None = None,
+    seed: int = 0,
+    pairs_file: Path | None = None,
+    against: Path | None = None,
+    minimum_quality: float = 0.0,
+    poses: Flag = False,
+    by: str = "",
     batch_size: int = 64,
-    fuse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Adds prints to a gallery that `search` looks in; makes the gallery if it is not there.
+    """Measures the error rates of a model on a dataset; writes metrics.json, plots and report.html.
 
-    One call adds all of its prints or none. Prints that are enrolled already, by name and image, are not added again.
-    Images are named by their path, the prints of a dataset FINGER/IMPRESSION. A gallery belongs to the model that
-    filled it.
+    Verification (EER, FNMR at FMR), identification in a closed and an open set, and whether the model was trained on
+    these prints. The page also breaks error rates down by what the `source` of the prints tells.
 
-    fingerprint-accel enroll known scans/*.png
+    fingerprint-accel evaluate runs/quickstart datasets/db1 --protocol fvc --out evaluation/db1
 
-    fingerprint-accel enroll known datasets/db1 --model runs/db1
+    fingerprint-accel evaluate runs/b datasets/db1 --against runs/a
 
-    fingerprint-accel enroll known scans/anna-left-thumb/*.png --fuse
+    fingerprint-accel evaluate small datasets/db1 --pairs-file comparisons.csv
+
+    fingerprint-accel evaluate small datasets/db1 --by '^[^/]+'
 
     Args:
-        gallery: Gallery folder.
-        prints: Image files, or one dataset folder.
-        model: Bundled model, run folder (its best checkpoint), checkpoint folder, or exported model folder.
-        ppi: Resolution of the images; a dataset knows its own.
+        model: Run folder (its best checkpoint), checkpoint folder, exported model folder, or bundled model.
+        dataset: Dataset folder.
+        protocol: fvc: every pair of a finger, first against first of other fingers. all-pairs: every pair. sampled:
+            some of all pairs, every finger equally often, for large sets.
+        out: Folder to write.
+        pairs: Of `sampled`: mated comparisons, and as many non-mated ones; default 100,000.
+        seed: Of `sampled`.
+        pairs_file: Comparisons to make in place of a protocol: a csv with the columns reference,probe[,mated] that
+            names prints FINGER/IMPRESSION or by their source, or a benchmark of flx (.json).
+        against: Another model, for the same comparisons: is the difference more than chance?
+        minimum_quality: Prints below, 0 to 1, count as failures to extract: they never match.
+        poses: Compare as `compare` does: every print turned and shifted in 45 ways, the best agreement counts. Takes 45
+            times as long to embed, and 0.2 MB of memory per print.
+        by: Regular expression whose first group, searched in the source of a print, names its group; the error rates
+            of groups are printed. Default: folders of the source, on the page only.
         batch_size: Prints at a time.
-        fuse: Join the prints of each finger in one template, named by the finger: of a dataset by its fingers, of
-            images by the folder that they lie in.
     """
-    from fingerprint_accel.extraction.search_commands import enroll_command
+    from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
-    enroll_command(gallery, prints, model, ppi, batch_size, fuse)
-
-
-def search(
-    gallery: Positional[Path],
-    probe: Positional[Path],
-    model: str = "small",
-    ppi: int = 500,
-    top: int = 10,
-    index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-) -> None:
-    """Finds the prints of a gallery that are most like one print; compares with every one of them, or with --index with
-    those that an index proposes, which is for a million prints and more.
-
-    fingerprint-accel search known unknown.png --top 5
-
-    Args:
-        gallery: Gallery folder, see `enroll`.
-        probe: Image of a print, ridges dark.
-        model: The model that filled the gallery.
-        ppi: Resolution of the image, pixels per inch.
-        top: How many to show.
-        index: Search by an index, kept in the gallery (pip install 'fingerprint_accel[faiss]').
-    """
-    from fingerprint_accel.extraction.search_commands import search_command
-
-    search_command(gallery, probe, model, ppi, top, index)
+    extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses)
+    evaluate_command(model, dataset, protocol, out, batch_size, extras)
 
 
 def calibrate(model: Positional[str], dataset: Positional[Path], out: Path | None = None, center: bool = True) -> None:
@@ -164,9 +109,18 @@ def export(
         onnx: ONNX file to write; needs `pip install 'fingerprint-accel[onnx]'`.
         torch_file: `torch.export` file to write (.pt2); torch opens it without this package.
     """
-    from fingerprint_accel.extraction.export import export_command
+    from fingerprint_accel.extraction.export import KIND, save_onnx, save_torch, traced
+    from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
-    export_command(model, onnx, torch_file)
+    wanted = [(path, save) for path, save in ((onnx, save_onnx), (torch_file, save_torch)) if path is not None]
+    require(bool(wanted), "nothing to write: give --onnx FILE, --torch FILE, or both")
+    for path, _ in wanted:
+        check_file(path, KIND)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    extractor = FingerprintExtractor.from_pretrained(model)
+    program = traced(extractor)
+    for path, save in wanted:
+        print(f"{path}: {save(extractor, program, path)}")
 
 
 def convert_flx(checkpoint: Positional[Path], out: Path) -> None:
@@ -182,6 +136,30 @@ def convert_flx(checkpoint: Positional[Path], out: Path) -> None:
     """
     from fingerprint_accel.compat.flx_weights import convert
 
-    extractor = convert(checkpoint, out)
-    config = extractor.model.config
+    config = convert(checkpoint, out).model.config
     print(f"{out}: DeepPrint {config.variant}, {config.embedding_dim} numbers")
+
+
+def plan(
+    fingers: int,
+    impressions: float = 10,
+    gpus: str = "1xH100",
+    canvas: int = 320,
+    trunk: Trunk = "inception_v4",
+    fsdp: bool = False,
+) -> None:
+    """What will training take? Disk, memory of a GPU by part, the recipe to use, and projected hours.
+
+    fingerprint-accel plan --fingers 100000 --impressions 10 --gpus 8xA100-80
+
+    Args:
+        fingers: To train on.
+        impressions: Prints of each, on average.
+        gpus: How many of which: A100-40, A100-80, H100, H200, L40S or RTX4090, as in 4xA100-40.
+        canvas: Side of a stored print in pixels.
+        trunk: Of the network.
+        fsdp: The GPUs share the network out (recipes/hardware/fsdp.yaml).
+    """
+    from fingerprint_accel.plan import plan as table
+
+    print(table(fingers, impressions, gpus, canvas, trunk, fsdp))

@@ -16,9 +16,9 @@ import numpy as np
 from fingerprint_accel.compat.flx_weights import load as load  # flx's checkpoints, beside flx's getters
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.ranks import rank_and_world_size
+from fingerprint_accel.ranks import launched_rank_and_size
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training.resume import checkpoint_to_resume
 from fingerprint_accel.training.setup import fast_precision
@@ -70,11 +70,8 @@ class DeepPrintExtractor:
             UserError: data that cannot be used, or whose number of fingers is not `num_training_subjects`.
         """
         shards = open_dataset(fingerprints)
-        if shards.info.fingers != self.num_training_subjects:
-            raise UserError(
-                f"{fingerprints}: holds {shards.info.fingers} fingers, not num_training_subjects="
-                f"{self.num_training_subjects}"
-            )
+        fingers, wanted = shards.info.fingers, self.num_training_subjects
+        require(fingers == wanted, f"{fingerprints}: holds {fingers} fingers, not num_training_subjects={wanted}")
         training = replace(
             self.config.training,
             epochs=float(num_epochs),
@@ -83,7 +80,8 @@ class DeepPrintExtractor:
             patience=patience,
             precision=fast_precision() if use_amp else "no",
         )
-        epoch = len(shards) / (batch_size * training.gradient_accumulation_steps * rank_and_world_size()[1])  # in steps
+        rank, processes = launched_rank_and_size()
+        epoch = len(shards) / (batch_size * training.gradient_accumulation_steps * processes)  # in steps
         every = max(1, round(epoch))
         config = replace(
             self.config,
@@ -93,16 +91,15 @@ class DeepPrintExtractor:
             reading=ReadingConfig(validation_data=str(validation_fingerprints or ""), validation_fraction=0.0),
             training=replace(training, validate_every=every, save_every=every),
         )
-        _tell_if_resumed(config, steps=max(1, round(num_epochs * epoch)))
+        checkpoint = checkpoint_to_resume(config)
+        if checkpoint is not None and rank == 0:
+            step, steps = int(checkpoint.name.removeprefix("step-")), max(1, round(num_epochs * epoch))
+            print(f"{out_dir}: holds a run already; fit resumes it from step {step} of {steps}", flush=True)
         run_training(config)
         return self.load_best_model(out_dir)
 
     def load_best_model(self, out_dir: str | Path) -> DeepPrintExtractor:
-        """Takes the best model of a run folder.
-
-        Raises:
-            UserError: no model there.
-        """
+        """Takes the best model of a run folder; UserError where there is none."""
         self.extractor = FingerprintExtractor.from_pretrained(out_dir)
         return self
 
@@ -123,14 +120,6 @@ class DeepPrintExtractor:
         parts = np.split(embeddings * len(branches) ** 0.5, len(branches), axis=1)  # each of unit length again
         found = dict(zip(branches, parts, strict=True))
         return found.get("texture"), found.get("minutia")
-
-
-def _tell_if_resumed(config: Config, steps: int) -> None:
-    """Prints, on one process, from which step of `steps` a run that is there goes on."""
-    checkpoint = checkpoint_to_resume(config)
-    if checkpoint is not None and rank_and_world_size()[0] == 0:
-        step = int(checkpoint.name.removeprefix("step-"))
-        print(f"{config.out}: holds a run already; fit resumes it from step {step} of {steps}", flush=True)
 
 
 def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtractor:

@@ -39,23 +39,14 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class DeepPrintOutput:
-    """Embeddings under flx's names; a branch that the variant lacks is None.
-
-    Attributes:
-        minutia_embeddings: (B, D) float32 of unit length.
-        texture_embeddings: (B, D) float32 of unit length.
-    """
+    """Embeddings under flx's names, (B, D) float32 of unit length; a branch that the variant lacks is None."""
 
     minutia_embeddings: torch.Tensor | None
     texture_embeddings: torch.Tensor | None
 
 
 class FlxModel(nn.Module):
-    """A network with flx's call: (B, 1, 299, 299) floats in, `DeepPrintOutput` out.
-
-    Args:
-        network: our DeepPrint with flx's weights.
-    """
+    """Our DeepPrint with flx's weights and flx's call: (B, 1, 299, 299) floats in, `DeepPrintOutput` out."""
 
     def __init__(self, network: DeepPrint) -> None:
         super().__init__()
@@ -94,24 +85,15 @@ def convert(path: Path, out: Path) -> FingerprintExtractor:
 
 
 def read_network(path: Path) -> DeepPrint:
-    """Our DeepPrint with the weights of a checkpoint of flx.
-
-    Raises:
-        UserError: as `load`.
-    """
-    weights = {
-        _renamed(name): tensor for name, tensor in _read(path).items() if not _plain_name(name).startswith(HEADS)
-    }
-    texture, minutia = (weights.get(f"{branch}.weight") for branch in ("texture_branch.19", "minutia_branch.7"))
-    variant = "Loc" * any(name.startswith("alignment.") for name in weights)
-    variant += "Tex" * (texture is not None) + "Minu" * (minutia is not None)
-    lengths = {len(weight) for weight in (texture, minutia) if weight is not None}
-    if variant not in get_args(Variant):
-        raise UserError(f"{path}: not a DeepPrint of flx; give its best_model.pyt")
-    if len(lengths) > 1:
-        raise UserError(f"{path}: branches of {' and '.join(map(str, sorted(lengths)))} numbers; they must be equal")
-    branches = (texture is not None) + (minutia is not None)
-    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=branches * lengths.pop())  # type: ignore[arg-type]
+    """Our DeepPrint with the weights of a checkpoint of flx; raises as `load`."""
+    weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
+    heads = {"Tex": weights.get("texture_branch.19.weight"), "Minu": weights.get("minutia_branch.7.weight")}
+    lengths = {name: len(weight) for name, weight in heads.items() if weight is not None}
+    variant = "".join(["Loc" * any(name.startswith("alignment.") for name in weights), *lengths])
+    require(variant in get_args(Variant), f"{path}: not a DeepPrint of flx; give its best_model.pyt")
+    found = sorted(set(lengths.values()))
+    require(len(found) == 1, f"{path}: branches of {' and '.join(map(str, found))} numbers; they must be equal")
+    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=sum(lengths.values()))  # type: ignore[arg-type]
     network = DeepPrint(config)
     try:
         network.load_state_dict(weights)
@@ -131,17 +113,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{path}: not a checkpoint of flx; give its best_model.pyt")
-    return state
-
-
-def _plain_name(name: str) -> str:
-    """`Loc` variants hold the rest of the network under `embeddings.`."""
-    return name.removeprefix("embeddings.")
+    return {name.removeprefix("embeddings."): tensor for name, tensor in state.items()}  # of `Loc` variants
 
 
 def _renamed(name: str) -> str:
     """flx's name of a tensor -> ours."""
-    name = _plain_name(name)
     block = re.match(r"texture_branch\.(_\d_block)\.(\d+)\.", name)
     if block and block[1] in TEXTURE_BLOCKS:
         return f"texture_branch.{TEXTURE_BLOCKS[block[1]] + int(block[2])}.{name[block.end() :]}"

@@ -22,7 +22,7 @@ class Batch:
         minutia_count: (B,) int64; 0 where a print has no minutiae.
         index: (B,) int64, row in the dataset.
         epoch: (B,) int64, pass over the data that the print belongs to (`SampleOrder.take`).
-        pose: (B, 3) float32, where the finger lies (`synthesis.pose.finger_pose`); rows of NaN where neither pose nor
+        pose: (B, 3) float32, where the finger lies (`synthesis.touch.Touch.pose`); rows of NaN where neither pose nor
             contact is known. None unless whoever reads asks for the truth.
         contact: (B, GRID, GRID) bool, which cells of the canvas are at least half covered by the touching finger;
             False where it is unknown. None together with `pose`.

@@ -90,7 +90,7 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     mask = deviation > strong
     dark = tiles.mean(axis=(1, 3))
     varied = (np.abs(tiles - dark[:, None, :, None]) > deviation[:, None, :, None] * 0.5).mean(axis=(1, 3)) > 0.3
-    return _main_part(_majority(mask & varied)), block
+    return _main_part(_neighbours(mask & varied) >= 5), block
 
 
 def _around(values: np.ndarray, **pad: Any) -> np.ndarray:
@@ -104,10 +104,6 @@ def _neighbours(mask: np.ndarray) -> np.ndarray:
     """Number of True among each entry and its eight neighbours."""
     counts: np.ndarray = _around(mask.astype(np.int32)).sum(axis=0)
     return counts
-
-
-def _majority(mask: np.ndarray) -> np.ndarray:
-    return _neighbours(mask) >= 5
 
 
 def _main_part(mask: np.ndarray) -> np.ndarray:

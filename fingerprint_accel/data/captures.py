@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from fingerprint_accel.data import ansi_nist, finger_image
-from fingerprint_accel.data.decoder_processes import decode_apart
 from fingerprint_accel.data.decoding import Decoded, ImageError
 from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
+from fingerprint_accel.data.images import decode_apart
 from fingerprint_accel.data.slaps import cut_fingers, holds_several_fingers
 
 HEAD = 4096  # bytes by which a file is recognised

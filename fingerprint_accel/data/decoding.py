@@ -1,6 +1,6 @@
 """Decoding of images: the bytes of a file to grey pixels, and the loop of the child process in which that happens.
 
-Decoders are native code that is not safe on damaged files, so `decoder_processes` runs them in a process that may die.
+Decoders are native code that is not safe on damaged files, so `images` runs them in a process that may die.
 Such a process starts for every worker, so this module imports numpy and the WSQ plugin only where a file needs them.
 """
 

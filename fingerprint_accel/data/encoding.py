@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require
 
-Encoding = Literal["raw", "lz4"]
-ENCODINGS: tuple[Encoding, ...] = ("raw", "lz4")
+ENCODINGS = ("raw", "lz4")
 _LZ4 = pa.Codec("lz4_raw")  # a bare block: the length of its content is that of the canvas
 
 
 def check_encoding(encoding: str) -> None:
     """Raises UserError where there is no such encoding."""
-    if encoding not in ENCODINGS:
-        raise UserError(f"--encoding {encoding}: there are {', '.join(ENCODINGS)}")
+    require(encoding in ENCODINGS, f"--encoding {encoding}: there are {', '.join(ENCODINGS)}")
 
 
 def encode(image: np.ndarray, encoding: str) -> bytes:

@@ -31,7 +31,7 @@ class ImageChunk:
         _, offset_buffer, data = column.buffers()
         self._offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
         self._file, self._start = file, file.offset(data.address)
-        self._canvas = info.canvas
+        self._canvas, self._encoding = info.canvas, info.encoding
         raw = bool((np.diff(self._offsets) == info.canvas**2).all())
         if raw != (info.encoding == "raw"):
             found = "raw" if raw else f"not {info.canvas} x {info.canvas} bytes each"
@@ -47,15 +47,20 @@ class ImageChunk:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def one(self, row: int) -> np.ndarray:
-        """(canvas ** 2,) uint8 of a print; a view where the encoding is raw.
+    def stored(self, row: int) -> np.ndarray:
+        """(bytes,) uint8 of a print as they lie in the file, without a copy."""
+        return self._bytes[self._offsets[row] : self._offsets[row + 1]]
+
+    def image(self, stored: np.ndarray) -> np.ndarray:
+        """What is stored of a print -> (canvas, canvas) uint8; a view where the encoding is raw.
 
         Raises:
             UserError: the print is damaged.
         """
-        if self._rows is not None:
-            return self._rows[row]
-        return self._decoded(self._bytes[self._offsets[row] : self._offsets[row + 1]])
+        try:
+            return decode(pa.py_buffer(stored), self._encoding, self._canvas)
+        except ValueError as error:
+            raise UserError(f"{self._file.path}: holds a damaged print ({error}); copy or import it again") from error
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
         """Copies rows (B,) into `out` (B, canvas ** 2) uint8; adds up what reading and decoding took.
@@ -66,22 +71,15 @@ class ImageChunk:
         started = time.perf_counter()
         if self._rows is not None:
             np.take(self._rows, rows, axis=0, out=out, mode="clip")
-            if seconds is not None:
-                seconds["disk"] += time.perf_counter() - started
-            return
-        stored = [self._bytes[self._offsets[row] : self._offsets[row + 1]].copy() for row in rows.tolist()]
-        read = time.perf_counter()
-        for place, row in enumerate(stored):
-            out[place] = self._decoded(row)
+            decoding = time.perf_counter()
+        else:
+            stored = [self.stored(row).copy() for row in rows.tolist()]
+            decoding = time.perf_counter()
+            for place, row in enumerate(stored):
+                out[place] = self.image(row).reshape(-1)
         if seconds is not None:
-            seconds["disk"] += read - started
-            seconds["decode"] += time.perf_counter() - read
-
-    def _decoded(self, stored: np.ndarray) -> np.ndarray:
-        try:
-            return decode(pa.py_buffer(stored), "lz4", self._canvas).reshape(-1)
-        except ValueError as error:
-            raise UserError(f"{self._file.path}: holds a damaged print ({error}); copy or import it again") from error
+            seconds["disk"] += decoding - started
+            seconds["decode"] += time.perf_counter() - decoding
 
     def wanted(self, rows: np.ndarray) -> None:
         """Has the system fetch ascending rows (B,) in the background."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,31 +19,31 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel import __version__
+from fingerprint_accel.data.captures import join_name
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.listing import Listing, finger_codes, list_files
+from fingerprint_accel.data.listing import finger_codes, list_files
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.pairing import Pairing
-from fingerprint_accel.data.print_file import Enhance, ImageFile, Target, prepare
+from fingerprint_accel.data.plausibility import PRINT_TOLERANCE, RIDGE_PERIOD_MM, SET_TOLERANCE, likely_ppi
+from fingerprint_accel.data.print_file import IMAGE_PPI, Enhance, ImageFile, Reading, Target, prepare
 from fingerprint_accel.data.shard_writing import (
     DATASET,
     MINUTIAE_BYTES,
+    NOTES,
     REJECTED,
     SHARD_NAMES,
     DatasetInfo,
     Record,
     publish_dataset,
-    record_batches,
     rows_per_shard,
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
-
-IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
 
 
 @dataclass
@@ -51,33 +53,36 @@ class ImportSummary:
     Attributes:
         out: the dataset folder.
         info: of the dataset.
-        impressions_per_finger: how many fingers have 1, 2, ... impressions.
+        impressions: (F,) of each finger, ascending.
         rejected: number of files by reason.
+        notes: what is worth knowing of the set, and number of prints by what is worth knowing of them.
         megabytes: size of the dataset folder.
         seconds: that it took.
     """
 
     out: Path
     info: DatasetInfo
-    impressions_per_finger: Counter[int]
+    impressions: np.ndarray
+    rejected: Counter[str]
+    notes: Counter[str]
     megabytes: float
     seconds: float
-    rejected: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, out: Path, seconds: float) -> ImportSummary:
         """Reads from a finished dataset folder what is worth saying."""
         dataset = open_dataset(out)
-        rejected: Counter[str] = Counter()
-        if (out / REJECTED).is_file():
-            with (out / REJECTED).open() as log:
-                rejected.update(kind_of(json.loads(line)["reason"]) for line in log)
+        rejected, notes = (Counter[str](), Counter[str]())
+        for name, key, counter in ((REJECTED, "reason", rejected), (NOTES, "note", notes)):
+            if (out / name).is_file():
+                with (out / name).open() as lines:
+                    counter.update(kind_of(json.loads(line)[key]) for line in lines)
         size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-        return cls(out, dataset.info, Counter(np.bincount(dataset.fingers).tolist()), size, seconds, rejected)
+        return cls(out, dataset.info, np.sort(np.bincount(dataset.fingers)), rejected, notes, size, seconds)
 
     def table(self) -> str:
         """The summary as aligned text."""
-        counts = sorted(self.impressions_per_finger.elements())
+        counts = self.impressions
         rows = [
             ("fingers", f"{self.info.fingers}"),
             ("impressions", f"{self.info.prints}"),
@@ -95,18 +100,25 @@ class ImportSummary:
         return aligned(rows)
 
     def show(self) -> None:
-        """Prints the table, and where to find what was rejected."""
+        """Prints the table, what looks wrong, and where to find what was rejected."""
         print(self.table())
         if self.rejected:
             print(f"rejected files and reasons: {self.out / REJECTED}")
+        for note, count in self.notes.most_common():
+            print(f"note: {note}" + (f" ({count} prints, see {self.out / NOTES})" if count > 1 else ""))
 
 
 def import_dataset(
     source: Path,
     out: Path,
-    layout: str,
+    layout: str = "",
     ppi: int = IMAGE_PPI,
     *,
+    names: str = "",
+    key: Sequence[str] = (),
+    reading: Reading | None = None,
+    find_minutiae: str = "",
+    nfiq2: bool = False,
     dataset_ppi: int = 300,
     canvas: int = 320,
     minutiae: Path | None = None,
@@ -126,13 +138,18 @@ def import_dataset(
         source: folder of images, or the csv file.
         out: dataset folder to make.
         layout: how file names are to be read (`layouts.NAMES`).
-        ppi: resolution of the images, pixels per inch; names or csv columns that state one win.
+        ppi: resolution of the images, pixels per inch; names, csv columns and records that state one win.
+        names: regular expression that reads file names, in place of a layout (`layouts.NamePattern`).
+        key: fields of ANSI/NIST files that name the subject, as `2.018`.
+        reading: how images are to be understood; its ppi is that given here.
+        find_minutiae: "mindtct" finds minutiae where no file states them.
+        nfiq2: stores the NFIQ 2 score of every print.
         dataset_ppi: resolution of the dataset.
         canvas: side of a print in the dataset, pixels.
         minutiae: folder of minutiae files, with the paths of the images below `source` or with stems that no two images
             have; default: beside the images.
         encoding: of the images in the dataset, "raw" or "lz4".
-        enhance: done once to every canvas (`preprocess.stored.enhance_canvas`); None leaves prints as they are.
+        enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`); None leaves prints as they are.
         workers: processes; 0 for one per core. A script that asks for more than one needs
             `if __name__ == "__main__":` around the call.
         cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
@@ -146,27 +163,24 @@ def import_dataset(
     """
     started = time.perf_counter()
     check_folder(out, DATASET, inputs=[source, *([minutiae] if minutiae else [])])
-    _check_numbers(ppi, dataset_ppi, canvas, minutiae)
+    require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
+    check_canvas("--dataset-ppi", dataset_ppi, canvas)
+    require(minutiae is None or minutiae.is_dir(), f"--minutiae {minutiae}: no such folder")
     check_encoding(encoding)
-    listing = list_files(source, layout)
-    job = ImportJob(source, layout, listing, ppi, minutiae, Target(dataset_ppi, canvas, enhance), encoding, seed)
+    if find_minutiae or nfiq2:
+        from fingerprint_accel.data.nbis import Nbis
+
+        Nbis()  # says so where it is not installed
+    reading = dataclasses.replace(reading or Reading(), ppi=ppi)
+    target = Target(dataset_ppi, canvas, enhance, find_minutiae, nfiq2)
+    job = ImportJob(source, layout, names, key, reading, minutiae, target, encoding, seed)
     with open_workers(workers, cluster) as team:
         run(job, out, team.executor, overwrite, progress)
     return ImportSummary.of(out, time.perf_counter() - started)
 
 
 class ImportJob(Job):
-    """An import, shard by shard.
-
-    Args:
-        source, layout: as given.
-        listing: what is there.
-        ppi: of images that do not state their own.
-        minutiae: folder of minutiae files, if they do not lie beside the images.
-        target: what prints are to look like.
-        encoding: of the images in the dataset.
-        seed: of the order.
-    """
+    """An import, shard by shard; arguments as of `import_dataset`, which has checked them."""
 
     label, kind, pattern = "importing", DATASET, SHARD_NAMES
 
@@ -174,24 +188,31 @@ class ImportJob(Job):
         self,
         source: Path,
         layout: str,
-        listing: Listing,
-        ppi: int,
+        names: str,
+        key: Sequence[str],
+        reading: Reading,
         minutiae: Path | None,
         target: Target,
         encoding: str,
         seed: int,
     ) -> None:
-        self.source, self.listing, self.ppi, self.target, self.encoding = source, listing, ppi, target, encoding
-        names = hashlib.sha256()
-        for batch in listing.table.to_batches():
-            names.update(batch.serialize())
-        rows = len(listing.table)
+        self.source, self.target, self.encoding = source, target, encoding
+        self.listing = list_files(source, layout, names=names, key=key, raw_size=reading.raw_size)
+        self._pairing = Pairing(self.listing, minutiae)
+        self.reading = self._pairing.with_xyt_kind(reading)
+        digest = hashlib.sha256()
+        for batch in self.listing.table.to_batches():
+            digest.update(batch.serialize())
+        rows = len(self.listing.table)
         self.arguments = {
             "source": str(source.resolve()),
-            "layout": layout,
-            "files": rows,
-            "names": names.hexdigest()[:16],
-            "ppi": ppi,
+            "layout": names or layout,
+            "key": list(key),
+            "prints": rows,
+            "names": digest.hexdigest()[:16],
+            **dataclasses.asdict(self.reading),
+            "find_minutiae": target.find_minutiae,
+            "nfiq2": target.nfiq2,
             "dataset_ppi": target.ppi,
             "canvas": target.canvas,
             "minutiae": str(minutiae.resolve()) if minutiae else None,
@@ -202,30 +223,34 @@ class ImportJob(Job):
         }
         # how small lz4 makes prints is not known
         self.bytes_per_print = target.canvas**2 + MINUTIAE_BYTES if encoding == "raw" else 0
-        self._per_shard = rows_per_shard(rows, target.canvas)
-        self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
-        self._order = permutation(rows, seed, epoch=0, level=2)  # fingers are spread over shards
-        self._fingers = finger_codes(listing.table)
-        self._table = listing.table.combine_chunks()
-        self._pairing = Pairing(listing, minutiae)
+        order = _shuffled(self.listing.table, seed)  # fingers are spread over shards
+        per_shard = rows_per_shard(rows, target.canvas)
+        self._rows = np.split(order, range(per_shard, rows, per_shard))  # of the listing, by shard
+        self.sizes = [len(of_shard) for of_shard in self._rows]
+        self._fingers = finger_codes(self.listing.table)
+        self._table = self.listing.table.combine_chunks()
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
-        fingers = self._fingers[self._rows(shard)].tolist()
-        return functools.partial(_import_files, self._files(shard), fingers, self.target, self.encoding)
-
-    def _rows(self, shard: int) -> np.ndarray:
-        """Rows of the listing in a shard."""
-        return self._order[shard * self._per_shard :][: self.sizes[shard]]
+        return functools.partial(_import_files, self._files(shard), self.reading, self.target, self.encoding)
 
     def _files(self, shard: int) -> list[ImageFile]:
-        rows = self._rows(shard)
-        found = []
-        for number, row in zip(rows.tolist(), self._table.take(pa.array(rows)).to_pylist(), strict=True):
-            path, ppi = self.listing.root / row["path"], row["ppi"] or self.ppi
-            template = self._pairing.of(number)
-            found.append(ImageFile(path, row["path"], row["finger_key"], row["impression"], ppi, *template))
-        return found
+        numbers = self._rows[shard]
+        return [
+            ImageFile(
+                self.listing.root / row["path"],
+                row["ppi"],
+                *self._pairing.of(number),
+                row["record"],
+                row["cut"],
+                row["slap"],
+                join_name(row["path"], row["record"], row["cut"]),
+                row["finger_key"],
+                row["impression"],
+                int(self._fingers[number]),
+            )
+            for number, row in zip(numbers.tolist(), self._table.take(pa.array(numbers)).to_pylist(), strict=True)
+        ]
 
     def is_current(self, shard: int, facts: Facts) -> bool:
         """As of `Job`: a file may have been mended meanwhile."""
@@ -233,45 +258,84 @@ class ImportJob(Job):
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
-        rejected = list(self.listing.rejected)
-        listed = set()
-        for known in facts:
-            for path, reason, of_minutiae in known["rejected"]:
-                if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
-                    rejected.append((path, reason))
-                    listed.add(path)
+        rejected, listed = [*self.listing.rejected, *self._pairing.unused], set()
+        for path, reason, of_minutiae in itertools.chain.from_iterable(known["rejected"] for known in facts):
+            if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
+                rejected.append((path, reason))
+                listed.add(path)
         if not any(known["rows"] for known in facts):
             common = Counter(kind_of(reason) for _, reason in rejected).most_common(3)
             reasons = "; ".join(f"{number} x {reason}" for reason, number in common)
-            raise UserError(f"{self.source}: none of {len(self._order)} images could be used ({reasons})")
+            raise UserError(f"{self.source}: none of {len(self._table)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
         (folder / REJECTED).write_text("".join(lines))
+        notes = [*self._pairing.notes(self.reading), *_about_ridges(facts, self.reading.ppi)]
+        notes += itertools.chain.from_iterable(known["notes"] for known in facts)
+        if notes:
+            lines = (json.dumps({"path": path, "note": note}) + "\n" for path, note in notes)
+            (folder / NOTES).write_text("".join(lines))
+        target = self.target
+        enhanced = target.enhance is not None
         publish_dataset(
-            folder,
-            self.names,
-            facts,
-            self.target.ppi,
-            self.target.canvas,
-            self.encoding,
-            self.target.enhance is not None,
+            folder, self.names, facts, target.ppi, target.canvas, self.encoding, enhanced, nfiq2=target.nfiq2
         )
 
 
-def _import_files(files: list[ImageFile], fingers: list[int], target: Target, encoding: str, path: Path) -> Facts:
-    """Prepares the files of a shard, in a worker."""
+def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
+    """(N,) rows of a listing in random order; the fingers of a slap stay together, so that it is decoded once."""
+    cut, record = (table[name].to_numpy() for name in ("cut", "record"))
+    path = table["path"].combine_chunks().dictionary_encode().indices.to_numpy()
+    follows = np.zeros(len(table), bool)
+    follows[1:] = (cut[1:] > 0) & (record[1:] == record[:-1]) & (path[1:] == path[:-1])
+    starts = np.flatnonzero(~follows)
+    order = permutation(len(starts), seed, epoch=0, level=2)
+    if len(starts) == len(table):
+        return order
+    groups = np.split(np.arange(len(table)), starts[1:])
+    return np.concatenate([groups[number] for number in order.tolist()])
+
+
+def _about_ridges(facts: list[Facts], ppi: int) -> Iterator[tuple[str, str]]:
+    """What the ridges say about the stated resolution: of the set, and of single prints."""
+    periods = {name: period for known in facts for name, period in known["periods"]}
+    if not periods:
+        return
+    median = float(np.median(list(periods.values())))
+    if abs(median / RIDGE_PERIOD_MM - 1) > SET_TOLERANCE:
+        yield (
+            ".",
+            f"ridges lie {median:.2f} mm apart, where those of adults have {RIDGE_PERIOD_MM}; if {ppi} ppi is a guess, "
+            f"import again with --ppi {likely_ppi(median, ppi)} --overwrite",
+        )
+    for name, period in periods.items():
+        if abs(period / median - 1) > PRINT_TOLERANCE:
+            yield (
+                name,
+                f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f}; another ppi?",
+            )
+
+
+def _import_files(files: list[ImageFile], reading: Reading, target: Target, encoding: str, path: Path) -> Facts:
+    """Prepares the prints of a shard, in a worker."""
     state = _state(files)
-    records, numbers, rejected = [], [], []
-    for file, finger in zip(files, fingers, strict=True):
-        prepared = prepare(file, target)
+    records, rejected, notes, periods = [], [], [], []
+    for file in files:
+        prepared = prepare(file, reading, target)
         if prepared.minutiae_reason:
             rejected.append((str(file.minutiae), prepared.minutiae_reason, True))
         if prepared.image is None:
             rejected.append((file.name, prepared.reason, False))
         else:
-            records.append(Record(prepared.image, file.finger_key, file.impression, file.name, prepared.minutiae))
-            numbers.append(finger)
-    facts = write_shard(path, record_batches(records, numbers, target.canvas, encoding, False))
-    return {**facts, "rejected": rejected, "files": state}
+            names = file.finger_key, file.impression, file.name
+            record = Record(prepared.image, *names, prepared.minutiae, finger=file.finger, nfiq2=prepared.quality)
+            records.append(record)
+            notes += [(file.name, note) for note in prepared.notes]
+            if prepared.pages > 1:
+                rejected.append((file.name, f"further pages: only the first of {prepared.pages} is imported", False))
+            if prepared.period == prepared.period:  # else it is nan: too few clear ridges
+                periods.append((file.name, round(prepared.period, 3)))
+    facts = write_shard(path, records, target.canvas, encoding, nfiq2=target.nfiq2)
+    return {**facts, "rejected": rejected, "notes": notes, "periods": periods, "files": state}
 
 
 def _state(files: Sequence[ImageFile]) -> str:
@@ -295,17 +359,7 @@ def kind_of(reason: str) -> str:
     return reason.partition(":")[0].partition(" (")[0]
 
 
-def _check_numbers(ppi: int, dataset_ppi: int, canvas: int, minutiae: Path | None) -> None:
-    if not 50 <= ppi <= 5000:
-        raise UserError(f"--ppi {ppi}: must lie between 50 and 5000")
-    check_canvas("--dataset-ppi", dataset_ppi, canvas)
-    if minutiae is not None and not minutiae.is_dir():
-        raise UserError(f"--minutiae {minutiae}: no such folder")
-
-
 def check_canvas(option: str, ppi: int, canvas: int) -> None:
     """Raises UserError where a dataset cannot have this ppi, given as `option`, or this canvas."""
-    if not 50 <= ppi <= 2000:
-        raise UserError(f"{option} {ppi}: must lie between 50 and 2000")
-    if not 64 <= canvas <= 2048:
-        raise UserError(f"--canvas {canvas}: must lie between 64 and 2048")
+    require(50 <= ppi <= 2000, f"{option} {ppi}: must lie between 50 and 2000")
+    require(64 <= canvas <= 2048, f"--canvas {canvas}: must lie between 64 and 2048")

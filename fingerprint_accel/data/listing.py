@@ -30,7 +30,7 @@ from fingerprint_accel.data.layouts import (
 )
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEMPLATE, walk
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 
 CHUNK = 65536
 TRANSACTION_NUMBER = "1.009"  # field of ANSI/NIST files
@@ -160,9 +160,35 @@ def list_files(
         raise UserError(f"--layout {layout or '(none)'}: there are {', '.join(NAMES)}; or give --names")
     if layout == "csv" and not names:
         return _list_csv(source, key)
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give the folder that holds the images")
-    rows, templates, sample = _Rows(key), [], list[str]()
+    require(source.is_dir(), f"{source}: no such folder; give the folder that holds the images")
+    rows, templates, sample = _walked(source, read, key, raw_size)
+    table = rows.table()
+    if not len(table):
+        raise _nothing(source, layout, sample, rows.rejected)
+    table = _from_zero(table) if layout == "flx" and not names else table
+    table = _ranked(table)
+    return Listing(source, _without_duplicates(table, rows.rejected), rows.rejected, templates)
+
+
+def list_prints(folder: Path, raw_size: tuple[int, int] | None = None) -> Listing:
+    """Lists every print below a folder, whatever names say; finger keys are the prints' names.
+
+    Raises:
+        UserError: there is none.
+    """
+    require(folder.is_dir(), f"{folder}: no such folder; give the folder that holds the images")
+    rows, templates, _ = _walked(folder, lambda path: Named(path, 0), (), raw_size)
+    table = rows.table()
+    if not len(table):
+        raise _nothing(folder, "", [], rows.rejected)
+    return Listing(folder, table, rows.rejected, templates)
+
+
+def _walked(
+    source: Path, read: Callable[[str], Named], key: Sequence[str], raw_size: tuple[int, int] | None
+) -> tuple[_Rows, list[str], list[str]]:
+    """Rows of every print below a folder, the minutiae files in it, and some names of images."""
+    rows, templates, sample = _Rows(key), list[str](), list[str]()
     for met in walk(source, raw_size[0] * raw_size[1] if raw_size else 0):
         if met.reason:
             rows.rejected.append((met.path, met.reason))
@@ -178,12 +204,7 @@ def list_files(
                 rows.add(met.path, named)
             if met.kind == IMAGE and len(sample) < 50:
                 sample.append(met.path)
-    table = rows.table()
-    if not len(table):
-        raise _nothing(source, layout, sample, rows.rejected)
-    table = _from_zero(table) if layout == "flx" and not names else table
-    table = _ranked(table)
-    return Listing(source, _without_duplicates(table, rows.rejected), rows.rejected, templates)
+    return rows, templates, sample
 
 
 def _read_name(read: Callable[[str], Named], path: str) -> Named | LayoutError:

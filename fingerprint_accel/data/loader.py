@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +24,6 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 
 ANNOUNCED = 4  # batches that the system fetches ahead of the reading thread, where the data is larger than memory
-PATIENCE = 1.0  # seconds after which the consumer looks whether anybody reads
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,7 @@ class Subset:
     @property
     def with_minutiae(self) -> int:
         """Number of prints that have at least one minutia."""
-        return int(np.count_nonzero(self.shards.minutia_counts(self.rows)))
-
-    @property
-    def with_truth(self) -> int:
-        """Number of prints whose pose and contact are known."""
-        return int(np.count_nonzero(self.shards.truth_known(self.rows)))
+        return int(np.count_nonzero(self.shards.minutia_count[self.rows]))
 
     @cached_property
     def identity(self) -> str:
@@ -102,13 +95,8 @@ class Subset:
         _, counts = self.shards.minutiae(rows, batch.minutiae.numpy())
         if batch.pose is not None and batch.contact is not None:
             self.shards.truth(rows, batch.pose.numpy(), batch.contact.numpy())
-        for part, values in (
-            (batch.finger, self.labels[samples]),
-            (batch.minutia_count, counts),
-            (batch.index, rows),
-            (batch.epoch, epochs),
-        ):
-            part.numpy()[:] = values
+        batch.finger.numpy()[:], batch.minutia_count.numpy()[:] = self.labels[samples], counts
+        batch.index.numpy()[:], batch.epoch.numpy()[:] = rows, epochs
         return batch
 
     def loader(
@@ -119,11 +107,10 @@ class Subset:
         processes: int = 1,
         device: torch.device | str = "cpu",
         position: int = 0,
-        prefetch: int = 3,
         truth: bool = False,
     ) -> TrainingLoader:
         """Endless micro-batches of one process; arguments as of `TrainingLoader`."""
-        return TrainingLoader(self, order, batch_size, rank, processes, device, position, prefetch, truth)
+        return TrainingLoader(self, order, batch_size, rank, processes, device, position, truth=truth)
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
@@ -138,14 +125,15 @@ def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
     return Subset(shards, np.flatnonzero(chosen), labels[shards.fingers[chosen]].astype(np.int64))
 
 
+@dataclass
 class _Slot:
     """A buffer that is used again and again, and on CUDA the copy that must have ended before."""
 
-    def __init__(self, buffer: torch.Tensor) -> None:
-        self.buffer = buffer
-        self.copied: torch.cuda.Event | None = None
+    buffer: torch.Tensor
+    copied: torch.cuda.Event | None = None
 
 
+@dataclass(eq=False)
 class TrainingLoader:
     """Endless micro-batches of one process, starting anywhere in the stream. Use as a context manager, then iterate.
 
@@ -159,7 +147,7 @@ class TrainingLoader:
         rank, processes: which share of each global micro-batch is this process's.
         device: where batches are delivered.
         position: position in the stream to start from, prints over all processes.
-        prefetch: batches read ahead.
+        prefetch: batches read ahead; three bridge a late answer of the disk.
         truth: whether batches have pose and contact.
 
     Attributes:
@@ -167,43 +155,36 @@ class TrainingLoader:
         seconds: that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
     """
 
-    def __init__(
-        self,
-        subset: Subset,
-        order: SampleOrder,
-        batch_size: int,
-        rank: int = 0,
-        processes: int = 1,
-        device: torch.device | str = "cpu",
-        position: int = 0,
-        prefetch: int = 3,
-        truth: bool = False,
-    ) -> None:
-        self.subset, self.order, self.batch_size, self.truth = subset, order, batch_size, truth
-        self.rank, self.processes, self.device = rank, processes, torch.device(device)
-        self.position = position
+    subset: Subset
+    order: SampleOrder
+    batch_size: int
+    rank: int = 0
+    processes: int = 1
+    device: torch.device | str = "cpu"
+    position: int = 0
+    prefetch: int = 3
+    truth: bool = False
+
+    def __post_init__(self) -> None:
         self.waited = 0.0
         self.seconds = {"order": 0.0, "disk": 0.0, "decode": 0.0}
-        self._layout = subset.layout(batch_size, truth)
-        cuda = self.device.type == "cuda"
+        self._layout = self.subset.layout(self.batch_size, self.truth)
+        cuda = torch.device(self.device).type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None
-        self._free: queue.Queue[_Slot] = queue.Queue()
-        for _ in range(prefetch + 2):
-            self._free.put(_Slot(self._layout.empty(pinned=cuda)))
-        self._ready: queue.Queue[tuple[torch.Tensor, _Slot] | BaseException] = queue.Queue(prefetch)
-        self._stop = threading.Event()
+        self._slots = [_Slot(self._layout.empty(pinned=cuda)) for _ in range(self.prefetch + 1)]
+        self._batches = self._announced() if self.subset.shards.larger_than_memory else self._samples()
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._coming: deque[Future[tuple[torch.Tensor, _Slot]]] = deque()
         self._process = os.getpid()
-        self._thread = threading.Thread(target=self._read_ahead, name="read-ahead", daemon=True)
 
     def __enter__(self) -> TrainingLoader:
-        self._thread.start()
+        for slot in self._slots:
+            self._read_ahead(slot)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        while self._thread.is_alive():
-            _drain(self._ready)
-            self._thread.join(timeout=0.01)
+        self._coming.clear()
+        self._thread.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches for ever.
@@ -213,49 +194,42 @@ class TrainingLoader:
         """
         started = False
         while True:
+            if os.getpid() != self._process:
+                raise RuntimeError("this loader reads in the process that made it; make another one after a fork")
+            if not self._coming:
+                raise RuntimeError("this loader is not reading: use it inside `with loader:`")
             start = time.perf_counter()
-            flat, slot = self._next()
+            flat, slot = self._coming.popleft().result()
             if started:  # the first batch is always waited for
                 self.waited += time.perf_counter() - start
             started = True
-            if slot.copied is not None:
+            if slot.copied is None:
+                yield self._layout.view(flat, keep_numbers=True)
+                self._read_ahead(slot)
+            else:
                 stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(slot.copied)
                 flat.record_stream(stream)
-                self._free.put(slot)
-            yield self._layout.view(flat, keep_numbers=slot.copied is None)
-            if slot.copied is None:
-                self._free.put(slot)
+                self._read_ahead(slot)
+                yield self._layout.view(flat)
 
-    def _next(self) -> tuple[torch.Tensor, _Slot]:
-        while True:
-            if os.getpid() != self._process:
-                raise RuntimeError("this loader reads in the process that made it; make another one after a fork")
-            try:
-                item = self._ready.get(timeout=PATIENCE)
-            except queue.Empty:
-                if self._thread.is_alive():
-                    continue
-                raise RuntimeError("this loader is not reading: use it inside `with loader:`") from None
-            if isinstance(item, BaseException):
-                raise item
-            return item
+    def _read_ahead(self, slot: _Slot) -> None:
+        self._coming.append(self._thread.submit(self._read, slot))
 
-    def _read_ahead(self) -> None:
-        try:
-            batches = self._announced() if self.subset.shards.larger_than_memory else self._samples()
-            while not self._stop.is_set():
-                try:
-                    slot = self._free.get(timeout=0.1)
-                except queue.Empty:
-                    continue
-                if slot.copied is not None:
-                    slot.copied.synchronize()
-                samples, epochs = next(batches)
-                self.subset.read(samples, epochs, slot.buffer, self.seconds, self.truth)
-                _put(self._ready, (self._deliver(slot), slot), self._stop)
-        except BaseException as error:  # handed to the consumer, which raises it
-            _put(self._ready, error, self._stop)
+    def _read(self, slot: _Slot) -> tuple[torch.Tensor, _Slot]:
+        """In the thread: reads the next batch into the slot and returns the buffer itself, or its copy on the device,
+        under way."""
+        if slot.copied is not None:
+            slot.copied.synchronize()
+        samples, epochs = next(self._batches)
+        self.subset.read(samples, epochs, slot.buffer, self.seconds, self.truth)
+        if self._stream is None:
+            return slot.buffer, slot
+        with torch.cuda.stream(self._stream):
+            flat = slot.buffer.to(self.device, non_blocking=True)
+            slot.copied = torch.cuda.Event(blocking=True)  # the thread sleeps until it has ended
+            slot.copied.record()
+        return flat, slot
 
     def _samples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Samples and passes of this process's micro-batches, in the order in which they lie in the files."""
@@ -276,30 +250,3 @@ class TrainingLoader:
             waiting.append((samples, epochs))
             if len(waiting) > ANNOUNCED:
                 yield waiting.popleft()
-
-    def _deliver(self, slot: _Slot) -> torch.Tensor:
-        """The buffer itself, or its copy on the device, under way."""
-        if self._stream is None:
-            return slot.buffer
-        with torch.cuda.stream(self._stream):
-            flat = slot.buffer.to(self.device, non_blocking=True)
-            slot.copied = torch.cuda.Event(blocking=True)  # the thread sleeps until it has ended
-            slot.copied.record()
-        return flat
-
-
-def _drain(items: queue.Queue) -> None:
-    while True:
-        try:
-            items.get_nowait()
-        except queue.Empty:
-            return
-
-
-def _put(items: queue.Queue, item: object, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            items.put(item, timeout=0.1)
-            return
-        except queue.Full:
-            continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
 from collections.abc import Iterable
@@ -11,27 +13,27 @@ import numpy as np
 import pyarrow as pa
 
 PAGE = mmap.PAGESIZE
+_MADVISE = ctypes.CDLL(None).madvise  # an `mmap.mmap` has it as a method, but holds a file descriptor for each file
+_MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MappedFile:
-    """A file mapped into memory for reading.
+    """A file mapped into memory for reading. It holds no file descriptor, so there may be any number of them.
 
     Attributes:
         buffer: all of it, without a copy; it keeps the mapping alive.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is empty.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.buffer = pa.py_buffer(self._map)
+        with pa.memory_map(str(path)) as file:
+            self.buffer = file.read_buffer(file.size())
 
     def __len__(self) -> int:
-        return len(self._map)
+        return self.buffer.size
 
     def offset(self, address: int) -> int:
         """Where in the file a memory address of the mapping lies, bytes."""
@@ -41,7 +43,7 @@ class MappedFile:
         """Switches off the system's own read-ahead, which guesses wrong where rows come in random order."""
         self._advise("MADV_RANDOM", 0, len(self))
 
-    def wanted(self, starts: np.ndarray, length: np.ndarray | int) -> None:
+    def wanted(self, starts: np.ndarray, length: np.ndarray) -> None:
         """Has the system fetch pieces in the background: starts (N,) ascending and length (N,), bytes."""
         for start, end in _merged(starts // PAGE * PAGE, starts + length):
             self._advise("MADV_WILLNEED", start, end - start)
@@ -53,7 +55,7 @@ class MappedFile:
     def _advise(self, advice: str, start: int, length: int) -> None:
         option = getattr(mmap, advice, None)
         if option is not None:
-            self._map.madvise(option, start, min(length, len(self) - start))
+            _MADVISE(self.buffer.address + start, min(length, len(self) - start), option)
 
 
 def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
@@ -78,20 +80,15 @@ def memory_of_machine() -> int:
     """Bytes of memory that this process may use at most: of the machine, or of its control group."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _control_group_files():
-        try:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             limits.append(int(path.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
     return min(limits)
 
 
 def _control_group_files() -> Iterable[Path]:
-    root = Path("/sys/fs/cgroup")
-    yield from (root / "memory.max", root / "memory" / "memory.limit_in_bytes")
-    try:
-        memberships = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
+    root, memberships = Path("/sys/fs/cgroup"), ["0::/", "0:memory:/"]
+    with contextlib.suppress(OSError):
+        memberships += Path("/proc/self/cgroup").read_text().splitlines()
     for line in memberships:
         _, controllers, group = line.split(":", 2)
         if controllers == "":

@@ -6,35 +6,36 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from fingerprint_accel.data.encoding import check_encoding
+from fingerprint_accel.data.canvas import recanvas, recanvas_left
+from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.importing import ImportSummary, check_canvas, versions
-from fingerprint_accel.data.merged_rows import ShardPath, open_shard, read_rows, write_merged_shard
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.print_file import Enhance, Target
+from fingerprint_accel.data.print_file import Enhance
 from fingerprint_accel.data.shard_writing import (
     DATASET,
     MINUTIAE_BYTES,
     SHARD_NAMES,
-    DatasetInfo,
+    Record,
     publish_dataset,
+    rows_per_record_batch,
     rows_per_shard,
+    write_shard,
 )
-from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.data.truth import Truth
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, Job, run
+from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 
-MOST_IMPRESSIONS = 2**15  # of one finger: int16 in the dataset
 SAMPLED = 16  # prints encoded beforehand to tell how much room all will need
 
 
@@ -48,7 +49,7 @@ class MergeOptions:
         encoding: of the images, "raw" or "lz4".
         rows_per_shard: prints per file; 0 leaves it to `shard_writing.rows_per_shard`.
         join_fingers: equal finger keys of different sources are one finger.
-        enhance: done once to every canvas (`preprocess.stored.enhance_canvas`).
+        enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`).
         seed: of the order in which prints are written.
     """
 
@@ -94,19 +95,15 @@ def merge(
     for source, times in Counter(sources).items():
         require(times == 1, f"{source}: given {times} times; give every source once")
     check_folder(out, DATASET, inputs=sources)
-    opened = [open_source(source) for source in sources]
+    opened = [_open_source(source) for source in sources]
     job = MergeJob(opened, _completed(options or MergeOptions(), opened))
     with open_workers(workers, cluster) as team:
         run(job, out, team.executor, overwrite, progress)
     return ImportSummary.of(out, time.perf_counter() - started)
 
 
-def _completed(options: MergeOptions, sources: Sequence[Source]) -> MergeOptions:
-    """The options with what they leave to the first source.
-
-    Raises:
-        UserError: a number out of range, or prints that are enhanced where others are not or are to be again.
-    """
+def _completed(options: MergeOptions, sources: Sequence[Shards]) -> MergeOptions:
+    """The options with what they leave to the first source; raises UserError where they cannot be met."""
     enhanced = [source.info.enhanced for source in sources]
     if any(enhanced) and options.enhance is not None:
         raise UserError(f"{sources[enhanced.index(True)].folder}: enhanced already; leave out --enhance")
@@ -122,54 +119,23 @@ def _completed(options: MergeOptions, sources: Sequence[Source]) -> MergeOptions
     return replace(options, ppi=ppi, canvas=canvas, encoding=encoding)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A dataset to be merged.
-
-    Attributes:
-        folder: where it lies; its keys are prefixed with its name where they collide.
-        info: of the dataset.
-        shards: its files, and `rows` in each.
-        fingers: (N,) int32 dense finger id of each row.
-        impressions: (N,) int16.
-        keys: the owner's id of each finger.
-        has_truth: whether it has the columns `pose` and `contact`.
-    """
-
-    folder: Path
-    info: DatasetInfo
-    shards: list[ShardPath]
-    rows: list[int]
-    fingers: np.ndarray
-    impressions: np.ndarray
-    keys: list[str]
-    has_truth: bool
-
-
-def open_source(folder: Path) -> Source:
-    """Opens a dataset folder for merging; its files are mapped, not held open.
-
-    Raises:
-        UserError: it cannot be used, as `open_dataset` says.
-    """
+def _open_source(folder: Path) -> Shards:
+    """`open_dataset`, with remedies for folders that people take for datasets."""
     if not (folder / "fingerprint.json").is_file() and folder.is_dir():
         if any(folder.glob("*.arrow")):
             raise UserError(f"{folder}: no fingerprint.json beside its shards; copy or import it again")
         raise UserError(f"{folder}: not a dataset folder; if it holds images, `import` makes one of them")
-    dataset = open_dataset(folder)
-    info = dataset.info
-    shards = []
-    for file in info.sha256:
-        path = folder / file
-        shards.append(ShardPath(str(path), path.stat().st_mtime_ns, info.ppi, info.canvas, info.encoding))
-    rows = []
-    for shard in shards:
-        try:
-            rows.append(open_shard(shard).num_rows)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{shard.path}: missing or damaged ({str(error)[:80]}); copy or import it again") from error
-    fingers, impressions, keys = dataset.fingers, dataset.impressions, dataset.key_of_finger
-    return Source(folder, info, shards, rows, fingers, impressions, keys, dataset.has_truth)
+    return open_dataset(folder)
+
+
+class _Row(NamedTuple):
+    """A row of the merged dataset: the number of its source, its row there, and its new names."""
+
+    source: int
+    row: int
+    finger: int
+    finger_key: str
+    impression: int
 
 
 class MergeJob(Job):
@@ -185,8 +151,8 @@ class MergeJob(Job):
 
     label, kind, pattern = "merging", DATASET, SHARD_NAMES
 
-    def __init__(self, sources: Sequence[Source], options: MergeOptions) -> None:
-        self.options, self.target = options, Target(options.ppi, options.canvas, options.enhance)
+    def __init__(self, sources: Sequence[Shards], options: MergeOptions) -> None:
+        self.options = options
         self.arguments: dict[str, Any] = {
             "sources": [[str(source.folder), file_sha256(source.folder / "fingerprint.json")] for source in sources],
             "ppi": options.ppi,
@@ -199,84 +165,131 @@ class MergeJob(Job):
             **versions(options.enhance is not None),
         }
         self.enhanced = options.enhance is not None or sources[0].info.enhanced
-        self.has_truth = any(source.has_truth for source in sources)
+        # columns that one source has at least; others do not know
+        self.columns = {
+            "truth": any(source.has_truth for source in sources),
+            "nfiq2": any(source.has_nfiq2 for source in sources),
+        }
+        self._sources = [
+            (source.folder, state_of_files(source.folder / name for name in source.info.sha256)) for source in sources
+        ]
         self._collect(sources)
-        rows = len(self._fingers)
+        rows = len(self._places)
         self._per_shard = options.rows_per_shard or rows_per_shard(rows, options.canvas)
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
 
-    def _collect(self, sources: Sequence[Source]) -> None:
-        """Where each row comes from, and finger and impression that it gets, in the order of writing."""
-        names = [source.keys for source in sources] if self.options.join_fingers else kept_apart(sources)
+    def _collect(self, sources: Sequence[Shards]) -> None:
+        """Source, row in it, and new finger and impression of each row (N, 4), in the order of writing."""
+        keys = [source.key_of_finger for source in sources] if self.options.join_fingers else kept_apart(sources)
         codes: dict[str, int] = {}
         finger = np.concatenate(
             [
-                np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64)[source.fingers]
-                for source, keys in zip(sources, names, strict=True)
+                np.array([codes.setdefault(key, len(codes)) for key in of_source], np.int64)[source.fingers]
+                for source, of_source in zip(sources, keys, strict=True)
             ]
         )
         impression = np.concatenate([source.impressions for source in sources]).astype(np.int64)
+        origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
         if self.options.join_fingers and len(sources) > 1:
-            origin = np.repeat(np.arange(len(sources)), [len(source.fingers) for source in sources])
             impression = renumbered(finger, impression, origin)
-            if impression.max() >= MOST_IMPRESSIONS:
-                raise UserError(f"--join-fingers: a finger would have impression {impression.max()}; leave it out")
-        self._shards = [shard for source in sources for shard in source.shards]
-        rows = [count for source in sources for count in source.rows]
         order = permutation(len(finger), self.options.seed, epoch=0, level=2)
-        self._shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)[order]
-        self._row = np.concatenate([np.arange(count, dtype=np.int32) for count in rows])[order]
-        self._fingers, self._impressions = finger[order].astype(np.int32), impression[order].astype(np.int16)
-        self._keys = pa.array(list(codes), pa.string())
+        row = np.concatenate([np.arange(len(source)) for source in sources])
+        self._places = np.stack([origin, row, finger, impression], axis=1)[order]
+        self._keys = list(codes)
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
-        start = shard * self._per_shard
-        rows = slice(start, start + self.sizes[shard])
-        fingers = self._fingers[rows]
-        columns = fingers, self._impressions[rows], self._keys.take(pa.array(fingers))
-        return functools.partial(
-            write_merged_shard, *self._places(rows), *columns, self.target, self.options.encoding, self.has_truth
-        )
+        rows = self._rows(range(shard * self._per_shard, shard * self._per_shard + self.sizes[shard]))
+        return functools.partial(_write_merged, self._sources, rows, self.options, self.columns)
 
-    def _places(self, rows: slice | np.ndarray) -> tuple[list[ShardPath], np.ndarray, np.ndarray]:
-        """The source shards that some rows lie in, which of them each lies in, and where in it."""
-        used, shard = np.unique(self._shard[rows], return_inverse=True)
-        return [self._shards[number] for number in used], shard, self._row[rows]
+    def _rows(self, places: Iterable[int]) -> list[_Row]:
+        """Rows of the merged dataset."""
+        return [
+            _Row(source, row, finger, self._keys[finger], impression)
+            for source, row, finger, impression in self._places[list(places)].tolist()
+        ]
 
     @functools.cached_property
     def bytes_per_print(self) -> float:  # type: ignore[override]
         """As of `Job`; how small lz4 makes prints is measured on some of them."""
         if self.options.encoding == "raw":
-            return self.target.canvas**2 + MINUTIAE_BYTES
-        chosen = np.unique(np.linspace(0, len(self._row) - 1, SAMPLED).astype(int))
-        sample = read_rows(*self._places(chosen), self.target, "lz4")
-        return 1.1 * float(np.mean([len(row.image) for row in sample])) + MINUTIAE_BYTES
+            return self.options.canvas**2 + MINUTIAE_BYTES
+        chosen = self._rows(np.unique(np.linspace(0, len(self._places) - 1, SAMPLED).astype(int)))
+        sizes = [len(record.image) for record in _records(self._sources, chosen, self.options)]
+        return 1.1 * float(np.mean(sizes)) + MINUTIAE_BYTES
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
         options = self.options
         publish_dataset(
-            folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, self.has_truth
+            folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, **self.columns
         )
 
 
-def kept_apart(sources: Sequence[Source]) -> list[list[str]]:
+def _write_merged(
+    sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions, columns: dict[str, bool], path: Path
+) -> Facts:
+    """Writes one shard, in a worker."""
+    return write_shard(path, _records(sources, rows, options), options.canvas, options.encoding, **columns)
+
+
+def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions) -> Iterator[Record]:
+    """Yields rows in the order given, but reads those of each record batch in the order of the files."""
+    at_once = rows_per_record_batch(options.canvas)
+    for start in range(0, len(rows), at_once):
+        batch = rows[start : start + at_once]
+        found = {row: _record(_opened(*sources[row.source]), row, options) for row in sorted(batch)}
+        yield from (found[row] for row in batch)
+
+
+@functools.lru_cache
+def _opened(folder: Path, state: str) -> Shards:
+    """A source, opened once in a worker; `state` differs after one of its files was replaced."""
+    return open_dataset(folder)
+
+
+def _record(shards: Shards, row: _Row, options: MergeOptions) -> Record:
+    """A print as the merged dataset stores it."""
+    info, table = shards.info, shards.table
+    points, counts = shards.minutiae(np.array([row.row]))
+    minutiae, truth = points[0, : counts[0]], None
+    if shards.has_truth:
+        truth = Truth(table["pose"][row.row].values.to_numpy().copy(), table["contact"][row.row].as_py())
+    same = (info.ppi, info.canvas) == (options.ppi, options.canvas)
+    if same and options.enhance is None and info.encoding == options.encoding:
+        stored = shards.stored(row.row)
+    else:
+        image = shards.image(row.row)
+        if not same:
+            scale = options.ppi / info.ppi
+            image, minutiae = recanvas(image, minutiae, scale, options.canvas)
+            if truth is not None:
+                left = recanvas_left(info.canvas, scale, options.canvas)
+                truth = truth.on_another_canvas(left, scale, info.canvas, options.canvas)
+        if options.enhance is not None:
+            image = options.enhance(image, options.ppi)
+        stored = encode(image, options.encoding)
+    source = table["source"][row.row].as_py()
+    nfiq2 = table["nfiq2"][row.row].as_py() if shards.has_nfiq2 else -1
+    return Record(stored, row.finger_key, row.impression, source, minutiae, truth, row.finger, nfiq2)
+
+
+def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
     """The keys of each source; those that another source has too are prefixed with the source's name.
 
     Sources of one name are told apart by numbers: `db1/101`, `db1-2/101`.
     """
-    count = Counter(itertools.chain.from_iterable(source.keys for source in sources))
+    count = Counter(itertools.chain.from_iterable(source.key_of_finger for source in sources))
     prefixes: set[str] = set()
     result = []
     for source in sources:
-        if all(count[key] == 1 for key in source.keys):
-            result.append(source.keys)
+        if all(count[key] == 1 for key in source.key_of_finger):
+            result.append(source.key_of_finger)
             continue
         for number in itertools.count(1):
             prefix = source.folder.name if number == 1 else f"{source.folder.name}-{number}"
-            keys = [key if count[key] == 1 else f"{prefix}/{key}" for key in source.keys]
-            taken = any(count[key] > 1 and f"{prefix}/{key}" in count for key in source.keys)
+            keys = [key if count[key] == 1 else f"{prefix}/{key}" for key in source.key_of_finger]
+            taken = any(count[key] > 1 and f"{prefix}/{key}" in count for key in source.key_of_finger)
             if prefix not in prefixes and not taken:
                 break
         prefixes.add(prefix)

@@ -215,7 +215,6 @@ class SampleOrder:
         siblings: np.ndarray | None = None,
     ) -> None:
         assert count > 0, "an order needs at least one print"
-        self.count, self.seed = count, seed
         self._kind: _Plain | _Blocks | _Groups
         if per_finger > 1 or balanced or siblings is not None:
             assert labels is not None and len(labels) == count, "groups need the finger of each print"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fingerprint_accel.data.listing import Listing
-from fingerprint_accel.data.templates import SUFFIXES
+from fingerprint_accel.data.print_file import Reading
+from fingerprint_accel.data.templates import SUFFIXES, xyt_kind
 from fingerprint_accel.data.walking import TEMPLATE, walk
 
 UNUSED = "a minutiae file that no image belongs to"
@@ -33,7 +35,7 @@ class Pairing:
 
     def __init__(self, listing: Listing, folder: Path | None) -> None:
         base = folder or listing.root
-        self._paths, named = (_column(listing.table, name) for name in ("path", "minutiae"))
+        self._paths, named = (listing.table[name].combine_chunks() for name in ("path", "minutiae"))
         is_named = np.asarray(pc.fill_null(pc.not_equal(named, ""), False))
         found = listing.templates if folder is None else [met.path for met in walk(folder) if met.kind == TEMPLATE]
         met = _absolute(pa.array(sorted(found, key=_preference), pa.string()), base)
@@ -43,7 +45,9 @@ class Pairing:
         images = _key(_relative(_absolute(self._paths, listing.root), listing.root))
         self._file = _index_in(images, keys)  # of each print, a row of `files`; -1: none
         self._file[is_named] = _index_in(_absolute(named.filter(pa.array(is_named)), listing.root), self._files)
-        self._prints = np.bincount(self._file[self._file >= 0], minlength=len(self._files))[self._file]
+        self._prints = np.bincount(self._file[self._file >= 0], minlength=len(self._files) + 1)[self._file]
+        used = self._files.take(pa.array(np.unique(self._file[self._file >= 0])))
+        self._xyt = used.filter(pc.match_like(pc.utf8_lower(used), "%.xyt")).to_pylist()
         unused = ~np.isin(np.arange(len(met)), self._file)
         if folder is not None:
             rejected = pa.array([path for path, _ in listing.rejected], pa.string())
@@ -66,6 +70,19 @@ class Pairing:
         counts = _counts(pa.concat_arrays([stems, _name(rejected)]))[: len(stems)]  # rejected images have a stem too
         self._prints[take] = counts[take]
 
+    def with_xyt_kind(self, reading: Reading) -> Reading:
+        """How images are read, with the convention of `.xyt` files, which all of them decide together."""
+        if reading.xyt_kind or not self._xyt:
+            return reading
+        return dataclasses.replace(reading, xyt_kind=xyt_kind(map(Path, self._xyt)))
+
+    def notes(self, reading: Reading) -> list[tuple[str, str]]:
+        """What was decided for all minutiae files."""
+        if not self._xyt:
+            return []
+        kind = "mindtct -m1" if reading.xyt_kind == "m1" else "mindtct"
+        return [(".", f"{len(self._xyt)} .xyt files are read as {kind} writes them; --xyt-kind says otherwise")]
+
     def of(self, row: int) -> tuple[Path | None, str]:
         """The minutiae file of a row of the listing; and if it is not to be used, why."""
         number = int(self._file[row])
@@ -81,10 +98,6 @@ def _preference(path: str) -> tuple[str, int]:
     """Sorts files of one name by their suffix: the first of them is used."""
     stem, suffix = os.path.splitext(path)  # noqa: PTH122
     return stem, SUFFIXES.index(suffix.lower())
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    return pa.concat_arrays(table[name].chunks)
 
 
 def _absolute(paths: pa.Array, root: Path) -> pa.Array:

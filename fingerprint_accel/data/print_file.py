@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -119,29 +119,31 @@ class Target:
     find_minutiae: str = ""
     nfiq2: bool = False
 
-    def finish(self, image: np.ndarray) -> np.ndarray:
-        """(canvas, canvas) uint8 on its canvas -> the same as it is stored."""
-        return image if self.enhance is None else self.enhance(image, self.ppi)
-
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A print to import: where it is, what it is called in the dataset, its resolution, and its minutiae file.
+    """A print to import.
 
-    `minutiae_reason` says why the minutiae file is not to be used, if so; the others are those of a listing.
+    Attributes:
+        path: of its file.
+        ppi: that a name or list states; 0 where the file or `Reading` decides.
+        minutiae: its minutiae file.
+        minutiae_reason: why that is not to be used, if so.
+        record, cut, slap: as of `captures.read_capture`.
+        name, finger_key, impression, finger: as of `shard_writing.Record`, whose `source` is the name.
     """
 
     path: Path
-    name: str
-    finger_key: str
-    impression: int
-    ppi: int
-    minutiae: Path | None
+    ppi: int = 0
+    minutiae: Path | None = None
     minutiae_reason: str = ""
     record: int = 0
     cut: int = 0
     slap: int = 0
-    position: int = 0
+    name: str = ""
+    finger_key: str = ""
+    impression: int = -1
+    finger: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Prepared:
     """
 
     image: np.ndarray | None
-    minutiae: np.ndarray = field(default_factory=lambda: NO_MINUTIAE)
+    minutiae: np.ndarray
     reason: str = ""
     minutiae_reason: str = ""
     period: float = math.nan
@@ -167,30 +169,32 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
     minutiae_reason = file.minutiae_reason
     try:
         opened = open_print(file.path, reading, file.record, file.cut, file.slap, file.ppi)
-    except ImageError as error:
-        return Prepared(None, reason=str(error), minutiae_reason=minutiae_reason)
-    minutiae = opened.minutiae
-    height, width = opened.grey.shape
-    if file.minutiae is not None and not minutiae_reason:
-        try:
-            minutiae = read_template(file.minutiae, height, file.cut or file.position, reading.xyt_kind).fitted(
-                width, height, opened.ppi
-            )
-        except TemplateError as error:
-            minutiae_reason = f"minutiae: {error}"
-    if minutiae is None and target.find_minutiae:
-        from fingerprint_accel.data.nbis import find_minutiae  # native code that few need
-
-        minutiae = find_minutiae(opened.grey, opened.ppi)
-    quality = opened.quality
-    if target.nfiq2 and quality < 0:
-        from fingerprint_accel.data.nbis import nfiq2
-
-        quality = nfiq2(opened.grey, opened.ppi)
-    try:
-        placed = NO_MINUTIAE if minutiae is None else minutiae
-        image, placed = put_on_canvas(opened.grey, placed, opened.ppi, target.ppi, target.canvas)
-    except CanvasError as error:
-        return Prepared(None, reason=str(error), minutiae_reason=minutiae_reason)
+        minutiae = opened.minutiae
+        if file.minutiae is not None and not minutiae_reason:
+            height, width = opened.grey.shape
+            try:
+                template = read_template(file.minutiae, height, file.cut, reading.xyt_kind)
+                minutiae = template.fitted(width, height, opened.ppi)
+            except TemplateError as error:
+                minutiae_reason = f"minutiae: {error}"
+        found, quality = _found_out(opened, minutiae, target)
+        image, placed = put_on_canvas(opened.grey, found, opened.ppi, target.ppi, target.canvas)
+    except (ImageError, CanvasError) as error:
+        return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
+    if target.enhance is not None:
+        image = target.enhance(image, target.ppi)
     period = ridge_period(opened.grey, opened.ppi)
-    return Prepared(target.finish(image), placed, "", minutiae_reason, period, quality, opened.notes, opened.pages)
+    return Prepared(image, placed, "", minutiae_reason, period, quality, opened.notes, opened.pages)
+
+
+def _found_out(opened: PrintImage, minutiae: np.ndarray | None, target: Target) -> tuple[np.ndarray, int]:
+    """Minutiae and NFIQ 2 score of a print: stated ones, or what NIST's programs find where that is wanted."""
+    quality = opened.quality
+    if (minutiae is None and target.find_minutiae) or (target.nfiq2 and quality < 0):
+        from fingerprint_accel.data import nbis  # native code that few need
+
+        if minutiae is None and target.find_minutiae:
+            minutiae = nbis.find_minutiae(opened.grey, opened.ppi)
+        if target.nfiq2 and quality < 0:
+            quality = nbis.nfiq2(opened.grey, opened.ppi)
+    return NO_MINUTIAE if minutiae is None else minutiae, quality

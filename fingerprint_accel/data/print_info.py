@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,14 @@ class PrintInfo:
         Raises:
             UserError: they differ. The message names the remedy.
         """
-        for what in ("ppi", "canvas"):
+        for what, option in (("ppi", "--dataset-ppi"), ("canvas", "--canvas")):
             ours, theirs = getattr(wanted, what), getattr(self, what)
-            if ours != theirs:
-                option = "--dataset-ppi" if what == "ppi" else "--canvas"
-                remedy = f"import or `merge` it with {option} {ours}"
-                raise UserError(
-                    f"{data}: {what} {theirs}, the model wants {ours}; "
-                    + (f"write {what}={ours} in it" if synthetic else remedy)
-                )
-        if wanted.enhanced and not self.enhanced:
-            remedy = f"`merge {data} --enhance` makes them"
-            raise UserError(
-                f"{data}: the model wants enhanced prints; "
-                + ("make a dataset with `synth`, then `merge` it with --enhance" if synthetic else remedy)
-            )
-        if self.enhanced and not wanted.enhanced:
-            raise UserError(
-                f"{data}: enhanced, the model wants prints as they are; import them again without --enhance"
-            )
+            remedy = f"write {what}={ours} in it" if synthetic else f"import or `merge` it with {option} {ours}"
+            require(ours == theirs, f"{data}: {what} {theirs}, the model wants {ours}; {remedy}")
+        made = "make a dataset with `synth`, then `merge` it with --enhance"
+        remedy = made if synthetic else f"`merge {data} --enhance` makes them"
+        require(self.enhanced or not wanted.enhanced, f"{data}: the model wants enhanced prints; {remedy}")
+        require(
+            wanted.enhanced or not self.enhanced,
+            f"{data}: enhanced, the model wants prints as they are; import them again without --enhance",
+        )

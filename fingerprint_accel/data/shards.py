@@ -15,9 +15,9 @@ import pyarrow as pa
 from fingerprint_accel.data.encoding import ENCODINGS
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
-from fingerprint_accel.data.minutia_values import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo
+from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
@@ -32,10 +32,12 @@ class Shards:
         folder: where it lies.
         info: ppi, canvas, encoding and counts.
         fingers: (N,) int32 dense finger id of each row.
-        impressions: (N,) int16.
+        impressions: (N,) int64.
         key_of_finger: the owner's id of each dense finger id.
+        minutia_count: (N,) int32.
         most_minutiae: of any print.
         has_truth: whether there are the columns `pose` and `contact`, of some prints at least.
+        has_nfiq2: whether there is the column `nfiq2`, with -1 where the score is not known.
         larger_than_memory: the files are larger than the memory that this process may use.
     """
 
@@ -43,7 +45,7 @@ class Shards:
         self.folder, self.info = folder, info
         self.table = pa.concat_tables(tables)
         self.fingers = _dense(self._numbers("finger"), info.fingers)
-        self.impressions = self._numbers("impression").astype(np.int16)
+        self.impressions = self._numbers("impression").astype(np.int64)
         self.key_of_finger = self._keys()
         self._files = files
         self._images = [
@@ -54,9 +56,10 @@ class Shards:
         self._chunk_start = np.cumsum([0] + [len(chunk) for chunk in self._images])
         self._floats = [np.frombuffer(file.buffer, np.float32, len(file) // 4) for file in files]
         self.has_truth = "pose" in self.table.column_names
+        self.has_nfiq2 = "nfiq2" in self.table.column_names
         self._truths = self._truth_views() if self.has_truth else []
         stored = self._minutia_index(tables)
-        self.most_minutiae = int(self._minutia_count.max(initial=0))
+        self.most_minutiae = int(self.minutia_count.max(initial=0))
         if sum(values.nbytes for _, values in stored) <= CHECKED_AT_ONCE:
             for rows in [rows for rows, values in stored if not plausible(values)]:
                 self.minutiae(np.arange(rows.start, rows.stop))  # raises for the one at fault
@@ -93,7 +96,7 @@ class Shards:
         together = []
         self._minutia_file = np.empty(len(self), np.int32)
         self._minutia_start = np.empty(len(self), np.int64)
-        self._minutia_count = np.empty(len(self), np.int32)
+        self.minutia_count = np.empty(len(self), np.int32)
         row = 0
         for number, (file, table) in enumerate(zip(self._files, tables, strict=True)):
             for chunk in table["minutiae"].chunks:
@@ -104,7 +107,7 @@ class Shards:
                 here = slice(row, row + len(chunk))
                 self._minutia_file[here] = number
                 self._minutia_start[here] = origin + offsets[:-1]
-                self._minutia_count[here] = np.diff(offsets) // 4
+                self.minutia_count[here] = np.diff(offsets) // 4
                 values = self._floats[number][origin + offsets[0] : origin + offsets[-1]]
                 together.append((here, values))
                 row += len(chunk)
@@ -130,9 +133,17 @@ class Shards:
 
     def image(self, row: int) -> np.ndarray:
         """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
-        chunk = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
-        side = self.info.canvas
-        return self._images[chunk].one(row - int(self._chunk_start[chunk])).reshape(side, side)
+        chunk, place = self._place(row)
+        return chunk.image(chunk.stored(place))
+
+    def stored(self, row: int) -> bytes:
+        """One print as it lies in the file: encoded."""
+        chunk, place = self._place(row)
+        return chunk.stored(place).tobytes()
+
+    def _place(self, row: int) -> tuple[ImageChunk, int]:
+        number = int(np.searchsorted(self._chunk_start, row, side="right")) - 1
+        return self._images[number], row - int(self._chunk_start[number])
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
         """Copies prints into `out`; fastest when `rows` ascend.
@@ -152,7 +163,9 @@ class Shards:
             ascending = np.empty_like(flat)
             self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
-        self._bound_residence()
+        # pages mapped into this process stay near RESIDENT bytes, however large the files are
+        if self._unmaps and resident_files() - self._resident_before > RESIDENT:
+            self._unmap()
 
     def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
         """Ascending chunk of each row -> every chunk that occurs, and which rows are its."""
@@ -166,18 +179,9 @@ class Shards:
         for chunk, here in self._by_chunk(chunks):
             self._images[chunk].wanted(rows[here] - self._chunk_start[chunk])
 
-    def _bound_residence(self) -> None:
-        """Keeps the pages mapped into this process near RESIDENT bytes, however large the files are."""
-        if self._unmaps and resident_files() - self._resident_before > RESIDENT:
-            self._unmap()
-
     def _unmap(self) -> None:
         for file in self._files:
             file.unmap_pages()
-
-    def minutia_counts(self, rows: np.ndarray) -> np.ndarray:
-        """Numbers of minutiae (B,) int32 of the prints `rows` (B,) int64."""
-        return self._minutia_count[rows]
 
     def minutiae(self, rows: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64.
@@ -189,7 +193,7 @@ class Shards:
         Raises:
             UserError: minutiae that are not finite, or out of range.
         """
-        counts = self._minutia_count[rows].astype(np.int64)
+        counts = self.minutia_count[rows].astype(np.int64)
         if out is None:
             out = np.empty((len(rows), max(1, int(counts.max(initial=0))), 4), np.float32)
         out[:] = 0
@@ -206,7 +210,7 @@ class Shards:
         return out, counts
 
     def truth(self, rows: np.ndarray, pose: np.ndarray, contact: np.ndarray) -> None:
-        """Copies what is known exactly of prints; fastest when `rows` ascend.
+        """Copies what is known exactly of prints.
 
         Args:
             rows: (B,) int64.
@@ -216,13 +220,12 @@ class Shards:
         if not self.has_truth:
             pose[:], contact[:] = np.nan, False
             return
-        order = np.argsort(rows, kind="stable")
-        ascending = rows[order]
         packed = np.empty((len(rows), CONTACT_BYTES), np.uint8)
-        for chunk, here in self._by_chunk(np.searchsorted(self._chunk_start, ascending, side="right") - 1):
-            poses, contacts = self._truths[chunk]
-            places = ascending[here] - self._chunk_start[chunk]
-            pose[order[here]], packed[order[here]] = poses[places], contacts[places]
+        chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
+        for chunk in np.unique(chunks).tolist():
+            here, (poses, contacts) = chunks == chunk, self._truths[chunk]
+            places = rows[here] - self._chunk_start[chunk]
+            pose[here], packed[here] = poses[places], contacts[places]
         contact[:] = unpack_contact(packed)
 
     def truth_known(self, rows: np.ndarray) -> np.ndarray:
@@ -269,6 +272,8 @@ def open_dataset(folder: Path | str) -> Shards:
         try:
             files.append(MappedFile(folder / name))
             tables.append(pa.ipc.open_stream(files[-1].buffer).read_all())
+            for column in {"image", "minutiae", "pose", "contact"}.intersection(tables[-1].column_names):
+                tables[-1][column].validate(full=True)  # a wrong offset would lead out of the file
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"{folder / name}: missing or damaged ({str(error)[:80]}); copy or import it again"
@@ -279,11 +284,11 @@ def open_dataset(folder: Path | str) -> Shards:
     return Shards(folder, info, files, tables)
 
 
-def split_fingers(keys: list[str], fraction: float, seed: int = 0) -> np.ndarray:
+def split_fingers(keys: list[str], fraction: float) -> np.ndarray:
     """(F,) bool, True for the fingers held out for validation.
 
     Each finger is decided by a hash of its key alone, so that adding data moves no finger to the other side.
     """
     digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    hashed = mix64(np.frombuffer(digests, np.uint64) ^ np.uint64(seed))
+    hashed = mix64(np.frombuffer(digests, np.uint64))
     return hashed < np.uint64(min(2**64 - 1, int(fraction * 2**64)))

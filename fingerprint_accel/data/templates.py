@@ -6,6 +6,7 @@ with y up, quality 0..1.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import struct
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fingerprint_accel.data.minutia_values import LARGEST, plausible
 from fingerprint_accel.data.minutiae_record import (
     CM_PER_INCH,
     MAGIC,
@@ -31,7 +31,17 @@ CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # three bytes per minutia and not
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", *CARD_SUFFIXES, ".xyt", ".min", ".mnt")
 WRAPPER = 1024  # bytes in which a record is looked for behind a CBEFF header
 MOST_MINUTIAE = 255  # that a view of ISO/IEC 19794-2 holds
+# Of x, y, angle and quality. JPEG and WSQ store the sides of an image in 16 bits, ISO/IEC 19794-2 places in 14; a side
+# of 65,535 pixels is 3.3 m at 500 ppi. Minutiae beyond the image but below this are dropped with what the canvas cuts.
+LARGEST = 65535
+IMPLAUSIBLE = f"minutiae that are not finite or above {LARGEST}"
 _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.]+)\s*:", re.MULTILINE)
+
+
+def plausible(values: np.ndarray) -> bool:
+    """Whether values of minutiae, of any shape, are all finite and none is above LARGEST; makes no copy."""
+    # comparisons with nan are false, and the extremes of an array that holds nan are nan
+    return values.size == 0 or bool(values.min() >= -LARGEST and values.max() <= LARGEST)
 
 
 def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: str = "") -> Template:
@@ -72,13 +82,21 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
 XYT_KINDS = ("nist", "m1")
 
 
-def xyt_kind(texts: Iterable[str]) -> str:
+def xyt_kind(files: Iterable[Path | str]) -> str:
     """Which of two conventions `.xyt` files of one origin follow: "nist" as mindtct writes by itself, "m1" as with -m1.
+
+    Args:
+        files: paths, or texts of files; they are read until one decides. Damaged ones do not count.
 
     Nothing in a file names its kind, but `-m1` counts angles in units of two degrees, which stay below 180; those of a
     whole print never all do otherwise. Short files can, so that one file at or above 180 decides for all.
     """
-    return "nist" if any(any(row[2] >= 180 for row in _xyt_rows(text)) for text in texts) else "m1"
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):  # a TemplateError too
+            text = file.read_text("ascii", "replace") if isinstance(file, Path) else file
+            if any(row[2] >= 180 for row in _xyt_rows(text)):
+                return "nist"
+    return "m1"
 
 
 def _xyt_rows(text: str) -> list[list[float]]:

@@ -16,7 +16,7 @@ class Truth:
 
     Attributes:
         pose: (3,) float32, rotation in radians and shift along x and y in canvas pixels
-            (`synthesis.pose.finger_pose`); NaN where it is unknown, and the contact is unknown with it.
+            (`synthesis.touch.Touch.pose`); NaN where it is unknown, and the contact is unknown with it.
         contact: CONTACT_BYTES bytes, see `pack_contact`; zeros where it is unknown.
     """
 

@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
+from tqdm import tqdm
 
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.measuring import PROTOCOL, RATES, embedded, measure
-from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration
-from fingerprint_accel.extraction.centring import as_text, mean_template
+from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
+from fingerprint_accel.extraction.centring import as_text, centred, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.model_index import compared
-from fingerprint_accel.extraction.poses import UPRIGHT
-from fingerprint_accel.metrics.curve import resolvable
-from fingerprint_accel.metrics.protocols import Scores, comparisons
+from fingerprint_accel.extraction.model_card import compared
+from fingerprint_accel.extraction.poses import UPRIGHT, Poses
+from fingerprint_accel.metrics.curve import resolvable, sorted_curve
+from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.models.saved_model import MODEL, SavedModel, find_model
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintSource
 
+PROTOCOL = "all-pairs"
+RATES = (1e-2, 1e-3, 1e-4, 1e-5)
+DIGITS = 10_000  # thresholds are rounded up to four digits, so that the rate holds for what is kept
+BATCH = 64
 MOST_PRINTS = 10_000  # that are compared as they are
 FEWEST_FINGERS = 20  # from which `calibrate_command` centres: the mean of fewer is more of them than of the sensor
-
-
-def all_pairs(embeddings: np.ndarray, fingers: np.ndarray, impressions: np.ndarray, cells: int = 0) -> Scores:
-    """Similarity of every pair of prints, best over poses. Holds the matrix of all pairs: 400 MB for 10,000 prints.
-
-    Args:
-        embeddings: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
-        fingers, impressions: (N,) of each print.
-        cells: of dense templates, as in `similarity`; others have 0.
-
-    Raises:
-        UserError: no mated or no non-mated pair.
-    """
-    matrix = similarity(embeddings, embeddings, cells)
-    pairs = comparisons(PROTOCOL, fingers, impressions)
-    return Scores(matrix[tuple(pairs.mated.T)], matrix[tuple(pairs.nonmated.T)], pairs, np.asarray(fingers))
 
 
 def has_synthetic(prints: PrintSource) -> bool:
@@ -51,11 +40,6 @@ def has_synthetic(prints: PrintSource) -> bool:
     if not isinstance(prints, Subset):
         return True
     return bool(pc.any(pc.starts_with(prints.shards.table["source"].take(prints.rows), "synthetic")).as_py())
-
-
-def most_with_poses(extractor: FingerprintExtractor) -> int:
-    """Prints that are compared best over poses: embedding takes as many times as long as there are poses."""
-    return 500 if extractor.device.type == "cpu" else 2000
 
 
 def calibrate(
@@ -74,7 +58,8 @@ def calibrate(
         prints: of fingers that the model was not trained on, as the model wants them.
         source: what the record calls them.
         most: prints to compare as they are, about.
-        most_posed: likewise best over the usual poses; 0 leaves that out. Default `most_with_poses`.
+        most_posed: likewise best over the usual poses; 0 leaves that out. Default 500 on a CPU and 2000 on a GPU, as
+            embedding takes as many times as long as there are poses.
         progress: shows progress bars.
         center: also take the mean template of the prints away from every template from now on. The mean of a few
             fingers is more of them than of the sensor; `FEWEST_FINGERS` is a sensible least number.
@@ -88,13 +73,117 @@ def calibrate(
     embeddings, fingers = embedded(extractor, prints, UPRIGHT, most, progress)
     ways = [measure(embeddings, fingers, cells, branches)]
     text = as_text(mean_template(embeddings[:, 0], cells)) if center else ""
-    most_posed = most_with_poses(extractor) if most_posed is None else most_posed
+    if most_posed is None:
+        most_posed = 500 if extractor.device.type == "cpu" else 2000
     if most_posed:
         posed = embedded(extractor, prints, extractor.usual_poses, most_posed, progress)
         ways.append(measure(*posed, cells, branches))
     found = Calibration(source, has_synthetic(prints), PROTOCOL, ways, text)
     extractor.notes[NOTE] = found.values()
     return found
+
+
+def sample_of_fingers(fingers: np.ndarray, most: int) -> np.ndarray:
+    """Rows of all prints, or of a seeded choice of fingers with about `most` prints, at least two fingers."""
+    if len(fingers) <= most:
+        return np.arange(len(fingers))
+    sizes = np.bincount(fingers)
+    order = np.random.default_rng(0).permutation(np.flatnonzero(sizes))
+    chosen = order[: max(2, int(np.searchsorted(np.cumsum(sizes[order]), most, side="right")))]
+    return np.flatnonzero(np.isin(fingers, chosen))
+
+
+def embedded(
+    extractor: FingerprintExtractor, prints: PrintSource, poses: Poses, most: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, P, D) float32 embeddings and (N,) fingers of prints to calibrate on.
+
+    Args:
+        extractor: the model, which works in float32 unless its `bf16` is set.
+        prints: to embed.
+        poses: to embed them in.
+        most: prints, about; beyond, a fixed choice of whole fingers.
+        progress: shows a progress bar.
+    """
+    rows = sample_of_fingers(prints.labels, most)
+    parts = []
+    title = "as they are" if len(poses) == 1 else f"in {len(poses)} poses"
+    with tqdm(total=len(rows), desc=f"calibrating {title}", unit="print", disable=not progress) as bar:
+        for start in range(0, len(rows), BATCH):
+            chosen = rows[start : start + BATCH]
+            images = prints.read(chosen, np.zeros_like(chosen)).image
+            found = extractor(images.to(extractor.device), poses).cpu().numpy()
+            parts.append(found.reshape(len(chosen), len(poses), -1))
+            bar.update(len(chosen))
+    return np.concatenate(parts), prints.labels[rows]
+
+
+def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: int = 0) -> Way:
+    """Error rates and thresholds of one way of comparing, over all pairs of prints.
+
+    Args:
+        embeddings: (N, P, D) float32 of unit length, the print as it is first.
+        fingers: (N,) of each print.
+        cells: of dense templates, else 0.
+        branches: of the network where its templates are to be centred, else 0. Each half of the fingers is then centred
+            by the mean of the other half. A mean that the fingers themselves are in pushes them apart: the similarity
+            of two of F fingers would be lower by about 1 / F, and a threshold measured so would accept too much.
+
+    Raises:
+        UserError: no mated or no non-mated pair, or an embedding that is not finite.
+    """
+
+    def scored(vectors: np.ndarray, whose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = score_protocol(PROTOCOL, vectors, whose, np.zeros_like(whose), cells=cells)
+        return scores.mated, scores.nonmated
+
+    poses = embeddings.shape[1]
+    if not branches:
+        return rates(*scored(embeddings, fingers), fingers, poses)
+    before, after = [], []
+    for half in halves(fingers):
+        center = torch.from_numpy(mean_template(embeddings[~half, 0], cells))
+        vectors = torch.from_numpy(embeddings[half])
+        moved = centred(vectors.flatten(0, 1), center, branches, cells).numpy().reshape(vectors.shape)
+        before.append(scored(embeddings[half], fingers[half]))
+        after.append(scored(moved, fingers[half]))
+    mated, nonmated = (np.concatenate(kind) for kind in zip(*before, strict=True))
+    eer = rates(mated, nonmated, fingers, poses).eer
+    mated, nonmated = (np.concatenate(kind) for kind in zip(*after, strict=True))
+    return dataclasses.replace(rates(mated, nonmated, fingers, poses), eer_before=eer)
+
+
+def halves(fingers: np.ndarray) -> list[np.ndarray]:
+    """Two (N,) bool: each print in one of them, whole fingers, the large ones and the small ones shared out alike."""
+    values, codes, sizes = np.unique(fingers, return_inverse=True, return_counts=True)
+    rank = np.empty(len(values), np.int64)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(values))
+    odd = rank[codes] % 2 == 1
+    return [odd, ~odd]
+
+
+def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: int) -> Way:
+    """Error rates and thresholds of scores; rates that the comparisons cannot resolve are left out.
+
+    Args:
+        mated, nonmated: similarities of all comparisons.
+        fingers: (N,) of each print.
+        poses: in which prints were compared.
+    """
+    curve = sorted_curve(mated, nonmated)
+    lowest = {f"{rate:g}": curve.threshold_at_fmr(rate) for rate in RATES if resolvable(rate, len(nonmated))}
+    thresholds = {rate: math.ceil(value * DIGITS) / DIGITS for rate, value in lowest.items()}
+    exact = mated.astype(np.float64)  # as `decisions` compares
+    return Way(
+        poses=poses,
+        prints=len(fingers),
+        fingers=len(np.unique(fingers)),
+        mated=len(mated),
+        nonmated=len(nonmated),
+        eer=round(curve.eer()[0], 5),
+        thresholds=thresholds,
+        fnmr={rate: round(float((exact < value).mean()), 5) for rate, value in thresholds.items()},
+    )
 
 
 def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, source: str) -> None:
@@ -166,8 +255,9 @@ def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Pat
 
 def summary(found: Calibration) -> str:
     """One column for each way of comparing."""
-    before = [_BEFORE] if found.center else []
-    columns = [["", *_NAMES, *before, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
+    names = ["prints", "fingers", "mated comparisons", "non-mated comparisons", "EER"]
+    before = ["EER before centring"] if found.center else []
+    columns = [["", *names, *before, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
     for way in found.ways:
         counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
         rates = []
@@ -180,10 +270,6 @@ def summary(found: Calibration) -> str:
         uncentred = ["-" if way.eer_before is None else f"{way.eer_before:.2%}"] if found.center else []
         columns.append([compared(way.poses), *counts, f"{way.eer:.2%}", *uncentred, *rates])
     return aligned(list(zip(*columns, strict=True)))
-
-
-_NAMES = ("prints", "fingers", "mated comparisons", "non-mated comparisons", "EER")
-_BEFORE = "EER before centring"
 
 
 def _warnings(found: Calibration, shards: Shards) -> list[str]:

@@ -11,11 +11,13 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.metrics.curve import sorted_curve
 from fingerprint_accel.metrics.protocols import Scores
-from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr
+from fingerprint_accel.metrics.verification import sensible_fmr
 
 FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
 ACROSS = "across"
+Table = list[tuple[str, ...]]
+"""Rows of cells, the first row being the header."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Breakdown:
     threshold_fmr: float
     threshold: float
     groups: list[Group]
+
+    def title(self) -> str:
+        """What `table` holds."""
+        at = f"the threshold that gives all together an FMR of {100 * self.threshold_fmr:g} % ({self.threshold:.3f})"
+        return f"by {self.by}; FNMR and FMR at {at}"
+
+    def table(self) -> Table:
+        """A line for each group; a dash where it has no comparison of a kind."""
+        rows: Table = [("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")]
+        for group in self.groups:
+            counts = (f"{count:,}" for count in (group.prints, group.mated, group.nonmated))
+            rates = ((group.eer, 2), (group.fnmr, 2), (group.fmr, 3))
+            shown = ("-" if rate is None else f"{rate:.{digits}%}" for rate, digits in rates)
+            rows.append((group.name, *counts, *shown))
+        return rows
 
 
 def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
@@ -107,30 +124,24 @@ def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
     values, codes = np.unique(names, return_inverse=True)
     rate = sensible_fmr(len(scores.nonmated)) or 0.1
     threshold = sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(rate)
-    both = [_common(codes[rows]) for rows in (scores.pairs.mated, scores.pairs.nonmated)]
-    sizes = np.bincount(codes, minlength=len(values))
+    mated_of, nonmated_of = (  # the group of both prints, -1 where they differ
+        np.where(codes[rows[:, 0]] == codes[rows[:, 1]], codes[rows[:, 0]], -1)
+        for rows in (scores.pairs.mated, scores.pairs.nonmated)
+    )
     groups = []
     for code, name in [*enumerate(values.tolist()), (-1, ACROSS)]:
-        mated, nonmated = scores.mated[both[0] == code], scores.nonmated[both[1] == code]
-        if code >= 0 or len(mated) or len(nonmated):
-            prints = int(sizes[code]) if code >= 0 else len(codes)
-            groups.append(_group(name, prints, mated, nonmated, threshold))
+        mated, nonmated = scores.mated[mated_of == code], scores.nonmated[nonmated_of == code]
+        if code < 0 and not len(mated) and not len(nonmated):
+            continue
+        usable = np.isfinite(mated).any() and np.isfinite(nonmated).any()
+        group = Group(
+            name=name,
+            prints=int((codes == code).sum()) if code >= 0 else len(codes),
+            mated=len(mated),
+            nonmated=len(nonmated),
+            eer=sorted_curve(mated, nonmated).eer()[0] if usable else None,
+            fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
+            fnmr=float((mated < threshold).mean()) if len(mated) else None,
+        )
+        groups.append(group)
     return Breakdown(by, rate, threshold, groups)
-
-
-def _common(codes: np.ndarray) -> np.ndarray:
-    """(n, 2) groups of two prints -> (n,) the group of both, -1 where they differ."""
-    return np.where(codes[:, 0] == codes[:, 1], codes[:, 0], -1)
-
-
-def _group(name: str, prints: int, mated: np.ndarray, nonmated: np.ndarray, threshold: float) -> Group:
-    usable = all(len(part) and np.isfinite(part).any() for part in (mated, nonmated))
-    return Group(
-        name=name,
-        prints=prints,
-        mated=len(mated),
-        nonmated=len(nonmated),
-        eer=compute_metrics(mated, nonmated).eer if usable else None,
-        fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
-        fnmr=float((mated < threshold).mean()) if len(mated) else None,
-    )

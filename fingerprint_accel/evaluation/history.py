@@ -1,35 +1,22 @@
-"""The course of a training run, read back from its `metrics.jsonl`."""
+"""The training run that a model comes from: where it lies, and its course as a picture."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-SCHEDULES = ("learning_rate", "augmentation", "margin")
+from fingerprint_accel.evaluation.plots import BLUE, ORANGE, as_png
 
-
-@dataclass(frozen=True)
-class History:
-    """Records of a run in the order of their steps; NaN where a record does not tell.
-
-    Attributes:
-        step: (N,) of the training records.
-        loss: (N,).
-        schedules: (N,) by name, those of `SCHEDULES` that were recorded.
-        validation_step: (M,) of the validations.
-        eer: (M,), from 0 to 1.
-    """
-
-    step: np.ndarray
-    loss: np.ndarray
-    schedules: dict[str, np.ndarray]
-    validation_step: np.ndarray
-    eer: np.ndarray
+WIDE = (11.2, 4.2)  # inches
+SCHEDULES = {"learning_rate": ":", "augmentation": "-.", "margin": "--"}
+Columns = dict[str, np.ndarray]
 
 
 def find_run(model: Path) -> Path | None:
@@ -38,27 +25,25 @@ def find_run(model: Path) -> Path | None:
     Args:
         model: run folder, a checkpoint inside one, or its `model/` folder.
     """
-    model = model.resolve()
-    for place in (model, model.parent) if model.name == "model" else (model, model.parent.parent):
-        inside = place == model or model.name == "model" or model.parent.name == "checkpoints"
-        if inside and (place / "config.yaml").is_file():
-            return place
-    return None
+    place = model.resolve()
+    places = [place]
+    if place.name == "model":
+        places.append(place.parent)
+    if place.parent.name == "checkpoints":
+        places.append(place.parents[1])
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
-def find_metrics(model: Path) -> Path | None:
-    """`metrics.jsonl` of the run that a model belongs to (`find_run`), or None where there is none."""
-    run = find_run(model)
-    return run / "metrics.jsonl" if run and (run / "metrics.jsonl").is_file() else None
+def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
+    """Reads a run's records; damaged lines are skipped, and so are losses of windows without a single update.
 
+    Args:
+        metrics_jsonl: of a run.
 
-def _number(record: dict[str, Any], name: str) -> float:
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
-def read_history(metrics_jsonl: Path) -> History:
-    """Reads a run's records; damaged lines are skipped, and so are losses of windows without a single update."""
+    Returns:
+        (N,) `step`, `loss`, and those of `SCHEDULES` that were recorded, of the training records; (M,) `step` and
+        `eer`, from 0 to 1, of the validations. In the order of their steps; NaN where a record does not tell.
+    """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for line in metrics_jsonl.read_text(errors="replace").splitlines():
         try:
@@ -68,20 +53,21 @@ def read_history(metrics_jsonl: Path) -> History:
         if isinstance(record, dict) and record.get("kind") in list(records) and math.isfinite(_number(record, "step")):
             records[record["kind"]].append(record)
 
-    def column(kind: str, name: str) -> np.ndarray:
+    def columns(kind: str, *names: str) -> Columns:
         ordered = sorted(records[kind], key=lambda record: record["step"])
-        return np.array([_number(record, name) for record in ordered], dtype=np.float64)
+        return {name: np.array([_number(record, name) for record in ordered], np.float64) for name in names}
 
-    loss = column("train", "loss")
-    loss[(loss == 0) & (column("train", "skipped") > 0)] = math.nan
-    schedules = {name: column("train", name) for name in SCHEDULES}
-    return History(
-        step=column("train", "step"),
-        loss=loss,
-        schedules={name: values for name, values in schedules.items() if np.isfinite(values).any()},
-        validation_step=column("validation", "step"),
-        eer=column("validation", "eer"),
-    )
+    train = columns("train", "step", "loss", "skipped", *SCHEDULES)
+    train["loss"][(train["loss"] == 0) & (train.pop("skipped") > 0)] = math.nan
+    for name in SCHEDULES:
+        if not np.isfinite(train[name]).any():
+            del train[name]
+    return train, columns("validation", "step", "eer")
+
+
+def _number(record: dict[str, Any], name: str) -> float:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -94,3 +80,50 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
     count = np.convolve(known.astype(float), kernel, mode="same")
     return np.divide(total, count, out=np.full(len(values), math.nan), where=count > 0.5)
+
+
+def training_png(metrics_jsonl: Path) -> bytes | None:
+    """Loss, and validation EER where there is one, over optimizer steps, as PNG; None without training records."""
+    train, validation = read_history(metrics_jsonl)
+    if not np.isfinite(train["loss"]).any():
+        return None
+    validated = np.isfinite(validation["eer"]).any()
+    figure = Figure(figsize=WIDE, layout="constrained")
+    panels = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    _draw_loss(panels[0], train)
+    if validated:
+        _draw_eer(panels[1], validation)
+    for axes in panels:
+        last = max(train["step"].max(), validation["step"].max(initial=0))
+        axes.set(xlabel="optimizer step", xlim=(0, 1.02 * last))
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.grid(True, alpha=0.2)
+    return as_png(figure)
+
+
+def _draw_loss(axes: Axes, train: Columns) -> None:
+    """Every record light, their mean strong, and schedules faint on scales of their own."""
+    step, loss = train["step"], train["loss"]
+    axes.plot(step, loss, color=BLUE, alpha=0.3, linewidth=1, label="recorded")
+    axes.plot(step, smoothed(loss), color=BLUE, linewidth=2, marker="." if len(step) < 3 else "", label="smoothed")
+    axes.set(ylabel="loss", title="Training loss")
+    lines = axes.get_lines()
+    shares = axes.twinx()
+    shares.set(ylim=(-0.02, 1.6), yticks=[])  # leaves the top to the legend
+    for name in [name for name in SCHEDULES if name in train]:
+        highest = np.nanmax(train[name])
+        if highest > 0:
+            label = f"{name.replace('_', ' ')}, up to {highest:.3g}"
+            style = SCHEDULES[name]
+            lines += shares.plot(step, train[name] / highest, color="0.6", linestyle=style, linewidth=1, label=label)
+    axes.legend(handles=lines, frameon=False)
+
+
+def _draw_eer(axes: Axes, validation: Columns) -> None:
+    best = int(np.nanargmin(validation["eer"]))
+    step, eer = validation["step"][best], validation["eer"][best]
+    axes.plot(validation["step"], 100 * validation["eer"], "o-", color=ORANGE, markersize=4)
+    axes.plot(step, 100 * eer, "o", color=BLUE, markersize=8, label=f"lowest: {eer:.2%} at step {step:,.0f}")
+    axes.set(ylabel="EER, %", title="Equal error rate on validation fingers")
+    axes.set_ylim(0, 105 * np.nanmax(validation["eer"]) or 1)
+    axes.legend(frameon=False)

@@ -121,25 +121,21 @@ def training_overlap(model: Path | str, shards: Shards) -> Overlap:
 
 def _compare(config: Config, shards: Shards) -> Shared:
     """One training set with the test set."""
-    if is_source(config.data):
-        return Shared(config.data, True, _rendered_fingers(config, shards))
-    try:
-        training = open_dataset(config.data)
-    except UserError:
-        return Shared(config.data, known=False)
-    share = 0.0 if config.reading.validation_data else config.reading.validation_fraction
-    trained = ~split_fingers(training.key_of_finger, share, seed=0)
-    keys = {key for key, used in zip(training.key_of_finger, trained, strict=True) if used}
-    fingers = sum(key in keys for key in shards.key_of_finger)
-    return Shared(config.data, True, fingers, common_prints(training, trained[training.fingers], shards))
-
-
-def _rendered_fingers(config: Config, shards: Shards) -> int:
-    """Fingers of a synthetic source are the same wherever they are made, and so are their names."""
-    spec = parse_source(config.data)
-    numbers = range(spec.first, spec.first + spec.fingers)
-    names = {finger_name(spec.seed, number, spec.style.siblings) for number in numbers}
-    return sum(key in names for key in shards.key_of_finger)
+    prints = None
+    if is_source(config.data):  # a synthetic finger has the same name wherever it is made
+        spec = parse_source(config.data)
+        numbers = range(spec.first, spec.first + spec.fingers)
+        keys = {finger_name(spec.seed, number, spec.style.siblings) for number in numbers}
+    else:
+        try:
+            training = open_dataset(config.data)
+        except UserError:
+            return Shared(config.data, known=False)
+        share = 0.0 if config.reading.validation_data else config.reading.validation_fraction
+        trained = ~split_fingers(training.key_of_finger, share)
+        keys = {key for key, used in zip(training.key_of_finger, trained, strict=True) if used}
+        prints = common_prints(training, trained[training.fingers], shards)
+    return Shared(config.data, True, sum(key in keys for key in shards.key_of_finger), prints)
 
 
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:

@@ -1,8 +1,20 @@
-"""Comparisons that a file lists: pairs of names in a csv, or a verification benchmark of flx."""
+"""Comparisons and searches that a file lists: pairs of names in a csv, or a benchmark of flx.
+
+flx writes prints as {"array_subject": [...], "array_impression": [...]}. A benchmark for verification holds two such
+lists, `array_sample1` and `array_sample2`. One for identification is a list of folds, each with a `gallery` and
+`probes` and, for every probe, whether it is `mated`.
+
+flx counts subjects and impressions from 0 and calls the file of subject 0, impression 0 `1_1`. A dataset whose lowest
+finger is 0 is taken to count fingers from 0 as flx does, any other from 1; likewise its impressions. Of keys like 12_5
+(NIST SD4: pair and finger) the first number counts.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,31 +23,37 @@ import pyarrow.csv
 
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.flx_benchmarks import verification_rows
+from fingerprint_accel.metrics.identification import Fold
 from fingerprint_accel.metrics.protocols import Pairs
 
 YES, NO = ("1", "true", "yes", "mated"), ("0", "false", "no", "non-mated")
 HEADER = "reference,probe[,mated]"
+SAMPLES = ("array_sample1", "array_sample2")
+WRONG = (KeyError, TypeError, ValueError, OverflowError)  # what values of another form raise
 
 
-def read_pairs(file: Path, shards: Shards) -> Pairs:
-    """Reads a list of comparisons; what is listed twice counts twice.
+def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
+    """Reads a list of comparisons, or the folds of a benchmark of flx for identification.
 
     A csv has the columns reference, probe and, if wanted, mated (1 or 0, which must agree with the dataset). Names are
-    FINGER/IMPRESSION or, where it is unique, the `source` of a print. A file that ends in .json is a verification
-    benchmark of flx, see `compat.flx_benchmarks`.
+    FINGER/IMPRESSION or, where it is unique, the `source` of a print. A file that ends in .json is a benchmark of flx.
+    What is listed twice counts twice.
 
     Args:
         file: to read.
         shards: the dataset whose prints it names.
 
     Raises:
-        UserError: a file that cannot be read, an unknown name, a print compared with itself, no mated or no non-mated
-            comparison, or a `mated` that the dataset contradicts.
+        UserError: a file that cannot be read, a print that the dataset lacks, a print compared with itself, a finger
+            that is enrolled twice, no mated or no non-mated comparison, no mated search, or a `mated` that the dataset
+            contradicts.
     """
     claimed = None
     if file.suffix.lower() == ".json":
-        pairs = verification_rows(file, shards)
+        values = _read_json(file)
+        if isinstance(values, list) and values and isinstance(values[0], dict) and "gallery" in values[0]:
+            return _flx_folds(file, values, shards)
+        pairs = _flx_pairs(file, values, shards)
     else:
         table = _read_csv(file)
         names = _names(shards)
@@ -115,3 +133,80 @@ def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
         value = table["mated"][int(unclear[0])].as_py()
         raise UserError(f"{file}: comparison {unclear[0] + 1}: mated is {value!r}; write 1 or 0")
     return yes
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give --pairs-file a csv or json") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from error
+
+
+def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
+    """(n, 2) int64 rows of the comparisons that a benchmark for verification lists."""
+    try:
+        both = np.stack([_numbers(values[sample]) for sample in SAMPLES], axis=1)
+    except WRONG as error:
+        raise UserError(
+            f"{file}: not a verification benchmark of flx; it holds array_sample1 and array_sample2, "
+            "each with array_subject and array_impression of one length"
+        ) from error
+    return _flx_rows(file, both.reshape(-1, 2), shards).reshape(-1, 2)
+
+
+def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
+    """References and probes of every fold of a benchmark for identification."""
+    try:
+        parts = [
+            (_numbers(fold["gallery"]), _numbers(fold["probes"]), np.array(fold["mated"], bool)) for fold in values
+        ]
+    except WRONG as error:
+        raise UserError(
+            f"{file}: not an identification benchmark of flx; every fold holds gallery, probes and mated"
+        ) from error
+    folds = []
+    for number, (gallery, probes, mated) in enumerate(parts, 1):
+        references, searched = _flx_rows(file, gallery, shards), _flx_rows(file, probes, shards)
+        if not len(references) or not len(searched):
+            raise UserError(f"{file}: fold {number} has no reference or no probe")
+        enrolled = shards.fingers[references]
+        if len(np.unique(enrolled)) < len(enrolled):
+            raise UserError(f"{file}: fold {number} enrols a finger twice; give one reference of each")
+        if not np.array_equal(np.isin(shards.fingers[searched], enrolled), mated):
+            raise UserError(f"{file}: fold {number}: `mated` contradicts the gallery")
+        folds.append((references, searched))
+    if not any(mated.any() for *_, mated in parts):
+        raise UserError(f"{file}: none of the searches that are listed is mated; identification rates need some")
+    return folds
+
+
+def _numbers(prints: dict[str, list[int]]) -> np.ndarray:
+    """(n, 2) subject and impression of prints as flx writes them."""
+    return np.array([prints["array_subject"], prints["array_impression"]], np.int64).T
+
+
+def _flx_rows(file: Path, numbers: np.ndarray, shards: Shards) -> np.ndarray:
+    """(n,) int64 rows of prints by flx's numbers (n, 2)."""
+    found = [re.fullmatch(r"(\d{1,9})(?:_\d+)?", key) for key in shards.key_of_finger]
+    fingers = np.array([int(match[1]) if match else -1 for match in found], np.int64)
+    if (fingers < 0).any() or len(np.unique(fingers)) < len(fingers):
+        key = shards.key_of_finger[int(np.argmin(fingers))]
+        raise UserError(
+            f"{file}: flx names fingers by numbers, but {shards.folder} has fingers like {key!r}; "
+            "import it with --layout flx"
+        )
+    impressions = shards.impressions.astype(np.int64)
+    first = np.array([min(1, int(fingers.min())), min(1, int(impressions.min()))])
+    keys = zip(fingers[shards.fingers].tolist(), impressions.tolist(), strict=True)
+    row_of = {key: row for row, key in enumerate(keys)}
+    rows = np.array([row_of.get(tuple(each), -1) for each in (numbers + first).tolist()], np.int64)
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        subject, impression = (numbers[missing[0]] + first).tolist()
+        raise UserError(
+            f"{file}: {shards.folder} has no impression {impression} of finger {subject} "
+            f"(flx's subject {numbers[missing[0], 0]}); {len(missing):,} of {len(numbers):,} prints are missing"
+        )
+    return rows

@@ -6,21 +6,16 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.evaluation.results import (
-    Evaluation,
-    Rows,
-    at_threshold,
-    difference_table,
-    finite,
-    group_table,
-    group_title,
-    percent,
-)
+from fingerprint_accel.evaluation.history import find_run, training_png
+from fingerprint_accel.evaluation.plots import cmc_png, curve_pngs, histogram_png
+from fingerprint_accel.evaluation.results import Evaluation, Rows, percent, threshold_text
 from fingerprint_accel.metrics.identification import FPIRS
 from fingerprint_accel.metrics.verification import DEFINITIONS
 
@@ -51,6 +46,41 @@ dt{font-weight:600}dd{margin:0 0 .5rem;color:var(--soft)}p{margin:.4rem 0}
 """
 SHOWN = 4
 THUMBNAIL = 240  # pixels
+SAMPLED_FINGERS, SAMPLED_IMPRESSIONS = 4, 4
+SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 1000 wide
+
+
+def model_name(model: Path) -> str:
+    """What to call a model: its folder's name, that of its run for RUN/model."""
+    place = model.absolute()
+    return place.parent.name if place.name == "model" else place.name
+
+
+def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[str, bytes]:
+    """PNG files by name: `det`, `roc`, `scores`, `cmc`, `samples`, and `training` where the model lies in a run that
+    has records."""
+    name, rival = model_name(model), evaluation.rival
+    scores, closed = {name: evaluation.scores}, {name: evaluation.closed}
+    if rival is not None:
+        other = rival.name if rival.name != name else f"{name} (the other)"
+        scores[other], closed[other] = rival.scores, rival.closed
+    sheet = contact_sheet(shards, SAMPLED_FINGERS, columns=SAMPLED_IMPRESSIONS).convert("L")
+    sheet.thumbnail((SAMPLES_WIDTH, 4 * SAMPLES_WIDTH))
+    pictures = {
+        **curve_pngs(scores, evaluation.metrics),
+        "scores": histogram_png(evaluation.scores, evaluation.metrics),
+        "cmc": cmc_png(closed),
+        "samples": _png(sheet),
+    }
+    run = find_run(model)
+    training = training_png(run / "metrics.jsonl") if run and (run / "metrics.jsonl").is_file() else None
+    return {**pictures, "training": training} if training else pictures
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def embedded(png: bytes) -> str:
@@ -88,16 +118,11 @@ def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest
     for place in order[np.argsort(signed[order], kind="stable")].tolist():
         rows = pairs[place].tolist()
         names = [f"{shards.key_of_finger[shards.fingers[row]]}/{shards.impressions[row]}" for row in rows]
-        images = "".join(f'<img src="{_thumbnail(shards, row)}" alt="print">' for row in rows)
+        small = [Image.fromarray(shards.image(row)).resize((THUMBNAIL, THUMBNAIL)) for row in rows]
+        images = "".join(f'<img src="{embedded(_png(image))}" alt="print">' for image in small)
         caption = f"{' and '.join(map(html.escape, names))}: similarity {scores[place]:.3f}"
         figures.append(f"<figure><div>{images}</div><figcaption>{caption}</figcaption></figure>")
     return '<div class="grid">' + "".join(figures) + "</div>"
-
-
-def _thumbnail(shards: Shards, row: int) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(shards.image(row)).resize((THUMBNAIL, THUMBNAIL)).save(buffer, format="PNG")
-    return embedded(buffer.getvalue())
 
 
 SYNTHETIC = (
@@ -112,40 +137,26 @@ def is_synthetic(shards: Shards) -> bool:
 
 def _cards(evaluation: Evaluation) -> str:
     """The numbers to remember."""
-    metrics, identification = evaluation.metrics, evaluation.identification
-    low, high = evaluation.eer_interval
-    cards = [
-        ("EER", percent(metrics.eer), f"95 %: {percent(low)} to {percent(high)}; {_threshold(metrics.eer_threshold)}")
-    ]
+    metrics, closed, opened = evaluation.metrics, evaluation.closed, evaluation.open
+    low, high = map(percent, evaluation.eer_interval)
+    cards = [("EER", metrics.eer, f"95 %: {low} to {high}; {threshold_text(metrics.eer_threshold)}")]
     if metrics.fnmr_at_fmr:
-        fmr, fnmr = next(
-            (fmr, fnmr)
-            for fmr, fnmr in reversed(metrics.fnmr_at_fmr.items())
-            if fmr >= 1e-3 or len(metrics.fnmr_at_fmr) == 1
-        )
-        more = f"{_threshold(metrics.thresholds[fmr])}; {metrics.nonmated:,} non-mated comparisons"
-        cards.append((f"FNMR at FMR {100 * fmr:g} %", percent(fnmr), more))
-    closed = identification.closed
+        fmr = min(rate for rate in metrics.fnmr_at_fmr if rate >= 1e-3)
+        more = f"{threshold_text(metrics.thresholds[fmr])}; {metrics.nonmated:,} non-mated comparisons"
+        cards.append((f"FNMR at FMR {100 * fmr:g} %", metrics.fnmr_at_fmr[fmr], more))
     among = f"{int(closed.is_mated.sum()):,} searches among {closed.enrolled:,}"
-    cards.append(("rank-1 identification", percent(closed.identified(1)), among))
-    found = next(((fpir, *each) for fpir in FPIRS if (each := identification.open.fnir(fpir)) is not None), None)
-    if found is not None:
-        fpir, fnir, threshold = found
-        more = f"{_threshold(threshold)}; {identification.open.enrolled:,} fingers enrolled"
-        cards.append((f"FNIR at FPIR {100 * fpir:g} %", percent(fnir), more))
-    return (
-        '<div class="cards">'
-        + "".join(
-            f'<div class="card"><span>{name}</span><b>{value}</b><span>{more}</span></div>'
-            for name, value, more in cards
-        )
-        + "</div>"
+    cards.append(("rank-1 identification", closed.identified(1), among))
+    for fpir in FPIRS:
+        found = opened.fnir(fpir)
+        if found is not None:
+            more = f"{threshold_text(found[1])}; {opened.enrolled:,} fingers enrolled"
+            cards.append((f"FNIR at FPIR {100 * fpir:g} %", found[0], more))
+            break
+    boxes = (
+        f'<div class="card"><span>{name}</span><b>{percent(rate)}</b><span>{more}</span></div>'
+        for name, rate, more in cards
     )
-
-
-def _threshold(value: float) -> str:
-    shown = finite(value)
-    return "no threshold" if shown is None else f"threshold {shown:.3f}"
+    return f'<div class="cards">{"".join(boxes)}</div>'
 
 
 def _notes(shards: Shards, evaluation: Evaluation) -> str:
@@ -156,28 +167,13 @@ def _notes(shards: Shards, evaluation: Evaluation) -> str:
     return notes
 
 
-def _verification(evaluation: Evaluation) -> str:
-    low, high = evaluation.eer_interval
-    rows = [
-        ("EER", at_threshold(evaluation.metrics.eer, evaluation.metrics.eer_threshold)),
-        ("EER, 95 % interval over fingers", f"{percent(low)} to {percent(high)}"),
-        *evaluation.fnmr_rows(),
-        evaluation.zero_fmr_row(),
-        *evaluation.other_rows(),
-    ]
-    identification = evaluation.identification.rows()
-    if evaluation.overlap is not None:
-        identification.append(("in common with training data", evaluation.overlap.sentence()))
-    return side_by_side("<h2>Verification</h2>" + table(rows), "<h2>Identification</h2>" + table(identification))
-
-
 def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Shards, evaluation: Evaluation) -> str:
     """The page.
 
     Args:
         title: on top.
         facts: what was evaluated, name and value.
-        pictures: PNG files as `pictures.draw_pictures` makes them.
+        pictures: PNG files as `draw_pictures` makes them.
         shards: dataset, for pictures of the hardest comparisons.
         evaluation: what was found.
     """
@@ -192,14 +188,16 @@ def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Sha
         picture("scores", "score histogram"),
         picture("cmc", "CMC curve"),
     )
-    groups = "".join(
-        f"<p>{html.escape(group_title(part))}</p>{table(group_table(part), True)}" for part in evaluation.breakdowns
+    numbers = side_by_side(
+        "<h2>Verification</h2>" + table(evaluation.verification_rows()),
+        "<h2>Identification</h2>" + table(evaluation.identification_rows()),
     )
+    groups = "".join(f"<p>{html.escape(part.title())}</p>{table(part.table(), True)}" for part in evaluation.breakdowns)
     definitions = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in DEFINITIONS.items())
     sections = [
         section("Curves", curves),
-        f"<section>{_verification(evaluation)}</section>",
-        section(f"Against {rival.name}", table(difference_table(rival), True)) if rival else "",
+        f"<section>{numbers}</section>",
+        section(f"Against {rival.name}", table(rival.table(), True)) if rival else "",
         section("Groups", groups),
         section("Training", picture("training", "loss and validation EER over steps")),
         section(

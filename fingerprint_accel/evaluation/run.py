@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,18 @@ import torch
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.durable import write_file
+from fingerprint_accel.durable import write_file, write_json
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.evaluation.against import compare_scores
-from fingerprint_accel.evaluation.flx_benchmarks import identification_rows, is_identification
 from fingerprint_accel.evaluation.groups import breakdown, groupings
 from fingerprint_accel.evaluation.overlap import training_overlap
-from fingerprint_accel.evaluation.pair_lists import read_pairs
-from fingerprint_accel.evaluation.plots import draw_pictures, model_name
-from fingerprint_accel.evaluation.report import report_html
-from fingerprint_accel.evaluation.results import Evaluation, Identification, Rival, Rows, results_text
+from fingerprint_accel.evaluation.pair_lists import read_pairs_file
+from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
+from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.model_card import compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
-from fingerprint_accel.metrics.bootstrap import bootstrap_eer
-from fingerprint_accel.metrics.identification import closed_set, listed_searches, open_set
+from fingerprint_accel.metrics.bootstrap import bootstrap_eer, compare_scores
+from fingerprint_accel.metrics.identification import Fold, Searches, first_enrolled, half_enrolled, search
 from fingerprint_accel.metrics.protocols import (
     PROTOCOLS,
     Pairs,
@@ -81,27 +78,33 @@ class Extras:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which comparisons and searches are made; `pairs` and `folds` where a list or sample says so."""
+    """Which comparisons and searches are made; `pairs` where a list or sample says so."""
 
     protocol: str
     definition: str
-    pairs: Pairs | None = None
-    folds: list[tuple[np.ndarray, np.ndarray]] | None = None
+    pairs: Pairs | None
+    closed: list[Fold]
+    open: list[Fold]
 
-    def scores(self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None, cells: int) -> Scores:
-        if self.pairs is not None:
-            return score_pairs(embeddings, self.pairs, shards.fingers, extracted, cells=cells)
-        prints = (embeddings, shards.fingers, shards.impressions)
-        return score_protocol(self.protocol, *prints, extracted=extracted, cells=cells)
-
-    def searches(
-        self, embeddings: np.ndarray, shards: Shards, extracted: np.ndarray | None, cells: int
-    ) -> Identification:
-        if self.folds is not None:
-            found = listed_searches(embeddings, shards.fingers, self.folds, extracted, cells)
-            return Identification(found, found)
-        prints = (embeddings, shards.fingers, shards.impressions, extracted)
-        return Identification(closed_set(*prints, cells=cells), open_set(*prints, cells=cells))
+    def carry_out(
+        self,
+        extractor: FingerprintExtractor,
+        shards: Shards,
+        poses: Poses,
+        batch_size: int,
+        extracted: np.ndarray | None,
+    ) -> tuple[Scores, Searches, Searches]:
+        """Embeds all prints; scores, and searches of the closed and the open set."""
+        embeddings, cells = extractor.extract(shards, poses=poses, batch_size=batch_size), extractor.cells
+        if self.pairs is None:
+            prints = (embeddings, shards.fingers, shards.impressions)
+            scores = score_protocol(self.protocol, *prints, extracted=extracted, cells=cells)
+        else:
+            scores = score_pairs(embeddings, self.pairs, shards.fingers, extracted, cells)
+        closed = search(embeddings, shards.fingers, self.closed, extracted, cells)
+        if self.open is self.closed:
+            return scores, closed, closed
+        return scores, closed, search(embeddings, shards.fingers, self.open, extracted, cells)
 
 
 def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
@@ -109,26 +112,23 @@ def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
         raise UserError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
     if extras.pairs is not None and (protocol != "sampled" or extras.pairs < 1):
         raise UserError(f"--pairs {extras.pairs}: must be at least 1, and goes with --protocol sampled")
-    file, pairs, folds = extras.pairs_file, None, None
-    definition = PROTOCOLS[protocol]
-    if file is not None and file.suffix.lower() == ".json" and is_identification(file):
-        folds = identification_rows(file, shards)
+    file, prints = extras.pairs_file, (shards.fingers, shards.impressions)
+    closed, half = [first_enrolled(*prints)], [half_enrolled(*prints)]
+    definition, pairs = PROTOCOLS[protocol], None
+    if file is not None:
+        listed = read_pairs_file(file, shards)
+        if isinstance(listed, Pairs):
+            return _Plan("list", f"the comparisons that {file} lists", listed, closed, half)
+        closed = half = listed
         definition += f"; identification as {file} says"
-    elif file is not None:
-        return _Plan("list", f"the comparisons that {file} lists", read_pairs(file, shards))
     if protocol == "sampled":
-        pairs = sampled_comparisons(shards.fingers, shards.impressions, extras.pairs or SAMPLED_PAIRS, extras.seed)
+        pairs = sampled_comparisons(*prints, extras.pairs or SAMPLED_PAIRS, extras.seed)
         definition += f" (seed {extras.seed})"
-    return _Plan(protocol, definition, pairs, folds)
+    return _Plan(protocol, definition, pairs, closed, half)
 
 
 def evaluate(
-    extractor: FingerprintExtractor,
-    shards: Shards,
-    protocol: str,
-    batch_size: int = 64,
-    extras: Extras | None = None,
-    extracted: np.ndarray | None = None,
+    extractor: FingerprintExtractor, shards: Shards, protocol: str, batch_size: int = 64, extras: Extras | None = None
 ) -> Evaluation:
     """Embeds a dataset, compares its prints and searches them.
 
@@ -138,7 +138,6 @@ def evaluate(
         protocol: a key of `PROTOCOLS`; a list of comparisons in `extras` wins.
         batch_size: prints at a time.
         extras: what else to do.
-        extracted: (N,) bool, False for prints that count as failures to extract, besides those of low quality.
 
     Raises:
         UserError: the dataset does not fit a model, or has too few fingers for the protocol.
@@ -148,28 +147,22 @@ def evaluate(
     names = groupings(shards, extras.by)
     other = None if extras.against is None else open_extractor(extras.against)
     poses = extras.poses_of(extractor)
-    embeddings = extractor.extract(shards, poses=poses, batch_size=batch_size)
+    extracted = None
     if extras.minimum_quality > 0:
-        good = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
-        extracted = good if extracted is None else extracted & good
-    scores = plan.scores(embeddings, shards, extracted, extractor.cells)
+        extracted = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
+    scores, closed, opened = plan.carry_out(extractor, shards, poses, batch_size, extracted)
     rival = None
-    if other is not None:
-        theirs = other.extract(shards, poses=extras.poses_of(other), batch_size=batch_size)
-        their_scores = plan.scores(theirs, shards, extracted, other.cells)
-        rival = Rival(
-            model_name(extras.against or Path()),
-            their_scores,
-            plan.searches(theirs, shards, extracted, other.cells).closed,
-            compare_scores(scores, their_scores),
-        )
+    if extras.against is not None and other is not None:
+        theirs, their_closed, _ = plan.carry_out(other, shards, extras.poses_of(other), batch_size, extracted)
+        rival = Rival(model_name(extras.against), theirs, their_closed, compare_scores(scores, theirs))
     return Evaluation(
         protocol=plan.protocol,
         definition=plan.definition,
         scores=scores,
         metrics=compute_metrics(scores.mated, scores.nonmated),
         eer_interval=bootstrap_eer(scores),
-        identification=plan.searches(embeddings, shards, extracted, extractor.cells),
+        closed=closed,
+        open=opened,
         failed=0 if extracted is None else int((~extracted).sum()),
         prints=len(shards),
         breakdowns=[breakdown(scores, groups, by) for by, groups in names.items()],
@@ -180,7 +173,6 @@ def evaluate(
 
 
 def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
-    tried = len(extras.poses_of(extractor))
     config, preparation = extractor.model.config, extractor.preprocess_config
     window = f"{preparation.crop} of {extractor.canvas} pixels, seen at {preparation.size}"
     rows = [
@@ -191,7 +183,7 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
         ("prints", f"{len(shards):,}"),
         ("fingers", f"{shards.info.fingers:,}"),
         ("ppi", f"{shards.info.ppi}"),
-        ("compared", f"best of {tried} poses" if tried > 1 else "as they are"),
+        ("compared", compared(len(extras.poses_of(extractor)))),
     ]
     if extractor.cells:
         rows.append(("similarity", f"over the cells that both prints show, of {extractor.cells}"))
@@ -219,10 +211,10 @@ def evaluate_command(
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
     values = {**evaluation.values(), "facts": dict(facts)}
-    write_file(out / "metrics.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_json(out / "metrics.json", values)
     (out / "training.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
     for name, png in pictures.items():
         write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"
     write_file(out / "report.html", report_html(title, facts, pictures, shards, evaluation))
-    print(f"\n{results_text(evaluation, groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")
+    print(f"\n{evaluation.text(groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")

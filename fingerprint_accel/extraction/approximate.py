@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from fingerprint_accel.durable import draft_of
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery import RESCORED, Gallery, Hits
 
 REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
@@ -26,23 +25,19 @@ CANDIDATES = 20  # compared exactly, for each that is asked for
 
 
 class ApproximateSearch:
-    """A gallery with its index, which is made or brought up to date first.
-
-    Args:
-        gallery: the gallery.
-
-    Attributes:
-        gallery: the gallery.
-        added: references that the index did not have yet.
+    """A gallery with its index, which is made or brought up to date first; `added` references were not in it yet.
 
     Raises:
         UserError: FAISS is not installed, an empty gallery, or an index that is damaged.
     """
 
     def __init__(self, gallery: Gallery) -> None:
-        self.gallery, self._faiss = gallery, _faiss()
-        if not len(gallery):
-            raise UserError(f"{gallery.folder}: no print is enrolled yet")
+        try:
+            import faiss
+        except ImportError as error:
+            raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
+        self.gallery, self._faiss = gallery, faiss
+        require(len(gallery) > 0, f"{gallery.folder}: no print is enrolled yet")
         self.added = self._bring_up_to_date()
         self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
         self._index.nprobe = max(FEWEST_CELLS, self._index.nlist // SHARE_OF_CELLS)
@@ -50,15 +45,7 @@ class ApproximateSearch:
     def search(self, probes: np.ndarray, k: int = 10) -> Hits:
         """The k references most similar to each probe, as far as they lie in the cells that are looked into.
 
-        Args:
-            probes: (M, D) float32 of unit length, or hypotheses of each (M, H, D), as of `Gallery.search`.
-            k: how many, at most as many as there are references.
-
-        Returns:
-            Similarities are exact.
-
-        Raises:
-            UserError: probes of another length.
+        Arguments and errors are those of `Gallery.search`; similarities are exact.
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery))
@@ -114,11 +101,3 @@ class ApproximateSearch:
             return self._faiss.read_index(str(path), flags)
         except RuntimeError as error:
             raise UserError(f"{path}: damaged; delete it, and the next search makes it again") from error
-
-
-def _faiss() -> ModuleType:
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
-    return faiss

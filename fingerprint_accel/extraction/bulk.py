@@ -10,21 +10,25 @@ import dataclasses
 import functools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fingerprint_accel import __version__
-from fingerprint_accel.data.importing import IMAGE_PPI, kind_of
-from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.data.importing import IMAGE_PPI
+from fingerprint_accel.data.listing import list_prints, name_of
+from fingerprint_accel.data.print_file import ImageFile, Reading, Target, prepare
+from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.durable import file_sha256, write_json
+from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.extraction.embeddings_folder import (
     CONFIG,
@@ -33,14 +37,14 @@ from fingerprint_accel.extraction.embeddings_folder import (
     FORMAT_VERSION,
     PRINTS,
     SHARD_NAMES,
+    ExtractionSummary,
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.print_sources import DatasetPrints, ImageFolder, open_prints
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
-from fingerprint_accel.jobs import Facts, Job, run
+from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
-from fingerprint_accel.text import aligned
 
 BATCHES_PER_SHARD = 64  # enough for the cores of a CPU; a shard is soon done, and its canvases fit in memory
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
@@ -95,78 +99,19 @@ def extract_all(
         model: as of `FingerprintExtractor.from_pretrained`.
         ppi: of images, pixels per inch; a dataset knows its own.
         options: what is kept of a print.
-        cluster: Dask scheduler whose workers do it, see `executors.open_workers`.
-        device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if there are any.
+        cluster, device: what does the work, as of `executors.open_workers`.
         overwrite: replace `out` if it is a folder of embeddings, and shards that another call has left.
         progress: shows a progress bar.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: as `Work`, `executors.open_workers` and `jobs.run`.
     """
     started = time.perf_counter()
     check_folder(out, FOLDER, inputs=[data, *([model] if Path(model).exists() else [])])
     with open_workers(0, cluster, device, threads=True) as team:
         job = ExtractJob(data, model, ppi, options, team.device)
         made = run(job, out, team.executor, overwrite, progress)
-    return ExtractionSummary.of(out, job.work.format, made, time.perf_counter() - started)
-
-
-@dataclass(frozen=True)
-class ExtractionSummary:
-    """What an extraction did.
-
-    Attributes:
-        out: the folder.
-        quality: (N,) float32.
-        failed: prints that could not be embedded, by reason.
-        format: of the templates.
-        megabytes: of the folder.
-        made: prints that this run embedded; the others were there.
-        seconds: that this run took.
-    """
-
-    out: Path
-    quality: np.ndarray
-    failed: Counter[str]
-    format: TemplateFormat
-    megabytes: float
-    made: int
-    seconds: float
-
-    @classmethod
-    def of(cls, out: Path, template: TemplateFormat, made: int, seconds: float) -> ExtractionSummary:
-        """Reads from a finished folder what is worth saying; `made` prints in `seconds` are this run's."""
-        quality = []
-        for name in json.loads((out / CONFIG).read_text())["sha256"]:
-            with safe_open(out / name, "np") as file:
-                quality.append(file.get_tensor("quality"))
-        with (out / FAILED).open() as log:
-            failed = Counter(kind_of(json.loads(line)["reason"]) for line in log)
-        size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
-        return cls(out, np.concatenate(quality), failed, template, size, made, seconds)
-
-    def table(self) -> str:
-        """The summary as aligned text."""
-        prints, failed = len(self.quality), self.failed.total()
-        low, median, high = np.percentile(self.quality, [10, 50, 90])
-        speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
-        template = f"{self.format.kind}, {self.format.length} numbers, {self.format.bytes} bytes"
-        rows = [("prints", f"{prints}"), ("failure to extract", f"{failed} ({failed / prints:.2%})")]
-        rows += [(f"  {reason}", f"{number}") for reason, number in self.failed.most_common(5)]
-        rows += [
-            ("template", template),
-            ("quality", f"median {median:.2f}, 10 % below {low:.2f}, 10 % above {high:.2f}"),
-            ("MB", f"{self.megabytes:.1f}"),
-            ("seconds", f"{self.seconds:.1f}{speed}"),
-            ("embeddings", str(self.out)),
-        ]
-        return aligned(rows)
-
-    def show(self) -> None:
-        """Prints the table, and where to find what failed."""
-        print(self.table())
-        if self.failed:
-            print(f"prints that failed and reasons: {self.out / FAILED}")
+    return ExtractionSummary(out, job.work.format, made, time.perf_counter() - started)
 
 
 class ExtractJob(Job):
@@ -203,7 +148,7 @@ class ExtractJob(Job):
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """As of `Job`."""
-        prints, template = self.work.prints, self.work.format
+        prints, template, extractor = self.work.prints, self.work.format, self.work.extractor
         pq.write_table(prints.table, folder / PRINTS)
         failed = [
             {"row": row, "source": prints.table["source"][row].as_py(), "reason": reason}
@@ -215,22 +160,94 @@ class ExtractJob(Job):
             "format_version": FORMAT_VERSION,
             "prints": len(prints.table),
             "failed": len(failed),
-            "model": _model_facts(self.work.extractor),
+            "model": {
+                "identity": extractor.identity,
+                "origin": extractor.origin,
+                "variant": extractor.model.config.variant,
+                "trunk": extractor.model.config.trunk,
+                "embedding_dim": extractor.model.config.embedding_dim,
+                "cells": extractor.cells,
+                "ppi": extractor.ppi,
+                "canvas": extractor.canvas,
+                "enhanced": extractor.enhanced,
+            },
             "template": {**vars(template), "bytes": template.bytes, "scale": template.scale},
             "sha256": {name: known["sha256"] for name, known in zip(self.names, facts, strict=True)},
             "arguments": self.arguments,
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(folder / CONFIG, config)
 
 
-@dataclass(frozen=True)
+class DatasetPrints:
+    """The prints of a dataset folder: `finger` (N,) int32, `impression` (N,) int64, a `table` of N rows that says what
+    they are, and a `digest` that tells them from others."""
+
+    def __init__(self, folder: Path, extractor: FingerprintExtractor) -> None:
+        self.shards = open_dataset(folder)
+        extractor.check_dataset(self.shards)
+        self.finger, self.impression = self.shards.fingers, self.shards.impressions
+        self.table = self.shards.table.select(["source", "finger_key"])
+        self.digest = file_sha256(folder / INFO)[:16]
+
+    def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
+        """(n, canvas, canvas) uint8, and nothing that failed."""
+        side = self.shards.info.canvas
+        canvases = np.empty((len(rows), side, side), np.uint8)
+        self.shards.read(np.arange(rows.start, rows.stop), canvases)
+        return canvases, {}
+
+
+class ImageFolder:
+    """The images below a folder, in the order of their paths, as `DatasetPrints`; finger and impression are -1."""
+
+    def __init__(self, folder: Path, ppi: int, extractor: FingerprintExtractor) -> None:
+        require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
+        require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
+        self.folder, self.reading = folder, Reading(ppi)
+        self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
+        listing = list_prints(folder)
+        self._prints = listing.table
+        self.table = pa.table({"source": [name_of(listing.table, row) for row in range(len(listing.table))]})
+        self.finger = np.full(len(self.table), -1, np.int32)
+        self.impression = np.full(len(self.table), -1, np.int64)
+        self.digest = state_of_files(folder / name.as_py() for name in self._prints["path"])
+
+    def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
+        """(n, canvas, canvas) uint8, white where there is no print, and the reasons by row."""
+        some = self._prints.slice(rows.start, len(rows)).select(["path", "record", "cut"]).to_pylist()
+        files = [ImageFile(self.folder / row["path"], record=row["record"], cut=row["cut"]) for row in some]
+        canvases = np.full((len(rows), self.target.canvas, self.target.canvas), 255, np.uint8)
+        reasons = {}
+        for row, prepared in enumerate(each(lambda file: prepare(file, self.reading, self.target), files)):
+            if prepared.image is None:
+                reasons[rows.start + row] = prepared.reason
+            else:
+                canvases[row] = prepared.image
+        return canvases, reasons
+
+
 class Work:
-    """What a process needs to extract: the network on its device, the prints, options and the format of templates."""
+    """What a process needs to extract: the network on its device, the prints, options and the format of templates.
 
-    extractor: FingerprintExtractor
-    prints: DatasetPrints | ImageFolder
-    options: Options
-    format: TemplateFormat
+    Raises UserError where model or prints are missing or do not fit each other, or the model cannot give the length.
+    """
+
+    def __init__(self, data: Path, model: str, ppi: int, options: Options, device: str) -> None:
+        self.options = options
+        self.extractor = extractor = FingerprintExtractor.from_pretrained(model).to(torch.device(device))
+        extractor.bf16 = options.bf16
+        dims = extractor.model.config.embedding_dim
+        length, branches = options.length or dims, len(extractor.model.branch_dims)
+        halves = ", half of each branch" if branches > 1 else ""
+        fits = branches <= length <= dims and length % branches == 0
+        require(fits, f"--length {length}: the model gives {dims} numbers{halves}")
+        require(
+            not extractor.cells or length == dims,
+            f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut",
+        )
+        self.format = TemplateFormat(options.template, length, extractor.cells)
+        is_dataset = (data / INFO).exists()
+        self.prints = DatasetPrints(data, extractor) if is_dataset else ImageFolder(data, ppi, extractor)
 
     def embed(self, rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Templates (n, ...), quality (n,) float32, and reasons by row for those that failed."""
@@ -253,23 +270,7 @@ class Work:
         return templates, quality, reasons
 
 
-@functools.lru_cache(maxsize=1)
-def open_work(data: Path, model: str, ppi: int, options: Options, device: str) -> Work:
-    """Opens model and prints, once in a process.
-
-    Raises:
-        UserError: no such model or prints, prints that do not fit the model, or a length that it cannot give.
-    """
-    extractor = FingerprintExtractor.from_pretrained(model).to(torch.device(device))
-    extractor.bf16 = options.bf16
-    dims = extractor.model.config.embedding_dim
-    length, branches = options.length or dims, len(extractor.model.branch_dims)
-    if not branches <= length <= dims or length % branches:
-        raise UserError(f"--length {length}: the model gives {dims} numbers" + ", half of each branch" * (branches > 1))
-    if extractor.cells and length < dims:
-        raise UserError(f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut")
-    template = TemplateFormat(options.template, length, extractor.cells)
-    return Work(extractor, open_prints(data, ppi, extractor), options, template)
+open_work = functools.lru_cache(maxsize=1)(Work)  # once in a process
 
 
 def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, path: Path) -> Facts:
@@ -280,18 +281,3 @@ def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, pat
     known = {"finger": work.prints.finger[here], "impression": work.prints.impression[here]}
     save_file({"embeddings": templates, "quality": quality, **known}, path)
     return {"failed": sorted(reasons.items())}
-
-
-def _model_facts(extractor: FingerprintExtractor) -> dict[str, Any]:
-    config = extractor.model.config
-    return {
-        "identity": extractor.identity,
-        "origin": extractor.origin,
-        "variant": config.variant,
-        "trunk": config.trunk,
-        "embedding_dim": config.embedding_dim,
-        "cells": extractor.cells,
-        "ppi": extractor.ppi,
-        "canvas": extractor.canvas,
-        "enhanced": extractor.enhanced,
-    }

@@ -64,18 +64,13 @@ class Calibration:
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Calibration | None:
-        """The record among a model's notes, or None.
-
-        Raises:
-            UserError: a record that cannot be read.
-        """
+        """The record among a model's notes, or None; UserError where it cannot be read."""
         values = notes.get(NOTE)
         if values is None:
             return None
         try:
-            ways = [Way(**way) for way in values["ways"]]
             facts = str(values["source"]), bool(values["synthetic"]), str(values["protocol"])
-            return cls(*facts, ways, center_of(notes))
+            return cls(*facts, [Way(**way) for way in values["ways"]], center_of(notes))
         except (KeyError, TypeError) as error:
             raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
 
@@ -108,11 +103,8 @@ class Basis:
 
 
 def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
-    """The thresholds that a model may decide by.
-
-    Args:
-        notes: of the model.
-        poses: in which prints are compared; 1: as they are, 0: some for which no model keeps thresholds.
+    """The thresholds that a model with these notes may decide by where prints are compared in so many poses: 1 is as
+    they are, 0 is poses for which no model keeps thresholds.
 
     Raises:
         UserError: a calibration that cannot be read.

@@ -27,25 +27,20 @@ def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
     `similarity.per_cell` does; a cell that fewer than `FEWEST_OF_A_CELL` prints have is zero.
     """
     if not cells:
-        mean: np.ndarray = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return mean
+        return np.asarray(embeddings.mean(axis=0, dtype=np.float64), np.float32)
     prints = mask_of(embeddings, cells).sum(axis=0).repeat(embeddings.shape[1] // cells)
     total = per_cell(embeddings, cells).sum(axis=0, dtype=np.float64)
     return np.where(prints >= FEWEST_OF_A_CELL, total / np.maximum(prints, 1), 0).astype(np.float32)
 
 
-def centred(embeddings: torch.Tensor, center: torch.Tensor, branches: int, cells: int) -> torch.Tensor:
-    """Takes the mean away, and scales to unit length again, each branch by itself so that all keep their weight.
+def centred(embeddings: torch.Tensor, center: torch.Tensor | None, branches: int, cells: int) -> torch.Tensor:
+    """(N, D) float32 of unit length -> the same with `center`, (D,) of `mean_template` or None, subtracted.
 
-    Args:
-        embeddings: (N, D) float32 of unit length.
-        center: (D,) what `mean_template` says.
-        branches: of the network.
-        cells: of dense templates, whose absent cells stay zero; else 0.
-
-    Returns:
-        (N, D) float32 of unit length.
+    Each of the network's `branches` is scaled by itself, so that all keep their weight. `cells` is that of dense
+    templates, whose absent cells stay zero; else 0.
     """
+    if center is None:
+        return embeddings
     if cells:
         grid = embeddings.unflatten(1, (cells, -1))  # (N, C, D / C)
         present = (grid.abs().amax(dim=2, keepdim=True) > 0).to(grid.dtype)
@@ -62,11 +57,7 @@ def as_text(center: np.ndarray) -> str:
 
 @functools.lru_cache(maxsize=8)
 def from_text(text: str, dims: int, device: torch.device) -> torch.Tensor:
-    """What `as_text` has made of a mean template of `dims` numbers.
-
-    Raises:
-        UserError: something else, or a mean that is not finite.
-    """
+    """What `as_text` has made of a mean template of `dims` numbers; UserError for something else, or not finite."""
     try:
         center = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     except ValueError:

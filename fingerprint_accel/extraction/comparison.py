@@ -34,7 +34,7 @@ class Comparison:
     basis: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """What there is to say, as names and texts."""
+        """What to print, as names and texts."""
         poses = f" (best of {self.tried} poses)" if self.tried > 1 else ""
         return [("similarity", f"{self.similarity:.3f}{poses}"), *self.verdicts]
 
@@ -42,37 +42,23 @@ class Comparison:
 def compare_prints(
     extractor: FingerprintExtractor, reference: Image, probe: Image, ppi: int, tried: Poses | None = None
 ) -> Comparison:
-    """Compares two prints in every pose, as `FingerprintExtractor.compare` does, and keeps the best one.
+    """Compares two prints in every pose that is `tried`, and keeps the best one.
 
-    Args:
-        extractor: the model.
-        reference, probe: image files, or arrays (H, W) uint8 with dark ridges.
-        ppi: resolution of both, pixels per inch.
-        tried: poses.
-
-    Raises:
-        UserError: an image without a print.
+    Arguments and errors are those of `FingerprintExtractor.compare`.
     """
     tried = tried or extractor.usual_poses
     canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
     images = torch.from_numpy(canvases).to(extractor.device)
     embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
-    best = best_agreement(embeddings[0], embeddings[1], extractor.cells)
-    reference_pose = extractor.pose_of(images[:1], tried, best.reference)
-    pose = reference_pose.inverse().within(extractor.pose_of(images[1:], tried, best.probe))
+    best, i, j = best_agreement(embeddings[0], embeddings[1], extractor.cells)
+    pose = extractor.pose_of(images[:1], tried, i).inverse().within(extractor.pose_of(images[1:], tried, j))
     basis = decision_basis(extractor.notes, len(tried) if tried in (UPRIGHT, extractor.usual_poses) else 0)
-    verdicts = decisions(best.similarity, basis.thresholds)
     pose = Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
-    return Comparison(best.similarity, canvases, pose, len(tried), verdicts, basis.line)
+    return Comparison(best, canvases, pose, len(tried), decisions(best, basis.thresholds), basis.line)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:
-    """Rows to print: for each false match rate the threshold and whether `value` reaches it.
-
-    Args:
-        value: similarity of two prints.
-        thresholds: similarity by false match rate, as models keep it ("0.001": 0.41).
-    """
+    """Rows to print: for each false match rate of `thresholds` ("0.001": 0.41) whether a similarity reaches it."""
     rows = []
     for rate, threshold in sorted(thresholds.items(), key=lambda item: -float(item[0])):
         verdict = "match" if value >= threshold else "no match"

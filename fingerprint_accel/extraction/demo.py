@@ -13,39 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import torch
 
-from fingerprint_accel.data.images import SUFFIXES
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.data.walking import IMAGE_SUFFIXES
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.demo_folder import dropped_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
-from fingerprint_accel.extraction.search_commands import find, open_gallery, search_basis
+from fingerprint_accel.extraction.search import columns, find, open_gallery
 
 HOST = "127.0.0.1"
 # The browser then asks nobody but us, whatever the page says.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # gradio's own are fetched from Google
 STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {display: none !important}"
 
 
 class Demo:
-    """What the page does, without the page.
-
-    Args:
-        extractor: the model.
-    """
+    """What the page does, without the page. All raise UserError for a file that is missing or holds no print."""
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
-        self.search_basis = search_basis(extractor)
-
-    @property
-    def hit_columns(self) -> list[str]:
-        """Names of what `search` tells of a reference."""
-        return ["rank", "similarity", *(["match at FMR"] if self.search_basis.thresholds else []), "name"]
 
     def canvas(self, file: str | None, ppi: float) -> PIL.Image.Image | None:
         """A print as the network is given it, with its minutiae where the model finds such."""
@@ -53,16 +43,12 @@ class Demo:
             return None
         canvas = self.extractor.on_canvas(file, _resolution(ppi))
         minutiae = None
-        if self.extractor.model.needs_minutia_maps:
-            minutiae = minutiae_on_canvases(self.extractor, canvas[None])[0]
+        if self.extractor.model.config.needs_minutia_maps:
+            minutiae = minutiae_on_canvases(self.extractor, torch.from_numpy(canvas)[None])[0]
         return canvas_picture(canvas, minutiae)
 
     def compare(self, reference: str | None, probe: str | None, ppi: float, poses: bool) -> tuple[str, PIL.Image.Image]:
-        """Similarity and decisions as Markdown, and the picture of the pair.
-
-        Raises:
-            UserError: a file is missing, or holds no print.
-        """
+        """Similarity and decisions as Markdown, and the picture of the pair."""
         if reference is None or probe is None:
             raise UserError("drop two prints first")
         found = compare_prints(self.extractor, reference, probe, _resolution(ppi), None if poses else UPRIGHT)
@@ -73,28 +59,16 @@ class Demo:
         return f"## similarity {value}\n\n{table}{found.basis}", PIL.Image.open(io.BytesIO(png))
 
     def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
-        """Rows of `hit_columns`; and what was searched.
-
-        Raises:
-            UserError: no file, no print on it, or a folder that is no gallery of this model.
-        """
+        """Rows of `search.columns`; and what was searched, as Markdown."""
         if probe is None:
             raise UserError("drop a print first")
         gallery = open_gallery(Path(folder.strip()), self.extractor)
-        hits, seconds = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
-        decided = bool(self.search_basis.thresholds)
-        rows = [
-            [rank, f"{hit.similarity:.3f}", *([hit.rate] if decided else []), hit.name]
-            for rank, hit in enumerate(hits, 1)
-        ]
-        told = f"compared with {len(gallery):,} prints in {1000 * seconds:.0f} ms"
-        rates = "; rates are those of one comparison" if decided else ""
-        return rows, f"{told}{rates}\n\n{self.search_basis.line}"
+        rows, told = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
+        return rows, "\n\n".join(told)
 
 
 def _resolution(ppi: float) -> int:
-    if not ppi or ppi <= 0:
-        raise UserError("give the resolution of the prints, pixels per inch, for example 500")
+    require(bool(ppi) and ppi > 0, "give the resolution of the prints, pixels per inch, for example 500")
     return round(ppi)
 
 
@@ -113,7 +87,7 @@ def import_gradio() -> Any:
 
 def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
     """The page, as gradio's Blocks."""
-    drop = functools.partial(gradio.File, file_types=sorted(SUFFIXES), type="filepath", height=110)
+    drop = functools.partial(gradio.File, file_types=sorted(IMAGE_SUFFIXES), type="filepath", height=110)
     shown = functools.partial(gradio.Image, interactive=False, buttons=[], height=380)
     told = functools.partial(_told, gradio)
     extractor = demo.extractor
@@ -151,7 +125,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
                     look = gradio.Button("Search", variant="primary", elem_id="search")
                 canvas = shown(label="print on its canvas", elem_id="unknown-canvas")
             searched = gradio.Markdown(elem_id="searched")
-            hits = gradio.Dataframe(headers=demo.hit_columns, interactive=False, elem_id="hits")
+            hits = gradio.Dataframe(headers=columns(extractor), interactive=False, elem_id="hits")
             gradio.on([probe.change, *retyped], told(demo.canvas), [probe, ppi], canvas, api_name=False)
             look.click(told(demo.search), [folder, probe, ppi, top], [hits, searched], api_name="search")
     return page
@@ -174,10 +148,6 @@ class StaysHere:
 
     Requests count as this machine's if they name it: a page elsewhere whose name was made to lead here (DNS rebinding)
     sends its own name as Host, and a form on such a page sends its Origin.
-
-    Args:
-        app: what answers.
-        port: where the page is served.
     """
 
     def __init__(self, app: Any, port: int) -> None:
@@ -237,7 +207,8 @@ def serve(gradio: Any, page: Any, port: int) -> str:
         app.middleware_stack = StaysHere(app.middleware_stack, port)
         yield
 
-    sans, mono = FONTS
+    # gradio's own fonts are fetched from Google
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=HOST,
         server_port=port,
@@ -245,7 +216,7 @@ def serve(gradio: Any, page: Any, port: int) -> str:
         quiet=True,
         ssr_mode=False,
         prevent_thread_lock=True,
-        theme=gradio.themes.Default(font=sans, font_mono=mono),
+        theme=theme,
         css=STYLE,
         app_kwargs={"lifespan": guarded},
     )

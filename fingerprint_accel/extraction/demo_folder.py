@@ -23,11 +23,17 @@ ENDING = tuple(getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signa
 def dropped_prints() -> Iterator[Path]:
     """Yields a folder of mode 0700 that is removed in the end, also by a signal; first removes what killed demos left.
 
+    A signal that is ignored, as under nohup, stays ignored.
+
     Raises:
         SystemExit: a signal came; its code is 128 plus the number of the signal.
     """
     remove_leftovers()
-    with _ended_by_signals():
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    for number in ENDING:
+        if before[number] is signal.SIG_DFL:
+            signal.signal(number, _end)
+    try:
         folder, lock = _new_folder()
         try:
             yield folder
@@ -35,6 +41,10 @@ def dropped_prints() -> Iterator[Path]:
             _ignore_signals()
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not installed by Python, which cannot put it back
+                signal.signal(number, handler)
 
 
 def remove_leftovers() -> None:
@@ -67,21 +77,6 @@ def _new_folder() -> tuple[Path, int]:
 
 def _open(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Signals raise SystemExit, so that the folder is removed; one that is ignored, as under nohup, stays ignored."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-    for number in ENDING:
-        if before[number] is signal.SIG_DFL:
-            signal.signal(number, _end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: not installed by Python, which cannot put it back
-                signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,17 +7,20 @@ came from, `failed.jsonl` which of them could not be embedded and why, `config.j
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from fingerprint_accel.data.importing import kind_of
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.template_formats import TemplateFormat
 from fingerprint_accel.outputs import FolderKind, json_with
+from fingerprint_accel.text import aligned
 
 FORMAT_VERSION = 2  # 1 had all rows in one file, embeddings.safetensors, and is read too
 PRINTS, FAILED, CONFIG = "prints.parquet", "failed.jsonl", "config.json"
@@ -35,12 +38,10 @@ class Embeddings:
 
     Attributes:
         folder: where they lie.
-        templates: (N, ...) as stored, see `TemplateFormat`.
-        finger: (N,) int32, -1 where it is not known.
-        impression: (N,) int16, likewise.
+        templates: (N, ...) as stored, in `format`.
+        finger, impression: (N,) int32 and int64, -1 where they are not known.
         quality: (N,) float32, 0 to 1.
         failed: (N,) bool, failure to extract.
-        format: how the templates are stored.
         config: what `config.json` says.
     """
 
@@ -71,19 +72,53 @@ def open_embeddings(folder: Path | str) -> Embeddings:
         facts = config["template"]
         template = TemplateFormat(facts["kind"], int(facts["length"]), int(facts.get("cells", 0)))
         shards = [load_file(folder / name) for name in config.get("sha256", ["embeddings.safetensors"])]
-        tensors = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-        failed = np.zeros(len(tensors["quality"]), bool)
+        templates, finger, impression, quality = (
+            np.concatenate([shard[name] for shard in shards])
+            for name in ("embeddings", "finger", "impression", "quality")
+        )
+        failed = np.zeros(len(quality), bool)
         for line in (folder / FAILED).read_text().splitlines():
             failed[json.loads(line)["row"]] = True
-        return Embeddings(
-            folder,
-            tensors["embeddings"],
-            tensors["finger"],
-            tensors["impression"],
-            tensors["quality"],
-            failed,
-            template,
-            config,
-        )
+        return Embeddings(folder, templates, finger, impression, quality, failed, template, config)
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise UserError(f"{folder}: no embeddings, or damaged ({str(error)[:80]}); `extract` makes them") from error
+
+
+class ExtractionSummary:
+    """What an extraction did, read from its folder: `quality` (N,) float32, and `failed`, how many prints by reason.
+
+    `made` is how many prints this run embedded, in so many seconds; the others were there.
+    """
+
+    def __init__(self, out: Path, template: TemplateFormat, made: int, seconds: float) -> None:
+        self.out, self.format, self.made, self.seconds = out, template, made, seconds
+        quality = []
+        for name in json.loads((out / CONFIG).read_text())["sha256"]:
+            with safe_open(out / name, "np") as file:
+                quality.append(file.get_tensor("quality"))
+        self.quality: np.ndarray = np.concatenate(quality)
+        with (out / FAILED).open() as log:
+            self.failed = Counter(kind_of(json.loads(line)["reason"]) for line in log)
+        self.megabytes = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+
+    def table(self) -> str:
+        """The summary as aligned text."""
+        prints, failed = len(self.quality), self.failed.total()
+        low, median, high = np.percentile(self.quality, [10, 50, 90])
+        speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
+        rows = [("prints", f"{prints}"), ("failure to extract", f"{failed} ({failed / prints:.2%})")]
+        rows += [(f"  {reason}", f"{number}") for reason, number in self.failed.most_common(5)]
+        rows += [
+            ("template", f"{self.format.kind}, {self.format.length} numbers, {self.format.bytes} bytes"),
+            ("quality", f"median {median:.2f}, 10 % below {low:.2f}, 10 % above {high:.2f}"),
+            ("MB", f"{self.megabytes:.1f}"),
+            ("seconds", f"{self.seconds:.1f}{speed}"),
+            ("embeddings", str(self.out)),
+        ]
+        return aligned(rows)
+
+    def show(self) -> None:
+        """Prints the table, and where to find what failed."""
+        print(self.table())
+        if self.failed:
+            print(f"prints that failed and reasons: {self.out / FAILED}")

@@ -7,7 +7,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import nn
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.centring import centred
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.outputs import check_file, mark
+from fingerprint_accel.outputs import mark
 from fingerprint_accel.preprocess.geometric import turned_and_shifted, upright
 
 OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
@@ -29,11 +28,7 @@ KIND = "exported model"  # in the files, so that they may be replaced
 
 
 class Embedder(nn.Module):
-    """Canvases to embeddings in one graph: upright, without loops over the batch.
-
-    Args:
-        extractor: whose network and preparation it is.
-    """
+    """Network and preparation of an extractor in one graph: upright, without loops over the batch."""
 
     center: torch.Tensor | None
 
@@ -50,27 +45,11 @@ class Embedder(nn.Module):
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
         inputs = self.preprocessor.pixels(images, pose)
         if self.alignment_network is None:
-            return self._centred(self.model(inputs).embedding)
-        pose = turned_and_shifted(self.alignment_network.transform(inputs), self.crop)  # as `extractor.alignment` does
-        return self._centred(self.model.describe(self.preprocessor.pixels(images, pose)).embedding)
-
-    def _centred(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings if self.center is None else centred(embeddings, self.center, self.branches, self.cells)
-
-
-@dataclass(frozen=True)
-class Check:
-    """An exported file beside the original.
-
-    Attributes:
-        difference: largest, of any number of any embedding.
-        milliseconds: of a print, in batches of 8, by the exported file.
-        original_milliseconds: the same by PyTorch.
-    """
-
-    difference: float
-    milliseconds: float
-    original_milliseconds: float
+            output = self.model(inputs)
+        else:  # as `extractor.alignment` does
+            pose = turned_and_shifted(self.alignment_network.transform(inputs), self.crop)
+            output = self.model.describe(self.preprocessor.pixels(images, pose))
+        return centred(output.embedding, self.center, self.branches, self.cells)
 
 
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
@@ -83,28 +62,16 @@ def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
         return torch.export.export(embedder, (example,), dynamic_shapes=({0: batch},))
 
 
-def save_torch(
-    extractor: FingerprintExtractor, path: Path, program: torch.export.ExportedProgram | None = None
-) -> Check:
-    """Writes a `torch.export` file, which `torch.export.load` opens without this package, and checks it.
-
-    Args:
-        extractor: the model.
-        path: to write.
-        program: what `traced` says of it, where that is at hand: tracing takes seconds.
-    """
-    torch.export.save(program or traced(extractor), path, extra_files={mark(KIND): ""})
+def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
+    """Writes an extractor's graph, see `traced`, to a `torch.export` file, which `torch.export.load` opens without this
+    package, and checks it. Returns size, difference from the original and speed, in words."""
+    torch.export.save(program, path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
-    return _check(extractor, lambda images: module(torch.from_numpy(images)).detach().numpy())
+    return _checked(extractor, path, lambda images: module(torch.from_numpy(images)).detach().numpy())
 
 
-def save_onnx(
-    extractor: FingerprintExtractor, path: Path, program: torch.export.ExportedProgram | None = None
-) -> Check:
-    """Writes an ONNX file with input `images` and output `embeddings`, and checks it with onnxruntime.
-
-    Args:
-        extractor, path, program: as of `save_torch`.
+def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
+    """`save_torch` for an ONNX file with input `images` and output `embeddings`, checked with onnxruntime.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is missing.
@@ -118,7 +85,7 @@ def save_onnx(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(
-            program or traced(extractor),
+            program,
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
@@ -129,11 +96,11 @@ def save_onnx(
     written.model.metadata_props["written_by"] = mark(KIND)
     written.save(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _check(extractor, lambda images: session.run(["embeddings"], {"images": images})[0])
+    return _checked(extractor, path, lambda images: session.run(["embeddings"], {"images": images})[0])
 
 
-def _check(extractor: FingerprintExtractor, run: Callable[[np.ndarray], np.ndarray]) -> Check:
-    """Both on random canvases, in batches of several sizes."""
+def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Runs an exported file and the original on random canvases, in batches of several sizes."""
     extractor = extractor.cpu()
 
     def original(images: np.ndarray) -> np.ndarray:
@@ -149,28 +116,8 @@ def _check(extractor: FingerprintExtractor, run: Callable[[np.ndarray], np.ndarr
             started = time.perf_counter()
             function(images)
             found.append(1000 * (time.perf_counter() - started) / len(images))
-    return Check(largest, statistics.median(times[0]), statistics.median(times[1]))
-
-
-def export_command(model: str, onnx: Path | None, torch_file: Path | None) -> None:
-    """Writes the files asked for; prints how they compare with the original.
-
-    Raises:
-        UserError: no such model, no file asked for, a package is missing, or a file that `export` has not written is
-            in the place of one.
-    """
-    if onnx is None and torch_file is None:
-        raise UserError("nothing to write: give --onnx FILE, --torch FILE, or both")
-    for file in filter(None, (onnx, torch_file)):
-        check_file(file, KIND)
-        file.parent.mkdir(parents=True, exist_ok=True)
-    extractor = FingerprintExtractor.from_pretrained(model)
-    program = traced(extractor)
-    for path, save in ((onnx, save_onnx), (torch_file, save_torch)):
-        if path is not None:
-            check = save(extractor, path, program)
-            print(
-                f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {check.difference:.1e}; "
-                f"{check.milliseconds:.1f} ms a print in batches of {TRIED[-1]}, "
-                f"PyTorch {check.original_milliseconds:.1f}"
-            )
+    ours, theirs = map(statistics.median, times)
+    return (
+        f"{path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {largest:.1e}; {ours:.1f} ms a print in "
+        f"batches of {TRIED[-1]}, PyTorch {theirs:.1f}"
+    )

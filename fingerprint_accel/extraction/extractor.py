@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,6 @@ from torch import nn
 from tqdm import tqdm
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.print_info import PrintInfo
@@ -26,13 +26,12 @@ from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
 from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
 from fingerprint_accel.models.alignment import AlignmentNetwork, hypotheses
-from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.models.deepprint import DeepPrint, Output
 from fingerprint_accel.models.folding import folded
-from fingerprint_accel.models.output import Output
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
+from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.preprocess.geometric import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
-from fingerprint_accel.preprocess.stored import enhance_canvas
 from fingerprint_accel.similarity import similarity
 
 Image = Path | str | np.ndarray
@@ -117,10 +116,7 @@ class FingerprintExtractor(nn.Module):
 
     @property
     def identity(self) -> str:
-        """What tells this model from others: the beginning of a SHA-256 of its weights and its centre.
-
-        Embeddings of two models must not be compared; galleries keep this beside theirs.
-        """
+        """The beginning of a SHA-256 of weights and centre. Embeddings of two models must not be compared."""
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -129,11 +125,8 @@ class FingerprintExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
-        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses.
-
-        The print as it is comes first: the best hypothesis, upright. Hypothesis by hypothesis, turn by turn, shift by
-        shift.
-        """
+        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length; (B, P, D) for P > 1 poses:
+        hypothesis by hypothesis, turn by turn, shift by shift, the print as it is first."""
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         found = [
             self.centred(self.network(images, pose.repeated(len(images)), alignment).embedding)
@@ -145,8 +138,7 @@ class FingerprintExtractor(nn.Module):
 
     def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(B, D) as the network gives them -> as templates: the centre subtracted, if there is one."""
-        center = self.center
-        return embeddings if center is None else centred(embeddings, center, len(self.model.branch_dims), self.cells)
+        return centred(embeddings, self.center, len(self.model.branch_dims), self.cells)
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
         """images (B, canvas, canvas) uint8 -> where the alignment network finds the fingers; None without one."""
@@ -163,21 +155,15 @@ class FingerprintExtractor(nn.Module):
     @torch.no_grad()
     def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
         """images (B, canvas, canvas) uint8 -> the poses on their canvases behind embedding `number` of `forward`."""
-        crop, device = float(self.preprocess_config.crop), images.device
-        tried = poses.all(crop, self.ppi, device)
+        tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         hypothesis, turn = divmod(number, len(tried))
         pose = tried[turn].repeated(len(images))
         alignment = self.alignments(images, poses.hypotheses)[hypothesis]
         return pose if alignment is None else pose.within(alignment)
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
-        """images (B, canvas, canvas) uint8 -> all that the network says of them.
-
-        Args:
-            images: the canvases.
-            pose: to take them in, on top of the alignment; default as they are.
-            alignment: what `alignment` says of them; default it is asked.
-        """
+        """images (B, canvas, canvas) uint8 -> all that the network says of them, taken in `pose` on top of `alignment`;
+        without `alignment` the network is asked for one."""
         alignment = alignment or self.alignment(images)
         if alignment is not None:
             pose = alignment if pose is None else pose.within(alignment)
@@ -195,22 +181,15 @@ class FingerprintExtractor(nn.Module):
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
-        """Median length of embeddings before they are scaled to unit length, of usual prints: (B, canvas, canvas) uint8
-        each. Kept in `notes` under this name, it lets `quality` see how strongly the network answers to a print."""
+        """(B, canvas, canvas) uint8 of usual prints -> median length of their embeddings before they are scaled to unit
+        length. Kept in `notes` under this name, it tells `quality` how strongly the network answers to a print."""
         norms = [norm for images in batches if (norm := self.network(images.to(self.device)).norm) is not None]
         return round(float(torch.cat(norms).median()), 3)
 
     def quality(self, prints: Shards | Sequence[Image], ppi: int = 0, batch_size: int = 64) -> np.ndarray:
-        """How much each print has to compare by, 0 to 1; prints of low quality often fail to match.
+        """(N,) float32: how much each print has to compare by, 0 to 1; prints of low quality often fail to match.
 
-        Args:
-            prints, ppi, batch_size: as of `extract`.
-
-        Returns:
-            (N,) float32.
-
-        Raises:
-            UserError: as of `extract`.
+        Arguments and errors are those of `extract`.
         """
         batches = self.batches(prints, ppi, batch_size)
         return torch.cat([self.with_quality(images)[1].cpu() for images in batches]).numpy()
@@ -224,7 +203,8 @@ class FingerprintExtractor(nn.Module):
         batch_size: int = 64,
         progress: bool = True,
     ) -> np.ndarray:
-        """Embeds prints, in order.
+        """Embeds N prints, in order -> (N, D) float32 of unit length; (N, P, D) for P > 1 poses. Variants with two
+        branches have half the numbers from each, the texture branch first.
 
         Args:
             prints: an opened dataset; or image files, or arrays (H, W) uint8 with dark ridges, of any size.
@@ -232,10 +212,6 @@ class FingerprintExtractor(nn.Module):
             poses: ways in which each print is turned and shifted before it is embedded.
             batch_size: prints at a time.
             progress: shows a progress bar.
-
-        Returns:
-            (N, D) float32 of unit length; (N, P, D) for P > 1 poses. Variants with two branches have half the numbers
-            from each, the texture branch first.
 
         Raises:
             UserError: a dataset of another ppi or canvas than the network was trained on, only one of the two
@@ -265,7 +241,7 @@ class FingerprintExtractor(nn.Module):
         return float(similarity(both[:1], both[1:], self.cells)[0, 0])
 
     def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
-        """An image (H, W) uint8 or file as the network wants it: (canvas, canvas) uint8, as an import would store it.
+        """An image (H, W) uint8 or file -> (canvas, canvas) uint8, as an import would store it.
 
         Raises:
             UserError: no image, or no print on it.
@@ -300,8 +276,7 @@ class FingerprintExtractor(nn.Module):
 
     def check_dataset(self, shards: Shards) -> None:
         """Raises UserError, with the remedy, where the prints of a dataset are not as the network wants them."""
-        info = shards.info
-        found = PrintInfo(info.ppi, info.canvas, info.enhanced)
+        found = PrintInfo(shards.info.ppi, shards.info.canvas, shards.info.enhanced)
         found.check_suits(PrintInfo(self.ppi, self.canvas, self.enhanced), shards.folder)
 
     def save_pretrained(self, folder: Path | str, notes: dict[str, Any] | None = None, half: bool = False) -> None:
@@ -331,8 +306,8 @@ class FingerprintExtractor(nn.Module):
         """`config.json` and card of an exported model called `name`."""
         config = {
             "format_version": 1,
-            "model": to_dict(self.model.config),
-            "preprocess": to_dict(self.preprocess_config),
+            "model": asdict(self.model.config),
+            "preprocess": asdict(self.preprocess_config),
             "ppi": self.ppi,
             "canvas": self.canvas,
             "enhanced": self.enhanced,

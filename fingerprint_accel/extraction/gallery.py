@@ -8,8 +8,6 @@ folder that cannot be used. Files are memory-mapped: opening costs nothing, and 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,17 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.durable import file_sha256, fsync_path, write_file
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.gallery_files import (
-    FACTS,
-    KIND,
-    PART_NAME,
-    as_facts,
-    part_files,
-    read_facts,
-    read_part,
-)
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file, write_json
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.extraction.gallery_files import FACTS, KIND, as_facts, part_files, read_facts, read_part
 from fingerprint_accel.outputs import check_folder, exclusive_lock
 from fingerprint_accel.similarity import masked_similarity
 
@@ -45,12 +35,8 @@ PATIENCE = 60.0  # seconds to wait for another enrolment to write its file
 
 @dataclass(frozen=True)
 class Hits:
-    """Best references of each probe, best first.
-
-    Attributes:
-        similarity: (M, k) float32.
-        row: (M, k) int64 in the gallery; equal similarities in ascending order of row are not promised.
-    """
+    """References of each probe, best first: `similarity` (M, k) float32 and `row` (M, k) int64 in the gallery. Equal
+    similarities come in any order."""
 
     similarity: np.ndarray
     row: np.ndarray
@@ -77,7 +63,8 @@ class Gallery:
         facts = read_facts(self.folder)
         if facts is None:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
-        self.dims, self.model, self.cells = facts
+        self.dims, self.model, self.cells = facts["dims"], facts["model"], facts["cells"]
+        self._facts = json.dumps(facts, indent=2) + "\n"
         self._open_parts()
 
     def _open_parts(self) -> None:
@@ -96,26 +83,20 @@ class Gallery:
         folder = Path(folder)
         check_folder(folder, KIND)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            write_file(staged / FACTS, json.dumps(as_facts(dims, model, cells), indent=2) + "\n")
-            staged.rename(folder)  # takes the place of an empty folder, and of no other
-        except OSError as error:
-            if folder.exists():
-                raise UserError(f"{folder}: exists already; choose another folder") from error
-            raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with tempfile.TemporaryDirectory(".tmp", f".{folder.name}.", folder.parent) as staged:
+            write_json(Path(staged) / FACTS, as_facts(dims, model, cells))
+            try:
+                Path(staged).rename(folder)  # takes the place of an empty folder, and of no other
+            except OSError as error:
+                if folder.exists():
+                    raise UserError(f"{folder}: exists already; choose another folder") from error
+                raise
         fsync_path(folder.parent)
         return cls(folder)
 
     @classmethod
     def open_or_create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Opens a gallery, or makes an empty one where there is none.
-
-        Raises:
-            UserError: the folder holds something else.
-        """
+        """Opens a gallery, or makes an empty one; raises UserError where the folder holds something else."""
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)
@@ -127,14 +108,11 @@ class Gallery:
 
     def append(self, embeddings: np.ndarray, names: Sequence[str]) -> int:
         """Enrols prints in one new file: all of them, or none. Prints that are enrolled already, by name and embedding,
-        are passed over, so that an enrolment can be repeated after a kill.
+        are passed over, so that an enrolment can be repeated after a kill. Returns how many were new.
 
         Args:
             embeddings: (N, D) float32 of unit length.
             names: N, what a search answers with.
-
-        Returns:
-            Number of prints that were new.
 
         Raises:
             UserError: another process has been writing to the gallery for a minute.
@@ -148,7 +126,7 @@ class Gallery:
             if new.any():
                 self._write(embeddings[new], [name for name, is_new in zip(names, new, strict=True) if is_new])
             if not (self.folder / FACTS).is_file():
-                write_file(self.folder / FACTS, json.dumps(self._facts, indent=2) + "\n")
+                write_file(self.folder / FACTS, self._facts)
         return int(new.sum())
 
     def _are_new(self, embeddings: np.ndarray, names: list[str]) -> np.ndarray:
@@ -168,19 +146,14 @@ class Gallery:
         """A new file of prints."""
         flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
         columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(names, pa.string())]
-        facts = {"gallery": json.dumps(self._facts)}
-        batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata(facts)
-        temporary = self.folder / f".{os.getpid()}.tmp"
+        batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata({"gallery": self._facts})
+        number = max((int(name[5:11]) for name in self.part_names), default=-1) + 1
+        temporary = draft_of(self.folder / f"part-{number:06d}")
         try:
-            with temporary.open("wb") as file:
-                with pa.ipc.new_file(file, batch.schema) as writer:
-                    writer.write_batch(batch)
-                file.flush()
-                os.fsync(file.fileno())
-            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := PART_NAME.fullmatch(path.name))]
-            number = max(numbers, default=-1) + 1
-            path = self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow"
-            temporary.rename(path)
+            with pa.ipc.new_file(str(temporary), batch.schema) as writer:
+                writer.write_batch(batch)
+            fsync_path(temporary)
+            temporary.rename(self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow")
             fsync_path(self.folder)
         finally:
             temporary.unlink(missing_ok=True)
@@ -203,20 +176,16 @@ class Gallery:
             found[here] = self._part(number)[rows[here] - self._starts[number]]
         return found
 
-    @property
-    def _facts(self) -> dict[str, int | str]:
-        return as_facts(self.dims, self.model, self.cells)
-
     def _part(self, number: int) -> np.ndarray:
         """(n, D) float32, a view of the file."""
         return np.from_dlpack(self._parts[number]["embedding"].flatten()).reshape(-1, self.dims)
 
     def check_probes(self, probes: np.ndarray) -> None:
         """Raises UserError where probes are not (M, D) or (M, H, D)."""
-        if probes.ndim not in (2, 3) or probes.shape[-1] != self.dims:
-            raise UserError(
-                f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}"
-            )
+        require(
+            probes.ndim in (2, 3) and probes.shape[-1] == self.dims,
+            f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}",
+        )
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """First row, and (n, D) float32 view of the file, of some references at a time."""
@@ -238,8 +207,7 @@ class Gallery:
         Raises:
             UserError: an empty gallery, or probes of another length.
         """
-        if not len(self):
-            raise UserError(f"{self.folder}: no print is enrolled yet")
+        require(len(self) > 0, f"{self.folder}: no print is enrolled yet")
         self.check_probes(probes)
         k = min(k, len(self))
         if probes.ndim == 3:
@@ -249,12 +217,8 @@ class Gallery:
         return Hits(similarity, row)
 
     def best(self, probes: np.ndarray, candidates: np.ndarray, k: int) -> Hits:
-        """The k of some references that are most similar to each probe, the best of its hypotheses counting.
-
-        Args:
-            probes: (M, H, D) float32 of unit length.
-            candidates: (M, n) their rows, in any order; -1 for none.
-            k: how many, at most n. Where there are fewer, the last have row 0 and similarity -1.
+        """The k references most similar to each probe (M, H, D), the best of its hypotheses counting, among those rows
+        that `candidates` (M, n) names, -1 for none. Where these are fewer than k, the last have row 0, similarity -1.
         """
         similarity, row = np.full((len(probes), k), -1, np.float32), np.zeros((len(probes), k), np.int64)
         for number, (hypotheses, rows) in enumerate(zip(probes, candidates, strict=True)):

@@ -1,10 +1,11 @@
-"""The files of a gallery folder: what the gallery is, and one Arrow file for each enrolment."""
+"""The files of a gallery folder: what the gallery is, and one Arrow file for each enrolment. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,27 +17,21 @@ FACTS = "gallery.json"
 PART_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
 
 
-def as_facts(dims: int, model: str, cells: int) -> dict[str, int | str]:
+def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
     """What `gallery.json` and every file of prints say of a gallery."""
     return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
 
 
-def _facts(facts: dict[str, int | str]) -> tuple[int, str, int]:
-    return int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0))  # older galleries do not name cells
-
-
-def read_facts(folder: Path) -> tuple[int, str, int] | None:
-    """Length of the embeddings, model and cells of a gallery folder, from `gallery.json` or, where that is lost, from a
-    file of prints; None where neither says."""
-    try:
-        return _facts(json.loads((folder / FACTS).read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    try:
-        path = part_files(folder)[0]
-        return _facts(json.loads(pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"gallery"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
-        return None
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What `gallery.json` or, where that is lost, a file of prints says of a gallery; None where neither does."""
+    for path in (folder / FACTS, *part_files(folder)[:1]):
+        try:
+            text = path.read_text() if path.name == FACTS else _open(path).schema.metadata[b"gallery"]
+            facts = json.loads(text)
+            return as_facts(int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0)))  # 0 in older galleries
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+            continue
+    return None
 
 
 KIND = FolderKind("a gallery folder", lambda folder: read_facts(folder) is not None, ".*", whole=False)
@@ -44,19 +39,19 @@ KIND = FolderKind("a gallery folder", lambda folder: read_facts(folder) is not N
 
 def part_files(folder: Path) -> list[Path]:
     """The files of prints, oldest first."""
-    return sorted(path for path in folder.iterdir() if PART_NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("part-*") if PART_NAME.fullmatch(path.name))
 
 
 def read_part(path: Path, dims: int) -> pa.RecordBatch:
-    """Opens a file of prints, memory-mapped.
-
-    Raises:
-        UserError: it is damaged, or holds embeddings of another length than `dims`.
-    """
+    """Opens a file of prints, memory-mapped; raises UserError where it is damaged or of another length than `dims`."""
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch = _open(path).get_batch(0)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again") from error
     if batch.schema.field("embedding").type.list_size != dims:
         raise UserError(f"{path}: belongs to another gallery")
     return batch
+
+
+def _open(path: Path) -> Any:
+    return pa.ipc.open_file(pa.memory_map(str(path)))

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from fingerprint_accel.data.canvas import find_frame
 from fingerprint_accel.data.images import read_grey
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
-from fingerprint_accel.durable import write_file
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image, open_extractor
-from fingerprint_accel.outputs import FolderKind, check_folder, json_with
+from fingerprint_accel.durable import write_json
+from fingerprint_accel.errors import require
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
+from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
 DIRECTIONS, COARSELY = 180, 5  # tried for each peak; every fifth of them while peaks are looked for
@@ -100,23 +97,17 @@ def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, to
 
 @torch.inference_mode()
 def minutiae_on_canvases(
-    extractor: FingerprintExtractor, canvases: np.ndarray, threshold: float = THRESHOLD
+    extractor: FingerprintExtractor, canvases: torch.Tensor, threshold: float = THRESHOLD
 ) -> list[np.ndarray]:
-    """Minutiae of prints as the network is given them.
+    """canvases (B, canvas, canvas) uint8, ridges dark -> for each (n, 4) float32 x, y in canvas pixels, angle, score.
 
-    Args:
-        extractor: a model with a minutia branch.
-        canvases: (B, canvas, canvas) uint8, ridges dark.
-        threshold: least score.
-
-    Returns:
-        For each (n, 4) float32 x, y in canvas pixels, angle, score 0 to 1; the surest first.
+    Scores lie between `threshold` and 1; the surest minutia is first.
 
     Raises:
         UserError: the model has no minutia branch.
     """
     check_draws_minutiae(extractor)
-    inputs = extractor.preprocessor.images(torch.from_numpy(canvases).to(extractor.device))
+    inputs = extractor.preprocessor.images(canvases.to(extractor.device))
     with torch.autocast(extractor.device.type, torch.bfloat16, enabled=extractor.bf16):
         maps = extractor.model.draw_minutiae(inputs.contiguous(memory_format=torch.channels_last))
     found = [read_map(minutia_map, threshold) for minutia_map in maps]
@@ -138,88 +129,53 @@ def read_minutiae(
 
     Args:
         extractor: a model with a minutia branch.
-        prints: an opened dataset; or image files, or arrays (H, W) uint8 with dark ridges, of any size.
-        ppi: resolution of the images, pixels per inch; a dataset knows its own.
+        prints, ppi, batch_size, progress: as of `FingerprintExtractor.extract`.
         threshold: least score.
-        batch_size: prints at a time.
-        progress: shows a progress bar.
 
     Returns:
         For each (n, 4) float32 x, y, angle in radians counter-clockwise from +x with y up, score 0 to 1; the surest
         first. x and y are pixels of the image as it is in its file, of a dataset those of its canvas.
 
     Raises:
-        UserError: the model has no minutia branch, a dataset of another ppi or canvas, an image without a print, or no
-            ppi.
+        UserError: the model has no minutia branch, or as `FingerprintExtractor.extract`.
     """
     check_draws_minutiae(extractor)
+    batches = extractor.batches(prints, ppi, batch_size, progress)
+    found = [minutiae for canvases in batches for minutiae in minutiae_on_canvases(extractor, canvases, threshold)]
     if isinstance(prints, Shards):
-        extractor.check_dataset(prints)
-    elif ppi <= 0:
-        raise UserError("resolution of the images unknown; give ppi, for example 500")
-    found: list[np.ndarray] = []
-    with tqdm(total=len(prints), desc="reading minutiae", unit="print", disable=not progress) as bar:
-        for start in range(0, len(prints), batch_size):
-            stop = min(start + batch_size, len(prints))
-            if isinstance(prints, Shards):
-                canvases = np.stack([prints.image(row) for row in range(start, stop)])
-                found += minutiae_on_canvases(extractor, canvases, threshold)
-            else:
-                found += _of_images(extractor, prints[start:stop], ppi, threshold)
-            bar.update(stop - start)
-    return found
+        return found
+    return [_on_image(extractor, image, ppi, each) for image, each in zip(prints, found, strict=True)]
 
 
-def _of_images(
-    extractor: FingerprintExtractor, images: Sequence[Image], ppi: int, threshold: float
-) -> list[np.ndarray]:
-    canvases = np.stack([extractor.on_canvas(image, ppi) for image in images])
-    found = []
-    for image, minutiae in zip(images, minutiae_on_canvases(extractor, canvases, threshold), strict=True):
-        grey = image if isinstance(image, np.ndarray) else read_grey(image)
-        moved = find_frame(grey, ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
-        height, width = grey.shape
-        found.append(moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)])
-    return found
+def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae: np.ndarray) -> np.ndarray:
+    """(n, 4) on the canvas of an image -> (m, 4), those that lie on the image, in its pixels."""
+    grey = image if isinstance(image, np.ndarray) else read_grey(image)
+    moved = find_frame(grey, ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
+    height, width = grey.shape
+    return moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)]
 
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
     """Raises UserError where a model draws no minutia map, or has not learned to."""
-    if UNTRAINED in extractor.notes:
-        raise UserError(
-            f"{extractor.origin or 'the model'}: its minutia map was not trained; give a model that was trained with "
-            "--loss.minutia-map-weight above 0 on prints with minutiae"
-        )
-    if not extractor.model.needs_minutia_maps:
-        raise UserError(
-            f"{extractor.origin or 'the model'}: variant {extractor.model.config.variant} draws no minutiae; "
-            "give a model with a minutia branch, trained with --model.variant TexMinu"
-        )
+    name = extractor.origin or "the model"
+    require(
+        UNTRAINED not in extractor.notes,
+        f"{name}: its minutia map was not trained; give a model that was trained with --loss.minutia-map-weight above "
+        "0 on prints with minutiae",
+    )
+    require(
+        extractor.model.config.needs_minutia_maps,
+        f"{name}: variant {extractor.model.config.variant} draws no minutiae; give a model with a minutia branch, "
+        "trained with --model.variant TexMinu",
+    )
 
 
-def minutiae_command(
-    images: list[Path], model: str, out: Path, format: Literal["xyt", "iso"], ppi: int, threshold: float
-) -> None:
-    """Writes the minutiae of image files, one file per image with its stem.
+def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray], facts: dict[str, Any]) -> None:
+    """Writes the minutiae of image files, as of `read_minutiae`: one file per image, called as its stem.
 
-    Raises:
-        UserError: a model without a minutia branch, an image without a print, two images of one stem, a ppi or
-            threshold out of range, or `out` holds minutiae that this command has not written.
+    `facts` are kept beside them: "format" ("xyt" or "iso"), "ppi" of the images, and "model", which found the minutiae.
     """
-    if ppi <= 0:
-        raise UserError(f"--ppi {ppi}: must be above 0")
-    if not 0 < threshold <= 1:
-        raise UserError(f"--threshold {threshold}: must be above 0 and at most 1")
-    stem, count = Counter(image.stem for image in images).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{count} images are called {stem}, and so would their minutiae be; take them one by one")
-    check_folder(out, FOLDER)
-    extractor = open_extractor(model)
-    found = read_minutiae(extractor, images, ppi, threshold, progress=len(images) > 16)
-    facts = {"format": format, "ppi": ppi, "model": extractor.identity}
-    write_file(out / "minutiae.json", json.dumps(facts, indent=2) + "\n")
-    for image, minutiae in zip(images, found, strict=True):
+    write_json(folder / "minutiae.json", facts)
+    for image, found in zip(images, minutiae, strict=True):
         height, width = read_grey(image).shape
-        write_template(out / f"{image.stem}.{format}", minutiae, width, height, ppi)
-    counts = [len(minutiae) for minutiae in found]
-    print(f"{out}: minutiae of {len(images):,} prints, {min(counts)} to {max(counts)}, median {np.median(counts):.0f}")
+        write_template(folder / f"{image.stem}.{facts['format']}", found, width, height, facts["ppi"])

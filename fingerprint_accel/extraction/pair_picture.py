@@ -10,7 +10,6 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -28,10 +27,7 @@ SCALE_MM = 5
 def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
     """Reference in blue, probe in red on its place, both overlaid, with similarity and decisions, as PNG.
 
-    Args:
-        comparison: of the two.
-        names: what to call reference and probe.
-        extractor: what compared them; its ppi and window are shown.
+    `names` are those of reference and probe; ppi and window of the `extractor` that compared them are shown.
     """
     reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
     probe = _ink(comparison.canvases[1], comparison.pose)
@@ -45,24 +41,21 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
     figure = Figure(figsize=(12, 5.4), facecolor="white")
     grid = figure.add_gridspec(1, 3, left=0.01, right=0.99, bottom=0.02, top=0.745, wspace=0.02)
     for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        axes = figure.add_subplot(grid[0, column])
-        _draw(axes, picture, extractor.canvas)
+        axes, side = figure.add_subplot(grid[0, column]), extractor.canvas
+        axes.imshow(picture, extent=(0, side, side, 0), interpolation="antialiased")
+        axes.set(xticks=[], yticks=[], xlim=(0, side), ylim=(side, 0))
+        axes.spines[:].set_color("0.8")
         axes.set_title(title, fontsize=11)
     _outline(figure.axes[0], extractor)
     _write(figure, comparison)
-    FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": mark(PICTURE)})
     return buffer.getvalue()
 
 
 def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PIL.Image.Image:
-    """A print on its canvas, with its minutiae as circles with a stroke in their direction.
-
-    Args:
-        canvas: (S, S) uint8.
-        minutiae: (n, 4) x, y in canvas pixels, angle, score; the surer, the stronger they are drawn.
-    """
+    """canvas (S, S) uint8 -> the print, with minutiae (n, 4) x, y in canvas pixels, angle, score as circles with a
+    stroke in their direction: the surer, the stronger they are drawn."""
     size = FINER * len(canvas)
     picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
     draw = PIL.ImageDraw.Draw(picture)
@@ -80,15 +73,14 @@ def in_words(pose: Pose, ppi: float) -> str:
     matrix, shift = pose.matrix[0], pose.shift[0]
     degrees = round(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
     x, y = (-(matrix.T @ shift) * (MM_PER_INCH / ppi)).tolist()
-    parts = [f"turned {abs(degrees)}° {'left' if degrees > 0 else 'right'}"] if degrees else []
+    turned = f"turned {abs(degrees)}° {'left' if degrees > 0 else 'right'}" if degrees else ""
     moves = [
         f"{abs(mm):.1f} mm {positive if mm > 0 else negative}"
         for mm, positive, negative in ((x, "right", "left"), (y, "down", "up"))
         if abs(mm) >= 0.05
     ]
-    if moves:
-        parts.append("moved " + " and ".join(moves))
-    return ", ".join(parts) or "as it is"
+    moved = "moved " + " and ".join(moves) if moves else ""
+    return ", ".join(filter(None, (turned, moved))) or "as it is"
 
 
 def _ink(canvas: np.ndarray, pose: Pose) -> np.ndarray:
@@ -101,13 +93,6 @@ def _ink(canvas: np.ndarray, pose: Pose) -> np.ndarray:
 def _tinted(ink: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
     """(H, W) -> (H, W, 3): ink of a colour on white paper."""
     return 1 - ink[:, :, None] * (1 - np.array(colour, np.float32))
-
-
-def _draw(axes: Axes, picture: np.ndarray, side: int) -> None:
-    axes.imshow(picture, extent=(0, side, side, 0), interpolation="antialiased")
-    axes.set(xticks=[], yticks=[], xlim=(0, side), ylim=(side, 0))
-    for spine in axes.spines.values():
-        spine.set_color("0.8")
 
 
 def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
@@ -126,16 +111,9 @@ def _write(figure: Figure, comparison: Comparison) -> None:
     figure.text(0.012, 0.955, f"similarity {value}", fontsize=16, weight="bold", va="top")
     figure.text(0.012, 0.845 if verdicts else 0.885, comparison.basis, fontsize=8.5, va="top", color="0.3")
     for column, (rate, verdict) in enumerate(verdicts):
-        passed = verdict.startswith("match")
-        figure.text(
-            0.012 + column / 3,
-            0.885,
-            f"{rate}: {verdict}",
-            fontsize=11,
-            va="top",
-            color="#006B4F" if passed else "0.3",
-            weight="bold" if passed else "normal",
-        )
+        colour, weight = ("#006B4F", "bold") if verdict.startswith("match") else ("0.3", "normal")
+        place = (0.012 + column / 3, 0.885)
+        figure.text(*place, f"{rate}: {verdict}", fontsize=11, va="top", color=colour, weight=weight)
 
 
 def _short(name: str) -> str:

@@ -25,8 +25,7 @@ class Poses:
 
     Attributes:
         degrees: turns besides 0, counter-clockwise.
-        shift_mm: the window is also moved by so much along each axis, to both sides: eight places around the middle.
-            0 tries none.
+        shift_mm: also moves the window to eight places around the middle, by so much along each axis; 0 tries none.
         hypotheses: so many poses that the alignment network finds most probable; 1 takes its best.
 
     Raises:
@@ -46,13 +45,7 @@ class Poses:
         return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
 
     def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
-        """Turns and shifts, each as a pose of one print, to be expanded to a batch.
-
-        Args:
-            crop: side of the network's window, canvas pixels.
-            ppi: of the canvas.
-            device: of the tensors.
-        """
+        """Turns and shifts, each as a pose of one print; `crop` is the side of the network's window, canvas pixels."""
         step = self.shift_mm * ppi / MM_PER_INCH
         places = sorted(itertools.product((0.0, -step, step), repeat=2), key=lambda place: place != (0.0, 0.0))
         found = []
@@ -72,30 +65,12 @@ DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
 """The same for dense embeddings."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Where two prints agree best; one of the two poses is 0, the print as it is.
-
-    Attributes:
-        similarity: of the two there.
-        reference, probe: number of the pose of each, as in `FingerprintExtractor.forward`.
-    """
-
-    similarity: float
-    reference: int
-    probe: int
-
-
-def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> Agreement:
-    """`similarity` of two prints, and the poses in which it was reached.
-
-    Args:
-        reference, probe: (P, D) float32 of unit length, the print as it is first.
-        cells: of dense templates, as in `similarity`; others have 0.
-    """
+def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> tuple[float, int, int]:
+    """Two prints in P poses, (P, D) float32 of unit length -> their `similarity`, and the pose of each, as in
+    `FingerprintExtractor.forward`, where it was reached; one of the two is 0, the print as it is."""
     turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
     turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
     i, j = int(turned_reference.argmax()), int(turned_probe.argmax())
     if turned_reference[i] > turned_probe[j]:
-        return Agreement(float(turned_reference[i]), i, 0)
-    return Agreement(float(turned_probe[j]), 0, j)
+        return float(turned_reference[i]), i, 0
+    return float(turned_probe[j]), 0, j

@@ -32,15 +32,10 @@ def _filters() -> torch.Tensor:
 
 
 def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
-    """Area of clear ridges in the middle of canvases; every place counts by coherence and contrast.
+    """images (B, canvas, canvas) uint8, ridges dark -> (B,) float32, mm^2 of clear ridges.
 
-    Args:
-        images: (B, canvas, canvas) uint8, ridges dark.
-        ppi: of the canvases.
-        window: side of the square in the middle that is looked at, pixels: what the network sees.
-
-    Returns:
-        (B,) float32, mm^2.
+    Every place of the square of `window` pixels in the middle, which the network sees, counts by coherence and
+    contrast.
     """
     edge = (images.shape[-1] - window) // 2
     seen = images[:, edge : edge + window, edge : edge + window]
@@ -58,15 +53,12 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
 
 
 def print_quality(area: torch.Tensor, norm: torch.Tensor, usual_norm: float | None) -> torch.Tensor:
-    """Quality of prints, 0 to 1: the geometric mean of what there is to see and of what the network saw in it.
+    """(B,) float32, 0 to 1: the geometric mean of what there is to see and of what the network saw in it.
 
     Args:
         area: (B,) of clear ridges, mm^2, see `ridge_area`.
         norm: (B,) length of the embeddings before they are scaled to unit length.
         usual_norm: the median of that over usual prints; None where it is unknown, then the area alone counts.
-
-    Returns:
-        (B,) float32.
     """
     seen = (area / AMPLE_AREA).clamp_max(1)
     if usual_norm is None:

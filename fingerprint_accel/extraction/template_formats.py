@@ -22,15 +22,9 @@ DENSE_CLIP = 12.0  # of dense templates: a print that shows a quarter of the cel
 
 
 def shortened(embeddings: np.ndarray, length: int, branches: int = 1) -> np.ndarray:
-    """The first numbers of each branch's embedding, scaled to unit length (Kusupati et al. 2022, "Matryoshka").
+    """(N, D) float32, branches side by side -> (N, length): the first numbers of each branch, scaled to unit length.
 
-    Args:
-        embeddings: (N, D) float32, the branches side by side.
-        length: numbers to keep in all.
-        branches: of the network.
-
-    Returns:
-        (N, length) float32; rows of zeros stay zeros.
+    Rows of zeros stay zeros. From Kusupati et al. 2022, "Matryoshka Representation Learning".
     """
     parts = embeddings.reshape(len(embeddings), branches, -1)[:, :, : length // branches]
     norm = np.linalg.norm(parts, axis=2, keepdims=True) * np.float32(branches**0.5)
@@ -64,22 +58,17 @@ class TemplateFormat:
 
     @property
     def scale(self) -> float:
-        """What numbers of an int8 template are divided by to get those of the embedding; the same for all prints, so
-        that similarities may be computed from the integers."""
+        """What an int8 template is divided by to get the embedding; one for all prints, so that integers compare."""
         return 127 * self.length**0.5 / (DENSE_CLIP if self.cells else CLIP) if self.kind == "int8" else 1.0
-
-    @property
-    def columns(self) -> int:
-        """Numbers of a stored row."""
-        return self.length // 8 + -(-self.cells // 8) if self.kind == "binary" else self.length
 
     @property
     def bytes(self) -> int:
         """Of one template."""
-        return self.columns * np.dtype(DTYPES[self.kind]).itemsize
+        columns = self.length // 8 + -(-self.cells // 8) if self.kind == "binary" else self.length
+        return columns * np.dtype(DTYPES[self.kind]).itemsize
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """(N, length) float32 of unit length -> (N, columns) as stored."""
+        """(N, length) float32 of unit length -> rows as they are stored."""
         if self.kind == "int8":
             return np.clip(np.rint(self._kept(embeddings * self.scale)), -127, 127).astype(np.int8)
         if self.kind == "binary":
@@ -97,7 +86,7 @@ class TemplateFormat:
         return np.where(lost & (np.abs(grid) == largest), np.sign(grid), grid).reshape(values.shape)
 
     def decode(self, templates: np.ndarray) -> np.ndarray:
-        """(N, columns) as stored -> (N, length) float32 of unit length: what `search` and `similarity` compare.
+        """Rows as they are stored -> (N, length) float32 of unit length: what `search` and `similarity` compare.
 
         Two binary templates then have the similarity 1 - 2 * (bits that differ) / length; dense ones the same over the
         bits of the cells that both have.

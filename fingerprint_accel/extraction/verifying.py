@@ -12,36 +12,32 @@ from tqdm import tqdm
 
 from fingerprint_accel.data.shard_writing import INFO
 from fingerprint_accel.durable import file_sha256
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
-from fingerprint_accel.extraction.gallery_files import FACTS, PART_NAME
+from fingerprint_accel.extraction.gallery_files import FACTS, part_files
 
 MOST_THREADS = 4  # hashing lets go of the interpreter; a disk is the limit soon
 
 
 def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
-    """Compares every file of a folder that has a checksum with it.
+    """Compares every file of a folder that has a checksum with it; returns how many files and bytes these are.
 
     Args:
         folder: dataset, gallery, folder of embeddings, exported model, checkpoint, or run folder with its checkpoints.
         progress: shows a progress bar.
 
-    Returns:
-        Numbers of files and of bytes compared.
-
     Raises:
         UserError: files that are missing or have changed since they were written, by name; or no checksum.
     """
     expected = dict(_checksums(folder))
-    if not expected:
-        raise UserError(
-            f"{folder}: holds no checksums; give a dataset, a gallery, embeddings, a model, a checkpoint or a run "
-            "folder, written by this version"
-        )
+    require(
+        bool(expected),
+        f"{folder}: holds no checksums; give a dataset, a gallery, embeddings, a model, a checkpoint or a run folder, "
+        "written by this version",
+    )
     for path in expected:
-        if not path.is_file():
-            raise UserError(f"{path}: missing; restore it from a copy, or make {folder} again")
+        require(path.is_file(), f"{path}: missing; restore it from a copy, or make {folder} again")
     sizes = {path: path.stat().st_size for path in expected}
     changed = []
     with (
@@ -64,9 +60,7 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
         for file, digest in _read(folder / name).get("sha256", {}).items():
             yield folder / file, digest
     if (folder / FACTS).is_file():
-        for path in sorted(folder.iterdir()):
-            if match := PART_NAME.fullmatch(path.name):
-                yield path, match[2]
+        yield from ((path, path.stem[-16:]) for path in part_files(folder))
     if (folder / "config.yaml").is_file():  # a run folder
         for inner in [*sorted(folder.glob("checkpoints/step-*")), folder / "model"]:
             yield from _checksums(inner)

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from fingerprint_accel.config import LossConfig
-from fingerprint_accel.losses.center import CenterLoss
-from fingerprint_accel.losses.contrastive import contrastive_loss
-from fingerprint_accel.losses.margin import make_head
+from fingerprint_accel.losses.attraction import CenterLoss, contrastive_loss
+from fingerprint_accel.losses.exchange import gather
+from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import aligned, pose_loss
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 
 
 class LossParts(NamedTuple):
@@ -67,24 +67,19 @@ class DeepPrintLoss(nn.Module):
 
     def _head(self, dim: int, classes: int, dropout: float) -> nn.Module:
         config = self.config
-        if not config.sharded:
-            return make_head(config.head, dim, classes, config.scale, config.margin, dropout)
-        sampling = config.class_sample_rate, config.interclass_filter_threshold
-        return ShardedHead(dim, classes, config.head, config.scale, config.margin, dropout, *sampling)
+        how = dim, classes, config.head, config.scale, config.margin, dropout
+        if config.sharded:
+            return ShardedHead(*how, config.class_sample_rate, config.interclass_filter_threshold)
+        return IdentityHead(*how, config.label_smoothing)
 
     @property
     def describes(self) -> bool:
         """Whether anything is learned but where a finger lies."""
         config = self.config
-        return any(
-            (
-                config.identity_weight,
-                config.center_weight,
-                config.contrastive_weight,
-                config.minutia_map_weight if self.has_map else 0,
-                config.mask_weight if self.cells else 0,
-            )
-        )
+        weights = [config.identity_weight, config.center_weight, config.contrastive_weight]
+        weights += [config.minutia_map_weight] if self.has_map else []
+        weights += [config.mask_weight] if self.cells else []
+        return any(weights)
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
@@ -113,22 +108,21 @@ class DeepPrintLoss(nn.Module):
             pose: (B, 3) true poses as of `AlignmentNetwork.transform`; NaN where unknown.
             contact: (B, N, N) share of each cell of the input that is in contact, before the network aligns it.
         """
-        config = self.config
+        total = torch.zeros((), device=finger.device)
         parts: dict[str, torch.Tensor] = {}
         with torch.autocast(finger.device.type, enabled=False):
-            total = torch.zeros((), device=finger.device)
-            for name, embedding in output.branches.items():
-                terms = self._branch(name, embedding.float(), finger, margin)
-                for term, value in terms.items():
-                    total = total + getattr(config, f"{term}_weight") * value
-                    parts[f"{term}_{name}"] = value.detach()
+            terms = [
+                (term, f"{term}_{name}", value)
+                for name, embedding in output.branches.items()
+                for term, value in self._branch(name, embedding.float(), finger, margin).items()
+            ]
             if self.has_map and self.describes:
                 assert output.minutia_map is not None, "the minutia map is predicted in training mode only"
                 map_loss = minutia_map_loss(output.minutia_map.float(), maps, has_minutiae)
-                total = total + config.minutia_map_weight * map_loss
-                parts["minutia_map"] = map_loss.detach()
-            for name, value in self._truths(output, pose, contact).items():
-                total = total + getattr(config, f"{name}_weight") * value
+                terms.append(("minutia_map", "minutia_map", map_loss))
+            terms += [(term, term, value) for term, value in self._truths(output, pose, contact).items()]
+            for term, name, value in terms:
+                total = total + getattr(self.config, f"{term}_weight") * value
                 parts[name] = value.detach()
         return LossParts(total, parts)
 
@@ -150,7 +144,7 @@ class DeepPrintLoss(nn.Module):
         """Terms of one branch by name; identity and contrastive are means over the embedding and its beginnings."""
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
-        terms = {"identity": self._identity(self.heads[name], nested, finger, margin)}
+        terms = {"identity": self.heads[name](nested, finger, margin)}
         if config.center_weight > 0:
             terms["center"] = self.centers[name](embedding, finger)
         if config.contrastive_weight > 0:
@@ -159,30 +153,22 @@ class DeepPrintLoss(nn.Module):
             terms["contrastive"] = sum(contrastive[1:], contrastive[0]) / len(nested)
         return terms
 
-    def _identity(
-        self, head: nn.Module, nested: list[torch.Tensor], finger: torch.Tensor, margin: float | torch.Tensor | None
-    ) -> torch.Tensor:
-        if isinstance(head, ShardedHead):
-            return head(nested, finger, margin)
-        smoothing = self.config.label_smoothing
-        losses = [F.cross_entropy(head(each, finger, margin), finger, label_smoothing=smoothing) for each in nested]
-        return sum(losses[1:], losses[0]) / len(nested)
-
     @torch.no_grad()
     def update_centers(
         self, embeddings: dict[str, torch.Tensor], finger: torch.Tensor, skip: torch.Tensor | None = None
     ) -> None:
-        """Moves the class centres; called once per optimizer step, with the same prints on every rank.
+        """Moves the class centres by the prints of all ranks; called once per optimizer step.
 
         Args:
-            embeddings: (N, D) by branch, of all micro-batches and ranks.
+            embeddings: (N, D) by branch, of all micro-batches of this rank.
             finger: (N,) their class labels.
             skip: () bool; True leaves the centres as they are (an update that was skipped).
         """
+        everyone = gather(finger)
         for name, embedding in embeddings.items():
             center = self.centers[name]
             assert isinstance(center, CenterLoss)
-            center.update(embedding, finger, skip)
+            center.update(gather(embedding), everyone, skip)
 
 
 def minutia_map_loss(

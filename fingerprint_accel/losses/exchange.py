@@ -57,7 +57,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def reduce(tensor: torch.Tensor, largest: bool = False) -> torch.Tensor:
-    """Sum over ranks, element by element, or the largest; in rank_and_world_size, and has no gradient."""
+    """Sum over ranks, element by element, or the largest; changes `tensor` itself, and has no gradient."""
     return _reduce(tensor, largest) if is_distributed() else tensor
 
 

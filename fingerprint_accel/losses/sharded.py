@@ -15,7 +15,7 @@ from torch import nn
 from fingerprint_accel.errors import require
 from fingerprint_accel.losses.exchange import gather, gather_with_gradient, rank_and_world_size
 from fingerprint_accel.losses.margin import SOFTMAX_GAIN, WITH_MARGIN, random_class_vectors
-from fingerprint_accel.losses.sharded_softmax import Scoring, sharded_cross_entropy
+from fingerprint_accel.losses.sharded_softmax import Scoring, ShardedCrossEntropy
 
 
 def slice_of_classes(classes: int, rank: int, processes: int) -> slice:
@@ -88,12 +88,8 @@ class ShardedHead(nn.Module):
             margin: in place of the head's own.
         """
         margin = self.margin if margin is None else margin
+        lengths = [embedding.shape[1] for embedding in embeddings]
         mine = torch.cat([self.dropout(embedding) for embedding in embeddings], dim=1)
-        return self._loss(mine, finger, margin, [embedding.shape[1] for embedding in embeddings])
-
-    def _loss(
-        self, mine: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor, lengths: list[int]
-    ) -> torch.Tensor:
         everyone, own = gather_with_gradient(mine), self._row_here(gather(finger))
         vectors: dict[str, torch.Tensor] = dict(self.named_parameters())
         if self.drawn:
@@ -102,7 +98,7 @@ class ShardedHead(nn.Module):
             slot = torch.searchsorted(self._drawn_rows, own).clamp(max=len(self._drawn_rows) - 1)
             own = torch.where(self._drawn_rows[slot] == own, slot, -1)
         weight, bias = vectors["weight"], vectors.get("bias")
-        return sharded_cross_entropy(everyone, weight, bias, own, margin, lengths, self.scoring)
+        return ShardedCrossEntropy.apply(everyone, weight, bias, own, margin, lengths, self.scoring)
 
     def _row_here(self, finger: torch.Tensor) -> torch.Tensor:
         """(N,) classes -> (N,) rows of this process's slice, -1 for those of others."""

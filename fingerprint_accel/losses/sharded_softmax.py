@@ -37,36 +37,6 @@ class Scoring:
     filter_threshold: float = 1.0
 
 
-def sharded_cross_entropy(
-    everyone: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    own: torch.Tensor,
-    margin: float | torch.Tensor,
-    lengths: list[int],
-    scoring: Scoring,
-) -> torch.Tensor:
-    """Mean cross-entropy of all prints over all classes, the same on every rank.
-
-    Embeddings get the number of ranks times their gradient of this mean: DDP averages over ranks what follows from
-    them. Class vectors get their gradient as it is.
-
-    Args:
-        everyone: (N, sum of lengths) embeddings of all ranks, the whole and its beginnings side by side.
-        weight: (R, D) class vectors of this rank.
-        bias: (R,) or None.
-        own: (N,) int64 row of the own class in `weight`, or -1 where another rank has it. Where no rank has it the
-            loss is NaN.
-        margin: of the own class.
-        lengths: of the parts of `everyone`, D first; the loss is the mean over parts.
-        scoring: how logits are made.
-
-    Returns:
-        () loss.
-    """
-    return _ShardedCrossEntropy.apply(everyone, weight, bias, own, margin, lengths, scoring)
-
-
 @dataclass
 class _Part:
     """What one part of the embeddings leaves for the backward pass.
@@ -82,7 +52,23 @@ class _Part:
     slope: torch.Tensor
 
 
-class _ShardedCrossEntropy(torch.autograd.Function):
+class ShardedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of all prints over all classes, (), the same on every rank.
+
+    Embeddings get the number of ranks times their gradient of this mean: DDP averages over ranks what follows from
+    them. Class vectors get their gradient as it is.
+
+    Args of `apply`:
+        everyone: (N, sum of lengths) embeddings of all ranks, the whole and its beginnings side by side.
+        weight: (R, D) class vectors of this rank.
+        bias: (R,) or None.
+        own: (N,) int64 row of the own class in `weight`, or -1 where another rank has it. Where no rank has it the
+            loss is NaN.
+        margin: of the own class.
+        lengths: of the parts of `everyone`, D first; the loss is the mean over parts.
+        scoring: how logits are made.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,

@@ -1,24 +1,21 @@
-"""How much the error rates owe to the fingers that happen to be in the dataset."""
+"""How much error rates owe to the fingers that happen to be in the dataset, of one model and of two."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from fingerprint_accel.metrics.curve import Curve
+from fingerprint_accel.metrics.curve import Curve, sorted_curve
 from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.verification import sensible_fmr
 
 MAX_SCORES = 200_000  # non-mated scores per resample; beyond, a fixed sample of them
-Rate = Callable[[Curve], float]
+LEVEL = 0.95  # of the intervals
 
 
-def eer(curve: Curve) -> float:
-    """The equal error rate."""
-    return curve.eer()[0]
-
-
-def bootstrap_eer(scores: Scores, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_eer(scores: Scores, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the EER when fingers are drawn again with replacement (Efron 1979; ISO/IEC 19795-1).
 
     A finger drawn k times gives its mated scores the weight k; a non-mated score weighs the product of its two fingers'
@@ -28,39 +25,66 @@ def bootstrap_eer(scores: Scores, resamples: int = 1000, seed: int = 0, level: f
         scores: of a protocol.
         resamples: number of draws.
         seed: of the draws.
-        level: of the interval.
 
     Returns:
         Lower and upper end.
     """
-    return interval([eer(curve) for (curve,) in resampled([scores], resamples, seed)], level)
+    return _interval([curve.eer()[0] for (curve,) in _resampled([scores], resamples, seed)])
 
 
-def bootstrap_differences(
-    ours: Scores, theirs: Scores, rates: Sequence[Rate], resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> list[tuple[float, float]]:
-    """Percentile interval of each rate's difference, ours - theirs, when the same fingers are drawn for both.
+@dataclass(frozen=True)
+class Difference:
+    """One rate of two models.
+
+    Attributes:
+        name: of the rate.
+        ours, theirs: shares.
+        interval: 95 % bootstrap interval of ours - theirs over fingers, the same fingers drawn for both.
+    """
+
+    name: str
+    ours: float
+    theirs: float
+    interval: tuple[float, float]
+
+    def verdict(self) -> str:
+        """What the interval says: more than chance?"""
+        low, high = self.interval
+        if high < 0:
+            return "lower"
+        return "higher" if low > 0 else "no difference shown"
+
+
+def compare_scores(ours: Scores, theirs: Scores, resamples: int = 1000) -> list[Difference]:
+    """Differences of the EER and of the FNMR at the smallest FMR that rests on some false matches.
 
     Args:
         ours, theirs: scores of the same comparisons.
-        rates: what is computed of a curve.
-        resamples, seed, level: as `bootstrap_eer`.
+        resamples: number of draws.
+
+    Raises:
+        UserError: unusable scores, as `sorted_curve`.
     """
     assert np.array_equal(ours.pairs.mated, theirs.pairs.mated), "the same comparisons"
-    found = [
-        [rate(our_curve) - rate(their_curve) for rate in rates]
-        for our_curve, their_curve in resampled([ours, theirs], resamples, seed)
+    rates: dict[str, Callable[[Curve], float]] = {"EER": lambda curve: curve.eer()[0]}
+    fmr = sensible_fmr(len(ours.nonmated))
+    if fmr is not None:
+        rates[f"FNMR at FMR {100 * fmr:g} %"] = lambda curve: curve.fnmr_at_fmr(fmr)[0]
+    our_curve, their_curve = (sorted_curve(scores.mated, scores.nonmated) for scores in (ours, theirs))
+    draws = [[rate(a) - rate(b) for rate in rates.values()] for a, b in _resampled([ours, theirs], resamples, seed=0)]
+    return [
+        Difference(name, rate(our_curve), rate(their_curve), _interval(values))
+        for (name, rate), values in zip(rates.items(), zip(*draws, strict=True), strict=True)
     ]
-    return [interval(values, level) for values in zip(*found, strict=True)]
 
 
-def interval(values: Sequence[float], level: float) -> tuple[float, float]:
-    """The middle share `level` of the values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """The middle share `LEVEL` of the values."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def resampled(several: Sequence[Scores], resamples: int, seed: int) -> Iterator[list[Curve]]:
+def _resampled(several: Sequence[Scores], resamples: int, seed: int) -> Iterator[list[Curve]]:
     """For each draw of fingers, the weighted curve of every one of `several` scores of the same comparisons.
 
     Draws without a mated or without a non-mated comparison are left out.

@@ -27,24 +27,30 @@ class Curve:
     Attributes:
         mated: (n,) sorted scores.
         nonmated: (m,) sorted scores, of the same type.
-        mated_below: (n + 1,) weight of the mated scores before each position; None counts each as 1.
+        mated_below: (n + 1,) weight, a whole number, of the mated scores before each position.
         nonmated_below: (m + 1,) likewise.
     """
 
     mated: np.ndarray
     nonmated: np.ndarray
-    mated_below: np.ndarray | None = None
-    nonmated_below: np.ndarray | None = None
+    mated_below: np.ndarray
+    nonmated_below: np.ndarray
+
+    @classmethod
+    def of(cls, mated: np.ndarray, nonmated: np.ndarray) -> Curve:
+        """Of sorted scores that count once each."""
+        return cls(mated, nonmated, np.arange(len(mated) + 1), np.arange(len(nonmated) + 1))
 
     def fmr(self, threshold: np.ndarray | float) -> np.ndarray:
         """Share of non-mated weight at or above each threshold."""
-        below, total = _below(self.nonmated, self.nonmated_below, threshold)
-        return (total - below) / total
+        total = self.nonmated_below[-1]
+        share: np.ndarray = (total - self.nonmated_below[_position(self.nonmated, threshold)]) / total
+        return share
 
     def fnmr(self, threshold: np.ndarray | float) -> np.ndarray:
         """Share of mated weight below each threshold."""
-        below, total = _below(self.mated, self.mated_below, threshold)
-        return below / total
+        share: np.ndarray = self.mated_below[_position(self.mated, threshold)] / self.mated_below[-1]
+        return share
 
     def eer(self) -> tuple[float, float]:
         """Equal error rate, and the neighbouring operating point's threshold at which FMR and FNMR differ least.
@@ -70,16 +76,11 @@ class Curve:
 
     def fnmr_at_fmr(self, rate: float) -> tuple[float, float]:
         """Lowest FNMR with FMR <= `rate`, and the non-mated score above which the threshold lies (-inf: accept all)."""
-        count = len(self.nonmated)
-        if self.nonmated_below is None:
-            position = count - int(np.floor(rate * count + 1e-9))
-        else:  # lowest position with at most rate * total at or above it
-            below = self.nonmated_below
-            position = int(np.searchsorted(below, below[-1] * (1 - rate) - 1e-9 * below[-1], side="left"))
-        highest_rejected = float(self.nonmated[position - 1]) if position > 0 else float("-inf")
-        rejected = int(np.searchsorted(self.mated, self.mated.dtype.type(highest_rejected), side="right"))
-        if self.mated_below is None:
-            return rejected / len(self.mated), highest_rejected
+        total = self.nonmated_below[-1]
+        accepted = np.floor(rate * total + 1e-9)
+        position = int(np.searchsorted(self.nonmated_below, total - accepted, side="left"))
+        highest_rejected = float(self.nonmated[position - 1]) if position > 0 else FAILED
+        rejected = np.searchsorted(self.mated, self.mated.dtype.type(highest_rejected), side="right")
         return float(self.mated_below[rejected] / self.mated_below[-1]), highest_rejected
 
     def threshold_at_fmr(self, rate: float) -> float:
@@ -128,18 +129,7 @@ def sorted_curve(mated: np.ndarray, nonmated: np.ndarray) -> Curve:
             raise UserError(f"{int(np.isposinf(scores).sum())} of {len(scores)} {name} scores are infinite")
         if scores[-1] == FAILED:
             raise UserError(f"nothing could be extracted for any of the {len(scores)} {name} comparisons")
-    return Curve(*both)
-
-
-def det_curve(
-    mated: np.ndarray, nonmated: np.ndarray, most: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`Curve.operating_points` of unsorted scores.
-
-    Raises:
-        UserError: as `sorted_curve`.
-    """
-    return sorted_curve(mated, nonmated).operating_points(most)
+    return Curve.of(*both)
 
 
 def resolvable(rate: float, count: int) -> bool:
@@ -156,17 +146,12 @@ def _ranks(count: int, most: int | None) -> np.ndarray:
     return np.unique(np.concatenate([even, dense]).round().astype(np.int64))
 
 
-def _below(
-    scores: np.ndarray, cumulative: np.ndarray | None, threshold: np.ndarray | float
-) -> tuple[np.ndarray, float]:
-    """Weight of the sorted scores below each threshold, and of all of them."""
-    position = np.searchsorted(scores, np.asarray(threshold, scores.dtype), side="left")
-    if cumulative is None:
-        return position, len(scores)
-    return cumulative[position], cumulative[-1]
+def _position(scores: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
+    """Number of sorted scores below each threshold."""
+    return np.searchsorted(scores, np.asarray(threshold, scores.dtype), side="left")
 
 
 def _previous(scores: np.ndarray, threshold: float) -> float:
     """Highest of the sorted scores below `threshold`, or -infinity."""
-    position = int(np.searchsorted(scores, scores.dtype.type(threshold), side="left"))
-    return float(scores[position - 1]) if position else float("-inf")
+    position = int(_position(scores, threshold))
+    return float(scores[position - 1]) if position else FAILED

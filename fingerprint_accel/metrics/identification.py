@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.metrics.curve import FAILED, Curve, resolvable
-from fingerprint_accel.metrics.protocols import unit_vectors
+from fingerprint_accel.metrics.protocols import failed_never_match, unit_vectors
 from fingerprint_accel.similarity import similarity
 
 FPIRS = (0.01, 0.1)
@@ -23,6 +22,8 @@ MAX_COMPARISONS = 2_000_000_000
 BLOCK_BYTES = 2**27  # of similarities, and of probes' embeddings, at a time
 SLOW = 50_000_000  # comparisons from which on progress is shown
 SEED = 2382  # of who is enrolled, fixed, so that two models meet the same searches
+Fold = tuple[np.ndarray, np.ndarray]
+"""Rows that are enrolled, one of a finger, and rows that are searched among them."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,13 @@ class Searches:
             similarities the mated one counts as last. A search that failed has a rank behind all references.
         mated: (M,) float32 similarity to the mated reference; -infinity where there is none or extraction failed.
         best_other: (M,) float32 highest similarity to a reference of another finger, likewise.
-        fingers: (M,) of the probes.
-        enrolled: number of references.
+        enrolled: number of references; of the first fold, where there are several.
         possible: searches that the test defines; above M when they were sampled.
     """
 
     rank: np.ndarray
     mated: np.ndarray
     best_other: np.ndarray
-    fingers: np.ndarray
     enrolled: int
     possible: int
 
@@ -71,116 +70,64 @@ class Searches:
         mated, nonmated = self.mated[self.is_mated], self.best_other[~self.is_mated]
         if not len(mated) or not resolvable(fpir, len(nonmated)):
             return None
-        curve = Curve(np.sort(mated), np.sort(nonmated))
+        curve = Curve.of(np.sort(mated), np.sort(nonmated))
         return curve.fnmr_at_fmr(fpir)[0], curve.threshold_at_fmr(fpir)
 
 
-def first_impressions(fingers: np.ndarray, impressions: np.ndarray) -> np.ndarray:
-    """(F,) row of the lowest impression of each finger, in order of finger."""
-    order = np.lexsort((impressions, fingers))
-    rows: np.ndarray = order[np.unique(np.asarray(fingers)[order], return_index=True)[1]]
-    return rows
-
-
-def closed_set(
-    embeddings: np.ndarray,
-    fingers: np.ndarray,
-    impressions: np.ndarray,
-    extracted: np.ndarray | None = None,
-    cells: int = 0,
-) -> Searches:
-    """The first impression of every finger is enrolled, all others are searched.
+def first_enrolled(fingers: np.ndarray, impressions: np.ndarray) -> Fold:
+    """The closed set: the lowest impression of every finger is enrolled, all others are searched.
 
     Args:
-        embeddings: (N, D) float32, any length above 0, or (N, P, D), as in `protocols.score_pairs`.
         fingers, impressions: (N,) of every print.
-        extracted: (N,) bool, as in `protocols.score_pairs`.
-        cells: of dense templates, as in `similarity`; others have 0.
-
-    Raises:
-        UserError: an embedding that is not finite or has no direction.
     """
-    references = first_impressions(fingers, impressions)
-    probes = np.setdiff1d(np.arange(len(fingers)), references)
-    return search(unit_vectors(embeddings, extracted, cells), fingers, references, probes, extracted, cells=cells)
+    order = np.lexsort((impressions, fingers))
+    references = order[np.unique(np.asarray(fingers)[order], return_index=True)[1]]
+    return references, np.setdiff1d(np.arange(len(fingers)), references)
 
 
-def open_set(
-    embeddings: np.ndarray,
-    fingers: np.ndarray,
-    impressions: np.ndarray,
-    extracted: np.ndarray | None = None,
-    seed: int = SEED,
-    cells: int = 0,
-) -> Searches:
-    """As `closed_set`, with only a seeded half of the fingers enrolled: the others' searches are non-mated.
-
-    Raises:
-        UserError: an embedding that is not finite or has no direction.
-    """
-    references = first_impressions(fingers, impressions)
-    probes = np.setdiff1d(np.arange(len(fingers)), references)
-    half = np.sort(np.random.default_rng(seed).permutation(references)[: (len(references) + 1) // 2])
-    return search(unit_vectors(embeddings, extracted, cells), fingers, half, probes, extracted, cells=cells)
-
-
-def listed_searches(
-    embeddings: np.ndarray,
-    fingers: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    extracted: np.ndarray | None = None,
-    cells: int = 0,
-) -> Searches:
-    """Searches of several folds, taken together.
-
-    Args:
-        embeddings: (N, D) float32, any length above 0, or (N, P, D), as in `protocols.score_pairs`.
-        fingers: (N,) of every print.
-        folds: rows that are enrolled, one of a finger, and rows that are searched.
-        extracted, cells: as of `closed_set`.
-
-    Raises:
-        UserError: no mated search, or an embedding that is not finite or has no direction.
-    """
-    vectors = unit_vectors(embeddings, extracted, cells)
-    found = [search(vectors, fingers, references, probes, extracted, cells=cells) for references, probes in folds]
-    rank, mated, best_other, whose = (
-        np.concatenate([getattr(part, name) for part in found]) for name in ("rank", "mated", "best_other", "fingers")
-    )
-    if not rank.any():
-        raise UserError("none of the searches that are listed is mated; identification rates need some")
-    return Searches(rank, mated, best_other, whose, found[0].enrolled, sum(part.possible for part in found))
+def half_enrolled(fingers: np.ndarray, impressions: np.ndarray, seed: int = SEED) -> Fold:
+    """The open set: as `first_enrolled`, but only a seeded half of the fingers is enrolled, so that the searches of the
+    others are non-mated."""
+    references, probes = first_enrolled(fingers, impressions)
+    return np.sort(np.random.default_rng(seed).permutation(references)[: (len(references) + 1) // 2]), probes
 
 
 def search(
-    vectors: np.ndarray,
+    embeddings: np.ndarray,
     fingers: np.ndarray,
-    references: np.ndarray,
-    probes: np.ndarray,
+    folds: Sequence[Fold],
     extracted: np.ndarray | None = None,
-    most: int = MAX_COMPARISONS,
     cells: int = 0,
 ) -> Searches:
-    """Compares probes with all references, by blocks of matrix products.
+    """Searches the probes of every fold among its references; what is found is taken together.
 
     Args:
-        vectors: (N, D) float32 of unit length; (N, P, D) in P poses, of which the best counts.
+        embeddings: (N, D) float32, any length above 0; (N, P, D) in P poses, of which the best counts.
         fingers: (N,) of every print.
-        references: (R,) rows that are enrolled, one of a finger.
-        probes: (M,) rows that are searched.
-        extracted: (N,) bool, False for prints from which nothing could be extracted.
-        most: comparisons in all; beyond, a seeded sample of the probes is searched.
+        folds: who is searched among whom.
+        extracted: (N,) bool, False for prints from which nothing could be extracted. Default: all were.
         cells: of dense templates, as in `similarity`; others have 0.
+
+    Raises:
+        UserError: an embedding that is not finite or has no direction.
     """
-    fingers, possible = np.asarray(fingers), len(probes)
-    if possible * len(references) > most:
-        kept = np.random.default_rng(SEED).permutation(possible)[: max(1, most // len(references))]
+    vectors, fingers = unit_vectors(embeddings, extracted, cells), np.asarray(fingers)
+    found = [_search_fold(vectors, fingers, references, probes, cells) for references, probes in folds]
+    rank, mated, best_other = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Searches(rank, mated, best_other, len(folds[0][0]), sum(len(probes) for _, probes in folds))
+
+
+def _search_fold(
+    vectors: np.ndarray, fingers: np.ndarray, references: np.ndarray, probes: np.ndarray, cells: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`rank`, `mated` and `best_other` of `Searches`, by blocks of matrix products."""
+    if len(probes) * len(references) > MAX_COMPARISONS:
+        kept = np.random.default_rng(SEED).permutation(len(probes))[: max(1, MAX_COMPARISONS // len(references))]
         probes = np.sort(probes[kept])
     order = np.argsort(fingers[references])
     place = np.minimum(np.searchsorted(fingers[references][order], fingers[probes]), len(order) - 1)
     mate = order[place]  # (M,) position among the references, where the probe's finger is enrolled
     enrolled = fingers[references][mate] == fingers[probes]
-    dead = np.zeros(len(fingers), bool) if extracted is None else ~np.asarray(extracted, bool)
     gallery = vectors[references]
     rank = np.zeros(len(probes), np.int64)
     mated, best_other = (np.full(len(probes), FAILED, np.float32) for _ in range(2))
@@ -189,9 +136,7 @@ def search(
     with tqdm(total=len(probes), desc="searching", unit="print", disable=quiet, leave=False) as bar:
         for start in range(0, len(probes), block):
             here = slice(start, start + block)
-            scores = similarity(vectors[probes[here]], gallery, cells)  # (B, R)
-            scores[:, dead[references]] = FAILED
-            scores[dead[probes[here]]] = FAILED
+            scores = failed_never_match(similarity(vectors[probes[here]], gallery, cells))  # (B, R)
             lines, known = np.arange(len(scores)), enrolled[here]
             mated[here] = np.where(known, scores[lines, mate[here]], FAILED)
             rank[here] = np.where(known, (scores >= mated[here, None]).sum(axis=1), 0)
@@ -199,4 +144,4 @@ def search(
             scores[lines[known], mate[here][known]] = FAILED
             best_other[here] = scores.max(axis=1)
             bar.update(len(scores))
-    return Searches(rank, mated, best_other, fingers[probes], len(references), possible)
+    return rank, mated, best_other

@@ -1,7 +1,7 @@
 """Which prints are compared with which, and the similarity of every such pair.
 
-A leaf module: it imports numpy, `sampling`, `similarity` and the package's errors only, so that the training loop may
-use it for validation.
+A leaf module: it imports numpy, `similarity` and the package's errors only, so that the training loop may use it for
+validation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.metrics.sampling import mated_sample, nonmated_sample
 from fingerprint_accel.similarity import pair_similarity, similarity
 
 PROTOCOLS = {
@@ -60,16 +59,6 @@ class Scores:
     pairs: Pairs
     fingers: np.ndarray
 
-    @property
-    def mated_fingers(self) -> np.ndarray:
-        """(n,) the finger of each mated comparison."""
-        return self.fingers[self.pairs.mated[:, 0]]
-
-    @property
-    def nonmated_fingers(self) -> np.ndarray:
-        """(m, 2) the two fingers of each non-mated comparison."""
-        return self.fingers[self.pairs.nonmated]
-
 
 def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max_nonmated: int = MAX_NONMATED) -> Pairs:
     """Lists the comparisons of `fvc` or `all-pairs`; for `sampled` see `sampled_comparisons`.
@@ -89,7 +78,7 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
 
 
 def sampled_comparisons(fingers: np.ndarray, impressions: np.ndarray, count: int, seed: int = 0) -> Pairs:
-    """Up to `count` mated and `count` non-mated comparisons of `all-pairs`, balanced by finger (see `sampling`).
+    """Up to `count` mated and `count` non-mated comparisons of `all-pairs`; every finger takes part equally often.
 
     Raises:
         UserError: `count` below 1, fewer than two fingers, or no finger with two impressions.
@@ -98,7 +87,7 @@ def sampled_comparisons(fingers: np.ndarray, impressions: np.ndarray, count: int
         raise UserError(f"--pairs {count}: must be at least 1")
     _, mated, possible = _plan("sampled", fingers, impressions)
     fingers = np.asarray(fingers)
-    return Pairs(mated_sample(mated, fingers, count, seed), nonmated_sample(fingers, count, seed), possible)
+    return Pairs(_mated_sample(mated, fingers, count, seed), _nonmated_sample(fingers, count, seed), possible)
 
 
 def score_pairs(
@@ -106,7 +95,6 @@ def score_pairs(
     pairs: Pairs,
     fingers: np.ndarray,
     extracted: np.ndarray | None = None,
-    probes: np.ndarray | None = None,
     cells: int = 0,
 ) -> Scores:
     """Cosine similarity of listed comparisons, the best over poses where there are some.
@@ -117,16 +105,14 @@ def score_pairs(
         fingers: (N,) finger of every print.
         extracted: (N,) bool, False for prints from which nothing could be extracted; their comparisons score -infinity
             and their embeddings are not looked at. Default: all were.
-        probes: likewise, embeddings of the second print of each pair, where they are others; default the same.
         cells: of dense templates, as in `similarity`; others have 0.
 
     Raises:
         UserError: an embedding that is not finite or has no direction.
     """
-    first = unit_vectors(embeddings, extracted, cells)
-    second = first if probes is None else unit_vectors(probes, extracted, cells)
-    mated, nonmated = (pair_similarity(first, second, rows, cells) for rows in (pairs.mated, pairs.nonmated))
-    return _failed(Scores(mated, nonmated, pairs, np.asarray(fingers)), extracted)
+    vectors = unit_vectors(embeddings, extracted, cells)
+    mated, nonmated = (pair_similarity(vectors, vectors, rows, cells) for rows in (pairs.mated, pairs.nonmated))
+    return Scores(failed_never_match(mated), failed_never_match(nonmated), pairs, np.asarray(fingers))
 
 
 def score_protocol(
@@ -161,9 +147,9 @@ def score_protocol(
         scores[filled : filled + len(block)] = block
         pairs[filled : filled + len(block)] = _ordered(first, second, keep)[: len(block)]
         filled += len(block)
+    mated_scores = failed_never_match(pair_similarity(vectors, vectors, mated, cells))
     chosen = Pairs(mated, pairs[:filled], possible)
-    mated_scores = pair_similarity(vectors, vectors, mated, cells)
-    return _failed(Scores(mated_scores, scores[:filled], chosen, np.asarray(fingers)), extracted)
+    return Scores(mated_scores, failed_never_match(scores[:filled]), chosen, np.asarray(fingers))
 
 
 def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -228,35 +214,76 @@ def _blocks(
                 return
 
 
+def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Some of (n, 2) `mated` pairs, in their order: of each finger `count` by the number of fingers, rounded up or down
+    at random, as far as it has so many."""
+    generator = np.random.default_rng(seed)
+    _, finger = np.unique(fingers[mated[:, 0]], return_inverse=True)
+    of_finger = np.bincount(finger)
+    quota = np.full(len(of_finger), count // len(of_finger))
+    quota[generator.permutation(len(of_finger))[: count % len(of_finger)]] += 1
+    order = np.lexsort((generator.random(len(mated)), finger))
+    rank = np.empty(len(mated), np.int64)
+    rank[order] = np.arange(len(mated)) - np.repeat(np.cumsum(of_finger) - of_finger, of_finger)
+    return mated[rank < quota[finger]]
+
+
+def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(m, 2) pairs of prints of different fingers, without repetition; m is `count`, or all there are.
+
+    The fingers lie shuffled on a ring, and in each round every finger is compared with the one at a certain distance,
+    so that it takes part twice; the distances come in random order, and which impressions meet is drawn. When every two
+    fingers have met, the rounds begin again with other impressions. Numbers of comparisons of two fingers differ by two
+    at most, unless a finger has too few impressions.
+    """
+    generator = np.random.default_rng(seed)
+    rows = np.argsort(fingers, kind="stable")
+    _, starts, sizes = np.unique(fingers[rows], return_index=True, return_counts=True)
+    number = len(sizes)
+    ring = generator.permutation(number)
+    distances = 1 + generator.permutation(number // 2)
+    draw = generator.integers(0, 2**40, number)
+    found: list[np.ndarray] = []
+    missing = count
+    for again in range(int(sizes.max()) ** 2):
+        for distance in distances.tolist():
+            here = np.arange(number // 2 if 2 * distance == number else number)
+            first, second = ring[here], ring[(here + distance) % number]
+            possible = sizes[first] * sizes[second]
+            above, below = np.divmod((draw[first] + draw[second] + again) % possible, sizes[second])
+            pairs = np.stack([rows[starts[first] + above], rows[starts[second] + below]], axis=1)
+            found.append(np.sort(pairs[again < possible][:missing], axis=1))
+            missing -= len(found[-1])
+            if missing <= 0:
+                return np.concatenate(found)
+    return np.concatenate(found)
+
+
 def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndarray:
     above, below = np.nonzero(keep)
     return np.sort(np.stack([first[above], second[below]], axis=1), axis=1)
 
 
 def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: int = 0) -> np.ndarray:
-    """(N, D) or (N, P, D) embeddings of unit length; zeros for prints from which nothing could be extracted.
+    """(N, D) or (N, P, D) embeddings of unit length; NaN for prints from which nothing could be extracted.
 
     Dense ones keep the length of other poses relative to the first: a print that is shifted loses cells, even all.
     """
     vectors = np.array(embeddings, np.float32)
-    if extracted is not None:
-        vectors[~np.asarray(extracted, bool)] = 0
     lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would hold all squares
     if cells and vectors.ndim == 3:
         finite = np.isfinite(lengths).all(axis=1, keepdims=True)
         lengths = np.where(finite, lengths[:, :1], np.float32(np.nan))
-    if extracted is not None:
-        lengths[~np.asarray(extracted, bool)] = 1
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)).reshape(len(vectors), -1).all(axis=1))
+    wanted = np.ones(len(vectors), bool) if extracted is None else np.asarray(extracted, bool)
+    bad = np.flatnonzero(wanted & ~(np.isfinite(lengths) & (lengths > 0)).reshape(len(vectors), -1).all(axis=1))
     if len(bad):
         raise UserError(f"{len(bad)} of {len(vectors)} embeddings are NaN, infinite or zero (first: row {bad[0]})")
+    lengths[~wanted] = np.nan
     vectors /= lengths
     return vectors
 
 
-def _failed(scores: Scores, extracted: np.ndarray | None) -> Scores:
-    """Comparisons with a print from which nothing could be extracted never match: they score -infinity."""
-    if extracted is not None:
-        for values, rows in ((scores.mated, scores.pairs.mated), (scores.nonmated, scores.pairs.nonmated)):
-            values[~np.asarray(extracted, bool)[rows].all(axis=1)] = -np.inf
+def failed_never_match(scores: np.ndarray) -> np.ndarray:
+    """Puts -infinity for NaN, in place: comparisons with a print from which nothing could be extracted."""
+    scores[np.isnan(scores)] = -np.inf
     return scores

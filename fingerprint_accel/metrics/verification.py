@@ -8,7 +8,7 @@ may use it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,12 +76,12 @@ class Metrics:
     mated_std: float
     nonmated_mean: float
     nonmated_std: float
-    d_prime: float | None = None
-    smallest_fmr: float = 1.0
-    fnmr_at_fmr: dict[float, float] = field(default_factory=dict)
-    thresholds: dict[float, float] = field(default_factory=dict)
-    zero_fmr_threshold: float | None = None
-    tar: dict[float, float] = field(default_factory=dict)
+    d_prime: float | None
+    smallest_fmr: float
+    fnmr_at_fmr: dict[float, float]
+    thresholds: dict[float, float]
+    zero_fmr_threshold: float
+    tar: dict[float, float]
 
 
 def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:

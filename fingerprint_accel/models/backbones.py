@@ -4,8 +4,6 @@ and the minutia-map decoder of both trunks.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -81,39 +79,30 @@ def compact_stem(width: int, norm: str) -> nn.Sequential:
     )
 
 
-def compact_body(width: int, norm: str) -> list[nn.Module]:
-    """(B, 2 * width, h, w) -> (B, 8 * width, h / 4, w / 4)."""
-    return [
-        Residual(2 * width, 4 * width, 2, norm),
-        Residual(4 * width, 4 * width, 1, norm),
-        Residual(4 * width, 8 * width, 2, norm),
-        Residual(8 * width, 8 * width, 1, norm),
-    ]
-
-
-def _compact_branch(width: int, norm: str, dropout: float, dims: int) -> nn.Sequential:
-    """(B, 2 * width, h, w) -> (B, dims); a 4 x 4 grid keeps where on the print things are."""
-    return nn.Sequential(
-        *compact_body(width, norm),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(8 * width * 16, dims),
-    )
-
-
 def compact_parts(config: ModelConfig, dims: int) -> TrunkParts:
     """Of the compact trunk, as of `trunks.trunk_parts`."""
     width, norm = config.width, config.norm
     hidden = (width, max(8, width // 4))
-    branch = partial(_compact_branch, width, norm, config.dropout, dims)
+
+    def body() -> list[nn.Module]:
+        return [
+            Residual(2 * width, 4 * width, 2, norm),
+            Residual(4 * width, 4 * width, 1, norm),
+            Residual(4 * width, 8 * width, 2, norm),
+            Residual(8 * width, 8 * width, 1, norm),
+        ]
+
+    def branch() -> nn.Sequential:
+        layers = *body(), nn.AdaptiveAvgPool2d(4), nn.Flatten()  # a 4 x 4 grid keeps where on the print things are
+        return nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(8 * width * 16, dims))
+
     return TrunkParts(
-        stem=partial(compact_stem, width, norm),
+        stem=lambda: compact_stem(width, norm),
         texture=branch,
         minutia_stem=lambda: nn.Sequential(Residual(2 * width, 2 * width, 1, norm)),
         minutia_map=lambda side: MapDecoder(2 * width, hidden, side),
         minutia=branch,
-        body=partial(compact_body, width, norm),
+        body=body,
         channels=8 * width,
         dense_map=lambda side: MapDecoder(4 * width, hidden, side),
         map_after=2,

@@ -1,20 +1,60 @@
-"""DeepPrint in its six variants (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and the dense variants."""
+"""DeepPrint in its six variants (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and the dense variants.
+
+The dense variants are as FDD (Pan, Duan, Feng and Zhou 2023, arXiv 2311.18576) and DMD (2024, arXiv 2405.01199): a grid
+of short vectors on the aligned print, compared where both prints are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fingerprint_accel.config import ModelConfig
-from fingerprint_accel.models.alignment import AlignmentNetwork, FlxAlignmentNetwork, aligned, best_or_mean
-from fingerprint_accel.models.dense import masked_embedding
+from fingerprint_accel.models.alignment import AlignmentNetwork, FlxAlignmentNetwork, PoseLogits, aligned, best_or_mean
 from fingerprint_accel.models.gradient_checkpointing import forward_checkpointed
-from fingerprint_accel.models.output import Output
-from fingerprint_accel.models.trunks import dense_branch, trunk_parts
+from fingerprint_accel.models.trunks import DenseHead, trunk_parts
 from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network says of a batch; branches that a variant lacks are None.
+
+    Attributes:
+        texture: (B, D_t) float32, unit length, from the texture branch.
+        minutia: (B, D_m) float32, unit length, from the minutia branch.
+        minutia_map: (B, 6, S, S) predicted minutia map, only in training mode.
+        norm: (B,) float32, mean length of the branches' embeddings before they were scaled, not in training mode.
+        dense: (B, D) float32, unit length, cell after cell of the grid; a cell that the print does not show is zero.
+        contact: (B, G, G) logits of the cells that the print shows, with `dense`.
+        pose: what the alignment network says of the input; None from `describe`, and where it is not trained.
+        transform: (B, 3) the pose that the print was described in, as of `AlignmentNetwork.transform`.
+    """
+
+    texture: torch.Tensor | None = None
+    minutia: torch.Tensor | None = None
+    minutia_map: torch.Tensor | None = None
+    norm: torch.Tensor | None = None
+    dense: torch.Tensor | None = None
+    contact: torch.Tensor | None = None
+    pose: PoseLogits | None = None
+    transform: torch.Tensor | None = None
+
+    @property
+    def branches(self) -> dict[str, torch.Tensor]:
+        """Embeddings by branch name, texture first."""
+        present = {"texture": self.texture, "minutia": self.minutia, "dense": self.dense}
+        return {name: value for name, value in present.items() if value is not None}
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """(B, D) float32, unit length: the branches side by side, each weighing the same."""
+        parts = list(self.branches.values())
+        return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
 class DeepPrint(nn.Module):
@@ -37,24 +77,24 @@ class DeepPrint(nn.Module):
         dims = config.embedding_dim // (texture + minutia + dense)
         branches = {"texture": texture, "minutia": minutia, "dense": dense}
         self.branch_dims = {branch: dims for branch, on in branches.items() if on}
-        self.alignment = _alignment_network(config) if name.startswith("Loc") else None
+        self.alignment: AlignmentNetwork | FlxAlignmentNetwork | None = None
+        if name.startswith("Loc"):
+            self.alignment = FlxAlignmentNetwork() if config.trunk == "flx" else AlignmentNetwork(config.norm)
         parts = trunk_parts(config, dims)
         self.stem = parts.stem()
         self.texture_branch = self.minutia_stem = self.minutia_map = self.minutia_branch = None
-        if texture or dense:
-            self.texture_branch = dense_branch(parts, config, dims) if dense else parts.texture()
+        self.map_after = parts.map_after if dense else 0
+        if dense:
+            body = parts.body()
+            head = DenseHead(parts.channels, config.grid, dims // config.cells, config.dropout)
+            self.texture_branch = nn.Sequential(*body, head)
+            self.minutia_map = parts.dense_map(map_size)
+        if texture:
+            self.texture_branch = parts.texture()
         if minutia:
             self.minutia_stem, self.minutia_map = parts.minutia_stem(), parts.minutia_map(map_size)
             self.minutia_branch = parts.minutia()
-        if dense:
-            self.minutia_map = parts.dense_map(map_size)
-        self.map_after = parts.map_after if dense else 0
         self.train()
-
-    @property
-    def needs_minutia_maps(self) -> bool:
-        """Whether training wants minutia maps as targets."""
-        return self.config.needs_minutia_maps
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -78,23 +118,21 @@ class DeepPrint(nn.Module):
     def train(self, mode: bool = True) -> DeepPrint:
         """As any module, but what is frozen keeps its statistics too."""
         super().train(mode)
-        for part in self._frozen_parts():
-            part.eval().requires_grad_(False)
-        return self
-
-    def _frozen_parts(self) -> list[nn.Module]:
         config = self.config
-        parts: list[nn.Module | None] = []
+        frozen: list[nn.Module | None] = []
         if self._keeps_alignment:
-            parts.append(self.alignment)
+            frozen.append(self.alignment)
         if config.stem_frozen or config.trunk_frozen:
-            parts.append(self.stem)
+            frozen.append(self.stem)
         if config.trunk_frozen:
-            parts += [self.minutia_stem, self.minutia_map]
+            frozen += [self.minutia_stem, self.minutia_map]
             head = 1 if config.cells else 2  # dropout and embedding layer, or both in one
             for branch in (self.texture_branch, self.minutia_branch):
-                parts += list(branch[:-head]) if branch is not None else []
-        return [part for part in parts if part is not None]
+                frozen += list(branch[:-head]) if branch is not None else []
+        for part in frozen:
+            if part is not None:
+                part.eval().requires_grad_(False)
+        return self
 
     def forward(self, image: torch.Tensor) -> Output:
         """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
@@ -127,30 +165,29 @@ class DeepPrint(nn.Module):
 
     def describe(self, image: torch.Tensor) -> Output:
         """As `forward`, of an image (B, 1, S, S) that is aligned already."""
-        texture = minutia = dense = maps = contact = None
-        checkpointing = self.config.gradient_checkpointing and self.training
-        features = forward_checkpointed(self.stem, image, checkpointing)
+        texture = minutia = dense = maps = contact = drawn_from = None
+        features = self._run(self.stem, image)
         norms = []
         if self.texture_branch is not None and self.config.cells:
-            deeper = forward_checkpointed(self.texture_branch[: self.map_after], features, checkpointing)
-            dense, contact, length = _masked(
-                *forward_checkpointed(self.texture_branch[self.map_after :], deeper, checkpointing)
-            )
+            drawn_from = self._run(self.texture_branch[: self.map_after], features)
+            vectors, contact = self._run(self.texture_branch[self.map_after :], drawn_from)
+            dense, length = masked_embedding(vectors, contact)
             norms.append(length)
-            maps = self._map(deeper)
         elif self.texture_branch is not None:
-            texture, length = _unit(forward_checkpointed(self.texture_branch, features, checkpointing))
+            texture, length = _unit(self._run(self.texture_branch, features))
             norms.append(length)
         if self.minutia_stem is not None and self.minutia_branch is not None:
-            deeper = forward_checkpointed(self.minutia_stem, features, checkpointing)
-            minutia, length = _unit(forward_checkpointed(self.minutia_branch, deeper, checkpointing))
+            drawn_from = self._run(self.minutia_stem, features)
+            minutia, length = _unit(self._run(self.minutia_branch, drawn_from))
             norms.append(length)
-            maps = self._map(deeper)
+        if self.minutia_map is not None and self.training:
+            maps = self.minutia_map(drawn_from)
         norm = None if self.training else torch.stack(norms).mean(dim=0)
         return Output(texture, minutia, maps, norm, dense, contact)
 
-    def _map(self, features: torch.Tensor) -> torch.Tensor | None:
-        return self.minutia_map(features) if self.minutia_map is not None and self.training else None
+    def _run(self, part: nn.Sequential, features: torch.Tensor) -> Any:
+        checkpointing = self.config.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        return forward_checkpointed(part, features) if checkpointing else part(features)
 
     def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 1, S, S) float32 -> (B, 6, map_size, map_size), the minutia map alone, in any mode.
@@ -170,15 +207,20 @@ def _blocks(part: nn.Sequential) -> list[nn.Module]:
     return [block for block in part if any(True for _ in block.children())]
 
 
-def _alignment_network(config: ModelConfig) -> AlignmentNetwork | FlxAlignmentNetwork:
-    return FlxAlignmentNetwork() if config.trunk == "flx" else AlignmentNetwork(config.norm)
+def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Puts the cells that a print shows side by side and scales the whole to unit length; other cells are zero.
 
+    Args:
+        vectors: (B, G, G, D).
+        contact: (B, G, G) logits. Where none is above 0, the largest counts, so that no embedding is empty.
 
-def _masked(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, G, G, D), (B, G, G) -> embedding (B, G * G * D), contact, and (B,) the length before; in float32."""
-    with torch.autocast(vectors.device.type, enabled=False):
-        embedding, norm = masked_embedding(vectors, contact)
-    return embedding, contact, norm
+    Returns:
+        (B, G * G * D) float32 of unit length, row by row, and (B,) the length before.
+    """
+    logits = contact.detach().float().flatten(1)  # the mask is learned by its own loss
+    shown = logits >= logits.amax(dim=1, keepdim=True).clamp(max=0.0)
+    cells = vectors.float().flatten(1, 2) * shown[:, :, None]
+    return _unit(cells.flatten(1))
 
 
 def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ def folded(network: nn.Module) -> nn.Module:
         network: whose children run in the order in which they are listed, wherever a batch normalisation is among them.
     """
     assert not network.training, "statistics of a batch cannot be folded"
-    shared = {id(part): part for part in network.modules() if not _holds_pairs(part)}
+    shared = {id(part): part for part in network.modules() if not any(_pairs(module) for module in part.modules())}
     copied = copy.deepcopy(network, shared)
     for parent in list(copied.modules()):
         for convolution, normalisation in _pairs(parent):
@@ -36,10 +36,6 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
         for (name, child), (following, behind) in itertools.pairwise(children)
         if isinstance(child, nn.Conv2d) and isinstance(behind, nn.BatchNorm2d)
     ]
-
-
-def _holds_pairs(part: nn.Module) -> bool:
-    return any(_pairs(module) for module in part.modules())
 
 
 def _after(normalisation: nn.BatchNorm2d) -> nn.Module:

@@ -6,8 +6,7 @@ Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -31,27 +30,21 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
             part.momentum, part.num_batches_tracked = momentum, count
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), statistics_kept(block)
-
-
-def forward_checkpointed(blocks: nn.Sequential, features: torch.Tensor, checkpointing: bool) -> torch.Tensor:
-    """blocks(features); with `checkpointing` only what passes between blocks is kept for the backward pass.
+def forward_checkpointed(blocks: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+    """blocks(features), but only what passes between blocks is kept for the backward pass.
 
     Layers that stand alone are called as they are: nothing would be saved, and none inside a block is random.
     """
-    if not (checkpointing and torch.is_grad_enabled()):
-        result: torch.Tensor = blocks(features)
-        return result
+
+    def compute(block: nn.Module, features: torch.Tensor) -> torch.Tensor:
+        return checkpoint(
+            block,
+            features,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), statistics_kept(block)),
+        )
+
     for block in blocks:
-        if any(True for _ in block.children()):
-            features = checkpoint(
-                block,
-                features,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=partial(_contexts, block),
-            )
-        else:
-            features = block(features)
+        features = compute(block, features) if any(True for _ in block.children()) else block(features)
     return features

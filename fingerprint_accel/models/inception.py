@@ -19,13 +19,7 @@ from torch import nn
 from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.backbones import MapDecoder
-from fingerprint_accel.models.compilable import (
-    AvgPool3x3,
-    ReLU,
-    StemConv,
-    StridedMaxPool,
-    layout_of,
-)
+from fingerprint_accel.models.compilable import AvgPool3x3, ReLU, StemConv, StridedMaxPool, layout_of
 from fingerprint_accel.models.trunks import TrunkParts
 
 try:
@@ -151,43 +145,38 @@ def inception_body() -> list[nn.Module]:
     return list(_tuned(nn.Sequential(*blocks)))
 
 
-def inception_texture(dropout: float, dims: int) -> nn.Sequential:
-    """(B, 384, 35, 35) -> (B, dims): rest of Inception v4, averaged over space."""
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(1536, dims)
-    return nn.Sequential(*inception_body(), *head)
-
-
-def inception_minutia_stem() -> nn.Sequential:
-    """(B, 384, 35, 35) -> (B, 384, 35, 35)."""
-    return _tuned(nn.Sequential(*[BlockA(_block) for _ in range(6)]))
-
-
-def inception_minutia(dropout: float, dims: int, plain: bool = False) -> nn.Sequential:
-    """(B, 384, 35, 35) -> (B, dims): four convolutions, the maximum over space; `plain` without activations, as flx."""
-    block = nn.Conv2d if plain else _block
-    return nn.Sequential(
-        block(384, 768, kernel_size=3, stride=1, padding=1),
-        block(768, 768, kernel_size=3, stride=2, padding=1),
-        block(768, 896, kernel_size=3, stride=1, padding=1),
-        block(896, 1024, kernel_size=3, stride=2, padding=1),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(1024, dims),
-    )
-
-
 def inception_parts(config: ModelConfig, dims: int) -> TrunkParts:
     """Of Inception v4, as of `trunks.trunk_parts`; `flx` has no activations in minutia branch and map decoder."""
     plain = config.trunk == "flx"
+
+    def texture() -> nn.Sequential:
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(1536, dims)
+        return nn.Sequential(*inception_body(), *head)
+
+    def minutia() -> nn.Sequential:
+        block = nn.Conv2d if plain else _block
+        return nn.Sequential(
+            block(384, 768, kernel_size=3, stride=1, padding=1),
+            block(768, 768, kernel_size=3, stride=2, padding=1),
+            block(768, 896, kernel_size=3, stride=1, padding=1),
+            block(896, 1024, kernel_size=3, stride=2, padding=1),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(config.dropout),
+            nn.Linear(1024, dims),
+        )
+
+    def minutia_map(side: int) -> MapDecoder:
+        return MapDecoder(384, (128, 32), side, plain)
+
     return TrunkParts(
         stem=inception_stem,
-        texture=partial(inception_texture, config.dropout, dims),
-        minutia_stem=inception_minutia_stem,
-        minutia_map=lambda side: MapDecoder(384, (128, 32), side, plain),
-        minutia=partial(inception_minutia, config.dropout, dims, plain),
+        texture=texture,
+        minutia_stem=lambda: _tuned(nn.Sequential(*[BlockA(_block) for _ in range(6)])),
+        minutia_map=minutia_map,
+        minutia=minutia,
         body=inception_body,
         channels=1536,
-        dense_map=lambda side: MapDecoder(384, (128, 32), side),
+        dense_map=minutia_map,
         map_after=4,
     )

@@ -1,33 +1,41 @@
-"""Trained networks on disk: found by name or place, read, and written."""
+"""Trained networks on disk, exported or as checkpoints of a run: found by name or place, read, and written."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
-from fingerprint_accel.config_dict import from_dict, renamed_group, to_dict
+from fingerprint_accel.config_dict import from_dict, renamed
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.durable import file_sha256, fsync_path, write_file
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import EMA_FILE, damage, find_checkpoint, read_pointer, todays_names
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
 
+T = TypeVar("T")
 BUNDLED = Path(__file__).parent.parent / "pretrained"
 MODEL = FolderKind(
     "a model folder",
     json_with("config.json", "model", "preprocess", "ppi"),
     r"model\.safetensors|config\.json|README\.md",
 )
+EMA_FILE = "ema.safetensors"
+RENAMED = {  # parts of the names of tensors before 0.1.0
+    "localization.localization.": "alignment.features.",
+    "localization.fc_loc.": "alignment.head.",
+}
+FILES = ("state.json", "model.safetensors", "training_state.safetensors")
+_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,15 @@ class SavedModel:
             file = self.folder / "model.safetensors"
         try:
             weights = todays_names(load_file(file))
-            network.load_state_dict(_shared(weights, network) if other_head else weights, not other_head)
+            if other_head:
+                wanted = {name: value.shape for name, value in network.state_dict().items()}
+                weights = {name: value for name, value in weights.items() if wanted.get(name) == value.shape}
+            network.load_state_dict(weights, strict=not other_head)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
         except RuntimeError as error:
-            raise UserError(
-                f"{file}: does not fit its configuration ({str(error).splitlines()[-1].strip()})"
-            ) from error
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{file}: does not fit its configuration ({reason})") from error
 
     @property
     def prints(self) -> PrintInfo:
@@ -94,21 +104,72 @@ class SavedModel:
 
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
-        ours, theirs = to_dict(self.model), to_dict(model)
+        ours, theirs = asdict(self.model), asdict(model)
         shape: tuple[str, ...] = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
         if self.starts(model):
             shape = ("trunk", "width", "norm")
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
-        if differing:
-            raise UserError(
-                f"{self.folder}: another network than configured; to start from it give {' '.join(differing)}"
-            )
+        start = f"to start from it give {' '.join(differing)}"
+        require(not differing, f"{self.folder}: another network than configured; {start}")
 
 
-def _shared(weights: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Those of the weights that the network has a place for."""
-    wanted = network.state_dict()
-    return {name: value for name, value in weights.items() if name in wanted and wanted[name].shape == value.shape}
+def todays_names(tensors: dict[str, T]) -> dict[str, T]:
+    """Tensors by name, as an earlier version may have stored them -> the same by today's names."""
+    for old, new in RENAMED.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a file by name, from its header."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+def checkpoint_names(run: Path) -> list[str]:
+    """Names of the complete checkpoints of a run folder, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
+
+
+def read_pointer(path: Path) -> str | None:
+    """The checkpoint that `best.json` or `latest.json` names, or None without such a file."""
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["checkpoint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; delete it to fall back on the newest checkpoint") from error
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder that is not damaged, or None. Its name, not `latest.json`, decides: the
+    rename that completes a checkpoint comes before the pointer."""
+    folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
+    return next((folder for folder in folders if damage(folder) is None), None)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, as far as names, lengths and headers of its files tell; None if nothing.
+
+    A number that has changed inside a tensor is not found.
+    """
+    name = next((name for name in FILES if not (folder / name).is_file()), None)
+    if name is not None:
+        return f"no {name}"
+    try:
+        step = json.loads((folder / "state.json").read_text())["step"]
+        shapes = shapes_in(folder / "model.safetensors")
+        shapes_in(folder / "training_state.safetensors")
+        if (folder / EMA_FILE).is_file():
+            shapes_in(folder / EMA_FILE)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return f"damaged: {str(error)[:80] or type(error).__name__}"
+    if not shapes:
+        return "model.safetensors holds no tensor"
+    return None if folder.name == f"step-{step:08d}" else f"state.json is of step {step}"
 
 
 def bundled_models() -> list[str]:
@@ -165,8 +226,8 @@ def _export(path: Path) -> SavedModel:
     where = f"{file}:"
     return SavedModel(
         path,
-        from_dict(ModelConfig, renamed_group("model", model), where=where),
-        from_dict(PreprocessConfig, renamed_group("preprocess", preprocess), where=where),
+        from_dict(ModelConfig, renamed(model), where=where),
+        from_dict(PreprocessConfig, renamed(preprocess), where=where),
         ppi,
         canvas,
         enhanced,

@@ -1,5 +1,5 @@
-"""The trunks by name. A new one is a module with a function like those below, a line here, and its name in
-`config.Trunk`."""
+"""The trunks by name, and the head of the dense variants. A new trunk is a module with a function like those below, a
+line here, and its name in `config.Trunk`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from fingerprint_accel.config import ModelConfig
-from fingerprint_accel.models.dense import DenseHead
 
 TRUNKS = {  # module and function; a module is imported when its trunk is made: timm takes seconds
     "inception_v4": "fingerprint_accel.models.inception:inception_parts",
@@ -54,7 +54,23 @@ def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
     return parts
 
 
-def dense_branch(parts: TrunkParts, config: ModelConfig, dims: int) -> nn.Sequential:
-    """features -> vectors and contact of the cells, see `DenseHead`."""
-    body = parts.body()
-    return nn.Sequential(*body, DenseHead(parts.channels, config.grid, dims // max(1, config.cells), config.dropout))
+class DenseHead(nn.Module):
+    """(B, C, h, w) -> a vector and a logit for each cell of a grid: (B, G, G, D) and (B, G, G).
+
+    Args:
+        channels: C.
+        grid: G, cells along each side.
+        dims: D, numbers of each cell.
+        dropout: in front of the vectors.
+    """
+
+    def __init__(self, channels: int, grid: int, dims: int, dropout: float) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        self.dropout = nn.Dropout(dropout)
+        self.vectors = nn.Conv2d(channels, dims, 1)
+        self.contact = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cells = self.pool(features)
+        return self.vectors(self.dropout(cells)).permute(0, 2, 3, 1), self.contact(cells)[:, 0]

@@ -8,7 +8,6 @@ ImageNet-1k", arXiv 2205.01580; so there is no class token, and every input size
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed
@@ -27,76 +26,33 @@ def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
     """Of a vision transformer, as of `trunks.trunk_parts`: a third of its twelve blocks in the stem, the rest in each
     branch."""
     heads = HEADS[config.trunk]
-    vit = Transformer(2 * config.width * heads, heads, config.dropout, dims)
-    return TrunkParts(
-        vit.stem,
-        vit.texture,
-        vit.minutia_stem,
-        vit.minutia_map,
-        vit.minutia,
-        vit.body,
-        vit.channels,
-        vit.minutia_map,
-        2,
-    )
+    channels = 2 * config.width * heads  # D, of every token
 
-
-@dataclass(frozen=True)
-class Transformer:
-    """The parts of a vision transformer.
-
-    Attributes:
-        channels: D, of every token.
-        heads: of attention.
-        dropout: in front of the embedding layers.
-        dims: length of the embedding of a branch.
-    """
-
-    channels: int
-    heads: int
-    dropout: float
-    dims: int
-
-    def stem(self) -> nn.Sequential:
-        """(B, 1, S, S) -> (B, N, D), one token for each patch of 16 x 16 pixels."""
-        return nn.Sequential(Patches(self.channels), *self._blocks(4))
-
-    def texture(self) -> nn.Sequential:
-        """(B, N, D) -> (B, dims)."""
-        return self._branch(8)
-
-    def minutia_stem(self) -> nn.Sequential:
-        """(B, N, D) -> the same shape."""
-        return nn.Sequential(*self._blocks(2))
-
-    def minutia_map(self, side: int) -> nn.Sequential:
-        """(B, N, D) -> (B, 6, side, side)."""
-        decoder = MapDecoder(self.channels, (128, 32), side)
-        return nn.Sequential(nn.LayerNorm(self.channels, eps=1e-6), Grid(), decoder)
-
-    def minutia(self) -> nn.Sequential:
-        """(B, N, D) -> (B, dims)."""
-        return self._branch(6)
-
-    def body(self) -> list[nn.Module]:
-        """(B, N, D) -> (B, D, h, h)."""
-        return [*self._blocks(8), nn.LayerNorm(self.channels, eps=1e-6), Grid()]
-
-    def _branch(self, blocks: int) -> nn.Sequential:
-        return nn.Sequential(
-            *self._blocks(blocks),
-            nn.LayerNorm(self.channels, eps=1e-6),
-            Mean(),
-            nn.Dropout(self.dropout),
-            nn.Linear(self.channels, self.dims),
-        )
-
-    def _blocks(self, count: int) -> list[nn.Module]:
-        blocks = [Block(self.channels, self.heads, qkv_bias=True) for _ in range(count)]
-        for layer in [part for block in blocks for part in block.modules() if isinstance(part, nn.Linear)]:
+    def blocks(count: int) -> list[nn.Module]:
+        made = [Block(channels, heads, qkv_bias=True) for _ in range(count)]
+        for layer in [part for block in made for part in block.modules() if isinstance(part, nn.Linear)]:
             nn.init.normal_(layer.weight, std=0.02)  # trunc_normal_ refuses tensors without memory
             nn.init.zeros_(layer.bias)
-        return [*blocks]
+        return [*made]
+
+    def branch(count: int) -> nn.Sequential:
+        tokens = *blocks(count), nn.LayerNorm(channels, eps=1e-6)
+        return nn.Sequential(*tokens, Mean(), nn.Dropout(config.dropout), nn.Linear(channels, dims))
+
+    def minutia_map(side: int) -> nn.Sequential:
+        return nn.Sequential(nn.LayerNorm(channels, eps=1e-6), Grid(), MapDecoder(channels, (128, 32), side))
+
+    return TrunkParts(
+        stem=lambda: nn.Sequential(Patches(channels), *blocks(4)),
+        texture=lambda: branch(8),
+        minutia_stem=lambda: nn.Sequential(*blocks(2)),
+        minutia_map=minutia_map,
+        minutia=lambda: branch(6),
+        body=lambda: [*blocks(8), nn.LayerNorm(channels, eps=1e-6), Grid()],
+        channels=channels,
+        dense_map=minutia_map,
+        map_after=2,
+    )
 
 
 class Patches(nn.Module):

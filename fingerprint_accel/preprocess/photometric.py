@@ -97,13 +97,9 @@ def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Te
 def _maximum(values: torch.Tensor, dim: int) -> torch.Tensor:
     """The largest of each value and its two neighbours along `dim`."""
     last = values.shape[dim] - 1
-    pairs = torch.maximum(values.narrow(dim, 0, last), values.narrow(dim, 1, last))
-    largest = torch.empty_like(values)
-    largest.narrow(dim, 1, last - 1).copy_(
-        torch.maximum(pairs.narrow(dim, 0, last - 1), pairs.narrow(dim, 1, last - 1))
-    )
-    largest.select(dim, 0).copy_(pairs.select(dim, 0))
-    largest.select(dim, last).copy_(pairs.select(dim, last - 1))
+    largest = values.clone()
+    largest.narrow(dim, 0, last).clamp_(min=values.narrow(dim, 1, last))
+    largest.narrow(dim, 1, last).clamp_(min=values.narrow(dim, 0, last))
     return largest
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,9 @@ import torch.nn.functional as F
 from fingerprint_accel.random import mix, normal, sample_keys
 from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, contact_cells
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import UNIT, Masters
+from fingerprint_accel.synthesis.skin import UNIT, Masters, Minutiae, packed
 from fingerprint_accel.synthesis.touch import ROWS, STRIPES, Touch, noise_tiles
-from fingerprint_accel.synthesis.workers import each
+from fingerprint_accel.synthesis.workers import each, join
 
 FADE_MM = 2.0  # beyond the skin's border everything fades to white, as after an import
 
@@ -30,15 +29,13 @@ class Prints:
         image: (B, canvas, canvas) uint8, ridges dark.
         minutiae: (B, M, 4) float32 x, y (canvas pixels), angle (radians), quality; padded with zeros.
         count: (B,) int64.
-        ending: (B, M) bool, ridge ending; else bifurcation.
         skin: (B, canvas, canvas) bool, where the finger touched the sensing area.
-        pose: (B, 3) float32, see `pose.finger_pose`.
+        pose: (B, 3) float32, see `Touch.pose`.
     """
 
     image: torch.Tensor
     minutiae: torch.Tensor
     count: torch.Tensor
-    ending: torch.Tensor
     skin: torch.Tensor
     pose: torch.Tensor
 
@@ -66,63 +63,35 @@ def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Sty
     """
     if which.device.type == "cpu":
         pairs = list(zip(which.split(1), keys.split(1), strict=True))
-        return _join(each(lambda pair: _render(masters, *pair, style), pairs))
-    return _render(masters, which, keys, style)
-
-
-def _join(parts: list[Prints]) -> Prints:
-    most = max(part.minutiae.shape[1] for part in parts)
-    return Prints(
-        torch.cat([part.image for part in parts]),
-        torch.cat([F.pad(part.minutiae, (0, 0, 0, most - part.minutiae.shape[1])) for part in parts]),
-        torch.cat([part.count for part in parts]),
-        torch.cat([F.pad(part.ending, (0, most - part.ending.shape[1])) for part in parts]),
-        torch.cat([part.skin for part in parts]),
-        torch.cat([part.pose for part in parts]),
-    )
-
-
-def _source(touch: Touch, move_x: torch.Tensor, move_y: torch.Tensor) -> torch.Tensor:
-    """(B, canvas, canvas, 2): which point of the master each pixel shows, in the units of `grid_sample`."""
-    x, y = touch.grid(touch.style.canvas, over=0)
-    u, v = touch.skin_frame(x, y)
-    across, up = u + touch.spot_x + move_x, v + touch.spot_y + move_y
-    return torch.stack([across * (2 * PIXELS_PER_MM / WIDTH), up * (-2 * PIXELS_PER_MM / HEIGHT)], dim=-1)
+        return join(each(lambda pair: _render(masters[pair[0]], pair[1], style), pairs))
+    return _render(masters[which], keys, style)
 
 
 @torch.no_grad()
-def _render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Style) -> Prints:
-    touch = Touch(masters.size[which], keys, style)
+def _render(fingers: Masters, keys: torch.Tensor, style: Style) -> Prints:
+    """One impression of each finger. `source` is which point of its master a pixel shows, as `grid_sample` has it."""
+    touch = Touch(fingers.size, keys, style)
     move_x, move_y, depth, pressure, dry, shade = touch.fields().unbind(1)
     move_x = move_x + touch.sensor["jitter"] * normal(keys, ROWS, style.canvas)[:, :, None]
-    source = _source(touch, move_x, move_y)
-    ridges = masters.ridges[which][:, None].float()
+    x, y = touch.grid(style.canvas, over=0)
+    u, v = touch.skin_frame(x, y)
+    across, up = u + touch.spot_x + move_x, v + touch.spot_y + move_y
+    source = torch.stack([across * (2 * PIXELS_PER_MM / WIDTH), up * (-2 * PIXELS_PER_MM / HEIGHT)], dim=-1)
+    ridges = fingers.ridges[:, None].float()
     height = F.grid_sample(ridges, source, mode="bicubic", padding_mode="border", align_corners=False)[:, 0]
     white, grain = noise_tiles(style.ppi, keys.device)
     coarse = touch.noise(grain, "grain_x", "grain_y")
-    x, y = touch.grid(style.canvas, over=0)
     inside = ((x > touch.left) & (x < touch.right)) & ((y > touch.bottom) & (y < touch.top))
-    ink = _ink(touch, (height - 127) / UNIT, depth, pressure, dry, coarse) * touch.scratches(x, y)
+    loss = dry * torch.where(coarse > 0, 0.2 * coarse, 1.5 * coarse)  # dry skin breaks ridges, it does not fill valleys
+    height = (height - 127) / UNIT + pressure + loss - 0.1
+    ink = torch.sigmoid(touch.sensor["sharpness"] * height) * torch.sigmoid(depth / 0.12)
+    uneven = 0.35 * touch.sensor["texture"] * (1 + coarse.roll(97, 2)).clamp(0, 2)
+    ink = ink * (1 - uneven) * touch.scratches(x, y)  # what of the ridges touches the sensor, 0..1
     specks = (coarse.roll(211, 1) - 2.6).clamp_min(0) * touch.sensor["specks"] * touch.severity
     ink = _blurred(ink + specks, touch.sensor["blur"])
     image = _grey(touch, ink, depth, shade, touch.noise(white, "noise_x", "noise_y"), inside)
-    minutiae, count, ending = _minutiae(touch, masters, which, source, torch.stack([depth, dry, inside.float()], dim=1))
-    return Prints(image, minutiae, count, ending, (depth > 0) & inside, touch.pose())
-
-
-def _ink(
-    touch: Touch,
-    height: torch.Tensor,
-    depth: torch.Tensor,
-    pressure: torch.Tensor,
-    dry: torch.Tensor,
-    coarse: torch.Tensor,
-) -> torch.Tensor:
-    """(B, canvas, canvas) in 0..1: what of the ridges touches the sensor."""
-    loss = dry * torch.where(coarse > 0, 0.2 * coarse, 1.5 * coarse)  # dry skin breaks ridges, it does not fill valleys
-    ink = torch.sigmoid(touch.sensor["sharpness"] * (height + pressure + loss - 0.1))
-    uneven = 0.35 * touch.sensor["texture"] * (1 + coarse.roll(97, 2)).clamp(0, 2)
-    return ink * torch.sigmoid(depth / 0.12) * (1 - uneven)
+    maps = torch.stack([depth, dry, inside.float()], dim=1)
+    return Prints(image, *_minutiae(touch, fingers.minutiae, source, maps), (depth > 0) & inside, touch.pose())
 
 
 def _grey(
@@ -147,43 +116,35 @@ def _grey(
 
 
 def _minutiae(
-    touch: Touch, masters: Masters, which: torch.Tensor, source: torch.Tensor, maps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    touch: Touch, own: Minutiae, source: torch.Tensor, maps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Minutiae of the fingers where they come to lie; those that did not touch, or off the sensor, are dropped.
 
     Args:
-        touch, masters, which, source: as in `_render`.
+        touch: the touches.
+        source: (B, canvas, canvas, 2), as in `_render`.
+        own: of the finger of each touch.
         maps: (B, 3, canvas, canvas) depth inside the contact (mm), dryness, and whether the sensor sees the pixel.
 
     Returns:
-        (B, M, 4) rows as in a dataset, (B,) counts, (B, M) which are endings.
+        (B, M, 4) rows as in a dataset, (B,) counts.
     """
-    own, canvas = masters.minutiae, touch.style.canvas
-    count = own.count[which]
-    longest = _longest(count, own.angle.shape[1])  # not of all fingers: an angle's last bit depends on the length
-    position, angle, ending = (values[which, :longest] for values in (own.position, own.angle, own.ending))
+    canvas = touch.style.canvas
+    longest = _longest(own.count, own.rows.shape[1])  # not of all fingers: an angle's last bit depends on the length
+    position, angle = own.rows[:, :longest, :2], own.rows[:, :longest, 2].contiguous()
     step = 0.15 * torch.stack([angle.cos(), angle.sin()], dim=-1)
     start, ahead = _on_canvas(touch, torch.cat([position, position + step], dim=1), source).chunk(2, dim=1)
     turned = torch.remainder(torch.atan2(start[..., 1] - ahead[..., 1], ahead[..., 0] - start[..., 0]), 2 * math.pi)
     where = (start * (2 / canvas) - 1)[:, :, None]
     sampled = F.grid_sample(maps, where, mode="bilinear", padding_mode="zeros", align_corners=False)[..., 0]
     depth, dry, seen = sampled.unbind(1)
-    there = torch.arange(position.shape[1], device=which.device) < count[:, None]
+    there = torch.arange(position.shape[1], device=position.device) < own.count[:, None]
     on_canvas = (start.amin(-1) >= 0) & (start.amax(-1) <= canvas)
     keep = there & on_canvas & (depth > 0) & (seen > 0.5)
     quality = (depth / 1.5).clamp(0.1, 1) * (1.1 - 0.7 * dry).clamp(0.1, 1)
-    rows = torch.cat([start, turned[..., None], quality[..., None]], dim=-1) * keep[..., None]
-    order = torch.argsort(~keep, dim=1, stable=True)
+    rows = torch.cat([start, turned[..., None], quality[..., None]], dim=-1)
     kept = keep.sum(dim=1)
-    order = order[:, : _longest(kept, longest)]
-    ending = (ending & keep).gather(1, order)
-    return rows.gather(1, order[:, :, None].expand(-1, -1, 4)), kept, ending
-
-
-@lru_cache(maxsize=8)
-def _pair(x: float, y: float, device: torch.device) -> torch.Tensor:
-    """(2,): kept on the device, where sending it would wait."""
-    return torch.tensor([x, y], device=device, dtype=torch.float32)
+    return packed(rows, keep, _longest(kept, longest)), kept
 
 
 def _longest(count: torch.Tensor, there: int) -> int:
@@ -193,24 +154,23 @@ def _longest(count: torch.Tensor, there: int) -> int:
 
 def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """position (B, M, 2) mm on the finger -> (B, M, 2) canvas pixels, y down: where `source` looks that position up."""
-    device, canvas = position.device, touch.style.canvas
-    y_down = _pair(1.0, -1.0, device)
-    scale = _pair(WIDTH, -HEIGHT, device) / (2 * PIXELS_PER_MM)  # of `source`, to mm
+    canvas = touch.style.canvas
     looked_up = source.permute(0, 3, 1, 2)  # (B, 2, canvas, canvas)
-    spot = torch.cat([touch.spot_x, touch.spot_y], dim=-1)
-    shift = torch.cat([touch.shift_x, touch.shift_y], dim=-1)
     cos, sin = touch.angle[:, 0].cos(), touch.angle[:, 0].sin()
 
-    def turn(delta: torch.Tensor) -> torch.Tensor:
-        x, y = delta.unbind(-1)
-        return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+    def turned(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * cos - y * sin, x * sin + y * cos
 
-    point = turn(position - spot) - shift  # mm, from the middle of the canvas
+    across, up = position.unbind(-1)
+    x, y = turned(across - touch.spot_x[:, 0], up - touch.spot_y[:, 0])
+    x, y = x - touch.shift_x[:, 0], y - touch.shift_y[:, 0]  # mm, from the middle of the canvas
     for _ in range(6):  # the distortion is mild: what is missing shrinks several times in each round
-        where = (point * y_down * (2 / (canvas * touch.mm)))[:, :, None]
-        found = F.grid_sample(looked_up, where, mode="bilinear", padding_mode="border", align_corners=False)
-        point = point + turn(position - found[..., 0].transpose(1, 2) * scale)
-    return point * y_down / touch.mm + canvas / 2
+        where = torch.stack([x, -y], dim=-1)[:, :, None] * (2 / (canvas * touch.mm))
+        found = F.grid_sample(looked_up, where, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
+        found_x, found_y = found[:, 0] * (WIDTH / 2 / PIXELS_PER_MM), found[:, 1] * (-HEIGHT / 2 / PIXELS_PER_MM)
+        more_x, more_y = turned(across - found_x, up - found_y)
+        x, y = x + more_x, y + more_y
+    return torch.stack([x, -y], dim=-1) / touch.mm + canvas / 2
 
 
 def _blurred(ink: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

@@ -19,9 +19,8 @@ CLASSES = ("arch", "tented arch", "left loop", "right loop", "whorl", "double lo
 SHARES = (0.037, 0.029, 0.338, 0.317, 0.209, 0.070)
 """Natural shares; a quarter of the whorls (27.9 % together) are double loops."""
 ARCH, TENTED, LEFT, RIGHT, WHORL, DOUBLE = range(6)
-CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(
-    14
-)  # random streams
+# random streams
+CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(14)
 SINGULARITIES = 4  # two loops, two deltas
 STRAIGHTENED = 0.7  # share of a loop's lean that is taken away at its core
 FAR = 1e3  # mm: where singular points are put that a class does not have

@@ -52,22 +52,19 @@ def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 def _angular(device: torch.device, odd: bool) -> torch.Tensor:
     """(2 * orders, H, W / 2 + 1): cosines, then sines of the multiples of the direction, weighted."""
     angle = _frequency(device)[1].double()
-    orders = _orders(odd)
-    weights = [math.exp(-((order * ANGULAR_WIDTH) ** 2) / 2) * (1.0 if order else 0.5) for order in orders]
-    parts = [weight * torch.cos(order * angle) for order, weight in zip(orders, weights, strict=True)]
-    parts += [weight * torch.sin(order * angle) for order, weight in zip(orders, weights, strict=True) if order]
-    return torch.stack(parts).float()
+    weights = [math.exp(-((order * ANGULAR_WIDTH) ** 2) / 2) * (1.0 if order else 0.5) for order in _orders(odd)]
+    weights += [weight for weight, order in zip(weights, _orders(odd), strict=True) if order]
+    return torch.stack([w * part for w, part in zip(weights, _waves(angle, odd), strict=True)]).float()
 
 
 def _orders(odd: bool) -> list[int]:
     return [2 * k + odd for k in range(HARMONICS + 1)]
 
 
-def _steering(normal_angle: torch.Tensor, odd: bool) -> list[torch.Tensor]:
-    """normal_angle (N, H, W) -> one (N, H, W) per part: how much of it makes the filter of that direction."""
+def _waves(angle: torch.Tensor, odd: bool) -> list[torch.Tensor]:
+    """Cosines, then sines of the multiples of an angle; of `normal_angle`, how much of each part makes the filter."""
     orders = _orders(odd)
-    parts = [torch.cos(order * normal_angle) for order in orders]
-    return parts + [torch.sin(order * normal_angle) for order in orders if order]
+    return [torch.cos(order * angle) for order in orders] + [torch.sin(order * angle) for order in orders if order]
 
 
 class RidgeFilter:
@@ -86,7 +83,7 @@ class RidgeFilter:
         self.bands = [
             torch.exp(-(log_frequency + mm.log()[:, None, None]).square() / (2 * RADIAL_WIDTH**2)) for mm in (low, high)
         ]
-        self.even = _steering(self.normal_angle, odd=False)
+        self.even = _waves(self.normal_angle, odd=False)
 
     def _steered(self, spectrum: torch.Tensor, steering: list[torch.Tensor], odd: bool) -> torch.Tensor:
         """spectrum (N, H, W / 2 + 1) -> (N, H, W). One part at a time, so that it stays in the cache of a CPU."""
@@ -104,7 +101,7 @@ class RidgeFilter:
     def analytic(self, ridges: torch.Tensor) -> torch.Tensor:
         """(N, H, W) -> (N, H, W) complex: its argument is the phase of the ridges along `normal_angle`."""
         spectrum = torch.fft.rfft2(ridges)
-        odd = self._steered(spectrum * -1j, _steering(self.normal_angle, odd=True), odd=True)
+        odd = self._steered(spectrum * -1j, _waves(self.normal_angle, odd=True), odd=True)
         return torch.complex(self._steered(spectrum, self.even, odd=False), odd)
 
 

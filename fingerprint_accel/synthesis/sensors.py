@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import require
 
 Range = tuple[float, float]
 PARAMETERS = (
@@ -108,17 +108,10 @@ class Style:
 
     def __post_init__(self) -> None:
         for name in self.sensors:
-            if name not in SENSORS:
-                raise UserError(f"sensor {name!r}: unknown; there are {', '.join(SENSORS)}")
-        if not self.sensors:
-            raise UserError(f"no sensor: name at least one of {', '.join(SENSORS)}")
-        if self.quality not in QUALITIES:
-            raise UserError(f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
-        if not 150 <= self.ppi <= 1000:
-            raise UserError(f"ppi {self.ppi}: must lie between 150 and 1000")
-        if self.partial is not None and not 0 <= self.partial <= 1:
-            raise UserError(f"partial {self.partial}: a share of the touches, from 0 to 1")
-        if self.siblings < 1:
-            raise UserError(f"siblings {self.siblings}: must be at least 1, a finger for itself")
-        if not 64 <= self.canvas <= 2048:
-            raise UserError(f"canvas {self.canvas}: must lie between 64 and 2048")
+            require(name in SENSORS, f"sensor {name!r}: unknown; there are {', '.join(SENSORS)}")
+        require(len(self.sensors) > 0, f"no sensor: name at least one of {', '.join(SENSORS)}")
+        require(self.quality in QUALITIES, f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
+        require(150 <= self.ppi <= 1000, f"ppi {self.ppi}: must lie between 150 and 1000")
+        require(0 <= self.partial_share <= 1, f"partial {self.partial}: a share of the touches, from 0 to 1")
+        require(self.siblings >= 1, f"siblings {self.siblings}: must be at least 1, a finger for itself")
+        require(64 <= self.canvas <= 2048, f"canvas {self.canvas}: must lie between 64 and 2048")

@@ -1,23 +1,38 @@
-"""From the ridge signal to a master: what a finger has besides its ridges, and all of it in one byte a pixel."""
+"""From the ridge signal to a master: its exact minutiae, what a finger has besides ridges, and all of it in one byte a
+pixel."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from fingerprint_accel.random import normal, sample_keys, uniform
 from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, bell, frame, smooth_field
-from fingerprint_accel.synthesis.minutiae import Minutiae, find_minutiae
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import grow, period_field
-from fingerprint_accel.synthesis.workers import each
+from fingerprint_accel.synthesis.workers import each, join
 
 CREASES = 4  # at most, per finger
 CREASE, CREASE_COUNT, ROUGH, PORES, PORE_DEPTH, INCIPIENT, INCIPIENT_PLACE = range(40, 47)  # random streams
+EDGE = 4  # pixels at the border of a master without minutiae: there the noise wraps around
 UNIT = 120.0  # grey levels of a master from the middle of a slope to the top of a ridge
 PAIR_MM, TWIN_MM = 0.55, 0.4  # a short break, a ridge end counted twice: closer than that nobody sees two minutiae
+
+
+@dataclass(frozen=True)
+class Minutiae:
+    """Minutiae of N fingers, padded to the largest number M.
+
+    Attributes:
+        rows: (N, M, 3) x to the right and y up in mm, and the angle in radians, counter-clockwise from +x, towards the
+            side with one ridge more (ISO/IEC 19794-2: along an ending ridge, into the fork of a bifurcation).
+        count: (N,) int64, how many of the M are there.
+    """
+
+    rows: torch.Tensor
+    count: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -39,9 +54,9 @@ class Masters:
     def __len__(self) -> int:
         return len(self.ridges)
 
-    def __getitem__(self, fingers: slice) -> Masters:
-        """Some of them; views."""
-        minutiae = Minutiae(*(getattr(self.minutiae, field.name)[fingers] for field in fields(Minutiae)))
+    def __getitem__(self, fingers: slice | torch.Tensor) -> Masters:
+        """Some of them; views for a slice, copies for (B,) indices."""
+        minutiae = Minutiae(self.minutiae.rows[fingers], self.minutiae.count[fingers])
         return Masters(self.ridges[fingers], minutiae, self.kind[fingers], self.size[fingers])
 
 
@@ -58,27 +73,18 @@ def finger_name(seed: int, number: int, siblings: int = 1) -> str:
     return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
 
 
-def flow_keys(seed: int, fingers: torch.Tensor, siblings: int = 1) -> torch.Tensor:
-    """fingers (N,) int64 -> (N,) int64 key of what each shares with its siblings: that of the first of them."""
-    return finger_keys(seed, fingers // siblings * siblings)
-
-
-def numbered_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
-    """fingers (N,) int64 -> their masters; of every `siblings` numbers in a row, all have the flow of the first."""
-    return make_masters(finger_keys(seed, fingers), flow_keys(seed, fingers, siblings))
-
-
-def make_masters(keys: torch.Tensor, flow: torch.Tensor | None = None) -> Masters:
-    """keys (N,) int64, see `finger_keys` -> their masters, on the device of the keys.
+def make_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
+    """fingers (N,) int64 numbers -> their masters, on the same device.
 
     A GPU makes them together; on a CPU each has the same bits in any batch.
 
     Args:
-        keys: (N,) int64 of the fingers.
-        flow: (N,) int64 of the fingers whose class, ridge flow, ridge period and creases they have; default their own.
+        seed: with the number it decides all about a finger.
+        fingers: the numbers.
+        siblings: of so many numbers in a row, all have the class, ridge flow, ridge period and creases of the first.
     """
-    both = torch.stack([keys, keys if flow is None else flow], dim=1)
-    if keys.device.type == "cpu":
+    both = torch.stack([finger_keys(seed, fingers), finger_keys(seed, fingers // siblings * siblings)], dim=1)
+    if fingers.device.type == "cpu":
         return join(each(_make, both.split(1)))
     return _make(both)
 
@@ -98,25 +104,6 @@ def _make(both: torch.Tensor) -> Masters:
     minutiae = _seen(find_minutiae(signal, pattern.field + math.pi / 2), crease)
     ridges = (127.0 + UNIT * height).round().clamp(0, 255).to(torch.uint8)
     return Masters(ridges, minutiae, pattern.kind, pattern.size)
-
-
-def join(parts: list[Masters]) -> Masters:
-    """Several sets of masters as one."""
-    most = max(part.minutiae.angle.shape[1] for part in parts)
-
-    def padded(name: str) -> torch.Tensor:
-        tensors = [getattr(part.minutiae, name) for part in parts]
-        if tensors[0].ndim == 1:
-            return torch.cat(tensors)
-        return torch.cat([torch.cat([t, t.new_zeros(len(t), most - t.shape[1], *t.shape[2:])], dim=1) for t in tensors])
-
-    minutiae = Minutiae(*(padded(field.name) for field in fields(Minutiae)))
-    return Masters(
-        torch.cat([part.ridges for part in parts]),
-        minutiae,
-        torch.cat([part.kind for part in parts]),
-        torch.cat([part.size for part in parts]),
-    )
 
 
 def _pores(keys: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
@@ -155,30 +142,80 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def _corners(values: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) -> (4, N, H - 1, W - 1): the corners of every 2 x 2 cell, counter-clockwise with y up."""
+    return torch.stack([values[:, 1:, :-1], values[:, 1:, 1:], values[:, :-1, 1:], values[:, :-1, :-1]])
+
+
+def _windings(signal: torch.Tensor, normal_angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turns of the phase around every cell (N, H - 1, W - 1), and its four corners with signs that agree.
+
+    The direction of the ridges is known modulo pi only; where it points the other way the signal is conjugated. Cells
+    in which no choice of signs fits (cores and deltas) count as 0.
+    """
+    cosines, sines = _corners(normal_angle.cos()), _corners(normal_angle.sin())
+    signs = (cosines[0] * cosines + sines[0] * sines).sign()
+    agree = (cosines[1:3] * cosines[2:] + sines[1:3] * sines[2:]) * signs[1:3] * signs[2:]
+    fits = (agree > 0).all(dim=0)
+    real, imaginary = _corners(signal.real), _corners(signal.imag) * signs
+    next_real, next_imaginary = real.roll(-1, 0), imaginary.roll(-1, 0)
+    left = real * next_imaginary - next_real * imaginary  # how often the polygon crosses the positive real axis
+    up = (imaginary <= 0) & (next_imaginary > 0) & (left > 0)
+    down = (imaginary > 0) & (next_imaginary <= 0) & (left < 0)
+    return (up.sum(dim=0) - down.sum(dim=0)) * fits, torch.complex(real, imaginary)
+
+
+def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
+    """Lists the zeros of an analytic signal.
+
+    Around a zero the phase of the ridges winds once; there a ridge ends or forks (Larkin and Fletcher 2007, "A coherent
+    framework for fingerprint analysis: are fingerprints holograms?", Optics Express 15(14)).
+
+    Args:
+        signal: (N, H, W) complex64, see `ridges.grow`.
+        normal_angle: (N, H, W) radians, direction along which its phase grows.
+    """
+    winding, corners = _windings(signal, normal_angle)
+    winding[:, :EDGE], winding[:, -EDGE:], winding[:, :, :EDGE], winding[:, :, -EDGE:] = 0, 0, 0, 0
+    finger, row, column = winding.nonzero(as_tuple=True)
+    sign = winding[finger, row, column]
+    count = torch.bincount(finger, minlength=len(signal))
+    lower_left, lower_right, upper_right, upper_left = corners[:, finger, row, column]
+    # the zero of the plane through the corners: value = mean + slope_x * u + slope_y * v
+    mean = (lower_left + lower_right + upper_right + upper_left) / 4
+    slope_x = (lower_right + upper_right - lower_left - upper_left) / 2
+    slope_y = (upper_left + upper_right - lower_left - lower_right) / 2
+    determinant = slope_x.real * slope_y.imag - slope_x.imag * slope_y.real
+    u = (-(mean.real * slope_y.imag - mean.imag * slope_y.real) / determinant).clamp(-0.5, 0.5)
+    v = (-(slope_x.real * mean.imag - slope_x.imag * mean.real) / determinant).clamp(-0.5, 0.5)
+    x = (column + 1 + u - WIDTH / 2) / PIXELS_PER_MM
+    y = (HEIGHT / 2 - row - 1 + v) / PIXELS_PER_MM
+    along = normal_angle[finger, row + 1, column] - sign * (math.pi / 2)
+    slot = torch.arange(len(finger), device=finger.device) - (count.cumsum(0) - count)[finger]
+    rows = torch.zeros(len(signal), max(1, int(count.max())), 3, device=signal.device)
+    rows[finger, slot] = torch.stack([x, y, torch.remainder(along, 2 * math.pi)], dim=1)
+    return Minutiae(rows, count)
+
+
 def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
     """Drops what a person would not mark: minutiae in a crease, short breaks, and one of two that coincide."""
-    x, y = minutiae.position.unbind(-1)
+    position, (x, y, direction) = minutiae.rows[..., :2], minutiae.rows.unbind(-1)
     there = torch.arange(x.shape[1], device=x.device) < minutiae.count[:, None]
     column = (x * PIXELS_PER_MM + WIDTH / 2).long().clamp(0, WIDTH - 1)
     row = (HEIGHT / 2 - y * PIXELS_PER_MM).long().clamp(0, HEIGHT - 1)
     finger = torch.arange(len(x), device=x.device)[:, None]
     keep = there & (crease[finger, row, column] < 0.4)
-    distance = (minutiae.position[:, :, None] - minutiae.position[:, None]).square().sum(-1)  # (N, M, M)
-    alike = torch.cos(minutiae.angle[:, :, None] - minutiae.angle[:, None])
+    distance = (position[:, :, None] - position[:, None]).square().sum(-1)  # (N, M, M)
+    alike = torch.cos(direction[:, :, None] - direction[:, None])
     both = there[:, :, None] & there[:, None] & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     broken = both & (distance < PAIR_MM**2) & (alike < -0.5)
     twin = (both & (distance < TWIN_MM**2) & (alike > 0.5)).tril()
     keep &= ~broken.any(dim=2) & ~twin.any(dim=2)
-    order = torch.argsort(~keep, dim=1, stable=True)
     count = keep.sum(dim=1)
-    kept = torch.arange(x.shape[1], device=x.device) < count[:, None]
+    return Minutiae(packed(minutiae.rows, keep, max(1, int(count.max()))), count)
 
-    def pick(values: torch.Tensor) -> torch.Tensor:
-        taken = values.gather(1, order if values.ndim == 2 else order[:, :, None].expand_as(values))
-        return taken * (kept if values.ndim == 2 else kept[:, :, None])
 
-    most = max(1, int(count.max()))
-    position, angle, ending = (
-        pick(values)[:, :most] for values in (minutiae.position, minutiae.angle, minutiae.ending)
-    )
-    return Minutiae(position, angle, ending, count)
+def packed(rows: torch.Tensor, keep: torch.Tensor, most: int) -> torch.Tensor:
+    """rows (N, M, K), keep (N, M) bool -> (N, most, K): those that are kept in front, zeros behind."""
+    order = torch.argsort(~keep, dim=1, stable=True)[:, :most, None]
+    return torch.take_along_dim(rows * keep[..., None], order, dim=1)

@@ -6,13 +6,13 @@ same order as prints from shards, so runs resume exactly and do not depend on th
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from fingerprint_accel.data.batch import Batch
@@ -20,9 +20,9 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
-from fingerprint_accel.synthesis.minutiae import Minutiae
 from fingerprint_accel.synthesis.sensors import DEFAULT, Style
-from fingerprint_accel.synthesis.skin import Masters, join, numbered_masters
+from fingerprint_accel.synthesis.skin import Masters, Minutiae, make_masters
+from fingerprint_accel.synthesis.workers import join
 
 PREFIX = "synth:"
 CHUNK = 32  # masters made at a time, per process
@@ -45,7 +45,7 @@ class SourceSpec:
     impressions: int = 8
     seed: int = 0
     first: int = 0
-    style: Style = dataclasses.field(default_factory=Style)
+    style: Style = field(default_factory=Style)
 
 
 def is_source(data: str) -> bool:
@@ -82,59 +82,13 @@ def parse_source(data: str) -> SourceSpec:
     return SourceSpec(**numbers, style=Style(**looks))  # type: ignore[arg-type]
 
 
-def shared_masters(
-    spec: SourceSpec,
-    count: int,
-    device: torch.device,
-    rank: int = 0,
-    processes: int = 1,
-    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> Masters:
-    """Fingers `spec.first` to `spec.first + count`, the same on every rank; each rank makes its share.
-
-    Args:
-        spec: whose seed is used.
-        count: number of fingers.
-        device: where they are made and stay.
-        rank, processes: which share is this process's.
-        gather: concatenates tensors of all ranks along the first dimension; needed with several processes.
-    """
-    numbers = spec.first + torch.arange(count, device=device)
-    parts = []
-    bar = tqdm(total=count, desc="making fingers", unit="finger", disable=rank > 0)
-    for chunk in numbers.split(CHUNK * processes):
-        share = -(-len(chunk) // processes)
-        mine = chunk[torch.arange(rank * share, (rank + 1) * share, device=device).clamp(max=len(chunk) - 1)]
-        made = numbered_masters(spec.seed, mine, spec.style.siblings)
-        if processes > 1:
-            assert gather is not None, "several processes exchange their masters"
-            made = _gathered(made, gather, len(chunk))
-        parts.append(made)
-        bar.update(len(chunk))
-    bar.close()
-    return join(parts)
-
-
 def _gathered(masters: Masters, gather: Callable[[torch.Tensor], torch.Tensor], count: int) -> Masters:
     """The first `count` masters of all ranks."""
-
-    def padded(values: torch.Tensor) -> torch.Tensor:
-        room = values.new_zeros(len(values), MOST_MINUTIAE, *values.shape[2:])
-        room[:, : values.shape[1]] = values
-        return room
-
     own = masters.minutiae
-    together = [
-        gather(values)[:count]
-        for values in (
-            masters.ridges, masters.kind, masters.size, own.count,
-            padded(own.position), padded(own.angle), padded(own.ending.to(torch.uint8)),
-        )
-    ]  # fmt: skip
-    ridges, kind, size, number, position, angle, ending = together
-    most = max(1, int(number.max()))
-    minutiae = Minutiae(position[:, :most], angle[:, :most], ending[:, :most].bool(), number)
-    return Masters(ridges, minutiae, kind, size)
+    rows = F.pad(own.rows, (0, 0, 0, MOST_MINUTIAE - own.rows.shape[1]))
+    tensors = masters.ridges, masters.kind, masters.size, own.count, rows
+    ridges, kind, size, number, rows = (gather(values)[:count] for values in tensors)
+    return Masters(ridges, Minutiae(rows[:, : max(1, int(number.max()))], number), kind, size)
 
 
 @dataclass(frozen=True)
@@ -150,6 +104,10 @@ class SyntheticPrints:
     spec: SourceSpec
     masters: Masters
     numbers: torch.Tensor
+
+    def __getitem__(self, fingers: slice) -> SyntheticPrints:
+        """Those of some of the fingers; views."""
+        return SyntheticPrints(self.spec, self.masters[fingers], self.numbers[fingers])
 
     def __len__(self) -> int:
         """Prints per epoch."""
@@ -171,11 +129,6 @@ class SyntheticPrints:
         return len(self)
 
     @property
-    def with_truth(self) -> int:
-        """Number of prints whose pose and contact are known: all."""
-        return len(self)
-
-    @property
     def info(self) -> PrintInfo:
         """Resolution and size of the prints."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
@@ -194,20 +147,12 @@ class SyntheticPrints:
             epochs: (B,) int64; an epoch has its own impressions.
             truth: also gives pose and contact.
         """
-        index, epoch, which, impression = self._which(samples, epochs)
-        keys = impression_keys(self.spec.seed, self.numbers[which], impression)
+        index, epoch = (torch.from_numpy(values).to(self.numbers.device) for values in (samples, epochs))
+        which, impression = index // self.spec.impressions, index % self.spec.impressions
+        keys = impression_keys(self.spec.seed, self.numbers[which], epoch * self.spec.impressions + impression)
         prints = render(self.masters, which, keys, self.spec.style)
         known = (prints.pose, prints.contact) if truth else (None, None)
         return Batch(prints.image, which, prints.minutiae, prints.count, index, epoch, *known)
-
-    def _which(
-        self, samples: np.ndarray, epochs: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B,) int64 each, on the device: sample, epoch, finger among the masters, impression of that finger."""
-        device = self.numbers.device
-        index, epoch = torch.from_numpy(samples).to(device), torch.from_numpy(epochs).to(device)
-        impression = epoch * self.spec.impressions + index % self.spec.impressions
-        return index, epoch, index // self.spec.impressions, impression
 
     def loader(
         self,
@@ -217,37 +162,35 @@ class SyntheticPrints:
         processes: int = 1,
         device: torch.device | str = "cpu",
         position: int = 0,
-        prefetch: int = 3,
         truth: bool = False,
     ) -> RenderLoader:
         """Endless micro-batches of one process, as `data.loader.Subset.loader`."""
         return RenderLoader(self, order, batch_size, rank, processes, position, truth)
 
 
+@dataclass
 class RenderLoader:
     """Endless micro-batches, rendered one after the other. Use as a context manager, then iterate.
 
     Attributes:
+        prints, order, batch_size, rank, processes, position, truth: as of `data.loader.Subset.loader`.
         waited: seconds spent on rendering batches after the first; 0 on a GPU, where rendering is work like any other
             and the host's clock shows how far ahead of it the host is.
-        seconds: the same, by stage.
     """
 
-    def __init__(
-        self,
-        prints: SyntheticPrints,
-        order: SampleOrder,
-        batch_size: int,
-        rank: int,
-        processes: int,
-        position: int,
-        truth: bool = False,
-    ) -> None:
-        self.prints, self.order, self.batch_size, self.truth = prints, order, batch_size, truth
-        self.rank, self.processes, self.position = rank, processes, position
-        self.counts = prints.numbers.device.type == "cpu"
-        self.waited = 0.0
-        self.seconds = {"render": 0.0}
+    prints: SyntheticPrints
+    order: SampleOrder
+    batch_size: int
+    rank: int
+    processes: int
+    position: int
+    truth: bool
+    waited: float = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The same, by stage."""
+        return {"render": self.waited}
 
     def __enter__(self) -> RenderLoader:
         return self
@@ -261,9 +204,9 @@ class RenderLoader:
             start = time.perf_counter()
             samples, epochs = self.order.take(position + self.rank * self.batch_size, self.batch_size)
             batch = self.prints.read(samples, epochs, self.truth)
-            if self.counts and position > self.position:  # the first batch also readies the device
+            on_cpu = batch.image.device.type == "cpu"
+            if on_cpu and position > self.position:  # the first batch also readies the device
                 self.waited += time.perf_counter() - start
-                self.seconds["render"] = self.waited
             position += self.batch_size * self.processes
             yield batch
 
@@ -276,18 +219,28 @@ def open_source(
     processes: int = 1,
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[SyntheticPrints, SyntheticPrints | None]:
-    """Fingers to train on, and others to validate on.
+    """Fingers to train on, and others to validate on: the same on every rank; each rank makes its share.
 
     Args:
         data: see `parse_source`.
         held_out: validation fingers as a share of the training fingers, at least two; 0 for none.
-        device, rank, processes, gather: see `shared_masters`.
+        device: where the fingers are made and stay.
+        rank, processes: which share is this process's.
+        gather: concatenates tensors of all ranks along the first dimension; needed with several processes.
     """
     spec = parse_source(data)
     validation = max(2, round(held_out * spec.fingers)) if held_out > 0 else 0
-    masters = shared_masters(spec, spec.fingers + validation, device, rank, processes, gather)
-    numbers = spec.first + torch.arange(len(masters), device=device)
-    train = SyntheticPrints(spec, masters[: spec.fingers], numbers[: spec.fingers])
-    if not validation:
-        return train, None
-    return train, SyntheticPrints(spec, masters[spec.fingers :], numbers[spec.fingers :])
+    numbers = spec.first + torch.arange(spec.fingers + validation, device=device)
+    parts = []
+    with tqdm(total=len(numbers), desc="making fingers", unit="finger", disable=rank > 0) as bar:
+        for chunk in numbers.split(CHUNK * processes):
+            share = -(-len(chunk) // processes)
+            mine = chunk[torch.arange(rank * share, (rank + 1) * share, device=device).clamp(max=len(chunk) - 1)]
+            made = make_masters(spec.seed, mine, spec.style.siblings)
+            if processes > 1:
+                assert gather is not None, "several processes exchange their masters"
+                made = _gathered(made, gather, len(chunk))
+            parts.append(made)
+            bar.update(len(chunk))
+    both = SyntheticPrints(spec, join(parts), numbers)
+    return both[: spec.fingers], both[spec.fingers :] if validation else None

@@ -132,8 +132,8 @@ class Touch:
         return width, height
 
     def pose(self) -> torch.Tensor:
-        """(B, 3) float32: how the print has to be turned and shifted so that its finger stands upright in the middle of
-        the canvas; see `pose.finger_pose`."""
+        """(B, 3) float32: how each print has to be turned and shifted so that its finger stands upright in the middle
+        of the canvas: rotation in radians, and shift along x and y in canvas pixels, as in `geometric.Pose`."""
         cos, sin = self.angle.cos(), self.angle.sin()
         across, up = MIDDLE_MM[0] - self.spot_x, MIDDLE_MM[1] - self.spot_y
         x = across * cos - up * sin - self.shift_x

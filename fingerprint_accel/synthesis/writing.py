@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,27 +23,27 @@ from fingerprint_accel.data.shard_writing import (
     DatasetInfo,
     Record,
     publish_dataset,
-    record_batches,
     rows_per_shard,
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import Truth
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.durable import write_json
+from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_name, numbered_masters
+from fingerprint_accel.synthesis.skin import finger_name, make_masters
 from fingerprint_accel.text import aligned
 
 DEFAULT_STYLE = Style()
 ARGUMENTS = "synthesis.json"  # in the dataset folder: what it was made with
 CONTACT_SHEET = "contact_sheet.png"
 PIXELS_AT_ONCE = 2**24  # 163 prints of 320 x 320; a GPU needs about 200 bytes for each pixel
-FINGERS_ON_GPU = 64
+FINGERS_AT_ONCE = {"cpu": 1, "cuda": 64}  # enough to fill a GPU; on a CPU one, so that their bits never vary
 MOST_FINGERS, MOST_IMPRESSIONS, LAST_FINGER = 10**7, 2**15 - 1, 2**31 - 1
 
 
@@ -78,8 +77,7 @@ class Plan:
             ("--seed", self.seed, 0, 2**63 - 1),
             ("--first-finger", self.first_finger, 0, LAST_FINGER),
         ):
-            if not low <= value <= high:
-                raise UserError(f"{option} {value}: must lie between {low} and {high}")
+            require(low <= value <= high, f"{option} {value}: must lie between {low} and {high}")
 
 
 @dataclass(frozen=True)
@@ -184,21 +182,9 @@ class SynthJob(Job):
     def __init__(self, plan: Plan) -> None:
         self.plan, style = plan, plan.style
         self.bytes_per_print = style.canvas**2 + MINUTIAE_BYTES
-        self.arguments = {
-            "fingers": plan.fingers,
-            "impressions": plan.impressions,
-            "seed": plan.seed,
-            "first_finger": plan.first_finger,
-            "sensors": list(style.sensors),
-            "quality": style.quality,
-            "ppi": style.ppi,
-            "canvas": style.canvas,
-            "siblings": style.siblings,
-            "partial": style.partial_share,
-            "device": plan.device,
-            "fingerprint_accel": __version__,
-            "torch": torch.__version__,
-        }
+        self.arguments = {name: value for name, value in vars(plan).items() if name != "style"} | vars(style)
+        self.arguments |= {"sensors": list(style.sensors), "partial": style.partial_share}
+        self.arguments |= {"fingerprint_accel": __version__, "torch": torch.__version__}
         per_shard = max(1, rows_per_shard(plan.fingers * plan.impressions, style.canvas) // plan.impressions)
         order = permutation(plan.fingers, plan.seed, epoch=0, level=2)
         self._fingers = np.split(order, range(per_shard, plan.fingers, per_shard))
@@ -212,7 +198,7 @@ class SynthJob(Job):
         """As of `Job`."""
         style = self.plan.style
         publish_dataset(folder, self.names, facts, style.ppi, style.canvas, truth=True)
-        (folder / ARGUMENTS).write_text(json.dumps(self.arguments, indent=2) + "\n")
+        write_json(folder / ARGUMENTS, self.arguments)
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
 
@@ -226,22 +212,16 @@ def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
     finally:
         torch.set_num_threads(before)
     shuffled = [rows[place] for place in permutation(len(rows), plan.seed, epoch=0, level=2).tolist()]
-    fingers_of, records = zip(*shuffled, strict=True)
-    return write_shard(path, record_batches(records, fingers_of, plan.style.canvas, "raw", truth=True), truth=True)
+    return write_shard(path, shuffled, plan.style.canvas, truth=True)
 
 
-def fingers_at_once(device: str) -> int:
-    """Fingers that are made together: enough to fill a GPU; on a CPU one, so that their bits never vary."""
-    return 1 if device == "cpu" else FINGERS_ON_GPU
-
-
-def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[tuple[int, Record]]]:
-    """All impressions of some fingers, each with its finger counted from the first. A GPU makes fingers together."""
+def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[Record]]:
+    """All impressions of some fingers, which are numbered from `first_finger`. A GPU makes fingers together."""
     at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints that are rendered together
     every = torch.arange(plan.impressions, device=plan.device)
     numbers = torch.from_numpy(fingers).to(plan.device) + plan.first_finger
-    for group in numbers.split(fingers_at_once(plan.device)):
-        masters = numbered_masters(plan.seed, group, plan.style.siblings)
+    for group in numbers.split(FINGERS_AT_ONCE[plan.device]):
+        masters = make_masters(plan.seed, group, plan.style.siblings)
         which = torch.arange(len(group), device=plan.device).repeat_interleave(len(every))
         for some, touches in zip(which.split(at_once), every.repeat(len(group)).split(at_once), strict=True):
             prints = render(masters, some, impression_keys(plan.seed, group[some], touches), plan.style)
@@ -249,9 +229,7 @@ def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[tuple[int, Recor
             yield _records(plan, prints, *(values.tolist() for values in made))
 
 
-def _records(
-    plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]
-) -> list[tuple[int, Record]]:
+def _records(plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]) -> list[Record]:
     images, minutiae, counts, poses = (
         values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
     )
@@ -261,5 +239,5 @@ def _records(
         key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
         source = f"synthetic/{plan.style.quality}/{CLASSES[kind]}"
         truth = Truth(poses[i].copy(), contacts[i].tobytes())
-        found.append((finger, Record(images[i], key, impression, source, minutiae[i, : counts[i]].copy(), truth)))
+        found.append(Record(images[i], key, impression, source, minutiae[i, : counts[i]].copy(), truth, finger))
     return found

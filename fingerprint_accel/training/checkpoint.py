@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fingerprint_accel.durable import file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import (
+from fingerprint_accel.models.saved_model import (
     EMA_FILE,
     FILES,
     checkpoint_names,
@@ -46,11 +46,6 @@ class Checkpoint:
     ema: dict[str, torch.Tensor] | None = None
 
 
-def write_json(values: Any, path: Path) -> None:
-    """Replaces a JSON file in one motion, so that a reader or a crash never meets half of it."""
-    write_file(path, json.dumps(values, indent=2) + "\n")
-
-
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     """Writes `run/checkpoints/step-XXXXXXXX` and points `latest.json` at it; returns its name.
 
@@ -67,12 +62,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     files = {"model.safetensors": checkpoint.model, "training_state.safetensors": checkpoint.training}
     if checkpoint.ema is not None:
         files[EMA_FILE] = checkpoint.ema
+    checksums = {}
     for file_name, tensors in files.items():
         save_file(_plain(tensors), temporary / file_name, metadata={"format": "pt"})
         fsync_path(temporary / file_name)
-    for file_name, tensors in files.items():
         _check_written(temporary / file_name, tensors)
-    checksums = {file_name: file_sha256(temporary / file_name) for file_name in files}
+        checksums[file_name] = file_sha256(temporary / file_name)
     state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     fsync_path(temporary / "state.json")
@@ -81,7 +76,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
     fsync_path(folder)
-    write_json({"checkpoint": name, "step": checkpoint.state["step"]}, run / "latest.json")
+    write_json(run / "latest.json", {"checkpoint": name, "step": checkpoint.state["step"]})
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
     return name
 
@@ -174,11 +169,9 @@ def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]
     tensors = {}
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  (it is no dictionary)
-            wanted = rows.get(parameter_of(key))
-            if wanted is not None and file.get_slice(key).get_shape():
-                tensors[key] = file.get_slice(key)[wanted.start : wanted.stop]
-            else:
-                tensors[key] = file.get_tensor(key)
+            wanted, stored = rows.get(parameter_of(key)), file.get_slice(key)
+            whole = wanted is None or not stored.get_shape()  # a number that the optimizer keeps has no rows
+            tensors[key] = file.get_tensor(key) if whole else stored[wanted]
     return tensors
 
 
@@ -192,13 +185,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 
     Parameters without a name are left out.
     """
-    tensors = {}
-    named = [(parameter, entries) for parameter, entries in optimizer.state.items() if id(parameter) in names]
-    for parameter, entries in named:
-        for entry, value in entries.items():
-            if value is not None:
-                tensors[f"optimizer.{names[id(parameter)]}.{entry}"] = torch.as_tensor(value)
-    return tensors
+    return {
+        f"optimizer.{names[id(parameter)]}.{entry}": torch.as_tensor(value)
+        for parameter, entries in optimizer.state.items()
+        if id(parameter) in names
+        for entry, value in entries.items()
+        if value is not None
+    }
 
 
 def restore_optimizer(

@@ -79,7 +79,7 @@ def _split(folder: str, held_out: float) -> tuple[Subset, Subset | None]:
     shards = open_dataset(folder)
     out = np.zeros(len(shards.key_of_finger), bool)
     if held_out > 0:
-        out = split_fingers(shards.key_of_finger, held_out, seed=0)
+        out = split_fingers(shards.key_of_finger, held_out)
     return subset_of_fingers(shards, ~out), subset_of_fingers(shards, out) if held_out > 0 else None
 
 

@@ -14,8 +14,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import require
-from fingerprint_accel.models.output import Output
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.speed import HALF
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 # torch's FSDP and distributed tensors take seconds to import: only where they are used
-
-REDUCED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
@@ -41,9 +39,8 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
     require(os.environ.get("FSDP_VERSION") == "2", "FSDP of version 1 is not supported: set fsdp_version: 2")
-    reduced = REDUCED[config.training.gradient_compression]
     plugin = FullyShardedDataParallelPlugin(
-        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=reduced),
+        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=HALF.get(config.training.gradient_compression)),
         cpu_ram_efficient_loading=False,  # every process draws the same weights from the seed
     )
     require(
@@ -135,33 +132,10 @@ def _keep_slices_apart(groups: list[dict]) -> None:
             groups.append({**group, "params": others})
 
 
-class ThroughRoot:
-    """The network of a module that FSDP has shared out: called through the module, which gathers weights.
-
-    Args:
-        module: as FSDP has it.
-    """
-
-    def __init__(self, module: TrainingModule) -> None:
-        self.module = module
-
-    @property
-    def training(self) -> bool:
-        """Whether the network is in training mode."""
-        return self.module.model.training
-
-    def eval(self) -> None:
-        """As of any module."""
-        self.module.model.eval()
-
-    def train(self, mode: bool = True) -> None:
-        """As of any module; gives up weights that stayed gathered."""
-        self.module.model.train(mode)
-        cast("FSDPModule", self.module).reshard()
-
-    def __call__(self, image: torch.Tensor) -> Output:
-        """image (B, 1, S, S) -> embeddings."""
-        return self.module.embed(image)
+def reshard(module: torch.nn.Module) -> None:
+    """Has FSDP give up weights of a module that stayed gathered behind a forward pass; others are left as they are."""
+    if hasattr(module, "reshard"):
+        cast("FSDPModule", module).reshard()
 
 
 def is_slice(tensor: torch.Tensor) -> bool:

@@ -1,45 +1,118 @@
-"""Identity heads of a network that already knows fingers: each class vector starts as the mean of its finger's prints.
-
-Otherwise random class vectors pull the embeddings about until they have been learned, which with many fingers takes
-longer than an epoch. As in proxy initialisation for metric learning (Movshovitz-Attias et al. 2017, arXiv 1703.07464,
-learn such proxies from random ones) and imprinted weights (Qi, Brown and Lowe 2018, arXiv 1712.07136).
+"""Identity heads in training: those that processes share out are kept apart from DDP, clipped with the rest and saved
+whole; those of a trained network start from the prints of each finger.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fingerprint_accel.data.batch import Batch
-from fingerprint_accel.losses.exchange import reduce
-from fingerprint_accel.losses.sharded import ShardedHead
-from fingerprint_accel.training.data import PrintSource
+from fingerprint_accel.losses.exchange import is_distributed, rank_and_world_size, reduce
+from fingerprint_accel.losses.sharded import ShardedHead, slice_of_classes
+from fingerprint_accel.training.checkpoint import parameter_of
 from fingerprint_accel.training.fsdp import gather_full, shard_like
-from fingerprint_accel.training.run import Run
+from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
 PRINTS_PER_FINGER = 2  # at most: a mean of two is near enough to start from
+ROWS_AT_ONCE = 1 << 15  # sent to the process that saves: 64 MiB of 512 numbers each
 
 
-@dataclass(frozen=True)
-class _Some:
-    """Some prints of a source, as `validation.embed` reads them."""
+def draw_classes(run: Run, position: int) -> None:
+    """Before an update: chooses the classes it is about where heads sample them. `position`: of its prints."""
+    if run.config.loss.class_sample_rate == 1:
+        return
+    samples, _ = run.order.take(position, run.samples_per_step)  # a function of the position: no rank needs to ask
+    device = run.accelerator.device
+    finger = torch.empty(len(samples), dtype=torch.int64, pin_memory=device.type == "cuda")  # the host does not wait
+    finger.numpy()[:] = run.train.labels[samples]
+    finger = finger.to(device, non_blocking=True)
+    for head in run.bare.loss.sharded_heads.values():
+        head.draw(finger, run.torch_optimizer)
 
-    source: PrintSource
-    samples: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.samples)
+def put_classes_back(run: Run) -> None:
+    """After an update, whether it was skipped or not."""
+    for head in run.bare.loss.sharded_heads.values():
+        head.put_back(run.torch_optimizer)
 
-    @property
-    def labels(self) -> np.ndarray:
-        return self.source.labels[self.samples]
 
-    def read(self, samples: np.ndarray, epochs: np.ndarray, *, truth: bool = False) -> Batch:
-        return self.source.read(self.samples[samples], epochs)
+def clip_gradients(run: Run) -> torch.Tensor:
+    """Clips to `training.max_grad_norm`; returns the () norm of all gradients, slices of other processes included."""
+    accelerator, limit = run.accelerator, run.config.training.max_grad_norm or float("inf")
+    heads = run.bare.loss.sharded_heads.values()
+    if not heads:
+        return gather_full(accelerator.clip_grad_norm_(run.parameters, limit))
+    slices = [parameter for head in heads for parameter in head.trained() if parameter.grad is not None]
+    known = {id(parameter) for parameter in slices}
+    groups = run.torch_optimizer.param_groups
+    trained = [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
+    shared = [parameter for parameter in trained if id(parameter) not in known]
+    if accelerator.scaler is not None:
+        spread_what_is_not_finite(slices)
+    accelerator.unscale_gradients()
+    norm = (_norm(shared, run).square() + reduce(_norm(slices, run).square())).sqrt()
+    for parameters in (shared, slices):
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return gather_full(get_total_norm(gradients)) if gradients else torch.zeros((), device=run.accelerator.device)
+
+
+def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
+    """A gradient that is not finite on one rank makes one so on every rank: a GradScaler, which looks at the gradients
+    of its own process, then skips the update on all or on none."""
+    gradients = [parameter.grad for parameter in slices if parameter.grad is not None]
+    gradients[0].view(-1)[:1].add_(reduce(get_total_norm(gradients) * 0))
+
+
+def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors, each whole in place of this process's slice, on rank 0; nothing on the others.
+
+    All ranks call this, with the same names.
+
+    Args:
+        module: whose heads may be slices; FSDP's slices know what they are of.
+        tensors: weights by name, and what the optimizer remembers of them by `optimizer.<name>.<entry>`.
+    """
+    heads = module.sharded_parameters
+    found = {}
+    for key in sorted(tensors) if heads else tensors:
+        tensor, head = tensors[key], heads.get(parameter_of(key))
+        if head is not None and tensor.ndim > 0:
+            tensor = _all_classes(tensor, head.classes)
+        together = gather_full(tensor)
+        if rank_and_world_size()[0] == 0:
+            found[key] = together if together is tensor else together.cpu()
+    return found
+
+
+def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
+    """(R, ...) on every rank -> (C, ...) of all classes in order, in rank 0's main memory; elsewhere the part."""
+    if not is_distributed():
+        return part
+    rank, processes = rank_and_world_size()
+    everything = torch.empty((classes if rank == 0 else 0, *part.shape[1:]), dtype=part.dtype)
+    for source in range(processes):
+        rows = slice_of_classes(classes, source, processes)
+        for begin in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, rows.stop)
+            mine = part[begin - rows.start : end - rows.start]
+            if rank == 0:
+                received = mine if source == 0 else torch.empty((end - begin, *part.shape[1:])).to(part)
+                if source > 0:
+                    dist.recv(received, source)
+                everything[begin:end] = received
+            elif rank == source:
+                dist.send(mine.contiguous(), 0)
+    return everything if rank == 0 else part
 
 
 def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
@@ -53,14 +126,16 @@ def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
 
 @torch.no_grad()
 def start_heads(run: Run) -> None:
-    """Sets the class vectors of every identity head to the mean embedding of a few of the finger's prints.
+    """Sets every class vector to the mean embedding of a few of the finger's prints, for a network that knows fingers.
 
-    The same on every rank. Lengths stay what they were, on average.
+    Random class vectors pull the embeddings about until they have been learned, which with many fingers takes longer
+    than an epoch. As in proxy initialisation for metric learning (Movshovitz-Attias et al. 2017, arXiv 1703.07464,
+    learn such proxies from random ones) and imprinted weights (Qi, Brown and Lowe 2018, arXiv 1712.07136). The same on
+    every rank. Lengths stay what they were, on average.
     """
-    some = _Some(run.train, first_of_each(run.train.labels, PRINTS_PER_FINGER))
-    embeddings, labels, _ = embed(
-        run.accelerator, run.network, run.preprocessor, some, run.config.training.batch_size, "starting heads"
-    )
+    some = first_of_each(run.train.labels, PRINTS_PER_FINGER)
+    how = run.accelerator, run.bare, run.preprocessor, run.train, run.config.training.batch_size
+    embeddings, labels, _ = embed(*how, some, "starting heads")
     branches = embeddings.split(list(run.bare.model.branch_dims.values()), dim=1)
     for name, vectors in zip(run.bare.model.branch_dims, branches, strict=True):
         head = run.bare.loss.heads[name]

@@ -19,10 +19,12 @@ from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import schedule_at
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
+
+MAX_BAD_STEPS = 20  # skipped updates in a row that end training; a gradient scaler falls from 65,536 to 1 in 16
 
 
 def train(run: Run) -> Progress:
@@ -52,7 +54,7 @@ def train(run: Run) -> Progress:
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
-        accelerator.device, progress.position, run.config.reading.prefetch, run.bare.learns_truth,
+        accelerator.device, progress.position, truth=run.bare.learns_truth,
     )  # fmt: skip
     run.module.train()
     with (
@@ -115,7 +117,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     if run.validation is None:
         return False
     how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
-    metrics = validate(run.accelerator, run.network, *how)
+    metrics = validate(run.accelerator, run.bare, *how)
     score = "eer" if run.bare.loss.describes else "alignment_mm"
     eer = metrics.get(score, math.inf)
     if run.ema is not None:  # what is exported decides
@@ -135,7 +137,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
 
 
 def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters) -> None:
-    if int(meters.longest) < run.config.training.max_bad_steps:
+    if int(meters.longest) < MAX_BAD_STEPS:
         return
     guard.average(run.accelerator.num_processes)
     progress.skipped = meters.skipped()

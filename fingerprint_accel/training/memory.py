@@ -15,9 +15,10 @@ import torch
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import schedule_at
-from fingerprint_accel.training.speed import begin_step, input_dtype
+from fingerprint_accel.training.setup import Run
+from fingerprint_accel.training.speed import begin_step
+from fingerprint_accel.training.step import prepared
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
@@ -92,26 +93,19 @@ def _rehearse(run: Run, step: int, position: int) -> None:
     begin_step()
     states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]  # numbers per weight
     kept = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
-    margin = torch.full((), now.margin, device=accelerator.device)  # as in a step, which compiled losses depend on
-    maps_needed, dtype = bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
-    image, maps = run.preprocessor(batch, True, maps_needed, now.augmentation, dtype)
+    inputs, loss_config = prepared(run, batch, now), run.config.loss
+    # losses of a rank that need those of the others cannot be rehearsed alone
+    waits = accelerator.num_processes > 1 and (loss_config.contrastive_weight > 0 or loss_config.sharded)
     with accelerator.autocast():
-        if _ranks_wait(run) or run.config.loss.class_sample_rate < 1:  # nor are classes drawn yet
-            output = bare.model(image)
+        if waits or loss_config.class_sample_rate < 1:  # nor are classes drawn yet
+            output = bare.model(inputs[0])
             more = (output.minutia_map, output.contact, *(output.pose or ()))
             parts = [*output.branches.values(), *(part for part in more if part is not None)]
-            loss = sum((part.float().mean() for part in parts), torch.zeros((), device=image.device))
+            loss = sum((part.float().mean() for part in parts), torch.zeros((), device=accelerator.device))
         else:
-            truth = run.preprocessor.truth(batch, True, now.augmentation) if bare.learns_truth else (None, None)
-            loss = bare(image, batch.finger, maps, batch.minutia_count > 0, margin, *truth)[0]
+            loss = bare(*inputs)[0]
     loss.backward()
     del kept
-
-
-def _ranks_wait(run: Run) -> bool:
-    """Whether the losses of a rank need those of the others, so that none can rehearse them alone."""
-    loss = run.config.loss
-    return run.accelerator.num_processes > 1 and (loss.contrastive_weight > 0 or loss.sharded)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
+from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import AlignmentNetwork
-from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import DeepPrint, Output
 
 
 class TrainingModule(nn.Module):
@@ -27,26 +27,27 @@ class TrainingModule(nn.Module):
                 part.requires_grad_(name == "alignment")
 
     def forward(
-        self,
-        image: torch.Tensor,
-        finger: torch.Tensor,
-        maps: torch.Tensor | None,
-        has_minutiae: torch.Tensor | None,
-        margin: float | torch.Tensor | None = None,
-        pose: torch.Tensor | None = None,
-        contact: torch.Tensor | None = None,
+        self, image: torch.Tensor, *targets: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """image (B, 1, S, S), finger (B,), maps (B, 6, M, M), has_minutiae (B,) bool -> loss, its parts, embeddings.
-        `margin`, `pose` and `contact` are as of `DeepPrintLoss`.
+        """image (B, 1, S, S) and what `DeepPrintLoss.forward` takes behind the output -> loss, its parts, embeddings.
 
         A loss that is not finite makes every gradient not finite, on all ranks after their gradients are averaged: the
         update is skipped on the device, without asking the host.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
-        result = self.loss(output, finger, maps, has_minutiae, margin, pose, contact)
+        result = self.loss(output, *targets)
         poison = result.total.detach() * 0 + 1  # 1, or NaN where the loss is NaN or infinite
         branches = {name: value.detach() for name, value in output.branches.items()}
         return result.total * poison, result.parts, branches
+
+    @property
+    def sharded_parameters(self) -> dict[str, ShardedHead]:
+        """Name of every parameter of which this process has a slice, and its head."""
+        return {
+            f"loss.heads.{branch}.{name}": head
+            for branch, head in self.loss.sharded_heads.items()
+            for name, _ in head.named_parameters()
+        }
 
     @property
     def learns_truth(self) -> bool:
@@ -71,12 +72,9 @@ class TrainingModule(nn.Module):
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
     """Buffers that batch normalisation updates as it sees data, in a fixed order."""
-    kinds = (nn.modules.batchnorm._BatchNorm,)
-    found = []
-    for part in module.modules():
-        if isinstance(part, kinds) and part.track_running_stats:
-            found += [part.running_mean, part.running_var]
-    return [buffer for buffer in found if buffer is not None]
+    layers = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    return [buffer for buffer in buffers if buffer is not None]
 
 
 class StatisticsGuard:

@@ -87,7 +87,9 @@ class PreemptionMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failed = "" if error is None or not self._is_failure(error) else _one_line(error)
+        failed = ""
+        if error is not None and getattr(error, "code", None) is None:  # a run that was stopped in good order has one
+            failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self._word = Status(failed=failed, done=not failed)
         self._leaving.set()
         if self._thread is not None:
@@ -98,10 +100,6 @@ class PreemptionMonitor:
             raise LostProcessError(self._lost) from error
         if isinstance(error, RuntimeError) and _is_timeout(error):
             raise LostProcessError(self._line(self._silence())) from error
-
-    @staticmethod
-    def _is_failure(error: BaseException) -> bool:
-        return getattr(error, "code", None) is None  # a run that was stopped in good order is none
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._own_signal = signal.Signals(number).name
@@ -121,17 +119,16 @@ class PreemptionMonitor:
         try:
             while True:
                 words = self._tell(Status(self._own_signal) if not self._leaving.is_set() else self._word)
-                broken = [(rank, word.failed) for rank, word in enumerate(words) if word.failed]
+                broken = {rank: word.failed for rank, word in enumerate(words) if word.failed}
+                own = broken.pop(self.rank, "")
                 if broken:
-                    others = [(rank, text) for rank, text in broken if rank != self.rank]
-                    if others:
-                        self._end(f"rank {others[0][0]} has failed ({others[0][1]})")
+                    rank, text = next(iter(broken.items()))
+                    self._end(f"rank {rank} has failed ({text})")
+                if broken or own or all(word.done for word in words):
                     return
-                if all(word.done for word in words):
-                    return
-                stops = [word.stop for word in words if word.stop]
-                if stops and not self._target:
-                    self._agree(stops[0])
+                stop = next((word.stop for word in words if word.stop), "")
+                if stop and not self._target:
+                    self._agree(stop)
                 time.sleep(TICK)
         except RuntimeError as error:  # gloo has lost a connection, or nobody answered in time
             self._end(self._silence() if _is_timeout(error) else GONE)
@@ -174,7 +171,3 @@ class PreemptionMonitor:
 
 def _is_timeout(error: RuntimeError) -> bool:
     return "timed out" in str(error).lower()  # torch has no exception of its own for it
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,24 +1,27 @@
-"""What the user sees of a run: the line at the start, records, trackers, the table at the end."""
+"""What the user sees of a run: the line at the start, records, trackers, advice, the table at the end."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from types import TracebackType
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
-from fingerprint_accel.config_dict import to_dict
 from fingerprint_accel.synthesis.source import SyntheticPrints
 from fingerprint_accel.text import aligned
-from fingerprint_accel.training.advice import Adviser, Situation
 from fingerprint_accel.training.data import PrintLoader
-from fingerprint_accel.training.gpu_monitor import GpuMonitor
-from fingerprint_accel.training.meters import Meters, MetricsFile, peak_memory_mb
+from fingerprint_accel.training.meters import GpuMonitor, Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.resume import Progress
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import Schedule, schedule_record
+from fingerprint_accel.training.setup import Run
+
+WAITS_TOO_LONG = 0.05  # share of the time
+IDLE_GPU = 0.9  # utilisation below which a GPU has time to spare
+BUSY_READER = 0.5  # share of the time that the reading thread works, above which it is the bottleneck
 
 
 def start_line(run: Run, progress: Progress) -> str:
@@ -53,20 +56,110 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@dataclass(frozen=True)
+class Situation:
+    """What is set already, so that no advice asks for it, or for what would be refused.
+
+    Attributes:
+        source: "shards", or "synthetic" for prints rendered while training.
+        lz4: prints are stored compressed.
+        may_read_blocks: `--reading.order block` is not used yet, and goes with the other knobs.
+        may_replay: `--training.compile reduce-overhead` is not used yet, and goes with the other knobs.
+    """
+
+    source: Literal["shards", "synthetic"] = "shards"
+    lz4: bool = False
+    may_read_blocks: bool = True
+    may_replay: bool = True
+
+
 def situation(run: Run) -> Situation:
     """What advice has to know of a run."""
-    reading, synthetic = run.config.reading, isinstance(run.train, SyntheticPrints)
+    config, reading = run.config, run.config.reading
+    gathers = reading.samples_per_class > 1 or reading.balanced or reading.siblings > 1
+    replays = config.training.compile in ("reduce-overhead", "max-autotune")
     return Situation(
-        source="synthetic" if synthetic else "shards",
+        source="synthetic" if isinstance(run.train, SyntheticPrints) else "shards",
         lz4=not isinstance(run.train, SyntheticPrints) and run.train.shards.info.encoding == "lz4",
-        may_read_blocks=reading.order != "block"
-        and reading.samples_per_class == 1
-        and not reading.balanced
-        and reading.siblings == 1,
-        may_replay=run.config.training.compile not in ("reduce-overhead", "max-autotune")
-        and not run.config.model.gradient_checkpointing
-        and not run.accelerator.is_fsdp2,
+        may_read_blocks=reading.order != "block" and not gathers,
+        may_replay=not (replays or config.model.gradient_checkpointing or run.accelerator.is_fsdp2),
     )
+
+
+def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: float, known: Situation) -> str:
+    """One line of advice on a window of training, or "" where nothing is wrong.
+
+    Args:
+        record: of the window: `data_wait_share`, and `gpu_utilisation` (0 to 1) where it is known.
+        stages: seconds that the reading thread spent on each stage in the window (`TrainingLoader.seconds`).
+        seconds: length of the window.
+        known: what is set already.
+    """
+    wait = record["data_wait_share"]
+    if wait > WAITS_TOO_LONG:
+        return f"{wait:.0%} of the time waits for data: {_slow_stage(stages, seconds, known)}"
+    if record.get("gpu_utilisation", 1.0) < IDLE_GPU:
+        replay = ", or CUDA graphs: --training.compile reduce-overhead" if known.may_replay else ""
+        return (
+            f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data, so it waits for "
+            f"Python: give it more at once (a larger --training.batch-size{replay})"
+        )
+    return ""
+
+
+def _slow_stage(stages: Mapping[str, float], seconds: float, known: Situation) -> str:
+    if known.source == "synthetic":
+        return (
+            "prints are rendered while training; write them once (`fingerprint-accel synth`) and train on that "
+            "dataset, or render on a GPU"
+        )
+    working = sum(stages.values())
+    if working < BUSY_READER * seconds:
+        return (
+            f"the reading thread works {working / max(1e-9, seconds):.0%} of it, so batches come in bursts, or other "
+            "processes take its core; give each process of the run two cores"
+        )
+    slowest = max(stages, key=lambda name: stages[name])
+    if slowest == "decode":
+        return "decoding lz4 is the slow stage; `merge SRC --out OUT --encoding raw` trades disk for speed"
+    if slowest == "order":
+        return "drawing the order is the slow stage; a larger --training.batch-size draws more at once"
+    remedies = ["copy the dataset to a local disk"]
+    remedies += ["read neighbours together (--reading.order block)"] if known.may_read_blocks else []
+    remedies += [] if known.lz4 else ["read less (`merge SRC --out OUT --encoding lz4`)"]
+    return f"reading from disk is the slow stage; {', or '.join(remedies)}"
+
+
+class Adviser:
+    """Says each kind of thing once in a while: after a line, nothing for `every` records."""
+
+    def __init__(self, known: Situation, every: int = 10) -> None:
+        self.known, self.every = known, every
+        self._stages: dict[str, float] = {}
+        self._silent = 0
+        self._warm = False
+
+    def window(self, record: Mapping[str, float], stages: Mapping[str, float], seconds: float) -> str:
+        """Advice on the window of `seconds` since the last call, or "" where there is none, or it was given lately;
+        `stages` are seconds since the loader was made.
+
+        A GPU that idles in the first window is not spoken of: it waits for kernels to be compiled and chosen.
+        """
+        here = {name: value - self._stages.get(name, 0.0) for name, value in stages.items()}
+        self._stages = dict(stages)
+        warm, self._warm = self._warm, True
+        if self._silent > 0:
+            self._silent -= 1
+            return ""
+        seen = record if warm else {"data_wait_share": record["data_wait_share"]}
+        line = advice(seen, here, seconds, self.known)
+        if line:
+            self._silent = self.every
+        return line
+
+    def whole_run(self, wait: float, seconds: float) -> str:
+        """Advice on the run so far: share of the time that waited for data, and seconds of training."""
+        return advice({"data_wait_share": wait}, self._stages, seconds, self.known)
 
 
 class Reporter:
@@ -80,19 +173,16 @@ class Reporter:
         self.gpu = GpuMonitor(run.accelerator.device)
         self._adviser = Adviser(situation(run))
         self._started = time.perf_counter()
-        self._first_step = progress.step
 
     def __enter__(self) -> Reporter:
         if self.run.accelerator.is_main_process:
             self.file = MetricsFile(self.run.folder / "metrics.jsonl", self.progress.step)
         self.gpu.__enter__()
-        self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(to_dict(self.run.config)))
+        self.run.accelerator.init_trackers("fingerprint_accel", config=_flat(dataclasses.asdict(self.run.config)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.gpu.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.gpu.__exit__(*error)
         if self.file is not None:
             self.file.close()
         for tracker in self.run.accelerator.trackers:
@@ -124,8 +214,8 @@ class Reporter:
         self.last_validation = metrics
         self._write("validation", metrics)
         if self.run.accelerator.is_main_process:
-            rates = [f"{name.upper()} {100 * value:.2f} %" for name, value in metrics.items() if _is_rate(name)]
-            shown = ", ".join([*rates, *_alignment(metrics)])
+            rates = {name.upper(): value for name, value in metrics.items() if name.endswith("eer") or "@" in name}
+            shown = ", ".join([*(f"{name} {100 * rate:.2f} %" for name, rate in rates.items()), *_alignment(metrics)])
             tqdm.write(f"step {self.progress.step}: validation {shown}")
 
     def final_table(self, meters: Meters) -> None:
@@ -165,7 +255,3 @@ def _alignment(metrics: dict[str, float]) -> list[str]:
         return []
     median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]
     return [f"off by {median:.2f} mm (95 %: {most:.2f}) and {metrics['alignment_degrees']:.1f} degrees"]
-
-
-def _is_rate(name: str) -> bool:
-    return name.endswith("eer") or "@" in name

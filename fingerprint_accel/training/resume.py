@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from fingerprint_accel.config import Config
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import checkpoint_names, damage, find_checkpoint
+from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -19,11 +20,10 @@ from fingerprint_accel.training.checkpoint import (
     prune,
     restore_optimizer,
     save_checkpoint,
-    write_json,
 )
 from fingerprint_accel.training.fsdp import load_whole
-from fingerprint_accel.training.run import Run
-from fingerprint_accel.training.sharded_heads import rows_to_read, whole_tensors
+from fingerprint_accel.training.heads import whole_tensors
+from fingerprint_accel.training.setup import Run
 
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
@@ -52,10 +52,9 @@ class Progress:
 
 def save(run: Run, progress: Progress, best: bool = False) -> None:
     """Writes a checkpoint on rank 0, to which all ranks give their slices; with `best`, `best.json` names it."""
-    info = run.train.info
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
-    tensors |= optimizer_tensors(run.optimizer.optimizer, run.parameter_names)  # type: ignore[attr-defined]
+    tensors |= optimizer_tensors(run.torch_optimizer, run.parameter_names)
     tensors = whole_tensors(run.bare, tensors)
     model = whole_tensors(run.bare, run.bare.model.state_dict())
     ema = whole_tensors(run.bare, run.ema.module.state_dict()) if run.ema is not None else None
@@ -63,22 +62,27 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         return
     state = {
         **dataclasses.asdict(progress),
-        "seed": run.config.training.seed,
+        **_stream(run),
         "rng": RNG_RULE,
         "gradient_scaler": scaler.state_dict() if scaler is not None else None,
-        "order": run.order.rule,
-        "data": run.train.identity,
-        "prints": len(run.train),
-        "fingers": run.train.classes,
-        "ppi": info.ppi,
-        "canvas": info.canvas,
-        "enhanced": info.enhanced,
         "processes": run.accelerator.num_processes,
     }
     name = save_checkpoint(run.folder, Checkpoint(model, tensors, state, ema))
     if best:
         _name_best(run.folder, name, progress)
     prune(run.folder, run.config.training.save_total_limit)
+
+
+def _stream(run: Run) -> dict[str, Any]:
+    """What decides about the stream of prints; a run goes on with the same only."""
+    return {
+        "fingers": run.train.classes,
+        "prints": len(run.train),
+        **dataclasses.asdict(run.train.info),
+        "seed": run.config.training.seed,
+        "order": run.order.rule,
+        "data": run.train.identity,
+    }
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
@@ -115,19 +119,11 @@ def restore(run: Run, folder: Path) -> Progress:
     Raises:
         UserError: the checkpoint belongs to other data or to another model.
     """
-    checkpoint = load_checkpoint(folder, rows_to_read(run.bare))
+    rows = {name: head.rows for name, head in run.bare.sharded_parameters.items()}
+    checkpoint = load_checkpoint(folder, rows)
     state = checkpoint.state
-    here = {
-        "fingers": run.train.classes,
-        "prints": len(run.train),
-        **dataclasses.asdict(run.train.info),
-        "seed": run.config.training.seed,
-        "order": run.order.rule,
-    }
-    if "data" in state:  # earlier versions did not write it
-        here["data"] = run.train.identity
-    for what, value in here.items():
-        if state.get(what) != value:
+    for what, value in _stream(run).items():
+        if state.get(what) != value and (what != "data" or "data" in state):  # earlier versions did not write it
             raise UserError(
                 f"{folder}: trained on {what} {state.get(what, 'of an earlier version')}, this run has {value}; "
                 "use the same data, seed and reading knobs"
@@ -145,7 +141,7 @@ def restore(run: Run, folder: Path) -> Progress:
         raise UserError(
             f"{folder}: holds another model than configured ({str(error).splitlines()[-1].strip()})"
         ) from error
-    restore_optimizer(run.optimizer.optimizer, run.parameter_names, checkpoint.training)  # type: ignore[attr-defined]
+    restore_optimizer(run.torch_optimizer, run.parameter_names, checkpoint.training)
     if run.accelerator.scaler is not None and state["gradient_scaler"]:
         run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
     progress = Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
@@ -161,11 +157,10 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
     before = state["position"] // state["step"] if state["step"] else here
     if before == here:
         return
-    share, rest = divmod(before, training.batch_size * run.accelerator.num_processes)
     processes = run.accelerator.num_processes
-    remedy = (
-        f"--training.gradient-accumulation-steps {share}" if share and not rest else "another --training.batch-size"
-    )
+    share, rest = divmod(before, training.batch_size * processes)
+    fits = share > 0 and rest == 0
+    remedy = f"--training.gradient-accumulation-steps {share}" if fits else "another --training.batch-size"
     raise UserError(
         f"{folder}: trained with {before} prints per step, this run has {here} (batch size {training.batch_size} x "
         f"accumulation {training.gradient_accumulation_steps} x {processes} processes); give {remedy}, so that it is "
@@ -174,7 +169,7 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
 
 
 def _name_best(run: Path, name: str, progress: Progress) -> None:
-    write_json({"checkpoint": name, "step": progress.best_step, "eer": progress.best_eer}, run / "best.json")
+    write_json(run / "best.json", {"checkpoint": name, "step": progress.best_step, "eer": progress.best_eer})
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

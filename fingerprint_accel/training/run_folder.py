@@ -14,7 +14,7 @@ from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock
-from fingerprint_accel.ranks import rank_and_world_size
+from fingerprint_accel.ranks import launched_rank_and_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,7 +84,7 @@ def check_launch(seen: int) -> None:
     Raises:
         UserError: this process is alone in its run, but was launched as one of several.
     """
-    launched = max(rank_and_world_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
+    launched = max(launched_rank_and_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
     if seen == 1 and launched > 1:
         raise UserError(
             f"launched as {launched} processes, but Accelerate sees one: each would train by itself. Without a usable "

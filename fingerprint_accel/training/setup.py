@@ -1,21 +1,25 @@
-"""Turns a configuration into the objects that the loop works with."""
+"""Turns a configuration into a `Run`, the objects that the loop works with."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
+    DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
     parse_flag_from_env,
 )
+from torch import nn
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
@@ -29,17 +33,67 @@ from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
-from fingerprint_accel.training.rates import depths, parameter_groups
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.run_folder import check_launch
-from fingerprint_accel.training.sharded_heads import keep_from_ddp
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
 
+BLOCK_SIZE = 16_384  # prints that are shuffled together in `block` order: many batches, but little memory
+SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of processors; others emulate bf16, which is slower than float32
+
+
+@dataclass
+class Run:
+    """Everything that one training run is made of, on this process.
+
+    Attributes:
+        module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
+        bare: the same without wrapping; FSDP changes it in place.
+        optimizer: wrapped by Accelerate.
+        ema: moving average of the network's weights, if one is kept.
+        steps: optimizer steps in all.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    train: PrintSource
+    validation: PrintSource | None
+    order: SampleOrder
+    preprocessor: Preprocessor
+    module: torch.nn.Module
+    bare: TrainingModule
+    optimizer: torch.optim.Optimizer
+    steps: int
+    ema: ModelEmaV3 | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.out)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Prints per optimizer step over all processes and micro-batches."""
+        training = self.config.training
+        return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapping."""
+        return self.optimizer.optimizer  # type: ignore[attr-defined]
+
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained, in the order of the module."""
+        return list(self.bare.parameters())
+
+    @property
+    def parameter_names(self) -> dict[int, str]:
+        """Name of each trained parameter by its id()."""
+        return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
 
 def fast_precision() -> Literal["bf16", "fp16", "no"]:
@@ -83,19 +137,8 @@ def make_accelerator(config: Config) -> Accelerator:
     check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)
-    set_precision(training, accelerator.device)
+    set_precision(accelerator.device)
     return accelerator
-
-
-def process_state() -> PartialState:
-    """Which process of a launch this is. On CPUs it has to be said that it runs on such, else several stay apart.
-
-    Raises:
-        UserError: as `check_launch`.
-    """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    check_launch(state.num_processes)
-    return state
 
 
 def use_all_cores(device: str, processes: int) -> None:
@@ -105,22 +148,64 @@ def use_all_cores(device: str, processes: int) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-def make_optimizer(module: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over `rates.parameter_groups`. Fused: it can skip an update on the device.
+def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
+    """Has DDP neither average slices nor overwrite them with those of rank 0.
 
-    Heads that sample classes are in it twice: whole, without gradients, and what is drawn of them.
+    Raises:
+        UserError: Accelerate shards all parameters in a way of its own.
     """
-    where = depths(module.model) if isinstance(module, TrainingModule) else {}
+    if not module.sharded_parameters:
+        return
+    if kind in SHARES_OUT_ITSELF:
+        raise UserError(f"loss.sharded shares out the heads itself, so {kind.value} must not: leave one of them out")
+    ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(module, list(module.sharded_parameters))
+
+
+def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
+    """Blocks with parameters between each parameter and its embedding; not of the map decoder, a last layer itself."""
+    found: dict[nn.Parameter, int] = {}
+
+    def counted(blocks: nn.Sequential | None, behind: int) -> int:
+        for block in reversed(blocks if blocks is not None else nn.Sequential()):
+            parameters = list(block.parameters())
+            found.update(dict.fromkeys(parameters, behind))
+            behind += bool(parameters)
+        return behind
+
+    minutiae = counted(model.minutia_stem, counted(model.minutia_branch, 0))
+    behind = counted(model.stem, max(counted(model.texture_branch, 0), minutiae))
+    if model.alignment is not None:
+        found.update(dict.fromkeys(model.alignment.parameters(), behind))
+    return found
+
+
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD, fused, so that it can skip an update on the device.
+
+    Each group has its `rate`, a share of the learning rate. Vectors (biases, normalisation) are not decayed. Heads that
+    sample classes are in it twice: whole, without gradients, and what is drawn of them.
+    """
+    depth = depths(module.model) if isinstance(module, TrainingModule) else {}
     drawn = [
         (f"{name}.{entry}", parameter)
         for name, part in module.named_modules()
         if isinstance(part, ShardedHead)
         for entry, parameter in part.drawn.items()
     ]
-    groups = parameter_groups([*module.named_parameters(), *drawn], where, training)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in [*module.named_parameters(), *drawn]:
+        rate = training.head_lr_mult if name.startswith("loss.") else training.layer_decay ** depth.get(parameter, 0)
+        if parameter.requires_grad:
+            groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
+    members = [
+        {"params": group, "weight_decay": training.weight_decay if decayed else 0.0, "rate": rate}
+        for (rate, decayed), group in groups.items()
+        if group
+    ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+        return torch.optim.SGD(members, lr=training.learning_rate, momentum=training.momentum, fused=True)
+    return torch.optim.AdamW(members, lr=training.learning_rate, fused=True)
 
 
 def _average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
@@ -154,43 +239,27 @@ def set_up(config: Config) -> Run:
     """Opens the data and builds the model, on the device that Accelerate chose.
 
     Raises:
-        UserError: missing --data or --out, data that cannot be used, knobs that do not fit the machine.
+        UserError: missing --data, data that cannot be used, knobs that do not fit the machine.
     """
     if not config.data:
         raise UserError(
             "no data: give --data a dataset folder (`fingerprint-accel import` makes one) or synth:fingers=2000"
         )
-    if not config.out:
-        raise UserError("no run folder: give --out a new folder")
     accelerator = make_accelerator(config)
     train, validation = open_data(config, accelerator)
-    training = config.training
-    reading = config.reading
-    block_size = reading.block_size if reading.order == "block" else 0
+    training, reading, info = config.training, config.reading, train.info
+    block_size = BLOCK_SIZE if reading.order == "block" else 0
+    siblings = sibling_labels(train, reading.siblings, config.data) if reading.siblings > 1 else None
     order = SampleOrder(
-        len(train),
-        training.seed,
-        block_size,
-        train.labels,
-        reading.samples_per_class,
-        reading.balanced,
-        sibling_labels(train, reading.siblings, config.data) if reading.siblings > 1 else None,
+        len(train), training.seed, block_size, train.labels, reading.samples_per_class, reading.balanced, siblings
     )
-    preprocessor = Preprocessor(config.preprocess, train.info.canvas, training.seed, train.info.ppi).to(
-        accelerator.device
-    )
+    preprocessor = Preprocessor(config.preprocess, info.canvas, training.seed, info.ppi).to(accelerator.device)
     torch.manual_seed(training.seed)
     model = DeepPrint(config.model)
     if config.model.init_from:
         _init_from(model, config, train)
-    loss = DeepPrintLoss(
-        config.loss,
-        model.branch_dims,
-        train.classes,
-        config.model.dropout,
-        model.needs_minutia_maps,
-        config.model.cells,
-    )
+    dropout, cells = config.model.dropout, config.model.cells
+    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, dropout, model.config.needs_minutia_maps, cells)
     bare = TrainingModule(model, loss)
     if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
         bare = bare.to(memory_format=torch.channels_last)

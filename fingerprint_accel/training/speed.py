@@ -19,22 +19,24 @@ FEWER_PASSES = {
 }
 """Options of the code generator for GPUs: what the gradient of a normalisation is made of is computed where it is used,
 twice if need be, not written to memory in float32 and read again."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = 64
 """Versions of compiled code that blocks of one class may have: sizes, training or not. torch 2.11 counts those of all
 regions together, and after eight leaves the rest uncompiled."""
 
 
-def set_precision(training: TrainingConfig, device: torch.device) -> None:
-    """On CUDA: TF32 or full float32 products, and convolution algorithms chosen by trial, since shapes never change.
+def set_precision(device: torch.device) -> None:
+    """On CUDA: float32 products in TF32, and convolution algorithms chosen by trial, since shapes never change.
 
-    A CPU is left alone: torch has reduced-precision products there too, and results would depend on its make.
+    A CPU keeps full float32 products: with torch's reduced ones, results would depend on the make of the processor.
     """
     if device.type != "cuda":
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32.*")  # torch 2.9 to 2.11
-        torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = training.tf32
+        # factors keep 10 bits of their mantissa, as fp16 does; sums are in float32
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 
 
@@ -43,7 +45,7 @@ def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
     return DistributedDataParallelKwargs(
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
-        bucket_cap_mb=training.bucket_mb,
+        bucket_cap_mb=training.bucket_cap_mb,
         comm_hook=DDPCommunicationHookType(training.gradient_compression),
     )
 
@@ -78,7 +80,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
 def input_dtype(precision: str) -> torch.dtype:
     """Of what preparation hands to the network: what autocast would turn it into, written once."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return HALF.get(precision, torch.float32)
 
 
 def begin_step() -> None:

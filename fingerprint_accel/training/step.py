@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from fingerprint_accel.data.batch import Batch
+from fingerprint_accel.training.heads import clip_gradients, draw_classes, put_classes_back
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.resume import Progress, seed_step
-from fingerprint_accel.training.run import Run
 from fingerprint_accel.training.schedule import Schedule
-from fingerprint_accel.training.sharded_heads import clip_gradients, draw_classes, put_classes_back
+from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.speed import begin_step, input_dtype
 
 
@@ -20,21 +20,17 @@ def optimizer_step(
 ) -> torch.Tensor:
     """One update from its micro-batches; returns () bool on the device, True where it was skipped."""
     accelerator, training = run.accelerator, run.config.training
-    optimizer: torch.optim.Optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]
+    optimizer = run.torch_optimizer
     begin_step()
     seed_step(training.seed, progress.step, accelerator.process_index)
     for group in optimizer.param_groups:
         group["lr"] = now.learning_rate * group["rate"]
-    margin = torch.full((), now.margin, device=accelerator.device)  # a number would be compiled into the losses
-    maps_needed, dtype = run.bare.model.needs_minutia_maps, input_dtype(accelerator.mixed_precision)
     losses, fingers, branches = [], [], []
     draw_classes(run, progress.position)
     for _ in range(training.gradient_accumulation_steps):
         batch = next(batches)
         with accelerator.accumulate(run.module):
-            image, maps = run.preprocessor(batch, True, maps_needed, now.augmentation, dtype)
-            truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)
-            loss, parts, embeddings = run.module(image, batch.finger, maps, batch.minutia_count > 0, margin, *truth)
+            loss, parts, embeddings = run.module(*prepared(run, batch, now))
             accelerator.backward(loss)
             losses.append({"loss": loss.detach(), **parts})
             fingers.append(batch.finger)
@@ -47,21 +43,18 @@ def optimizer_step(
                 run.optimizer.step()
                 run.optimizer.zero_grad()
     put_classes_back(run)
-    _update_centers(run, fingers, branches, bad)
+    if run.config.loss.center_weight > 0:
+        prints = {name: torch.cat([part[name].float() for part in branches]) for name in branches[0]}
+        run.bare.loss.update_centers(prints, torch.cat(fingers), skip=bad)
     mean = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
     meters.add(mean, norm, bad, run.samples_per_step)
     return bad
 
 
-@torch.no_grad()
-def _update_centers(
-    run: Run, fingers: list[torch.Tensor], branches: list[dict[str, torch.Tensor]], bad: torch.Tensor
-) -> None:
-    """Moves the class centres once per update, by the prints of all micro-batches and ranks."""
-    if run.config.loss.center_weight == 0:
-        return
-    finger = run.accelerator.gather(torch.cat(fingers))
-    gathered = {
-        name: run.accelerator.gather(torch.cat([part[name].float() for part in branches])) for name in branches[0]
-    }
-    run.bare.loss.update_centers(gathered, finger, skip=bad)
+def prepared(run: Run, batch: Batch, now: Schedule) -> tuple[torch.Tensor | None, ...]:
+    """A micro-batch as `TrainingModule.forward` takes it, augmented."""
+    needs_maps, dtype = run.bare.model.config.needs_minutia_maps, input_dtype(run.accelerator.mixed_precision)
+    image, maps = run.preprocessor(batch, True, needs_maps, now.augmentation, dtype)
+    truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)
+    margin = torch.full((), now.margin, device=image.device)  # a number would be compiled into the losses
+    return image, batch.finger, maps, batch.minutia_count > 0, margin, *truth

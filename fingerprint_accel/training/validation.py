@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.metrics.verification import validation_metrics
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import MM_PER_INCH, Preprocessor
 from fingerprint_accel.training.data import PrintSource
-from fingerprint_accel.training.fsdp import ThroughRoot
+from fingerprint_accel.training.fsdp import reshard
+from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.speed import begin_step
-
-
-class Readable(Protocol):
-    """Prints with fingers; a `PrintSource` is one."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    def read(self, samples: np.ndarray, epochs: np.ndarray, *, truth: bool = False) -> Batch: ...
 
 
 class Embedded(NamedTuple):
@@ -48,46 +37,59 @@ class Embedded(NamedTuple):
 @torch.no_grad()
 def embed(
     accelerator: Accelerator,
-    model: DeepPrint | ThroughRoot,
+    model: DeepPrint | TrainingModule,
     preprocessor: Preprocessor,
-    subset: Readable,
+    prints: PrintSource,
     batch_size: int,
+    samples: np.ndarray | None = None,
     title: str = "",
 ) -> Embedded:
-    """Embeds every print of `subset`, each on one rank.
+    """Embeds prints, each on one rank.
 
     Ranks take turns print by print; short ranks repeat prints so that all gather equal shapes, and the repetitions are
-    dropped by index. With a `title` a progress bar shows.
+    dropped by index.
+
+    Args:
+        accelerator: of the run.
+        model: the network, or what is trained; FSDP gathers weights only if it is called through the latter.
+        preprocessor: of the run.
+        prints: where they come from.
+        batch_size: prints at a time, on each rank.
+        samples: (N,) which of them; default all.
+        title: of a progress bar; default none.
     """
-    count, processes = len(subset), accelerator.num_processes
+    samples = np.arange(len(prints)) if samples is None else samples
+    count, processes = len(samples), accelerator.num_processes
     share = -(-count // processes)
     mine = (np.arange(share) * processes + accelerator.process_index) % count
+    describe = model.embed if isinstance(model, TrainingModule) else model
     was_training = model.training
     model.eval()
     parts = []
     shown = bool(title) and accelerator.is_main_process
     for start in tqdm(range(0, share, batch_size), desc=title, unit="batch", disable=not shown):
-        samples = mine[start : start + batch_size]
+        some = samples[mine[start : start + batch_size]]
         begin_step()
-        batch = subset.read(samples, np.zeros(len(samples), np.int64), truth=True).to(accelerator.device)
+        batch = prints.read(some, np.zeros(len(some), np.int64), truth=True).to(accelerator.device)
         with accelerator.autocast():
-            output = model(preprocessor(batch, augment=False)[0])
-        misaligned = torch.full((len(samples), 3), math.nan, device=accelerator.device)
+            output = describe(preprocessor(batch, augment=False)[0])
+        misaligned = torch.full((len(some), 3), math.nan, device=accelerator.device)
         if output.transform is not None and batch.pose is not None:
             misaligned = output.transform - preprocessor.truth(batch, augment=False)[0]
         parts.append(torch.cat([output.embedding.float(), misaligned], dim=1))
     model.train(was_training)
+    reshard(model)
     index = torch.from_numpy(mine).to(accelerator.device)
     gathered_index = accelerator.gather(index).cpu()
     gathered = accelerator.gather(torch.cat(parts)).cpu()
     found = torch.empty(count, gathered.shape[1])
     found[gathered_index] = gathered
-    return Embedded(found[:, :-3].contiguous(), torch.from_numpy(subset.labels), found[:, -3:].contiguous())
+    return Embedded(found[:, :-3].contiguous(), torch.from_numpy(prints.labels[samples]), found[:, -3:].contiguous())
 
 
 def validate(
     accelerator: Accelerator,
-    model: DeepPrint | ThroughRoot,
+    model: DeepPrint | TrainingModule,
     preprocessor: Preprocessor,
     subset: PrintSource,
     batch_size: int,

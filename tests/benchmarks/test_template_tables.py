@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.template_formats import TemplateFormat
+from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -27,7 +27,7 @@ def test_rates_of_stored_templates():
 
     vectors = noisy(12, 4, 64, noise=1.5)
     prints = real_sets.Prints([], np.repeat(np.arange(12), 4), np.tile(np.arange(4), 12))
-    scores = all_pairs(vectors, prints.fingers, prints.impressions)
+    scores = score_protocol("all-pairs", vectors, prints.fingers, prints.impressions)
     whole = templates.rates(vectors, prints, TemplateFormat("float32", 64), branches=1)
     assert whole[0] == pytest.approx(compute_metrics(scores.mated, scores.nonmated).eer)
     assert 0.01 < whole[0] < 0.3

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import starting
 import torch
+from shard_writer import ShardWriter
 
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,6 @@ def dataset(tmp_path_factory):
     with ShardWriter(folder, ppi=300, canvas=64) as writer:
         for row in range(24):
             writer.add(Record(grating(64, 6, row / 8), f"finger-{row % 6}", row // 6, "test", minutiae))
-        writer.close()
     return folder
 
 

@@ -1,8 +1,9 @@
 """Small datasets for tests, and what is in them."""
 
 import numpy as np
+from shard_writer import ShardWriter
 
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 
 SIDE = 64

@@ -16,7 +16,7 @@ import wsq  # noqa: F401
 from PIL import Image
 
 from fingerprint_accel.cli import main
-from fingerprint_accel.data import decoder_processes
+from fingerprint_accel.data import images
 from fingerprint_accel.data.images import ImageError, read_grey
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.errors import UserError
@@ -50,11 +50,11 @@ def stand_in(monkeypatch):
     """Replaces the decoder in all processes that start during the test."""
 
     def replace(do):
-        monkeypatch.setattr(decoder_processes, "PROGRAM", f"exec({STAND_IN.format(do=do)!r})")
+        monkeypatch.setattr(images, "PROGRAM", f"exec({STAND_IN.format(do=do)!r})")
 
-    decoder_processes.end_decoders()
+    images.end_decoders()
     yield replace
-    decoder_processes.end_decoders()
+    images.end_decoders()
 
 
 def read(tmp_path, data):
@@ -98,8 +98,8 @@ def test_import_names_the_file_that_crashes_and_goes_on(tmp_path, workers):
 def test_compare_ends_in_one_line_that_names_the_file(tmp_path, capsys, monkeypatch):
     save_crashing_wsq(tmp_path / "bad.wsq")
     Image.fromarray(ridges(0)).save(tmp_path / "good.png")
-    images = [str(tmp_path / "good.png"), str(tmp_path / "bad.wsq")]
-    monkeypatch.setattr(sys, "argv", ["fingerprint-accel", "compare", *images, "--ppi", "500"])
+    files = [str(tmp_path / "good.png"), str(tmp_path / "bad.wsq")]
+    monkeypatch.setattr(sys, "argv", ["fingerprint-accel", "compare", *files, "--ppi", "500"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
@@ -122,7 +122,7 @@ def test_compare_ends_in_one_line_that_names_the_file(tmp_path, capsys, monkeypa
 )
 def test_every_end_of_a_decoder_has_its_reason(stand_in, tmp_path, monkeypatch, do, error, reason):
     stand_in(do)
-    monkeypatch.setattr(decoder_processes, "PATIENCE", 0.1)
+    monkeypatch.setattr(images, "PATIENCE", 0.1)
     with pytest.raises(error, match=reason) as raised:
         read(tmp_path, b"x")
     assert type(raised.value) is error
@@ -130,7 +130,7 @@ def test_every_end_of_a_decoder_has_its_reason(stand_in, tmp_path, monkeypatch, 
 
 def test_a_decoder_that_hangs_is_ended(stand_in, tmp_path, monkeypatch):
     stand_in("time.sleep(60)")
-    monkeypatch.setattr(decoder_processes, "TIME_LIMIT", 1)
+    monkeypatch.setattr(images, "TIME_LIMIT", 1)
     started = time.monotonic()
     with pytest.raises(ImageError, match="takes too long to decode"):
         read(tmp_path, b"x")
@@ -156,7 +156,7 @@ def test_signals_to_all_processes_of_a_job_are_the_parents_affair(stand_in, tmp_
 
 def test_a_decoder_that_does_not_start_blames_no_file(stand_in, tmp_path, monkeypatch):
     stand_in("")
-    monkeypatch.setattr(decoder_processes, "PROGRAM", "raise SystemExit(7)")
+    monkeypatch.setattr(images, "PROGRAM", "raise SystemExit(7)")
     with pytest.raises(UserError, match=r"does not start \(exit code 7\)"):
         read(tmp_path, b"x")
 
@@ -201,8 +201,7 @@ def test_a_forked_process_has_decoders_of_its_own(stand_in, tmp_path):
 
 SCRIPT = """
 import sys, time
-from fingerprint_accel.data.decoder_processes import _decoders
-from fingerprint_accel.data.images import read_grey
+from fingerprint_accel.data.images import _decoders, read_grey
 print(read_grey(sys.argv[1]).shape, [each._process.pid for each in _decoders][0], flush=True)
 time.sleep(float(sys.argv[2]))
 """

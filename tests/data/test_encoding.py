@@ -4,9 +4,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from shard_writer import ShardWriter
 
 from fingerprint_accel.data.encoding import decode, encode
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 

@@ -70,16 +70,18 @@ def test_every_bad_file_is_imported_rightly_or_listed(source, tmp_path):
     Image.fromarray(ridges().astype(np.uint16) * 257).save(source / "202_1.png")
     good.save(source / "203_1.gif", save_all=True, append_images=[Image.new("L", (300, 300), 255)])
     good.convert("RGB").save(source / "204_1.jpg")
-    (source / "README.txt").write_text("not an image, not an error")
+    (source / "README.txt").write_text("not an image")
     summary = import_dataset(source, tmp_path / "set", "fvc", **OPTIONS)
     lines = [json.loads(line) for line in (tmp_path / "set" / "rejected.jsonl").read_text().splitlines()]
     reasons = {line["path"]: line["reason"] for line in lines}
-    assert set(reasons) == {*bad, "106_1.png", "107_1.png", "109_1.png", "holiday.png"}
+    assert set(reasons) == {*bad, "106_1.png", "107_1.png", "109_1.png", "holiday.png", "README.txt", "203_1.gif"}
+    assert reasons["203_1.gif"] == "further pages: only the first of 2 is imported"
+    assert reasons["README.txt"] == "not an image (.txt)"
     assert reasons["105_1.png"] == "empty file"
     assert reasons["106_1.png"] == "blank"
     assert reasons["109_1.png"].startswith("too large")
     assert reasons["holiday.png"] == "name does not look like 101_1.tif"
-    assert summary.rejected.total() == 7
+    assert summary.rejected.total() == 9
     shards = open_dataset(tmp_path / "set")
     assert {"201", "202", "203", "204"} <= set(shards.key_of_finger)
     reference = shards.image(int(np.flatnonzero(shards.fingers == shards.key_of_finger.index("202"))[0])).astype(int)
@@ -206,7 +208,7 @@ def test_a_mended_file_is_read_again(source, tmp_path, monkeypatch):
     (source / "101_1.png").write_bytes(whole)
     made = []
     prepare = importing.prepare
-    monkeypatch.setattr(importing, "prepare", lambda file, target: (made.append(file.name), prepare(file, target))[1])
+    monkeypatch.setattr(importing, "prepare", lambda file, *how: (made.append(file.name), prepare(file, *how))[1])
     assert import_dataset(source, tmp_path / "set", "fvc", **OPTIONS).info.prints == 6
     assert made == ["101_1.png"]
 
@@ -233,10 +235,11 @@ def test_a_large_tree_is_listed_compactly(tmp_path, monkeypatch):
 
     import pyarrow as pa
 
-    from fingerprint_accel.data import listing
+    from fingerprint_accel.data import listing, walking
 
     def walk(count):
-        monkeypatch.setattr(listing, "image_paths", lambda *_: (f"{n // 8:06d}_{n % 8 + 1}.png" for n in range(count)))
+        paths = (f"{n // 8:06d}_{n % 8 + 1}.png" for n in range(count))
+        monkeypatch.setattr(listing, "walk", lambda *_: (walking.Met(path, walking.IMAGE) for path in paths))
 
     walk(8)
     list_files(tmp_path, "fvc")  # libraries import what they need

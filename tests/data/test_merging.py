@@ -5,9 +5,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from shard_writer import ShardWriter
 
 from fingerprint_accel.data.merging import MergeOptions, merge, renumbered
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from tests.data.small_datasets import QUIET, SIDE, assert_same_prints, contents, dataset, files, picture
@@ -55,7 +56,7 @@ def test_lz4_and_back(source, tmp_path):
 def test_minutiae_that_are_not_finite_are_not_copied(source, tmp_path, monkeypatch, options):
     """Of a dataset that an earlier version wrote, and that is too large to be checked whole on opening."""
     with monkeypatch.context() as patch:
-        patch.setattr("fingerprint_accel.data.shard_writing.plausible", lambda values: True)
+        patch.setattr("shard_writer.plausible", lambda values: True)
         with ShardWriter(tmp_path / "bad", 300, SIDE) as writer:
             for row in range(6):
                 points = np.full((2, 4), np.nan if row == 4 else 20, np.float32)
@@ -136,7 +137,7 @@ def test_a_damaged_lz4_row(tmp_path):
     at = bytes(data).index(first)
     data[at : at + 40] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"one/data-00000-of-00001.arrow: missing or damaged \(.*; copy or import"):
+    with pytest.raises(UserError, match=r"one/data-00000-of-00001.arrow: holds a damaged print \(.*; copy or import"):
         merge([source], tmp_path / "out", MergeOptions(encoding="raw"), **QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 

@@ -2,13 +2,15 @@ import json
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from shard_writer import ShardWriter
 
 from fingerprint_accel.data.mapping import resident_files
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset, split_fingers
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.verifying import verify
@@ -127,7 +129,7 @@ def test_minutiae_that_are_not_finite_are_not_written(tmp_path, number, column):
 def spoilt(folder, rows, monkeypatch):
     """A dataset in which some rows got minutiae that are not finite, as versions before this check wrote them."""
     with monkeypatch.context() as patch:
-        patch.setattr("fingerprint_accel.data.shard_writing.plausible", lambda values: True)
+        patch.setattr("shard_writer.plausible", lambda values: True)
         with ShardWriter(folder, ppi=300, canvas=SIDE, rows_per_shard=1024) as writer:
             for row, record in enumerate(records(2500)):
                 if row in rows:
@@ -173,6 +175,15 @@ def test_resident_memory_is_bounded(tmp_path, monkeypatch):
         most = max(most, resident_files())
     assert (out == image).all()
     assert 2**23 < most - before < 2**27, "32 MB, and what eight prints touch"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for open files")
+def test_an_open_dataset_holds_no_file_open(folder):
+    """A dataset of 1.5 M prints has 1,465 shards; a process may have 1,024 open files by default."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    shards = open_dataset(folder)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(shards) == 2500
 
 
 def test_a_million_rows_open_at_once(tmp_path):

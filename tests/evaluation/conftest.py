@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from shard_writer import ShardWriter
 
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 
 SIDE = 64

@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from shard_writer import ShardWriter
 
 from fingerprint_accel import similarity as similarities
-from fingerprint_accel.data.shard_writing import Record, ShardWriter
+from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.evaluation.run import Extras, evaluate, evaluate_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.metrics.identification import closed_set
+from fingerprint_accel.metrics.identification import first_enrolled, search
 from fingerprint_accel.metrics.protocols import sampled_comparisons, score_pairs, score_protocol
 from fingerprint_accel.similarity import pair_similarity, similarity
 
@@ -48,7 +48,7 @@ def test_protocols_and_samples_score_the_best_pose(in_poses):
     assert not np.allclose(best, vectors[:, 0] @ vectors[:, 0].T, atol=0.1)
     found = score_protocol("all-pairs", 3 * vectors, fingers, impressions)
     sampled = sampled_comparisons(fingers, impressions, 30)
-    for scores in (found, score_pairs(vectors, sampled, fingers), all_pairs(vectors, fingers, impressions)):
+    for scores in (found, score_pairs(vectors, sampled, fingers)):
         np.testing.assert_allclose(scores.mated, best[tuple(scores.pairs.mated.T)], atol=1e-6)
         np.testing.assert_allclose(scores.nonmated, best[tuple(scores.pairs.nonmated.T)], atol=1e-6)
 
@@ -57,7 +57,7 @@ def test_searches_rank_by_the_best_pose(in_poses):
     vectors, fingers, impressions = in_poses
     best = similarity(vectors[impressions > 0], vectors[impressions == 0])  # (36, 12)
     mated = best[np.arange(36), fingers[impressions > 0]]
-    found = closed_set(vectors, fingers, impressions)
+    found = search(vectors, fingers, [first_enrolled(fingers, impressions)])
     np.testing.assert_allclose(found.mated, mated, atol=1e-6)
     np.testing.assert_array_equal(found.rank, (best >= mated[:, None]).sum(axis=1))
 

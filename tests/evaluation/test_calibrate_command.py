@@ -13,7 +13,7 @@ from fingerprint_accel.config import Config, ModelConfig, PreprocessConfig, Read
 from fingerprint_accel.data.loader import subset_of_fingers
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation import calibration, measuring
+from fingerprint_accel.evaluation import calibration
 from fingerprint_accel.evaluation.calibration import calibrate, calibrate_command, has_synthetic
 from fingerprint_accel.extraction.calibration import Calibration, decision_basis
 from fingerprint_accel.extraction.centring import mean_template
@@ -175,7 +175,7 @@ def test_the_mean_template_is_kept_and_thresholds_are_those_of_other_fingers(mod
     assert "templates are not centred" not in text
     assert "Templates are centred" in (model / "README.md").read_text()
     (way, _), scores, uncentred = found.ways, ([], []), ([], [])
-    halves = measuring.halves(many_fingers.fingers)
+    halves = calibration.halves(many_fingers.fingers)
     assert [len(np.unique(many_fingers.fingers[half])) for half in halves] == [12, 12]
     assert not (halves[0] & halves[1]).any()
     for half in halves:

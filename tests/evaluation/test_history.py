@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from fingerprint_accel.evaluation.history import find_metrics, read_history, smoothed
+from fingerprint_accel.evaluation.history import find_run, read_history, smoothed
 
 
 def write(path, *records):
@@ -19,14 +19,14 @@ def test_records_become_arrays(tmp_path):
         {"step": 20, "kind": "train", "loss": 3.0, "learning_rate": 0.2, "margin": 0.3, "skipped": 1.0},
         {"step": 20, "kind": "validation", "eer": 0.125},
     )
-    history = read_history(file)
-    np.testing.assert_array_equal(history.step, [10, 20])
-    np.testing.assert_array_equal(history.loss, [4, 3])
-    np.testing.assert_array_equal(history.validation_step, [10, 20])
-    np.testing.assert_array_equal(history.eer, [0.25, 0.125])
-    assert set(history.schedules) == {"learning_rate", "margin"}
-    np.testing.assert_array_equal(history.schedules["learning_rate"], [0.1, 0.2])
-    np.testing.assert_array_equal(history.schedules["margin"], [np.nan, 0.3])
+    train, validation = read_history(file)
+    np.testing.assert_array_equal(train["step"], [10, 20])
+    np.testing.assert_array_equal(train["loss"], [4, 3])
+    np.testing.assert_array_equal(validation["step"], [10, 20])
+    np.testing.assert_array_equal(validation["eer"], [0.25, 0.125])
+    assert set(train) == {"step", "loss", "learning_rate", "margin"}
+    np.testing.assert_array_equal(train["learning_rate"], [0.1, 0.2])
+    np.testing.assert_array_equal(train["margin"], [np.nan, 0.3])
 
 
 def test_damaged_lines_are_skipped(tmp_path):
@@ -47,9 +47,9 @@ def test_damaged_lines_are_skipped(tmp_path):
     )
     with file.open("ab") as damaged:
         damaged.write(b"\xff\xfe\n")
-    history = read_history(file)
-    np.testing.assert_array_equal(history.step, [1, 5, 6, 7, 8])
-    np.testing.assert_array_equal(history.loss, [2, np.nan, np.nan, np.nan, 1])
+    train, _ = read_history(file)
+    np.testing.assert_array_equal(train["step"], [1, 5, 6, 7, 8])
+    np.testing.assert_array_equal(train["loss"], [2, np.nan, np.nan, np.nan, 1])
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,8 @@ def test_where_a_run_is_found(tmp_path):
     for file in (run / "config.yaml", run / "model" / "config.json", copied / "config.json"):
         file.touch()
     for place in (run, run / "model", checkpoint):
-        assert find_metrics(place) is None
-    (run / "metrics.jsonl").touch()
-    for place in (run, run / "model", checkpoint):
-        assert find_metrics(place) == run.resolve() / "metrics.jsonl"
-    assert find_metrics(copied) is None
+        assert find_run(place) == run.resolve()
+    assert find_run(copied) is None
     nested = run / "exports" / "best"
     nested.mkdir(parents=True)
-    assert find_metrics(nested) is None
+    assert find_run(nested) is None

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.flx_benchmarks import identification_rows, is_identification
-from fingerprint_accel.evaluation.pair_lists import read_pairs
+from fingerprint_accel.evaluation.pair_lists import read_pairs_file
 
 FLX = {  # the form in which flx keeps its benchmarks: subjects and impressions from 0
     "array_sample1": {"array_subject": [0, 9, 2, 2], "array_impression": [0, 3, 1, 1]},
@@ -31,7 +30,7 @@ def test_csv_by_key_and_by_source(ten_fingers, tmp_path, mated):
     lines = [("1/0", "1/3", 1), ("left/3_1.png", "10/2", 0), ("4/1", "right/4_1.png", 1), ("2/0", "5/0", 0)]
     header = ["reference", "probe", "mated"][: 2 + mated]
     text = "\n".join(",".join(map(str, line[: 2 + mated])) for line in [header, *lines])
-    pairs = read_pairs(write(tmp_path, text), ten_fingers)
+    pairs = read_pairs_file(write(tmp_path, text), ten_fingers)
     assert named(ten_fingers, pairs.mated) == [["1/0", "1/3"], ["4/1", "4/0"]]
     assert named(ten_fingers, pairs.nonmated) == [["3/0", "10/2"], ["2/0", "5/0"]]
     assert pairs.nonmated_possible == 2
@@ -53,26 +52,26 @@ def test_csv_by_key_and_by_source(ten_fingers, tmp_path, mated):
 )
 def test_csv_that_cannot_be_used(ten_fingers, tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
-        read_pairs(write(tmp_path, text), ten_fingers)
+        read_pairs_file(write(tmp_path, text), ten_fingers)
     assert "\n" not in str(error.value)
 
 
 def test_files_that_are_not_there(ten_fingers, tmp_path):
     for name in ("none.csv", "none.json"):
         with pytest.raises(UserError, match=f"{name}: cannot be read"):
-            read_pairs(tmp_path / name, ten_fingers)
+            read_pairs_file(tmp_path / name, ten_fingers)
 
 
 def test_a_source_of_several_prints(write_prints, tmp_path):
     shards = write_prints(tmp_path / "made", {("a", n): "synthetic/clean/arch" for n in range(2)} | {("b", 0): "one"})
     with pytest.raises(UserError, match="'synthetic/clean/arch' is the source of several prints"):
-        read_pairs(write(tmp_path, "reference,probe\na/0,a/1\nsynthetic/clean/arch,one\n"), shards)
-    pairs = read_pairs(write(tmp_path, "reference,probe\na/0,a/1\none,a/1\n"), shards)
+        read_pairs_file(write(tmp_path, "reference,probe\na/0,a/1\nsynthetic/clean/arch,one\n"), shards)
+    pairs = read_pairs_file(write(tmp_path, "reference,probe\na/0,a/1\none,a/1\n"), shards)
     assert (pairs.mated.tolist(), pairs.nonmated.tolist()) == ([[0, 1]], [[2, 1]])
 
 
 def test_flx_counts_from_zero_what_its_files_count_from_one(ten_fingers, tmp_path):
-    pairs = read_pairs(write(tmp_path, FLX, "benchmark.json"), ten_fingers)
+    pairs = read_pairs_file(write(tmp_path, FLX, "benchmark.json"), ten_fingers)
     assert named(ten_fingers, pairs.mated) == [["1/0", "1/1"], ["10/3", "10/0"]]
     assert named(ten_fingers, pairs.nonmated) == [["3/1", "6/2"], ["3/1", "1/0"]]
 
@@ -82,15 +81,15 @@ def test_flx_on_datasets_that_count_otherwise(write_prints, tmp_path):
     numbers = [[[100, 0], [100, 1]], [[101, 1], [102, 0]]]
     file = write(tmp_path, benchmark(numbers), "fvc.json")
     shards = write_prints(tmp_path / "fvc", fvc)
-    pairs = read_pairs(file, shards)
+    pairs = read_pairs_file(file, shards)
     assert named(shards, pairs.mated) + named(shards, pairs.nonmated) == [["101/1", "101/2"], ["102/2", "103/1"]]
     mcyt = {(str(finger), n): "" for finger in range(3) for n in range(2)}
     shards = write_prints(tmp_path / "mcyt", mcyt)
-    pairs = read_pairs(write(tmp_path, benchmark([[[0, 0], [0, 1]], [[2, 1], [1, 0]]]), "mcyt.json"), shards)
+    pairs = read_pairs_file(write(tmp_path, benchmark([[[0, 0], [0, 1]], [[2, 1], [1, 0]]]), "mcyt.json"), shards)
     assert named(shards, pairs.mated) + named(shards, pairs.nonmated) == [["0/0", "0/1"], ["2/1", "1/0"]]
     sd4 = {(f"{finger}_{finger + 3}", n): "" for finger in (1, 2) for n in range(2)}
     shards = write_prints(tmp_path / "sd4", sd4)
-    pairs = read_pairs(write(tmp_path, benchmark([[[0, 0], [0, 1]], [[1, 1], [0, 0]]]), "sd4.json"), shards)
+    pairs = read_pairs_file(write(tmp_path, benchmark([[[0, 0], [0, 1]], [[1, 1], [0, 0]]]), "sd4.json"), shards)
     assert named(shards, pairs.nonmated) == [["2_5/1", "1_4/0"]]
 
 
@@ -116,13 +115,13 @@ def benchmark(numbers):
 )
 def test_flx_benchmarks_that_cannot_be_used(ten_fingers, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
-        read_pairs(write(tmp_path, values, "benchmark.json"), ten_fingers)
+        read_pairs_file(write(tmp_path, values, "benchmark.json"), ten_fingers)
 
 
 def test_fingers_that_flx_cannot_name(write_prints, tmp_path):
     shards = write_prints(tmp_path / "named", {(key, n): "" for key in ("alice", "bob") for n in range(2)})
     with pytest.raises(UserError, match=r"flx names fingers by numbers, but .*'alice'; import it with --layout flx"):
-        read_pairs(write(tmp_path, FLX, "benchmark.json"), shards)
+        read_pairs_file(write(tmp_path, FLX, "benchmark.json"), shards)
 
 
 def fold(gallery, probes, mated):
@@ -134,10 +133,7 @@ def fold(gallery, probes, mated):
 
 def test_flx_searches(ten_fingers, tmp_path):
     folds = [fold([(0, 0), (4, 2)], [(4, 1), (7, 3)], [True, False]), fold([(1, 1)], [(1, 0)], [True])]
-    file = write(tmp_path, folds, "open_set.json")
-    assert is_identification(file)
-    assert not is_identification(write(tmp_path, FLX, "verification.json"))
-    found = identification_rows(file, ten_fingers)
+    found = read_pairs_file(write(tmp_path, folds, "open_set.json"), ten_fingers)
     assert [named(ten_fingers, part)[:] for part in found] == [[["1/0", "5/2"], ["5/1", "8/3"]], [["2/1"], ["2/0"]]]
 
 
@@ -146,10 +142,11 @@ def test_flx_searches(ten_fingers, tmp_path):
     [
         (fold([(0, 0), (0, 1)], [(0, 2)], [True]), "fold 1 enrols a finger twice"),
         (fold([(0, 0)], [(1, 2)], [True]), "fold 1: `mated` contradicts the gallery"),
+        (fold([(0, 0)], [(1, 2)], [False]), "json: none of the searches that are listed is mated"),
         (fold([(0, 0)], [], []), "fold 1 has no reference or no probe"),
         ({"gallery": {}}, "not an identification benchmark of flx"),
     ],
 )
 def test_flx_searches_that_cannot_be_used(ten_fingers, tmp_path, part, message):
     with pytest.raises(UserError, match=message):
-        identification_rows(write(tmp_path, [part], "open_set.json"), ten_fingers)
+        read_pairs_file(write(tmp_path, [part], "open_set.json"), ten_fingers)

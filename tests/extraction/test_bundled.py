@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fingerprint_accel import FingerprintExtractor
-from fingerprint_accel.cli.models import compare
+from fingerprint_accel.cli.extraction import compare
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.evaluation.calibration import all_pairs
 from fingerprint_accel.extraction.calibration import Calibration
+from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.models.saved_model import BUNDLED, bundled_models, find_model
 
@@ -50,7 +50,7 @@ def test_it_tells_fingers_apart(name, prints):
     extractor = FingerprintExtractor.from_pretrained(name)
     embeddings = extractor.extract(shards, progress=False)
     for cells in (extractor.cells, 0):
-        scores = all_pairs(embeddings, shards.fingers, shards.impressions, cells)
+        scores = score_protocol("all-pairs", embeddings, shards.fingers, shards.impressions, cells=cells)
         assert compute_metrics(scores.mated, scores.nonmated).eer < 0.01
 
 

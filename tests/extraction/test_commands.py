@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fingerprint_accel.cli.models import compare
+from fingerprint_accel.cli.extraction import compare, enroll, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
@@ -13,7 +13,6 @@ from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.poses import Poses
-from fingerprint_accel.extraction.search_commands import enroll_command, search_command
 
 MEASURED = "thresholds measured on scans, all-pairs, 2,880 non-mated comparisons of 10 fingers"
 REMEDY = "`fingerprint-accel calibrate MODEL DATASET` measures thresholds on real prints"
@@ -58,11 +57,11 @@ def test_compare(model, images, capsys):
 
 def test_enroll_and_search(model, images, tmp_path, capsys):
     gallery = tmp_path / "known"
-    enroll_command(gallery, images[:3], model, 300, batch_size=2)
-    enroll_command(gallery, images[3:], model, 300, batch_size=64)
+    enroll(gallery, images[:3], model, 300, batch_size=2)
+    enroll(gallery, images[3:], model, 300, batch_size=64)
     assert f"{gallery}: 2 prints enrolled, 5 in all" in capsys.readouterr().out
     for image in images:
-        search_command(gallery, image, model, 300, top=2)
+        search(gallery, image, model, 300, top=2)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "rank  similarity  match at FMR  name"
         assert lines[1] == f"   1       1.000          0.01  {image}"
@@ -102,13 +101,13 @@ def test_without_a_calibration_on_real_prints_nothing_is_decided(
     }[kept]
     extractor.save_pretrained(tmp_path / "model")
     gallery = tmp_path / "known"
-    enroll_command(gallery, images[:3], str(tmp_path / "model"), 300, batch_size=4)
+    enroll(gallery, images[:3], str(tmp_path / "model"), 300, batch_size=4)
     capsys.readouterr()
     compare(images[0], images[1], str(tmp_path / "model"), 300, poses=True)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("similarity  ")
     assert second == f"no decision: {reason}; {REMEDY}"
-    search_command(gallery, images[0], str(tmp_path / "model"), 300, top=2)
+    search(gallery, images[0], str(tmp_path / "model"), 300, top=2)
     lines = capsys.readouterr().out.splitlines()
     if kept == "no poses":  # `search` compares prints as they are
         assert lines[-1] == MEASURED
@@ -138,14 +137,14 @@ def test_a_calibration_that_cannot_be_read_is_named(model, images, tmp_path):
 def test_an_empty_gallery_takes_prints_and_none_twice(model, images, tmp_path, capsys):
     gallery = tmp_path / "known"
     Gallery.create(gallery, 16, open_extractor(model).identity)
-    enroll_command(gallery, images[:2], model, 300, batch_size=2)
+    enroll(gallery, images[:2], model, 300, batch_size=2)
     assert capsys.readouterr().out == f"{gallery}: 2 prints enrolled, 2 in all\n"
-    enroll_command(gallery, images[:3], model, 300, batch_size=3)
+    enroll(gallery, images[:3], model, 300, batch_size=3)
     assert capsys.readouterr().out == f"{gallery}: 1 prints enrolled (2 were there already), 3 in all\n"
 
 
 def test_a_dataset_is_enrolled_by_finger_and_impression(model, prints, tmp_path):
-    enroll_command(tmp_path / "known", [prints], model, 500, batch_size=64)
+    enroll(tmp_path / "known", [prints], model, 500, batch_size=64)
     gallery, shards = Gallery(tmp_path / "known"), open_dataset(prints)
     assert len(gallery) == 96
     key = shards.table["finger_key"][7].as_py()
@@ -156,7 +155,7 @@ def test_the_prints_of_a_finger_are_fused(model, images, prints, tmp_path, capsy
     """Of a dataset by its fingers, of images by their folder; the same command again adds nothing."""
     extractor, shards = FingerprintExtractor.from_pretrained(model), open_dataset(prints)
     for _ in range(2):
-        enroll_command(tmp_path / "known", [prints], model, 500, batch_size=64, fuse=True)
+        enroll(tmp_path / "known", [prints], model, 500, batch_size=64, fuse=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{tmp_path / 'known'}: 24 fingers enrolled from 96 prints, 24 in all"
     assert lines[1].endswith("0 fingers enrolled from 96 prints (24 were there already), 24 in all")
@@ -166,23 +165,23 @@ def test_the_prints_of_a_finger_are_fused(model, images, prints, tmp_path, capsy
     mean = extractor.extract(shards, progress=False)[[key == keys[0] for key in keys]].mean(axis=0)
     row = gallery.names(np.arange(24)).index(keys[0])
     assert gallery.vectors(np.array([row]))[0] @ mean == pytest.approx((mean @ mean) ** 0.5, abs=1e-5)
-    enroll_command(tmp_path / "images", images, model, 300, batch_size=8, fuse=True)
+    enroll(tmp_path / "images", images, model, 300, batch_size=8, fuse=True)
     assert Gallery(tmp_path / "images").names([0]) == [str(images[0].parent)]
 
 
 def test_mistakes_are_named(model, images, prints, tmp_path):
     gallery = tmp_path / "known"
     with pytest.raises(UserError, match=f"{prints}: a folder; give image files, or one dataset folder alone"):
-        enroll_command(gallery, [*images, prints], model, 300, 64)
+        enroll(gallery, [*images, prints], model, 300, 64)
     assert not gallery.exists(), "nothing half-made"
-    enroll_command(gallery, images, model, 300, 64)
+    enroll(gallery, images, model, 300, 64)
     torch.manual_seed(1)
     other = FingerprintExtractor.from_pretrained(model)
     torch.nn.init.normal_(other.model.stem[0].weight)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="filled by another model"):
-        search_command(gallery, images[0], str(tmp_path / "other"), 300, 1)
+        search(gallery, images[0], str(tmp_path / "other"), 300, 1)
     with pytest.raises(UserError, match="--top 0: must be at least 1"):
-        search_command(gallery, images[0], model, 300, 0)
+        search(gallery, images[0], model, 300, 0)
     with pytest.raises(UserError, match="nowhere: not a gallery folder"):
-        search_command(tmp_path / "nowhere", images[0], model, 300, 1)
+        search(tmp_path / "nowhere", images[0], model, 300, 1)

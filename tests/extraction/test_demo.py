@@ -23,6 +23,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import demo
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.search import columns
 
 HERE = "http://127.0.0.1:"
 
@@ -63,8 +64,8 @@ def test_what_the_page_does(extractor, images, gallery):
     assert rows[0] == [1, "1.000", "0.01", "second"]
     assert len(rows) == 2
     assert told.startswith("compared with 3 prints in ")
-    assert told.endswith(f"; rates are those of one comparison\n\n{measured}")
-    assert page.hit_columns == ["rank", "similarity", "match at FMR", "name"]
+    assert told.endswith(f"; the rates are those of one comparison\n\n{measured}")
+    assert columns(extractor) == ["rank", "similarity", "match at FMR", "name"]
     assert page.canvas(images[0], 300).size == (640, 640)
     for act, message in (
         (lambda: page.compare(images[0], None, 300, False), "drop two prints first"),
@@ -86,7 +87,7 @@ def test_the_page_decides_nothing_by_synthetic_prints(extractor, images, gallery
         assert "match" not in text
     rows, told = page.search(gallery, images[1], 300, 2)
     assert rows[0] == [1, "1.000", "second"]
-    assert page.hit_columns == ["rank", "similarity", "name"]
+    assert columns(extractor) == ["rank", "similarity", "name"]
     assert told.splitlines()[2].startswith(why)
     assert "rates" not in told
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fingerprint_accel.cli.models import export
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
-from fingerprint_accel.extraction.export import KIND, export_command
+from fingerprint_accel.extraction.export import KIND
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import check_file
 
@@ -51,7 +52,7 @@ def exported(canvases, spread_out, tmp_path_factory):
     extractor.save_pretrained(folder / "model")
     onnx = folder / "model.onnx" if all(map(importlib.util.find_spec, ONNX_PACKAGES)) else None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        export_command(str(folder / "model"), onnx, folder / "model.pt2")
+        export(str(folder / "model"), onnx, folder / "model.pt2")
     return extractor, folder, printed.getvalue()
 
 
@@ -120,4 +121,4 @@ def test_the_example_needs_nothing_else_and_finds_the_same(exported, session, ca
 
 def test_nothing_to_write_is_an_error():
     with pytest.raises(UserError, match="nothing to write"):
-        export_command("small", None, None)
+        export("small", None, None)

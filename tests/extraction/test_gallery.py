@@ -1,4 +1,5 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_an_enrolment_that_was_cut_off_leaves_the_gallery_as_it_was(tmp_path, mo
     def cut_off(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "fsync", cut_off)
+    monkeypatch.setattr(os, "fsync", cut_off)
     with pytest.raises(KeyboardInterrupt):
         gallery.append(unit(3), ["a", "b", "c"])
     monkeypatch.undo()

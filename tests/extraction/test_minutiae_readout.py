@@ -9,14 +9,14 @@ import torch
 from minutia_matching import angle_difference, match_minutiae
 from PIL import Image
 
-from fingerprint_accel.cli.minutiae import minutiae as minutiae_verb
+from fingerprint_accel.cli.extraction import minutiae as minutiae_verb
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.canvas import put_on_canvas
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.templates import read_template
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.minutiae_readout import THRESHOLD, minutiae_command, read_map, read_minutiae
+from fingerprint_accel.extraction.minutiae_readout import THRESHOLD, read_map, read_minutiae
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 
 SIDE = 128
@@ -122,9 +122,9 @@ def test_files_are_called_as_their_images(prints, tmp_path, kind, monkeypatch, c
         Image.fromarray(shards.image(row)).save(tmp_path / f"{row}.png")
     truth = np.array([[64, 64, 0.5, 1], [50, 70, 4.0, 1]], np.float32)
     extractor = KnowsTheTruth(truth)
-    monkeypatch.setattr("fingerprint_accel.extraction.minutiae_readout.open_extractor", lambda place: extractor)
+    monkeypatch.setattr("fingerprint_accel.extraction.extractor.open_extractor", lambda place: extractor)
     images, out = [tmp_path / "0.png", tmp_path / "1.png"], tmp_path / "out"
-    minutiae_command(images, "any", out, kind, 300, 0.4)
+    minutiae_verb(images, "any", out, kind, 300, 0.4)
     assert "minutiae of 2 prints, 2 to 2, median 2" in capsys.readouterr().out
     for image, minutiae in zip(images, read_minutiae(extractor, images, 300, progress=False), strict=True):
         found = read_template(out / f"{image.stem}.{kind}", 320).minutiae
@@ -133,11 +133,11 @@ def test_files_are_called_as_their_images(prints, tmp_path, kind, monkeypatch, c
 
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="small: its minutia map was not trained"):
-        minutiae_command([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 0.4)
+        minutiae_verb([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 0.4)
     with pytest.raises(UserError, match="2 images are called a"):
-        minutiae_command([tmp_path / "a.png", tmp_path / "a.bmp"], "small", tmp_path, "xyt", 500, 0.4)
+        minutiae_verb([tmp_path / "a.png", tmp_path / "a.bmp"], "small", tmp_path, "xyt", 500, 0.4)
     with pytest.raises(UserError, match="--threshold 2: must be above 0"):
-        minutiae_command([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 2)
+        minutiae_verb([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 2)
 
 
 def test_the_command_takes_the_threshold_of_the_package():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fingerprint_accel.cli.models import compare
+from fingerprint_accel.cli.extraction import compare
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_prints
@@ -47,10 +47,10 @@ def test_best_agreement_is_where_similarity_was_reached():
     for _ in range(20):
         pair = generator.standard_normal((2, 5, 8)).astype(np.float32)
         pair /= np.linalg.norm(pair, axis=2, keepdims=True)
-        best = best_agreement(*pair)
-        assert best.similarity == pytest.approx(float(similarity(pair[:1], pair[1:])[0, 0]), abs=1e-6)
-        assert best.similarity == pytest.approx(float(pair[0, best.reference] @ pair[1, best.probe]), abs=1e-6)
-        assert 0 in (best.reference, best.probe)
+        best, i, j = best_agreement(*pair)
+        assert best == pytest.approx(float(similarity(pair[:1], pair[1:])[0, 0]), abs=1e-6)
+        assert best == pytest.approx(float(pair[0, i] @ pair[1, j]), abs=1e-6)
+        assert 0 in (i, j)
 
 
 @pytest.mark.parametrize(("swapped", "degrees", "right", "down"), [(False, 20.0, 24, 0), (True, -20.0, 0, -24)])

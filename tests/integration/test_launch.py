@@ -172,7 +172,7 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
     steps = [[record["step"] for record in records(tmp_path / name, "validation")] for name in ("one", "two")]
     assert steps == [[6, 12], [6, 12]]
     if optimizer == "sgd" and not words:
-        more = ["--training.gradient-compression", "bf16", "--training.bucket-mb", "1", "--out", tmp_path / "half"]
+        more = ["--training.gradient-compression", "bf16", "--training.bucket-cap-mb", "1", "--out", tmp_path / "half"]
         launch("two processes", "small.py", environment, *same, "--training.batch-size", "4", *more)
         compressed = [record["loss"] for record in records(tmp_path / "half")]
         np.testing.assert_allclose(compressed, losses[1], rtol=0.02)
@@ -191,7 +191,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from fingerprint_accel.losses.contrastive import contrastive_loss
+from fingerprint_accel.losses.attraction import contrastive_loss
 
 class Embed(torch.nn.Module):
     def __init__(self):

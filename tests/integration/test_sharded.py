@@ -16,9 +16,9 @@ import sys
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fingerprint_accel.losses.margin import make_head
+from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
-from fingerprint_accel.training.sharded_heads import spread_what_is_not_finite
+from fingerprint_accel.training.heads import spread_what_is_not_finite
 
 dist.init_process_group("gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()
@@ -36,14 +36,14 @@ def mine(rows):
 
 def check(kind, dtype, tolerance, sizes):
     torch.manual_seed(0)
-    whole = make_head(kind, DIM, CLASSES, 4.0, 0.3, 0.0).to(dtype)
+    whole = IdentityHead(DIM, CLASSES, kind, 4.0, 0.3).to(dtype)
     torch.manual_seed(0)
     head = ShardedHead(DIM, CLASSES, kind, 4.0, 0.3).to(dtype)
     for name, parameter in head.named_parameters():
         assert torch.equal(parameter, whole.get_parameter(name)[head.rows])
     for number, size in enumerate(sizes):  # prints of all ranks in each micro-batch
         everyone, finger = unit(size, dtype, number).requires_grad_(), torch.arange(size) * 3 % CLASSES
-        wanted = sum(F.cross_entropy(whole(each, finger), finger) for each in with_beginnings(everyone)) / 3
+        wanted = whole(with_beginnings(everyone), finger)
         (wanted / len(sizes)).backward()
         own = mine(everyone.detach()).clone().requires_grad_()
         found = head(with_beginnings(own), mine(finger))
@@ -63,7 +63,7 @@ for kind in ("softmax", "arcface", "cosface"):
 
 # a sample, of which each rank draws its part, is the head with the union of all parts
 torch.manual_seed(0)
-whole = make_head("cosface", DIM, 100, 4.0, 0.3, 0.0)
+whole = IdentityHead(DIM, 100, "cosface", 4.0, 0.3)
 torch.manual_seed(0)
 head = ShardedHead(DIM, 100, "cosface", 4.0, 0.3, sampling=0.2)
 torch.manual_seed(rank)
@@ -75,7 +75,7 @@ assert all(len(part) >= 0.2 * 100 // processes for part in drawn)
 union = torch.cat(drawn)
 assert set(finger.tolist()) <= set(union.tolist()) and len(union) < 60
 everyone = unit(12, torch.float32, 5)
-logits = whole(everyone, finger)
+logits = whole.logits(everyone, finger)
 wanted = F.cross_entropy(torch.full_like(logits, -torch.inf).index_copy_(1, union, logits[:, union]), finger)
 close(head([mine(everyone)], mine(finger)), wanted, atol=1e-6, rtol=0)
 
@@ -132,7 +132,7 @@ SAME = ["--model.norm", "group", "--model.dropout", "0", "--loss.scale", "16", "
 SHARDED = ["--loss.sharded"]
 SAVE = ["--training.save-every", "6"]
 # sgd shows wrongly scaled gradients, which adamw hides; this norm clips in every step
-CLIPPED = ["--training.optimizer", "sgd", "--training.learning-rate", "0.5", "--training.clip-norm", "1"]
+CLIPPED = ["--training.optimizer", "sgd", "--training.learning-rate", "0.5", "--training.max-grad-norm", "1"]
 CLIPPED += ["--training.gradient-accumulation-steps", "2", "--training.steps", "6"]
 SAMPLED = ["--loss.class-sample-rate", "0.5", "--loss.head", "arcface", "--loss.interclass-filter-threshold", "0.6"]
 SAMPLED += ["--training.gradient-accumulation-steps", "2", *SHARDED, *SAVE]

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from fingerprint_accel.config import LossConfig
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.losses.contrastive import contrastive_loss
+from fingerprint_accel.losses.attraction import contrastive_loss
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.models.deepprint import Output
 
 
 def unit(*shape, seed=0):

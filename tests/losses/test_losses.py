@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.losses.center import CenterLoss
+from fingerprint_accel.losses.attraction import CenterLoss
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, minutia_map_loss
-from fingerprint_accel.losses.margin import MarginHead
-from fingerprint_accel.models.output import Output
+from fingerprint_accel.losses.margin import IdentityHead
+from fingerprint_accel.models.deepprint import Output
 
 
 def unit(*shape, seed=0):
@@ -18,7 +18,7 @@ def unit(*shape, seed=0):
 
 @pytest.mark.parametrize(("kind", "margin"), [("arcface", 0.5), ("arcface", 1.2), ("cosface", 0.35)])
 def test_margin_heads_equal_their_formula(kind, margin):
-    head = MarginHead(16, 50, kind, scale=30.0, margin=margin)
+    head = IdentityHead(16, 50, kind, scale=30.0, margin=margin)
     embedding, finger = unit(200, 16), torch.arange(200) % 50
     cosine = (embedding.double() @ F.normalize(head.weight.detach().double(), dim=1).T).clamp(-1, 1)
     expected = cosine.clone()
@@ -30,7 +30,7 @@ def test_margin_heads_equal_their_formula(kind, margin):
             expected[row, own] = math.cos(angle + margin)
         else:
             expected[row, own] = cosine[row, own] - margin * math.sin(margin)
-    torch.testing.assert_close(head(embedding, finger), (30 * expected).float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(head.logits(embedding, finger), (30 * expected).float(), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["arcface", "cosface", "softmax"])
@@ -55,9 +55,9 @@ def test_the_margin_of_a_step_replaces_the_heads_own(kind):
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_arcface_has_finite_gradients_at_the_ends(sign):
-    head = MarginHead(8, 3, "arcface", scale=64.0, margin=0.5)
+    head = IdentityHead(8, 3, "arcface", scale=64.0, margin=0.5)
     embedding = (sign * F.normalize(head.weight.detach()[:1], dim=1)).requires_grad_()
-    F.cross_entropy(head(embedding, torch.tensor([0])), torch.tensor([0])).backward()
+    head([embedding], torch.tensor([0])).backward()
     assert torch.isfinite(embedding.grad).all()
 
 

@@ -5,11 +5,15 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.metrics import identification
-from fingerprint_accel.metrics.identification import closed_set, listed_searches, open_set, search
+from fingerprint_accel.metrics.identification import first_enrolled, half_enrolled, search
 
 
 def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def closed_set(vectors, fingers, impressions, extracted=None):
+    return search(vectors, fingers, [first_enrolled(fingers, impressions)], extracted)
 
 
 def by_loops(vectors, fingers, references, probes):
@@ -43,12 +47,12 @@ def test_closed_set_equals_plain_loops(embedded, monkeypatch, block_bytes):
 
 def test_open_set_equals_plain_loops(embedded):
     vectors, fingers, impressions = embedded(fingers=41, impressions=6, noise=1.2)
-    found = open_set(vectors, fingers, impressions, seed=5)
+    enrolled, probes = half_enrolled(fingers, impressions, seed=5)
+    found = search(vectors, fingers, [(enrolled, probes)])
     assert found.enrolled == 21
     assert int(found.is_mated.sum()) == 21 * 5
-    assert not np.array_equal(found.is_mated, open_set(vectors, fingers, impressions, seed=6).is_mated)
-    first = np.flatnonzero(impressions == 0)
-    enrolled = first[np.isin(fingers[first], found.fingers[found.is_mated])]
+    assert not np.array_equal(enrolled, half_enrolled(fingers, impressions, seed=6)[0])
+    assert set(enrolled) <= set(np.flatnonzero(impressions == 0))
     expected = by_loops(unit(vectors), fingers, enrolled, np.flatnonzero(impressions > 0))
     np.testing.assert_array_equal(found.rank, expected[:, 0])
     nonmated = np.sort(expected[expected[:, 0] == 0, 2])[::-1]  # 100 searches: one may be positive at FPIR 1 %
@@ -82,19 +86,19 @@ def test_failed_prints_are_never_found(embedded):
         closed_set(vectors, fingers, impressions)
 
 
-def test_large_tests_search_a_sample_of_the_probes(embedded):
+def test_large_tests_search_a_sample_of_the_probes(embedded, monkeypatch):
     vectors, fingers, impressions = embedded()
-    first, probes = np.flatnonzero(impressions == 0), np.flatnonzero(impressions > 0)
-    found = search(unit(vectors), fingers, first, probes, most=12 * 10)
+    whole = closed_set(vectors, fingers, impressions)
+    monkeypatch.setattr(identification, "MAX_COMPARISONS", 12 * 10)
+    found, again = (closed_set(vectors, fingers, impressions) for _ in range(2))
     assert (len(found.rank), found.possible) == (10, 36)
-    again = search(unit(vectors), fingers, first, probes, most=12 * 10)
-    np.testing.assert_array_equal(found.fingers, again.fingers)
+    np.testing.assert_array_equal(found.mated, again.mated)
+    assert (np.abs(found.mated[:, None] - whole.mated).min(axis=1) < 1e-6).all()
 
 
-def test_listed_folds_are_taken_together(embedded):
+def test_folds_are_taken_together(embedded):
     vectors, fingers, impressions = embedded()
     first, second = np.flatnonzero(impressions == 0), np.flatnonzero(impressions == 1)
-    found = listed_searches(vectors, fingers, [(first[:6], second), (first[6:], second[:3])])
+    found = search(vectors, fingers, [(first[:6], second), (first[6:], second[:3])])
     assert found.is_mated.tolist() == [True] * 6 + [False] * 6 + [False] * 3
-    with pytest.raises(UserError, match="none of the searches that are listed is mated"):
-        listed_searches(vectors, fingers, [(first[:6], second[6:])])
+    assert (found.enrolled, found.possible) == (6, 15)

@@ -5,7 +5,6 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.metrics.protocols import comparisons, sampled_comparisons
-from fingerprint_accel.metrics.sampling import sample_of_fingers
 
 
 def uneven(seed=0):
@@ -58,11 +57,3 @@ def test_impossible_samples():
         sampled_comparisons(np.array([0, 1, 2]), np.arange(3), 10)
     pairs = sampled_comparisons(np.array([0, 0, 1]), np.arange(3), 10)
     assert (pairs.mated.tolist(), sorted(pairs.nonmated.tolist())) == ([[0, 1]], [[0, 2], [1, 2]])
-
-
-def test_sample_takes_whole_fingers():
-    fingers = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 5))
-    rows = sample_of_fingers(fingers, 52)
-    assert np.bincount(fingers[rows])[np.unique(fingers[rows])].tolist() == [5] * 10
-    assert len(sample_of_fingers(fingers, 3)) == 10
-    np.testing.assert_array_equal(sample_of_fingers(fingers, 200), np.arange(200))

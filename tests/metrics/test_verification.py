@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.metrics.curve import det_curve, resolvable, sorted_curve
+from fingerprint_accel.metrics.curve import resolvable, sorted_curve
 from fingerprint_accel.metrics.verification import compute_metrics, sensible_fmr, validation_metrics
 
 
@@ -29,7 +29,7 @@ def independent(mated, nonmated):
 def test_agrees_with_scikit_learn(seed, levels):
     mated, nonmated = draw(seed, levels=levels)
     expected_fmr, expected_tar, expected_thresholds = independent(mated, nonmated)
-    fmr, fnmr, thresholds = det_curve(mated, nonmated)
+    fmr, fnmr, thresholds = sorted_curve(mated, nonmated).operating_points()
     np.testing.assert_allclose(fmr, expected_fmr, atol=1e-12)
     np.testing.assert_allclose(1 - fnmr, expected_tar, atol=1e-12)
     np.testing.assert_array_equal(thresholds, expected_thresholds)
@@ -149,7 +149,7 @@ def test_failures_to_extract_count_as_never_matching():
     failed = -np.inf
     mated, nonmated = np.array([failed, 5.0, 6.0, 7.0]), np.array([failed, failed, 1.0, 2.0, *range(3, 9)])
     metrics = compute_metrics(mated, nonmated)
-    fmr, fnmr, thresholds = det_curve(mated, nonmated)
+    fmr, fnmr, thresholds = sorted_curve(mated, nonmated).operating_points()
     assert (fmr[-1], fnmr[-1], thresholds[-1]) == (0.8, 0.25, 1.0)
     assert sorted_curve(mated, nonmated).fnmr_at_fmr(0.4) == (0.25, 4.0)
     assert sorted_curve(mated, nonmated).fnmr_at_fmr(1.0) == (0.25, -np.inf)
@@ -168,8 +168,8 @@ def test_no_equal_error_rate_is_made_up_where_most_prints_failed():
 
 def test_thinned_curve_lies_on_the_whole_one():
     mated, nonmated = draw(5, 5000, 60_000)
-    whole = dict(zip(*det_curve(mated, nonmated)[::2][::-1], strict=True))
-    fmr, fnmr, thresholds = det_curve(mated, nonmated, most=300)
+    whole = dict(zip(*sorted_curve(mated, nonmated).operating_points()[::2][::-1], strict=True))
+    fmr, fnmr, thresholds = sorted_curve(mated, nonmated).operating_points(most=300)
     assert len(thresholds) < 700
     assert [whole[threshold] for threshold in thresholds] == fmr.tolist()
     assert (fmr[1], fnmr[-1]) == (0.0, 0.0)

@@ -59,8 +59,8 @@ def test_texture_branch_is_inception_v4():
 def test_every_parameter_gets_a_gradient(variant, trunk):
     torch.manual_seed(0)
     model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=8, grid=4))
-    loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.needs_minutia_maps, model.config.cells)
-    maps = torch.rand(2, 6, 128, 128) if model.needs_minutia_maps else None
+    loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.config.needs_minutia_maps, model.config.cells)
+    maps = torch.rand(2, 6, 128, 128) if model.config.needs_minutia_maps else None
     for target in (maps, None):
         output = model(torch.randn(2, 1, 128, 128))
         loss(output, torch.tensor([0, 3]), target, torch.tensor([True, False])).total.backward()

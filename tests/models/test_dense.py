@@ -6,8 +6,8 @@ import torch
 from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.deepprint import DeepPrintLoss, mask_loss
-from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.models.dense import DenseHead, masked_embedding
+from fingerprint_accel.models.deepprint import DeepPrint, masked_embedding
+from fingerprint_accel.models.trunks import DenseHead
 from fingerprint_accel.similarity import masked_similarity
 
 SMALL = ModelConfig(variant="LocDense", trunk="compact", embedding_dim=128, grid=4, width=8, dropout=0.0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fingerprint_accel.data.truth import GRID
-from fingerprint_accel.preprocess.contact import contact_grid, ink_contact
 from fingerprint_accel.preprocess.geometric import Pose, turned_and_shifted, upright
+from fingerprint_accel.preprocess.pipeline import contact_grid, ink_contact
 from fingerprint_accel.synthesis.source import open_source
 
 CANVAS = 320

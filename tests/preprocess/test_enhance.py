@@ -9,7 +9,7 @@ from fingerprint_accel.preprocess.enhance import ORIENTATIONS, SCALES, Enhancer
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 PERIOD = 5.6
 
@@ -18,7 +18,7 @@ PERIOD = 5.6
 def prints():
     """(4, 1, 200, 200) ink."""
     fingers = torch.arange(4)
-    masters = make_masters(finger_keys(0, fingers))
+    masters = make_masters(0, fingers)
     image = render(masters, fingers, impression_keys(0, fingers, fingers), Style(canvas=320)).image
     return (1 - image[:, None].float() / 255)[:, :, 60:260, 60:260]
 

@@ -15,7 +15,7 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor, local_normalize
 from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 CANVAS = 320
 
@@ -24,7 +24,7 @@ CANVAS = 320
 def batch():
     generator = torch.Generator().manual_seed(0)
     fingers = torch.arange(6)
-    masters = make_masters(finger_keys(0, fingers))
+    masters = make_masters(0, fingers)
     image = render(masters, fingers, impression_keys(0, fingers, fingers), Style(canvas=CANVAS)).image
     minutiae = torch.rand(6, 9, 4, generator=generator) * torch.tensor([200.0, 200.0, 6.28, 1.0])
     minutiae[..., :2] += 60

@@ -8,9 +8,7 @@ from PIL import Image
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.preprocess.enhance import Enhancer
-from fingerprint_accel.preprocess.pipeline import PERIOD
-from fingerprint_accel.preprocess.stored import enhance_canvas
+from fingerprint_accel.preprocess.enhance import PERIOD, Enhancer, enhance_canvas
 
 
 def test_it_is_the_enhancer(prints):

@@ -1,4 +1,4 @@
-"""Zeros of the signal are found where they are, with type and direction; masters list what a person would mark."""
+"""Zeros of the signal are found where they are, with their direction; masters list what a person would mark."""
 
 import math
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fingerprint_accel.synthesis.geometry import HEIGHT, WIDTH, frame
-from fingerprint_accel.synthesis.minutiae import find_minutiae
-from fingerprint_accel.synthesis.skin import PAIR_MM, finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import PAIR_MM, find_minutiae, make_masters
 
 CPU = torch.device("cpu")
 
@@ -33,9 +32,8 @@ def test_one_dislocation(turns, normal_angle):
         signal = spiral(at, turns, normal_angle, offset - turns * ahead)
         found = find_minutiae(signal, field)
         assert found.count.tolist() == [1]
-        assert found.position[0, 0].tolist() == pytest.approx(at, abs=0.05), "half a pixel"
-        assert math.cos(float(found.angle[0, 0]) - ahead) > 0.999
-        assert bool(found.ending[0, 0]) == (offset == 0.0), "a ridge ahead ends, a valley ahead makes a fork"
+        assert found.rows[0, 0, :2].tolist() == pytest.approx(at, abs=0.05), "half a pixel"
+        assert math.cos(float(found.rows[0, 0, 2]) - ahead) > 0.999
 
 
 def test_more_ridges_ahead():
@@ -43,7 +41,7 @@ def test_more_ridges_ahead():
     at, normal_angle = (0.0, 0.0), math.pi / 2
     for turns in (1, -1):
         signal = spiral(at, turns, normal_angle, 0.7)
-        angle = float(find_minutiae(signal, torch.full((1, HEIGHT, WIDTH), normal_angle)).angle[0, 0])
+        angle = float(find_minutiae(signal, torch.full((1, HEIGHT, WIDTH), normal_angle)).rows[0, 0, 2])
         crossings = {}
         for side in (-1, 1):
             column = WIDTH // 2 + side * 100
@@ -62,16 +60,16 @@ def test_a_direction_that_jumps_by_pi_makes_no_minutiae():
 
 
 def test_masters_list_no_pairs_and_plausible_numbers():
-    masters = make_masters(finger_keys(2, torch.arange(12)))
+    masters = make_masters(2, torch.arange(12))
     own = masters.minutiae
     densities = []
     for finger in range(12):
         count = int(own.count[finger])
-        position, angle = own.position[finger, :count], own.angle[finger, :count]
+        position, angle = own.rows[finger, :count, :2], own.rows[finger, :count, 2]
         distance = torch.cdist(position, position) + 9 * torch.eye(count)
         against = torch.cos(angle[:, None] - angle[None]) < -0.5
         assert not (against & (distance < PAIR_MM - 1e-3)).any()
         inside = (position[:, 0] / 8).square() + (position[:, 1] / 10).square() < 1
         densities.append(float(inside.sum()) / (math.pi * 0.8 * 1.0))
-        assert (own.position[finger, count:] == 0).all(), "padding"
+        assert (own.rows[finger, count:] == 0).all(), "padding"
     assert 18 < sum(densities) / 12 < 25, "minutiae per square centimetre"

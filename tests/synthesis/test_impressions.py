@@ -11,14 +11,14 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.geometry import PIXELS_PER_MM, frame
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import QUALITIES, SENSORS, Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 FINGERS = torch.arange(6)
 
 
 @pytest.fixture(scope="module")
 def masters():
-    return make_masters(finger_keys(7, FINGERS))
+    return make_masters(7, FINGERS)
 
 
 def keys_of(which, first=0):
@@ -26,11 +26,10 @@ def keys_of(which, first=0):
 
 
 def test_same_finger_in_any_batch(masters):
-    keys = finger_keys(7, torch.arange(16) % 6)
-    many = make_masters(keys)
+    many = make_masters(7, torch.arange(16) % 6)
     for finger in range(6):
         assert torch.equal(many.ridges[finger + 6], masters.ridges[finger])
-        assert torch.equal(make_masters(keys[finger : finger + 1]).ridges[0], masters.ridges[finger])
+        assert torch.equal(make_masters(7, FINGERS[finger : finger + 1]).ridges[0], masters.ridges[finger])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -41,7 +40,7 @@ def test_same_impression_in_any_batch_and_on_any_number_of_threads(masters, thre
     try:
         torch.set_num_threads(threads)
         together = render(masters, which, keys, Style())
-        ridges = make_masters(finger_keys(7, FINGERS[:2])).ridges
+        ridges = make_masters(7, FINGERS[:2]).ridges
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -59,7 +58,7 @@ def test_same_impression_in_any_batch_and_on_any_number_of_threads(masters, thre
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_agrees_with_cpu(masters):
-    on_gpu = make_masters(finger_keys(7, FINGERS.cuda()))
+    on_gpu = make_masters(7, FINGERS.cuda())
     difference = (on_gpu.ridges.cpu().int() - masters.ridges.int()).abs()
     assert (difference > 8).float().mean() < 0.002
     assert (on_gpu.minutiae.count.cpu() - masters.minutiae.count).abs().max() <= 2
@@ -68,15 +67,13 @@ def test_gpu_agrees_with_cpu(masters):
 def blobs(masters, number):
     """Every master with flat skin but for a bump on its minutia `number`."""
     x, y = frame(torch.device("cpu"))
-    at = masters.minutiae.position[:, number, :, None, None]
+    at = masters.minutiae.rows[:, number, :2, None, None]
     height = torch.exp(-((x - at[:, 0]).square() + (y - at[:, 1]).square()) / (2 * 0.25**2))
     ridges = (7 + 240 * height).round().to(torch.uint8)
     own = masters.minutiae
     one = dataclasses.replace(
         own,
-        position=own.position[:, number : number + 1],
-        angle=own.angle[:, number : number + 1],
-        ending=own.ending[:, number : number + 1],
+        rows=own.rows[:, number : number + 1],
         count=torch.ones_like(own.count),
     )
     return dataclasses.replace(masters, ridges=ridges, minutiae=one)

@@ -83,8 +83,7 @@ def test_smooth_field_is_a_cubic_spline():
 
 def test_rounding_does_not_grow(monkeypatch):
     """Another device rounds otherwise, by a tenth of the error that is made here; the master must not notice."""
-    keys = finger_keys(4, torch.arange(1))
-    exact = make_masters(keys)
+    exact = make_masters(4, torch.arange(1))
     generator = torch.Generator().manual_seed(0)
     real = RidgeFilter.real
 
@@ -94,11 +93,11 @@ def test_rounding_does_not_grow(monkeypatch):
             return answer * (1 + error * torch.randn(answer.shape, generator=generator))
 
         monkeypatch.setattr(RidgeFilter, "real", rounded)
-        return make_masters(keys)
+        return make_masters(4, torch.arange(1))
 
     assert not torch.equal(master(0.1).ridges, exact.ridges), "the filter that masters are made with"
     other = master(1e-6)
     difference = (exact.ridges.int() - other.ridges.int()).abs()
     assert (difference > 8).float().mean() < 0.002
     assert exact.minutiae.count.tolist() == other.minutiae.count.tolist()
-    torch.testing.assert_close(other.minutiae.position, exact.minutiae.position, rtol=0, atol=0.02)
+    torch.testing.assert_close(other.minutiae.rows[..., :2], exact.minutiae.rows[..., :2], rtol=0, atol=0.02)

@@ -7,7 +7,7 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, finger_name, make_masters, numbered_masters
+from fingerprint_accel.synthesis.skin import finger_keys, finger_name, make_masters
 from fingerprint_accel.synthesis.source import parse_source
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
@@ -18,10 +18,10 @@ def ridge_correlation(one, other):
 
 def test_siblings_share_flow_and_not_ridges():
     fingers = torch.tensor([4, 5, 8])
-    masters = numbered_masters(3, fingers, siblings=4)
+    masters = make_masters(3, fingers, siblings=4)
     assert masters.kind[0] == masters.kind[1] and masters.size[0] == masters.size[1] != masters.size[2]
     assert abs(ridge_correlation(masters.ridges[0], masters.ridges[1])) < 0.2
-    alone = make_masters(finger_keys(3, fingers))
+    alone = make_masters(3, fingers)
     assert torch.equal(masters.ridges[0], alone.ridges[0]), "the first of a family is the finger it would be alone"
     assert masters.kind[1] == make_pattern(finger_keys(3, fingers[:1])).kind
 

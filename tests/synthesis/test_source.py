@@ -8,7 +8,7 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import finger_keys, make_masters
+from fingerprint_accel.synthesis.skin import make_masters
 from fingerprint_accel.synthesis.source import SourceSpec, open_source, parse_source
 
 DATA = "synth:fingers=8,impressions=3,seed=5,first=100,quality=clean,sensors=optical+ink"
@@ -56,7 +56,7 @@ def test_prints_are_those_of_the_generator(opened):
     train, _ = opened
     batch = train.read(np.array([7, 23]), np.array([0, 2]))
     assert batch.finger.tolist() == [2, 7]
-    masters = make_masters(finger_keys(5, torch.tensor([102, 107])))
+    masters = make_masters(5, torch.tensor([102, 107]))
     keys = impression_keys(5, torch.tensor([102, 107]), torch.tensor([1, 2 * 3 + 2]))
     prints = render(masters, torch.arange(2), keys, train.spec.style)
     assert torch.equal(batch.image, prints.image)

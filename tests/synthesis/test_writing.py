@@ -15,10 +15,12 @@ from fingerprint_accel.data.truth import GRID
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.synthesis import writing
 from fingerprint_accel.synthesis.geometry import contact_cells
-from fingerprint_accel.synthesis.orientation import CLASSES
-from fingerprint_accel.synthesis.pose import finger_pose
+from fingerprint_accel.synthesis.impressions import impression_keys
+from fingerprint_accel.synthesis.orientation import CLASSES, finger_size
 from fingerprint_accel.synthesis.sensors import DEFAULT, QUALITIES, SENSORS, Style
+from fingerprint_accel.synthesis.skin import finger_keys
 from fingerprint_accel.synthesis.source import open_source
+from fingerprint_accel.synthesis.touch import Touch
 from fingerprint_accel.synthesis.writing import Plan, write_synthetic_dataset
 
 OPTIONS = {"device": "cpu", "progress": False}
@@ -77,12 +79,12 @@ def test_several_fingers_at_once(folder, monkeypatch):
     """As on a GPU: same prints, though angles may differ in their last bit."""
     plan = Plan(4, 3, 5, 0, Style(), "cpu")
     monkeypatch.setattr(writing, "PIXELS_AT_ONCE", 5 * 320**2)
-    monkeypatch.setattr(writing, "fingers_at_once", lambda device: 3)
+    monkeypatch.setitem(writing.FINGERS_AT_ONCE, "cpu", 3)
     rows = [row for some in writing._rendered(plan, np.arange(4)) for row in some]
     whole = images(folder)
     assert len(rows) == len(whole)
-    for finger, row in rows:
-        image, minutiae = whole[f"synthetic-5-{finger:06d}", row.impression]
+    for row in rows:
+        image, minutiae = whole[f"synthetic-5-{row.finger:06d}", row.impression]
         assert row.image.tobytes() == image.tobytes()
         np.testing.assert_allclose(row.minutiae, minutiae, atol=1e-6)
 
@@ -111,10 +113,11 @@ def test_truth_is_that_of_the_source(folder):
     shards = open_dataset(folder)
     source, _ = open_source("synth:fingers=4,impressions=3,seed=5", 0.0, torch.device("cpu"))
     every = source.read(np.arange(12), np.zeros(12, np.int64), truth=True)
-    poses = finger_pose(5, torch.arange(4).repeat_interleave(3), torch.arange(3).repeat(4), Style())
-    torch.testing.assert_close(every.pose, poses, rtol=1e-6, atol=1e-5)
+    fingers, impressions = torch.arange(4).repeat_interleave(3), torch.arange(3).repeat(4)
+    touch = Touch(finger_size(finger_keys(5, fingers)), impression_keys(5, fingers, impressions), Style())
+    torch.testing.assert_close(every.pose, touch.pose(), rtol=1e-6, atol=1e-5)
     subset = subset_of_fingers(shards, np.ones(4, bool))
-    assert subset.with_truth == source.with_truth == 12
+    assert np.count_nonzero(subset.shards.truth_known(subset.rows)) == 12
     with subset.loader(SampleOrder(12, 0), 6, truth=True) as loader:
         for batch, _ in zip(loader, range(2), strict=False):
             for place, row in enumerate(batch.index.tolist()):

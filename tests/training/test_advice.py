@@ -10,9 +10,8 @@ import torch
 
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.advice import Adviser, Situation, advice
-from fingerprint_accel.training.gpu_monitor import GpuMonitor
-from fingerprint_accel.training.reporting import situation
+from fingerprint_accel.training.meters import GpuMonitor
+from fingerprint_accel.training.reporting import Adviser, Situation, advice, situation
 from fingerprint_accel.training.setup import set_up
 
 READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
@@ -25,7 +24,7 @@ READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
         (0.30, READING, "shards", ["30%", "reading from disk", "--reading.order block", "--encoding lz4"]),
         (0.06, {"disk": 1.0, "decode": 6.0}, "shards", ["6%", "decoding lz4", "--encoding raw"]),
         (0.50, {"disk": 1.0, "order": 6.0}, "shards", ["drawing the order", "--training.batch-size"]),
-        (0.20, {"disk": 1.0, "order": 0.5}, "shards", ["works 15%", "--reading.prefetch"]),
+        (0.20, {"disk": 1.0, "order": 0.5}, "shards", ["works 15%", "two cores"]),
         (0.51, {"render": 5.1}, "synthetic", ["51%", "`fingerprint-accel synth`"]),
     ],
 )
@@ -37,10 +36,10 @@ def test_advice_names_stage_and_remedy(wait, stages, source, expected):
 
 
 def test_an_idle_gpu_that_does_not_wait_wants_more_at_once():
-    line = advice({"data_wait_share": 0.01, "gpu_utilisation": 0.4}, READING, 10.0)
+    line = advice({"data_wait_share": 0.01, "gpu_utilisation": 0.4}, READING, 10.0, Situation())
     assert "busy 40%" in line
     assert "--training.batch-size" in line
-    assert advice({"data_wait_share": 0.01, "gpu_utilisation": 0.95}, READING, 10.0) == ""
+    assert advice({"data_wait_share": 0.01, "gpu_utilisation": 0.95}, READING, 10.0, Situation()) == ""
 
 
 def test_advice_does_not_ask_for_what_is_set_or_refused():
@@ -101,7 +100,7 @@ def test_a_slow_disk_is_reported_by_training(tiny, capsys, monkeypatch):
         return read(subset, samples, epochs, buffer, seconds, truth)
 
     monkeypatch.setattr(Subset, "read", slowly)
-    run_training(dataclasses.replace(tiny, reading=dataclasses.replace(tiny.reading, prefetch=1)))
+    run_training(tiny)
     said = capsys.readouterr()
     assert (said.out + said.err).count("reading from disk is the slow stage") == 2, "once in training, once at the end"
 
@@ -129,7 +128,7 @@ def one_gpu(monkeypatch):
 
 def test_gpu_readings_are_averaged_over_the_window(monkeypatch, one_gpu):
     asked = []
-    monkeypatch.setattr("fingerprint_accel.training.gpu_monitor.INTERVAL", 1000)
+    monkeypatch.setattr("fingerprint_accel.training.meters.INTERVAL", 1000)
     monkeypatch.setitem(sys.modules, "pynvml", library([50, 100, 80], [3e9, 5e9, 4e9], asked))
     with GpuMonitor(torch.device("cuda", 1)) as gpu:
         assert gpu.window() == gpu.whole_run() == {}
@@ -143,7 +142,7 @@ def test_gpu_readings_are_averaged_over_the_window(monkeypatch, one_gpu):
 
 
 def test_the_monitor_asks_by_itself_and_ends(monkeypatch, one_gpu):
-    monkeypatch.setattr("fingerprint_accel.training.gpu_monitor.INTERVAL", 0.01)
+    monkeypatch.setattr("fingerprint_accel.training.meters.INTERVAL", 0.01)
     monkeypatch.setitem(sys.modules, "pynvml", library([90] * 10_000, [1e9] * 10_000, []))
     with GpuMonitor(torch.device("cuda")) as gpu:
         time.sleep(0.3)

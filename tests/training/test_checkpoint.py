@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import checkpoint_names, find_checkpoint
+from fingerprint_accel.models.saved_model import checkpoint_names, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -12,7 +13,6 @@ from fingerprint_accel.training.checkpoint import (
     prune,
     restore_optimizer,
     save_checkpoint,
-    write_json,
 )
 
 
@@ -33,7 +33,7 @@ def test_round_trip(tmp_path):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
-    write_json({"checkpoint": "step-00000002"}, tmp_path / "best.json")
+    write_json(tmp_path / "best.json", {"checkpoint": "step-00000002"})
     leftover = tmp_path / "checkpoints" / ".step-00000009.tmp"
     leftover.mkdir()
     prune(tmp_path, keep=2)

@@ -122,8 +122,9 @@ def test_nothing_but_bad_losses_stops_with_advice(tiny, monkeypatch):
     monkeypatch.setattr(
         DeepPrintLoss, "forward", lambda self, *a: LossParts(forward(self, *a).total * float("nan"), {})
     )
+    monkeypatch.setattr("fingerprint_accel.training.loop.MAX_BAD_STEPS", 4)
     with pytest.raises(UserError, match=r"NaN or infinite 4 steps in a row.*learning-rate"):
-        run_training(changed(tiny, steps=50, max_bad_steps=4))
+        run_training(changed(tiny, steps=50))
 
 
 def test_the_network_sees_the_schedule(tiny, tmp_path):

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.checkpoint_folder import checkpoint_names, damage, find_checkpoint
-from fingerprint_accel.models.saved_model import find_model
+from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint, find_model
 from fingerprint_accel.outputs import exclusive_lock
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import checkpoint as module

@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import DistributedType
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.training.setup import set_up
-from fingerprint_accel.training.sharded_heads import draw_classes, keep_from_ddp
+from fingerprint_accel.training.heads import draw_classes
+from fingerprint_accel.training.setup import keep_from_ddp, set_up
 
 
 def with_loss(config, **knobs):

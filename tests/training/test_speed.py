@@ -172,13 +172,18 @@ def test_what_is_compiled(tiny, asked, mode):
 
 
 @pytest.fixture
-def scheduled(everything):
+def scheduled(everything, monkeypatch):
     """Everything, with a margin and an augmentation that change from step to step; float32, so that results compare."""
+
+    def no_tf32(device):
+        torch.backends.cudnn.allow_tf32 = False
+
+    monkeypatch.setattr("fingerprint_accel.training.setup.set_precision", no_tf32)
     return dataclasses.replace(
         everything,
         preprocess=dataclasses.replace(everything.preprocess, augment=AugmentConfig(start=0.2, ramp=0.5)),
         loss=dataclasses.replace(everything.loss, scale=16.0, margin=0.1, margin_start=0.1, margin_ramp=0.6),
-        training=dataclasses.replace(everything.training, precision="no", tf32=False, batch_size=4),
+        training=dataclasses.replace(everything.training, precision="no", batch_size=4),
     )
 
 

@@ -16,12 +16,11 @@ def test_precision_is_set_for_gpus_alone(recwarn):
     try:
         torch.set_float32_matmul_precision("highest")
         conv.benchmark = False
-        set_precision(TrainingConfig(), torch.device("cpu"))
+        set_precision(torch.device("cpu"))
         assert (torch.get_float32_matmul_precision(), conv.benchmark) == ("highest", False)
-        for on, precision in ((True, "high"), (False, "highest")):
-            set_precision(TrainingConfig(tf32=on), torch.device("cuda"))
-            assert torch.get_float32_matmul_precision() == precision
-            assert (conv.allow_tf32, conv.benchmark) == (on, True)
+        set_precision(torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "high"
+        assert (conv.allow_tf32, conv.benchmark) == (True, True)
     finally:
         torch.set_float32_matmul_precision(before)
         conv.allow_tf32, conv.benchmark = kept
@@ -29,7 +28,7 @@ def test_precision_is_set_for_gpus_alone(recwarn):
 
 
 def test_ddp_is_told():
-    options = ddp_options(TrainingConfig(gradient_compression="fp16", bucket_mb=60))
+    options = ddp_options(TrainingConfig(gradient_compression="fp16", bucket_cap_mb=60))
     assert options.comm_hook is DDPCommunicationHookType.FP16
     assert options.to_kwargs() == {"bucket_cap_mb": 60, "broadcast_buffers": False, "gradient_as_bucket_view": True}
     assert ddp_options(TrainingConfig()).comm_hook is DDPCommunicationHookType.NO
@@ -39,9 +38,9 @@ def test_ddp_is_told():
 @pytest.mark.parametrize("compression", ["no", "bf16", "fp16"])
 def test_knobs_parse(mode, compression):
     words = ["--training.compile", mode, "--training.gradient-compression", compression]
-    training = parse(Config(), "", [*words, "--training.no-tf32", "--training.bucket-mb", "50"]).training
+    training = parse(Config(), "", [*words, "--training.bucket-cap-mb", "50"]).training
     assert (training.compile, training.gradient_compression) == (mode, compression)
-    assert (training.tf32, training.bucket_mb) == (False, 50)
+    assert training.bucket_cap_mb == 50
 
 
 @pytest.mark.parametrize(("written", "mode"), [("true", "default"), ("false", "no"), ("'no'", "no")])
@@ -55,8 +54,8 @@ def test_files_from_when_compile_was_a_switch_read(tmp_path, written, mode):
     [
         ("compile: fast", "training.compile must be one of no, default, reduce-overhead, max-autotune, not 'fast'"),
         ("optimizer: true", "training.optimizer must be one of adamw, sgd, not True"),
-        ("bucket_mb: 0", "training.bucket_mb must be at least 1"),
-        ("tf32: high", "training.tf32 must be bool, not 'high'"),
+        ("bucket_cap_mb: 0", "training.bucket_cap_mb must be at least 1"),
+        ("compile: 3", "training.compile must be one of"),
     ],
 )
 def test_mistakes_name_the_knob(tmp_path, text, message):

@@ -1,0 +1,106 @@
+"""A dataset folder written row by row, for benchmarks and tests: of prints that no command makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fingerprint_accel.data.encoding import check_encoding
+from fingerprint_accel.data.shard_writing import DATASET, MOST_ROWS, SHARD_NAMES, Record, publish_dataset, write_shard
+from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
+from fingerprint_accel.durable import file_sha256
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.outputs import check_folder, put_in_place
+
+
+class ShardWriter:
+    """Writes a dataset folder, a shard at a time in memory; the folder appears, whole, on `close`.
+
+    Use as a context manager: an exception leaves nothing behind.
+
+    Args:
+        out: folder to make.
+        ppi: resolution of the canvases, pixels per inch.
+        canvas: side of a canvas, pixels.
+        rows_per_shard: prints per file.
+        overwrite: replace an existing dataset folder.
+        encoding: of the images, "raw" or "lz4".
+        enhanced: whether the images that will be added are enhanced.
+        truth: whether the dataset has the columns `pose` and `contact`.
+
+    Raises:
+        UserError: `out` exists and is not to be replaced (`outputs.check_folder`), or an unknown encoding.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        ppi: int,
+        canvas: int,
+        rows_per_shard: int = MOST_ROWS,
+        overwrite: bool = False,
+        encoding: str = "raw",
+        enhanced: bool = False,
+        truth: bool = False,
+    ) -> None:
+        check_encoding(encoding)
+        check_folder(out, DATASET, overwrite)
+        self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
+        self.encoding, self.enhanced, self.truth = encoding, enhanced, truth
+        self.folder = self.out.with_name(f".{self.out.name}.tmp")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self._fingers: dict[str, int] = {}
+        self._pending: list[Record] = []
+        self._facts: list[dict[str, Any]] = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._close()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, record: Record) -> None:
+        """Appends one print; fingers are numbered as they first appear.
+
+        Raises:
+            UserError: its minutiae are not finite, or out of range.
+        """
+        assert isinstance(record.image, np.ndarray), "an image, not yet encoded"
+        assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
+        assert record.image.dtype == np.uint8, "canvases are uint8"
+        assert self.truth or record.truth is None, "a dataset without the columns of the truth"
+        if not plausible(record.minutiae):
+            raise UserError(
+                f"{record.source}: {IMPLAUSIBLE} (finger {record.finger_key}, impression {record.impression}); "
+                "mend or leave them out"
+            )
+        finger = self._fingers.setdefault(record.finger_key, len(self._fingers))
+        self._pending.append(dataclasses.replace(record, finger=finger))
+        if len(self._pending) == self.rows_per_shard:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            path = self.folder / f"data-{len(self._facts):05d}.arrow"
+            facts = write_shard(path, self._pending, self.canvas, self.encoding, self.truth)
+            self._facts.append(facts | {"sha256": file_sha256(path)})
+            self._pending = []
+
+    def _close(self) -> None:
+        self._flush()
+        names = [SHARD_NAMES.format(shard, len(self._facts)) for shard in range(len(self._facts))]
+        for shard, name in enumerate(names):
+            (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / name)
+        publish_dataset(
+            self.folder, names, self._facts, self.ppi, self.canvas, self.encoding, self.enhanced, self.truth
+        )
+        put_in_place(self.folder, self.out, DATASET)
