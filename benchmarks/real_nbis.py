@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from machine import usable_cores
-from fingerprint_accel.data.nbis import PPI, Nbis
 from PIL import Image
 from real_sets import Prints
 from tqdm import tqdm
 
+from fingerprint_accel.data.nbis import PPI, Nbis
 from fingerprint_accel.evaluation.calibration import PROTOCOL
 from fingerprint_accel.metrics.protocols import Scores, comparisons
 

@@ -22,13 +22,13 @@ import torch
 import tyro
 from machine import device_name
 from minutia_matching import MAX_DISTANCE_MM, angle_difference, match_minutiae
-from fingerprint_accel.data.nbis import ENDING, PPI, Nbis
 from PIL import Image
 from realism_measures import image_measures
 from realism_table import table
 from results_file import check_results, write_results
 from tqdm import tqdm
 
+from fingerprint_accel.data.nbis import ENDING, PPI, Nbis
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer

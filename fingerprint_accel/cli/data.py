@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
+
+from fingerprint_accel.errors import UserError
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --flag, without a --no-flag beside it
 Enhance = Annotated[Flag, tyro.conf.arg(help="Store prints whose ridges are enhanced, once and for all.")]
@@ -17,17 +20,32 @@ Cluster = Annotated[
     tyro.conf.arg(help="Dask cluster that does the work, by address or scheduler file; its workers see all folders."),
 ]
 Overwrite = Annotated[Flag, tyro.conf.arg(help="Replace OUT, and unfinished shards of another command beside it.")]
-Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "csv"]
+Inverted = Annotated[
+    Literal["auto", "yes", "no"],
+    tyro.conf.arg(help="Ridges are light on dark; auto looks at the paper of each print."),
+]
+Mirror = Annotated[
+    Flag, tyro.conf.arg(help="Images are seen from behind, as prints lifted with tape: turn left to right.")
+]
+Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "records", "csv"]
 
 
 def import_files(
     src: Positional[Path],
     out: Path,
-    layout: Layout,
+    layout: Layout | None = None,
+    names: str = "",
+    key: tuple[str, ...] = (),
     ppi: int = 500,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
+    raw_size: str = "",
     dataset_ppi: int = 300,
     canvas: int = 320,
     minutiae: Path | None = None,
+    xyt_kind: Literal["auto", "nist", "m1"] = "auto",
+    find_minutiae: Literal["no", "mindtct"] = "no",
+    nfiq2: Flag = False,
     encoding: Literal["raw", "lz4"] = "raw",
     enhance: Enhance = False,
     workers: Workers = 0,
@@ -35,19 +53,27 @@ def import_files(
     seed: int = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Makes a dataset folder from image files.
+    """Makes a dataset folder from the prints below a folder: images, ANSI/NIST transactions, finger image records.
 
-    Layouts, by the name of a file below SRC:
+    Every file is imported, or listed with its reason in OUT/rejected.jsonl. Layouts, by the name of a file below SRC:
       fvc       101_1.tif                       finger 101, impression 1
       folders   anna-left-thumb/any.png         the folder is the finger
       flx       10_9.png, f0001_01.png          finger and impression, in any folder
       nist      00002302_R_500_roll_01.png      SD300 to SD302: subject and finger position
       socofing  1__M_Left_index_finger.BMP      altered versions are further impressions
-      csv       SRC is the file: path,finger,impression[,ppi][,minutiae]
+      records   card.an2                        the records of ANSI/NIST files tell person and finger position
+      csv       SRC is the file: path,finger,impression[,ppi][,minutiae][,position]
+
+    Other names are read by a regular expression, --names, with groups finger or subject, and impression, position
+    (1 to 10, 13 and 14 for four fingers of a hand, left_index, R2) and ppi where the names state them.
 
     The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
 
     fingerprint-accel import scans/DB1_B --out datasets/db1 --layout fvc --ppi 500
+
+    fingerprint-accel import cards --out datasets/cards --layout records --key 2.018 2.022
+
+    fingerprint-accel import casia --out datasets/casia --names "(?P<finger>.+_[LR][0-3])_(?P<impression>[0-4])"
 
     fingerprint-accel import scans.csv --out datasets/scans --layout csv --cluster scheduler.json
 
@@ -55,20 +81,41 @@ def import_files(
         src: Folder of images, or the csv file.
         out: Dataset folder to make.
         layout: How file names tell finger and impression.
-        ppi: Resolution of the images, pixels per inch; a ppi that names or the csv state wins.
+        names: Regular expression that reads names without their suffix, whole paths if it has a slash in it.
+        key: Fields of ANSI/NIST files that name the person, as 2.018; by default 1.009, or the file's name.
+        ppi: Resolution of the images, pixels per inch; a ppi that names, the csv or a record states wins.
+        raw_size: WIDTHxHEIGHT of files of raw pixels, 8 bits each.
         dataset_ppi: Resolution of the dataset.
         canvas: Side of a print in the dataset, pixels.
         minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
             FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
+        xyt_kind: Of .xyt files: as mindtct writes them (nist) or with -m1; auto tells it from all of them.
+        find_minutiae: Find minutiae where no file states them, with NIST's detector (pip install nbis-py).
+        nfiq2: Store NIST's quality score, 0 to 100 (pip install nbis-py; takes about 0.4 s a print).
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
         seed: Of the order in which prints are written.
     """
     from fingerprint_accel.data.importing import import_dataset
+    from fingerprint_accel.data.print_file import Reading
 
+    kind = "" if xyt_kind == "auto" else xyt_kind
     import_dataset(
-        src, out, layout, ppi, dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
+        src, out, layout or "", ppi, names=names, key=key,
+        reading=Reading(ppi, inverted, mirror, _raw_size(raw_size), kind),
+        find_minutiae="" if find_minutiae == "no" else find_minutiae, nfiq2=nfiq2,
+        dataset_ppi=dataset_ppi, canvas=canvas, minutiae=minutiae, encoding=encoding,
         enhance=_enhancement(enhance), workers=workers, cluster=cluster, seed=seed, overwrite=overwrite,
     ).show()  # fmt: skip
+
+
+def _raw_size(text: str) -> tuple[int, int] | None:
+    """`WxH` -> (height, width)."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or not int(match[1]) * int(match[2]):
+        raise UserError(f"--raw-size {text}: give WIDTHxHEIGHT in pixels, as 388x374")
+    return int(match[2]), int(match[1])
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.cli.data import Cluster, Flag, Overwrite
+from fingerprint_accel.cli.data import Cluster, Flag, Inverted, Mirror, Overwrite
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import require
 from fingerprint_accel.outputs import check_folder, check_picture
@@ -32,6 +32,8 @@ def extract(
     minimum_quality: float = 0.0,
     batch_size: int = 0,
     bf16: Flag = False,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
     cluster: Cluster = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: Overwrite = False,
@@ -66,7 +68,7 @@ def extract(
     """
     from fingerprint_accel.extraction.bulk import Options, extract_all
 
-    options = Options(template, length, minimum_quality, batch_size, bf16)
+    options = Options(template, length, minimum_quality, batch_size, bf16, inverted, mirror)
     extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite).show()
 
 
@@ -77,6 +79,9 @@ def compare(
     ppi: int = 500,
     poses: bool = True,
     out: Path | None = None,
+    probe_ppi: int = 0,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
 ) -> None:
     """Says how alike two prints are, and whether they pass as one finger.
 
@@ -86,15 +91,19 @@ def compare(
 
     fingerprint-accel compare a.png b.png
 
-    fingerprint-accel compare a.bmp b.wsq --ppi 569 --model runs/db1 --out pair.png
+    fingerprint-accel compare a.bmp b.wsq --ppi 569 --probe-ppi 500 --model runs/db1 --out pair.png
+
+    fingerprint-accel compare card.an2#4 slap.an2#3-07
 
     Args:
-        reference: Image of a print, ridges dark.
-        probe: Image of another.
-        ppi: Resolution of both images, pixels per inch.
+        reference: Image of a print, or FILE#RECORD of a file of several; FILE#RECORD-POSITION is a finger of a slap.
+        probe: Another.
+        ppi: Resolution of both images, pixels per inch; what a record states wins.
+        probe_ppi: Of the probe, if it is another; 0 for --ppi.
         poses: Also try turns and shifts, and take the best agreement.
         out: PNG file to write: both prints side by side, and one on the other in the pose that compared best.
     """
+    from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.comparison import compare_prints
     from fingerprint_accel.extraction.extractor import open_extractor
     from fingerprint_accel.extraction.poses import UPRIGHT
@@ -103,7 +112,8 @@ def compare(
     if out is not None:
         check_picture(out, (reference, probe))
     extractor = open_extractor(model)
-    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT)
+    extractor.reading = Reading(ppi, inverted, mirror)
+    found = compare_prints(extractor, reference, probe, ppi, None if poses else UPRIGHT, probe_ppi)
     rows = found.rows()
     if out is not None:
         from fingerprint_accel.extraction.pair_picture import pair_png  # matplotlib takes a second to import
@@ -168,6 +178,8 @@ def search(
     ppi: int = 500,
     top: int = 10,
     index: Flag = False,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
 ) -> None:
     """Finds the prints of a gallery that are most like one print; compares with every one of them, or with --index with
     those that an index proposes, which is for a million prints and more.
@@ -182,10 +194,12 @@ def search(
         top: How many to show.
         index: Search by an index, kept in the gallery (pip install 'fingerprint_accel[faiss]').
     """
+    from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
     from fingerprint_accel.extraction.search import columns, find, open_gallery
 
     extractor = open_extractor(model)
+    extractor.reading = Reading(ppi, inverted, mirror)
     rows, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index)
     titles = columns(extractor)
     for *cells, name in [titles, *rows]:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
-from fingerprint_accel.data.captures import read_capture
+from fingerprint_accel.data.captures import read_capture, split_name
 from fingerprint_accel.data.decoding import ImageError
 from fingerprint_accel.data.plausibility import is_inverted, ridge_period
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
@@ -78,15 +78,29 @@ def open_print(
     """
     capture = read_capture(path, record, cut, slap=slap, ppi=ppi or reading.ppi, raw_size=reading.raw_size)
     known = ppi or capture.ppi or reading.ppi
-    grey, minutiae, notes = capture.grey, capture.minutiae, []
+    grey, notes = _turned(capture.grey, reading)
     if capture.stated_ppi and abs(capture.stated_ppi - known) > 0.02 * known:
         notes.append(f"its tags say {capture.stated_ppi:.0f} ppi, {known:.0f} were used")
+    minutiae = _mirrored(capture.minutiae, grey.shape[1]) if reading.mirror else capture.minutiae
+    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages)
+
+
+def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.0) -> PrintImage:
+    """Reads one print from an image (H, W) uint8, a file, or `file#record-finger`; arguments as of `open_print`."""
+    if isinstance(image, np.ndarray):
+        grey, notes = _turned(image, reading)
+        return PrintImage(grey, ppi or reading.ppi, None, notes=tuple(notes))
+    path, record, cut = split_name(str(image))
+    return open_print(Path(path), reading, record, cut, 0, ppi)
+
+
+def _turned(grey: np.ndarray, reading: Reading) -> tuple[np.ndarray, list[str]]:
+    """(H, W) uint8 with dark ridges and not mirrored, and what was changed."""
+    notes = []
     if reading.inverted == "yes" or (reading.inverted == "auto" and is_inverted(grey)):
         grey = 255 - grey
         notes.append(INVERTED)
-    if reading.mirror:
-        grey, minutiae = np.ascontiguousarray(grey[:, ::-1]), _mirrored(minutiae, grey.shape[1])
-    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages)
+    return np.ascontiguousarray(grey[:, ::-1]) if reading.mirror else grey, notes
 
 
 INVERTED = "light ridges on dark paper: inverted"

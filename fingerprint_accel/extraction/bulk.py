@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,7 @@ class Options:
         minimum_quality: prints below count as failure to extract.
         batch_size: prints at a time; 0 for `BATCH_ON_CPU` or `BATCH_ON_GPU`.
         bf16: run the network in bf16.
+        inverted, mirror: of image files, as of `print_file.Reading`.
 
     Raises:
         UserError: a number out of range.
@@ -70,6 +71,8 @@ class Options:
     minimum_quality: float = 0.0
     batch_size: int = 0
     bf16: bool = False
+    inverted: Literal["auto", "yes", "no"] = "auto"
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
@@ -200,10 +203,10 @@ class DatasetPrints:
 class ImageFolder:
     """The images below a folder, in the order of their paths, as `DatasetPrints`; finger and impression are -1."""
 
-    def __init__(self, folder: Path, ppi: int, extractor: FingerprintExtractor) -> None:
+    def __init__(self, folder: Path, reading: Reading, extractor: FingerprintExtractor) -> None:
         require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
-        require(50 <= ppi <= 5000, f"--ppi {ppi}: must lie between 50 and 5000")
-        self.folder, self.reading = folder, Reading(ppi)
+        require(50 <= reading.ppi <= 5000, f"--ppi {reading.ppi}: must lie between 50 and 5000")
+        self.folder, self.reading = folder, reading
         self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
         listing = list_prints(folder)
         self._prints = listing.table
@@ -246,8 +249,8 @@ class Work:
             f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut",
         )
         self.format = TemplateFormat(options.template, length, extractor.cells)
-        is_dataset = (data / INFO).exists()
-        self.prints = DatasetPrints(data, extractor) if is_dataset else ImageFolder(data, ppi, extractor)
+        is_dataset, reading = (data / INFO).exists(), Reading(ppi, options.inverted, options.mirror)
+        self.prints = DatasetPrints(data, extractor) if is_dataset else ImageFolder(data, reading, extractor)
 
     def embed(self, rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Templates (n, ...), quality (n,) float32, and reasons by row for those that failed."""

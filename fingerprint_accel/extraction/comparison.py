@@ -40,14 +40,19 @@ class Comparison:
 
 
 def compare_prints(
-    extractor: FingerprintExtractor, reference: Image, probe: Image, ppi: int, tried: Poses | None = None
+    extractor: FingerprintExtractor,
+    reference: Image,
+    probe: Image,
+    ppi: int,
+    tried: Poses | None = None,
+    probe_ppi: int = 0,
 ) -> Comparison:
     """Compares two prints in every pose that is `tried`, and keeps the best one.
 
-    Arguments and errors are those of `FingerprintExtractor.compare`.
+    Arguments and errors are those of `FingerprintExtractor.compare`; `probe_ppi` is that of the probe, 0 for `ppi`.
     """
     tried = tried or extractor.usual_poses
-    canvases = np.stack([extractor.on_canvas(image, ppi) for image in (reference, probe)])
+    canvases = np.stack([extractor.on_canvas(reference, ppi), extractor.on_canvas(probe, probe_ppi or ppi)])
     images = torch.from_numpy(canvases).to(extractor.device)
     embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
     best, i, j = best_agreement(embeddings[0], embeddings[1], extractor.cells)

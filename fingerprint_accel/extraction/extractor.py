@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
-from fingerprint_accel.data.images import ImageError, read_grey
+from fingerprint_accel.data.decoding import ImageError
+from fingerprint_accel.data.print_file import Reading, open_image
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
@@ -49,6 +51,7 @@ class FingerprintExtractor(nn.Module):
 
     Attributes:
         bf16: run the network in bf16, faster on processors and GPUs that have it.
+        reading: how image files are to be understood, but for their ppi.
         notes: facts kept with the model, such as its calibration.
         origin: where it was opened.
     """
@@ -61,6 +64,7 @@ class FingerprintExtractor(nn.Module):
         self.model = DeepPrint(model).to(memory_format=torch.channels_last)
         self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
         self.bf16 = False
+        self.reading = Reading()
         self._running: list[DeepPrint] = []  # not in the module's own lists: it shares what it does not fold
         self.model.register_load_state_dict_post_hook(lambda *_: self._running.clear())
         self.notes: dict[str, Any] = {}
@@ -241,15 +245,18 @@ class FingerprintExtractor(nn.Module):
         return float(similarity(both[:1], both[1:], self.cells)[0, 0])
 
     def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
-        """An image (H, W) uint8 or file -> (canvas, canvas) uint8, as an import would store it.
+        """An image (H, W) uint8 or file -> (canvas, canvas) uint8, as an import would store it by `reading`.
+
+        `ppi` is the resolution of images that do not state their own. A print of a file of several is named
+        `file#record`, a finger of a slap `file#record-position`.
 
         Raises:
             UserError: no image, or no print on it.
         """
         name = "image" if isinstance(image, np.ndarray) else str(image)
         try:
-            grey = image if isinstance(image, np.ndarray) else read_grey(image)
-            placed, _ = put_on_canvas(grey, NO_MINUTIAE, ppi, self.ppi, self.canvas)
+            opened = open_image(image, dataclasses.replace(self.reading, ppi=ppi))
+            placed, _ = put_on_canvas(opened.grey, NO_MINUTIAE, opened.ppi, self.ppi, self.canvas)
         except (ImageError, CanvasError) as error:
             raise UserError(f"{name}: {error}; give an image of one print, ridges dark") from error
         return enhance_canvas(placed, self.ppi) if self.enhanced else placed

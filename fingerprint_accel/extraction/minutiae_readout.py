@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fingerprint_accel.data.canvas import find_frame
-from fingerprint_accel.data.images import read_grey
+from fingerprint_accel.data.print_file import Reading, open_image
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
 from fingerprint_accel.durable import write_json
@@ -149,9 +150,9 @@ def read_minutiae(
 
 def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae: np.ndarray) -> np.ndarray:
     """(n, 4) on the canvas of an image -> (m, 4), those that lie on the image, in its pixels."""
-    grey = image if isinstance(image, np.ndarray) else read_grey(image)
-    moved = find_frame(grey, ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
-    height, width = grey.shape
+    opened = open_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
+    moved = find_frame(opened.grey, opened.ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
+    height, width = opened.grey.shape
     return moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)]
 
 
@@ -177,5 +178,5 @@ def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray],
     """
     write_json(folder / "minutiae.json", facts)
     for image, found in zip(images, minutiae, strict=True):
-        height, width = read_grey(image).shape
+        height, width = open_image(image, Reading(facts["ppi"])).grey.shape
         write_template(folder / f"{image.stem}.{facts['format']}", found, width, height, facts["ppi"])

@@ -144,6 +144,7 @@ def test_nist_s_matcher_compares_every_pair(shared_data):
     pytest.importorskip("nbis")
     import real_nbis
     import real_sets
+
     from fingerprint_accel.data.nbis import Nbis
 
     prints = real_sets.read_set(shared_data / "fvc2002_db2_b")

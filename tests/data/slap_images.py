@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.skin import numbered_masters
+from fingerprint_accel.synthesis.skin import make_masters
 
 PPI = 500
 PER_MM = PPI / 25.4
@@ -18,7 +18,7 @@ SHAPE = (round(2.0 * PPI), round(3.2 * PPI))
 def prints_of(fingers, impression=0):
     """(n, side, side) uint8 impressions at 500 ppi with little wrong, and (n, side, side) bool where ridges are."""
     style = Style(sensors=("optical",), quality="clean", ppi=PPI, canvas=560, partial=0.0)
-    masters = numbered_masters(7, torch.tensor(fingers))
+    masters = make_masters(7, torch.tensor(fingers))
     count = torch.arange(len(fingers))
     found = render(masters, count, impression_keys(7, torch.tensor(fingers), count * 0 + impression), style)
     return found.image.numpy(), found.skin.numpy()

@@ -110,15 +110,14 @@ def test_renumbering():
     assert renumbered(finger, impression, origin).tolist() == [5, 1, 3, 7, 6, 2, 4]
 
 
-def test_too_many_impressions_to_join(tmp_path):
+def test_impressions_as_large_as_dates_are_joined(tmp_path):
     sources = []
     for name in ("one", "two"):
         with ShardWriter(tmp_path / name, 300, SIDE) as writer:
-            writer.add(Record(picture(0), "a", 32767, "", np.empty((0, 4), np.float32)))
+            writer.add(Record(picture(0), "a", 20240131, "", np.empty((0, 4), np.float32)))
         sources.append(tmp_path / name)
-    with pytest.raises(UserError, match="--join-fingers: a finger would have impression 32768"):
-        merge(sources, tmp_path / "out", MergeOptions(join_fingers=True), **QUIET)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    merge(sources, tmp_path / "out", MergeOptions(join_fingers=True), **QUIET)
+    assert sorted(open_dataset(tmp_path / "out").impressions.tolist()) == [20240131, 20240132]
 
 
 def test_a_damaged_shard(source, tmp_path):

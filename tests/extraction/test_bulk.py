@@ -49,7 +49,7 @@ def test_rows_are_the_dataset_s(model, prints, tmp_path):
     np.testing.assert_array_equal(found.finger, shards.fingers)
     np.testing.assert_array_equal(found.impression, shards.impressions)
     assert (found.templates.dtype, found.finger.dtype) == (np.float32, np.int32)
-    assert (found.impression.dtype, found.quality.dtype) == (np.int16, np.float32)
+    assert (found.impression.dtype, found.quality.dtype) == (np.int64, np.float32)
     table = pq.read_table(tmp_path / "out" / "prints.parquet")
     assert table["finger_key"].to_pylist() == shards.table["finger_key"].to_pylist()
     assert table["source"].to_pylist() == shards.table["source"].to_pylist()

@@ -14,8 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def measure(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from fingerprint_accel.data.nbis import Nbis
     from realism import measure_dataset
+
+    from fingerprint_accel.data.nbis import Nbis
 
     try:
         Nbis()
