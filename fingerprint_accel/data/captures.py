@@ -23,6 +23,10 @@ IMAGE_STARTS = (
     b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\xff\xa0", b"RIFF", b"\xff\x4f\xff\x51",
     b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
 )  # fmt: skip
+SEVERAL = (
+    "several fingers on one image: to cut them out, state which hand it is, position 13 (right) or 14 (left), by a "
+    "group of --names or a column of the csv"
+)
 USUAL_PPI = 500  # of what does not say
 NAME = re.compile(r"(?P<path>.+)#(?P<record>\d+)(?:-(?P<finger>\d+))?")
 
@@ -145,9 +149,7 @@ def read_capture(
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     if found.position in SLAPS or holds_several_fingers(capture.grey, capture.ppi or ppi or USUAL_PPI):
-        raise ImageError(
-            "several fingers on one image: import them, with the position of the hand where it is not known"
-        )
+        raise ImageError(SEVERAL)
     return capture
 
 

@@ -265,7 +265,8 @@ class ImportJob(Job):
                 listed.add(path)
         if not any(known["rows"] for known in facts):
             common = Counter(kind_of(reason) for _, reason in rejected).most_common(3)
-            reasons = "; ".join(f"{number} x {reason}" for reason, number in common)
+            alone = len(common) == 1  # then the whole reason names the remedy
+            reasons = "; ".join(f"{number} x {rejected[0][1] if alone else reason}" for reason, number in common)
             raise UserError(f"{self.source}: none of {len(self._table)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
         (folder / REJECTED).write_text("".join(lines))
