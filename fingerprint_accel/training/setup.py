@@ -23,7 +23,7 @@ from torch import nn
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.deepprint import DeepPrint
@@ -134,6 +134,10 @@ def make_accelerator(config: Config) -> Accelerator:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         raise UserError(f"--training.tracker {training.tracker}: {error}") from error
+    # an accelerate config may ask for fp16 on a CPU; and trackers that are not installed are left out with a warning
+    require(accelerator.mixed_precision != "fp16" or accelerator.device.type != "cpu", no_fp16_here)
+    missing = f"--training.tracker {training.tracker}: not installed; pip install {training.tracker}, or leave it out"
+    require(training.tracker == "none" or bool(accelerator.log_with), missing)
     check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)

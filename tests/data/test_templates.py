@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fingerprint_accel.data.templates import TemplateError, iso_bytes, read_template, write_template
+from fingerprint_accel.data.templates import TemplateError, iso_bytes, read_template, write_template, xyt_kind
 
 POINTS = [(10, 20, 64, 80), (300, 400, 0, 50), (5, 6, 128, 0)]  # x, y, angle byte, quality
 EXPECTED_ISO = [[10, 20, math.pi / 2, 0.8], [300, 400, 0, 0.5], [5, 6, math.pi, 0]]
@@ -224,3 +224,98 @@ def test_real_minutiae_come_back(shared_data, tmp_path):
         ours = read_template(tmp_path / "a.xyt", 300).minutiae
         np.testing.assert_allclose(ours[:, [0, 1, 3]], theirs[:, [0, 1, 3]], atol=1e-6)
         assert turn(ours[:, 2], theirs[:, 2]).max() < 1e-5
+
+
+def incits_378_2009(version=b"030", draft=False, views=((3, POINTS),), rest=b""):
+    body = b""
+    for position, points in views:
+        body += bytes([position, 0, 0, 80]) + struct.pack(">HHHHHHB", 16, 1, 320, 480, 197, 197, len(points))
+        body += b"".join(minutia(x, y, angle % 180, quality) for x, y, angle, quality in points) + b"\0\0"
+    head = struct.pack(">HH", 16, 1) + (
+        struct.pack(">HBB", 0, len(views), 0) if draft else bytes(3) + bytes([len(views), 0])
+    )
+    return b"FMR\0" + version + b"\0" + struct.pack(">I", 12 + len(head) + len(body)) + head + body + rest
+
+
+@pytest.mark.parametrize("data", [incits_378_2009(), incits_378_2009(draft=True), incits_378_2009(b"035")])
+def test_incits_378_of_2009_its_draft_and_amendment(tmp_path, data):
+    template = read(tmp_path, data)
+    assert (template.width, template.height) == (320, 480)
+    assert template.ppi == pytest.approx(500.38)
+    np.testing.assert_allclose(template.minutiae[:, :2], [[10, 20], [300, 400], [5, 6]])
+    np.testing.assert_allclose(np.degrees(template.minutiae[:, 2]), [128, 0, 256], atol=1e-3)
+    np.testing.assert_allclose(template.minutiae[:, 3], [0.8, 0.5, 0])
+
+
+@pytest.mark.parametrize("make", [iso_2005, incits_378, iso_2011, incits_378_2009])
+@pytest.mark.parametrize("padding", [b"\0" * 700, b"\xff" * 33])
+def test_buffers_longer_than_their_record(tmp_path, make, padding):
+    np.testing.assert_array_equal(read(tmp_path, make() + padding).minutiae, read(tmp_path, make(), "b.fmr").minutiae)
+
+
+def test_other_bytes_behind_a_record_are_no_padding(tmp_path):
+    with pytest.raises(TemplateError):
+        read(tmp_path, iso_2005() + b"something else")
+
+
+def test_the_finger_of_the_image_is_taken_from_a_record_of_several(tmp_path):
+    path = tmp_path / "hand.ansi"
+    path.write_bytes(incits_378_2009(views=((2, POINTS), (3, POINTS[:1]), (3, POINTS[:2]), (4, POINTS[:2]))))
+    assert len(read_template(path, 480, position=2).minutiae) == 3
+    assert len(read_template(path, 480, position=4).minutiae) == 2
+    for position in (0, 3, 7):
+        with pytest.raises(TemplateError, match="record of 3 fingers, which cannot be told apart"):
+            read_template(path, 480, position)
+
+
+def test_a_record_of_another_finger_than_the_image_shows(tmp_path):
+    path = tmp_path / "one.ansi"
+    path.write_bytes(incits_378_2009())
+    assert len(read_template(path, 480, position=3).minutiae) == 3
+    with pytest.raises(TemplateError, match="of finger position 3, but the image shows 7"):
+        read_template(path, 480, position=7)
+
+
+def test_resolution_decides_where_no_size_is_stated(tmp_path):
+    data = iso_2005(width=0, height=0)
+    data = data[:18] + struct.pack(">HH", 394, 394) + data[22:]  # 1,000 ppi
+    template = read(tmp_path, data)
+    np.testing.assert_allclose(template.fitted(388, 374, 500)[:, :2], [[5, 10], [150, 200], [2.5, 3]], rtol=2e-3)
+    np.testing.assert_array_equal(template.fitted(388, 374, 1000), template.minutiae)
+
+
+def test_records_in_a_cbeff_wrapper(tmp_path):
+    np.testing.assert_allclose(read(tmp_path, bytes(88) + iso_2005()).minutiae, EXPECTED_ISO, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_on_card_compact_size(tmp_path, wrapped):
+    data = bytes([50, 80, 0b01_010000]) + bytes([200, 30, 0b10_100000])  # 5.0 mm, 8.0 mm, ending, 90 degrees; ...
+    if wrapped:
+        data = b"\x7f\x2e" + bytes([4 + len(data)]) + b"\x87\x00" + b"\x81" + bytes([len(data)]) + data
+    template = read(tmp_path, data, "a.iso-cc")
+    fitted = template.fitted(400, 400, 500)
+    np.testing.assert_allclose(fitted[:, :2], np.array([[50, 80], [200, 30]]) / 10 / 25.4 * 500, rtol=1e-5)
+    np.testing.assert_allclose(fitted[:, 2], [math.pi / 2, math.pi], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.png\n2 300 400\n10 20 1.5\n30 40 3.0\n", "2\n300 400\n10 20 1.5 0.9\n30 40 3.0 0.5\n"]
+)
+def test_mnt_as_flx_and_fingernet_write_it(tmp_path, text):
+    template = read(tmp_path, text.encode(), "a.mnt")
+    assert (template.width, template.height) == (300, 400)
+    np.testing.assert_allclose(template.minutiae[:, :3], [[10, 20, 1.5], [30, 40, 3.0]])
+
+
+def test_xyt_files_of_a_folder_decide_together(tmp_path):
+    few = tmp_path / "few.xyt"
+    few.write_text("10 20 30 50\n")
+    many = tmp_path / "many.xyt"
+    many.write_text("10 20 30 50\n50 60 270 10\n")
+    broken = tmp_path / "broken.xyt"
+    broken.write_text("10 20\n")
+    assert (xyt_kind([few]), xyt_kind([broken, few, many])) == ("m1", "nist")
+    alone, together = read_template(few, 100).minutiae[0], read_template(few, 100, xyt_kind="nist").minutiae[0]
+    np.testing.assert_allclose(alone[:3], [10, 20, math.radians(60)], rtol=1e-5)
+    np.testing.assert_allclose(together[:3], [10, 80, math.radians(210)], rtol=1e-5)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fingerprint_accel.config import Config, TrainingConfig
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.training import setup
 
 
@@ -37,3 +39,22 @@ def test_gpus(monkeypatch, tmp_path, in_hardware, expected):
     monkeypatch.setattr(setup, "CPU_INFO", tmp_path / "none")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert setup.fast_precision() == "no", "training then runs on the processor"
+
+
+def test_an_accelerate_config_that_asks_for_fp16_on_a_cpu(monkeypatch, tmp_path):
+    """The network's answer was a traceback in the first step."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    config = Config(data="nowhere", out=str(tmp_path), training=TrainingConfig(tracker="none"))
+    with pytest.raises(UserError, match=r"fp16 needs a GPU; use --training.precision bf16 or no"):
+        setup.make_accelerator(config)
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch, tmp_path):
+    """Accelerate warns and goes on without it."""
+    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [], raising=False)
+    config = Config(data="nowhere", out=str(tmp_path), training=TrainingConfig(tracker="wandb"))
+    with pytest.raises(UserError, match=r"--training.tracker wandb: not installed; pip install wandb"):
+        setup.make_accelerator(config)
