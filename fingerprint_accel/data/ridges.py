@@ -33,7 +33,12 @@ class RidgeMap:
 
 
 def measure_ridges(
-    grey: np.ndarray, ppi: float, window_mm: float, periods_mm: tuple[float, float], overlap: bool = True
+    grey: np.ndarray,
+    ppi: float,
+    window_mm: float,
+    periods_mm: tuple[float, float],
+    overlap: bool = True,
+    most: int | None = None,
 ) -> RidgeMap:
     """Finds the strongest frequency of every window.
 
@@ -43,6 +48,7 @@ def measure_ridges(
         window_mm: side of a window, mm.
         periods_mm: smallest and largest distance of ridges that is looked for, mm.
         overlap: windows overlap by half; False takes a quarter of the time.
+        most: look at so many windows only, those of most contrast.
     """
     side = 2 * max(4, round(window_mm / 2 / MM_PER_INCH * ppi))
     step = side // 2 if overlap else side
@@ -51,7 +57,9 @@ def measure_ridges(
     shape = windows.shape[:2]
     tiles = windows.reshape(-1, side, side).astype(np.float32)
     tiles -= tiles.mean(axis=(1, 2), keepdims=True)
-    lively = np.flatnonzero(tiles.std(axis=(1, 2)) >= FLAT)
+    deviation = tiles.std(axis=(1, 2))
+    lively = np.argsort(-deviation)[:most]
+    lively = lively[deviation[lively] >= FLAT]
     smallest, largest = (period / MM_PER_INCH * ppi for period in periods_mm)
     share, period = (np.zeros(len(tiles), np.float32) for _ in range(2))
     if len(lively):
