@@ -13,6 +13,7 @@ import numpy as np
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.captures import read_capture, split_name
 from fingerprint_accel.data.decoding import ImageError
+from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.plausibility import is_inverted, ridge_period
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
@@ -191,6 +192,8 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
                 minutiae = template.fitted(width, height, opened.ppi)
             except TemplateError as error:
                 minutiae_reason = f"minutiae: {error}"
+        if minutiae is not None and (foreign := why_foreign(opened.grey, opened.ppi, minutiae)):
+            minutiae, minutiae_reason = None, f"minutiae: {foreign}"
         found, quality = _found_out(opened, minutiae, target)
         image, placed = put_on_canvas(opened.grey, found, opened.ppi, target.ppi, target.canvas)
     except (ImageError, CanvasError) as error:
