@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,8 @@ from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
+
+FEWEST_FOR_OUTLIERS = 5  # prints of a shard, below which none is called unlike the others
 
 
 @dataclass
@@ -270,7 +272,10 @@ class ImportJob(Job):
             raise UserError(f"{self.source}: none of {len(self._table)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
         (folder / REJECTED).write_text("".join(lines))
-        notes = [*self._pairing.notes(self.reading), *_about_ridges(facts, self.reading.ppi)]
+        notes = [
+            *self._pairing.notes(self.reading),
+            *_about_ridges(list(itertools.chain.from_iterable(known["periods"] for known in facts)), self.reading.ppi),
+        ]
         notes += itertools.chain.from_iterable(known["notes"] for known in facts)
         if notes:
             lines = (json.dumps({"path": path, "note": note}) + "\n" for path, note in notes)
@@ -296,34 +301,39 @@ def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
     return np.concatenate([groups[number] for number in order.tolist()])
 
 
-def _about_ridges(facts: list[Facts], ppi: int) -> Iterator[tuple[str, str]]:
-    """What the ridges say about the stated resolution: of the set, and of single prints."""
-    periods = {name: period for known in facts for name, period in known["periods"]}
-    if not periods:
-        return
+def _about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
+    """What the ridges of images without a resolution of their own say about the one that was given for them."""
+    median = float(np.median(periods)) if periods else RIDGE_PERIOD_MM
+    if abs(median / RIDGE_PERIOD_MM - 1) <= SET_TOLERANCE:
+        return []
+    note = (
+        f"ridges lie {median:.2f} mm apart, where those of adults have {RIDGE_PERIOD_MM}; if {ppi} ppi is a guess, "
+        f"import again with --ppi {likely_ppi(median, ppi)} --overwrite"
+    )
+    return [(".", note)]
+
+
+def _outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
+    """Prints whose ridges are unlike those of the others of a shard, which holds some of every part of the set."""
+    if len(periods) < FEWEST_FOR_OUTLIERS:
+        return []
     median = float(np.median(list(periods.values())))
-    if abs(median / RIDGE_PERIOD_MM - 1) > SET_TOLERANCE:
-        yield (
-            ".",
-            f"ridges lie {median:.2f} mm apart, where those of adults have {RIDGE_PERIOD_MM}; if {ppi} ppi is a guess, "
-            f"import again with --ppi {likely_ppi(median, ppi)} --overwrite",
-        )
-    for name, period in periods.items():
-        if abs(period / median - 1) > PRINT_TOLERANCE:
-            yield (
-                name,
-                f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f}; another ppi?",
-            )
+    return [
+        (name, f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f}; another ppi?")
+        for name, period in periods.items()
+        if abs(period / median - 1) > PRINT_TOLERANCE
+    ]
 
 
 def _import_files(files: list[ImageFile], reading: Reading, target: Target, encoding: str, path: Path) -> Facts:
     """Prepares the prints of a shard, in a worker."""
     state = _state(files)
-    records, rejected, notes, periods = [], [], [], []
+    records, rejected, notes = [], [], []
+    periods: dict[str, float] = {}
     for file in files:
         prepared = prepare(file, reading, target)
         if prepared.minutiae_reason:
-            rejected.append((str(file.minutiae), prepared.minutiae_reason, True))
+            rejected.append((str(file.minutiae or file.name), prepared.minutiae_reason, True))
         if prepared.image is None:
             rejected.append((file.name, prepared.reason, False))
         else:
@@ -334,9 +344,11 @@ def _import_files(files: list[ImageFile], reading: Reading, target: Target, enco
             if prepared.pages > 1:
                 rejected.append((file.name, f"further pages: only the first of {prepared.pages} is imported", False))
             if prepared.period == prepared.period:  # else it is nan: too few clear ridges
-                periods.append((file.name, round(prepared.period, 3)))
+                periods[file.name] = round(prepared.period, 3)
+    notes += _outliers(periods)
+    unknown = [periods[file.name] for file in files if file.name in periods and not file.ppi and not file.record]
     facts = write_shard(path, records, target.canvas, encoding, nfiq2=target.nfiq2)
-    return {**facts, "rejected": rejected, "notes": notes, "periods": periods, "files": state}
+    return {**facts, "rejected": rejected, "notes": notes, "periods": unknown, "files": state}
 
 
 def _state(files: Sequence[ImageFile]) -> str:

@@ -11,6 +11,7 @@ from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from tests.data.slap_images import prints_of
 
 OPTIONS = {"ppi": 500, "workers": 1, "progress": False}
 
@@ -266,3 +267,57 @@ def test_real_prints_are_all_imported(shared_data, tmp_path):
         assert (summary.info.prints, summary.info.fingers) == (prints, 10)
         assert summary.rejected.total() == 0
         assert summary.info.with_minutiae == minutiae
+
+
+def prints_at(folder, ppi, fingers, first=0):
+    """Synthetic prints of this resolution."""
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(prints_of(list(range(first, first + fingers)))[0]):
+        side = round(560 * ppi / 500)
+        Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{first + number}_1.png")
+
+
+def notes(folder):
+    file = folder / "notes.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("true", "stated", "named"), [(1000, 500, 1000), (500, 1000, 500), (250, 500, 250), (500, 500, 0)]
+)
+def test_a_resolution_that_ridges_contradict_is_said(tmp_path, capsys, true, stated, named):
+    prints_at(tmp_path / "scans", true, 4)
+    summary = import_dataset(tmp_path / "scans", tmp_path / "set", "fvc", stated, workers=1, progress=False)
+    about_the_set = [line["note"] for line in notes(tmp_path / "set") if line["path"] == "."]
+    if not named:
+        assert notes(tmp_path / "set") == []
+        return
+    assert len(about_the_set) == 1
+    assert f"if {stated} ppi is a guess, import again with --ppi {named} --overwrite" in about_the_set[0]
+    summary.show()
+    assert f"note: {about_the_set[0]}" in capsys.readouterr().out
+
+
+def test_single_prints_of_another_resolution_are_listed(tmp_path):
+    prints_at(tmp_path / "scans", 500, 8)
+    prints_at(tmp_path / "scans", 1000, 1, first=90)
+    import_dataset(tmp_path / "scans", tmp_path / "set", "fvc", **OPTIONS)
+    found = notes(tmp_path / "set")
+    assert [line["path"] for line in found] == ["90_1.png"]
+    assert "ridges unlike those of the others" in found[0]["note"]
+
+
+def test_tags_that_contradict_and_dark_paper_are_noted(tmp_path):
+    prints_at(tmp_path / "scans", 500, 3)
+    with Image.open(tmp_path / "scans" / "0_1.png") as image:
+        image.save(tmp_path / "scans" / "0_1.png", dpi=(1000, 1000))
+    with Image.open(tmp_path / "scans" / "1_1.png") as image:
+        Image.fromarray(255 - np.asarray(image)).save(tmp_path / "scans" / "1_1.png")
+    summary = import_dataset(tmp_path / "scans", tmp_path / "set", "fvc", **OPTIONS)
+    assert {line["path"]: line["note"] for line in notes(tmp_path / "set")} == {
+        "0_1.png": "its tags say 1000 ppi, 500 were used",
+        "1_1.png": "light ridges on dark paper: inverted",
+    }
+    assert summary.notes == {"its tags say 1000 ppi, 500 were used": 1, "light ridges on dark paper": 1}
+    shards = open_dataset(tmp_path / "set")
+    assert all(shards.image(row).mean() > 150 for row in range(3)), "paper is white"
