@@ -61,7 +61,7 @@ class Listing:
     root: Path
     table: pa.Table
     rejected: list[tuple[str, str]]
-    templates: list[str] = field(default_factory=list)
+    templates: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
 
 
 class _Rows:
@@ -72,6 +72,8 @@ class _Rows:
         self.parts: list[pa.RecordBatch] = []
         self.rejected: list[tuple[str, str]] = []
         self.key = key
+        self._templates: list[str] = []
+        self._template_parts: list[pa.Array] = []
 
     def add(self, path: str, named: Named, minutiae: str | None = None) -> None:
         """An image file: one print, or the fingers of a slap."""
@@ -131,6 +133,17 @@ class _Rows:
         self.parts.append(pa.record_batch(columns, names=[name for name, _ in FIELDS]))
         self.rows = []
 
+    def add_template(self, path: str) -> None:
+        """A minutiae file."""
+        self._templates.append(path)
+        if len(self._templates) == CHUNK:
+            self._template_parts.append(pa.array(self._templates, pa.string()))
+            self._templates = []
+
+    def templates(self) -> pa.Array:
+        """Paths of all minutiae files."""
+        return pa.concat_arrays([*self._template_parts, pa.array(self._templates, pa.string())])
+
     def table(self) -> pa.Table:
         """All rows, with complete keys."""
         self._flush()
@@ -161,13 +174,13 @@ def list_files(
     if layout == "csv" and not names:
         return _list_csv(source, key)
     require(source.is_dir(), f"{source}: no such folder; give the folder that holds the images")
-    rows, templates, sample = _walked(source, read, key, raw_size)
+    rows, sample = _walked(source, read, key, raw_size)
     table = rows.table()
     if not len(table):
         raise _nothing(source, layout, sample, rows.rejected)
     table = _from_zero(table) if layout == "flx" and not names else table
     table = _ranked(table)
-    return Listing(source, _without_duplicates(table, rows.rejected), rows.rejected, templates)
+    return Listing(source, _without_duplicates(table, rows.rejected), rows.rejected, rows.templates())
 
 
 def list_prints(folder: Path, raw_size: tuple[int, int] | None = None) -> Listing:
@@ -177,23 +190,23 @@ def list_prints(folder: Path, raw_size: tuple[int, int] | None = None) -> Listin
         UserError: there is none.
     """
     require(folder.is_dir(), f"{folder}: no such folder; give the folder that holds the images")
-    rows, templates, _ = _walked(folder, lambda path: Named(path, 0), (), raw_size)
+    rows, _ = _walked(folder, lambda path: Named(path, 0), (), raw_size)
     table = rows.table()
     if not len(table):
         raise _nothing(folder, "", [], rows.rejected)
-    return Listing(folder, table, rows.rejected, templates)
+    return Listing(folder, table, rows.rejected, rows.templates())
 
 
 def _walked(
     source: Path, read: Callable[[str], Named], key: Sequence[str], raw_size: tuple[int, int] | None
-) -> tuple[_Rows, list[str], list[str]]:
-    """Rows of every print below a folder, the minutiae files in it, and some names of images."""
-    rows, templates, sample = _Rows(key), list[str](), list[str]()
+) -> tuple[_Rows, list[str]]:
+    """Rows of every print below a folder, and some names of images."""
+    rows, sample = _Rows(key), list[str]()
     for met in walk(source, raw_size[0] * raw_size[1] if raw_size else 0):
         if met.reason:
             rows.rejected.append((met.path, met.reason))
         elif met.kind == TEMPLATE:
-            templates.append(met.path)
+            rows.add_template(met.path)
         else:
             named = _read_name(read, met.path)
             if met.kind == CONTAINER:
@@ -204,7 +217,7 @@ def _walked(
                 rows.add(met.path, named)
             if met.kind == IMAGE and len(sample) < 50:
                 sample.append(met.path)
-    return rows, templates, sample
+    return rows, sample
 
 
 def _read_name(read: Callable[[str], Named], path: str) -> Named | LayoutError:
@@ -260,7 +273,7 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
     return Listing(source.parent, table, rows.rejected, _templates_beside(source.parent, table))
 
 
-def _templates_beside(root: Path, table: pa.Table) -> list[str]:
+def _templates_beside(root: Path, table: pa.Table) -> pa.Array:
     """Minutiae files in the folders of the images that a csv names."""
     folders = pc.unique(pc.replace_substring_regex(table["path"], r"(^|/)[^/]*$", r"\1")).to_pylist()
     found = []
@@ -270,7 +283,7 @@ def _templates_beside(root: Path, table: pa.Table) -> list[str]:
         except OSError:  # an image in it is rejected for this
             continue
         found += [folder + name for name in names if posixpath.splitext(name)[1].lower() in TEMPLATE_SUFFIXES]
-    return found
+    return pa.array(found, pa.string())
 
 
 def _is_container(root: Path, path: str) -> bool:

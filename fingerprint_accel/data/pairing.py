@@ -37,8 +37,10 @@ class Pairing:
         base = folder or listing.root
         self._paths, named = (listing.table[name].combine_chunks() for name in ("path", "minutiae"))
         is_named = np.asarray(pc.fill_null(pc.not_equal(named, ""), False))
-        found = listing.templates if folder is None else [met.path for met in walk(folder) if met.kind == TEMPLATE]
-        met = _absolute(pa.array(sorted(found, key=_preference), pa.string()), base)
+        found = listing.templates
+        if folder is not None:
+            found = pa.array((met.path for met in walk(folder) if met.kind == TEMPLATE), pa.string())
+        met = _absolute(_by_preference(found), base)
         given = pc.unique(_absolute(named.filter(pa.array(is_named)), listing.root))
         self._files = pa.concat_arrays([met, given.filter(pc.invert(pc.is_in(given, met)))])
         keys = _key(_relative(self._files, base))
@@ -94,10 +96,11 @@ class Pairing:
         return path, f"minutiae: fits {prints} prints, one of them {self._paths[row]}, and is used for none"
 
 
-def _preference(path: str) -> tuple[str, int]:
+def _by_preference(paths: pa.Array) -> pa.Array:
     """Sorts files of one name by their suffix: the first of them is used."""
-    stem, suffix = os.path.splitext(path)  # noqa: PTH122
-    return stem, SUFFIXES.index(suffix.lower())
+    suffixes = pc.utf8_lower(pc.replace_substring_regex(paths, r"^.*(\.[^./]+)$", r"\1"))
+    columns = {"stem": _key(paths), "rank": pc.index_in(suffixes, pa.array(SUFFIXES))}
+    return paths.take(pc.sort_indices(pa.table(columns), [("stem", "ascending"), ("rank", "ascending")]))
 
 
 def _absolute(paths: pa.Array, root: Path) -> pa.Array:
