@@ -10,7 +10,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ import pyarrow as pa
 from fingerprint_accel import __version__
 from fingerprint_accel.data.captures import join_name
 from fingerprint_accel.data.encoding import check_encoding
+from fingerprint_accel.data.import_summary import ImportSummary, kind_of
 from fingerprint_accel.data.listing import finger_codes, list_files
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.pairing import Pairing
-from fingerprint_accel.data.plausibility import PRINT_TOLERANCE, RIDGE_PERIOD_MM, SET_TOLERANCE, likely_ppi
+from fingerprint_accel.data.plausibility import about_ridges, outliers
 from fingerprint_accel.data.print_file import IMAGE_PPI, Enhance, ImageFile, Reading, Target, prepare
 from fingerprint_accel.data.shard_writing import (
     DATASET,
@@ -32,82 +32,15 @@ from fingerprint_accel.data.shard_writing import (
     NOTES,
     REJECTED,
     SHARD_NAMES,
-    DatasetInfo,
     Record,
     publish_dataset,
     rows_per_shard,
     write_shard,
 )
-from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.text import aligned
-
-FEWEST_FOR_OUTLIERS = 5  # prints of a shard, below which none is called unlike the others
-
-
-@dataclass
-class ImportSummary:
-    """What an import or a merge did.
-
-    Attributes:
-        out: the dataset folder.
-        info: of the dataset.
-        impressions: (F,) of each finger, ascending.
-        rejected: number of files by reason.
-        notes: what is worth knowing of the set, and number of prints by what is worth knowing of them.
-        megabytes: size of the dataset folder.
-        seconds: that it took.
-    """
-
-    out: Path
-    info: DatasetInfo
-    impressions: np.ndarray
-    rejected: Counter[str]
-    notes: Counter[str]
-    megabytes: float
-    seconds: float
-
-    @classmethod
-    def of(cls, out: Path, seconds: float) -> ImportSummary:
-        """Reads from a finished dataset folder what is worth saying."""
-        dataset = open_dataset(out)
-        rejected, notes = (Counter[str](), Counter[str]())
-        for name, key, counter in ((REJECTED, "reason", rejected), (NOTES, "note", notes)):
-            if (out / name).is_file():
-                with (out / name).open() as lines:
-                    counter.update(kind_of(json.loads(line)[key]) for line in lines)
-        size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-        return cls(out, dataset.info, np.sort(np.bincount(dataset.fingers)), rejected, notes, size, seconds)
-
-    def table(self) -> str:
-        """The summary as aligned text."""
-        counts = self.impressions
-        rows = [
-            ("fingers", f"{self.info.fingers}"),
-            ("impressions", f"{self.info.prints}"),
-            ("per finger", f"{counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}"),
-            ("with minutiae", f"{self.info.with_minutiae}"),
-            ("rejected", f"{self.rejected.total()}"),
-        ]
-        rows += [(f"  {reason}", f"{number}") for reason, number in self.rejected.most_common()]
-        rows += [
-            ("shards", f"{len(self.info.sha256)}"),
-            ("MB", f"{self.megabytes:.1f}"),
-            ("seconds", f"{self.seconds:.1f} ({self.info.prints / max(1e-9, self.seconds):.0f} prints/s)"),
-            ("dataset", str(self.out)),
-        ]
-        return aligned(rows)
-
-    def show(self) -> None:
-        """Prints the table, what looks wrong, and where to find what was rejected."""
-        print(self.table())
-        if self.rejected:
-            print(f"rejected files and reasons: {self.out / REJECTED}")
-        for note, count in self.notes.most_common():
-            print(f"note: {note}" + (f" ({count} prints, see {self.out / NOTES})" if count > 1 else ""))
 
 
 def import_dataset(
@@ -274,7 +207,7 @@ class ImportJob(Job):
         (folder / REJECTED).write_text("".join(lines))
         notes = [
             *self._pairing.notes(self.reading),
-            *_about_ridges(list(itertools.chain.from_iterable(known["periods"] for known in facts)), self.reading.ppi),
+            *about_ridges(list(itertools.chain.from_iterable(known["periods"] for known in facts)), self.reading.ppi),
         ]
         notes += itertools.chain.from_iterable(known["notes"] for known in facts)
         if notes:
@@ -301,30 +234,6 @@ def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
     return np.concatenate([groups[number] for number in order.tolist()])
 
 
-def _about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
-    """What the ridges of images without a resolution of their own say about the one that was given for them."""
-    median = float(np.median(periods)) if periods else RIDGE_PERIOD_MM
-    if abs(median / RIDGE_PERIOD_MM - 1) <= SET_TOLERANCE:
-        return []
-    note = (
-        f"ridges lie {median:.2f} mm apart, where those of adults have {RIDGE_PERIOD_MM}; if {ppi} ppi is a guess, "
-        f"import again with --ppi {likely_ppi(median, ppi)} --overwrite"
-    )
-    return [(".", note)]
-
-
-def _outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
-    """Prints whose ridges are unlike those of the others of a shard, which holds some of every part of the set."""
-    if len(periods) < FEWEST_FOR_OUTLIERS:
-        return []
-    median = float(np.median(list(periods.values())))
-    return [
-        (name, f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f}; another ppi?")
-        for name, period in periods.items()
-        if abs(period / median - 1) > PRINT_TOLERANCE
-    ]
-
-
 def _import_files(files: list[ImageFile], reading: Reading, target: Target, encoding: str, path: Path) -> Facts:
     """Prepares the prints of a shard, in a worker."""
     state = _state(files)
@@ -345,7 +254,7 @@ def _import_files(files: list[ImageFile], reading: Reading, target: Target, enco
                 rejected.append((file.name, f"further pages: only the first of {prepared.pages} is imported", False))
             if prepared.period == prepared.period:  # else it is nan: too few clear ridges
                 periods[file.name] = round(prepared.period, 3)
-    notes += _outliers(periods)
+    notes += outliers(periods)
     unknown = [periods[file.name] for file in files if file.name in periods and not file.ppi and not file.record]
     facts = write_shard(path, records, target.canvas, encoding, nfiq2=target.nfiq2)
     return {**facts, "rejected": rejected, "notes": notes, "periods": unknown, "files": state}
@@ -363,13 +272,6 @@ def versions(enhance: bool) -> dict[str, Any]:
         "pillow": version("pillow"),
         "torch": version("torch") if enhance else "",
     }
-
-
-def kind_of(reason: str) -> str:
-    """What reasons have in common, for the summary: `line 7: no path` is `no path`, `damaged: ...` is `damaged`."""
-    if reason.startswith("line "):
-        reason = reason.partition(": ")[2]
-    return reason.partition(":")[0].partition(" (")[0]
 
 
 def check_canvas(option: str, ppi: int, canvas: int) -> None:

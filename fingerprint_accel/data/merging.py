@@ -15,7 +15,8 @@ import numpy as np
 
 from fingerprint_accel.data.canvas import recanvas, recanvas_left
 from fingerprint_accel.data.encoding import check_encoding, encode
-from fingerprint_accel.data.importing import ImportSummary, check_canvas, versions
+from fingerprint_accel.data.import_summary import ImportSummary
+from fingerprint_accel.data.importing import check_canvas, versions
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.print_file import Enhance
 from fingerprint_accel.data.shard_writing import (

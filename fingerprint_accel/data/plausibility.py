@@ -14,6 +14,7 @@ RIDGE_PERIOD_MM = 0.46
 PERIODS_MM = (0.18, 1.1)  # so that prints of half or twice the stated resolution are measured too
 WINDOW_MM = 2.4
 LEAST_SHARE = 0.35  # of a window's energy around one frequency
+FEWEST_FOR_OUTLIERS = 5  # prints of a shard, below which none is called unlike the others
 LEAST_WINDOWS, MOST_WINDOWS = 4, 12
 CENTRE_WINDOWS = 4  # along each side of the middle part that is looked at first
 SET_TOLERANCE = 0.2  # of a set's median, which age and sex of its people may explain
@@ -65,3 +66,38 @@ def is_inverted(grey: np.ndarray) -> bool:
     corners = (grey[:rim, :rim], grey[:rim, -rim:], grey[-rim:, :rim], grey[-rim:, -rim:])
     sides = (grey[:, :rim].mean(), grey[:, -rim:].mean())
     return bool(bright > dark and max(sides) < limit and all(np.median(corner) < limit for corner in corners))
+
+
+def about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
+    """What the ridges of images without a resolution of their own say about the one that was given for them.
+
+    Args:
+        periods: distance of the ridges of each print, mm, by that resolution.
+        ppi: the resolution.
+
+    Returns:
+        Nothing, or one note, under the path ".".
+    """
+    median = float(np.median(periods)) if periods else RIDGE_PERIOD_MM
+    if abs(median / RIDGE_PERIOD_MM - 1) <= SET_TOLERANCE:
+        return []
+    note = (
+        f"ridges lie {median:.2f} mm apart, where those of adults have {RIDGE_PERIOD_MM}; if {ppi} ppi is a guess, "
+        f"import again with --ppi {likely_ppi(median, ppi)} --overwrite"
+    )
+    return [(".", note)]
+
+
+def outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
+    """Notes on prints whose ridges are unlike those of the others of a shard, which holds some of every part of a set.
+
+    `periods` are distances of ridges in mm by name; each note is a name and a text.
+    """
+    if len(periods) < FEWEST_FOR_OUTLIERS:
+        return []
+    median = float(np.median(list(periods.values())))
+    return [
+        (name, f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f}; another ppi?")
+        for name, period in periods.items()
+        if abs(period / median - 1) > PRINT_TOLERANCE
+    ]

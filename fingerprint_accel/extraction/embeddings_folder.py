@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from fingerprint_accel.data.importing import kind_of
+from fingerprint_accel.data.import_summary import kind_of
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.template_formats import TemplateFormat
 from fingerprint_accel.outputs import FolderKind, json_with

@@ -1,0 +1,83 @@
+"""What an import or a merge did, read from the finished dataset folder."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fingerprint_accel.data.shard_writing import NOTES, REJECTED, DatasetInfo
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.text import aligned
+
+
+@dataclass
+class ImportSummary:
+    """What an import or a merge did.
+
+    Attributes:
+        out: the dataset folder.
+        info: of the dataset.
+        impressions: (F,) of each finger, ascending.
+        rejected: number of files by reason.
+        notes: what is worth knowing of the set, and number of prints by what is worth knowing of them.
+        megabytes: size of the dataset folder.
+        seconds: that it took.
+    """
+
+    out: Path
+    info: DatasetInfo
+    impressions: np.ndarray
+    rejected: Counter[str]
+    notes: Counter[str]
+    megabytes: float
+    seconds: float
+
+    @classmethod
+    def of(cls, out: Path, seconds: float) -> ImportSummary:
+        """Reads from a finished dataset folder what is worth saying."""
+        dataset = open_dataset(out)
+        rejected, notes = (Counter[str](), Counter[str]())
+        for name, key, counter in ((REJECTED, "reason", rejected), (NOTES, "note", notes)):
+            if (out / name).is_file():
+                with (out / name).open() as lines:
+                    counter.update(kind_of(json.loads(line)[key]) for line in lines)
+        size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+        return cls(out, dataset.info, np.sort(np.bincount(dataset.fingers)), rejected, notes, size, seconds)
+
+    def table(self) -> str:
+        """The summary as aligned text."""
+        counts = self.impressions
+        rows = [
+            ("fingers", f"{self.info.fingers}"),
+            ("impressions", f"{self.info.prints}"),
+            ("per finger", f"{counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}"),
+            ("with minutiae", f"{self.info.with_minutiae}"),
+            ("rejected", f"{self.rejected.total()}"),
+        ]
+        rows += [(f"  {reason}", f"{number}") for reason, number in self.rejected.most_common()]
+        rows += [
+            ("shards", f"{len(self.info.sha256)}"),
+            ("MB", f"{self.megabytes:.1f}"),
+            ("seconds", f"{self.seconds:.1f} ({self.info.prints / max(1e-9, self.seconds):.0f} prints/s)"),
+            ("dataset", str(self.out)),
+        ]
+        return aligned(rows)
+
+    def show(self) -> None:
+        """Prints the table, what looks wrong, and where to find what was rejected."""
+        print(self.table())
+        if self.rejected:
+            print(f"rejected files and reasons: {self.out / REJECTED}")
+        for note, count in self.notes.most_common():
+            print(f"note: {note}" + (f" ({count} prints, see {self.out / NOTES})" if count > 1 else ""))
+
+
+def kind_of(reason: str) -> str:
+    """What reasons have in common, for the summary: `line 7: no path` is `no path`, `damaged: ...` is `damaged`."""
+    if reason.startswith("line "):
+        reason = reason.partition(": ")[2]
+    return reason.partition(":")[0].partition(" (")[0]
