@@ -53,7 +53,8 @@ def cropped(extractor: FingerprintExtractor, images: list[np.ndarray], ppi: int,
             side = round(float(np.exp(draws.uniform(*np.log(SIDES_MM)))) * ppi / 25.4)
             top, left = (max(0, round(at - side / 2)) for at in places[draws.integers(len(places))])
             try:
-                canvases.append(extractor.on_canvas(np.ascontiguousarray(image[top:, left:][:side, :side]), ppi))
+                window = np.ascontiguousarray(image[top:, left:][:side, :side])
+                canvases.append(extractor.on_canvas(window, ppi, however_small=True))
             except (UserError, CanvasError):  # next to nothing is left
                 continue
             source.append(number)
@@ -76,7 +77,7 @@ def eer_by_area(
     extractor: FingerprintExtractor, prints: Prints, images: list[np.ndarray], ppi: int, count: int
 ) -> tuple[dict[int, tuple[int, float]], np.ndarray]:
     """First edge of each group of a set -> number of its probes and their EER; and (N,) mm^2 of the whole prints."""
-    whole = np.stack([extractor.on_canvas(image, ppi) for image in images])
+    whole = np.stack([extractor.on_canvas(image, ppi, however_small=True) for image in images])
     references, areas = embedded(extractor, whole)
     crops = cropped(extractor, images, ppi, count, seed=0)
     probes, area = embedded(extractor, crops.canvases)
@@ -133,10 +134,8 @@ def main(
         for name, known in there.items():
             by_set[place][name], areas = eer_by_area(extractor, prints[name], images[name], known.ppi, count)
             least, few, usual = np.quantile(areas, [0, 0.05, 0.5])
-            print(
-                f"{place}, {known.title}: whole prints have {usual:.0f} mm² of ridges, 5 % below {few:.0f}, least {least:.0f}",
-                file=sys.stderr,
-            )
+            facts = f"whole prints have {usual:.0f} mm² of ridges, 5 % below {few:.0f}, least {least:.0f}"
+            print(f"{place}, {known.title}: {facts}", file=sys.stderr)
         groups: dict[int, tuple[int, float]] = {}
         for low in EDGES:
             rates = [of_set[low] for of_set in by_set[place].values() if low in of_set]
@@ -146,8 +145,8 @@ def main(
     print(table(found))
     if out:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        facts = {"command": sys.argv, "machine": machine(device), "versions": versions()}
-        write_results(out, {"mean": found, "by_set": by_set, **facts})
+        about = {"command": sys.argv, "machine": machine(device), "versions": versions()}
+        write_results(out, {"mean": found, "by_set": by_set, **about})
 
 
 if __name__ == "__main__":
