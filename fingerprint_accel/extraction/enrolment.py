@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fingerprint_accel.data.image_record import shows_no_finger
 from fingerprint_accel.data.listing import Listing, list_files, list_paths, list_prints, name_of
 from fingerprint_accel.data.print_file import ImageFile
 from fingerprint_accel.data.shard_writing import INFO
@@ -49,7 +50,7 @@ class Wanted:
 @dataclass(frozen=True)
 class Enrolled:
     """What came of it: templates enrolled, those among them that replaced others, and those that were there already;
-    prints embedded, prints skipped; other files met, and templates in the gallery."""
+    prints embedded, prints skipped; other files and records met, and templates in the gallery."""
 
     new: int
     replaced: int
@@ -67,7 +68,7 @@ class Enrolled:
         noted = f" ({', '.join(more)})" if more else ""
         text = f"{self.new:,} {what}{noted}, {self.total:,} in all"
         text += f"; {self.skipped:,} skipped" if self.skipped else ""
-        return text + (f"; {self.others:,} other files passed over" if self.others else "")
+        return text + (f"; {self.others:,} other files or records passed over" if self.others else "")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class _Print:
 
 @dataclass
 class _Found:
-    """Prints to enrol; how many were skipped, and how many files are no prints."""
+    """Prints to enrol; how many were skipped, and how many files and records show no finger."""
 
     wanted: Wanted
     prints: list[_Print] = field(default_factory=list)
@@ -94,13 +95,13 @@ class _Found:
         """A print that cannot be enrolled: the end, or a line."""
         if not self.wanted.skip_bad:
             raise UserError(f"{line}; --skip-bad enrols the others")
-        print(f"skipped: {line}", file=sys.stderr)
+        tqdm.write(f"skipped: {line}", sys.stderr)
         self.skipped += 1
 
     def add_listing(self, listing: Listing) -> None:
         """Files and records."""
         for path, reason in listing.rejected:
-            if is_nothing_to_read(reason):
+            if is_nothing_to_read(reason) or shows_no_finger(reason):
                 self.others += 1
             else:
                 self.refuse(f"{listing.root / path}: {reason}")

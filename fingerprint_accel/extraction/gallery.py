@@ -129,7 +129,8 @@ class Gallery:
         Args:
             embeddings: (N, D) float32 of unit length.
             prints: N, what is known of each, or its name alone.
-            replace: prints of other images take the place of those of the same name.
+            replace: prints of other images, or of which other things are known, take the place of those of the same
+                name.
 
         Raises:
             UserError: a print of another image has the name of one, and `replace` is not set; two of `prints` share a
@@ -140,7 +141,7 @@ class Gallery:
         with changing(self.folder):
             self._open_parts()  # another enrolment may have come between
             new = self._first_of_name(embeddings, known)
-            replaced = self._meet(embeddings, [each.name for each in known], new)
+            replaced = self._meet(embeddings, known, new, replace)
             if replaced and not replace:
                 name = known_in(self._parts[replaced[0][0]], replaced[0][1]).name
                 raise UserError(
@@ -167,19 +168,23 @@ class Gallery:
                 new[row] = False
         return new
 
-    def _meet(self, embeddings: np.ndarray, names: list[str], new: np.ndarray) -> list[tuple[int, int]]:
-        """Clears `new` where a print of that name and that embedding is enrolled; file and row of the prints that have
-        the name of one that is new."""
-        wanted, row_of = pa.array(names, pa.string()), dict[str, int]()
-        for row in np.flatnonzero(new).tolist():
-            row_of[names[row]] = row
+    def _meet(
+        self, embeddings: np.ndarray, known: list[Known], new: np.ndarray, replace: bool
+    ) -> list[tuple[int, int]]:
+        """Clears `new` where a print of that name and that embedding is enrolled, with `replace` one of which the same
+        is known; file and row of the prints that have the name of one that is new."""
+        wanted = pa.array([each.name for each in known], pa.string())
+        row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}
         met = []
         for number, part in enumerate(self._parts):
             rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
-            for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
-                met.append((number, row, row_of[name]))
-                if self._part(number)[row] @ embeddings[row_of[name]] >= SAME:
-                    new[row_of[name]] = False
+            for row in rows.tolist():
+                enrolled = known_in(part, row)
+                place = row_of[enrolled.name]
+                met.append((number, row, place))
+                is_same = self._part(number)[row] @ embeddings[place] >= SAME
+                if is_same and (enrolled == known[place] or not replace):
+                    new[place] = False
         return [(number, row) for number, row, place in met if new[place]]
 
     def remove(self, person: str = "", names: Iterable[str] = ()) -> int:
