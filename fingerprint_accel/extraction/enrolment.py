@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fingerprint_accel.data.captures import join_name
 from fingerprint_accel.data.image_record import shows_no_finger
-from fingerprint_accel.data.listing import Listing, list_files, list_paths, list_prints, name_of
+from fingerprint_accel.data.listing import Listing, list_files, list_paths, list_prints
 from fingerprint_accel.data.print_file import ImageFile
 from fingerprint_accel.data.shard_writing import INFO
 from fingerprint_accel.data.shards import Shards, open_dataset
@@ -106,8 +107,9 @@ class _Found:
             else:
                 self.refuse(f"{listing.root / path}: {reason}")
         self.others += len(listing.templates)
-        for number, row in enumerate(listing.table.to_pylist()):
-            path, name = listing.root / row["path"], str(listing.root / name_of(listing.table, number))
+        for row in listing.table.to_pylist():
+            path = listing.root / row["path"]
+            name = join_name(str(path), row["record"], row["cut"])
             is_named = row["finger_key"] != row["path"]  # else nothing tells the finger but the folder
             finger = row["finger_key"] if is_named else str(path.parent if path.parent.name else Path.cwd().name)
             file = ImageFile(path, row["ppi"], record=row["record"], cut=row["cut"], slap=row["slap"], name=name)

@@ -26,7 +26,7 @@ from fingerprint_accel.extraction.calibration import center_of
 from fingerprint_accel.extraction.centring import centred, from_text
 from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
-from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
+from fingerprint_accel.extraction.print_quality import contact_area, print_quality, ridge_area
 from fingerprint_accel.models.alignment import AlignmentNetwork, hypotheses
 from fingerprint_accel.models.deepprint import DeepPrint, Output
 from fingerprint_accel.models.folding import folded
@@ -38,7 +38,7 @@ from fingerprint_accel.similarity import similarity
 
 Image = Path | str | np.ndarray
 NO_PPI = "resolution of the images unknown; give ppi, for example 500"
-LEAST_AREA = "least_ridge_area_mm2"  # note of a model: prints of less ridges are not compared
+LEAST_AREA = "least_print_area_mm2"  # note of a model: smaller prints are not compared
 
 
 class FingerprintExtractor(nn.Module):
@@ -279,14 +279,14 @@ class FingerprintExtractor(nn.Module):
         return enhance_canvas(placed, self.ppi) if self.enhanced else placed
 
     def check_area(self, canvas: np.ndarray, name: str) -> None:
-        """Raises UserError where a canvas (S, S) uint8 has less ridges than the model needs to recognise a finger.
+        """Raises UserError where a canvas (S, S) uint8 shows less of a finger than the model needs to recognise it.
 
         How much that is was measured for the bundled models, which keep it in `notes`; other models take any print.
         """
         least = self.notes.get(LEAST_AREA)
         if least is None:
             return
-        area = float(ridge_area(torch.from_numpy(canvas[None]), self.ppi, self.preprocess_config.crop)[0])
+        area = contact_area(canvas, self.ppi)
         if area < least:
             raise UserError(f"{name}: too small: {area:.0f} mm^2 of ridges, the model needs about {least:g}")
 
