@@ -178,12 +178,12 @@ class Gallery:
         met = []
         for number, part in enumerate(self._parts):
             rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
-            for row in rows.tolist():
-                enrolled = known_in(part, row)
-                place = row_of[enrolled.name]
+            vectors = self._part(number)
+            for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
+                place = row_of[name]
                 met.append((number, row, place))
-                is_same = self._part(number)[row] @ embeddings[place] >= SAME
-                if is_same and (enrolled == known[place] or not replace):
+                is_same = vectors[row] @ embeddings[place] >= SAME
+                if is_same and not (replace and known_in(part, row) != known[place]):
                     new[place] = False
         return [(number, row) for number, row, place in met if new[place]]
 
