@@ -17,6 +17,7 @@ from fingerprint_accel.extraction.extractor import LEAST_AREA, FingerprintExtrac
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.search import position_code
 from tests.data.record_files import transaction, type_2, type_14
+from tests.data.slap_images import slap
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,21 @@ def test_search_of_one_finger(model, cupboard, prints, tmp_path, capsys):
     for text in ("13", "left_nose", "0", "99"):
         with pytest.raises(UserError, match=f"--position {text}: "):
             position_code(text)
+
+
+def test_the_fingers_of_a_slap(model, tmp_path):
+    """Of a record, which states the hand, and of an image, for which a csv does."""
+    image, _ = slap(3)
+    (tmp_path / "card.an2").write_bytes(transaction(type_2(), type_14(1, image, 13, "PNG")))
+    Image.fromarray(image).save(tmp_path / "four.png")
+    (tmp_path / "list.csv").write_text("path,finger,impression,position,person\nfour.png,eve,0,13,Eve\n")
+    enroll(tmp_path / "known", [tmp_path / "card.an2", tmp_path / "list.csv"], model, 500)
+    found = known_in(tmp_path / "known")
+    assert [facts[:2] for facts in found.values()] == [
+        *(("TCN42", position) for position in (2, 3, 4, 5)),
+        *(("Eve", position) for position in (2, 3, 4, 5)),
+    ]
+    assert list(found)[::4] == [f"{tmp_path}/card.an2#3-02", f"{tmp_path}/four.png-02"]
 
 
 def test_the_same_name_again(model, cupboard, pictures, tmp_path, capsys):
