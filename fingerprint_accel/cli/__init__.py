@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "extract": extraction.extract,
     "compare": extraction.compare,
     "enroll": extraction.enroll,
+    "remove": extraction.remove,
     "search": extraction.search,
     "calibrate": models.calibrate,
     "minutiae": extraction.minutiae,

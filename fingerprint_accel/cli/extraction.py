@@ -1,4 +1,4 @@
-"""Verbs that embed prints and compare them: `extract`, `compare`, `enroll`, `search`, `minutiae`, `demo`."""
+"""Verbs that embed prints and compare them: `extract`, `compare`, `enroll`, `remove`, `search`, `minutiae`, `demo`."""
 
 from __future__ import annotations
 
@@ -130,45 +130,84 @@ def enroll(
     ppi: int = 500,
     batch_size: int = 64,
     fuse: Flag = False,
+    names: str = "",
+    key: tuple[str, ...] = (),
+    person: str = "",
+    skip_bad: Flag = False,
+    replace: Flag = False,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
 ) -> None:
     """Adds prints to a gallery that `search` looks in; makes the gallery if it is not there.
 
-    One call adds all of its prints or none. Prints that are enrolled already, by name and image, are not added again.
-    Images are named by their path, the prints of a dataset FINGER/IMPRESSION. A gallery belongs to the model that
-    filled it.
+    PRINTS may be mixed: image files, ANSI/NIST transactions and finger image records with all their prints, folders of
+    these, csv files as `import --layout csv` reads them, and dataset folders. Files are named by their path, as a.png
+    or card.an2#3-07, prints of a dataset FINGER/IMPRESSION. Person and finger position are kept where records, names or
+    a csv state them, and so is the source.
 
-    fingerprint-accel enroll known scans/*.png
+    One call adds all of its prints or none. A print that cannot be read, or is too small for the model, ends it, unless
+    --skip-bad is given. Prints that are enrolled already, by name and image, are not added again. Another image of the
+    same name is refused, unless --replace is given. A gallery belongs to the model that filled it.
 
-    fingerprint-accel enroll known datasets/db1 --model runs/db1
+    fingerprint-accel enroll known scans cards/anna.an2 --skip-bad
 
-    fingerprint-accel enroll known scans/anna-left-thumb/*.png --fuse
+    fingerprint-accel enroll known scans.csv datasets/db1 --model runs/db1
+
+    fingerprint-accel enroll known scans --names "(?P<subject>[a-z]+)-(?P<position>[a-z_]+)-(?P<impression>[0-9]+)"
+
+    fingerprint-accel enroll known scans/anna-left-thumb --person anna --fuse
 
     Args:
         gallery: Gallery folder.
-        prints: Image files, or one dataset folder.
-        ppi: Resolution of the images; a dataset knows its own.
+        prints: Files and folders, see above.
+        ppi: Resolution of the images, pixels per inch; what a record, a csv or a dataset states wins.
         batch_size: Prints at a time.
-        fuse: Join the prints of each finger in one template, named by the finger: of a dataset by its fingers, of
-            images by the folder that they lie in.
+        fuse: Join the prints of each finger in one template, named by the finger: of a dataset, a csv, records and
+            names by theirs, of other images by the folder that they lie in.
+        names: Regular expression that reads person and finger from the names of images, as of `import`.
+        key: Fields of ANSI/NIST files that name the person, as 2.018; by default 1.009, or the file's name.
+        person: Whose prints these are, all of them.
+        skip_bad: Go on behind a print that cannot be enrolled; each is listed with its reason.
+        replace: Put prints in the place of enrolled ones of the same name.
     """
+    from fingerprint_accel.data.print_file import Reading
+    from fingerprint_accel.extraction.enrolment import Wanted, enroll_prints
     from fingerprint_accel.extraction.extractor import open_extractor
-    from fingerprint_accel.extraction.gallery import Gallery
     from fingerprint_accel.extraction.gallery_files import KIND
-    from fingerprint_accel.extraction.search import fused_by_finger, open_gallery, prints_to_enroll
+    from fingerprint_accel.extraction.search import open_gallery
 
-    extractor = open_extractor(model)
-    source, names, fingers = prints_to_enroll(prints)
+    require(ppi > 0, f"--ppi {ppi}: must be above 0")
     check_folder(gallery, KIND, inputs=prints)
+    extractor = open_extractor(model)
+    extractor.reading = Reading(ppi, inverted, mirror)
     if gallery.is_dir() and any(gallery.iterdir()):
         open_gallery(gallery, extractor)  # asked before the work; an empty gallery is made after it
-    embeddings = extractor.extract(source, ppi, batch_size=batch_size)
-    if fuse:
-        embeddings, names = fused_by_finger(embeddings, fingers, extractor.cells)
-    known = Gallery.open_or_create(gallery, embeddings.shape[1], extractor.identity, extractor.cells)
-    new = known.append(embeddings, names)
-    there = f" ({len(names) - new:,} were there already)" if new < len(names) else ""
-    what = f"fingers enrolled from {len(source):,} prints" if fuse else "prints enrolled"
-    print(f"{gallery}: {new:,} {what}{there}, {len(known):,} in all")
+    wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
+    print(f"{gallery}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
+
+
+def remove(gallery: Positional[Path], person: str = "", name: tuple[str, ...] = ()) -> None:
+    """Deletes a person, or single prints, from a gallery for good.
+
+    The files of the gallery are written again without these prints, and an index is deleted, so that neither name nor
+    template is left in the folder. If it is killed, the gallery is as before or as after; the same command goes on.
+    Copies and backups of the folder are not touched.
+
+    fingerprint-accel remove known --person anna
+
+    fingerprint-accel remove known --name scans/anna-1.png card.an2#3-07
+
+    Args:
+        gallery: Gallery folder, see `enroll`.
+        person: Whose prints to delete, as `search` shows it.
+        name: Names of the prints to delete, as `search` shows them.
+    """
+    from fingerprint_accel.extraction.gallery import Gallery
+
+    require(bool(person) != bool(name), "give either --person or --name: what to delete")
+    known = Gallery(gallery)
+    count = known.remove(person, name)
+    print(f"{gallery}: {count:,} prints deleted, {len(known):,} left")
 
 
 def search(
@@ -180,11 +219,14 @@ def search(
     index: Flag = False,
     inverted: Inverted = "auto",
     mirror: Mirror = False,
+    position: str = "",
 ) -> None:
     """Finds the prints of a gallery that are most like one print; compares with every one of them, or with --index with
     those that an index proposes, which is for a million prints and more.
 
     fingerprint-accel search known unknown.png --top 5
+
+    fingerprint-accel search known unknown.png --position left_index
 
     Args:
         gallery: Gallery folder, see `enroll`.
@@ -193,17 +235,21 @@ def search(
         ppi: Resolution of the image, pixels per inch.
         top: How many to show.
         index: Search by an index, kept in the gallery (pip install 'fingerprint_accel[faiss]').
+        position: Compare only with prints of this finger, 7 or left_index, and with those whose finger is not known.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
-    from fingerprint_accel.extraction.search import columns, find, open_gallery
+    from fingerprint_accel.extraction.search import columns, details, find, open_gallery, position_code
 
+    code = position_code(position)
     extractor = open_extractor(model)
     extractor.reading = Reading(ppi, inverted, mirror)
-    rows, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index)
+    rows, known, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index, code)
     titles = columns(extractor)
-    for *cells, name in [titles, *rows]:
-        print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=False)), name]))
+    more, texts = details(known)
+    words_of = [["name", *more], *([each.name, *told_of] for each, told_of in zip(known, texts, strict=True))]
+    for (*cells, _), words in zip([titles, *rows], aligned(words_of).splitlines(), strict=True):
+        print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=False)), words]))
     print("", *told, sep="\n")
 
 

@@ -81,3 +81,9 @@ def why_not_a_finger(position: int) -> str:
     if 60 <= position <= 79:
         return f"a sole or toe (position {position})"
     return f"position {position} is not a finger"
+
+
+def shows_no_finger(reason: str) -> bool:
+    """Whether a record is left out because it is an image of something else, not because it is at fault."""
+    others = ("a palm", "a sole", "a face", "an iris", "a signature", "a test image", "an entire joint")
+    return reason.startswith(others)

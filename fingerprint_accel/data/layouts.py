@@ -10,7 +10,7 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fingerprint_accel.data.image_record import SINGLE_FINGERS, SLAPS
 from fingerprint_accel.errors import UserError
@@ -31,12 +31,16 @@ class Named:
         impression: number of the impression, or None where it is the rank among the finger's files.
         ppi: resolution, where the name states one, else 0.
         slap: position code where the image shows several fingers, else 0.
+        person: whose finger it is, where the name says so.
+        position: position code of a single finger, where the name states one, else 0.
     """
 
     finger_key: str
     impression: int | None
     ppi: int = 0
     slap: int = 0
+    person: str = field(default="", compare=False)
+    position: int = field(default=0, compare=False)
 
 
 class LayoutError(ValueError):
@@ -76,6 +80,13 @@ def finger_position(text: str) -> int:
     return HANDS[words[1]] + DIGITS[words[2]]
 
 
+def position_name(code: int) -> str:
+    """What `finger_position` reads: `left_index` for 7; the code itself for extra fingers, empty for 0."""
+    if not 1 <= code <= 10:
+        return str(code) if code else ""
+    return f"{'right' if code <= 5 else 'left'}_{('thumb', 'index', 'middle', 'ring', 'little')[(code - 1) % 5]}"
+
+
 @dataclass(frozen=True)
 class NamePattern:
     """A convention as a regular expression with some of the groups finger, subject, position, impression and ppi.
@@ -113,7 +124,9 @@ class NamePattern:
             key = f"{folder}/{key}"
         try:
             impression = check_impression(int(given["impression"])) if "impression" in given else None
-            return Named(unicodedata.normalize("NFC", key), impression, check_ppi(int(given.get("ppi", 0))), slap)
+            ppi = check_ppi(int(given.get("ppi", 0)))
+            person = unicodedata.normalize("NFC", given.get("subject", ""))
+            return Named(unicodedata.normalize("NFC", key), impression, ppi, slap, person, 0 if slap else position)
         except ValueError as error:
             raise (
                 error if isinstance(error, LayoutError) else LayoutError("impression and ppi are no numbers")

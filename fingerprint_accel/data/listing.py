@@ -33,12 +33,15 @@ from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEM
 from fingerprint_accel.errors import UserError, require
 
 CHUNK = 65536
+SAYS_NOTHING = Named("", 0)  # a name that tells no finger
 TRANSACTION_NUMBER = "1.009"  # field of ANSI/NIST files
 FIELDS = [
     ("path", pa.string()),
     ("record", pa.int32()),  # of a container; 0: the file is an image
     ("cut", pa.int16()),  # position of the finger to cut out of a slap; 0: the image shows one finger
     ("slap", pa.int16()),  # position code of the slap where the file does not state it
+    ("position", pa.int16()),  # of the finger; 0: not known
+    ("person", pa.string()),  # whose finger it is; empty: not known
     ("finger_key", pa.string()),
     ("subject", pa.string()),  # number of a transaction that may go before the key; null: the key is complete
     ("impression", pa.int64()),  # -1: rank among the finger's files
@@ -53,7 +56,7 @@ class Listing:
 
     Attributes:
         root: what relative paths are relative to.
-        table: columns path, record, cut, slap, finger_key, impression, ppi, minutiae.
+        table: columns path, record, cut, slap, position, person, finger_key, impression, ppi, minutiae.
         rejected: path and reason.
         templates: paths of minutiae files that were met.
     """
@@ -80,9 +83,11 @@ class _Rows:
         if named.slap:
             for finger in SLAPS[named.slap]:
                 key = f"{named.finger_key}_{finger:02d}"
-                self._add(path, 0, finger, named.slap, key, None, named.impression, named.ppi, minutiae)
+                who = finger, named.person, key
+                self._add(path, 0, finger, named.slap, *who, None, named.impression, named.ppi, minutiae)
         else:
-            self._add(path, 0, 0, 0, named.finger_key, None, named.impression, named.ppi, minutiae)
+            who = named.position, named.person, named.finger_key or path
+            self._add(path, 0, 0, 0, *who, None, named.impression, named.ppi, minutiae)
 
     def add_container(self, root: Path, path: str, named: Named | None, minutiae: str | None = None) -> None:
         """A container: all its prints, or the one that `path#record` names. `named` is what names or the csv say."""
@@ -111,16 +116,19 @@ class _Rows:
         is_slap = record.position in SLAPS
         for finger in record.fingers:
             position = f"_{finger:02d}" if finger else ""
-            subject, impression = None, None
+            subject, impression, person = None, None, ""
             if self.key and record.subject:
-                key = record.subject + position
-            elif named is not None:
+                key, person = record.subject + position, record.subject
+            elif named is not None and named.finger_key:
                 key, impression = named.finger_key + ("" if alone else position), named.impression if alone else None
+                person = named.person
             else:
                 key, subject = position, record.subject
             key = unicodedata.normalize("NFC", key)
             ppi = named.ppi if named is not None else 0
-            self._add(path, record.number, finger if is_slap else 0, 0, key, subject, impression, ppi, minutiae)
+            code = finger or (named.position if named is not None else 0)
+            who = code, unicodedata.normalize("NFC", person), key
+            self._add(path, record.number, finger if is_slap else 0, 0, *who, subject, impression, ppi, minutiae)
 
     def _add(self, *row: object) -> None:
         *before, impression, ppi, minutiae = row
@@ -183,18 +191,39 @@ def list_files(
     return Listing(source, _without_duplicates(table, rows.rejected), rows.rejected, rows.templates())
 
 
-def list_prints(folder: Path, raw_size: tuple[int, int] | None = None) -> Listing:
-    """Lists every print below a folder, whatever names say; finger keys are the prints' names.
+def list_prints(
+    folder: Path, raw_size: tuple[int, int] | None = None, names: str = "", key: Sequence[str] = ()
+) -> Listing:
+    """Lists every print below a folder, whatever names say; arguments and errors as of `list_files`.
 
-    Raises:
-        UserError: there is none.
+    The finger key of an image is its path, unless `names` reads another; records of containers tell their own.
     """
     require(folder.is_dir(), f"{folder}: no such folder; give the folder that holds the images")
-    rows, _ = _walked(folder, lambda path: Named(path, 0), (), raw_size)
+    if names:
+        return list_files(folder, "", names=names, key=key, raw_size=raw_size)
+    rows, _ = _walked(folder, lambda path: SAYS_NOTHING, key, raw_size)
     table = rows.table()
     if not len(table):
         raise _nothing(folder, "", [], rows.rejected)
     return Listing(folder, table, rows.rejected, rows.templates())
+
+
+def list_paths(paths: Sequence[Path], names: str = "", key: Sequence[str] = ()) -> Listing:
+    """Lists the prints of some files, images or containers, as `list_prints` does those below a folder.
+
+    `path#record` is one record. A file that cannot be read counts as an image, so that whoever opens it says why.
+    """
+    read: Callable[[str], Named] = names_layout(names) if names else lambda path: SAYS_NOTHING
+    rows = _Rows(key)
+    for path in map(str, paths):
+        named = _read_name(read, split_name(path)[0])
+        if _is_container(Path(), path):
+            rows.add_container(Path(), path, None if isinstance(named, LayoutError) else named)
+        elif isinstance(named, LayoutError):
+            rows.rejected.append((path, str(named)))
+        else:
+            rows.add(path, named)
+    return Listing(Path(), rows.table(), rows.rejected)
 
 
 def _walked(
@@ -250,7 +279,7 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
             reader = csv.DictReader(file)
             missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
             if missing:
-                header = "path,finger,impression[,ppi][,minutiae][,position]"
+                header = "path,finger,impression[,ppi][,minutiae][,position][,person]"
                 raise UserError(f"{source}: no column {missing[0]}; the header is {header}")
             for row in reader:
                 where = row["path"] or f"{source.name} line {reader.line_num}"
@@ -305,14 +334,15 @@ def _csv_row(row: dict[str, str]) -> tuple[str, Named]:
         impression, ppi = int(row["impression"]), int(row.get("ppi") or 0)
     except (TypeError, ValueError):
         raise LayoutError("impression and ppi must be whole numbers") from None
-    slap = finger_position(row["position"]) if row.get("position") else 0
-    key = unicodedata.normalize("NFC", finger)
-    return path, Named(key, check_impression(impression), check_ppi(ppi), slap if slap in SLAPS else 0)
+    position = finger_position(row["position"]) if row.get("position") else 0
+    slap, single = (position, 0) if position in SLAPS else (0, position)
+    key, person = (unicodedata.normalize("NFC", text) for text in (finger, row.get("person") or ""))
+    return path, Named(key, check_impression(impression), check_ppi(ppi), slap, person, single)
 
 
 def _with_subjects(table: pa.Table) -> pa.Table:
     """Completes keys that are a position alone: by the number of the transaction, or by the file's name where the
-    transaction has none, or shares it with another file."""
+    transaction has none, or shares it with another file. This is also the person."""
     subjects = table["subject"]
     if subjects.null_count == len(table):
         return table.drop(["subject"])
@@ -323,7 +353,10 @@ def _with_subjects(table: pa.Table) -> pa.Table:
     by_name = pc.or_(pc.equal(subjects, ""), pc.is_in(subjects, shared.combine_chunks()))
     prefix = pc.fill_null(pc.if_else(by_name, stems, subjects), "")
     keys = pc.binary_join_element_wise(prefix, table["finger_key"], "")
-    return table.set_column(table.schema.get_field_index("finger_key"), "finger_key", keys).drop(["subject"])
+    persons = pc.if_else(pc.is_valid(subjects), prefix, table["person"])
+    for name, values in (("finger_key", keys), ("person", persons)):
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    return table.drop(["subject"])
 
 
 def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:

@@ -21,6 +21,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
 SYSTEM = "a thumbnail or system file"
+NO_IMAGE, SEEN_LINK, SPECIAL = "not an image", "a link to what", "neither a file nor a folder"
 IMAGE, CONTAINER, TEMPLATE = "image", "container", "template"
 
 
@@ -41,6 +42,11 @@ def walk(folder: Path, raw_bytes: int = 0) -> Iterator[Met]:
         raw_bytes: size of files of raw pixels; 0 where there are none.
     """
     yield from _walk(folder, "", os.path.realpath(folder), set(), False, raw_bytes)
+
+
+def is_nothing_to_read(reason: str) -> bool:
+    """Whether a file was passed over because it is no print and was never meant to be one, or is read elsewhere."""
+    return reason.startswith((SYSTEM, NO_IMAGE, SEEN_LINK, SPECIAL))
 
 
 def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, raw_bytes: int) -> Iterator[Met]:
@@ -71,11 +77,11 @@ def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str
     if not os.path.exists(target):  # noqa: PTH110  (no path objects for a million names)
         return "a broken link"
     if target == root or target.startswith(root + os.sep):
-        return "a link to what is read anyway"
+        return f"{SEEN_LINK} is read anyway"
     if root.startswith(target + os.sep):
         return "a link to a folder that holds this one"
     if target in seen:
-        return "a link to what was read already"
+        return f"{SEEN_LINK} was read already"
     seen.add(target)
     return ""
 
@@ -88,7 +94,7 @@ def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int) -> Met:
         return Met(path, TEMPLATE)
     try:
         if not entry.is_file():
-            return Met(path, reason="neither a file nor a folder")
+            return Met(path, reason=SPECIAL)
         with Path(entry.path).open("rb") as file:
             head = file.read(HEAD)
         if head and raw_bytes and entry.stat().st_size == raw_bytes:
@@ -99,7 +105,7 @@ def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int) -> Met:
         return Met(path, CONTAINER)
     if head.startswith(IMAGE_STARTS):
         return Met(path, IMAGE)
-    return Met(path, reason=f"not an image ({suffix or 'no suffix'})" if head else "empty file")
+    return Met(path, reason=f"{NO_IMAGE} ({suffix or 'no suffix'})" if head else "empty file")
 
 
 def _shown(path: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from fingerprint_accel.durable import draft_of
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery import RESCORED, Gallery, Hits
+from fingerprint_accel.extraction.gallery_files import INDEXES, changing, part_files
 
 REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
 TRAINED_ON = 64  # references per cell, at most
@@ -36,24 +37,29 @@ class ApproximateSearch:
             import faiss
         except ImportError as error:
             raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
-        self.gallery, self._faiss = gallery, faiss
+        self.gallery = gallery
+        self._faiss: Any = faiss
         require(len(gallery) > 0, f"{gallery.folder}: no print is enrolled yet")
         self.added = self._bring_up_to_date()
         self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
         self._index.nprobe = max(FEWEST_CELLS, self._index.nlist // SHARE_OF_CELLS)
 
-    def search(self, probes: np.ndarray, k: int = 10) -> Hits:
+    def search(self, probes: np.ndarray, k: int = 10, among: np.ndarray | None = None) -> Hits:
         """The k references most similar to each probe, as far as they lie in the cells that are looked into.
 
         Arguments and errors are those of `Gallery.search`; similarities are exact.
         """
         self.gallery.check_probes(probes)
-        k = min(k, len(self.gallery))
+        k = min(k, len(self.gallery) if among is None else int(among.sum()))
         hypotheses = probes[:, None] if probes.ndim == 2 else probes
         again = self.gallery.cells or hypotheses.shape[1] > 1  # the index ranks by dot products of the first
         wanted = max(CANDIDATES * k, RESCORED if again else 0)
         first = np.ascontiguousarray(hypotheses[:, 0])
-        _, candidates = self._index.search(first, min(wanted, len(self.gallery)))
+        settings = None
+        if among is not None:
+            chosen = self._faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
+            settings = self._faiss.SearchParametersIVF(sel=chosen, nprobe=self._index.nprobe)
+        _, candidates = self._index.search(first, min(wanted, len(self.gallery)), params=settings)
         return self.gallery.best(hypotheses, candidates, k)  # fewer than asked for where cells of the index are small
 
     def _bring_up_to_date(self) -> int:
@@ -70,12 +76,17 @@ class ApproximateSearch:
         temporary = draft_of(folder / name)
         try:
             self._faiss.write_index(index, str(temporary))
-            temporary.rename(folder / name)
+            with changing(folder):
+                # templates of a print that was deleted meanwhile must not come back in an index
+                there = {path.name for path in part_files(folder)}
+                gone = not there.issuperset(self.gallery.part_names)
+                require(not gone, f"{folder}: prints were deleted during the search; search again")
+                temporary.rename(folder / name)
+                for path in folder.glob(INDEXES):
+                    if path.name != name:
+                        path.unlink(missing_ok=True)
         finally:
             temporary.unlink(missing_ok=True)
-        for path in folder.glob("index-*.faiss"):
-            if path.name != name:
-                path.unlink(missing_ok=True)
         return int(index.ntotal - before)
 
     def _names(self) -> list[str]:

@@ -23,7 +23,7 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_ex
 from fingerprint_accel.extraction.minutiae_readout import minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
-from fingerprint_accel.extraction.search import columns, find, open_gallery
+from fingerprint_accel.extraction.search import columns, details, find, open_gallery
 
 HOST = "127.0.0.1"
 # The browser then asks nobody but us, whatever the page says.
@@ -59,11 +59,13 @@ class Demo:
         return f"## similarity {value}\n\n{table}{found.basis}", PIL.Image.open(io.BytesIO(png))
 
     def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
-        """Rows of `search.columns`; and what was searched, as Markdown."""
+        """Rows of `search.columns`, with what else is known behind the name; and what was searched, as Markdown."""
         if probe is None:
             raise UserError("drop a print first")
         gallery = open_gallery(Path(folder.strip()), self.extractor)
-        rows, told = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
+        rows, known, told = find(self.extractor, gallery, probe, _resolution(ppi), int(top))
+        for row, texts in zip(rows, details(known)[1], strict=True):
+            row[-1] = ", ".join([row[-1], *(text for text in texts if text != "-")])
         return rows, "\n\n".join(told)
 
 

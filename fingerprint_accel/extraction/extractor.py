@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.decoding import ImageError
-from fingerprint_accel.data.print_file import Reading, open_image
+from fingerprint_accel.data.print_file import ImageFile, Reading, open_image, open_print
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
@@ -26,7 +26,7 @@ from fingerprint_accel.extraction.calibration import center_of
 from fingerprint_accel.extraction.centring import centred, from_text
 from fingerprint_accel.extraction.model_card import model_card
 from fingerprint_accel.extraction.poses import ALIGNED, DENSE, UPRIGHT, USUAL, Poses
-from fingerprint_accel.extraction.print_quality import print_quality, ridge_area
+from fingerprint_accel.extraction.print_quality import contact_area, print_quality, ridge_area
 from fingerprint_accel.models.alignment import AlignmentNetwork, hypotheses
 from fingerprint_accel.models.deepprint import DeepPrint, Output
 from fingerprint_accel.models.folding import folded
@@ -37,6 +37,8 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.similarity import similarity
 
 Image = Path | str | np.ndarray
+NO_PPI = "resolution of the images unknown; give ppi, for example 500"
+LEAST_AREA = "least_print_area_mm2"  # note of a model: smaller prints are not compared
 
 
 class FingerprintExtractor(nn.Module):
@@ -219,7 +221,8 @@ class FingerprintExtractor(nn.Module):
 
         Raises:
             UserError: a dataset of another ppi or canvas than the network was trained on, only one of the two
-                enhanced, an image without a print, or no ppi.
+                enhanced, an image without a print, or no ppi. Prints of any size are embedded: `quality` tells small
+                ones, and `compare`, enrolment and search refuse them.
         """
         embeddings, filled = np.empty(0, np.float32), 0  # one array from the start: with poses it is large
         for images in self.batches(prints, ppi, batch_size, progress):
@@ -239,27 +242,53 @@ class FingerprintExtractor(nn.Module):
             poses: to try.
 
         Raises:
-            UserError: an image without a print.
+            UserError: an image without a print, or with too little of one.
         """
-        both = self.extract([reference, probe], ppi, poses or self.usual_poses, progress=False)
+        both = self.embed_to_compare([reference, probe], ppi, poses or self.usual_poses)
         return float(similarity(both[:1], both[1:], self.cells)[0, 0])
 
-    def on_canvas(self, image: Image, ppi: int) -> np.ndarray:
+    def embed_to_compare(self, images: Sequence[Image], ppi: int, poses: Poses) -> np.ndarray:
+        """A few prints as `extract` embeds them; prints of too little area (`check_area`) are a UserError too."""
+        if ppi <= 0:
+            raise UserError(NO_PPI)
+        canvases = np.stack([self.on_canvas(image, ppi) for image in images])
+        return self(torch.from_numpy(canvases).to(self.device), poses).cpu().numpy()
+
+    def on_canvas(self, image: Image | ImageFile, ppi: int, however_small: bool = False) -> np.ndarray:
         """An image (H, W) uint8 or file -> (canvas, canvas) uint8, as an import would store it by `reading`.
 
         `ppi` is the resolution of images that do not state their own. A print of a file of several is named
-        `file#record`, a finger of a slap `file#record-position`.
+        `file#record`, a finger of a slap `file#record-position`. `however_small` leaves out `check_area`.
 
         Raises:
-            UserError: no image, or no print on it.
+            UserError: no image, no print on it, or too little of one.
         """
         name = "image" if isinstance(image, np.ndarray) else str(image)
+        reading = dataclasses.replace(self.reading, ppi=ppi)
         try:
-            opened = open_image(image, dataclasses.replace(self.reading, ppi=ppi))
+            if isinstance(image, ImageFile):
+                name = image.name
+                opened = open_print(image.path, reading, image.record, image.cut, image.slap, image.ppi)
+            else:
+                opened = open_image(image, reading)
             placed, _ = put_on_canvas(opened.grey, NO_MINUTIAE, opened.ppi, self.ppi, self.canvas)
         except (ImageError, CanvasError) as error:
             raise UserError(f"{name}: {error}; give an image of one print, ridges dark") from error
+        if not however_small:
+            self.check_area(placed, name)
         return enhance_canvas(placed, self.ppi) if self.enhanced else placed
+
+    def check_area(self, canvas: np.ndarray, name: str) -> None:
+        """Raises UserError where a canvas (S, S) uint8 shows less of a finger than the model needs to recognise it.
+
+        How much that is was measured for the bundled models, which keep it in `notes`; other models take any print.
+        """
+        least = self.notes.get(LEAST_AREA)
+        if least is None:
+            return
+        area = contact_area(canvas, self.ppi)
+        if area < least:
+            raise UserError(f"{name}: too small: {area:.0f} mm^2 of ridges, the model needs about {least:g}")
 
     def batches(
         self, prints: Shards | Sequence[Image], ppi: int = 0, batch_size: int = 64, progress: bool = False
@@ -268,7 +297,7 @@ class FingerprintExtractor(nn.Module):
         if isinstance(prints, Shards):
             self.check_dataset(prints)
         elif ppi <= 0:
-            raise UserError("resolution of the images unknown; give ppi, for example 500")
+            raise UserError(NO_PPI)
         buffer = np.empty((batch_size, self.canvas, self.canvas), np.uint8)
         with tqdm(total=len(prints), desc="extracting", unit="print", disable=not progress) as bar:
             for start in range(0, len(prints), batch_size):
@@ -277,7 +306,7 @@ class FingerprintExtractor(nn.Module):
                     prints.read(np.arange(start, start + len(canvases)), canvases)
                 else:
                     for row, image in enumerate(prints[start : start + len(canvases)]):
-                        canvases[row] = self.on_canvas(image, ppi)
+                        canvases[row] = self.on_canvas(image, ppi, however_small=True)
                 yield torch.from_numpy(canvases).to(self.device)
                 bar.update(len(canvases))
 

@@ -3,14 +3,16 @@
 A gallery is a folder of Arrow files. Every file is one enrolment, whole or absent. Its name holds the beginning of its
 SHA-256, and its schema what `gallery.json` says. So neither a kill nor a full disk nor two enrolments at once leave a
 folder that cannot be used. Files are memory-mapped: opening costs nothing, and a gallery may be larger than memory.
+To delete a print, its file is written again without it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +21,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_file, write_json
+from fingerprint_accel.data.layouts import position_name
+from fingerprint_accel.durable import fsync_path, write_file, write_json
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.extraction.gallery_files import FACTS, KIND, as_facts, part_files, read_facts, read_part
-from fingerprint_accel.outputs import check_folder, exclusive_lock
+from fingerprint_accel.extraction.gallery_files import (
+    FACTS,
+    KIND,
+    Known,
+    as_facts,
+    change_parts,
+    changing,
+    delete_drafts,
+    known_in,
+    new_part,
+    part_number,
+    positions_in,
+    read_facts,
+    settled_parts,
+)
+from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.similarity import masked_similarity
 
 BLOCK = 65_536  # references compared at a time
@@ -30,7 +47,6 @@ CELL = 128  # references of which only the best is looked at first
 PROBES = 256  # compared at a time
 RESCORED = 1000  # candidates of a probe with several hypotheses that are compared with all of them
 SAME = 0.9999  # similarity from which two embeddings are of one image: other hardware rounds otherwise
-PATIENCE = 60.0  # seconds to wait for another enrolment to write its file
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ class Hits:
 
 
 class Gallery:
-    """Embeddings and names of a gallery folder.
+    """Embeddings of a gallery folder, and what is known of each print.
 
     Args:
         folder: an existing gallery.
@@ -69,8 +85,8 @@ class Gallery:
 
     def _open_parts(self) -> None:
         """Opens the files that are there now."""
-        files = part_files(self.folder)
-        self.part_names, self._parts = [path.name for path in files], [read_part(path, self.dims) for path in files]
+        parts = settled_parts(self.folder, self.dims)
+        self.part_names, self._parts = [name for name, _ in parts], [part for _, part in parts]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
@@ -106,66 +122,141 @@ class Gallery:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def append(self, embeddings: np.ndarray, names: Sequence[str]) -> int:
-        """Enrols prints in one new file: all of them, or none. Prints that are enrolled already, by name and embedding,
-        are passed over, so that an enrolment can be repeated after a kill. Returns how many were new.
+    def append(self, embeddings: np.ndarray, prints: Sequence[str | Known], replace: bool = False) -> int:
+        """Enrols prints: all of them, or none. Prints that are enrolled already, by name and embedding, are passed
+        over, so that an enrolment can be repeated after a kill. Returns how many were new or replaced others.
 
         Args:
             embeddings: (N, D) float32 of unit length.
-            names: N, what a search answers with.
+            prints: N, what is known of each, or its name alone.
+            replace: prints of other images, or of which other things are known, take the place of those of the same
+                name.
 
         Raises:
-            UserError: another process has been writing to the gallery for a minute.
+            UserError: a print of another image has the name of one, and `replace` is not set; two of `prints` share a
+                name; or another process has been writing to the gallery for a minute.
         """
-        assert embeddings.shape == (len(names), self.dims), "one name and one embedding per print"
-        with exclusive_lock(
-            self.folder / ".lock", f"{self.folder}: another command is enrolling; try again later", PATIENCE
-        ):
+        assert embeddings.shape == (len(prints), self.dims), "one name and one embedding per print"
+        known = [Known(each) if isinstance(each, str) else each for each in prints]
+        with changing(self.folder):
             self._open_parts()  # another enrolment may have come between
-            new = self._are_new(embeddings, list(names))
+            new = self._first_of_name(embeddings, known)
+            replaced = self._meet(embeddings, known, new, replace)
+            if replaced and not replace:
+                name = known_in(self._parts[replaced[0][0]], replaced[0][1]).name
+                raise UserError(
+                    f"{name}: enrolled already, from another image; --replace puts this one in its place, "
+                    f"`remove {self.folder} --name` deletes it"
+                )
             if new.any():
-                self._write(embeddings[new], [name for name, is_new in zip(names, new, strict=True) if is_new])
+                added = new_part(
+                    embeddings[new], [each for each, is_new in zip(known, new, strict=True) if is_new], self._facts
+                )
+                self._change(self._masks(replaced), [added])
             if not (self.folder / FACTS).is_file():
                 write_file(self.folder / FACTS, self._facts)
         return int(new.sum())
 
-    def _are_new(self, embeddings: np.ndarray, names: list[str]) -> np.ndarray:
-        """(N,) bool: False where a print of that name and that embedding is enrolled."""
-        new, wanted = np.ones(len(names), bool), pa.array(names, pa.string())
-        for number, part in enumerate(self._parts):
-            rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
-            places: dict[str, list[int]] = {}
-            for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
-                places.setdefault(name, []).append(row)
-            for place in np.flatnonzero(new).tolist() if places else ():
-                enrolled = self._part(number)[places.get(names[place], [])]
-                new[place] = not (enrolled @ embeddings[place] >= SAME).any()
+    def _first_of_name(self, embeddings: np.ndarray, known: list[Known]) -> np.ndarray:
+        """(N,) bool: False for a print that is listed before; two prints of one name are a UserError."""
+        first, new = dict[str, int](), np.ones(len(known), bool)
+        for row, each in enumerate(known):
+            before = first.setdefault(each.name, row)
+            if before != row:
+                same = bool(embeddings[before] @ embeddings[row] >= SAME)
+                require(same, f"{each.name}: two prints of this name; enrol them by two commands, or rename one")
+                new[row] = False
         return new
 
-    def _write(self, embeddings: np.ndarray, names: list[str]) -> None:
-        """A new file of prints."""
-        flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
-        columns = [pa.FixedSizeListArray.from_arrays(flat, self.dims), pa.array(names, pa.string())]
-        batch = pa.record_batch(columns, names=["embedding", "name"]).replace_schema_metadata({"gallery": self._facts})
-        number = max((int(name[5:11]) for name in self.part_names), default=-1) + 1
-        temporary = draft_of(self.folder / f"part-{number:06d}")
-        try:
-            with pa.ipc.new_file(str(temporary), batch.schema) as writer:
-                writer.write_batch(batch)
-            fsync_path(temporary)
-            temporary.rename(self.folder / f"part-{number:06d}-{file_sha256(temporary)[:16]}.arrow")
-            fsync_path(self.folder)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _meet(
+        self, embeddings: np.ndarray, known: list[Known], new: np.ndarray, replace: bool
+    ) -> list[tuple[int, int]]:
+        """Clears `new` where a print of that name and that embedding is enrolled, with `replace` one of which the same
+        is known; file and row of the prints that have the name of one that is new."""
+        wanted = pa.array([each.name for each in known], pa.string())
+        row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}
+        met = []
+        for number, part in enumerate(self._parts):
+            rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
+            vectors = self._part(number)
+            for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
+                place = row_of[name]
+                met.append((number, row, place))
+                is_same = vectors[row] @ embeddings[place] >= SAME
+                if is_same and not (replace and known_in(part, row) != known[place]):
+                    new[place] = False
+        return [(number, row) for number, row, place in met if new[place]]
+
+    def remove(self, person: str = "", names: Iterable[str] = ()) -> int:
+        """Deletes all prints of a person, or the prints of some names, for good: files that hold them are written again
+        without them, and indexes are deleted. A kill leaves all of them or none. Returns how many prints were deleted.
+
+        Raises:
+            UserError: no such person, or no print of one of the names; then nothing is deleted. Or another process has
+                been writing to the gallery for a minute.
+        """
+        column = "person" if person else "name"
+        wanted = {unicodedata.normalize("NFC", name) for name in ([person] if person else names)}
+        with changing(self.folder):
+            delete_drafts(self.folder)  # a killed enrolment may have left prints of this person
+            self._open_parts()
+            masks, found = [], set[str]()
+            for part in self._parts:
+                is_wanted = np.zeros(len(part), bool)
+                if column in part.schema.names:
+                    values = pc.utf8_normalize(part[column], form="NFC")
+                    is_wanted = pc.is_in(values, value_set=pa.array(sorted(wanted), pa.string())).to_numpy(
+                        zero_copy_only=False
+                    )
+                    found |= set(values.filter(pa.array(is_wanted)).to_pylist())
+                masks.append(is_wanted)
+            missing = sorted(wanted - found)
+            require(not missing, f"{self.folder}: no print of {column} {', '.join(missing[:3])} is enrolled")
+            self._change(masks, [])
+        return sum(int(mask.sum()) for mask in masks)
+
+    def _masks(self, rows: list[tuple[int, int]]) -> list[np.ndarray]:
+        """File and row of some prints -> (n,) bool for each file."""
+        masks = [np.zeros(len(part), bool) for part in self._parts]
+        for number, row in rows:
+            masks[number][row] = True
+        return masks
+
+    def _change(self, gone: list[np.ndarray], added: list[pa.RecordBatch]) -> None:
+        """Adds files, and writes those again that hold prints that are gone; the lock is held."""
+        touched = [number for number, mask in enumerate(gone) if mask.any()]
+        new = []
+        for number in touched:
+            left = self._parts[number].filter(pa.array(~gone[number]))
+            if len(left):
+                new.append((part_number(self.part_names[number]), left))
+        last = max((part_number(name) for name in self.part_names), default=-1)
+        new += [(last + 1 + place, batch) for place, batch in enumerate(added)]
+        change_parts(self.folder, new, [self.part_names[number] for number in touched])
         self._open_parts()
+
+    def known(self, rows: np.ndarray) -> list[Known]:
+        """What is known of the print of each row."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        return [
+            known_in(self._parts[part], int(row - self._starts[part])) for part, row in zip(parts, rows, strict=True)
+        ]
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Name of each row."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        return [
-            self._parts[part]["name"][int(row - self._starts[part])].as_py()
-            for part, row in zip(parts, rows, strict=True)
-        ]
+        return [known.name for known in self.known(rows)]
+
+    def of_position(self, position: int) -> np.ndarray:
+        """(N,) bool: prints of this finger position, and those whose position is not known.
+
+        Raises:
+            UserError: there is none.
+        """
+        known = np.concatenate([np.empty(0, np.int16), *(positions_in(part) for part in self._parts)])
+        among = (known == position) | (known == 0)
+        finger = f"finger position {position} ({position_name(position)})"
+        require(bool(among.any()), f"{self.folder}: no print of {finger} is enrolled, and none of unknown position")
+        return among
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """rows (n,) -> (n, D) float32, read from the files."""
@@ -195,7 +286,9 @@ class Gallery:
                 yield int(start) + first, flat[first : first + BLOCK]
 
     @torch.inference_mode()
-    def search(self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu") -> Hits:
+    def search(
+        self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu", among: np.ndarray | None = None
+    ) -> Hits:
         """The k references most similar to each probe; exact.
 
         Args:
@@ -203,16 +296,17 @@ class Gallery:
                 the first finds `RESCORED` candidates, or k, which are compared with the best of all.
             k: how many, at most as many as there are references.
             device: where the products are computed.
+            among: (N,) bool, the references to compare with; None for all.
 
         Raises:
             UserError: an empty gallery, or probes of another length.
         """
         require(len(self) > 0, f"{self.folder}: no print is enrolled yet")
         self.check_probes(probes)
-        k = min(k, len(self))
+        k = min(k, len(self) if among is None else int(among.sum()))
         if probes.ndim == 3:
-            return self.best(probes, self.search(probes[:, 0], max(k, RESCORED), device).row, k)
-        parts = [self._search(part.to(device), k) for part in torch.from_numpy(probes).split(PROBES)]
+            return self.best(probes, self.search(probes[:, 0], max(k, RESCORED), device, among).row, k)
+        parts = [self._search(part.to(device), k, among) for part in torch.from_numpy(probes).split(PROBES)]
         similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
         return Hits(similarity, row)
 
@@ -228,14 +322,18 @@ class Gallery:
             similarity[number, : len(best)], row[number, : len(best)] = scores[best], rows[best]
         return Hits(similarity, row)
 
-    def _search(self, probes: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _search(self, probes: torch.Tensor, k: int, among: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
         best = probes.new_full((len(probes), k), -torch.inf)
         rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
         for start, references in self.blocks():
+            numbers = torch.arange(start, start + len(references), device=probes.device)
+            if among is not None:
+                here = np.flatnonzero(among[start : start + len(references)])
+                references, numbers = references[here], numbers[torch.from_numpy(here).to(probes.device)]
             scores = masked_similarity(probes, _tensor(references).to(probes.device), self.cells)
             found, place = _top(scores, min(k, scores.shape[1]))
             best, order = torch.cat([best, found], dim=1).topk(k, dim=1)
-            rows = torch.cat([rows, place + start], dim=1).gather(1, order)
+            rows = torch.cat([rows, numbers[place]], dim=1).gather(1, order)
         return best, rows
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fingerprint_accel.data.canvas import CanvasError, ridge_mask
 from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.preprocess.coarse import local_means
 
@@ -50,6 +52,18 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
     are_ridges = (per_mm > RIDGES_PER_MM[0]) & (per_mm < RIDGES_PER_MM[1])
     clear = coherence * (variance.sqrt() / CLEAR_CONTRAST).clamp_max(1) * are_ridges
     return clear.sum(dim=(1, 2)) * (2 * cell * MM_PER_INCH / ppi) ** 2
+
+
+def contact_area(canvas: np.ndarray, ppi: int) -> float:
+    """canvas (S, S) uint8 -> mm^2 on which the finger has touched: how large the print is, however faint.
+
+    `ridge_area` weighs places by how clear their ridges are: a faint whole print has as little of it as a patch.
+    """
+    try:
+        mask, block = ridge_mask(canvas, ppi)
+    except CanvasError:
+        return 0.0
+    return float(mask.sum()) * (block * MM_PER_INCH / ppi) ** 2
 
 
 def print_quality(area: torch.Tensor, norm: torch.Tensor, usual_norm: float | None) -> torch.Tensor:

@@ -87,7 +87,7 @@ def four_prints(prints, tmp_path_factory):
 
 def test_scores_are_those_of_the_extractor_with_its_usual_poses(four_prints, monkeypatch):
     extractor = FingerprintExtractor.from_pretrained("small")
-    monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi: image)  # they are canvases already
+    monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi, **_: image)  # they are canvases already
     evaluation = evaluate(extractor, four_prints, "all-pairs", extras=Extras(poses=True))
     embeddings = extractor.extract(four_prints, poses=extractor.usual_poses, progress=False)
     assert (evaluation.poses, embeddings.shape) == (6, (4, 6, 512))

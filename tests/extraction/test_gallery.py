@@ -109,11 +109,27 @@ def test_an_enrolment_can_be_repeated(tmp_path):
     assert Gallery(tmp_path / "gallery").append(every[:5], names) == 0
     rounded = every[:5] * np.float32(1 + 1e-6)
     assert gallery.append(rounded, names) == 0
-    assert gallery.append(unit(2, seed=7), ["0-0", "new"]) == 2  # another print of the same name is one more
     assert gallery.append(np.concatenate([every[:1], unit(1, seed=8)]), ["0-0", "newer"]) == 1
     again = Gallery(tmp_path / "gallery")
-    assert len(again) == len(gallery) == 11
-    assert again.names(np.arange(8, 11)) == ["0-0", "new", "newer"]
+    assert len(again) == len(gallery) == 9
+    assert again.names(np.arange(7, 9)) == ["1-2", "newer"]
+
+
+def test_another_image_of_a_name_is_refused_or_replaces_the_first(tmp_path):
+    gallery, every = filled(tmp_path / "gallery", 5, 3)
+    other = unit(2, seed=7)
+    with pytest.raises(UserError, match=r"0-1: enrolled already, from another image; --replace puts this one in its"):
+        gallery.append(other, ["new", "0-1"])
+    assert len(Gallery(tmp_path / "gallery")) == 8, "all or none"
+    assert gallery.append(other, ["new", "0-1"], replace=True) == 2
+    again = Gallery(tmp_path / "gallery")
+    assert again.names(np.arange(9)) == ["0-0", "0-2", "0-3", "0-4", "1-0", "1-1", "1-2", "new", "0-1"]
+    np.testing.assert_array_equal(again.vectors(np.arange(9)), np.concatenate([every[[0, 2, 3, 4, 5, 6, 7]], other]))
+    assert gallery.append(other, ["new", "0-1"], replace=True) == 0
+    same = np.concatenate([unit(1, seed=9)] * 2)
+    assert gallery.append(same, ["twice", "twice"]) == 1, "listed twice, enrolled once"
+    with pytest.raises(UserError, match="thrice: two prints of this name"):
+        gallery.append(other, ["thrice", "thrice"])
 
 
 def test_a_gallery_that_was_begun_can_be_gone_on_with(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_best_agreement_is_where_similarity_was_reached():
 @pytest.mark.parametrize(("swapped", "degrees", "right", "down"), [(False, 20.0, 24, 0), (True, -20.0, 0, -24)])
 def test_the_probe_lands_on_the_reference(plain, canvas, monkeypatch, swapped, degrees, right, down):
     """Whichever of the two is turned to meet the other: its ridges then lie on those of the reference."""
-    monkeypatch.setattr(plain, "on_canvas", lambda image, ppi: image)  # placing would undo a shift
+    monkeypatch.setattr(plain, "on_canvas", lambda image, ppi, **_: image)  # placing would undo a shift
     pair = (canvas, moved(canvas, degrees, right, down))
     found = compare_prints(plain, *(pair[::-1] if swapped else pair), ppi=300, tried=Poses((-20.0, 20.0), shift_mm=2.0))
     assert found.similarity > 0.9
@@ -67,7 +67,7 @@ def test_so_it_does_where_the_model_aligns_both(small, plain, canvas, monkeypatc
     """Both taken to where the alignment network says: the pose leads from the one over the finger to the other."""
     pair = (canvas, moved(canvas, 20.0, 24, 0))
     for extractor in (small, plain):
-        monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi: image)
+        monkeypatch.setattr(extractor, "on_canvas", lambda image, ppi, **_: image)
     motion = compare_prints(plain, *pair, ppi=300, tried=Poses((-20.0, 20.0), shift_mm=2.0)).pose
     cos, sin = math.cos(0.12), math.sin(0.12)
     first = Pose(torch.tensor([[[cos, -sin], [sin, cos]]]), torch.tensor([[5.0, -3.0]]), None, 256.0)
