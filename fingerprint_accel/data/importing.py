@@ -179,6 +179,7 @@ class ImportJob(Job):
                 row["record"],
                 row["cut"],
                 row["slap"],
+                row["position"],
                 join_name(row["path"], row["record"], row["cut"]),
                 row["finger_key"],
                 row["impression"],

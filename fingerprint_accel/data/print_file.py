@@ -145,6 +145,7 @@ class ImageFile:
         minutiae: its minutiae file.
         minutiae_reason: why that is not to be used, if so.
         record, cut, slap: as of `captures.read_capture`.
+        position: of the finger; 0 where it is not known.
         name, finger_key, impression, finger: as of `shard_writing.Record`, whose `source` is the name.
     """
 
@@ -155,6 +156,7 @@ class ImageFile:
     record: int = 0
     cut: int = 0
     slap: int = 0
+    position: int = 0
     name: str = ""
     finger_key: str = ""
     impression: int = -1
@@ -188,7 +190,7 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
         if file.minutiae is not None and not minutiae_reason:
             height, width = opened.grey.shape
             try:
-                template = read_template(file.minutiae, height, file.cut, reading.xyt_kind)
+                template = read_template(file.minutiae, height, file.position, reading.xyt_kind)
                 minutiae = template.fitted(width, height, opened.ppi)
             except TemplateError as error:
                 minutiae_reason = f"minutiae: {error}"

@@ -187,3 +187,14 @@ def test_the_cases_that_were_reported(tmp_path):
     found, rejected, _ = imported(CASES / "ten-finger-template" / "scans", tmp_path / "ten", "fvc")
     assert not any(found.values())
     assert "3 fingers" in next(iter(rejected.values()))
+
+
+def test_the_position_of_the_finger_chooses_from_a_record_of_several(tmp_path):
+    for number, name in enumerate(("anna_02", "anna_03", "anna_07")):
+        save_image(tmp_path / "scans" / f"{name}.png", number)
+        save_template(tmp_path / "scans" / f"{name}.iso", 10 + 10 * number, (1, 2, 3))
+    found, rejected, _ = imported(
+        tmp_path / "scans", tmp_path / "set", "", names=r"(?P<subject>[a-z]+)_(?P<position>\d+)"
+    )
+    assert found == {"anna_02.png": [10], "anna_03.png": [20], "anna_07.png": []}
+    assert [Path(path).name for path in rejected] == ["anna_07.iso"]
