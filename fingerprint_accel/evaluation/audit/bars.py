@@ -26,10 +26,8 @@ AGREE, APART = 1e-3, 1e-2  # FMR of "these agree", and the least of what does no
 SAMPLE = 4000  # prints whose non-mated scores are looked at
 FEWEST_FINGERS, FEWEST_SCORES = 10, 1000  # for a tail
 ENOUGH_FINGERS = 20  # for trusting it alone
-LABEL_ERRORS = (
-    4  # fingers, in units of the share of non-mated scores that one of F has: 1 / F. They may lie in the tail
-)
-MATED_SHARES = (0.2, 0.05)  # of best mated scores, from which their low end is extrapolated
+TAIL = (1e-3, 1e-2)  # share of scores from which a tail is extrapolated: 1 / F, as wrong keys may stand in the tail
+MATED_SHARES = (0.05, 0.01)  # of best mated scores, from which their low end is extrapolated
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,17 @@ class Bars:
 
     Attributes:
         same: lowest similarity at which prints are surely of one finger.
-        agree: likewise, for prints that have one key anyway.
-        apart: impressions of a finger that are less similar than this to all others of it are surely of another.
+        match: likewise, for a print that is not of its own finger anyway, with all prints of another one together.
+        agree: likewise, for prints that have one key.
+        unlike: below, impressions of a finger are of another one where they are surely the same as that.
+        apart: below, they are of another one, whatever that is.
         lines: what these rest on, or why nothing is decided.
     """
 
     same: float
+    match: float
     agree: float
+    unlike: float
     apart: float
     lines: list[str] = field(default_factory=list)
 
@@ -71,22 +73,50 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
     if count < FEWEST_FINGERS or len(scores) < FEWEST_SCORES:
         few = f"{count} fingers and {len(scores):,} non-mated scores are too few for thresholds of this dataset"
         if noted is None:
-            return Bars(math.inf, math.inf, -math.inf, [f"{few}, and the model keeps none: keys are not judged"])
-        bars, line = noted
-        return Bars(*bars, [f"{few}; {line}", *_told(*bars, rate)])
-    low = min(1e-2, max(1e-3, LABEL_ERRORS / count))
-    same, agree = (tail(scores, (10 * low, low), target) for target in (rate, AGREE))
+            never = math.inf
+            return Bars(never, never, never, -never, -never, [f"{few}, and the model keeps none: keys are not judged"])
+        (same, match, agree, apart), line = noted
+        return Bars(same, match, agree, apart, apart, [f"{few}; {line}", *_told(same, agree, apart, rate)])
+    low = min(TAIL[1], max(TAIL[0], 1 / count))
+    same, match, agree, unlike, usual = (
+        tail(scores, (10 * low, low), target) for target in (rate, APART / count, AGREE, APART, 10 * APART)
+    )
     lines = [
         f"thresholds from {len(scores):,} non-mated scores of {len(np.unique(fingers[rows])):,} fingers of this "
-        f"dataset: an exponential tail through their most similar {10 * low:.1%} and {low:.1%}"
+        f"dataset: an exponential tail through their most similar {1000 * low:g} % and {100 * low:g} %"
     ]
     if count < ENOUGH_FINGERS and noted is not None and noted[0][0] > same:
-        same = noted[0][0]
+        same, match = noted[0][0], max(match, noted[0][1])
         lines.append(f"but {count} fingers are few: the higher one for fingers of two keys is taken; {noted[1]}")
-    apart = tail(scores, (10 * low, low), APART)
-    if len(best_mated) >= 2 / MATED_SHARES[1]:
-        apart = min(apart, -tail(-best_mated, MATED_SHARES, 1 / len(best_mated)))
-    return Bars(same, agree, apart, [*lines, *_told(same, agree, apart, rate)])
+    apart, mated = unlike, best_mated[best_mated > usual]  # what is below is of another finger more often than not
+    if len(mated):
+        apart = min(apart, -tail(-mated, MATED_SHARES, 1 / len(mated)))
+    return Bars(same, match, agree, unlike, apart, [*lines, *_told(same, agree, apart, rate)])
+
+
+def bar_of_fingers(references: np.ndarray, cells: int) -> tuple[float, list[str]]:
+    """Lowest similarity at which two fingers are surely one, of all their prints together, and what it rests on.
+
+    Args:
+        references: (F, D) float32 of unit length, one template for each finger.
+        cells: of dense templates, else 0.
+
+    Returns:
+        Infinite for too few fingers: then single prints decide alone.
+    """
+    count = len(references)
+    rows = sample_of_fingers(np.arange(count), SAMPLE)
+    scores = nonmated_scores(references[rows], rows, cells)
+    if len(scores) < FEWEST_SCORES:
+        return math.inf, []
+    rate = min(SURE, 2 / (count * (count - 1)))
+    low = min(TAIL[1], max(TAIL[0], 1 / count))
+    bar = tail(scores, (10 * low, low), rate)
+    line = (
+        f"two keys are one finger as well where all their prints together have similarity {bar:.3f} or more "
+        f"(FMR {rate:.1g} by a tail of {len(scores):,} scores)"
+    )
+    return bar, [line]
 
 
 def nonmated_scores(embeddings: np.ndarray, fingers: np.ndarray, cells: int) -> np.ndarray:
@@ -109,8 +139,8 @@ def tail(scores: np.ndarray, shares: tuple[float, float], rate: float) -> float:
     return math.tanh(low + (low - high) * math.log(shares[1] / rate) / math.log(shares[0] / shares[1]))
 
 
-def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float, float], str] | None:
-    """`same`, `agree`, `apart` by the model's calibration, and a line about it; None where it has no use."""
+def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float, float, float], str] | None:
+    """`same`, `match`, `agree`, `apart` by the model's calibration, and a line about it; None where it has no use."""
     found = Calibration.from_notes(notes)
     way = found.way(1) if found else None
     if found is None or way is None or len(way.thresholds) < 2:
@@ -129,7 +159,7 @@ def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float,
         f"the model's thresholds are taken, measured on {way.nonmated:,} non-mated scores of {kind} ({found.source}), "
         f"extrapolated below FMR {min(known):g}"
     )
-    return (at(rate), at(AGREE), at(APART)), line
+    return (at(rate), at(rate), at(AGREE), at(APART)), line
 
 
 def _told(same: float, agree: float, apart: float, rate: float) -> list[str]:

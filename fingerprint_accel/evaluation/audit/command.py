@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,16 @@ from tqdm import tqdm
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.evaluation.audit.bars import find_bars
-from fingerprint_accel.evaluation.audit.labels import Prints, joined_fingers, split_fingers
+from fingerprint_accel.evaluation.audit.bars import Bars, bar_of_fingers, find_bars
+from fingerprint_accel.evaluation.audit.labels import (
+    Hit,
+    Prints,
+    fingers_of_split,
+    joined_fingers,
+    references_of,
+    split_fingers,
+    wrong_fingers,
+)
 from fingerprint_accel.evaluation.audit.pictures import ALIKE, copies, digest
 from fingerprint_accel.evaluation.audit.sheet import suspect_sheet
 from fingerprint_accel.evaluation.audit.suspects import KINDS, Suspect
@@ -34,6 +43,7 @@ LIST = "audit"  # kind of the list of suspects
 EXACT_UP_TO = 20_000  # prints, which are all compared with each other; beyond, an index proposes whom to compare
 MOST_MATES, OTHERS = 100, 8  # of a print that a search may find before and beside those of other keys
 BATCH = 256
+SOON = 2.0  # seconds of work, before which no progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,8 @@ def audit(shards: Shards, model: str, work: Path, progress: bool = True) -> Audi
     mated, best_mated = _mated(prints)
     usable = np.flatnonzero(prints.usable)
     bars = find_bars(prints.embeddings[usable], shards.fingers[usable], best_mated, prints.cells, extractor.notes)
-    hits = _hits(prints, min(bars.same, ALIKE), work / "gallery", extractor, progress)
+    everything = prints.embeddings, prints.fingers, prints.cells
+    hits = _hits(*everything, min(bars.same, ALIKE), work / "gallery", extractor, progress)
     alike = [(a, b) for a, b, score in [*mated, *hits] if score >= ALIKE]
     suspects, picture = copies(shards, digests, np.array(alike, np.int64).reshape(-1, 2), progress)
 
@@ -117,12 +128,49 @@ def audit(shards: Shards, model: str, work: Path, progress: bool = True) -> Audi
         posed = extractor(images.to(extractor.device), extractor.usual_poses).cpu().numpy()
         return similarity(posed[: len(some)], posed[len(some) :], prints.cells)
 
-    split = split_fingers(prints, bars, picture, reconsider)
-    joined, split = joined_fingers(prints, bars, picture, hits, split)
-    suspects += [*joined, *split, *misfits(fits), *reuse.suspects(picture)]
+    split = split_fingers(prints, bars, picture, reconsider, progress)
+    labels, lines = _labels(prints, bars, picture, hits, split, suspects, work, extractor, progress)
+    fits[~prints.usable] = np.nan
+    suspects += [*labels, *misfits(fits), *reuse.suspects(picture)]
     places = {kind: place for place, kind in enumerate(KINDS)}
     suspects.sort(key=lambda suspect: (places[suspect.kind], -suspect.badness))
-    return Audit(suspects, [*bars.lines, *_about_templates(shards, suspects)], known.quality)
+    return Audit(suspects, [*bars.lines, *lines, *_about_templates(shards, suspects)], known.quality)
+
+
+def _labels(
+    prints: Prints,
+    bars: Bars,
+    picture: np.ndarray,
+    hits: list[Hit],
+    split: list[Suspect],
+    copied: list[Suspect],
+    work: Path,
+    extractor: FingerprintExtractor,
+    progress: bool,
+) -> tuple[list[Suspect], list[str]]:
+    """Suspects whose keys are wrong, and what they rest on: prints first, then fingers without the prints at fault."""
+    wrong = wrong_fingers(prints, bars, hits, split)
+    outside = {row for suspect in [*split, *wrong] for row in suspect.rows[: suspect.at_fault]}
+    doubtful = {row for suspect in copied if suspect.kind == "same-picture-two-fingers" for row in suspect.rows}
+    references, finger = references_of(prints, outside | doubtful)
+    if math.isinf(bars.same):
+        return [], []
+    named = {suspect.rows[0] for suspect in wrong}
+    unnamed = [suspect for suspect in split if not named.issuperset(suspect.rows[: suspect.at_fault])]
+    found = [each for each in fingers_of_split(prints, bars, unnamed, references, finger) if each.rows[0] not in named]
+    named |= {suspect.rows[0] for suspect in found}
+    split = [suspect for suspect in unnamed if not named.issuperset(suspect.rows[: suspect.at_fault])]
+    bar, lines = bar_of_fingers(references, prints.cells)
+    together = []
+    if not math.isinf(bar):
+        pairs = _hits(references, finger, prints.cells, bar, work / "fingers", extractor, progress)
+        for first, second, score in pairs:
+            rows, others = prints.rows_of[finger[first]], prints.rows_of[finger[second]]
+            scores = similarity(prints.embeddings[rows], prints.embeddings[others], prints.cells)
+            i, j = np.unravel_index(scores.argmax(), scores.shape)
+            together.append((int(rows[i]), int(others[j]), score))
+    joined = joined_fingers(prints, bars, picture, hits, outside, together)
+    return [*joined, *wrong, *found, *split], lines
 
 
 def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reuse]:
@@ -130,7 +178,7 @@ def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reus
     digests: list[bytes] = []
     fits, reuse = np.full((len(shards), 2), np.nan), Reuse()
     side = shards.info.canvas
-    with tqdm(total=len(shards), desc="looking at prints", unit="print", disable=not progress) as bar:
+    with tqdm(total=len(shards), desc="looking at prints", unit="print", delay=SOON, disable=not progress) as bar:
         for start in range(0, len(shards), BATCH):
             rows = np.arange(start, min(start + BATCH, len(shards)))
             images = np.empty((len(rows), side, side), np.uint8)
@@ -145,7 +193,7 @@ def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reus
     return digests, fits, reuse
 
 
-def _mated(prints: Prints) -> tuple[list[tuple[int, int, float]], np.ndarray]:
+def _mated(prints: Prints) -> tuple[list[Hit], np.ndarray]:
     """Pairs of one finger that may be copies, with their similarity; and of every usable print that with the best of
     its finger."""
     alike, best = [], []
@@ -160,22 +208,28 @@ def _mated(prints: Prints) -> tuple[list[tuple[int, int, float]], np.ndarray]:
 
 
 def _hits(
-    prints: Prints, bar: float, folder: Path, extractor: FingerprintExtractor, progress: bool
-) -> list[tuple[int, int, float]]:
-    """Pairs of prints of different keys from similarity `bar` on, the lower row first."""
-    count = len(prints.fingers)
-    gallery = Gallery.create(folder, prints.embeddings.shape[1], extractor.identity, prints.cells)
-    gallery.append(prints.embeddings, [str(row) for row in range(count)])
+    embeddings: np.ndarray,
+    fingers: np.ndarray,
+    cells: int,
+    bar: float,
+    folder: Path,
+    extractor: FingerprintExtractor,
+    progress: bool,
+) -> list[Hit]:
+    """Pairs of rows of different fingers from similarity `bar` on, the lower row first."""
+    count = len(fingers)
+    gallery = Gallery.create(folder, embeddings.shape[1], extractor.identity, cells)
+    gallery.append(embeddings, [str(row) for row in range(count)])
     index = ApproximateSearch(gallery, quick=True) if count > EXACT_UP_TO else None
-    most = min(MOST_MATES, max(map(len, prints.rows_of))) + OTHERS
+    most = min(MOST_MATES, int(np.unique(fingers, return_counts=True)[1].max())) + OTHERS
     found: dict[tuple[int, int], float] = {}
-    with tqdm(total=count, desc="searching", unit="print", disable=not progress) as bar_of_progress:
+    with tqdm(total=count, desc="searching", unit="print", delay=SOON, disable=not progress) as bar_of_progress:
         for start in range(0, count, BATCH):
-            probes = prints.embeddings[start : start + BATCH]
+            probes = embeddings[start : start + BATCH]
             hits = index.search(probes, most) if index else gallery.search(probes, most, extractor.device)
             for i, j in np.argwhere(hits.similarity >= bar).tolist():
                 row, other = start + i, int(hits.row[i, j])
-                if prints.fingers[row] != prints.fingers[other]:
+                if fingers[row] != fingers[other]:
                     found[min(row, other), max(row, other)] = float(hits.similarity[i, j])
             bar_of_progress.update(len(probes))
     return [(a, b, score) for (a, b), score in sorted(found.items())]

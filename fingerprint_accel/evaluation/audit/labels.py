@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from fingerprint_accel.evaluation.audit.bars import Bars
 from fingerprint_accel.evaluation.audit.suspects import Groups, Suspect
-from fingerprint_accel.similarity import mask_of, similarity
+from fingerprint_accel.similarity import fused, mask_of, similarity
 
 LOW_QUALITY = 0.3  # of a print, 0 to 1, below which it may be unlike all others for that alone
 LEAST_SHARED = 0.5  # of the cells of a print that another one must show too, for them to be called unlike
@@ -57,7 +58,9 @@ class Prints:
         return (shown @ shown.T) / np.maximum(1, np.minimum(area[:, None], area[None]))
 
 
-def split_fingers(prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider) -> list[Suspect]:
+def split_fingers(
+    prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider, progress: bool = False
+) -> list[Suspect]:
     """Fingers of which some impressions are unlike all others, while the others agree.
 
     Prints of low quality, and those that show another part of the finger, are not judged.
@@ -67,9 +70,11 @@ def split_fingers(prints: Prints, bars: Bars, picture: np.ndarray, reconsider: R
         bars: what decides.
         picture: (N,) number of each picture; copies of one do not agree for that.
         reconsider: has the last word.
+        progress: shows a progress bar.
     """
     found = []
-    for finger, rows in enumerate(prints.rows_of):
+    fingers = tqdm(prints.rows_of, desc="comparing within fingers", unit="finger", delay=2.0, disable=not progress)
+    for finger, rows in enumerate(fingers):
         if len(rows) < FEWEST_PRINTS:
             continue
         scores = prints.within(finger)
@@ -104,40 +109,108 @@ def _agreeing(scores: np.ndarray, part: list[int], picture: np.ndarray, bar: flo
     return int(np.triu(inner & (picture[part, None] != picture[None, part]), 1).sum())
 
 
+Hit = tuple[int, int, float]
+"""Two rows of different fingers, and their similarity."""
+
+
+def wrong_fingers(prints: Prints, bars: Bars, hits: list[Hit], split: list[Suspect]) -> list[Suspect]:
+    """Prints that are unlike the others of their finger, and surely the same as one of another.
+
+    Args:
+        prints: the dataset.
+        bars: what decides.
+        hits: of prints that are alike.
+        split: what `split_fingers` found.
+    """
+    found: dict[int, Suspect] = {}
+    known = {row for suspect in split for row in suspect.rows[: suspect.at_fault]}
+    for a, b, score in sorted(hits, key=lambda hit: -hit[2]):
+        if score < bars.same or not prints.usable[[a, b]].all():
+            continue
+        for row, other in ((a, b), (b, a)):
+            rows = prints.rows_of[prints.fingers[row]]
+            if row in found or other in found or len(rows) < FEWEST_PRINTS:
+                continue
+            scores = prints.within(int(prints.fingers[row]))
+            place = int(np.flatnonzero(rows == row)[0])
+            rest = np.arange(len(rows)) != place
+            own = float(scores[place, rest].max())
+            agreed = float(scores[np.ix_(rest, rest)][~np.eye(rest.sum(), dtype=bool)].max())
+            if row in known or (own < bars.unlike and agreed >= bars.agree):
+                found[row] = _wrong(row, other, score, own)
+    return list(found.values())
+
+
+def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
+    why = f"similarity {score:.3f} with that finger, {own:.3f} at best with its own"
+    return Suspect("wrong-finger", (row, other), score, why, 1)
+
+
+def fingers_of_split(
+    prints: Prints, bars: Bars, split: list[Suspect], references: np.ndarray, reference_of: np.ndarray
+) -> list[Suspect]:
+    """The prints at fault of `split` whose own finger is in the dataset under another key, as `wrong_fingers`.
+
+    Args:
+        prints: the dataset.
+        bars: what decides.
+        split: what `split_fingers` found.
+        references: (R, D) float32 of unit length, a template for each finger that has one.
+        reference_of: (R,) number of the finger.
+    """
+    found = []
+    for suspect in split:
+        for row in suspect.rows[: suspect.at_fault]:
+            scores = similarity(prints.embeddings[row : row + 1], references, prints.cells)[0]
+            scores[reference_of == prints.fingers[row]] = -1
+            best = int(scores.argmax())
+            if scores[best] >= bars.match:
+                rows = prints.rows_of[reference_of[best]]
+                alike = similarity(prints.embeddings[row : row + 1], prints.embeddings[rows], prints.cells)[0]
+                found.append(_wrong(row, int(rows[alike.argmax()]), float(scores[best]), suspect.score))
+    return found
+
+
+def references_of(prints: Prints, left_out: set[int]) -> tuple[np.ndarray, np.ndarray]:
+    """One template for each finger, (R, D), of its usable prints but those `left_out`, and the finger (R,) of each."""
+    fingers, found = [], []
+    for finger, rows in enumerate(prints.rows_of):
+        kept = [row for row in rows.tolist() if row not in left_out and prints.usable[row]]
+        if kept:
+            fingers.append(finger)
+            found.append(fused(prints.embeddings[kept], prints.cells))
+    none = np.empty((0, prints.embeddings.shape[1]), np.float32)
+    return np.stack(found) if found else none, np.array(fingers, np.int64)
+
+
 def joined_fingers(
-    prints: Prints, bars: Bars, picture: np.ndarray, hits: list[tuple[int, int, float]], split: list[Suspect]
-) -> tuple[list[Suspect], list[Suspect]]:
-    """Prints of two keys that are surely of one finger.
+    prints: Prints, bars: Bars, picture: np.ndarray, hits: list[Hit], outside: set[int], together: list[Hit]
+) -> list[Suspect]:
+    """Keys that are surely one finger, a suspect for each group of them.
 
     Args:
         prints: the dataset.
         bars: what decides.
         picture: (N,) number of each picture: a copy under another key does not tell that both fingers are one.
-        hits: two rows of different fingers, and their similarity, of all that are alike.
-        split: what `split_fingers` found.
-
-    Returns:
-        Fingers that are one, a suspect for each group of them; and `split`, where what belongs to another finger is
-        named as such.
+        hits: of prints that are alike.
+        outside: rows that do not belong to their finger.
+        together: a row of each of two fingers that are one by all their prints, and the similarity of these.
     """
-    sure = [hit for hit in hits if hit[2] >= bars.same and prints.usable[[hit[0], hit[1]]].all()]
-    outside: dict[int, int] = {}  # row that does not belong to its finger -> the suspect that says so
-    for number, suspect in enumerate(split):
-        outside.update(dict.fromkeys(suspect.rows[: suspect.at_fault], number))
+    sure = [
+        (a, b, score)
+        for a, b, score in hits
+        if score >= bars.same
+        and prints.usable[[a, b]].all()
+        and a not in outside
+        and b not in outside
+        and picture[a] != picture[b]
+    ]
     groups, best = Groups(len(prints.rows_of)), {}
-    told = list(split)
-    for a, b, score in sorted(sure, key=lambda hit: hit[2]):
-        for row, other in ((a, b), (b, a)):
-            if row in outside and other not in outside:
-                why = (
-                    f"similarity {score:.3f} with a print of that finger; {split[outside[row]].score:.3f} with its own"
-                )
-                told[outside[row]] = Suspect("wrong-finger", (row, other), score, why, 1)
-        if a not in outside and b not in outside and picture[a] != picture[b]:
-            first, second = int(prints.fingers[a]), int(prints.fingers[b])
-            groups.join(first, second)
-            best[min(first, second), max(first, second)] = (a, b, score)
-    pairs: dict[int, list[tuple[int, int, float]]] = {}
+    for a, b, score in sorted([*sure, *together], key=lambda hit: hit[2]):
+        first, second = sorted((int(prints.fingers[a]), int(prints.fingers[b])))
+        groups.join(first, second)
+        best[first, second] = (a, b, score)
+    pairs: dict[int, list[Hit]] = {}
     for (finger, _), hit in best.items():
         pairs.setdefault(groups.find(finger), []).append(hit)
     found = []
@@ -147,4 +220,4 @@ def joined_fingers(
         keys = len(set(prints.fingers[list(rows)].tolist()))
         score = of_group[0][2]
         found.append(Suspect("one-finger-two-keys", rows, score, f"similarity {score:.3f} across {keys} keys"))
-    return found, told
+    return found

@@ -83,7 +83,7 @@ def copies(
     def of_pair(rows: tuple[int, int]) -> float:
         return correlation(shards.image(rows[0]), shards.image(rows[1]), shards.info.ppi)
 
-    with tqdm(total=len(asked), desc="comparing pixels", unit="pair", disable=not progress) as bar:
+    with tqdm(total=len(asked), desc="comparing pixels", unit="pair", delay=2.0, disable=not progress) as bar:
         for start in range(0, len(asked), AT_ONCE):
             some = asked[start : start + AT_ONCE]
             for (a, b), value in zip(some, each(of_pair, some), strict=True):

@@ -15,7 +15,8 @@ from fingerprint_accel.evaluation.audit.suspects import Suspect
 from fingerprint_accel.extraction.print_quality import ridge_field
 
 FEWEST = 8  # minutiae, below which nothing is said
-PAPER = 0.03  # deviation of the ink, 0 to 1, below which a neighbourhood is paper
+PAPER = 0.03  # deviation of the ink, 0 to 1, below which a neighbourhood may be paper
+FAINT = 0.3  # and this share of that where the print is strongest: faint prints are no paper
 MOST_ON_PAPER = 0.5  # share of the minutiae
 LEAST_ALONG = 0.4  # agreement of directions
 PER_PIXEL, PER_RADIAN = 4, 500  # steps, to which places and angles of a template are rounded
@@ -45,7 +46,8 @@ def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray
             continue
         x, y, angle, _ = minutiae[number, :count].T
         row, column = ((place / field.cell).astype(int).clip(0, most) for place in (y, x))
-        on_paper = contrast[number, row, column] < PAPER
+        limit = min(PAPER, FAINT * float(np.percentile(contrast[number], 95)))
+        on_paper = contrast[number, row, column] < limit
         found[number, 0] = on_paper.mean()
         cosine, sine = flow[number][:, row[~on_paper], column[~on_paper]]
         if len(cosine) >= FEWEST:
