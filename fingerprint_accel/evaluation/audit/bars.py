@@ -88,7 +88,9 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
     if count < ENOUGH_FINGERS and noted is not None and noted[0][0] > same:
         same, match = noted[0][0], max(match, noted[0][1])
         lines.append(f"but {count} fingers are few: the higher one for fingers of two keys is taken; {noted[1]}")
-    apart, mated = unlike, best_mated[best_mated > usual]  # what is below is of another finger more often than not
+    # Best scores of wrong prints are mostly below `usual`, and few of them above; those of mated prints the other way.
+    gap = (best_mated < usual).sum() >= ((best_mated >= usual) & (best_mated < unlike)).sum()
+    apart, mated = unlike, best_mated[best_mated >= (unlike if gap else usual)]
     if len(mated):
         apart = min(apart, -tail(-mated, MATED_SHARES, 1 / len(mated)))
     return Bars(same, match, agree, unlike, apart, [*lines, *_told(same, agree, apart, rate)])

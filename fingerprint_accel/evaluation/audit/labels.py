@@ -88,7 +88,7 @@ def split_fingers(
             if usable and (overlap[np.ix_(part, main)].max(axis=1) >= LEAST_SHARED).all():
                 others = sorted(set(range(len(rows))) - set(part))
                 best = float(reconsider(rows[part].tolist(), rows[others].tolist()).max())
-                if best < bars.apart:
+                if best < bars.unlike:  # in poses, all prints look more alike
                     shown = [*rows[part].tolist(), *rows[main][:MOST_TO_SHOW].tolist()]
                     why = f"similarity {best:.3f} at best with the {len(others)} other impressions"
                     found.append(Suspect("two-fingers-one-key", tuple(shown), best, why, len(part)))
