@@ -169,7 +169,7 @@ def _labels(
             scores = similarity(prints.embeddings[rows], prints.embeddings[others], prints.cells)
             i, j = np.unravel_index(scores.argmax(), scores.shape)
             together.append((int(rows[i]), int(others[j]), score))
-    joined = joined_fingers(prints, bars, picture, hits, outside, together)
+    joined = joined_fingers(prints, bars, picture, hits, outside | doubtful, together)
     return [*joined, *wrong, *found, *split], lines
 
 

@@ -193,7 +193,7 @@ def joined_fingers(
         bars: what decides.
         picture: (N,) number of each picture: a copy under another key does not tell that both fingers are one.
         hits: of prints that are alike.
-        outside: rows that do not belong to their finger.
+        outside: rows that do not belong to their finger, or may not.
         together: a row of each of two fingers that are one by all their prints, and the similarity of these.
     """
     sure = [
