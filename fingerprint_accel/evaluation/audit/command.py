@@ -245,4 +245,4 @@ def _about_templates(shards: Shards, suspects: list[Suspect]) -> list[str]:
             f"{wrong:,} of {shards.info.with_minutiae:,} templates do not fit their prints: most likely they belong to "
             "other images, or are read in another convention or resolution; import again (--minutiae, --xyt-kind)"
         ]
-    return ["templates are measured by the ridges of their own print; half of those of other fingers pass unseen"]
+    return ["templates are measured by the ridges of their own print; many of those of other fingers pass unseen"]
