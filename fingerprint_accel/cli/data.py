@@ -240,21 +240,38 @@ def synth(
 
 def inspect(
     dataset: Positional[Path],
-    out: Path = Path("contact_sheet.png"),
+    out: Path | None = None,
     fingers: int = 5,
     minutiae: Flag = False,
+    audit: Flag = False,
+    model: str = "small",
 ) -> None:
     """Prints what a dataset holds and draws a contact sheet.
 
+    With --audit it lists suspects, and the sheet shows them: the same picture twice, fingers that are one, a finger
+    that is two, prints under a wrong finger, minutiae that do not fit their print. Each is a line of OUT's .jsonl.
+
+    fingerprint-accel inspect datasets/db1
+
+    fingerprint-accel inspect datasets/db1 --audit --out db1-audit.png
+
     Args:
         dataset: Dataset folder.
-        out: PNG file to write.
+        out: PNG file to write; by default contact_sheet.png, or audit.png.
         fingers: Rows of the contact sheet.
         minutiae: Draw minutiae on the prints.
+        audit: Look for prints that are wrong. Takes about as long as `extract`.
+        model: Of an audit: run folder, checkpoint, exported model folder, or bundled model.
     """
     from fingerprint_accel.data.inspection import describe, save_contact_sheet
     from fingerprint_accel.data.shards import open_dataset
 
+    if audit:
+        from fingerprint_accel.evaluation.audit.command import audit_command
+
+        audit_command(dataset, model, out or Path("audit.png"))
+        return
+    out = out or Path("contact_sheet.png")
     shards = open_dataset(dataset)
     print(describe(shards))
     save_contact_sheet(shards, out, fingers, minutiae)

@@ -71,13 +71,14 @@ def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, colu
             text = f"{shards.key_of_finger[finger]}  impression {shards.impressions[row]}"
             draw.text((corner[0] + 4, corner[1] + 1), text[:40], fill="black", font=font)
             if minutiae:
-                _draw_minutiae(draw, shards, row, corner[0], corner[1] + LABEL)
+                draw_minutiae(draw, shards, row, corner[0], corner[1] + LABEL)
     for column in range(1, columns):
         draw.line([(column * side, 0), (column * side, sheet.height)], fill=(200, 200, 200))
     return sheet
 
 
-def _draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int, top: int) -> None:
+def draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int, top: int) -> None:
+    """Draws the minutiae of a print whose canvas has its corner at (left, top): circles, with a tick along each."""
     points, counts = shards.minutiae(np.array([row]))
     for x, y, angle, _ in points[0, : counts[0]].tolist():
         x, y = left + x, top + y

@@ -28,21 +28,26 @@ CANDIDATES = 20  # compared exactly, for each that is asked for
 class ApproximateSearch:
     """A gallery with its index, which is made or brought up to date first; `added` references were not in it yet.
 
+    Args:
+        gallery: to search.
+        quick: looks into `FEWEST_CELLS` cells, however many there are. That finds references which are about as similar
+            as prints of one finger can be; all prints of a gallery can be searched in it in little time.
+
     Raises:
         UserError: FAISS is not installed, an empty gallery, or an index that is damaged.
     """
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, quick: bool = False) -> None:
         try:
             import faiss
         except ImportError as error:
             raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
-        self.gallery = gallery
+        self.gallery, self._quick = gallery, quick
         self._faiss: Any = faiss
         require(len(gallery) > 0, f"{gallery.folder}: no print is enrolled yet")
         self.added = self._bring_up_to_date()
         self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
-        self._index.nprobe = max(FEWEST_CELLS, self._index.nlist // SHARE_OF_CELLS)
+        self._index.nprobe = max(FEWEST_CELLS, 0 if quick else self._index.nlist // SHARE_OF_CELLS)
 
     def search(self, probes: np.ndarray, k: int = 10, among: np.ndarray | None = None) -> Hits:
         """The k references most similar to each probe, as far as they lie in the cells that are looked into.
@@ -53,7 +58,7 @@ class ApproximateSearch:
         k = min(k, len(self.gallery) if among is None else int(among.sum()))
         hypotheses = probes[:, None] if probes.ndim == 2 else probes
         again = self.gallery.cells or hypotheses.shape[1] > 1  # the index ranks by dot products of the first
-        wanted = max(CANDIDATES * k, RESCORED if again else 0)
+        wanted = max(CANDIDATES * k, RESCORED if again and not self._quick else 0)
         first = np.ascontiguousarray(hypotheses[:, 0])
         settings = None
         if among is not None:

@@ -9,6 +9,7 @@ embedding before it is scaled to unit length is larger for prints that the netwo
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,15 +34,27 @@ def _filters() -> torch.Tensor:
     return torch.stack([torch.outer(mean, slope), torch.outer(slope, mean), torch.outer(mean, mean)])[:, None]
 
 
-def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
-    """images (B, canvas, canvas) uint8, ridges dark -> (B,) float32, mm^2 of clear ridges.
+@dataclass(frozen=True)
+class RidgeField:
+    """Ridges of some prints on a grid of cells.
 
-    Every place of the square of `window` pixels in the middle, which the network sees, counts by coherence and
-    contrast.
+    Attributes:
+        clear: (B, n, n) float32, 0 to 1: how surely there are ridges, by coherence and contrast.
+        flow: (B, 2, n, n) float32, cosine and sine of twice the direction of the ridges, counter-clockwise from +x with
+            y up; their length is the coherence, 0 to 1.
+        contrast: (B, n, n) float32, standard deviation of the ink, which is 0 to 1.
+        cell: side of a cell, pixels.
     """
-    edge = (images.shape[-1] - window) // 2
-    seen = images[:, edge : edge + window, edge : edge + window]
-    ink = seen.bitwise_not()[:, None].float().mul_(1 / 255)
+
+    clear: torch.Tensor
+    flow: torch.Tensor
+    contrast: torch.Tensor
+    cell: int
+
+
+def ridge_field(images: torch.Tensor, ppi: int) -> RidgeField:
+    """images (B, S, S) uint8, ridges dark -> where their ridges are, and which way they run."""
+    ink = images.bitwise_not()[:, None].float().mul_(1 / 255)
     x, y, value = F.conv2d(ink, _filters().to(ink.device), stride=2).unbind(1)  # every second place is enough
     cell = max(1, round(CELL_MM / MM_PER_INCH * ppi / 2))
     products = torch.stack([x * x, y * y, x * y, value, value * value], dim=1)
@@ -50,8 +63,22 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
     coherence = ((xx - yy).square() + 4 * xy.square()).sqrt() / (energy + NOISE)
     per_mm = (energy / (variance + NOISE)).sqrt() * (ppi / MM_PER_INCH / (2 * math.pi))
     are_ridges = (per_mm > RIDGES_PER_MM[0]) & (per_mm < RIDGES_PER_MM[1])
-    clear = coherence * (variance.sqrt() / CLEAR_CONTRAST).clamp_max(1) * are_ridges
-    return clear.sum(dim=(1, 2)) * (2 * cell * MM_PER_INCH / ppi) ** 2
+    contrast = variance.sqrt()
+    clear = coherence * (contrast / CLEAR_CONTRAST).clamp_max(1) * are_ridges
+    # Ridges run across the gradient, which turns the doubled angle by half a circle; y of the canvas points down.
+    flow = torch.stack([yy - xx, 2 * xy], dim=1) / (energy + NOISE)[:, None]
+    return RidgeField(clear, flow, contrast, 2 * cell)
+
+
+def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
+    """images (B, canvas, canvas) uint8, ridges dark -> (B,) float32, mm^2 of clear ridges.
+
+    Every place of the square of `window` pixels in the middle, which the network sees, counts by coherence and
+    contrast.
+    """
+    edge = (images.shape[-1] - window) // 2
+    field = ridge_field(images[:, edge : edge + window, edge : edge + window], ppi)
+    return field.clear.sum(dim=(1, 2)) * (field.cell * MM_PER_INCH / ppi) ** 2
 
 
 def contact_area(canvas: np.ndarray, ppi: int) -> float:

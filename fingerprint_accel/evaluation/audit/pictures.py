@@ -1,0 +1,106 @@
+"""Prints that are one picture: byte for byte, or copied, compressed, cropped or brightened.
+
+Two touches of a finger differ by how skin is stretched. Their ridges do not lie on each other after any shift, so that
+their correlation stays low where that of two copies of a picture is near 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from fingerprint_accel.data.ridges import MM_PER_INCH
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.evaluation.audit.suspects import Groups, Kind, Suspect
+from fingerprint_accel.synthesis.workers import each
+
+ALIKE = 0.9  # similarity from which two prints are looked at pixel by pixel
+COPY = 0.9  # correlation from which they are one picture
+RIDGES_MM = (0.3, 1.0)  # distances between ridges; finer is noise, coarser the shape of the contact
+AT_ONCE = 64  # pairs of pictures
+FINER = 8  # steps per pixel at which the best shift is looked for
+
+
+def digest(canvas: np.ndarray) -> bytes:
+    """Of the pixels of a canvas."""
+    return hashlib.blake2b(canvas.tobytes(), digest_size=16).digest()
+
+
+def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
+    """Correlation of the ridges of two canvases (S, S) uint8, -1 to 1, at the best shift to an eighth of a pixel."""
+    side, band = _band(len(first) // 2, ppi / 2)
+    spectra = []
+    for canvas in (first, second):
+        even = len(canvas) // 2 * 2
+        ink = 255 - canvas[:even, :even].astype(np.float32).reshape(even // 2, 2, even // 2, 2).mean(axis=(1, 3))
+        spectra.append(np.fft.fft2(ink, (side, side)) * band)
+    product = spectra[0] * spectra[1].conj()
+    energy = np.sqrt(np.prod([(np.abs(spectrum) ** 2).sum() for spectrum in spectra]))
+    if not energy:
+        return 0.0
+    row, column = np.unravel_index(np.fft.ifft2(product).real.argmax(), product.shape)
+    steps, frequency = np.arange(-FINER, FINER + 1) / FINER, np.fft.fftfreq(side)
+    down = np.exp(2j * np.pi * (row + steps)[:, None] * frequency)
+    across = np.exp(2j * np.pi * (column + steps)[:, None] * frequency)
+    return float((down @ product @ across.T).real.max() / energy)
+
+
+@functools.lru_cache(maxsize=4)
+def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
+    """Side of the spectrum of a picture of `size` pixels, and (side, side) which of its frequencies ridges may have."""
+    side = 1 << (3 * size // 2 - 1).bit_length()  # shifts by more than half a picture may wrap around
+    frequency = np.fft.fftfreq(side)
+    per_mm = np.hypot(frequency[:, None], frequency[None]) * ppi / MM_PER_INCH
+    band = (per_mm > 1 / RIDGES_MM[1]) & (per_mm < 1 / RIDGES_MM[0])
+    return side, band
+
+
+def copies(
+    shards: Shards, digests: Sequence[bytes], pairs: np.ndarray, progress: bool = True
+) -> tuple[list[Suspect], np.ndarray]:
+    """Prints that are one picture.
+
+    Args:
+        shards: the dataset.
+        digests: N, of each canvas.
+        pairs: (n, 2) rows that are alike by their embeddings.
+        progress: shows a progress bar.
+
+    Returns:
+        The suspects, and (N,) int64: a number for each picture.
+    """
+    groups = Groups(len(digests))
+    first_of: dict[bytes, int] = {}
+    same: dict[tuple[int, int], float] = {}
+    for row, known in enumerate(digests):
+        groups.join(row, first_of.setdefault(known, row))
+    asked = [(a, b) for a, b in pairs.tolist() if digests[a] != digests[b]]
+
+    def of_pair(rows: tuple[int, int]) -> float:
+        return correlation(shards.image(rows[0]), shards.image(rows[1]), shards.info.ppi)
+
+    with tqdm(total=len(asked), desc="comparing pixels", unit="pair", delay=2.0, disable=not progress) as bar:
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked[start : start + AT_ONCE]
+            for (a, b), value in zip(some, each(of_pair, some), strict=True):
+                if value >= COPY:
+                    groups.join(a, b)
+                    same[a, b] = value
+            bar.update(len(some))
+    least: dict[int, float] = {}
+    for (a, _), value in same.items():
+        least[groups.find(a)] = min(value, least.get(groups.find(a), 1.0))
+    found = []
+    for rows in groups.of(range(len(digests))):
+        if len(rows) > 1:
+            score = least.get(groups.find(rows[0]), 1.0)
+            exact = len({digests[row] for row in rows}) == 1
+            why = "equal, pixel for pixel" if exact else f"ridges correlate by {score:.2f}"
+            apart = len(set(shards.fingers[rows].tolist())) > 1
+            kind: Kind = "same-picture-two-fingers" if apart else "same-picture-one-finger"
+            found.append(Suspect(kind, tuple(rows), score, why))
+    return found, np.array([groups.find(row) for row in range(len(digests))])

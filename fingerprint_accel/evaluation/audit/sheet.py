@@ -1,0 +1,73 @@
+"""A picture of suspects: a line for each, with its prints side by side."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from fingerprint_accel.data.inspection import draw_minutiae
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.evaluation.audit.suspects import KINDS, Suspect
+from fingerprint_accel.outputs import PICTURE, mark
+
+MOST = 48  # suspects that are shown, as many of each kind as there is room for
+COLUMNS = 6  # prints of a suspect
+SIDE = 256  # of a print, pixels
+HEAD, LABEL = 26, 18  # lines of text over a suspect and over its prints, pixels
+AT_FAULT, OTHER = (176, 58, 0), (110, 110, 110)
+
+
+def shown(suspects: list[Suspect]) -> list[Suspect]:
+    """The worst of each kind, `MOST` in all; kinds with few leave their room to others."""
+    kinds: dict[str, list[Suspect]] = {}
+    for suspect in suspects:
+        kinds.setdefault(suspect.kind, []).append(suspect)
+    turns = sorted((place, number) for number, those in enumerate(kinds.values()) for place in range(len(those)))
+    chosen = sorted((number, place) for place, number in turns[:MOST])
+    lists = list(kinds.values())
+    return [lists[number][place] for number, place in chosen]
+
+
+def suspect_sheet(shards: Shards, suspects: list[Suspect]) -> bytes:
+    """Suspects as PNG; their minutiae are drawn where these are what is wrong."""
+    lines = shown(suspects)
+    width = SIDE * max([3, *(min(COLUMNS, len(suspect.rows)) for suspect in lines)])
+    height = HEAD + LABEL + SIDE
+    sheet = Image.new("RGB", (width, max(1, len(lines)) * height + HEAD), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    title = f"{len(lines)} of {len(suspects)} suspects" if suspects else "no suspects"
+    draw.text((4, 5), f"{shards.folder.name}: {title}", fill="black", font=font)
+    for number, suspect in enumerate(lines):
+        top = HEAD + number * height
+        draw.rectangle((0, top, width, top + HEAD - 4), fill=(232, 232, 232))
+        more = f" ({len(suspect.rows) - COLUMNS} more prints)" if len(suspect.rows) > COLUMNS else ""
+        text = f"{KINDS[suspect.kind][0]}: {suspect.why}{more}"
+        draw.text((4, top + 3), text, fill="black", font=font)
+        for column, row in enumerate(suspect.rows[:COLUMNS]):
+            fault = column < (suspect.at_fault or len(suspect.rows))
+            colour = AT_FAULT if fault else OTHER
+            label = f"{shards.key_of_finger[shards.fingers[row]]}  impression {shards.impressions[row]}"
+            draw.text((column * SIDE + 4, top + HEAD), _fitting(draw, font, label), fill=colour, font=font)
+            sheet.paste(_picture(shards, row, suspect), (column * SIDE, top + HEAD + LABEL))
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_text("Software", mark(PICTURE))
+    sheet.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _picture(shards: Shards, row: int, suspect: Suspect) -> Image.Image:
+    """A print, with its minutiae where they are suspect."""
+    picture = Image.fromarray(np.ascontiguousarray(shards.image(row))).convert("RGB")
+    if suspect.kind.startswith("template"):
+        draw_minutiae(ImageDraw.Draw(picture), shards, row, 0, 0)
+    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def _fitting(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, label: str) -> str:
+    """A label that is not wider than a print; its end is what tells prints apart."""
+    while draw.textlength(label, font=font) > SIDE - 10:
+        label = "…" + label.lstrip("…")[1:]
+    return label
