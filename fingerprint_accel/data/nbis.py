@@ -21,6 +21,7 @@ from fingerprint_accel.errors import UserError
 
 PPI = 500  # the resolution that all three are made for
 ENDING, BIFURCATION = 1, 2
+SMALLEST = 32  # side of an image, pixels: NIST's code reads beyond the ends of images of fewer than 16 and crashes
 FEW, RUN = 10, 5  # a tail of the histogram begins at 5 grey values with fewer than 10 pixels each
 
 
@@ -113,10 +114,16 @@ def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
         grey: (H, W) uint8, ridges dark.
         ppi: of the image.
 
+    Returns:
+        None of an image with a side below 1.6 mm, which cannot show a print.
+
     Raises:
         UserError: `nbis-py` is not installed.
     """
-    minutiae = _handle().minutiae(_at_500(grey, ppi))
+    handle, known = _handle(), _at_500(grey, ppi)
+    if min(known.shape) < SMALLEST:
+        return np.empty((0, 4), np.float32)
+    minutiae = handle.minutiae(known)
     minutiae[:, :2] *= ppi / PPI
     return minutiae
 
@@ -127,7 +134,8 @@ def nfiq2(grey: np.ndarray, ppi: float) -> int:
     Raises:
         UserError: `nbis-py` is not installed.
     """
-    score = _handle().quality(_at_500(grey, ppi))
+    handle, known = _handle(), _at_500(grey, ppi)
+    score = handle.quality(known) if min(known.shape) >= SMALLEST else math.nan
     return -1 if math.isnan(score) else round(score)
 
 
