@@ -3,10 +3,10 @@
 OMP_NUM_THREADS=1 python benchmarks/minutiae_worth.py --work FOLDER --out minutiae_worth.json
 
 Synthetic prints are written as image files of 500 ppi and imported three times: with their exact minutiae, with those
-that mindtct finds, and with none (`--kinds` can add those of mindtct's that it calls reliable). A small network is
-trained on each, with the same seed, steps and pictures. Fingers that no training saw tell how well the network draws
-the exact minutia maps, and how well it recognises. What lies in FOLDER is not made again: a run that was stopped goes
-on. Needs `nbis-py`.
+that `--find-minutiae mindtct` finds, and with none (`--kinds` can add all of mindtct's, with those that the import
+leaves out). A small network is trained on each, with the same seed, steps and pictures. Fingers that no training saw
+tell how well the network draws the exact minutia maps, and how well it recognises. What lies in FOLDER is not made
+again: a run that was stopped goes on. Needs `nbis-py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from fingerprint_accel import FingerprintExtractor
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.nbis import find_minutiae
+from fingerprint_accel.data.nbis import Nbis
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.data.templates import write_template
 from fingerprint_accel.errors import one_line_errors
@@ -43,8 +43,7 @@ from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.skin import make_masters
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "small.py"
-Kind = Literal["exact", "mindtct", "reliable", "none"]
-RELIABLE = 0.3  # what mindtct says of a minutia, from 0 to 1
+Kind = Literal["exact", "mindtct", "all", "none"]
 PPI, CANVAS = 500, 560  # of the image files, pixels
 AT_ONCE = 10  # fingers rendered together
 HELD_OUT = 100_000  # number of the first finger that no training sees
@@ -95,28 +94,30 @@ def write_images(folder: Path, first: int, fingers: int, impressions: int, quali
     half_done.rename(folder)
 
 
-def write_reliable(folder: Path) -> None:
-    """Writes `reliable/FINGER_IMPRESSION.iso`: what mindtct finds on the images, without what it doubts."""
-    if (folder / "reliable").is_dir():
+def write_all(folder: Path) -> None:
+    """Writes `all/FINGER_IMPRESSION.iso`: what mindtct finds on the images, with what it doubts."""
+    if (folder / "all").is_dir():
         return
-    half_done = folder / "reliable.part"
+    half_done, detector = folder / "all.part", Nbis()
     half_done.mkdir(exist_ok=True)
     for path in tqdm(sorted((folder / "images").iterdir()), desc=f"looking at {folder.name}"):
-        found = find_minutiae(np.asarray(Image.open(path)), PPI)
-        write_template(half_done / f"{path.stem}.iso", found[found[:, 3] >= RELIABLE], CANVAS, CANVAS, PPI)
-    half_done.rename(folder / "reliable")
+        found = detector.minutiae(np.asarray(Image.open(path)))
+        write_template(half_done / f"{path.stem}.iso", found, CANVAS, CANVAS, PPI)
+    half_done.rename(folder / "all")
 
 
 def imported(images: Path, kind: str, workers: int = 0) -> Shards:
     """The dataset of these images with minutiae of a kind."""
     out = images / f"dataset-{kind}"
     if not out.is_dir():
+        if kind == "all":
+            write_all(images)
         import_dataset(
             images / "images",
             out,
             "fvc",
             PPI,
-            minutiae=images / kind if kind in ("exact", "reliable") else None,
+            minutiae=images / kind if kind in ("exact", "all") else None,
             find_minutiae="mindtct" if kind == "mindtct" else "",
             workers=workers,
         )
@@ -253,7 +254,7 @@ def main(
         unseen_fingers, unseen_impressions: To measure with.
         quality: Of the prints, as of `synth`.
         steps: Of each training.
-        kinds: Of minutiae to train with; reliable: mindtct's without what it doubts.
+        kinds: Of minutiae to train with; all: mindtct's with what it doubts.
         seeds: Of the trainings, all kinds with each.
         map_weight: Of the minutia-map loss.
         out: JSON file to write.
@@ -263,11 +264,9 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     write_images(work / "train", 0, fingers, impressions, quality)
     write_images(work / "unseen", HELD_OUT, unseen_fingers, unseen_impressions, quality)
-    if "reliable" in kinds:
-        write_reliable(work / "train")
     training = {kind: imported(work / "train", kind) for kind in kinds}
     unseen, found = (imported(work / "unseen", kind) for kind in ("exact", "mindtct"))
-    agreed = agreement(unseen, found)
+    agreed = agreement(unseen, imported(work / "unseen", "all"))
     print({least: {name: round(value, 3) for name, value in row.items()} for least, row in agreed.items()})
     runs: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []

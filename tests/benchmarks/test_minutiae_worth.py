@@ -30,16 +30,15 @@ def test_imports_differ_in_their_minutiae_alone(tmp_path):
     import minutiae_worth
 
     minutiae_worth.write_images(tmp_path / "made", 0, 2, 2, "clean")
-    minutiae_worth.write_reliable(tmp_path / "made")
-    kinds = ("exact", "mindtct", "reliable", "none")
+    kinds = ("exact", "mindtct", "all", "none")
     sets = {kind: minutiae_worth.imported(tmp_path / "made", kind, workers=1) for kind in kinds}
     rows = np.arange(4)
     numbers = {kind: sets[kind].minutia_count.tolist() for kind in sets}
     assert numbers["none"] == [0] * 4
-    assert all(0 < few < many for few, many in zip(numbers["reliable"], numbers["mindtct"], strict=True))
+    assert all(0 < few < many for few, many in zip(numbers["mindtct"], numbers["all"], strict=True))
     for shards in sets.values():
         assert shards.table["source"].equals(sets["exact"].table["source"])
         assert all(np.array_equal(shards.image(row), sets["exact"].image(row)) for row in rows)
-    agreed = minutiae_worth.agreement(sets["exact"], sets["mindtct"])
+    agreed = minutiae_worth.agreement(sets["exact"], sets["all"])
     assert agreed["0"]["recall"] > 0.7
     assert agreed["0.3"]["precision"] > 0.8
