@@ -31,6 +31,7 @@ class ShardWriter:
         encoding: of the images, "raw" or "lz4".
         enhanced: whether the images that will be added are enhanced.
         truth: whether the dataset has the columns `pose` and `contact`.
+        nfiq2: whether it has the column `nfiq2`.
 
     Raises:
         UserError: `out` exists and is not to be replaced (`outputs.check_folder`), or an unknown encoding.
@@ -46,11 +47,12 @@ class ShardWriter:
         encoding: str = "raw",
         enhanced: bool = False,
         truth: bool = False,
+        nfiq2: bool = False,
     ) -> None:
         check_encoding(encoding)
         check_folder(out, DATASET, overwrite)
         self.out, self.ppi, self.canvas, self.rows_per_shard = Path(out), ppi, canvas, rows_per_shard
-        self.encoding, self.enhanced, self.truth = encoding, enhanced, truth
+        self.encoding, self.enhanced, self.columns = encoding, enhanced, {"truth": truth, "nfiq2": nfiq2}
         self.folder = self.out.with_name(f".{self.out.name}.tmp")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -77,7 +79,7 @@ class ShardWriter:
         assert isinstance(record.image, np.ndarray), "an image, not yet encoded"
         assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
         assert record.image.dtype == np.uint8, "canvases are uint8"
-        assert self.truth or record.truth is None, "a dataset without the columns of the truth"
+        assert self.columns["truth"] or record.truth is None, "a dataset without the columns of the truth"
         if not plausible(record.minutiae):
             raise UserError(
                 f"{record.source}: {IMPLAUSIBLE} (finger {record.finger_key}, impression {record.impression}); "
@@ -91,7 +93,7 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._pending:
             path = self.folder / f"data-{len(self._facts):05d}.arrow"
-            facts = write_shard(path, self._pending, self.canvas, self.encoding, self.truth)
+            facts = write_shard(path, self._pending, self.canvas, self.encoding, **self.columns)
             self._facts.append(facts | {"sha256": file_sha256(path)})
             self._pending = []
 
@@ -101,6 +103,6 @@ class ShardWriter:
         for shard, name in enumerate(names):
             (self.folder / f"data-{shard:05d}.arrow").rename(self.folder / name)
         publish_dataset(
-            self.folder, names, self._facts, self.ppi, self.canvas, self.encoding, self.enhanced, self.truth
+            self.folder, names, self._facts, self.ppi, self.canvas, self.encoding, self.enhanced, **self.columns
         )
         put_in_place(self.folder, self.out, DATASET)

@@ -90,7 +90,8 @@ def import_files(
         minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
             FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
         xyt_kind: Of .xyt files: as mindtct writes them (nist) or with -m1; auto tells it from all of them.
-        find_minutiae: Find minutiae where no file states them, with NIST's detector (pip install nbis-py).
+        find_minutiae: Find minutiae where no file states them, with NIST's detector (pip install nbis-py); what it
+            calls unreliable is left out.
         nfiq2: Store NIST's quality score, 0 to 100 (pip install nbis-py; takes about 0.4 s a print).
         encoding: Of the images in the dataset; lz4 takes less room, without loss.
         seed: Of the order in which prints are written.

@@ -24,6 +24,7 @@ def evaluate(
     pairs_file: Path | None = None,
     against: Path | None = None,
     minimum_quality: float = 0.0,
+    minimum_nfiq2: int = 0,
     poses: Flag = False,
     by: str = "",
     batch_size: int = 64,
@@ -41,6 +42,8 @@ def evaluate(
 
     fingerprint-accel evaluate small datasets/db1 --by '^[^/]+'
 
+    fingerprint-accel evaluate small datasets/db1 --minimum-nfiq2 20 --by nfiq2
+
     Args:
         model: Run folder (its best checkpoint), checkpoint folder, exported model folder, or bundled model.
         dataset: Dataset folder.
@@ -53,15 +56,18 @@ def evaluate(
             names prints FINGER/IMPRESSION or by their source, or a benchmark of flx (.json).
         against: Another model, for the same comparisons: is the difference more than chance?
         minimum_quality: Prints below, 0 to 1, count as failures to extract: they never match.
+        minimum_nfiq2: Likewise prints with a lower NFIQ 2 score, 0 to 100, or with none; `import --nfiq2` stores the
+            scores.
         poses: Compare as `compare` does: every print turned and shifted in 45 ways, the best agreement counts. Takes 45
             times as long to embed, and 0.2 MB of memory per print.
         by: Regular expression whose first group, searched in the source of a print, names its group; the error rates
-            of groups are printed. Default: folders of the source, on the page only.
+            of groups are printed. nfiq2: bands of the NFIQ 2 score, by the worse print of each comparison. Default:
+            folders of the source, and bands where there are scores, on the page only.
         batch_size: Prints at a time.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
-    extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses)
+    extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses, minimum_nfiq2)
     evaluate_command(model, dataset, protocol, out, batch_size, extras)
 
 

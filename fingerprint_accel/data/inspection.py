@@ -42,6 +42,11 @@ def describe(shards: Shards) -> str:
     if shards.has_truth:
         known = np.count_nonzero(shards.truth_known(np.arange(len(shards))))
         rows.append(("with pose and contact", f"{known} ({known / info.prints:.0%})"))
+    if shards.has_nfiq2:
+        scores = shards.nfiq2()
+        scores = scores[scores >= 0]
+        median = f"median {int(np.median(scores))}, " if len(scores) else ""
+        rows.append(("NFIQ 2", f"{median}known of {len(scores)} ({len(scores) / info.prints:.0%})"))
     size = sum(file.stat().st_size for file in shards.folder.iterdir()) / 1e6
     rows += [("shards", f"{len(info.sha256)}"), ("MB", f"{size:.1f}")]
     return aligned(rows)

@@ -131,6 +131,10 @@ class Shards:
             views.append((pose.reshape(rows, 3), contact.reshape(rows, CONTACT_BYTES)))
         return views
 
+    def nfiq2(self) -> np.ndarray:
+        """(N,) int16 NFIQ 2 score of each print, 0 to 100; -1 where it is not known, everywhere without the column."""
+        return self._numbers("nfiq2") if self.has_nfiq2 else np.full(len(self), -1, np.int16)
+
     def image(self, row: int) -> np.ndarray:
         """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
         chunk, place = self._place(row)

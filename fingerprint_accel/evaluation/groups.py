@@ -1,4 +1,4 @@
-"""Error rates of parts of a dataset, told apart by the `source` of their prints."""
+"""Error rates of parts of a dataset, told apart by the `source` of their prints or by their NFIQ 2 scores."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from fingerprint_accel.metrics.verification import sensible_fmr
 FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
 ACROSS = "across"
+BY_NFIQ2 = "nfiq2"  # in place of a regular expression
+NFIQ2 = "NFIQ 2 of the worse print"  # what these groups are told apart by
+BANDS = {20: "0-20", 40: "21-40", 60: "41-60", 80: "61-80", 100: "81-100"}  # highest score of each
+NOT_SCORED = "(no score)"  # comes before digits: a comparison with such a print counts here
 Table = list[tuple[str, ...]]
 """Rows of cells, the first row being the header."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Comparisons of prints that are both of one group, or, as `ACROSS`, of two.
+    """Comparisons of prints that are both of one group, or, as `ACROSS`, of two; by NFIQ 2, of prints the worse of
+    which is of this group.
 
     Attributes:
         name: what the prints have in common.
@@ -78,12 +83,15 @@ def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
 
     Args:
         shards: the dataset.
-        by: regular expression that is searched in each source, its first group (or all of it) is the name; empty: the
-            folders of the source, each that takes 2 to 12 values (of synthetic prints quality and pattern class).
+        by: regular expression that is searched in each source, its first group (or all of it) is the name; "nfiq2":
+            bands of the NFIQ 2 score; empty: the folders of the source, each that takes 2 to 12 values (of synthetic
+            prints quality and pattern class), and the bands where prints have scores.
 
     Raises:
-        UserError: not a regular expression, or a source in which it is not found.
+        UserError: not a regular expression, a source in which it is not found, or a dataset without scores.
     """
+    if by == BY_NFIQ2:
+        return {NFIQ2: nfiq2_bands(known_nfiq2(shards, f"--by {by}"))}
     encoded = shards.table["source"].combine_chunks().dictionary_encode()
     sources, codes = encoded.dictionary.to_pylist(), np.from_dlpack(encoded.indices)
     if by:
@@ -96,7 +104,28 @@ def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
         names = np.array([parts[place] for parts in folders], dtype=object)
         if FEWEST <= len(set(names)) <= MOST:
             found[SYNTHETIC_PARTS[place] if synthetic else f"folder {place + 1} of the source"] = names[codes]
+    bands = nfiq2_bands(shards.nfiq2())
+    if len(set(bands)) >= FEWEST:
+        found[NFIQ2] = bands
     return found
+
+
+def known_nfiq2(shards: Shards, option: str) -> np.ndarray:
+    """(N,) int16 scores as of `Shards.nfiq2`.
+
+    Raises:
+        UserError: no print has one; the line begins with the option that needs them.
+    """
+    scores = shards.nfiq2()
+    if (scores < 0).all():
+        raise UserError(f"{option}: {shards.folder} has no NFIQ 2 scores; import its prints again with --nfiq2")
+    return scores
+
+
+def nfiq2_bands(scores: np.ndarray) -> np.ndarray:
+    """scores (N,) -> (N,) names of their bands."""
+    names = np.array([NOT_SCORED, *BANDS.values()], dtype=object)
+    return names[np.where(scores < 0, 0, 1 + np.searchsorted(list(BANDS), scores))]
 
 
 def _matches(pattern: str, sources: list[str]) -> np.ndarray:
@@ -116,6 +145,9 @@ def _matches(pattern: str, sources: list[str]) -> np.ndarray:
 def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
     """Error rates within each group, and of comparisons across groups.
 
+    By NFIQ 2 no comparison is across groups: the quality of a comparison is that of the worse print (Grother and
+    Tabassi 2007, "Performance of Biometric Quality Measures").
+
     Args:
         scores: of all comparisons.
         names: (N,) group of every print.
@@ -124,10 +156,11 @@ def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
     values, codes = np.unique(names, return_inverse=True)
     rate = sensible_fmr(len(scores.nonmated)) or 0.1
     threshold = sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(rate)
-    mated_of, nonmated_of = (  # the group of both prints, -1 where they differ
-        np.where(codes[rows[:, 0]] == codes[rows[:, 1]], codes[rows[:, 0]], -1)
-        for rows in (scores.pairs.mated, scores.pairs.nonmated)
-    )
+    both = codes[scores.pairs.mated], codes[scores.pairs.nonmated]  # (n, 2) each
+    if by == NFIQ2:  # names are in the order of their bands
+        mated_of, nonmated_of = (pair.min(axis=1) for pair in both)
+    else:  # -1 where they differ
+        mated_of, nonmated_of = (np.where(pair[:, 0] == pair[:, 1], pair[:, 0], -1) for pair in both)
     groups = []
     for code, name in [*enumerate(values.tolist()), (-1, ACROSS)]:
         mated, nonmated = scores.mated[mated_of == code], scores.nonmated[nonmated_of == code]

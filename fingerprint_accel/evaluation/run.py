@@ -13,7 +13,7 @@ from fingerprint_accel import __version__
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.durable import write_file, write_json
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.evaluation.groups import breakdown, groupings
+from fingerprint_accel.evaluation.groups import breakdown, groupings, known_nfiq2
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs_file
 from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
@@ -51,13 +51,14 @@ class Extras:
         pairs: mated, and non-mated, comparisons of the protocol `sampled`; None: `SAMPLED_PAIRS`.
         seed: of that sample.
         pairs_file: list of comparisons in place of a protocol, or a benchmark of flx, also for identification.
-        by: regular expression that names a print's group from its source; empty: the folders of the source.
+        by: how prints are grouped, as of `groupings`.
         against: another model, for the same comparisons.
         minimum_quality: prints below count as failures to extract.
+        minimum_nfiq2: prints with a lower NFIQ 2 score, or none, likewise.
         poses: compare best over the usual poses of the model, as `compare` does, in place of prints as they are.
 
     Raises:
-        UserError: a quality out of range.
+        UserError: a quality or score out of range.
     """
 
     pairs: int | None = None
@@ -67,9 +68,11 @@ class Extras:
     against: Path | None = None
     minimum_quality: float = 0.0
     poses: bool = False
+    minimum_nfiq2: int = 0
 
     def __post_init__(self) -> None:
         require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
+        require(0 <= self.minimum_nfiq2 <= 100, f"--minimum-nfiq2 {self.minimum_nfiq2}: must lie between 0 and 100")
 
     def poses_of(self, extractor: FingerprintExtractor) -> Poses:
         """What is tried at comparison with a model."""
@@ -147,9 +150,7 @@ def evaluate(
     names = groupings(shards, extras.by)
     other = None if extras.against is None else open_extractor(extras.against)
     poses = extras.poses_of(extractor)
-    extracted = None
-    if extras.minimum_quality > 0:
-        extracted = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
+    extracted = _extracted(extractor, shards, batch_size, extras)
     scores, closed, opened = plan.carry_out(extractor, shards, poses, batch_size, extracted)
     rival = None
     if extras.against is not None and other is not None:
@@ -172,6 +173,17 @@ def evaluate(
     )
 
 
+def _extracted(extractor: FingerprintExtractor, shards: Shards, batch_size: int, extras: Extras) -> np.ndarray | None:
+    """(N,) bool, prints good enough; None where no least quality is asked for."""
+    extracted = None
+    if extras.minimum_nfiq2 > 0:
+        extracted = known_nfiq2(shards, f"--minimum-nfiq2 {extras.minimum_nfiq2}") >= extras.minimum_nfiq2
+    if extras.minimum_quality > 0:
+        good = extractor.quality(shards, batch_size=batch_size) >= extras.minimum_quality
+        extracted = good if extracted is None else extracted & good
+    return extracted
+
+
 def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
     config, preparation = extractor.model.config, extractor.preprocess_config
     window = f"{preparation.crop} of {extractor.canvas} pixels, seen at {preparation.size}"
@@ -185,6 +197,11 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
         ("ppi", f"{shards.info.ppi}"),
         ("compared", compared(len(extras.poses_of(extractor)))),
     ]
+    if extras.minimum_quality > 0:
+        rows.append(("quality", f"at least {extras.minimum_quality:g}"))
+    if extras.minimum_nfiq2 > 0:
+        without = int((shards.nfiq2() < 0).sum())
+        rows.append(("NFIQ 2", f"at least {extras.minimum_nfiq2}; {without:,} prints have no score and count as below"))
     if extractor.cells:
         rows.append(("similarity", f"over the cells that both prints show, of {extractor.cells}"))
     if extras.against is not None:
