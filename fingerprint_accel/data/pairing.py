@@ -97,7 +97,7 @@ class Pairing:
 def _preference(path: str) -> tuple[str, int]:
     """Sorts files of one name by their suffix: the first of them is used."""
     stem, suffix = os.path.splitext(path)  # noqa: PTH122
-    return stem, SUFFIXES.index(suffix.lower())
+    return stem, SUFFIXES.index(suffix.lower()) if suffix.lower() in SUFFIXES else len(SUFFIXES)
 
 
 def _absolute(paths: pa.Array, root: Path) -> pa.Array:
