@@ -64,12 +64,12 @@ def fine(cupboard: Cupboard, number: int) -> None:
     """1,000 ppi, as the name says."""
     found, (suffix, write) = cupboard.take(), (LOSSLESS_FILES["PNG"], LOSSLESS_FILES["TIFF"])[number % 2]
     data = write(rescaled(found.grey, 1000))
-    cupboard.imported("1,000 ppi, by its name", found, suffix, data, f"{found.stem}_1000", tolerance=RESCALED)
+    cupboard.imported("1,000 ppi in its name", found, suffix, data, f"{found.stem}_1000", tolerance=RESCALED)
 
 
 def wrong_ppi(cupboard: Cupboard, _: int) -> None:
     """1,000 ppi, as its tags say and nothing else."""
-    found, what = cupboard.take(), "1,000 ppi, by its tags alone"
+    found, what = cupboard.take(), "1,000 ppi in its tags alone"
     path = cupboard.write(what, cupboard.place(found.stem + ".png"), png(rescaled(found.grey, 1000), dpi=(1000, 1000)))
     cupboard.expect(what, path, found.finger_key, found.impression, note="its tags say 1000 ppi, 500 were used")
 
@@ -158,7 +158,7 @@ def fine_transaction(cupboard: Cupboard, number: int) -> None:
         type_14(1, grey, found.position, "PNG", per_unit=394, units=2),
     )[number % 3]
     data = transaction(record, header={11: "39.37", 12: "39.37"})
-    cupboard.imported("ANSI/NIST, 1,000 ppi", found, ".an2", data, record=2, tolerance=RESCALED)
+    cupboard.imported("ANSI/NIST at 1,000 ppi", found, ".an2", data, record=2, tolerance=RESCALED)
 
 
 def transaction_minutiae(cupboard: Cupboard, number: int) -> None:
@@ -177,7 +177,7 @@ def transaction_minutiae(cupboard: Cupboard, number: int) -> None:
 
 def ten_prints(cupboard: Cupboard, number: int) -> None:
     """A card: ten fingers, a palm, a face."""
-    prints, what = [cupboard.take() for _ in range(10)], "ANSI/NIST card of ten fingers, palm and face"
+    prints, what = [cupboard.take() for _ in range(10)], "ANSI/NIST card of ten fingers with palm and face"
     images = [type_14(at, found.grey, at, "WSQ20") for at, found in enumerate(prints, start=1)]
     palm = type_14(11, prints[0].grey, 25, "PNG", kind=15)
     face = 10, 12, tagged(10, {2: "12", 3: "FACE"}, b"\xff\xd8\xff")
@@ -192,7 +192,7 @@ def ten_prints(cupboard: Cupboard, number: int) -> None:
 
 def shared_number(cupboard: Cupboard, number: int) -> None:
     """Two transactions of two persons with one number: they are told apart by their files."""
-    what = "ANSI/NIST, two files with one number"
+    what = "two ANSI/NIST files of one number"
     for copy in "ab":
         prints = [cupboard.take(), cupboard.take()]
         data = transaction(*[type_14(at, found.grey, at, "PNG") for at, found in enumerate(prints, 1)], header={9: "1"})
@@ -235,7 +235,7 @@ def two_fingers(cupboard: Cupboard, _: int) -> None:
 
 def slap_image(cupboard: Cupboard, number: int) -> None:
     """Four fingers on an image; the name tells the hand."""
-    what, left = "slap, hand in its name", number % 2 == 1
+    what, left = "slap whose name tells the hand", number % 2 == 1
     paper, _ = slap(SLAP_SEED + number, left)
     person, position = f"h{number:04d}", 14 if left else 13
     path = cupboard.write(what, cupboard.place(f"{person}_{position}_1.png"), png(paper))
@@ -260,12 +260,12 @@ def slap_record(cupboard: Cupboard, number: int) -> None:
 def slap_of_unknown_hand(cupboard: Cupboard, number: int) -> None:
     """Four fingers under the name of one."""
     paper, _ = slap(SLAP_SEED + 800 + number)
-    cupboard.refused("slap, named as one finger", f"u{number:04d}_02_1.png", png(paper), "several fingers on one image")
+    cupboard.refused("slap named as one finger", f"u{number:04d}_02_1.png", png(paper), "several fingers on one image")
 
 
 def with_minutiae(suffix: str) -> Callable[[Cupboard, int], None]:
     """An image and its minutiae file."""
-    what = f"minutiae, {suffix}"
+    what = f"minutiae beside the image, {suffix}"
 
     def fill(cupboard: Cupboard, number: int) -> None:
         found = cupboard.take()
@@ -342,7 +342,7 @@ def no_print(cupboard: Cupboard, number: int) -> None:
     stem = cupboard.take().stem
     what, image, reason = (
         ("blank image", np.full((400, 400), 255, np.uint8), "blank"),
-        ("scrap of a few pixels", np.full((9, 12), 99, np.uint8), "too small"),
+        ("scrap of a few pixels", np.arange(108, dtype=np.uint8).reshape(9, 12), "too small"),
         ("56 megapixels", np.zeros((7000, 8000), bool), "too large"),
     )[number % 3]
     cupboard.refused(what, f"{stem}.png", png(image), reason)

@@ -1,7 +1,7 @@
 """ANSI/NIST-ITL transactions in traditional encoding (`.an2`, `.eft`, `.nist`): images of record types 4, 13 and 14.
 
 Written from NIST Special Publication 500-290e3 (ANSI/NIST-ITL 1-2011, update 2015). `nistitl`, the package on PyPI,
-reads 23 of NIST's 24 sample files, copies every image, and takes 16 to 50 times longer.
+refuses one of NIST's samples, copies every image, and takes 4 to 14 times as long (`benchmarks/transactions.py`).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ IMAGE_STARTS = (
     b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
 )  # fmt: skip
 SURE_STARTS = tuple(start for start in IMAGE_STARTS if len(start) > 2 and start != b"RIFF")  # of nothing but images
+PNG_START = b"\x89PNG"
 WSQ_START = b"\xff\xa0"  # the marker "start of image"
 SIZE = struct.Struct(">Q")  # of the file's bytes, which follow
 # decoded?, height, width, pages of the file, its ppi, bytes that follow: the pixels, or else the reason in UTF-8
@@ -77,6 +78,8 @@ def decode(data: bytes) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if data.startswith(PNG_START):  # Pillow compares checksums only when it is asked to
+                Image.open(io.BytesIO(data)).verify()
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")

@@ -159,3 +159,13 @@ def test_a_tiff_without_its_tags_is_damaged_and_a_text_is_no_image(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ImageError, match=reason):
             read_grey(tmp_path / name)
+
+
+def test_a_png_whose_checksum_differs_is_damaged(tmp_path):
+    Image.fromarray(np.arange(8100, dtype=np.uint8).reshape(90, 90)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    assert read_grey(tmp_path / "a.png")[0, 5] == 5
+    data[-13] ^= 1  # of the checksum that ends the pixels, before the twelve bytes of the last chunk
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ImageError, match="damaged"):
+        read_grey(tmp_path / "a.png")
