@@ -30,12 +30,14 @@ import torch
 from cupboard_kinds import fill
 from cupboard_tree import MOST_SHIFT, NAMES, RAW_SIZE, Cupboard, Expected, files_below
 from machine import machine, versions
+from print_files import png
 from results_file import check_results, write_results
 
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.text import aligned
 
 FILES = 2000
+PLAIN = 1000  # files, or as many as there are prints
 NEAR = 1.5  # pixels of the canvas within which a minutia of the truth must lie
 
 
@@ -47,22 +49,41 @@ class Outcome:
     prints: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    compared: int = 0  # prints whose picture is known
     difference: float = 0.0
     shift: float = 0.0
 
     def add(self, other: Outcome) -> None:
         """Counts another kind to this one."""
-        self.files, self.prints, self.rejected = (
-            self.files + other.files, self.prints + other.prints, self.rejected + other.rejected
-        )  # fmt: skip
+        self.files += other.files
+        self.prints += other.prints
+        self.rejected += other.rejected
+        self.compared += other.compared
         self.reasons += other.reasons
         self.difference, self.shift = max(self.difference, other.difference), max(self.shift, other.shift)
 
 
 def import_command(root: Path, out: Path) -> list[str]:
     """The one command that imports the tree."""
-    words = ["import", str(root), "--out", str(out), "--names", NAMES, "--raw-size", RAW_SIZE]
-    return [sys.executable, "-m", "fingerprint_accel.cli", *words]
+    return _command(root, out, "--names", NAMES, "--raw-size", RAW_SIZE)
+
+
+def _command(root: Path, out: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "fingerprint_accel.cli", "import", str(root), "--out", str(out), *words]
+
+
+def import_plain(cupboard: Cupboard, folder: Path) -> dict[str, float]:
+    """What an import of PLAIN of the same prints costs, all of them as PNG files with good names."""
+    (folder / "plain").mkdir()
+    prints = cupboard.prints.made[:PLAIN]
+    for found in prints:
+        (folder / "plain" / f"{found.number}_1.png").write_bytes(png(found.grey))
+    return per_second(measured(_command(folder / "plain", folder / "plain-dataset", "--layout", "fvc")), len(prints))
+
+
+def per_second(cost: dict[str, float], prints: int) -> dict[str, float]:
+    """Costs, with prints per second and per second of a processor."""
+    return cost | {f"prints_per_{name[:-1]}": round(prints / cost[name], 1) for name in ("seconds", "cpu_seconds")}
 
 
 def measured(command: list[str]) -> dict[str, float]:
@@ -161,6 +182,7 @@ def _picture(source: str, expected: Expected, row: dict[str, Any], outcome: Outc
     canvas, places = expected.print.placed
     found = np.frombuffer(row["image"], np.uint8).reshape(canvas.shape)
     shift, difference = moved_and_differing(found, canvas)
+    outcome.compared += 1
     outcome.difference, outcome.shift = max(outcome.difference, difference), max(outcome.shift, shift)
     if difference > expected.tolerance or shift > (MOST_SHIFT if expected.tolerance else 0):
         allowed = f"{expected.tolerance} are allowed"
@@ -236,7 +258,7 @@ def table(outcomes: dict[str, Outcome]) -> str:
     for what, outcome in together.items():
         reasons = "; ".join(dict.fromkeys(reason.partition(": ")[0] for reason in outcome.reasons))
         numbers = [outcome.files, outcome.prints or "", outcome.rejected or ""]
-        numbers += [f"{value:.1f}" if outcome.prints else "" for value in (outcome.difference, outcome.shift)]
+        numbers += [f"{value:.1f}" if outcome.compared else "" for value in (outcome.difference, outcome.shift)]
         lines.append(f"| {what} | {' | '.join(map(str, numbers))} | {reasons} |")
     total = [sum(getattr(each, name) for each in outcomes.values()) for name in ("files", "prints", "rejected")]
     return "\n".join([*lines, f"| **together** | {total[0]} | {total[1]} | {total[2]} | | | |"])
@@ -258,13 +280,21 @@ def main() -> None:
     cost = measured(import_command(cupboard.root, folder / "dataset"))
     outcomes, wrong = compare(cupboard, folder / "dataset")
     prints = sum(outcome.prints for outcome in outcomes.values())
-    cost |= {f"prints_per_{name[:-1]}": round(prints / cost[name], 1) for name in ("seconds", "cpu_seconds")}
+    cost = per_second(cost, prints)
+    plain = import_plain(cupboard, folder)
     print(table(outcomes))
-    print(aligned([(name, f"{value}") for name, value in cost.items()]))
+    print(aligned([("", "cupboard"), *[(name, f"{value}") for name, value in cost.items()]]))
+    print(aligned([("", f"{PLAIN} PNG files"), *[(name, f"{value}") for name, value in plain.items()]]))
     print("\n".join(wrong) or "nothing lost, nothing uncounted, nothing wrong")
     if options.out:
         found = {what: {**vars(each), "reasons": dict(each.reasons)} for what, each in outcomes.items()}
-        results = {"machine": machine(torch.device("cpu")), "versions": versions(), **cost, "kinds": found}
+        results = {
+            "machine": machine(torch.device("cpu")),
+            "versions": versions(),
+            **cost,
+            "plain": plain,
+            "kinds": found,
+        }
         write_results(options.out, {**results, "wrong": wrong})
     if not options.keep:
         shutil.rmtree(folder)
