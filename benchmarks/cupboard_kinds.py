@@ -307,6 +307,16 @@ def bad_minutiae(cupboard: Cupboard, number: int) -> None:
     cupboard.reject(what, template, "minutiae: ")
 
 
+def second_minutiae(cupboard: Cupboard, _: int) -> None:
+    """Two minutiae files of one image: the more exact one is used, and the other listed."""
+    found, what = cupboard.take(), "two minutiae files of one image"
+    path = cupboard.imported(what, found, ".png", png(found.grey), minutiae=True)
+    for suffix in (".iso", ".xyt"):
+        data = WRITERS[suffix](found.minutiae, SIDE, SIDE, found.position)
+        other = cupboard.write(what, path.removesuffix(".png") + suffix, data)
+    cupboard.reject(what, other, "the image has another minutiae file: ")
+
+
 def lone_minutiae(cupboard: Cupboard, number: int) -> None:
     """A minutiae file without an image."""
     found, what = cupboard.take(), "minutiae file without an image"
@@ -327,7 +337,7 @@ KINDS: list[tuple[int, Callable[[Cupboard, int], None]]] = [
     *[(25, finger_record(kind)) for kind in ("ISO 2005", "ISO 2011", "INCITS 381", "wrapped in CBEFF")],
     (10, two_fingers), (16, slap_image), (16, slap_record), (6, slap_of_unknown_hand),
     *[(36, with_minutiae(suffix)) for suffix in WRITERS],
-    (12, unknown_minutiae), (18, bad_minutiae), (10, lone_minutiae),
+    (12, unknown_minutiae), (18, bad_minutiae), (12, second_minutiae), (10, lone_minutiae),
     *[(9, cut_off(kind, suffix, lambda found, write=write: write(found.grey)))
       for kind, (suffix, write) in {**LOSSLESS_FILES, **LOSSY_FILES}.items()
       if kind in ("PNG", "TIFF", "BMP", "PGM", "GIF", "WebP", "JPEG", "JPEG 2000", "WSQ")],
