@@ -1,7 +1,7 @@
 """ANSI/NIST-ITL transactions in traditional encoding (`.an2`, `.eft`, `.nist`): images of record types 4, 13 and 14.
 
 Written from NIST Special Publication 500-290e3 (ANSI/NIST-ITL 1-2011, update 2015). `nistitl`, the package on PyPI,
-reads 23 of NIST's 24 sample files, copies every image, and takes 16 to 50 times longer.
+refuses one of NIST's samples, copies every image, and takes 4 to 14 times as long (`benchmarks/transactions.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fingerprint_accel.data.image_record import ImageRecord, RecordError, why_not_a_finger
+from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_ppi, why_not_a_finger
 
 START = re.compile(rb"1\.0*1:(\d+)\x1d")  # field 1.001: with the length of the record every file begins
 FIELD, SUBFIELD, ITEM = b"\x1d", b"\x1e", b"\x1f"
@@ -161,7 +161,7 @@ def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> 
     width, height = (int.from_bytes(header[at : at + 2], "big") for at in (13, 15))
     position = header[6]
     raw = (height, width) if header[17] == 0 else None
-    return ImageRecord(number, record.image, raw, ppi, position, subject, reason=why_not_a_finger(position))
+    return ImageRecord(number, record.image, raw, meant_ppi(ppi), position, subject, reason=why_not_a_finger(position))
 
 
 def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
@@ -183,8 +183,8 @@ def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
                 segments[finger] = (left, top, right, bottom)
         missing = [int(row[0]) for row in record.rows(18) if len(row) > 1 and row[0].isdigit()]
     return ImageRecord(
-        number, record.image, (height, width) if record.text(11) == "NONE" else None, ppi, position, subject, segments,
-        tuple(missing), quality=_nfiq2(record) if record.kind == 14 else -1, reason=reason,
+        number, record.image, (height, width) if record.text(11) == "NONE" else None, meant_ppi(ppi), position, subject,
+        segments, tuple(missing), quality=_nfiq2(record) if record.kind == 14 else -1, reason=reason,
     )  # fmt: skip
 
 

@@ -13,16 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from fingerprint_accel.data import ansi_nist, finger_image
-from fingerprint_accel.data.decoding import Decoded, ImageError
+from fingerprint_accel.data.decoding import IMAGE_STARTS, Decoded, ImageError
 from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
 from fingerprint_accel.data.images import decode_apart
 from fingerprint_accel.data.slaps import cut_fingers, holds_several_fingers
 
 HEAD = 4096  # bytes by which a file is recognised
-IMAGE_STARTS = (
-    b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\xff\xa0", b"RIFF", b"\xff\x4f\xff\x51",
-    b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
-)  # fmt: skip
 SEVERAL = (
     "several fingers on one image: to cut them out, state which hand it is, position 13 (right) or 14 (left), by a "
     "group of --names or a column of the csv"

@@ -23,6 +23,12 @@ TIME_LIMIT = 300  # seconds for one file; JPEG 2000, the slowest format, takes 6
 # make more by a damaged header fails at once instead of driving the machine into swap.
 MEMORY_LIMIT = 3 * 2**30
 OUT_OF_MEMORY = 3  # exit code
+IMAGE_STARTS = (
+    b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\xff\xa0", b"RIFF", b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
+)  # fmt: skip
+SURE_STARTS = tuple(start for start in IMAGE_STARTS if len(start) > 2 and start != b"RIFF")  # of nothing but images
+PNG_START = b"\x89PNG"
 WSQ_START = b"\xff\xa0"  # the marker "start of image"
 SIZE = struct.Struct(">Q")  # of the file's bytes, which follow
 # decoded?, height, width, pages of the file, its ppi, bytes that follow: the pixels, or else the reason in UTF-8
@@ -72,6 +78,8 @@ def decode(data: bytes) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if data.startswith(PNG_START):  # Pillow compares checksums only when it is asked to
+                Image.open(io.BytesIO(data)).verify()
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
@@ -85,7 +93,8 @@ def decode(data: bytes) -> Decoded:
         except (ImageError, MemoryError):
             raise
         except UnidentifiedImageError:
-            raise ImageError("not an image") from None
+            begun = data.startswith(SURE_STARTS)
+            raise ImageError("damaged: what tells its size is missing" if begun else "not an image") from None
         except Exception as error:  # decoders raise anything on damaged files
             raise ImageError(f"damaged: {str(error)[:60] or type(error).__name__}") from error
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fingerprint_accel.data.image_record import ImageRecord, RecordError, why_not_a_finger
+from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_ppi, why_not_a_finger
 
 MAGIC = b"FIR\0"
 CM_PER_INCH = 2.54
@@ -101,7 +101,7 @@ def _image(
     if depth not in (0, 8):
         reason = reason or f"{depth} bits per pixel"
     raw = (height, width) if compression in (UNPACKED, PACKED) else None
-    ppi = per_unit * (CM_PER_INCH if units == 2 else 1.0)
+    ppi = meant_ppi(per_unit * (CM_PER_INCH if units == 2 else 1.0))
     return ImageRecord(number, image, raw, ppi, position, reason=reason)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 # Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4. Plain thumbs have codes of their own.
 UNKNOWN_FINGER = 0
+ROUNDING = 0.002  # by which a resolution in pixels per mm or cm differs from the one in pixels per inch that it means
 SINGLE_FINGERS = {**{code: code for code in range(11)}, 11: 1, 12: 6, 16: 16, 17: 17}
 # Codes of several fingers on one image -> the positions of the fingers, in order from left to right on the image.
 SLAPS: dict[int, tuple[int, ...]] = {
@@ -68,6 +69,12 @@ class ImageRecord:
         if self.position in SLAPS:
             return tuple(finger for finger in SLAPS[self.position] if finger not in self.missing)
         return (SINGLE_FINGERS.get(self.position, UNKNOWN_FINGER),)
+
+
+def meant_ppi(ppi: float) -> float:
+    """The resolution that a rounded one means: 19.69 pixels per mm and 197 per cm are 500 ppi."""
+    whole = 50.0 * round(ppi / 50)
+    return whole if whole and abs(ppi / whole - 1) < ROUNDING else ppi
 
 
 def why_not_a_finger(position: int) -> str:

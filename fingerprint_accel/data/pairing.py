@@ -16,6 +16,7 @@ from fingerprint_accel.data.templates import SUFFIXES, xyt_kind
 from fingerprint_accel.data.walking import TEMPLATE, walk
 
 UNUSED = "a minutiae file that no image belongs to"
+SECOND = "the image has another minutiae file: {}"
 
 
 class Pairing:
@@ -40,7 +41,8 @@ class Pairing:
         found = listing.templates
         if folder is not None:
             found = pa.array((met.path for met in walk(folder) if met.kind == TEMPLATE), pa.string())
-        met = _absolute(_by_preference(found), base)
+        # a csv may name one folder in several ways
+        met = pc.unique(_absolute(_by_preference(found), base))
         given = pc.unique(_absolute(named.filter(pa.array(is_named)), listing.root))
         self._files = pa.concat_arrays([met, given.filter(pc.invert(pc.is_in(given, met)))])
         keys = _key(_relative(self._files, base))
@@ -57,10 +59,13 @@ class Pairing:
             unused &= ~np.isin(np.arange(len(met)), self._file)
         # what lies beside an image that could not be listed is that image's
         gone = _key(pa.array([path for path, _ in listing.rejected], pa.string()))
-        unused &= ~np.asarray(pc.is_in(keys[: len(met)], gone)) & (
-            _index_in(keys[: len(met)], keys) == np.arange(len(met))
-        )
-        self.unused = [(path, UNUSED) for path in met.filter(pa.array(unused)).to_pylist()]
+        unused &= ~np.asarray(pc.is_in(keys[: len(met)], gone))
+        first = _index_in(keys[: len(met)], keys)  # of the files that differ in their suffix alone
+        self.unused = []
+        for number in np.flatnonzero(unused).tolist():
+            other = int(first[number])
+            is_second = other != number and bool((self._file == other).any())
+            self.unused.append((met[number].as_py(), SECOND.format(self._files[other]) if is_second else UNUSED))
 
     def _take_stems(self, images: pa.Array, keys: pa.Array, rejected: pa.Array, without: np.ndarray) -> None:
         """Gives prints without a file the one that has their stem and lies in no folder."""

@@ -27,6 +27,7 @@ from fingerprint_accel.data.minutiae_record import (
 from fingerprint_accel.durable import write_file
 
 CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # three bytes per minutia and nothing else: the suffix must tell
+UNSIGNED_SUFFIXES = (".mnt", *CARD_SUFFIXES)  # of files that may begin with anything
 # in the order in which they are taken, where an image has several
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", *CARD_SUFFIXES, ".xyt", ".min", ".mnt")
 WRAPPER = 1024  # bytes in which a record is looked for behind a CBEFF header

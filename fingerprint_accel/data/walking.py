@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fingerprint_accel.data.captures import HEAD, IMAGE_STARTS, container_of
+from fingerprint_accel.data.captures import HEAD, container_of
+from fingerprint_accel.data.decoding import IMAGE_STARTS
+from fingerprint_accel.data.minutiae_record import MAGIC as MINUTIAE_MAGIC
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
+from fingerprint_accel.data.templates import UNSIGNED_SUFFIXES, WRAPPER
 
 # Files with these suffixes are taken for images without a look inside; decoding tells.
 IMAGE_SUFFIXES = frozenset((
@@ -56,7 +59,7 @@ def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, ra
     except OSError as error:
         yield Met(_shown(prefix), reason=f"folder cannot be read: {error.strerror}")
         return
-    for entry in found:
+    for at, entry in enumerate(found):
         path = prefix + entry.name
         if entry.is_symlink() and (reason := _why_not_followed(entry, root, seen)):
             yield Met(_shown(path), reason=reason)
@@ -67,8 +70,10 @@ def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, ra
             yield Met(_shown(path), reason=SYSTEM)
         elif _shown(path) != path:
             yield Met(_shown(path), reason="its name is not UTF-8: rename it, for example with convmv")
+        elif not entry.is_file():  # to open a pipe is to wait for ever
+            yield Met(path, reason=SPECIAL)
         else:
-            yield _kind(entry, path, raw_bytes)
+            yield _kind(entry, path, raw_bytes, _has_image(found, at))
 
 
 def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str:
@@ -86,15 +91,26 @@ def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str
     return ""
 
 
-def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int) -> Met:
+def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
+    """Whether an image lies beside entry `at` of a sorted folder, with its name but for the suffix."""
+    start = os.path.splitext(found[at].name)[0] + "."  # noqa: PTH122
+    for step in (-1, 1):  # names that begin alike stand together
+        other = at + step
+        while 0 <= other < len(found) and found[other].name.startswith(start):
+            if found[other].name[len(start) - 1 :].lower() in IMAGE_SUFFIXES:
+                return True
+            other += step
+    return False
+
+
+def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int, has_image: bool) -> Met:
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
     if suffix in IMAGE_SUFFIXES:
         return Met(path, IMAGE)
-    if suffix in TEMPLATE_SUFFIXES:
+    # .iso is a suffix of image records too: what lies beside no image may be one
+    if suffix in TEMPLATE_SUFFIXES and (has_image or suffix in UNSIGNED_SUFFIXES):
         return Met(path, TEMPLATE)
     try:
-        if not entry.is_file():
-            return Met(path, reason=SPECIAL)
         with Path(entry.path).open("rb") as file:
             head = file.read(HEAD)
         if head and raw_bytes and entry.stat().st_size == raw_bytes:
@@ -105,6 +121,8 @@ def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int) -> Met:
         return Met(path, CONTAINER)
     if head.startswith(IMAGE_STARTS):
         return Met(path, IMAGE)
+    if suffix in TEMPLATE_SUFFIXES or MINUTIAE_MAGIC in head[:WRAPPER]:
+        return Met(path, TEMPLATE)
     return Met(path, reason=f"{NO_IMAGE} ({suffix or 'no suffix'})" if head else "empty file")
 
 

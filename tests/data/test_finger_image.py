@@ -30,7 +30,7 @@ def test_image_files_inside():
 
 def test_pixels_per_centimetre():
     (found,) = read_finger_images(memoryview(iso_2005(PRINTS[:1], ppi=197, units=2)))
-    assert found.ppi == pytest.approx(500.38)
+    assert found.ppi == 500
 
 
 def test_palms_say_so():

@@ -149,3 +149,23 @@ def test_every_cut_of_every_format_is_an_image_or_a_reason(tmp_path):
                 assert read_grey(tmp_path / name).dtype == np.uint8
             except ImageError as error:
                 assert str(error)
+
+
+def test_a_tiff_without_its_tags_is_damaged_and_a_text_is_no_image(tmp_path):
+    for name, data, reason in (
+        ("cut.tif", b"II*\0\xff\xff\0\0" + bytes(500), "damaged: what tells its size is missing"),
+        ("text.tif", b"<html>404</html>", "not an image"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ImageError, match=reason):
+            read_grey(tmp_path / name)
+
+
+def test_a_png_whose_checksum_differs_is_damaged(tmp_path):
+    Image.fromarray(np.arange(8100, dtype=np.uint8).reshape(90, 90)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    assert read_grey(tmp_path / "a.png")[0, 5] == 5
+    data[-13] ^= 1  # of the checksum that ends the pixels, before the twelve bytes of the last chunk
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ImageError, match="damaged"):
+        read_grey(tmp_path / "a.png")

@@ -42,6 +42,8 @@ def test_names_are_read(layout, path, named):
 
 EXPRESSIONS = [
     (r"(?P<subject>\d+)_(?P<finger>[LR]\d)_(?P<impression>\d+)", "000/L/000_L0_3.bmp", Named("000_L0", 3)),  # CASIA
+    (r"(?P<finger>\d+)_(?P<impression>\d+)", "first_session/1_1.jpg", Named("1", 1)),  # PolyU
+    (r"(?:dp|pb)_(?P<subject>\d+)_(?P<finger>\d)_\d+", "0000/dp_0000_1_0.bmp", Named("0000_1", None)),  # MCYT
     (r"(?P<subject>\w+)_(?P<finger>\d+)_(?P<impression>\d+)", "smith_2_1.png", Named("smith_2", 1)),
     (r"(?P<subject>[^/]+)/(?P<position>\w+)-(?P<impression>\d+)", "anna/left_index-2.png", Named("anna_07", 2)),
     (r"(?P<subject>\d+)-(?P<position>R\d)@(?P<ppi>\d+)", "7-R2@1000.wsq", Named("7_02", None, 1000)),

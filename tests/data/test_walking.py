@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 from record_files import iso_2011, noise, transaction, type_4
 
+from fingerprint_accel.data.templates import iso_bytes
 from fingerprint_accel.data.walking import CONTAINER, IMAGE, SYSTEM, TEMPLATE, walk
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -87,3 +89,23 @@ def test_folders_that_cannot_be_read_are_said(cupboard):
     (cupboard / "b").chmod(0)
     assert any(found.reason == "folder cannot be read: Permission denied" for found in walk(cupboard))
     (cupboard / "b").chmod(0o700)
+
+
+def test_pipes_are_not_opened(tmp_path):
+    for name in ("1.png", "2.iso", "3"):
+        os.mkfifo(tmp_path / name)
+    assert [found.reason for found in walk(tmp_path)] == ["neither a file nor a folder"] * 3
+
+
+def test_content_decides_where_the_suffix_may_mean_minutiae_or_images(tmp_path):
+    images, minutiae = iso_2011([(noise(), 1, "NONE")]), iso_bytes(np.ones((3, 4)), 50, 60, 500)
+    files = {
+        "1.iso": images, "2.iso": minutiae, "3.iso": PNG, "3.xyt": PNG, "4.iso": images, "4.png": PNG,
+        "5": minutiae, "5.tpl": bytes(60) + minutiae, "6.mnt": b"BM_6\n0 9 9\n", "6.isocc": b"BM1", "7.iso": b"none",
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert {found.path: found.kind for found in walk(tmp_path)} == {
+        "1.iso": CONTAINER, "2.iso": TEMPLATE, "3.iso": IMAGE, "3.xyt": IMAGE, "4.iso": TEMPLATE, "4.png": IMAGE,
+        "5": TEMPLATE, "5.tpl": TEMPLATE, "6.mnt": TEMPLATE, "6.isocc": TEMPLATE, "7.iso": TEMPLATE,
+    }  # fmt: skip
