@@ -155,6 +155,7 @@ class ImportJob(Job):
             "enhance": target.enhance is not None,
             "seed": seed,
             **versions(target.enhance is not None),
+            "nbis-py": version("nbis-py") if target.find_minutiae or target.nfiq2 else "",
         }
         # how small lz4 makes prints is not known
         self.bytes_per_print = target.canvas**2 + MINUTIAE_BYTES if encoding == "raw" else 0

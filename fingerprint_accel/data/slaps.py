@@ -125,7 +125,8 @@ def _expected(measured: RidgeMap, ppi: float, expected: int) -> list[Finger]:
         if ridges > most:
             best, most = fingers[:expected], ridges
     if not best:
-        raise RecordError(f"{expected} fingers expected on the image, {found} found")
+        plural = "" if expected == 1 else "s"
+        raise RecordError(f"{expected} finger{plural} expected on the image, {found} found")
     return sorted(_grown(best, smooth > DISTAL_SHARE), key=lambda finger: finger.left + finger.right)
 
 

@@ -5,13 +5,13 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from slap_images import prints_of
 
 from fingerprint_accel.data import importing, shard_writing
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from tests.data.slap_images import prints_of
 
 OPTIONS = {"ppi": 500, "workers": 1, "progress": False}
 

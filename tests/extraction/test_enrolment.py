@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from record_files import transaction, type_2, type_14
+from slap_images import slap
 
 from fingerprint_accel.cli.extraction import compare, enroll, extract, remove, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
@@ -16,8 +18,6 @@ from fingerprint_accel.extraction.embeddings_folder import open_embeddings
 from fingerprint_accel.extraction.extractor import LEAST_AREA, FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.search import position_code
-from tests.data.record_files import transaction, type_2, type_14
-from tests.data.slap_images import slap
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from record_files import iso_2011, transaction, type_4, type_14
+from slap_images import prints_of, slap
 
 from fingerprint_accel.cli.extraction import enroll, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
@@ -16,8 +18,6 @@ from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.poses import UPRIGHT
-from tests.data.record_files import iso_2011, transaction, type_4, type_14
-from tests.data.slap_images import prints_of, slap
 from tests.data.test_images import tiff
 
 PPI = 500
