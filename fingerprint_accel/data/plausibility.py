@@ -14,6 +14,7 @@ RIDGE_PERIOD_MM = 0.46
 PERIODS_MM = (0.18, 1.1)  # so that prints of half or twice the stated resolution are measured too
 WINDOW_MM = 2.4
 LEAST_SHARE = 0.35  # of a window's energy around one frequency
+NEAR = 0.2  # of a usual resolution, as a share
 FEWEST_FOR_OUTLIERS = 5  # prints of a shard, below which none is called unlike the others
 LEAST_WINDOWS, MOST_WINDOWS = 4, 12
 CENTRE_WINDOWS = 4  # along each side of the middle part that is looked at first
@@ -48,9 +49,11 @@ def _period(grey: np.ndarray, ppi: float) -> float:
 
 
 def likely_ppi(period: float, ppi: float) -> int:
-    """The usual resolution at which ridges that seem `period` mm apart at `ppi` would be as far apart as they are."""
+    """The resolution at which ridges that seem `period` mm apart at `ppi` would be as far apart as those of adults: a
+    usual one, or where none is near, to tens."""
     true = ppi * period / RIDGE_PERIOD_MM
-    return min(USUAL_PPI, key=lambda usual: abs(np.log(usual / true)))
+    usual = min(USUAL_PPI, key=lambda usual: abs(math.log(usual / true)))
+    return usual if abs(math.log(usual / true)) < NEAR else round(true / 10) * 10
 
 
 def is_inverted(grey: np.ndarray) -> bool:

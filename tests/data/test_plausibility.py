@@ -64,3 +64,9 @@ def test_tiny_and_flat_images_say_nothing():
     for shape in ((1, 1), (3, 40), (20, 20)):
         assert not is_inverted(np.zeros(shape, np.uint8))
         assert np.isnan(ridge_period(np.zeros(shape, np.uint8), 500))
+
+
+def test_a_resolution_that_no_sensor_usually_has_is_named_to_tens():
+    assert likely_ppi(0.36, 500) == 390
+    assert likely_ppi(0.46, 508) == 500
+    assert likely_ppi(0.9, 500) == 1000
