@@ -23,7 +23,7 @@ from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.import_summary import ImportSummary, kind_of
 from fingerprint_accel.data.listing import finger_codes, list_files
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.pairing import Pairing
+from fingerprint_accel.data.pairing import OF_REJECTED, Pairing
 from fingerprint_accel.data.plausibility import about_ridges, outliers
 from fingerprint_accel.data.print_file import IMAGE_PPI, Enhance, ImageFile, Reading, Target, prepare
 from fingerprint_accel.data.shard_writing import (
@@ -247,6 +247,8 @@ def _import_files(files: list[ImageFile], reading: Reading, target: Target, enco
             rejected.append((str(file.minutiae or file.name), prepared.minutiae_reason, True))
         if prepared.image is None:
             rejected.append((file.name, prepared.reason, False))
+            if file.minutiae is not None and not prepared.minutiae_reason:
+                rejected.append((str(file.minutiae), OF_REJECTED, True))
         else:
             names = file.finger_key, file.impression, file.name
             record = Record(prepared.image, *names, prepared.minutiae, finger=file.finger, nfiq2=prepared.quality)

@@ -16,6 +16,7 @@ from fingerprint_accel.data.templates import SUFFIXES, xyt_kind
 from fingerprint_accel.data.walking import TEMPLATE, walk
 
 UNUSED = "a minutiae file that no image belongs to"
+OF_REJECTED = "minutiae of an image that is rejected"
 SECOND = "the image has another minutiae file: {}"
 
 
@@ -58,14 +59,16 @@ class Pairing:
             self._take_stems(images, keys, _key(rejected), self._file < 0)
             unused &= ~np.isin(np.arange(len(met)), self._file)
         # what lies beside an image that could not be listed is that image's
-        gone = _key(pa.array([path for path, _ in listing.rejected], pa.string()))
-        unused &= ~np.asarray(pc.is_in(keys[: len(met)], gone))
+        gone = np.asarray(
+            pc.is_in(keys[: len(met)], _key(pa.array([path for path, _ in listing.rejected], pa.string())))
+        )
         first = _index_in(keys[: len(met)], keys)  # of the files that differ in their suffix alone
         self.unused = []
         for number in np.flatnonzero(unused).tolist():
             other = int(first[number])
             is_second = other != number and bool((self._file == other).any())
-            self.unused.append((met[number].as_py(), SECOND.format(self._files[other]) if is_second else UNUSED))
+            reason = SECOND.format(self._files[other]) if is_second else OF_REJECTED if gone[number] else UNUSED
+            self.unused.append((met[number].as_py(), reason))
 
     def _take_stems(self, images: pa.Array, keys: pa.Array, rejected: pa.Array, without: np.ndarray) -> None:
         """Gives prints without a file the one that has their stem and lies in no folder."""
