@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_ppi, why_not_a_finger
+from fingerprint_accel.data.ridges import MM_PER_INCH
 
 START = re.compile(rb"1\.0*1:(\d+)\x1d")  # field 1.001: with the length of the record every file begins
 FIELD, SUBFIELD, ITEM = b"\x1d", b"\x1e", b"\x1f"
 FILE = b"\x1c"  # ends a record
 BINARY_TYPES = (3, 4, 5, 6, 7, 8)  # fixed fields instead of tagged ones
-CM_PER_INCH, MM_PER_INCH = 2.54, 25.4
+CM_PER_INCH = 2.54
 NOT_FINGERS = {
     3: "a low-resolution image (record type 3)",
     5: "a low-resolution binary image (record type 5)",

@@ -101,7 +101,7 @@ def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     return _main_part(_neighbours(mask & varied) >= 5), block
 
 
-def _around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
+def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
     """(rows, columns) -> (9, rows, columns): each entry and its eight neighbours; beyond the edge is 0, or the edge."""
     rows, columns = values.shape
     # as `np.pad` does, which takes ten times as long for arrays as small as these
@@ -115,18 +115,23 @@ def _around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") 
 
 def _neighbours(mask: np.ndarray) -> np.ndarray:
     """Number of True among each entry and its eight neighbours."""
-    counts: np.ndarray = _around(mask.astype(np.int32)).sum(axis=0)
+    counts: np.ndarray = around(mask.astype(np.int32)).sum(axis=0)
     return counts
+
+
+def connected_parts(mask: np.ndarray) -> np.ndarray:
+    """(rows, columns) bool -> int: a number above 0 for each part that holds together, 0 elsewhere."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        spread: np.ndarray = around(labels).max(axis=0) * mask
+        if (spread == labels).all():
+            return labels
+        labels = spread
 
 
 def _main_part(mask: np.ndarray) -> np.ndarray:
     """The connected part with the most blocks, and every part at least a quarter as large."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        spread = _around(labels).max(axis=0) * mask
-        if (spread == labels).all():
-            break
-        labels = spread
+    labels = connected_parts(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.isin(labels, np.flatnonzero(sizes >= max(1, sizes.max() // 4))) & mask
@@ -212,10 +217,10 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
     tiles = whole.reshape(rows, block, columns, block).transpose(0, 2, 1, 3).reshape(rows, columns, block**2)
     rank = round(0.95 * (block**2 - 1))
     paper = np.partition(tiles, rank, axis=2)[..., rank].astype(np.float32)
-    paper = _around(paper, mode="edge").max(axis=0)
+    paper = around(paper, mode="edge").max(axis=0)
     paper = np.maximum(paper, max(1.0, DARKEST_PAPER * float(np.percentile(paper, 90))))
     for _ in range(3):
-        paper = _around(paper, mode="edge").mean(axis=0)
+        paper = around(paper, mode="edge").mean(axis=0)
     size = (columns * block, rows * block)
     there = np.asarray(Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR))[: grey.shape[0], : grey.shape[1]]
     return np.minimum(WHITE, grey * (WHITE / there)).astype(np.uint8)

@@ -23,7 +23,7 @@ SEVERAL = (
     "several fingers on one image: to cut them out, state which hand it is, position 13 (right) or 14 (left), by a "
     "group of --names or a column of the csv"
 )
-USUAL_PPI = 500  # of what does not say
+IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
 NAME = re.compile(r"(?P<path>.+)#(?P<record>\d+)(?:-(?P<finger>\d+))?")
 
 
@@ -31,19 +31,14 @@ NAME = re.compile(r"(?P<path>.+)#(?P<record>\d+)(?:-(?P<finger>\d+))?")
 class Container:
     """A kind of file that holds images: how it begins, and what reads its records."""
 
-    kind: str
     starts: Callable[[bytes], bool]
     read: Callable[[memoryview, Sequence[str]], list[ImageRecord]]
 
 
 # A new container is a function and a line here.
 CONTAINERS = (
-    Container("ANSI/NIST transaction", lambda head: bool(ansi_nist.START.match(head)), ansi_nist.read_transaction),
-    Container(
-        "finger image record",
-        lambda head: finger_image.MAGIC in head,
-        lambda data, _: finger_image.read_finger_images(data),
-    ),
+    Container(lambda head: bool(ansi_nist.START.match(head)), ansi_nist.read_transaction),
+    Container(lambda head: finger_image.MAGIC in head, lambda data, _: finger_image.read_finger_images(data)),
 )
 
 
@@ -144,7 +139,7 @@ def read_capture(
         raise ImageError(str(error)) from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
-    if found.position in SLAPS or holds_several_fingers(capture.grey, capture.ppi or ppi or USUAL_PPI):
+    if found.position in SLAPS or holds_several_fingers(capture.grey, capture.ppi or ppi or IMAGE_PPI):
         raise ImageError(SEVERAL)
     return capture
 
@@ -159,7 +154,7 @@ def _fingers_of(
         record = dataclasses.replace(record, position=slap)
     if not record.fingers[0]:
         raise ImageError(f"position {slap} is not that of several fingers")
-    resolution = capture.ppi or ppi or USUAL_PPI
+    resolution = capture.ppi or ppi or IMAGE_PPI
     if set(record.fingers) <= set(record.segments):
         boxes = [record.segments[finger] for finger in record.fingers]
         parts = [capture.grey[top:bottom, left:right] for left, top, right, bottom in boxes]

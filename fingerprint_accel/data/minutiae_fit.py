@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-MM_PER_INCH = 25.4
+from fingerprint_accel.data.ridges import MM_PER_INCH
+
 WORKING_PPI = 250  # enough to see which way ridges run
 AROUND_MM = 1.2  # side of the square in which the flow is measured
 CLEAR = 0.35  # coherence of the flow, 0 to 1, from which a place counts as ridges

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
-from fingerprint_accel.data.captures import read_capture, split_name
+from fingerprint_accel.data.captures import IMAGE_PPI, read_capture, split_name
 from fingerprint_accel.data.decoding import ImageError
 from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.plausibility import is_inverted, ridge_period
@@ -20,7 +20,7 @@ from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_te
 # (canvas (S, S) uint8, ppi) -> the same, enhanced. The filters live in `preprocess`, which stands after `data`, so
 # whoever asks for them passes the function in; it is a module's function, so that worker processes can be sent it.
 Enhance = Callable[[np.ndarray, int], np.ndarray]
-IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
+INVERTED = "light ridges on dark paper: inverted"
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,6 @@ def _turned(grey: np.ndarray, reading: Reading) -> tuple[np.ndarray, list[str]]:
         grey = 255 - grey
         notes.append(INVERTED)
     return np.ascontiguousarray(grey[:, ::-1]) if reading.mirror else grey, notes
-
-
-INVERTED = "light ridges on dark paper: inverted"
 
 
 def _mirrored(minutiae: np.ndarray | None, width: int) -> np.ndarray | None:

@@ -9,7 +9,6 @@ import numpy as np
 
 MM_PER_INCH = 25.4
 FLAT = 6.0  # grey levels of standard deviation below which a window is paper
-LIKE_RIDGES = 0.5  # share of a window's energy around one frequency that ridges reach, and text or skin does not
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class RidgeMap:
     share: np.ndarray
     period: np.ndarray
     step: int
-
-    @property
-    def ridges(self) -> np.ndarray:
-        """(rows, columns) bool."""
-        return self.share > LIKE_RIDGES
 
 
 def measure_ridges(
@@ -75,7 +69,8 @@ def _strongest(tiles: np.ndarray, side: int, smallest: float, largest: float) ->
     power = np.fft.fftshift(np.concatenate([mirrored, half], axis=2), axes=1)
     total = half.sum(axis=(1, 2)) + half[:, :, 1:].sum(axis=(1, 2)) - half[:, 0, 0]
     padded = np.pad(power, ((0, 0), (1, 1), (1, 1)))
-    near = [padded[:, i : i + side, j : j + power.shape[2]] for i in range(3) for j in range(3)]
+    offsets = [(i, j) for i in range(3) for j in range(3)]
+    near = [padded[:, i : i + side, j : j + power.shape[2]] for i, j in offsets]
     around = np.where(band, sum(near), 0).reshape(len(tiles), -1)
     best = around.argmax(axis=1)
     rows = np.arange(len(tiles))
@@ -83,7 +78,7 @@ def _strongest(tiles: np.ndarray, side: int, smallest: float, largest: float) ->
     distance = np.pad(radius, 1)
     weighted = sum(
         values.reshape(len(tiles), -1)[rows, best] * distance[i : i + side, j : j + power.shape[2]].reshape(-1)[best]
-        for values, (i, j) in zip(near, [(i, j) for i in range(3) for j in range(3)], strict=True)
+        for values, (i, j) in zip(near, offsets, strict=True)
     )
     return 2 * energy / np.maximum(total, 1e-6), energy / np.maximum(weighted, 1e-6)
 

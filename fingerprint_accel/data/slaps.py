@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from fingerprint_accel.data.canvas import WHITE, around, connected_parts
 from fingerprint_accel.data.image_record import RecordError
 from fingerprint_accel.data.ridges import MM_PER_INCH, RidgeMap, measure_ridges
 
-WHITE = 255
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 WINDOW_MM = 1.6
 PERIODS_MM = (0.3, 0.65)
@@ -55,28 +55,20 @@ class Finger:
         return bool(other.top > rows.mean() and abs(across) < 0.5 * (self.right - self.left))
 
 
-def find_fingers(grey: np.ndarray, ppi: float, expected: int) -> list[Box]:
-    """Boxes (left, top, right, bottom), in pixels, of the distal phalanges on an image, from left to right.
+def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box], list[np.ndarray]]:
+    """Finds the distal phalanges on an image and cuts them out, from left to right.
 
     Args:
         grey: (H, W) uint8, ridges dark.
         ppi: of the image.
         expected: number of fingers.
 
+    Returns:
+        Boxes (left, top, right, bottom) in pixels, and for each box (h, w) uint8 with white in place of neighbouring
+        fingers.
+
     Raises:
         RecordError: another number of fingers was found.
-    """
-    measured = measure_ridges(grey, ppi, WINDOW_MM, PERIODS_MM)
-    return [_box(finger, measured, grey.shape, ppi) for finger in _expected(measured, ppi, expected)]
-
-
-def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box], list[np.ndarray]]:
-    """The distal phalanges on an image: their boxes, as `find_fingers` has them, and what is in each.
-
-    Arguments and errors are those of `find_fingers`.
-
-    Returns:
-        Boxes, and for each box (h, w) uint8 with white in place of neighbouring fingers.
     """
     measured = measure_ridges(grey, ppi, WINDOW_MM, PERIODS_MM)
     fingers = _expected(measured, ppi, expected)
@@ -167,7 +159,6 @@ def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndar
     """A part of the map without what lies under the crease, where ridges are weaker: the lower phalanges."""
     rows = np.flatnonzero(mask.any(axis=1))
     width = mask.sum(axis=1)[rows]
-    # the mean over a row, of the middle half of the finger's width: its sides are weak everywhere
     strength = (share * mask).sum(axis=1)[rows] / np.maximum(1, width)
     least, below = round(LEAST_ABOVE_CREASE * per_mm), round(LEAST_BELOW_CREASE * per_mm)
     best, cut = LEAST_STEP, 0
@@ -184,7 +175,7 @@ def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndar
 
 def _without_lines(mask: np.ndarray) -> np.ndarray:
     """A mask without what is thinner than five entries: print and handwriting on cards, frames."""
-    worn = _box_mean(_box_mean(mask.astype(np.float32)) > 0.999) > 0.999
+    worn = _box_mean(_box_mean(mask) > 0.999) > 0.999
     return _spread(_spread(worn)) & mask
 
 
@@ -198,23 +189,10 @@ def _box(finger: Finger, measured: RidgeMap, shape: tuple[int, ...], ppi: float)
 
 def _box_mean(values: np.ndarray) -> np.ndarray:
     """(rows, columns) -> mean of each entry and its eight neighbours."""
-    padded = np.pad(values.astype(np.float32), 1)
-    rows, columns = values.shape
-    return np.mean([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0)
+    mean: np.ndarray = around(values.astype(np.float32)).mean(axis=0)
+    return mean
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:
     """(rows, columns) bool: also the neighbours of each entry."""
-    return _box_mean(mask.astype(np.float32)) > 0
-
-
-def connected_parts(mask: np.ndarray) -> np.ndarray:
-    """(rows, columns) bool -> int: a number above 0 for each part that holds together, 0 elsewhere."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        padded = np.pad(labels, 1)
-        rows, columns = labels.shape
-        spread = np.max([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0) * mask
-        if (spread == labels).all():
-            return labels
-        labels = spread
+    return np.logical_or.reduce(around(mask))

@@ -73,7 +73,7 @@ def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, ra
         elif not entry.is_file():  # to open a pipe is to wait for ever
             yield Met(path, reason=SPECIAL)
         else:
-            yield _kind(entry, path, raw_bytes, _has_image(found, at))
+            yield _kind(found, at, path, raw_bytes)
 
 
 def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str:
@@ -103,12 +103,14 @@ def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
     return False
 
 
-def _kind(entry: os.DirEntry[str], path: str, raw_bytes: int, has_image: bool) -> Met:
+def _kind(found: list[os.DirEntry[str]], at: int, path: str, raw_bytes: int) -> Met:
+    """What entry `at` of a sorted folder is."""
+    entry = found[at]
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
     if suffix in IMAGE_SUFFIXES:
         return Met(path, IMAGE)
     # .iso is a suffix of image records too: what lies beside no image may be one
-    if suffix in TEMPLATE_SUFFIXES and (has_image or suffix in UNSIGNED_SUFFIXES):
+    if suffix in TEMPLATE_SUFFIXES and (suffix in UNSIGNED_SUFFIXES or _has_image(found, at)):
         return Met(path, TEMPLATE)
     try:
         with Path(entry.path).open("rb") as file:

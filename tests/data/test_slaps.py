@@ -8,7 +8,7 @@ from slap_images import PER_MM, PPI, prints_of, slap
 from fingerprint_accel.data.ansi_nist import read_transaction
 from fingerprint_accel.data.decoding import decode
 from fingerprint_accel.data.image_record import RecordError
-from fingerprint_accel.data.slaps import MARGIN_MM, cut_fingers, find_fingers, holds_several_fingers
+from fingerprint_accel.data.slaps import MARGIN_MM, cut_fingers, holds_several_fingers
 
 WITHIN_MM = 2.0
 
@@ -21,13 +21,13 @@ def slaps():
 
 def test_fingers_are_found_within_two_millimetres(slaps):
     for image, truth in slaps:
-        found = np.array(find_fingers(image, PPI, 4)) + np.array([1, 1, -1, -1]) * MARGIN_MM * PER_MM
+        found = np.array(cut_fingers(image, PPI, 4)[0]) + np.array([1, 1, -1, -1]) * MARGIN_MM * PER_MM
         assert np.abs(found - np.array(truth)).max() < WITHIN_MM * PER_MM
 
 
 def test_fingers_of_a_lying_resolution_are_not_invented(slaps):
     with pytest.raises(RecordError, match="4 fingers expected"):
-        find_fingers(slaps[0][0], 2.2 * PPI, 4)
+        cut_fingers(slaps[0][0], 2.2 * PPI, 4)
 
 
 def test_what_is_cut_out_is_one_finger(slaps):
@@ -39,7 +39,7 @@ def test_what_is_cut_out_is_one_finger(slaps):
 
 def test_another_number_than_expected_is_said(slaps):
     with pytest.raises(RecordError, match="5 fingers expected on the image, 4 found"):
-        find_fingers(slaps[0][0], PPI, 5)
+        cut_fingers(slaps[0][0], PPI, 5)
 
 
 def test_slaps_are_told_from_single_prints(slaps):
@@ -59,7 +59,7 @@ def test_real_slaps_and_single_prints(shared_data):
             image = decode(bytes(record.image))
             grey = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width)
             if record.position in counts:
-                boxes = find_fingers(grey, record.ppi, counts[record.position])
+                boxes, _ = cut_fingers(grey, record.ppi, counts[record.position])
                 assert all(4 < (box[2] - box[0]) / PER_MM < 36 for box in boxes)
                 assert [box[0] for box in boxes] == sorted(box[0] for box in boxes)
                 found += len(boxes)
