@@ -1,3 +1,5 @@
+"""Merging onto another resolution or canvas: what happens to the pixels and minutiae of a print."""
+
 import numpy as np
 import pytest
 from shard_writer import ShardWriter
