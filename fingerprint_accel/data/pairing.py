@@ -44,24 +44,23 @@ class Pairing:
             found = pa.array((met.path for met in walk(folder) if met.kind == TEMPLATE), pa.string())
         # a csv may name one folder in several ways
         met = pc.unique(_absolute(_by_preference(found), base))
-        given = pc.unique(_absolute(named.filter(pa.array(is_named)), listing.root))
+        stated = _absolute(named.filter(pa.array(is_named)), listing.root)
+        given = pc.unique(stated)
         self._files = pa.concat_arrays([met, given.filter(pc.invert(pc.is_in(given, met)))])
         keys = _key(_relative(self._files, base))
         images = _key(_relative(_absolute(self._paths, listing.root), listing.root))
         self._file = _index_in(images, keys)  # of each print, a row of `files`; -1: none
-        self._file[is_named] = _index_in(_absolute(named.filter(pa.array(is_named)), listing.root), self._files)
+        self._file[is_named] = _index_in(stated, self._files)
         self._prints = np.bincount(self._file[self._file >= 0], minlength=len(self._files) + 1)[self._file]
         used = self._files.take(pa.array(np.unique(self._file[self._file >= 0])))
         self._xyt = used.filter(pc.match_like(pc.utf8_lower(used), "%.xyt")).to_pylist()
         unused = ~np.isin(np.arange(len(met)), self._file)
+        rejected = _key(pa.array([path for path, _ in listing.rejected], pa.string()))
         if folder is not None:
-            rejected = pa.array([path for path, _ in listing.rejected], pa.string())
-            self._take_stems(images, keys, _key(rejected), self._file < 0)
+            self._take_stems(images, keys, rejected, self._file < 0)
             unused &= ~np.isin(np.arange(len(met)), self._file)
         # what lies beside an image that could not be listed is that image's
-        gone = np.asarray(
-            pc.is_in(keys[: len(met)], _key(pa.array([path for path, _ in listing.rejected], pa.string())))
-        )
+        gone = np.asarray(pc.is_in(keys[: len(met)], rejected))
         first = _index_in(keys[: len(met)], keys)  # of the files that differ in their suffix alone
         self.unused = []
         for number in np.flatnonzero(unused).tolist():
