@@ -18,7 +18,7 @@ def evaluate(
     model: Positional[Path],
     dataset: Positional[Path],
     protocol: Literal["fvc", "all-pairs", "sampled"] = "all-pairs",
-    out: Path = Path("evaluation"),
+    out: Path | None = None,
     pairs: int | None = None,
     seed: int = 0,
     pairs_file: Path | None = None,
@@ -28,6 +28,7 @@ def evaluate(
     poses: Flag = False,
     by: str = "",
     batch_size: int = 64,
+    overwrite: Flag = False,
 ) -> None:
     """Measures the error rates of a model on a dataset; writes metrics.json, plots and report.html.
 
@@ -49,7 +50,7 @@ def evaluate(
         dataset: Dataset folder.
         protocol: fvc: every pair of a finger, first against first of other fingers. all-pairs: every pair. sampled:
             some of all pairs, every finger equally often, for large sets.
-        out: Folder to write.
+        out: Folder to write; by default evaluation/MODEL-on-DATASET.
         pairs: Of `sampled`: mated comparisons, and as many non-mated ones; default 100,000.
         seed: Of `sampled`.
         pairs_file: Comparisons to make in place of a protocol: a csv with the columns reference,probe[,mated] that
@@ -64,11 +65,12 @@ def evaluate(
             of groups are printed. nfiq2: bands of the NFIQ 2 score, by the worse print of each comparison. Default:
             folders of the source, and bands where there are scores, on the page only.
         batch_size: Prints at a time.
+        overwrite: Replace an evaluation in OUT.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
     extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses, minimum_nfiq2)
-    evaluate_command(model, dataset, protocol, out, batch_size, extras)
+    evaluate_command(model, dataset, protocol, out, batch_size, extras, overwrite)
 
 
 def calibrate(model: Positional[str], dataset: Positional[Path], out: Path | None = None, center: bool = True) -> None:

@@ -19,7 +19,7 @@ from fingerprint_accel.metrics.curve import Curve, sorted_curve
 from fingerprint_accel.metrics.identification import Searches
 from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import sensible_fmr
-from fingerprint_accel.metrics.weighted_curves import WeightedCurves, WeightedScores
+from fingerprint_accel.metrics.weighted_curves import MOST_NONMATED, WeightedCurves, WeightedScores
 
 LEVEL = 0.95
 """Confidence level of the intervals."""
@@ -60,7 +60,11 @@ class Difference:
 
 
 def bootstrap_scores(
-    scores: Scores, statistics: Sequence[Statistic], resamples: int = RESAMPLES, seed: int = 0
+    scores: Scores,
+    statistics: Sequence[Statistic],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    most_nonmated: int = MOST_NONMATED,
 ) -> list[Interval]:
     """Return the intervals of several rates of a verification test.
 
@@ -69,8 +73,10 @@ def bootstrap_scores(
         statistics: functions that compute the rates, such as `WeightedCurves.eer`.
         resamples: number of draws.
         seed: seed of the draws.
+        most_nonmated: number of non-mated scores to use at most, as in `WeightedScores`.
     """
-    return [_interval(values) for values in _rates_of_draws([scores], statistics, resamples, seed)[0]]
+    drawn = _rates_of_draws([scores], statistics, resamples, seed, most_nonmated)
+    return [_interval(values) for values in drawn[0]]
 
 
 def bootstrap_eer(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -152,7 +158,11 @@ def _interval(values: np.ndarray) -> Interval:
 
 
 def _rates_of_draws(
-    several: Sequence[Scores], statistics: Sequence[Statistic], resamples: int, seed: int
+    several: Sequence[Scores],
+    statistics: Sequence[Statistic],
+    resamples: int,
+    seed: int,
+    most_nonmated: int = MOST_NONMATED,
 ) -> list[list[np.ndarray]]:
     """As `_rates`, for scores of the same comparisons."""
     pairs, (_, codes) = several[0].pairs, np.unique(several[0].fingers, return_inverse=True)
@@ -160,7 +170,7 @@ def _rates_of_draws(
     compared[codes[pairs.mated[:, 0]]] = compared[codes[pairs.nonmated]] = True
     codes = (np.cumsum(compared) - 1)[codes]  # fingers without a comparison are not drawn
     fingers = codes[pairs.mated[:, :1]], codes[pairs.nonmated]
-    known = [WeightedScores(scores.mated, fingers[0], scores.nonmated, fingers[1]) for scores in several]
+    known = [WeightedScores(scores.mated, fingers[0], scores.nonmated, fingers[1], most_nonmated) for scores in several]
     return _rates(known, statistics, int(compared.sum()), resamples, seed)
 
 
