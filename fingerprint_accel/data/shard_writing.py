@@ -22,6 +22,7 @@ from fingerprint_accel.outputs import FolderKind, json_with
 FORMAT_VERSION = 1
 # what is known of the prints; files left out, and why; what is worth knowing of some prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
+CARD = "README.md"  # see `dataset_card`
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024  # shards at least, so that every core has work; prints in each
 BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
 MINUTIAE_BYTES = 1000  # of a print, roughly
@@ -31,7 +32,7 @@ DATASET = FolderKind(
     json_with(INFO, "format_version", "canvas", "sha256"),
     # `synth` adds two files; `map` and `filter` of the library `datasets` leave caches beside the shards
     r"fingerprint\.json|dataset_info\.json|state\.json|rejected\.jsonl|notes\.jsonl|synthesis\.json|contact_sheet\.png"
-    r"|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
+    r"|README\.md|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
 )
 
 

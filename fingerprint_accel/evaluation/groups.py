@@ -25,7 +25,7 @@ NFIQ2 = "NFIQ 2 of the worse print"
 BANDS = {20: "0-20", 40: "21-40", 60: "41-60", 80: "61-80", 100: "81-100"}
 """Names of the bands of NFIQ 2 scores, by the highest score of each band."""
 NOT_SCORED = "(no score)"  # sorts before digits, so that a comparison with such a print counts here
-MOST_NONMATED = 60_000
+MOST_NONMATED = 20_000
 """Non-mated scores per group that its intervals use at most: there may be dozens of groups."""
 Table = list[tuple[str, ...]]
 """Rows of cells; the first row is the header."""
