@@ -18,7 +18,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
 from fingerprint_accel.extraction.centring import as_text, centred, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.model_card import compared
+from fingerprint_accel.extraction.model_card import METRICS, compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.curve import resolvable, sorted_curve
 from fingerprint_accel.metrics.protocols import score_protocol
@@ -74,6 +74,8 @@ def calibrate(
     """
     for name in (NOTE, *LOOSE_NOTES):
         extractor.notes.pop(name, None)  # an earlier centre must not affect the measurement
+    if center:
+        extractor.notes.pop(METRICS, None)  # they were measured without this centre
     cells, branches = extractor.cells, len(extractor.model.branch_dims) if center else 0
     embeddings, fingers = embedded(extractor, prints, UPRIGHT, most, progress)
     ways = [measure(embeddings, fingers, cells, branches)]
@@ -292,7 +294,7 @@ def _warnings(found: Calibration, shards: Shards) -> list[str]:
     warnings = []
     if found.synthetic:
         warnings.append(
-            f"{shards.folder}: these prints are synthetic; their thresholds do not hold for real fingers, so compare, "
+            f"{shards.folder}: these prints are synthetic; their thresholds do not hold on real fingers, so compare, "
             "search and demo show no decision"
         )
     fewest = min(way.nonmated for way in found.ways)

@@ -112,7 +112,7 @@ def test_one_synthetic_print_among_many_is_enough(model, write_prints, tmp_path,
     assert "do not hold on real fingers" in (model / "README.md").read_text()
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(
-        f"warning: {shards.folder}: these prints are synthetic; their thresholds do not hold for real fingers"
+        f"warning: {shards.folder}: these prints are synthetic; their thresholds do not hold on real fingers"
     )
 
 
@@ -166,7 +166,10 @@ def many_fingers(write_prints, tmp_path_factory):
 def test_the_mean_template_is_kept_and_thresholds_are_those_of_other_fingers(model, many_fingers, capsys):
     raw = FingerprintExtractor.from_pretrained(model)
     vectors = raw.extract(many_fingers, progress=False)
+    raw.notes["metrics"] = [{"dataset": "scans", "metric": "eer", "value": 0.1}]
+    raw.save_notes(model)
     calibrate_command(str(model), many_fingers.folder, None)
+    assert "metrics" not in FingerprintExtractor.from_pretrained(model).notes, "they are those of the model without"
     found, extractor = calibration_of(model), FingerprintExtractor.from_pretrained(model)
     np.testing.assert_allclose(extractor.center, vectors.mean(axis=0), atol=1e-6)
     assert extractor.identity != raw.identity
@@ -199,8 +202,12 @@ def test_the_mean_template_is_kept_and_thresholds_are_those_of_other_fingers(mod
 
 
 def test_a_model_is_not_centred_where_that_is_not_wanted_or_fingers_are_few(model, many_fingers, ten_fingers, capsys):
+    raw = FingerprintExtractor.from_pretrained(model)
+    raw.notes["metrics"] = [{"dataset": "scans", "metric": "eer", "value": 0.1}]
+    raw.save_notes(model)
     calibrate_command(str(model), many_fingers.folder, None, center=False)
     assert calibration_of(model).center == ""
+    assert "| scans | 10.00 % |" in (model / "README.md").read_text(), "templates are the same as before"
     assert "entring" not in capsys.readouterr().out
     calibrate_command(str(model), ten_fingers.folder, None)
     assert calibration_of(model).center == ""
