@@ -169,7 +169,9 @@ def interrupted(out, monkeypatch, job=None):
 def test_shards_of_another_command(out, monkeypatch):
     interrupted(out, monkeypatch)
     left = staging(out)
-    with pytest.raises(UserError, match=r"partial: unfinished shards of another command \(seed 0 not 1\); end that"):
+    with pytest.raises(
+        UserError, match=r"partial: holds unfinished shards of another command \(seed 0 there, 1 here\); stop"
+    ):
         make(out, Numbers(seed=1))
     assert left.exists()
     make(out, Numbers(seed=1), overwrite=True)
@@ -209,7 +211,7 @@ def test_a_mistake_leaves_nothing_where_nothing_was_made(out, monkeypatch):
 def test_a_full_disk_is_said_before(out, monkeypatch):
     free = SimpleNamespace(free=3999)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(UserError, match=r"0\.0 GB needed, 0\.0 GB are free; make room"):
+    with pytest.raises(UserError, match=r"0\.0 GB needed, but only 0\.0 GB are free; free some space"):
         make(out)
     assert not list(out.parent.iterdir())
     free.free = 4000
@@ -218,7 +220,10 @@ def test_a_full_disk_is_said_before(out, monkeypatch):
 
 def test_two_commands_at_once(out):
     lock = out.with_name(".out.lock")
-    with exclusive_lock(lock, "busy"), pytest.raises(UserError, match="out: another command is making it; wait for it"):
+    with (
+        exclusive_lock(lock, "busy"),
+        pytest.raises(UserError, match="out: another command is writing to it; wait until it ends"),
+    ):
         make(out)
     lock.touch()  # of a command that was killed
     make(out)
@@ -226,7 +231,7 @@ def test_two_commands_at_once(out):
 
 
 def test_a_machine_that_does_not_see_the_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: not seen by .*; choose an OUT on a disk that all machines share"):
+    with pytest.raises(UserError, match=r"nowhere: not found on .*; choose an OUT on a disk that all machines share"):
         make_shard(refused, tmp_path / "nowhere" / "0.txt")
 
 
