@@ -1,0 +1,102 @@
+"""Parse a command line with tyro and print help that keeps paragraphs and example commands. A leaf module."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+HELP = {"-h", "--help"}
+COMMANDS = ("accelerate ", "fingerprint-accel ", "pip ", "python ", "torchrun ")
+PLACE = "DESCRIPTION"  # stands for the description in the help text that tyro prints
+
+
+def parse_command_line(
+    target: Callable[..., T],
+    description: str,
+    words: Sequence[str] | None = None,
+    default: T | None = None,
+    prog: str | None = None,
+    console_outputs: bool = True,
+) -> T:
+    """Call `target`, a function or a dataclass, with the options of a command line.
+
+    Args:
+        target: Function or dataclass. Its parameters are the options.
+        description: Text of `--help`, above the options. `fill` says how it is wrapped.
+        words: Command line without the program. Default: `sys.argv[1:]`.
+        default: Instance of `target` that holds the default values.
+        prog: Name of the program in the usage line.
+        console_outputs: Whether to print help and usage errors. Several processes of one launch print them once.
+
+    Raises:
+        SystemExit: Status 0 after `--help`, and status 2 for unknown or malformed options.
+    """
+    words = sys.argv[1:] if words is None else words
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    shown = _description(description) if HELP.intersection(words) else contextlib.nullcontext()
+    with shown:
+        return tyro.cli(
+            target, prog=prog, description=PLACE, args=list(words), console_outputs=console_outputs,
+            config=(tyro.conf.DisallowNone,), **options,
+        )  # fmt: skip
+
+
+def fill(text: str, width: int) -> str:
+    """Wrap the paragraphs of a text. Indented lines and commands stay as they are.
+
+    Args:
+        text: Paragraphs with an empty line between them.
+        width: Length of the longest line, in characters.
+    """
+    filled = []
+    for paragraph in text.strip().split("\n\n"):
+        lines = paragraph.strip("\n").splitlines()
+        prose: list[str] = []
+        for line in [*lines, None]:
+            if line is not None and not line.startswith((" ", *COMMANDS)):
+                prose.append(line)
+                continue
+            if prose:
+                filled.append(textwrap.fill(" ".join(prose), width, break_on_hyphens=False))
+                prose = []
+            if line is not None:
+                filled.append(line)
+        filled.append("")
+    return "\n".join(filled).strip("\n")
+
+
+@contextlib.contextmanager
+def _description(text: str) -> Iterator[None]:
+    """Put a description into the help that tyro prints. tyro itself would join its lines and not wrap them."""
+    captured = _Captured(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(captured):
+            yield
+    finally:
+        width = shutil.get_terminal_size().columns
+        sys.stdout.write(captured.getvalue().replace(PLACE, fill(text, width), 1))
+
+
+class _Captured(io.StringIO):
+    """Text that is shown later. tyro chooses colours and box characters as for the stream that shows it."""
+
+    def __init__(self, shown: TextIO) -> None:
+        super().__init__()
+        self._shown = shown
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the stream that shows the text."""
+        return self._shown.encoding
+
+    def isatty(self) -> bool:
+        """Whether a terminal shows the text."""
+        return self._shown.isatty()
