@@ -63,14 +63,30 @@ def test_a_place_that_cannot_be_written(prints, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c(capsys):
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        ((), "interrupted; nothing is lost"),
+        (("3 of 4 shards are finished",), "interrupted; 3 of 4 shards are finished"),
+    ],
+)
+def test_ctrl_c(texts, line, capsys):
     def stopped():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*texts)
 
-    with pytest.raises(SystemExit) as stop, one_line_errors("stopped; go on with --resume auto"):
+    with pytest.raises(SystemExit) as stop, one_line_errors("interrupted; nothing is lost"):
         stopped()
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "\nstopped; go on with --resume auto\n"
+    assert capsys.readouterr().err == f"\n{line}\n"
+
+
+def test_plan_shows_what_takes_seconds():
+    result = run("plan", "--fingers", "1000", "--impressions", "8", "--trunk", "compact")
+    assert result.returncode == 0, result.stderr
+    stages = ["loading PyTorch: ", "counting parameters and operations of compact: "]
+    assert [stage in result.stderr for stage in stages] == [True, True]
+    assert "8,000 of 1,000 fingers" in result.stdout
+    assert "loading" not in result.stdout
 
 
 def test_inspect_prints_counts_and_draws(prints, tmp_path):

@@ -119,8 +119,10 @@ def test_interrupted_at_every_shard(out, whole, moment, shard, monkeypatch):
             # the first renaming is that of the arguments
             first = 1 if moment == "a rename" else 0
             patch.setattr(owner, name, deadly(getattr(owner, name), first + per_shard * shard + step))
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt) as caught:
                 make(out)
+        kept = f"{shard} of 4 shards are finished; run the same command again to continue"
+        assert str(caught.value) == (kept if shard else "nothing was saved yet: no shard is finished")
         assert not out.exists()
         finished = sorted(path.name for path in (staging(out) / "records").glob("*.txt.json"))
         assert finished == [f"{number}.txt.json" for number in range(shard)]

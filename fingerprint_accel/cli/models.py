@@ -39,7 +39,7 @@ def plan(
         trunk: Trunk of the network.
         fsdp: Shard the network over the GPUs (recipes/hardware/fsdp.yaml).
     """
-    with tqdm(total=3, leave=False, bar_format="{desc}... {elapsed}") as bar:
+    with tqdm(total=3, leave=False, bar_format="{desc}{elapsed}") as bar:
 
         def show(stage: str) -> None:
             bar.set_description(stage)
