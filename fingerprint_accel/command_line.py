@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
+import inspect
 import io
+import itertools
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO, TypeVar
+from types import MappingProxyType
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 import tyro
 
@@ -41,8 +46,10 @@ def parse_command_line(
     """
     words = sys.argv[1:] if words is None else words
     options: dict[str, Any] = {} if default is None else {"default": default}
-    shown = _description(description) if HELP.intersection(words) else contextlib.nullcontext()
-    with shown:
+    wants_help = bool(HELP.intersection(words))
+    if wants_help and dataclasses.is_dataclass(target):
+        _join_lines(target)
+    with _description(description) if wants_help else contextlib.nullcontext():
         return tyro.cli(
             target, prog=prog, description=PLACE, args=list(words), console_outputs=console_outputs,
             config=(tyro.conf.DisallowNone,), **options,
@@ -71,6 +78,20 @@ def fill(text: str, width: int) -> str:
                 filled.append(line)
         filled.append("")
     return "\n".join(filled).strip("\n")
+
+
+def _join_lines(cls: Any) -> None:
+    """Store the docstrings of a dataclass's fields as their help, in one line each. tyro would keep the line breaks."""
+    types = get_type_hints(cls)
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for statement, following in itertools.pairwise([*getattr(definition, "body", []), None]):
+        name = getattr(getattr(statement, "target", None), "id", "")
+        text = getattr(getattr(following, "value", None), "value", None)
+        if name in fields and isinstance(text, str):
+            fields[name].metadata = MappingProxyType({**fields[name].metadata, "help": " ".join(text.split())})
+        if dataclasses.is_dataclass(types.get(name)):
+            _join_lines(types[name])
 
 
 @contextlib.contextmanager

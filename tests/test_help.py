@@ -1,5 +1,6 @@
 """`--help` of the command line and of the recipes: complete, readable on 80 columns, and printed without torch."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,7 +16,7 @@ import pytest
 
 from fingerprint_accel import cli
 from fingerprint_accel.cli import GROUPS, VERBS, overview
-from fingerprint_accel.command_line import fill
+from fingerprint_accel.command_line import fill, parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL_HELP = """
@@ -130,6 +131,38 @@ def test_the_help_of_a_recipe_keeps_paragraphs_and_commands():
     assert max(map(len, description.splitlines())) <= 80
     assert "--config FILE.yaml" in description
     assert "--training.epochs" in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Options of a part."""
+
+    size: int = 3
+    """Number of pixels
+    along each side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """All options."""
+
+    name: str = "any"
+    """A name that is
+    written
+    on three lines."""
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def test_docstrings_of_fields_are_joined(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as end:
+        parse_command_line(Outer, "Does a thing.", ["--help"], default=Outer(name="other"))
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "\n\nDoes a thing.\n\n" in text
+    assert "A name that is written on three lines. (default: other)" in text
+    assert "Number of pixels along each side. (default: 3)" in text
+    assert parse_command_line(Outer, "", ["--inner.size", "5"]) == Outer(inner=Inner(5))
 
 
 def test_paragraphs_are_wrapped_and_commands_are_not():
