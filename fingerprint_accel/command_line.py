@@ -19,7 +19,7 @@ import tyro
 
 T = TypeVar("T")
 HELP = {"-h", "--help"}
-COMMANDS = ("accelerate ", "fingerprint-accel ", "pip ", "python ", "torchrun ")
+KEPT = (" ", "- ", "accelerate ", "fingerprint-accel ", "pip ", "python ", "torchrun ")  # first words of whole lines
 PLACE = "DESCRIPTION"  # stands for the description in the help text that tyro prints
 
 
@@ -57,33 +57,29 @@ def parse_command_line(
 
 
 def fill(text: str, width: int) -> str:
-    """Wrap the paragraphs of a text. Indented lines and commands stay as they are.
+    """Wrap the paragraphs of a text. Indented lines, list items and commands stay as they are.
 
     Args:
         text: Paragraphs with an empty line between them.
         width: Length of the longest line, in characters.
     """
-    filled = []
+    filled: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         lines = paragraph.strip("\n").splitlines()
-        prose: list[str] = []
-        for line in [*lines, None]:
-            if line is not None and not line.startswith((" ", *COMMANDS)):
-                prose.append(line)
-                continue
-            if prose:
-                filled.append(textwrap.fill(" ".join(prose), width, break_on_hyphens=False))
-                prose = []
-            if line is not None:
-                filled.append(line)
+        for kept, group in itertools.groupby(lines, lambda line: line.startswith(KEPT)):
+            block = list(group)
+            filled += block if kept else [textwrap.fill(" ".join(block), width, break_on_hyphens=False)]
         filled.append("")
-    return "\n".join(filled).strip("\n")
+    return "\n".join(filled[:-1])
 
 
 def _join_lines(cls: Any) -> None:
     """Store the docstrings of a dataclass's fields as their help, in one line each. tyro would keep the line breaks."""
     types = get_type_hints(cls)
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    except OSError:  # installed without its source code
+        return
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for statement, following in itertools.pairwise([*getattr(definition, "body", []), None]):
         name = getattr(getattr(statement, "target", None), "id", "")
@@ -102,7 +98,7 @@ def _description(text: str) -> Iterator[None]:
         with contextlib.redirect_stdout(captured):
             yield
     finally:
-        width = shutil.get_terminal_size().columns
+        width = min(shutil.get_terminal_size().columns, 100)
         sys.stdout.write(captured.getvalue().replace(PLACE, fill(text, width), 1))
 
 
