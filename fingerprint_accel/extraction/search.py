@@ -12,9 +12,10 @@ from fingerprint_accel.data.layouts import LayoutError, finger_position, positio
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.calibration import Basis, decision_basis
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_files import Known
+from fingerprint_accel.extraction.inputs import Image
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
