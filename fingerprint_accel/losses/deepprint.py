@@ -159,7 +159,7 @@ class DeepPrintLoss(nn.Module):
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Terms of one branch by name. Identity and contrastive are means over the embedding and its Matryoshka lengths."""
+        """Terms of one branch by name. Identity and contrastive are means over all Matryoshka lengths."""
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
         terms = {"identity": self.heads[name](nested, finger, margin)}

@@ -85,14 +85,17 @@ class Metrics:
 
 
 def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
-    """All error rates of a set of scores; O(n log n), exact with ties.
+    """Compute all error rates of a verification test from its scores. Ties are exact.
 
     Args:
-        mated: (n,) similarities, -infinity where nothing could be extracted.
-        nonmated: (m,) likewise.
+        mated: (n,) similarities of comparisons of one finger; -infinity for failures to extract.
+        nonmated: (m,) similarities of comparisons of different fingers; -infinity for failures to extract.
+
+    Returns:
+        Error rates as shares, with their thresholds.
 
     Raises:
-        UserError: a score that is NaN or +infinity, or no score of one kind.
+        UserError: A score is NaN or +infinity, or there is no score of one kind.
     """
     curve = sorted_curve(mated, nonmated)
     eer, threshold = curve.eer()

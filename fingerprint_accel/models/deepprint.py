@@ -22,17 +22,17 @@ from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
 
 @dataclass(frozen=True)
 class Output:
-    """What the network says of a batch; branches that a variant lacks are None.
+    """Output of `DeepPrint` for a batch. Branches that a variant lacks are None.
 
     Attributes:
-        texture: (B, D_t) float32, unit length, from the texture branch.
-        minutia: (B, D_m) float32, unit length, from the minutia branch.
-        minutia_map: (B, 6, S, S) predicted minutia map, only in training mode.
-        norm: (B,) float32, mean length of the branches' embeddings before they were scaled, not in training mode.
-        dense: (B, D) float32, unit length, cell after cell of the grid; a cell that the print does not show is zero.
+        texture: (B, D_t) float32 of unit length, embedding of the texture branch.
+        minutia: (B, D_m) float32 of unit length, embedding of the minutia branch.
+        minutia_map: (B, 6, S, S) predicted minutia map, in training mode only.
+        norm: (B,) float32, mean length of the embeddings before they are scaled, in evaluation mode only.
+        dense: (B, D) float32 of unit length, cell by cell of the grid. A cell that the print does not show is zero.
         contact: (B, G, G) logits of the cells that the print shows, with `dense`.
-        pose: what the alignment network says of the input; None from `describe`, and where it is not trained.
-        transform: (B, 3) the pose that the print was described in, as of `AlignmentNetwork.transform`.
+        pose: Logits of the alignment network; None from `describe`, and where that network is frozen.
+        transform: (B, 3) pose in which the print was described, as of `AlignmentNetwork.transform`.
     """
 
     texture: torch.Tensor | None = None
@@ -46,27 +46,31 @@ class Output:
 
     @property
     def branches(self) -> dict[str, torch.Tensor]:
-        """Embeddings by branch name, texture first."""
+        """Embeddings by name of the branch, texture first."""
         present = {"texture": self.texture, "minutia": self.minutia, "dense": self.dense}
         return {name: value for name, value in present.items() if value is not None}
 
     @property
     def embedding(self) -> torch.Tensor:
-        """(B, D) float32, unit length: the branches side by side, each weighing the same."""
+        """Embeddings of all branches side by side, (B, D) float32 of unit length. Each branch has the same weight."""
         parts = list(self.branches.values())
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
 class DeepPrint(nn.Module):
-    """Prints to unit-length embeddings.
+    """Network from prepared prints to embeddings of unit length.
 
-    A shared stem feeds a texture branch and a minutia branch; the minutia branch also learns to draw the minutia map.
-    Dense variants have one branch whose embedding keeps its place on the finger, and which draws the map as well.
-    `Loc` variants align the print first.
+    A shared stem feeds a texture branch and a minutia branch. The minutia branch also predicts the minutia map. Dense
+    variants have one branch, whose embedding is a grid over the finger and which predicts the map as well. `Loc`
+    variants align the print first.
 
     Args:
-        config: variant, trunk and sizes.
-        map_size: side of the minutia map, pixels.
+        config: Variant, trunk and sizes.
+        map_size: Side of the minutia map in pixels.
+
+    Attributes:
+        config: The configuration.
+        branch_dims: Length of the embedding of each branch.
     """
 
     def __init__(self, config: ModelConfig, map_size: int = MAP_SIZE) -> None:
@@ -135,7 +139,14 @@ class DeepPrint(nn.Module):
         return self
 
     def forward(self, image: torch.Tensor) -> Output:
-        """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
+        """Embed prepared prints.
+
+        Args:
+            image: (B, 1, S, S) float32, as `Preprocessor` returns it.
+
+        Returns:
+            Embeddings, with the minutia map in training mode or the length of the embeddings in evaluation mode.
+        """
         if self.alignment is None:
             return self.describe(image)
         if isinstance(self.alignment, FlxAlignmentNetwork):

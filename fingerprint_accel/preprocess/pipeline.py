@@ -96,16 +96,16 @@ def ink_contact(images: torch.Tensor) -> torch.Tensor:
 
 
 class Preprocessor(nn.Module):
-    """Crops, augments, enhances and normalises whole batches. Has no parameters and no state worth saving.
+    """Crops, augments, enhances and normalises whole batches on their device. It has no parameters.
 
     Args:
-        config: what to do.
-        canvas: side of the canvases, pixels.
-        seed: of the augmentation.
-        ppi: resolution of the canvases, pixels per inch.
+        config: Crop, size, normalisation and augmentation.
+        canvas: Side of the canvases in pixels, `open_dataset(folder).info.canvas`.
+        seed: Seed of the augmentation.
+        ppi: Resolution of the canvases in pixels per inch, `open_dataset(folder).info.ppi`.
 
     Raises:
-        UserError: the crop is larger than the canvas.
+        UserError: The crop is larger than the canvas.
     """
 
     tile: torch.Tensor
@@ -144,10 +144,19 @@ class Preprocessor(nn.Module):
         strength: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A batch on the device -> (B, 1, S, S) input, and (B, 6, M, M) minutia maps if asked for.
+        """Prepare a batch for the network.
 
-        The augmentation of a print depends on the seed, its epoch and its index, not on the batch it is in;
-        `strength`, 0 to 1, multiplies every amplitude. `dtype` is that of both answers.
+        The augmentation of a print depends on the seed, its epoch and its index, not on the batch that it is in.
+
+        Args:
+            batch: Batch of a loader, on the device of this module.
+            augment: Whether to augment.
+            maps: Whether to draw minutia maps, which `DeepPrintLoss` compares with those of the network.
+            strength: Factor of every amplitude of the augmentation, 0 to 1.
+            dtype: Type of the results.
+
+        Returns:
+            (B, 1, S, S) input of the network, and (B, 6, M, M) minutia maps or None.
         """
         config, device = self.config, batch.image.device
         with torch.autocast(device.type, enabled=False):
@@ -163,11 +172,16 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def truth(self, batch: Batch, augment: bool, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """How the prints lie on the input that `forward` makes of them, and what they show.
+        """Compute the pose and contact of the prints on the input that `forward` makes of them.
+
+        Args:
+            batch: Batch of a loader that was made with `truth=True`.
+            augment: As in `forward`.
+            strength: As in `forward`.
 
         Returns:
-            (B, 3) rotation in radians and shift in half sides by which the finger would stand upright in the middle,
-            NaN where unknown; and (B, CELLS, CELLS) share of each part of the input that is in contact.
+            (B, 3) rotation in radians and shift in half sides of the input that would put the finger upright in the
+            middle, NaN where unknown; and (B, CELLS, CELLS) share of each part of the input that is in contact.
         """
         with torch.autocast(batch.image.device.type, enabled=False):
             pose, contact = self._pose(batch, augment, strength), ink_contact(batch.image)
