@@ -23,8 +23,8 @@ __all__ = [
 if TYPE_CHECKING:
     from fingerprint_accel.config import Config
     from fingerprint_accel.data.encoding import decode_canvas
-    from fingerprint_accel.data.loader import training_loader
     from fingerprint_accel.data.shards import open_dataset
+    from fingerprint_accel.data.training_loader import training_loader
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
     from fingerprint_accel.extraction.gallery import Gallery
     from fingerprint_accel.losses.deepprint import DeepPrintLoss
@@ -42,7 +42,7 @@ else:
         "compute_metrics": "metrics.verification",
         "decode_canvas": "data.encoding",
         "open_dataset": "data.shards",
-        "training_loader": "data.loader",
+        "training_loader": "data.training_loader",
     }
 
     def __getattr__(name: str) -> object:

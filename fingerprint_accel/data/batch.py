@@ -1,4 +1,4 @@
-"""Batches of prints for training."""
+"""What one step of training consumes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fingerprint_accel.data.truth import GRID
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch of B prints, in pinned memory or on the device.
+    """Prints as they come from the shards, in pinned memory or on the device.
 
     Attributes:
-        image: (B, H, W) uint8 canvases, ridges dark.
-        finger: (B,) int64 class labels, 0 to the number of training fingers - 1.
-        minutiae: (B, M, 4) float32 rows of x, y (canvas pixels, y down), angle (radians, counter-clockwise from +x with
-            y up) and quality. Rows from `minutia_count` on are padding.
-        minutia_count: (B,) int64 number of minutiae, 0 where they are not known.
-        index: (B,) int64 row in the dataset.
-        epoch: (B,) int64 pass over the data that the print belongs to; see `SampleOrder.take`.
-        pose: (B, 3) float32 pose of the finger, as of `synthesis.touch.Touch.pose`; rows of NaN where neither pose nor
-            contact is known. None unless the loader was made with `truth=True`.
-        contact: (B, GRID, GRID) bool, cells of the canvas that the touching finger covers by half at least; False where
-            it is unknown. None together with `pose`.
+        image: (B, H, W) uint8, canvases, ridges dark.
+        finger: (B,) int64, class label (dense over the training fingers).
+        minutiae: (B, M, 4) float32, rows of x, y (canvas pixels, y down), angle (radians, counter-clockwise from +x
+            with y up) and quality; rows from `minutia_count` on are padding.
+        minutia_count: (B,) int64; 0 where a print has no minutiae.
+        index: (B,) int64, row in the dataset.
+        epoch: (B,) int64, pass over the data that the print belongs to (`SampleOrder.take`).
+        pose: (B, 3) float32, where the finger lies (`synthesis.touch.Touch.pose`); rows of NaN where neither pose nor
+            contact is known. None unless whoever reads asks for the truth.
+        contact: (B, GRID, GRID) bool, which cells of the canvas are at least half covered by the touching finger;
+            False where it is unknown. None together with `pose`.
     """
 
     image: torch.Tensor
@@ -41,7 +41,7 @@ class Batch:
         return self.image.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copy the batch to a device."""
+        """Moves every tensor."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return Batch(**{name: part.to(device) for name, part in parts.items() if part is not None})
 

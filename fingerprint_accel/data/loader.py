@@ -22,19 +22,18 @@ from fingerprint_accel.data.batch import Batch, BatchLayout
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.errors import require
 
 ANNOUNCED = 4  # batches that the system fetches ahead of the reading thread, where the data is larger than memory
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Prints of a dataset with a class label for each.
+    """Prints of a dataset that take part, with the class label of each.
 
     Attributes:
-        shards: The dataset.
+        shards: the dataset.
         rows: (N,) int64 rows of the dataset.
-        labels: (N,) int64 class label of each row, 0 to `classes` - 1.
+        labels: (N,) int64 class label of each row, dense.
     """
 
     shards: Shards
@@ -46,7 +45,7 @@ class Subset:
 
     @property
     def classes(self) -> int:
-        """Number of class labels, that is, of fingers."""
+        """Number of different labels."""
         return int(self.labels.max()) + 1 if len(self.labels) else 0
 
     @property
@@ -115,56 +114,15 @@ class Subset:
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
-    """Select every print of some fingers.
+    """Every print of the chosen fingers.
 
     Args:
-        shards: The dataset.
-        fingers: (F,) bool, True for the fingers to select, for example from `split_fingers`. They get the class labels
-            0 to n - 1 in their order.
+        shards: the dataset.
+        fingers: (F,) bool, True for the fingers (dense ids) that take part; they are relabelled 0..n-1 in that order.
     """
     chosen = fingers[shards.fingers]
     labels = np.cumsum(fingers) - 1
     return Subset(shards, np.flatnonzero(chosen), labels[shards.fingers[chosen]].astype(np.int64))
-
-
-def training_loader(
-    data: Shards | Subset,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    rank: int = 0,
-    processes: int = 1,
-    device: torch.device | str = "cpu",
-    samples_per_class: int = 1,
-    position: int = 0,
-    truth: bool = False,
-) -> TrainingLoader:
-    """Make an endless loader of shuffled batches for one training process.
-
-    Use it as a context manager, then iterate. Every print comes once per epoch. The order depends on `seed` and
-    `position` alone: the batches of all processes together are the same prints for any number of processes, as long as
-    `batch_size * processes` is the same. No `DataLoader` and no `accelerator.prepare` are needed.
-
-    Args:
-        data: Opened dataset, or some of its fingers from `subset_of_fingers`.
-        batch_size: Number of prints per batch of this process.
-        seed: Seed of the order.
-        rank: Number of this process, `accelerator.process_index`.
-        processes: Number of processes, `accelerator.num_processes`.
-        device: Device that batches are moved to, `accelerator.device`.
-        samples_per_class: Number of different impressions of each finger in a batch; 1 leaves it to chance.
-        position: Number of prints over all processes to skip, `step * batch_size * processes` to resume at `step`.
-        truth: Whether batches have `pose` and `contact`, which alignment networks and dense networks learn from.
-
-    Raises:
-        UserError: There are no prints, or `samples_per_class` does not divide `batch_size`.
-    """
-    subset = data if isinstance(data, Subset) else subset_of_fingers(data, np.ones(len(data.key_of_finger), bool))
-    require(len(subset) > 0, f"{subset.shards.folder}: no prints to train on; select some fingers")
-    divides = batch_size % samples_per_class == 0
-    require(divides, f"batch_size {batch_size} is not a multiple of samples_per_class {samples_per_class}")
-    order = SampleOrder(len(subset), seed, labels=subset.labels, per_finger=samples_per_class)
-    return TrainingLoader(subset, order, batch_size, rank, processes, device, position, truth=truth)
 
 
 @dataclass
@@ -177,25 +135,24 @@ class _Slot:
 
 @dataclass(eq=False)
 class TrainingLoader:
-    """Endless micro-batches of one process. Use it as a context manager, then iterate; see `training_loader`.
+    """Endless micro-batches of one process, starting anywhere in the stream. Use as a context manager, then iterate.
 
-    One thread reads ahead. On a CPU the image, minutiae, pose and contact of a batch lie in a buffer that is reused
-    when the next batch is requested. For CUDA the thread copies the buffer from pinned memory on its own stream.
+    One thread reads ahead. On a CPU image, minutiae, pose and contact lie in a reused buffer until the next batch is
+    asked for; for CUDA the thread copies it from pinned memory on a stream of its own, beside training.
 
     Args:
-        subset: Prints to train on.
-        order: Order of the prints.
-        batch_size: Number of prints per micro-batch of this process.
-        rank: Number of this process.
-        processes: Number of processes that share each global micro-batch.
-        device: Device that batches are moved to.
-        position: Position in the order to start from, prints over all processes.
-        prefetch: Number of batches that are read ahead. Three bridge a delay of the disk.
-        truth: Whether batches have pose and contact.
+        subset: prints to train on.
+        order: the stream over them.
+        batch_size: prints per micro-batch of this process.
+        rank, processes: which share of each global micro-batch is this process's.
+        device: where batches are delivered.
+        position: position in the stream to start from, prints over all processes.
+        prefetch: batches read ahead; three bridge a late answer of the disk.
+        truth: whether batches have pose and contact.
 
     Attributes:
-        waited: Seconds that the consumer waited for batches after the first.
-        seconds: Seconds that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
+        waited: seconds that the consumer spent waiting for batches after the first.
+        seconds: that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
     """
 
     subset: Subset

@@ -1,4 +1,4 @@
-"""Read a dataset folder through zero-copy views of its memory-mapped shards."""
+"""The dataset folder, read through zero-copy views of its memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ RESIDENT = 2**30  # bytes of mapped files that may lie in this process's residen
 
 
 class Shards:
-    """Opened dataset folder. Images and minutiae stay in memory-mapped files until they are read.
+    """An open dataset folder. Images and minutiae stay in the memory-mapped files until they are read.
 
     Attributes:
-        folder: The folder.
-        info: Resolution, canvas, encoding and counts, a `DatasetInfo`.
-        table: Arrow table of all columns.
-        fingers: (N,) int32 number of the finger of each row, 0 to `info.fingers` - 1.
-        impressions: (N,) int64 number of the impression of each row.
-        key_of_finger: The owner's id of each finger.
-        minutia_count: (N,) int32 number of minutiae of each row.
-        most_minutiae: Largest number of minutiae of a row.
-        has_truth: Whether there are columns `pose` and `contact`, with values for some prints at least.
-        has_nfiq2: Whether there is a column `nfiq2`.
-        larger_than_memory: Whether the files are larger than the memory that this process may use.
+        folder: where it lies.
+        info: ppi, canvas, encoding and counts.
+        fingers: (N,) int32 dense finger id of each row.
+        impressions: (N,) int64.
+        key_of_finger: the owner's id of each dense finger id.
+        minutia_count: (N,) int32.
+        most_minutiae: of any print.
+        has_truth: whether there are the columns `pose` and `contact`, of some prints at least.
+        has_nfiq2: whether there is the column `nfiq2`, with -1 where the score is not known.
+        larger_than_memory: the files are larger than the memory that this process may use.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, files: list[MappedFile], tables: list[pa.Table]) -> None:
@@ -131,16 +130,16 @@ class Shards:
         return views
 
     def nfiq2(self) -> np.ndarray:
-        """Return the NFIQ 2 score of each print, (N,) int16, 0 to 100; -1 where it is not known."""
+        """(N,) int16 NFIQ 2 score of each print, 0 to 100; -1 where it is not known, everywhere without the column."""
         return self._numbers("nfiq2") if self.has_nfiq2 else np.full(len(self), -1, np.int16)
 
     def image(self, row: int) -> np.ndarray:
-        """Return the canvas of one row, (canvas, canvas) uint8, ridges dark; perhaps a view that is read-only."""
+        """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
         chunk, place = self._place(row)
         return chunk.image(chunk.stored(place))
 
     def stored(self, row: int) -> bytes:
-        """Return one print as it is stored, encoded."""
+        """One print as it lies in the file: encoded."""
         chunk, place = self._place(row)
         return chunk.stored(place).tobytes()
 
@@ -149,12 +148,12 @@ class Shards:
         return self._images[number], row - int(self._chunk_start[number])
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
-        """Copy canvases into an array, fastest for ascending rows.
+        """Copies prints into `out`; fastest when `rows` ascend.
 
         Args:
-            rows: (B,) int64 rows.
-            out: (B, canvas, canvas) uint8 array to fill, contiguous.
-            seconds: Times of reading (`disk`) and decoding (`decode`), which this call adds to.
+            rows: (B,) int64.
+            out: (B, canvas, canvas) uint8, contiguous.
+            seconds: what reading (`disk`) and decoding (`decode`) take is added to it.
         """
         flat = out.reshape(len(rows), -1)
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
@@ -187,18 +186,14 @@ class Shards:
             file.unmap_pages()
 
     def minutiae(self, rows: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Read minutiae, padded with zeros.
+        """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64.
 
         Args:
-            rows: (B,) int64 rows.
-            out: (B, M, 4) float32 array to fill, M at least `most_minutiae`; by default a new one.
-
-        Returns:
-            (B, M, 4) float32 x, y (canvas pixels), angle (radians counter-clockwise from +x, y up) and quality; and
-            (B,) int64 number of minutiae of each print.
+            rows: (B,) int64.
+            out: (B, M, 4) float32 to fill, M at least `most_minutiae`; default: made to the measure of these rows.
 
         Raises:
-            UserError: Minutiae are not finite or out of range.
+            UserError: minutiae that are not finite, or out of range.
         """
         counts = self.minutia_count[rows].astype(np.int64)
         if out is None:
@@ -257,13 +252,11 @@ def _dense(fingers: np.ndarray, count: int) -> np.ndarray:
 
 
 def open_dataset(folder: Path | str) -> Shards:
-    """Open a dataset folder. The files are memory-mapped, so that this takes no time and no memory.
-
-    Args:
-        folder: Folder that `fingerprint-accel import` or `synth` has written.
+    """Opens a dataset folder.
 
     Raises:
-        UserError: The folder is not a dataset folder or of another version, or a shard is missing or damaged.
+        UserError: not a dataset folder, another format version, or a shard that is missing, cut off or in another
+            encoding than the folder's; minutiae that are not finite or out of range, where they are few enough to look.
     """
     folder = Path(folder)
     info = DatasetInfo.read(folder)
@@ -285,15 +278,9 @@ def open_dataset(folder: Path | str) -> Shards:
 
 
 def split_fingers(keys: list[str], fraction: float) -> np.ndarray:
-    """Choose fingers to hold out for validation.
+    """(F,) bool, True for the fingers held out for validation.
 
-    Args:
-        keys: Keys of the fingers, `open_dataset(folder).key_of_finger`. Each finger is chosen by a hash of its key, so
-            that adding data moves no finger to the other side.
-        fraction: Share of fingers to hold out.
-
-    Returns:
-        (F,) bool, True for the fingers that are held out.
+    Each finger is decided by a hash of its key alone, so that adding data moves no finger to the other side.
     """
     digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
     hashed = mix64(np.frombuffer(digests, np.uint64))

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from fingerprint_accel.extraction.calibration import decision_basis
-from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.inputs import Image
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.preprocess.geometric import Pose
 

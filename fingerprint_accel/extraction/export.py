@@ -53,11 +53,7 @@ class Embedder(nn.Module):
 
 
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
-    """Trace an extractor for `save_torch` and `save_onnx`. The extractor is moved to the CPU.
-
-    Returns:
-        Program from (B, canvas, canvas) uint8 canvases to (B, D) float32 embeddings, for any B up to 4,096.
-    """
+    """The graph of an extractor, for any number of prints at once."""
     embedder = Embedder(extractor).cpu().eval()
     example = torch.zeros(2, extractor.canvas, extractor.canvas, dtype=torch.uint8)
     with torch.no_grad():
@@ -67,34 +63,18 @@ def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
 
 
 def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Write a traced extractor to a file that `torch.export.load` opens without this package, and check it.
-
-    Args:
-        extractor: The extractor.
-        program: Result of `traced`.
-        path: File to write.
-
-    Returns:
-        One line with the size of the file, its largest difference from the extractor, and its speed.
-    """
+    """Writes an extractor's graph, see `traced`, to a `torch.export` file, which `torch.export.load` opens without this
+    package, and checks it. Returns size, difference from the original and speed, in words."""
     torch.export.save(program, path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
     return _checked(extractor, path, lambda images: module(torch.from_numpy(images)).detach().numpy())
 
 
 def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Write a traced extractor to an ONNX file with input `images` and output `embeddings`, and check it.
-
-    Args:
-        extractor: The extractor.
-        program: Result of `traced`.
-        path: File to write.
-
-    Returns:
-        One line with the size of the file, its largest difference from the extractor, and its speed.
+    """`save_torch` for an ONNX file with input `images` and output `embeddings`, checked with onnxruntime.
 
     Raises:
-        UserError: onnx, onnxscript or onnxruntime is not installed.
+        UserError: onnx, onnxscript or onnxruntime is missing.
     """
     try:
         runtime: Any = importlib.import_module("onnxruntime")

@@ -51,31 +51,27 @@ SAME = 0.9999  # similarity from which two embeddings are of one image: other ha
 
 @dataclass(frozen=True)
 class Hits:
-    """Most similar references of each probe, best first. Equal similarities come in any order.
-
-    Attributes:
-        similarity: (M, k) float32, -1 to 1.
-        row: (M, k) int64 rows of the gallery; see `Gallery.names`.
-    """
+    """References of each probe, best first: `similarity` (M, k) float32 and `row` (M, k) int64 in the gallery. Equal
+    similarities come in any order."""
 
     similarity: np.ndarray
     row: np.ndarray
 
 
 class Gallery:
-    """Folder of embeddings with names, which is searched for the most similar ones.
+    """Embeddings of a gallery folder, and what is known of each print.
 
     Args:
-        folder: An existing gallery. `open_or_create` makes one.
+        folder: an existing gallery.
 
     Attributes:
-        dims: Length of an embedding.
-        model: `FingerprintExtractor.identity` of the model that made the embeddings.
-        cells: `FingerprintExtractor.cells` of that model, 0 for embeddings that are not dense.
-        part_names: Names of its files in the order of their rows.
+        dims: length of an embedding.
+        model: what made the embeddings, in words; probes must come from the same.
+        cells: of dense templates, which are compared over the cells that both prints have; 0 for others.
+        part_names: of its files, in the order of their rows; a name is that of its content.
 
     Raises:
-        UserError: The folder is not a gallery, or a file of it is damaged.
+        UserError: not a gallery, or a file of it is cut off.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -95,16 +91,10 @@ class Gallery:
 
     @classmethod
     def create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Make an empty gallery, by a rename: a killed process leaves a gallery or nothing.
-
-        Args:
-            folder: Folder to make.
-            dims: Length of an embedding.
-            model: `FingerprintExtractor.identity` of the model that makes the embeddings.
-            cells: `FingerprintExtractor.cells` of the model.
+        """Makes an empty gallery, by a rename: a kill leaves a gallery or nothing.
 
         Raises:
-            UserError: The folder exists and is not empty.
+            UserError: the folder exists and is not empty.
         """
         folder = Path(folder)
         check_folder(folder, KIND)
@@ -122,17 +112,7 @@ class Gallery:
 
     @classmethod
     def open_or_create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Open a gallery, or make an empty one where there is none.
-
-        Args:
-            folder: Folder of the gallery.
-            dims: Length of an embedding.
-            model: `FingerprintExtractor.identity` of the model that makes the embeddings.
-            cells: `FingerprintExtractor.cells` of the model.
-
-        Raises:
-            UserError: The folder holds something else, or the embeddings of another model.
-        """
+        """Opens a gallery, or makes an empty one; raises UserError where the folder holds something else."""
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)
@@ -153,22 +133,18 @@ class Gallery:
         return int(self._starts[-1])
 
     def append(self, embeddings: np.ndarray, prints: Sequence[str | Known], replace: bool = False) -> int:
-        """Enrol prints: all of them, or none.
-
-        A print that is enrolled already, under the same name and with the same embedding, is left out. An enrolment can
-        therefore be repeated after it was interrupted.
+        """Enrols prints: all of them, or none. Prints that are enrolled already, by name and embedding, are passed
+        over, so that an enrolment can be repeated after a kill. Returns how many were new or replaced others.
 
         Args:
             embeddings: (N, D) float32 of unit length.
-            prints: N names; or what is known of each print, a `Known`.
-            replace: Whether a print replaces another one that has its name.
-
-        Returns:
-            Number of prints that are new or replaced others.
+            prints: N, what is known of each, or its name alone.
+            replace: prints of other images, or of which other things are known, take the place of those of the same
+                name.
 
         Raises:
-            UserError: A different print has the same name and `replace` is not set, two of `prints` share a name, the
-                embeddings have another shape, or another process has been writing to the gallery for a minute.
+            UserError: a print of another image has the name of one, and `replace` is not set; two of `prints` share a
+                name; or another process has been writing to the gallery for a minute.
         """
         require(
             embeddings.shape == (len(prints), self.dims),
@@ -280,7 +256,7 @@ class Gallery:
         ]
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Return the name of each row, for example of `Hits.row[0]`."""
+        """Name of each row."""
         return [known.name for known in self.known(rows)]
 
     def of_position(self, position: int) -> np.ndarray:
@@ -326,17 +302,17 @@ class Gallery:
     def search(
         self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu", among: np.ndarray | None = None
     ) -> Hits:
-        """Find the k references most similar to each probe, by comparing each probe with all references.
+        """The k references most similar to each probe; exact.
 
         Args:
-            probes: (M, D) float32 of unit length; or (M, P, D) in P poses, as `extract` returns them. The first pose
-                then finds 1,000 candidates, or k if that is more, whose similarity is that of the best pose.
-            k: Number of references, at most as many as there are.
-            device: Device that computes the similarities.
-            among: (N,) bool, True for the references to search; all by default.
+            probes: (M, D) float32 of unit length; or (M, H, D), hypotheses of each, as `extract` gives them for poses:
+                the first finds `RESCORED` candidates, or k, which are compared with the best of all.
+            k: how many, at most as many as there are references.
+            device: where the products are computed.
+            among: (N,) bool, the references to compare with; None for all.
 
         Raises:
-            UserError: The gallery is empty, or the probes have another length.
+            UserError: an empty gallery, or probes of another length.
         """
         require(len(self) > 0, f"{self.folder}: no print is enrolled yet")
         self.check_probes(probes)

@@ -30,13 +30,13 @@ PATIENCE = 60.0  # seconds to wait for another command to write its files
 
 
 class Known(NamedTuple):
-    """Facts that a gallery keeps beside the embedding of a print.
+    """What a gallery keeps of a print beside its template.
 
     Attributes:
-        name: Name that a search returns. No two prints of a gallery share it.
-        person: Person whose print it is; empty if unknown.
-        position: ANSI/NIST position code of the finger; 0 if unknown.
-        source: Where the print comes from; empty if unknown.
+        name: what a search answers with; no two prints of a gallery share it.
+        person: whose print it is; empty: not known.
+        position: of the finger, ANSI/NIST code; 0: not known.
+        source: where the print comes from; empty: not known.
     """
 
     name: str

@@ -12,14 +12,13 @@ from fingerprint_accel.data.layouts import LayoutError, finger_position, positio
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.calibration import Basis, decision_basis
-from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_files import Known
-from fingerprint_accel.extraction.inputs import Image
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
-    """Open a gallery that this model has filled; raise UserError where it is none, or another model's."""
+    """A gallery that this model has filled; raises UserError where it is none, or another model's."""
     gallery = Gallery(folder)
     gallery.check_model(extractor.identity)
     return gallery

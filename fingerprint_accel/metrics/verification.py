@@ -85,17 +85,14 @@ class Metrics:
 
 
 def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
-    """Compute all error rates of a verification test from its scores. Ties are exact.
+    """All error rates of a set of scores; O(n log n), exact with ties.
 
     Args:
-        mated: (n,) similarities of comparisons of one finger; -infinity for failures to extract.
-        nonmated: (m,) similarities of comparisons of different fingers; -infinity for failures to extract.
-
-    Returns:
-        Error rates as shares, with their thresholds.
+        mated: (n,) similarities, -infinity where nothing could be extracted.
+        nonmated: (m,) likewise.
 
     Raises:
-        UserError: A score is NaN or +infinity, or there is no score of one kind.
+        UserError: a score that is NaN or +infinity, or no score of one kind.
     """
     curve = sorted_curve(mated, nonmated)
     eer, threshold = curve.eer()

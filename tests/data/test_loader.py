@@ -10,10 +10,11 @@ import torch
 from shard_writer import ShardWriter
 
 from fingerprint_accel.data.batch import BatchLayout
-from fingerprint_accel.data.loader import ANNOUNCED, TrainingLoader, subset_of_fingers, training_loader
+from fingerprint_accel.data.loader import ANNOUNCED, TrainingLoader, subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.training_loader import training_loader
 from fingerprint_accel.errors import UserError
 
 
