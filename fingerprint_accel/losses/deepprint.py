@@ -1,6 +1,4 @@
-"""Training objective of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901), of dense variants and of alignment
-networks.
-"""
+"""Training loss of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901), dense variants and alignment networks."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ class LossParts(NamedTuple):
     """A loss and its terms.
 
     Attributes:
-        total: () float32, the weighted sum, which is minimised.
-        parts: () float32 terms by name, before their weights and detached.
+        total: () loss to minimise.
+        parts: the unweighted terms by name, () each, detached.
     """
 
     total: torch.Tensor
@@ -69,7 +67,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def describes(self) -> bool:
-        """Whether any term other than the pose loss has a weight above 0."""
+        """Whether embeddings are trained, and not only the alignment network."""
         config = self.config
         weights = [config.identity_weight, config.center_weight, config.contrastive_weight]
         weights += [config.minutia_map_weight] if self.has_map else []
@@ -78,7 +76,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
-        """Heads by branch, as far as they are sharded over the processes."""
+        """Heads that are sharded over processes, by branch."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
 
     def forward(
@@ -147,7 +145,7 @@ class DeepPrintLoss(nn.Module):
     def _truths(
         self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Pose loss and mask loss, as far as the network has them."""
+        """Return the alignment loss and the mask loss, where they apply."""
         terms = {}
         if output.pose is not None and self.config.pose_weight > 0:
             assert pose is not None, "checked before"
@@ -159,7 +157,10 @@ class DeepPrintLoss(nn.Module):
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Terms of one branch by name. Identity and contrastive are means over all Matryoshka lengths."""
+        """Return the terms of one branch by name.
+
+        Identity and contrastive losses are averaged over embedding prefixes.
+        """
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
         terms = {"identity": self.heads[name](nested, finger, margin)}
@@ -214,12 +215,12 @@ def minutia_map_loss(
 def mask_loss(
     predicted: torch.Tensor, contact: torch.Tensor | None, transform: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute the binary cross-entropy of the cells that a print shows, mean over cells and prints.
+    """Return the binary cross-entropy of the contact mask, averaged over cells and prints.
 
     Args:
-        predicted: (B, G, G) logits, of the aligned print.
-        contact: (B, N, N) share of each cell of the input that is in contact; None gives 0.
-        transform: (B, 3) by which the network aligned the input; None where it does not.
+        predicted: (B, G, G) contact logits of the aligned print.
+        contact: (B, N, N) share of each cell of the input that is in contact; the loss is 0 if None.
+        transform: (B, 3) alignment that the network applied to the input, or None.
     """
     if contact is None:
         return 0.0 * predicted.sum()
