@@ -149,7 +149,7 @@ def judged(extractor: FingerprintExtractor, folder: Path, ppi: int) -> dict[str,
     prints = read_set(folder)
     chosen = np.flatnonzero(np.asarray(prints.impressions) < np.sort(np.unique(prints.impressions))[JUDGED])
     paths = [prints.paths[row] for row in chosen]
-    images = torch.cat([batch.clone() for batch in extractor.batches(paths, ppi, BATCH)])  # they share a buffer
+    images = torch.cat(list(extractor.batches(paths, ppi, BATCH)))
     pairs = comparisons("all-pairs", prints.fingers[chosen], np.arange(len(chosen))).mated
     found = disagreement(extractor, images, pairs)
     return _errors(found.mm, found.degrees) | {"at_edge": found.at_edge}

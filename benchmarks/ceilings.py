@@ -17,6 +17,7 @@ from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.plan import flop_counter
 from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
+from fingerprint_accel.preprocess.pipeline import CELLS
 from fingerprint_accel.training.module import TrainingModule
 
 LARGEST = {"cuda": 8192, "cpu": 2048}  # side of the matrices
@@ -124,10 +125,9 @@ def training_flops(config: Config, classes: int) -> float:
     size, side = config.preprocess.size, MAP_SIZE
     with FakeTensorMode():
         model = DeepPrint(config.model, side)
-        maps_wanted = config.model.needs_minutia_maps
-        loss = DeepPrintLoss(config.loss, model.branch_dims, classes, config.model.dropout, maps_wanted)
-        module = TrainingModule(model, loss).train()
+        module = TrainingModule(model, DeepPrintLoss(config.loss, model, classes)).train()
         image, finger = torch.zeros(COUNTED, 1, size, size), torch.zeros(COUNTED, dtype=torch.int64)
         maps = torch.zeros(COUNTED, 6, side, side) if model.config.needs_minutia_maps else None
         there = torch.ones(COUNTED, dtype=torch.bool)
-        return flops_of(lambda: module(image, finger, maps, there, 0.0)[0].backward()) / COUNTED
+        truth = torch.zeros(COUNTED, 3), torch.zeros(COUNTED, CELLS, CELLS)
+        return flops_of(lambda: module(image, finger, maps, there, 0.0, *truth)[0].backward()) / COUNTED

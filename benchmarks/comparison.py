@@ -78,9 +78,7 @@ def make_reference(run: Run, files: PrintFiles, workers: int) -> Reference:
     config = run.config
     torch.manual_seed(config.training.seed)
     model = DeepPrint(config.model)
-    loss = DeepPrintLoss(
-        config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.config.needs_minutia_maps
-    )
+    loss = DeepPrintLoss(config.loss, model, run.train.classes)
     module = TrainingModule(model, loss).to(run.accelerator.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.training.learning_rate)
     return Reference(files, module, optimizer, run.accelerator.device, workers or usable_cores())

@@ -221,9 +221,10 @@ def try_one_step(run: Run) -> None:
     batch = resident_batch(run)
     room = [torch.empty_like(parameter) for parameter in run.bare.parameters() for _ in range(2)]
     image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.config.needs_minutia_maps)
+    truth = run.preprocessor.truth(batch, augment=True)
     draw_classes(run, position=0)
     with run.accelerator.autocast():
-        loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0)[0]
+        loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0, *truth)[0]
     loss.backward()
     run.bare.zero_grad()
     put_classes_back(run)

@@ -261,9 +261,7 @@ def set_up(config: Config) -> Run:
     model = DeepPrint(config.model)
     if config.model.init_from:
         _init_from(model, config, train)
-    dropout, cells = config.model.dropout, config.model.cells
-    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, dropout, model.config.needs_minutia_maps, cells)
-    bare = TrainingModule(model, loss)
+    bare = TrainingModule(model, DeepPrintLoss(config.loss, model, train.classes))
     if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
         bare = bare.to(memory_format=torch.channels_last)
     keep_from_ddp(bare, accelerator.distributed_type)
