@@ -29,7 +29,7 @@ class InProcess(Executor):
     """Works at once, in the thread that submits."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """The finished future of fn(*args, **kwargs); what it raises is raised here."""
+        """Call `fn(*args, **kwargs)` and return its finished future. Errors of `fn` are raised here."""
         future: Future[Result] = Future()
         future.set_result(fn(*args, **kwargs))
         return future

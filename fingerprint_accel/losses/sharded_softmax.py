@@ -56,9 +56,9 @@ class ShardedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of all prints over all classes, (), the same on every rank.
 
     Embeddings get the number of ranks times their gradient of this mean: DDP averages over ranks what follows from
-    them. Class vectors get their gradient as it is.
+    them. Class vectors get their gradient as it is. The arguments are those of `apply`.
 
-    Args of `apply`:
+    Args:
         everyone: (N, sum of lengths) embeddings of all ranks, the whole and its beginnings side by side.
         weight: (R, D) class vectors of this rank.
         bias: (R,) or None.
