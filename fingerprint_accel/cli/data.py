@@ -137,6 +137,8 @@ def merge(
     encoding: Literal["raw", "lz4"] | None = None,
     enhance: Enhance = False,
     join_fingers: Flag = False,
+    keep: str = "",
+    drop: str = "",
     seed: int = 0,
     workers: Workers = 0,
     cluster: Cluster = "",
@@ -146,11 +148,15 @@ def merge(
 
     Fingers of different SRC are kept apart: where two have the same key, the folder's name goes before it.
 
+    --keep and --drop select fingers by their key. Use them to split a dataset, or to erase a person.
+
     The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
 
     fingerprint-accel merge datasets/db1 datasets/db2 --out datasets/both --encoding lz4
 
     fingerprint-accel merge datasets/db1 --out datasets/fast --enhance
+
+    fingerprint-accel merge datasets/db1 --out datasets/db1-test --keep "10[89]|110"
 
     fingerprint-accel merge datasets/db1 --out datasets/db1-250 --dataset-ppi 250 --cluster tcp://head:8786
 
@@ -162,13 +168,15 @@ def merge(
         canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
         encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
         join_fingers: Fingers of different SRC with the same key are one; impressions that collide are renumbered.
+        keep: Regular expression; only fingers whose whole key matches are merged.
+        drop: Regular expression; fingers whose whole key matches are left out.
         seed: Of the order in which prints are written.
     """
     from fingerprint_accel.data.merging import MergeOptions
     from fingerprint_accel.data.merging import merge as merge_datasets
 
     options = MergeOptions(
-        dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
+        dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed, keep, drop
     )
     merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
 

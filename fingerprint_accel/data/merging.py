@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from fingerprint_accel.data.canvas import recanvas, recanvas_left
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.import_summary import ImportSummary
 from fingerprint_accel.data.importing import check_canvas, versions
+from fingerprint_accel.data.merged_keys import kept_apart, renumbered, selected_rows
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.print_file import Enhance
 from fingerprint_accel.data.shard_writing import (
@@ -52,6 +52,8 @@ class MergeOptions:
         join_fingers: equal finger keys of different sources are one finger.
         enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`).
         seed: of the order in which prints are written.
+        keep: regular expression; only fingers whose whole key matches are merged. "" keeps all.
+        drop: regular expression; fingers whose whole key matches are left out.
     """
 
     ppi: int = 0
@@ -61,6 +63,8 @@ class MergeOptions:
     join_fingers: bool = False
     enhance: Enhance | None = None
     seed: int = 0
+    keep: str = ""
+    drop: str = ""
 
 
 def merge(
@@ -163,6 +167,8 @@ class MergeJob(Job):
             "join_fingers": options.join_fingers,
             "enhance": options.enhance is not None,
             "seed": options.seed,
+            "keep": options.keep,
+            "drop": options.drop,
             **versions(options.enhance is not None),
         }
         self.enhanced = options.enhance is not None or sources[0].info.enhanced
@@ -181,22 +187,24 @@ class MergeJob(Job):
 
     def _collect(self, sources: Sequence[Shards]) -> None:
         """Source, row in it, and new finger and impression of each row (N, 4), in the order of writing."""
+        taken = selected_rows(sources, self.options.keep, self.options.drop)
+        row = np.concatenate([np.arange(len(source)) for source in sources])[taken]
+        origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])[taken]
+        impression = np.concatenate([source.impressions for source in sources]).astype(np.int64)[taken]
+
+        # One number for each key, first over all fingers; then numbers without gaps for the fingers that are taken.
         keys = [source.key_of_finger for source in sources] if self.options.join_fingers else kept_apart(sources)
-        codes: dict[str, int] = {}
-        finger = np.concatenate(
-            [
-                np.array([codes.setdefault(key, len(codes)) for key in of_source], np.int64)[source.fingers]
-                for source, of_source in zip(sources, keys, strict=True)
-            ]
-        )
-        impression = np.concatenate([source.impressions for source in sources]).astype(np.int64)
-        origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        numbers: dict[str, int] = {}
+        of_source = [np.array([numbers.setdefault(key, len(numbers)) for key in names], np.int64) for names in keys]
+        finger = np.concatenate([new[source.fingers] for new, source in zip(of_source, sources, strict=True)])[taken]
+        present, finger = np.unique(finger, return_inverse=True)
+        names = list(numbers)
+        self._keys = [names[number] for number in present.tolist()]
+
         if self.options.join_fingers and len(sources) > 1:
             impression = renumbered(finger, impression, origin)
         order = permutation(len(finger), self.options.seed, epoch=0, level=2)
-        row = np.concatenate([np.arange(len(source)) for source in sources])
         self._places = np.stack([origin, row, finger, impression], axis=1)[order]
-        self._keys = list(codes)
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """As of `Job`."""
@@ -273,48 +281,3 @@ def _record(shards: Shards, row: _Row, options: MergeOptions) -> Record:
     source = table["source"][row.row].as_py()
     nfiq2 = table["nfiq2"][row.row].as_py() if shards.has_nfiq2 else -1
     return Record(stored, row.finger_key, row.impression, source, minutiae, truth, row.finger, nfiq2)
-
-
-def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
-    """The keys of each source; those that another source has too are prefixed with the source's name.
-
-    Sources of one name are told apart by numbers: `db1/101`, `db1-2/101`.
-    """
-    count = Counter(itertools.chain.from_iterable(source.key_of_finger for source in sources))
-    prefixes: set[str] = set()
-    result = []
-    for source in sources:
-        if all(count[key] == 1 for key in source.key_of_finger):
-            result.append(source.key_of_finger)
-            continue
-        for number in itertools.count(1):
-            prefix = source.folder.name if number == 1 else f"{source.folder.name}-{number}"
-            keys = [key if count[key] == 1 else f"{prefix}/{key}" for key in source.key_of_finger]
-            taken = any(count[key] > 1 and f"{prefix}/{key}" in count for key in source.key_of_finger)
-            if prefix not in prefixes and not taken:
-                break
-        prefixes.add(prefix)
-        result.append(keys)
-    return result
-
-
-def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """(N,) int64 impressions in which those that an earlier source has taken go on behind the finger's highest.
-
-    Args:
-        finger, impression, origin: (N,) finger, impression, and number of the source of each print.
-    """
-    order = np.lexsort((impression, origin, finger))
-    who, number = finger[order], impression[order].copy()
-    claims = who << 16 | number
-    _, first = np.unique(claims, return_index=True)  # the first of equal ones: that of the earliest source
-    late = np.ones(len(order), bool)
-    late[first] = False
-    starts = np.flatnonzero(np.diff(who, prepend=-1))
-    highest = np.repeat(np.maximum.reduceat(number, starts), np.diff(starts, append=len(who)))
-    before = np.cumsum(late) - late  # late ones of all fingers before this print
-    rank = before - np.repeat(before[starts], np.diff(starts, append=len(who)))
-    number[late] = (highest + 1 + rank)[late]
-    result = np.empty_like(impression)
-    result[order] = number
-    return result

@@ -1,6 +1,4 @@
-"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and what dense variants and alignment
-networks learn besides.
-"""
+"""Training loss of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901), dense variants and alignment networks."""
 
 from __future__ import annotations
 
@@ -21,11 +19,11 @@ from fingerprint_accel.models.deepprint import Output
 
 
 class LossParts(NamedTuple):
-    """A loss and what it is made of.
+    """A loss and its terms.
 
     Attributes:
-        total: () what is minimised.
-        parts: () each term before its weight, detached.
+        total: () loss to minimise.
+        parts: the unweighted terms by name, () each, detached.
     """
 
     total: torch.Tensor
@@ -74,7 +72,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def describes(self) -> bool:
-        """Whether anything is learned but where a finger lies."""
+        """Whether embeddings are trained, and not only the alignment network."""
         config = self.config
         weights = [config.identity_weight, config.center_weight, config.contrastive_weight]
         weights += [config.minutia_map_weight] if self.has_map else []
@@ -83,7 +81,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
-        """Those of which every process has a slice, by name of the branch."""
+        """Heads that are sharded over processes, by branch."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
 
     def forward(
@@ -129,7 +127,7 @@ class DeepPrintLoss(nn.Module):
     def _truths(
         self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """What a print is known to show and how it is known to lie, against what the network says."""
+        """Return the alignment loss and the mask loss, where they apply."""
         terms = {}
         if output.pose is not None and self.config.pose_weight > 0:
             known = pose if pose is not None else output.pose.angle.new_full((len(output.pose.angle), 3), math.nan)
@@ -141,7 +139,10 @@ class DeepPrintLoss(nn.Module):
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Terms of one branch by name; identity and contrastive are means over the embedding and its beginnings."""
+        """Return the terms of one branch by name.
+
+        Identity and contrastive losses are averaged over embedding prefixes.
+        """
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
         terms = {"identity": self.heads[name](nested, finger, margin)}
@@ -157,12 +158,12 @@ class DeepPrintLoss(nn.Module):
     def update_centers(
         self, embeddings: dict[str, torch.Tensor], finger: torch.Tensor, skip: torch.Tensor | None = None
     ) -> None:
-        """Moves the class centres by the prints of all ranks; called once per optimizer step.
+        """Move the class centres using the prints of all ranks. Call this method once per optimizer step.
 
         Args:
-            embeddings: (N, D) by branch, of all micro-batches of this rank.
-            finger: (N,) their class labels.
-            skip: () bool; True leaves the centres as they are (an update that was skipped).
+            embeddings: (N, D) by branch, from all micro-batches of this rank.
+            finger: (N,) class labels.
+            skip: () bool; if True, the update was skipped and the centres do not change.
         """
         everyone = gather(finger)
         for name, embedding in embeddings.items():
@@ -195,12 +196,12 @@ def minutia_map_loss(
 def mask_loss(
     predicted: torch.Tensor, contact: torch.Tensor | None, transform: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Binary cross-entropy of the cells that a print shows, mean over cells and prints.
+    """Return the binary cross-entropy of the contact mask, averaged over cells and prints.
 
     Args:
-        predicted: (B, G, G) logits, of the aligned print.
-        contact: (B, N, N) share of each cell of the input that is in contact; None gives 0.
-        transform: (B, 3) by which the network aligned the input; None where it does not.
+        predicted: (B, G, G) contact logits of the aligned print.
+        contact: (B, N, N) share of each cell of the input that is in contact; the loss is 0 if None.
+        transform: (B, 3) alignment that the network applied to the input, or None.
     """
     if contact is None:
         return 0.0 * predicted.sum()

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from shard_writer import ShardWriter
 
-from fingerprint_accel.data.merging import MergeOptions, merge, renumbered
+from fingerprint_accel.data.merged_keys import renumbered
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
@@ -83,6 +84,32 @@ def test_merging_keeps_fingers_apart(source, tmp_path):
     for key, row in (("one/finger 9", 18), ("two/finger 9", 100), ("two-2/finger 9", 200), ("new", 202)):
         for impression in (0, 1):
             np.testing.assert_array_equal(found[key, impression][0], picture(row + impression))
+
+
+def test_fingers_are_selected_by_their_keys(source, tmp_path):
+    other = dataset(tmp_path / "two", ["finger 9", "anna/7"], first=100)
+    merge([source, other], tmp_path / "test", MergeOptions(keep="finger [02468]|anna/.*"), **QUIET)
+    merge([source, other], tmp_path / "train", MergeOptions(drop="finger [02468]|anna/.*"), **QUIET)
+    test, train = contents(tmp_path / "test"), contents(tmp_path / "train")
+    assert {key for key, _ in test} == {*(f"finger {n}" for n in (0, 2, 4, 6, 8)), "anna/7"}
+    assert {key for key, _ in train} == {*(f"finger {n}" for n in (1, 3, 5, 7)), "one/finger 9", "two/finger 9"}
+    merge([source, other], tmp_path / "all", **QUIET)
+    assert_same_prints(contents(tmp_path / "all"), {**test, **train})
+    assert sorted(set(open_dataset(tmp_path / "test").fingers)) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (MergeOptions(drop="anna"), "--drop 'anna': no finger key matches; .* such as 'finger 0'"),
+        (MergeOptions(keep="[0-9"), r"--keep '\[0-9': not a regular expression"),
+        (MergeOptions(keep="finger 1", drop="finger .*"), "no finger is left"),
+    ],
+)
+def test_a_selection_that_selects_nothing(source, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        merge([source], tmp_path / "out", options, **QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prefixed_key_meets_no_other(tmp_path):

@@ -168,7 +168,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     spoil(run / "checkpoints" / "step-00000006", "cut off")
     capsys.readouterr()
     assert find_model(run).folder.name == "step-00000004"
-    assert "the best checkpoint, step-00000006, is not whole (damaged" in capsys.readouterr().err
+    assert "the best checkpoint, step-00000006, cannot be used (damaged" in capsys.readouterr().err
     run_training(dataclasses.replace(saving, resume="auto"))
     error = capsys.readouterr().err
     assert f"{run / 'checkpoints' / 'step-00000006'}: damaged" in error
