@@ -3,7 +3,7 @@
 #   docker build -t fingerprint-accel .
 #   docker run --rm -v "$PWD:/data" fingerprint-accel compare /data/a.png /data/b.png --ppi 500
 #   docker run --rm --gpus all --ipc=host --user "$(id -u):$(id -g)" -v "$PWD:/data" --entrypoint accelerate \
-#     fingerprint-accel launch recipes/small.py --data /data/datasets/mine --out /data/runs/mine
+#     fingerprint-accel launch recipes/finetune.py --data /data/datasets/mine --out /data/runs/mine
 #
 # GPUs need the NVIDIA Container Toolkit on the host. The CUDA libraries come with torch's wheels.
 #

@@ -43,6 +43,7 @@ repository_root = str(ROOT)
 
 myst_heading_anchors = 4
 suppress_warnings = [
+    "misc.highlighting_failure",  # an example of JSON may leave parts out as `...`
     "myst.header",  # GitHub shows a page whose first section is of the third level as well
     "ref.python",  # a name in a docstring may be that of several classes, such as a re-exported one
     "toc.not_readable",  # pages that docs/index.md lists and that are not written yet
