@@ -29,7 +29,7 @@ class InProcess(Executor):
     """Executor that runs each task immediately in the calling thread."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """Call fn(*args, **kwargs) and return its finished future. Exceptions are raised here."""
+        """Call `fn(*args, **kwargs)` and return its finished future. Errors of `fn` are raised here."""
         future: Future[Result] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
