@@ -35,7 +35,7 @@ def parse_command_line(
 
     Args:
         target: Function or dataclass. Its parameters are the options.
-        description: Text of `--help`, above the options. `fill` says how it is wrapped.
+        description: Text of `--help`, above the options. `fill` wraps it.
         words: Command line without the program. Default: `sys.argv[1:]`.
         default: Instance of `target` that holds the default values.
         prog: Name of the program in the usage line.

@@ -128,7 +128,7 @@ def check_picture(out: Path | str, inputs: Iterable[Path | str] = ()) -> None:
     Raises:
         UserError: As in `check_file`, or the suffix is not .png.
     """
-    require(Path(out).suffix.lower() == ".png", f"{out}: give a file name that ends in .png")
+    require(Path(out).suffix.lower() == ".png", f"{out}: give a file that ends in .png")
     check_file(out, PICTURE, inputs)
 
 

@@ -225,8 +225,8 @@ def merge(
         rows_per_shard: Number of prints per file.
         encoding: Encoding of the images. lz4 is lossless and needs less disk space.
         join_fingers: Treat fingers of different SRC with the same key as one finger.
-        keep: Regular expression. Merge only the fingers whose whole key matches.
-        drop: Regular expression. Leave out the fingers whose whole key matches.
+        keep: Regular expression for the keys of the fingers to merge. It must match a whole key.
+        drop: Regular expression for the keys of the fingers to leave out. It must match a whole key.
         seed: Random seed of the order of prints in the dataset.
     """
     from fingerprint_accel.data.merging import MergeOptions

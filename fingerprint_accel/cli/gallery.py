@@ -95,7 +95,7 @@ def search(
         probe: Image of a fingerprint.
         top: Number of prints to show.
         index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]').
-        position: Compare only with this finger, 7 or left_index, and with prints whose finger is unknown.
+        position: Compare only with this finger, 7 or left_index, and with prints without a known finger.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
@@ -129,7 +129,7 @@ def remove(
 
     Args:
         gallery: Gallery folder, made by `enroll`.
-        person: Person whose prints are deleted, as shown by `search`.
+        person: Person to delete, as shown by `search`.
         name: Names of the prints to delete, as shown by `search`.
     """
     from fingerprint_accel.extraction.gallery import Gallery

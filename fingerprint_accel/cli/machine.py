@@ -93,7 +93,7 @@ def this_machine() -> Machine:
 
 
 def _packages() -> dict[str, Any]:
-    """Return the facts that torch and torchvision know."""
+    """Return versions and GPUs as torch and torchvision report them."""
     facts: dict[str, Any] = {}
     try:
         import torch

@@ -111,7 +111,7 @@ class PreemptionMonitor:
         self._acknowledge(self._own_signal)
 
     def _acknowledge(self, name: str) -> None:
-        """Print once, on rank 0, that a signal was received. A print() may not be interrupted by another one."""
+        """Write one line on rank 0. print() is not safe here, because a signal may interrupt another print()."""
         if self.rank == 0 and not self._acknowledged:
             self._acknowledged = True
             with contextlib.suppress(OSError):
