@@ -136,7 +136,7 @@ def test_images_are_embedded_as_their_import_is(extractor, prints, tmp_path):
 
 def test_an_image_without_a_print_is_named(extractor, tmp_path):
     Image.new("L", (300, 300), 255).save(tmp_path / "blank.png")
-    with pytest.raises(UserError, match=r"blank\.png: blank; give an image of one print"):
+    with pytest.raises(UserError, match=r"blank\.png: blank: the image has almost no contrast; give an image"):
         extractor.compare(tmp_path / "blank.png", tmp_path / "blank.png")
     with pytest.raises(UserError, match=r"nowhere\.png: cannot be read"):
         extractor.extract([tmp_path / "nowhere.png"], ppi=500, progress=False)
