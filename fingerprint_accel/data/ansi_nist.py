@@ -175,7 +175,10 @@ def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> 
 
 
 def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
-    """Convert a record of type 14 (finger image of variable resolution) or of type 13 (latent print; same fields)."""
+    """Convert a record of type 14 (finger image of variable resolution) or 13 (latent print).
+
+    Both types have the same fields.
+    """
     width, height = int(record.number(6)), int(record.number(7))
     per_unit = record.number(9)
     ppi = per_unit * (CM_PER_INCH if record.text(8) == "2" else 1.0) if record.text(8) in ("1", "2") else 0.0
@@ -248,15 +251,18 @@ def _minutiae(rows: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
 
 
 def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
-    """Read the minutiae of field 9.012, one word of digits each: (n, 4) float32 x, y, angle, quality.
+    """Read the minutiae of field 9.012 (the legacy format).
 
-    A word holds x and y (4 or 5 digits each, units of 0.01 mm, y counted from the bottom) and an angle (3 digits,
-    degrees). The result is in pixels and radians.
+    Each minutia is one word of digits: x and y (4 or 5 digits each, units of 0.01 mm, y counted from the bottom) and
+    the angle (3 digits, degrees).
 
     Args:
         template: record of type 9.
         ppi: resolution of the image, pixels per inch.
         height: height of the image, pixels.
+
+    Returns:
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
     """
     scale, rows = ppi / (100 * MM_PER_INCH), []
     for row in template.rows(12):
@@ -272,10 +278,16 @@ def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
 
 
 def _incits_378(template: Record, ppi: float) -> np.ndarray:
-    """Read the minutiae of field 9.137 (INCITS 378): (n, 4) float32 x, y, angle, quality.
+    """Read the minutiae of field 9.137 (INCITS 378).
 
-    A subfield holds a number, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent). The
-    result is in pixels of an image with `ppi` pixels per inch, and in radians.
+    A subfield holds a number, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent).
+
+    Args:
+        template: record of type 9.
+        ppi: resolution of the image, pixels per inch.
+
+    Returns:
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
     """
     per_unit = template.number(131) * (CM_PER_INCH if template.text(130) == "2" else 1.0)
     scale = ppi / per_unit if per_unit else 1.0
@@ -288,10 +300,17 @@ def _incits_378(template: Record, ppi: float) -> np.ndarray:
 
 
 def _extended(template: Record, ppi: float) -> np.ndarray:
-    """Read the minutiae of field 9.331 (extended feature set): (n, 4) float32 x, y, angle, quality.
+    """Read the minutiae of field 9.331 (extended feature set).
 
     A subfield holds x and y (units of 0.01 mm, relative to the region of interest in field 9.300) and the angle
-    (degrees). The result is in pixels of an image with `ppi` pixels per inch, and in radians. The quality is 0.
+    (degrees).
+
+    Args:
+        template: record of type 9.
+        ppi: resolution of the image, pixels per inch.
+
+    Returns:
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality, which is 0.
     """
     scale = ppi / (100 * MM_PER_INCH)
     region = template.rows(300)[0] if 300 in template.fields else []

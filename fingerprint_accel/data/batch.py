@@ -15,7 +15,7 @@ class Batch:
     """Batch of prints as stored in the dataset, in pinned memory or on the device.
 
     Attributes:
-        image: (B, H, W) uint8 canvases, ridges dark.
+        image: (B, H, W) uint8 images (canvases), ridges dark.
         finger: (B,) int64 class labels, from 0 to the number of training fingers - 1.
         minutiae: (B, M, 4) float32, rows of x, y (canvas pixels, y down), angle (radians, counter-clockwise from +x
             with y up) and quality (0 to 1). Rows from `minutia_count` on are padding.
@@ -53,7 +53,8 @@ class BatchLayout:
     Args:
         prints: number of prints, B.
         canvas: side of the images, pixels (H = W).
-        minutiae: rows for minutiae of each print, M. All batches have the same M, so that shapes are static.
+        minutiae: number of minutiae that each print has room for, M. It is equal for all batches, so that shapes are
+            static.
         truth: whether the batch contains the true pose and contact.
     """
 

@@ -96,6 +96,9 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
 
     Returns:
         (rows, columns) bool mask with one entry per block, and the side of a block in pixels.
+
+    Raises:
+        CanvasError: if the image is too small to hold a print.
     """
     return _ridge_mask(_smoothed(grey), ppi)
 
@@ -226,7 +229,7 @@ def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int)
 
 
 def recanvas_left(before: int, scale: float, canvas: int) -> float:
-    """Return the left edge (and top edge) of the new canvas on the old one in `recanvas`, old pixels.
+    """Return the left (and top) edge of the new canvas of `recanvas` on the old canvas, old pixels.
 
     Args:
         before: side of the old canvas, pixels.

@@ -1,6 +1,7 @@
-"""Read prints from files of all supported kinds: images, ANSI/NIST transactions, finger image records, raw pixels.
+"""Read single prints from files of all supported formats.
 
-Transactions and finger image records are called containers here, because one file can hold several images.
+The formats are image files, files of raw pixels, ANSI/NIST transactions and finger image records. The last two are
+called containers, because one file can hold several images.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def join_name(path: str, record: int, finger: int) -> str:
 
 
 def container_of(head: bytes) -> Container | None:
-    """Recognise a container format by the first `HEAD` bytes of a file; None for images and unknown formats."""
+    """Recognise a container (a file with several images) by its first `HEAD` bytes; None for other files."""
     if head.startswith(IMAGE_STARTS):
         return None
     return next((container for container in CONTAINERS if container.starts(head)), None)

@@ -126,9 +126,13 @@ def _grey(image: Image.Image, white_is_zero: bool) -> bytes:
 def _deep(image: Image.Image, white_is_zero: bool) -> bytes:
     """Scale an image of more than 8 bits per pixel to 8-bit grey.
 
-    White is the largest value of the smallest of 8, 10, 12, 14 and 16 bits that contains all pixel values. For
-    floating-point images it is the smallest of 1, 255 and 65535 that is not exceeded. If values are negative or exceed
-    65535, the smallest value becomes black and the largest white.
+    The value of white is the smallest of 255, 1023, 4095, 16383 and 65535 that no pixel exceeds. For floating-point
+    images it is the smallest of 1, 255 and 65535. If a pixel is negative or exceeds 65535, the smallest value of the
+    image becomes black and the largest becomes white.
+
+    Args:
+        image: image of one of Pillow's modes I and F.
+        white_is_zero: invert the result, because the file stores white as 0.
     """
     import numpy as np
 

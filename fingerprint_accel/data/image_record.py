@@ -30,7 +30,7 @@ SLAPS: dict[int, tuple[int, ...]] = {
 
 
 class RecordError(ValueError):
-    """Raised for a container file, or one of its records, that cannot be used. The message gives the reason."""
+    """Raised for a container file or a record that cannot be used. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ def why_not_a_finger(position: int) -> str:
 
 
 def shows_no_finger(reason: str) -> bool:
-    """Tell whether a reason of `why_not_a_finger` means that the image shows something else, not that it is faulty."""
+    """Tell whether an image was rejected because it shows something other than a finger, such as a palm.
+
+    Args:
+        reason: reason of the rejection, as given by `why_not_a_finger` or `ansi_nist.NOT_FINGERS`.
+    """
     others = ("a palm", "a sole", "a face", "an iris", "a signature", "a test image", "an entire joint")
     return reason.startswith(others)

@@ -1,4 +1,4 @@
-"""Decode image files in child processes, so that a damaged file raises an error and does not crash the program.
+"""Decode image files in child processes, so that a damaged file does not crash the program.
 
 Decoder processes are started when they are needed, are reused, and end with this process. They are started with exec.
 A fork would copy the locks of threads and the CUDA context, and `multiprocessing` would require
@@ -193,7 +193,12 @@ def decode_apart(data: bytes, name: str) -> Decoded:
 
 
 def _reason(code: int, name: str) -> Exception:
-    """Return the exception for a file whose decoder process ended with an exit code or a negative signal number."""
+    """Return the exception for a file during which the decoder process died.
+
+    Args:
+        code: exit code of the process, or the negative number of the signal that ended it.
+        name: name of the file.
+    """
     if code == OUT_OF_MEMORY:
         return ImageError("takes too much memory to decode: convert it to 8-bit grey PNG")
     if code == -signal.SIGPROF:

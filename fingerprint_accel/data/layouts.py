@@ -57,7 +57,7 @@ def check_ppi(ppi: int) -> int:
 
 
 def check_impression(impression: int) -> int:
-    """Return the number of an impression, or raise LayoutError if it is negative or does not fit into int64."""
+    """Return an impression number, or raise LayoutError if it is negative or does not fit into int64."""
     if not 0 <= impression <= LARGEST_IMPRESSION:
         raise LayoutError(f"impression {impression} is out of range: it must lie between 0 and {LARGEST_IMPRESSION}")
     return impression
@@ -97,13 +97,14 @@ def position_name(code: int) -> str:
 
 @dataclass(frozen=True)
 class NamePattern:
-    """Layout given by a regular expression with the named groups finger, subject, position, impression and ppi.
+    """Layout given by a regular expression with named groups.
 
-    The expression must match the whole file name without its suffix. If the expression contains a slash, it must match
-    the whole path without the suffix.
+    The groups are finger, subject, position, impression and ppi. Some may be missing. The expression must match the
+    whole file name without its suffix. If the expression contains a slash, it must match the whole path without the
+    suffix.
 
     Args:
-        pattern: the expression. It may lack some of the groups.
+        pattern: the expression.
         example: a name that matches, for error messages.
         with_folder: make the folder a part of the finger key, so that equal names in different folders are different
             fingers.
@@ -235,7 +236,7 @@ NAMES = (*LAYOUTS, "csv")
 
 
 def guess(paths: list[str]) -> list[str]:
-    """Return the layouts that all given paths follow, the most specific first, as a hint for error messages."""
+    """Return the names of the layouts that all given paths follow, the most specific first."""
 
     def fits(name: str) -> bool:
         try:

@@ -310,12 +310,15 @@ def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.
 
 
 def name_of(table: pa.Table, row: int) -> str:
-    """Return the name of a print in the dataset: path, record and finger position (see `captures.join_name`)."""
+    """Return the name of a print: path, record and finger position, see `captures.join_name`."""
     return join_name(*(table[column][row].as_py() for column in ("path", "record", "cut")))
 
 
 def _ranked(table: pa.Table) -> pa.Table:
-    """Number the impressions without a number in order of path, after the highest stated number of their finger."""
+    """Assign numbers to impressions without a number.
+
+    They follow the highest stated number of their finger, in order of path.
+    """
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0
     if open_rows.any():

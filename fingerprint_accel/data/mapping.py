@@ -1,4 +1,4 @@
-"""Memory-mapped files with hints to the operating system about the pages that are needed next or no longer needed."""
+"""Memory-mapped files with hints to the operating system (`madvise`) about the pages in use."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def resident_files() -> int:
 
 
 def memory_of_machine() -> int:
-    """Return the memory that this process may use, bytes: that of the machine or the limit of its control group."""
+    """Return the memory that this process may use, in bytes.
+
+    It is the memory of the machine, or the limit of the control group of the process if that is lower.
+    """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _control_group_files():
         with contextlib.suppress(OSError, ValueError):  # the file is missing or contains "max"

@@ -22,7 +22,7 @@ def selected_rows(sources: Sequence[Shards], keep: str, drop: str) -> np.ndarray
         drop: regular expression; fingers whose whole key matches are left out. "" drops none.
 
     Raises:
-        UserError: an invalid expression, one that matches no finger, or no finger left.
+        UserError: if an expression is invalid or matches no finger, or if no finger is left.
     """
     mask = np.ones(sum(len(source) for source in sources), bool)
     for option, text, wanted in (("--keep", keep, True), ("--drop", drop, False)):
@@ -93,7 +93,7 @@ def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -
     who, number = finger[order], impression[order].copy()
     values = np.unique(number, return_inverse=True)[1]  # ranks fit into 32 bits, unlike impression numbers
     _, first = np.unique(who << 32 | values, return_index=True)  # first occurrence: the print of the earliest source
-    late = np.ones(len(order), bool)
+    late = np.ones(len(order), bool)  # prints of a finger whose number an earlier print has
     late[first] = False
     starts = np.flatnonzero(np.diff(who, prepend=-1))
     highest = np.repeat(np.maximum.reduceat(number, starts), np.diff(starts, append=len(who)))

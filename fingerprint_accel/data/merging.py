@@ -205,7 +205,11 @@ class MergeJob(Job):
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
 
     def _collect(self, sources: Sequence[Shards]) -> None:
-        """Compute source, row in the source, new finger and new impression of each row, in the order of writing."""
+        """Choose the rows of the merged dataset, number their fingers and impressions, and shuffle them.
+
+        The result is stored in `_keys`, the key of each finger, and in `_places`, (N, 4) int64 source, row in the
+        source, finger and impression in the order of writing.
+        """
         taken = selected_rows(sources, self.options.keep, self.options.drop)
         row = np.concatenate([np.arange(len(source)) for source in sources])[taken]
         origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])[taken]
@@ -239,7 +243,10 @@ class MergeJob(Job):
 
     @functools.cached_property
     def bytes_per_print(self) -> float:  # type: ignore[override]
-        """Estimated size of a print on disk, bytes. For lz4 it is measured on SAMPLED prints, with a margin of 10 %."""
+        """Estimated size of a print on disk, bytes.
+
+        For the encoding lz4 the size is measured on SAMPLED prints, with a margin of 10 %.
+        """
         if self.options.encoding == "raw":
             return self.options.canvas**2 + MINUTIAE_BYTES
         chosen = self._rows(np.unique(np.linspace(0, len(self._places) - 1, SAMPLED).astype(int)))
@@ -262,7 +269,7 @@ def _write_merged(
 
 
 def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions) -> Iterator[Record]:
-    """Iterate over the records of rows in the given order.
+    """Read rows of the merged dataset; yield them in the given order.
 
     The rows of each record batch are read in the order of the source files, which is faster.
     """
@@ -285,7 +292,7 @@ def _opened(folder: Path, state: str) -> Shards:
 
 
 def _record(shards: Shards, row: _Row, options: MergeOptions) -> Record:
-    """Read a print from its source and convert it to the resolution, canvas and encoding of the merged dataset."""
+    """Read a print from its source and convert it to the format of the merged dataset."""
     info, table = shards.info, shards.table
     points, counts = shards.minutiae(np.array([row.row]))
     minutiae, truth = points[0, : counts[0]], None

@@ -33,7 +33,7 @@ def why_foreign(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> str:
         return f"fit no ridges: only {clear.sum()} of {len(minutiae)} minutiae lie on clear ridges"
     error = np.abs((np.degrees(minutiae[:, 2] - flow)[clear] + 90) % 180 - 90)
     if np.median(error) > LARGEST_ERROR:
-        return f"fit no ridges: directions differ from those of the ridges by {np.median(error):.0f} degrees (median)"
+        return f"fit no ridges: directions differ by {np.median(error):.0f} degrees (median) from those of the ridges"
     return ""
 
 

@@ -1,4 +1,7 @@
-"""Read binary minutiae records: ISO/IEC 19794-2:2005, :2011 and on-card compact, INCITS 378-2004 and -2009."""
+"""Read binary minutiae records.
+
+Supported formats are ISO/IEC 19794-2:2005, :2011 and on-card compact, and INCITS 378-2004 and -2009.
+"""
 
 from __future__ import annotations
 

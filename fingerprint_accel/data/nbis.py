@@ -1,8 +1,9 @@
-"""Call the NIST programs for minutiae (mindtct), matching (Bozorth3) and quality (NFIQ 2) with the package `nbis-py`.
+"""Find and match minutiae and measure image quality with NIST software, through the package `nbis-py`.
 
-mindtct returns x and y from the top left corner, angles in steps of 11.25 degrees and a reliability from 0 to 1. Angles
-follow ISO/IEC 19794-2, as everywhere in this package. `contrast_boost` reproduces the option `-b` of mindtct: of the
-3,877 minutiae published for FVC2000 DB1_B, 98 % are found at exactly the same pixel.
+The programs are the minutiae detector mindtct, the matcher Bozorth3 and the quality measure NFIQ 2. mindtct returns x
+and y from the top left corner, angles in steps of 11.25 degrees and a reliability from 0 to 1. Angles follow ISO/IEC
+19794-2, as everywhere in this package. `contrast_boost` reproduces the option `-b` of mindtct: of the 3,877 minutiae
+published for FVC2000 DB1_B, 98 % are found at exactly the same pixel.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _handle() -> Nbis:
 def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
     """Find the minutiae of a print with mindtct, at any resolution.
 
-    Minutiae of a reliability below RELIABLE are dropped, because many of them do not exist.
+    Minutiae with a reliability below RELIABLE are dropped, because many of them do not exist.
 
     Args:
         grey: (H, W) uint8, ridges dark.

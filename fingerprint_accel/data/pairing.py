@@ -24,9 +24,9 @@ class Pairing:
     """Assignment of minutiae files to the prints of a listing.
 
     If a csv names the minutiae file of a print, that file is used. Otherwise the file must have the same relative path
-    as the image, except for the suffix, below `folder` or beside the image. Upper and lower case are equal. If there is
-    no such file below `folder`, a file directly in `folder` with the name of the image is used, unless another image
-    has the same name. A file that fits several prints is not used.
+    as the image, except for the suffix, below `folder` or beside the image. Upper and lower case are not distinguished.
+    If there is no such file below `folder`, a file directly in `folder` with the name of the image is used, unless
+    another image has the same name. A file that fits several prints is not used.
 
     Args:
         listing: prints to import.
@@ -71,7 +71,7 @@ class Pairing:
             self.unused.append((met[number].as_py(), reason))
 
     def _take_stems(self, images: pa.Array, keys: pa.Array, rejected: pa.Array, without: np.ndarray) -> None:
-        """Assign files by name: a print without a minutiae file gets the file of its name directly in the folder.
+        """Assign minutiae files directly in the folder to prints of the same name that have no file.
 
         Args:
             images: path of the image of each print, without suffix.
@@ -88,20 +88,30 @@ class Pairing:
         self._prints[take] = counts[take]
 
     def with_xyt_kind(self, reading: Reading) -> Reading:
-        """Return `reading` with the convention of the `.xyt` files, which is detected from all of them together."""
+        """Return `reading` with the convention of the `.xyt` files filled in.
+
+        The convention is detected from all files together. A stated one is kept.
+        """
         if reading.xyt_kind or not self._xyt:
             return reading
         return dataclasses.replace(reading, xyt_kind=xyt_kind(map(Path, self._xyt)))
 
     def notes(self, reading: Reading) -> list[tuple[str, str]]:
-        """Return a note, as path and text, on the convention of the `.xyt` files; an empty list if there are none."""
+        """Return a note (path and text) on the convention of the `.xyt` files, if there are any."""
         if not self._xyt:
             return []
         kind = "mindtct -m1" if reading.xyt_kind == "m1" else "mindtct"
         return [(".", f"{len(self._xyt)} .xyt files are read as {kind} writes them; to change this, give --xyt-kind")]
 
     def of(self, row: int) -> tuple[Path | None, str]:
-        """Return the minutiae file of a row of the listing, or None, and the reason if the file must not be used."""
+        """Return the minutiae file of a print, and the reason if it must not be used.
+
+        Args:
+            row: row of the print in the listing.
+
+        Returns:
+            Path of the file, or None; and the reason, or an empty string.
+        """
         number = int(self._file[row])
         if number < 0:
             return None, ""
@@ -112,7 +122,7 @@ class Pairing:
 
 
 def _by_preference(paths: pa.Array) -> pa.Array:
-    """Sort paths, and files of the same name by the preference of their suffixes, of which the first is used."""
+    """Sort paths by name, and paths of the same name by the order of their suffixes in `SUFFIXES`."""
     suffixes = pc.utf8_lower(pc.replace_substring_regex(paths, r"^.*(\.[^./]+)$", r"\1"))
     columns = {"stem": _key(paths), "rank": pc.index_in(suffixes, pa.array(SUFFIXES))}
     return paths.take(pc.sort_indices(pa.table(columns), [("stem", "ascending"), ("rank", "ascending")]))

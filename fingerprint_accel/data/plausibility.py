@@ -1,4 +1,4 @@
-"""Check the stated resolution and the polarity of prints (ridges dark or light) by measuring the images."""
+"""Check from the images whether the stated resolution is right, and whether prints are inverted."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
     if abs(median / RIDGE_PERIOD_MM - 1) <= SET_TOLERANCE:
         return []
     note = (
-        f"ridges lie {median:.2f} mm apart, but those of adults {RIDGE_PERIOD_MM} mm; if {ppi} ppi is a guess, "
-        f"import again with --ppi {likely_ppi(median, ppi)} --overwrite"
+        f"ridges lie {median:.2f} mm apart, but those of adults lie {RIDGE_PERIOD_MM} mm apart; "
+        f"if {ppi} ppi is a guess, import again with --ppi {likely_ppi(median, ppi)} --overwrite"
     )
     return [(".", note)]
 
@@ -107,7 +107,7 @@ def about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
 def outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
     """Find prints with an unusual distance of ridges among the prints of one shard.
 
-    A shard is a random sample of the whole set, so that it represents the set.
+    The prints of a shard are a random sample of the whole set and therefore represent it.
 
     Args:
         periods: name -> distance of ridges of each print, mm.

@@ -1,6 +1,6 @@
-"""Read one print from a file and place it on a canvas. Worker processes of an import call these functions.
+"""Read one print from a file and place it on a canvas.
 
-The module imports little, because every worker process imports it.
+Worker processes of an import call these functions. The module imports little, because every worker process imports it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class PrintImage:
 def open_print(
     path: Path, reading: Reading, record: int = 0, cut: int = 0, slap: int = 0, ppi: float = 0.0
 ) -> PrintImage:
-    """Read one print from a file of any supported format, with dark ridges and not mirrored.
+    """Read one print from a file of any supported format, and return it with dark ridges.
+
+    The image is inverted and mirrored if `reading` demands it.
 
     Args:
         path: path of the file.

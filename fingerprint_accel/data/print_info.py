@@ -10,7 +10,7 @@ from fingerprint_accel.errors import require
 
 @dataclass(frozen=True)
 class PrintInfo:
-    """Format of prints.
+    """Format of the prints in a dataset, or of the prints that a model was trained on.
 
     Attributes:
         ppi: resolution, pixels per inch.

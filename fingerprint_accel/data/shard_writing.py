@@ -219,7 +219,7 @@ def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
 
 
 def rows_per_record_batch(canvas: int) -> int:
-    """Return the largest number of prints in an Arrow record batch, for canvases of a given side in pixels."""
+    """Return the largest number of prints in an Arrow record batch; `canvas` is their side in pixels."""
     return max(1, min(MOST_ROWS, BYTES_PER_RECORD_BATCH // canvas**2))
 
 

@@ -26,9 +26,9 @@ RESIDENT = 2**30  # limit of mapped files in the resident memory of this process
 
 
 class Shards:
-    """Open dataset folder. Images and minutiae stay in the memory-mapped files until they are read.
+    """Dataset folder opened for reading; use `open_dataset` to create an instance.
 
-    The constructor is called by `open_dataset`.
+    Images and minutiae stay in the memory-mapped files until they are read.
 
     Args:
         folder: path of the dataset folder.
@@ -90,7 +90,10 @@ class Shards:
         return np.concatenate([np.from_dlpack(chunk) for chunk in self.table[column].chunks])
 
     def _keys(self) -> list[str]:
-        """Return the key of each finger, read from its first row, without `pa.array`, which would import pandas."""
+        """Return the key of each finger, read from the first row of the finger.
+
+        The method avoids `pa.array`, which would import pandas.
+        """
         first = np.full(self.info.fingers, len(self), np.int64)
         np.minimum.at(first, self.fingers, np.arange(len(self)))
         rows = pa.Array.from_buffers(pa.int64(), len(first), [None, pa.py_buffer(first)])

@@ -1,4 +1,7 @@
-"""Find the fingers on a slap (one image of several fingers), and cut out the fingertip (distal phalanx) of each."""
+"""Find the fingers on a slap (one image of several fingers), and cut out their fingertips.
+
+A fingertip is the part of a finger above the last joint, the distal phalanx.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,9 @@ def _ridges(fingers: list[Finger], share: np.ndarray) -> float:
 
 
 def _expected(measured: RidgeMap, ppi: float, expected: int) -> list[Finger]:
-    """Find the expected number of fingers, from left to right, with the threshold that covers most of their ridges.
+    """Find the expected number of fingers on a ridge map, and sort them from left to right.
+
+    Several thresholds are tried. The one whose fingers cover most of the ridges is used.
 
     Args:
         measured: ridge map of the image.
@@ -169,7 +174,9 @@ def _finger(mask: np.ndarray) -> Finger:
 
 
 def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
-    """Find connected components of the ridge map that have the shape of a fingertip, and no fingertip above them.
+    """Find connected components of the ridge map that have the shape of a fingertip.
+
+    Components below another fingertip are lower phalanges and are dropped.
 
     Args:
         share: (rows, columns) share of energy of the ridge map.
@@ -221,7 +228,7 @@ def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndar
 
 
 def _without_lines(mask: np.ndarray) -> np.ndarray:
-    """Remove lines thinner than five entries from a mask, such as frames, letters and handwriting on cards."""
+    """Remove lines thinner than five entries from a mask, such as frames and handwriting on cards."""
     worn = _box_mean(_box_mean(mask) > 0.999) > 0.999
     return _spread(_spread(worn)) & mask
 

@@ -42,7 +42,7 @@ _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.
 
 
 def plausible(values: np.ndarray) -> bool:
-    """Tell whether all values of minutiae, an array of any shape, are finite and at most LARGEST in magnitude."""
+    """Tell whether all values of an array of minutiae are finite and at most LARGEST in magnitude."""
     # The minimum of an array with NaN is NaN, and comparisons with NaN are false. This makes no copy of the array.
     return values.size == 0 or bool(values.min() >= -LARGEST and values.max() <= LARGEST)
 
@@ -166,7 +166,10 @@ def _checked(table: np.ndarray) -> np.ndarray:
 
 
 def _read_min(text: str) -> Template:
-    """Parse a `.min` file of mindtct: y from the top, angles in steps of 11.25 degrees clockwise from straight up."""
+    """Parse a `.min` file, a text format of mindtct.
+
+    The file counts y from the top. Its angles are steps of 11.25 degrees, clockwise from straight up.
+    """
     size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
     if size is None:
         raise TemplateError("no line 'Image (w,h)'")
@@ -224,9 +227,9 @@ def iso_bytes(minutiae: np.ndarray, width: int, height: int, ppi: int) -> bytes:
 def xyt_bytes(minutiae: np.ndarray, image_height: int) -> bytes:
     """Encode minutiae as the contents of an `.xyt` file, in the default format of mindtct.
 
-    Each line is `x y theta quality`, with y from the bottom and theta in degrees in the opposite direction along the
-    ridge. If all angles are below 180, `xyt_kind` would take the file for one of `mindtct -m1`. In this case 360 is
-    added to one angle, which does not change its direction.
+    Each line is `x y theta quality`. y is counted from the bottom, and theta is the angle of the opposite direction
+    along the ridge in degrees. If all angles are below 180, `xyt_kind` would take the file for one of `mindtct -m1`. In
+    this case 360 is added to one angle, which does not change its direction.
 
     Args:
         minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).

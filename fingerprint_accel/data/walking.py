@@ -56,7 +56,7 @@ def walk(folder: Path, raw_bytes: int = 0) -> Iterator[Met]:
 
 
 def is_nothing_to_read(reason: str) -> bool:
-    """Tell whether a reason means that a skipped file is not a print, or is already read under another path."""
+    """Tell whether a file was skipped because it is not a print, or is read under another path."""
     return reason.startswith((SYSTEM, NO_IMAGE, SEEN_LINK, SPECIAL))
 
 
@@ -106,7 +106,12 @@ def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str
 
 
 def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
-    """Tell whether a sorted folder contains an image with the same name, except for the suffix, as entry `at`."""
+    """Tell whether a folder contains an image with the same name as entry `at`, except for the suffix.
+
+    Args:
+        found: entries of the folder, sorted by name.
+        at: index of the entry.
+    """
     start = os.path.splitext(found[at].name)[0] + "."  # noqa: PTH122
     for step in (-1, 1):  # names with the same start are neighbours in the sorted folder
         other = at + step
