@@ -1,4 +1,4 @@
-"""Finger keys and impressions of merged datasets: which fingers are taken, and what they are called."""
+"""Choose the fingers of merged datasets, and assign their keys and impression numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def selected_rows(sources: Sequence[Shards], keep: str, drop: str) -> np.ndarray
         drop: regular expression; fingers whose whole key matches are left out. "" drops none.
 
     Raises:
-        UserError: an invalid expression, one that matches no finger, or no finger left.
+        UserError: if an expression is invalid or matches no finger, or if no finger is left.
     """
     mask = np.ones(sum(len(source) for source in sources), bool)
     for option, text, wanted in (("--keep", keep, True), ("--drop", drop, False)):
@@ -49,9 +49,10 @@ def _compiled(option: str, text: str) -> re.Pattern[str]:
 
 
 def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
-    """The keys of each source; those that another source has too are prefixed with the source's name.
+    """Make the finger keys of several datasets unique; return the keys of each dataset.
 
-    Sources of one name are told apart by numbers: `db1/101`, `db1-2/101`.
+    A key that occurs in several datasets is prefixed with the folder name of its dataset. If folders have equal names,
+    a number is added, for example `db1/101` and `db1-2/101`.
     """
     count = Counter(itertools.chain.from_iterable(source.key_of_finger for source in sources))
     prefixes: set[str] = set()
@@ -72,22 +73,37 @@ def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
 
 
 def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """(N,) int64 impressions in which those that an earlier source has taken go on behind the finger's highest.
+    """Make the impression numbers of joined fingers unique.
+
+    If several prints of a finger have the same number, the print of the earliest source keeps it. The other prints get
+    the numbers after the highest number of the finger.
 
     Args:
-        finger, impression, origin: (N,) finger, impression, and number of the source of each print.
+        finger: (N,) int64 finger of each print, from 0.
+        impression: (N,) int64 impression number of each print.
+        origin: (N,) index of the source of each print.
+
+    Returns:
+        (N,) int64 impression numbers.
+
+    Raises:
+        UserError: if a new number does not fit into 64 bits.
     """
     order = np.lexsort((impression, origin, finger))
     who, number = finger[order], impression[order].copy()
-    claims = who << 16 | number
-    _, first = np.unique(claims, return_index=True)  # the first of equal ones: that of the earliest source
-    late = np.ones(len(order), bool)
+    values = np.unique(number, return_inverse=True)[1]  # ranks fit into 32 bits, unlike impression numbers
+    _, first = np.unique(who << 32 | values, return_index=True)  # first occurrence: the print of the earliest source
+    late = np.ones(len(order), bool)  # prints of a finger whose number an earlier print has
     late[first] = False
     starts = np.flatnonzero(np.diff(who, prepend=-1))
     highest = np.repeat(np.maximum.reduceat(number, starts), np.diff(starts, append=len(who)))
-    before = np.cumsum(late) - late  # late ones of all fingers before this print
+    before = np.cumsum(late) - late  # number of late prints of all fingers before each print
     rank = before - np.repeat(before[starts], np.diff(starts, append=len(who)))
     number[late] = (highest + 1 + rank)[late]
+    require(
+        bool((number[late] > highest[late]).all()),  # false after an overflow
+        f"impression {highest.max()}: no higher number is left for a joined finger; import with smaller numbers",
+    )
     result = np.empty_like(impression)
     result[order] = number
     return result

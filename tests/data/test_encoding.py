@@ -30,7 +30,7 @@ def test_there_and_back(encoding):
         stored = encode(image, encoding)
         np.testing.assert_array_equal(decode(pa.py_buffer(stored), encoding, SIDE), image)
         np.testing.assert_array_equal(decode(pa.py_buffer(encode(image.T, encoding)), encoding, SIDE), image.T)
-    with pytest.raises(ValueError, match=r"orrupt|belong"):
+    with pytest.raises(ValueError, match=r"orrupt|bytes instead of"):
         decode(pa.py_buffer(stored[: len(stored) // 2]), encoding, SIDE)
 
 
@@ -81,6 +81,6 @@ def test_an_older_folder_opens(tmp_path):
 
 
 def test_unknown_encoding(tmp_path):
-    with pytest.raises(UserError, match="--encoding zip: there are raw, lz4"):
+    with pytest.raises(UserError, match="--encoding zip: unknown; there are raw, lz4"):
         ShardWriter(tmp_path / "set", 300, SIDE, encoding="zip")
     assert list(tmp_path.iterdir()) == []

@@ -137,6 +137,19 @@ def test_renumbering():
     assert renumbered(finger, impression, origin).tolist() == [5, 1, 3, 7, 6, 2, 4]
 
 
+def test_impressions_above_16_bits_collide_with_no_other_finger():
+    finger, impression = np.array([0, 0, 1, 1]), np.array([2**16, 2**17, 0, 2**16])
+    origin = np.array([0, 0, 1, 1])
+    assert renumbered(finger, impression, origin).tolist() == impression.tolist(), "all of them differ"
+    dates = np.array([20190401120000, 20190401120000, 20190401120000, 2**62])
+    assert renumbered(finger, dates, origin).tolist() == [20190401120000, 20190401120001, 20190401120000, 2**62]
+
+
+def test_no_number_after_the_largest_impression():
+    with pytest.raises(UserError, match=f"impression {2**63 - 1}: no higher number is left"):
+        renumbered(np.zeros(2, np.int64), np.full(2, 2**63 - 1), np.array([0, 1]))
+
+
 def test_impressions_as_large_as_dates_are_joined(tmp_path):
     sources = []
     for name in ("one", "two"):
@@ -175,6 +188,7 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
         assert len(str(caught.value).splitlines()) == 1
 
     out = tmp_path / "out"
+    refused("no source: give at least one dataset folder", [], out)
     refused("gone: not a dataset folder", [source, tmp_path / "gone"], out)
     refused("lies in the source", [source], source / "out")
     refused("lies in the source", [source], source, overwrite=True)
@@ -189,9 +203,9 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
     refused("no fingerprint.json beside its shards", [source], out)
     (tmp_path / "elsewhere.json").rename(info)
     (tmp_path / "empty").mkdir()
-    refused("empty: not a dataset folder; if it holds images, `import` makes one of them", [tmp_path / "empty"], out)
+    refused("empty: not a dataset folder; if it holds images, import them with `import`", [tmp_path / "empty"], out)
     enhanced = dataset(tmp_path / "enhanced", ["x"], enhanced=True)
-    refused(f"{enhanced}: enhanced, but .*one is not; merge .*one with --enhance", [source, enhanced], out)
+    refused(f"{enhanced}: enhanced, but .*one is not; first merge .*one with --enhance", [source, enhanced], out)
     refused("enhanced already; leave out --enhance", [enhanced], out, MergeOptions(enhance=lambda image, ppi: image))
     full = SimpleNamespace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)

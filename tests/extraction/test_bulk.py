@@ -114,7 +114,7 @@ def test_a_folder_of_images(model, prints, tmp_path):
     np.testing.assert_allclose(found.vectors()[[0, 2, 3]], wanted, atol=1e-5)
     failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     assert failed == [
-        {"row": 1, "source": "aa.png", "reason": "blank"},
+        {"row": 1, "source": "aa.png", "reason": "blank: the image has almost no contrast"},
         {"row": 4, "source": "more/d.png", "reason": "not an image"},
     ]
     assert not found.templates[[1, 4]].any()
