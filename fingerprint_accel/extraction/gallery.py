@@ -116,8 +116,18 @@ class Gallery:
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)
-            return cls(folder)
+            gallery = cls(folder)
+            gallery.check_model(model)
+            return gallery
         return cls.create(folder, dims, model, cells)
+
+    def check_model(self, identity: str) -> None:
+        """Raise UserError where the embeddings come from another model than the one of this identity."""
+        require(
+            self.model == identity,
+            f"{self.folder}: filled by another model ({self.model}, not {identity}); give the model that filled it "
+            "(--model), or another gallery",
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -136,7 +146,10 @@ class Gallery:
             UserError: a print of another image has the name of one, and `replace` is not set; two of `prints` share a
                 name; or another process has been writing to the gallery for a minute.
         """
-        assert embeddings.shape == (len(prints), self.dims), "one name and one embedding per print"
+        require(
+            embeddings.shape == (len(prints), self.dims),
+            f"{self.folder}: {len(prints)} names need embeddings ({len(prints)}, {self.dims}), not {embeddings.shape}",
+        )
         known = [Known(each) if isinstance(each, str) else each for each in prints]
         with changing(self.folder):
             self._open_parts()  # another enrolment may have come between

@@ -19,7 +19,8 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
 from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.inputs import Image, read_image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
@@ -150,7 +151,7 @@ def read_minutiae(
 
 def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae: np.ndarray) -> np.ndarray:
     """(n, 4) on the canvas of an image -> (m, 4), those that lie on the image, in its pixels."""
-    opened = open_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
+    opened = read_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
     moved = find_frame(opened.grey, opened.ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
     height, width = opened.grey.shape
     return moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)]

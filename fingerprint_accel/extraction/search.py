@@ -20,11 +20,7 @@ from fingerprint_accel.extraction.gallery_files import Known
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
     """A gallery that this model has filled; raises UserError where it is none, or another model's."""
     gallery = Gallery(folder)
-    if gallery.model != extractor.identity:
-        raise UserError(
-            f"{folder}: filled by another model ({gallery.model}, not {extractor.identity}); "
-            "give --model the one that filled it, or another gallery"
-        )
+    gallery.check_model(extractor.identity)
     return gallery
 
 
