@@ -32,9 +32,9 @@ class ApproximateSearch:
 
     Args:
         gallery: gallery to search.
-        quick: visit only `FEWEST_CELLS` cells, whatever the size of the gallery. This reliably finds only references
-            that are about as similar as prints of one finger, but it is fast enough to search for every print of a
-            large gallery.
+        quick: visit only `FEWEST_CELLS` cells of the index, whatever the size of the gallery. This reliably finds only
+            references that are about as similar as prints of one finger, but it is fast enough to search for every
+            print of a large gallery.
 
     Attributes:
         added: number of references that the constructor added to the index.
@@ -59,8 +59,9 @@ class ApproximateSearch:
     def search(self, probes: np.ndarray, k: int = 10, among: np.ndarray | None = None) -> Hits:
         """Find the k references that are most similar to each probe, among the candidates that the index selects.
 
-        The similarities are exact, but references outside the visited cells are missed. Arguments and errors are those
-        of `Gallery.search`, without `device`.
+        The similarities are exact, but references outside the visited cells of the index are missed. If fewer than k
+        references are found, the last entries have row 0 and similarity -1. Arguments and errors are those of
+        `Gallery.search`, without `device`.
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery) if among is None else int(among.sum()))
@@ -105,10 +106,10 @@ class ApproximateSearch:
         return int(index.ntotal - before)
 
     def _names(self) -> list[str]:
-        """Return the names of an index of the first file of the gallery, of its first two files, and so on.
+        """Return the name of an index that covers the first file of the gallery, the first two files, and so on.
 
-        If the index of all files is missing, an index with an earlier name can be extended, because files are only
-        appended to a gallery. Deleting prints changes the names of files and deletes all indexes.
+        An index that covers only the first files can be extended, because enrolment only appends files. Deleting prints
+        changes the names of files and deletes all indexes.
         """
         names, files = [], hashlib.sha256()
         for part in self.gallery.part_names:

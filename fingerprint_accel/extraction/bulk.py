@@ -1,7 +1,8 @@
 """Extract the embeddings of a whole dataset, shard by shard, for `fingerprint-accel extract`.
 
 An interrupted extraction resumes from its finished shards. Shards and batches have a fixed size, and on a CPU each
-batch is computed by one thread. The output therefore does not depend on the number of threads, processes or machines.
+batch is computed by one thread. The output therefore does not depend on the number of threads, processes or machines of
+the same kind.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Options:
         minimum_quality: minimum quality of a print, 0 to 1; prints below it count as failures to extract.
         batch_size: number of prints per batch; 0 for `BATCH_ON_CPU` or `BATCH_ON_GPU`.
         bf16: run the network in bfloat16.
-        inverted: whether image files show light ridges on a dark background; "auto" decides for each print.
+        inverted: whether image files show light ridges on a dark background: "yes", "no", or "auto" to detect it.
         mirror: whether image files are mirrored.
 
     Raises:

@@ -1,9 +1,9 @@
 """Calibration of a model: its decision thresholds, its error rates, and the prints that they were measured on.
 
-The calibration is stored in the notes of a model. A threshold is valid only for prints similar to those that it was
-measured on. Non-mated comparisons of real fingers have higher similarities than those of synthetic fingers, so a
-threshold from synthetic prints would produce many more false matches than its FMR promises. A calibration on synthetic
-prints is stored and shown, but never used for decisions.
+The calibration is stored in the notes of a model, in its `config.json`. A threshold is valid only for prints similar to
+those that it was measured on. Non-mated comparisons of real fingers have higher similarities than those of synthetic
+fingers, so a threshold from synthetic prints would produce many more false matches than its FMR promises. A calibration
+on synthetic prints is stored and shown, but never used for decisions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ REMEDY = "measure thresholds on real prints with `fingerprint-accel calibrate MO
 
 @dataclass(frozen=True)
 class Way:
-    """Error rates and thresholds of one comparison method: either one embedding per print, or the best over poses.
+    """Error rates and thresholds of one comparison method.
+
+    The methods are: one embedding per print, or the highest similarity over several poses of each print.
 
     Attributes:
         poses: number of poses in which each print was embedded; the best similarity counts.
@@ -115,8 +117,8 @@ def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
 
     Args:
         notes: notes of the model.
-        poses: number of poses in which prints are compared; 1 for one embedding per print, 0 for poses other than
-            those of a calibration.
+        poses: number of poses in which prints are compared; 1 for one embedding per print, 0 for poses that no
+            calibration covers.
 
     Raises:
         UserError: if the calibration cannot be read.

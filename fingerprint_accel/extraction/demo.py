@@ -50,8 +50,11 @@ class Demo:
         """Draw a print on its canvas, with minutiae if the model has a minutia branch.
 
         Args:
-            file: image file; None if no file was dropped, which returns None.
+            file: image file; None if no file was dropped.
             ppi: resolution of the image, pixels per inch.
+
+        Returns:
+            The picture; None without a file.
         """
         if file is None:
             return None
@@ -123,15 +126,12 @@ def import_gradio() -> Any:
 
 
 def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
-    """Build the web page.
+    """Build the web page as a `gradio.Blocks`.
 
     Args:
         gradio: the gradio module.
         demo: functions behind the page.
-        gallery: gallery folder that is filled in at first.
-
-    Returns:
-        A `gradio.Blocks`.
+        gallery: initial text of the field for the gallery folder.
     """
     drop = functools.partial(gradio.File, file_types=sorted(IMAGE_SUFFIXES), type="filepath", height=110)
     shown = functools.partial(gradio.Image, interactive=False, buttons=[], height=380)
@@ -281,7 +281,7 @@ def demo_command(model: str, gallery: Path | None, port: int) -> None:
 
     Args:
         model: name of a bundled model, or path of a model.
-        gallery: gallery folder to fill in; None for none.
+        gallery: gallery folder that the search tab starts with; None for none.
         port: port on 127.0.0.1; 0 for any free port.
 
     Raises:

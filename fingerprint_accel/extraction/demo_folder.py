@@ -54,9 +54,9 @@ def dropped_prints() -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Delete the folders of this user that ended demos left behind.
+    """Delete folders that killed demos of this user left behind.
 
-    A running demo holds a lock on its folder, so folders without a lock are left over.
+    A running demo holds a lock on its folder, so folders without a lock belong to no running demo.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # locked by a running demo, a file system without locks, or deleted

@@ -199,9 +199,10 @@ def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Want
 
 
 def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
-    """Group the paths: each folder and csv file alone, and all files between them as one list.
+    """Group the paths: each folder and csv file alone, and consecutive other files as one list.
 
-    Such a list is read at once, because records are named by transaction numbers, which must be unique among the files.
+    The files of a list are read together, because ANSI/NIST records are named by transaction numbers, and two files may
+    have the same number.
     """
     run: list[Path] = []
     for path in paths:

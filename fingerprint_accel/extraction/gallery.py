@@ -49,7 +49,7 @@ class Gallery:
     Prints are numbered by rows, in the order of the files.
 
     Args:
-        folder: an existing gallery.
+        folder: folder of an existing gallery; `open_or_create` creates one.
 
     Attributes:
         dims: dimension of the embeddings.

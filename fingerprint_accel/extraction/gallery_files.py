@@ -37,7 +37,7 @@ class Known(NamedTuple):
 
     Attributes:
         name: name of the print, unique in the gallery.
-        person: person who the print belongs to; empty if unknown.
+        person: person to whom the print belongs; empty if unknown.
         position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger; 0 if unknown.
         source: path or description of the original print; empty if unknown.
     """

@@ -1,4 +1,4 @@
-"""Finding enrolled prints by name, person or embedding in the files of a gallery, for enrolment and removal."""
+"""Find enrolled prints by name or person in the files of a gallery, for enrolment and removal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAME = 0.9999  # minimum similarity of two embeddings of the same image; roundin
 
 
 def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
-    """Mark prints that are listed for the first time.
+    """Find repetitions in a list of prints to enrol.
 
     Args:
         embeddings: (N, D) float32 of unit length.

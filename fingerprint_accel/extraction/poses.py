@@ -27,7 +27,7 @@ class Poses:
         degrees: rotations to try in addition to 0, degrees counter-clockwise.
         shift_mm: shift of the network input along each axis, mm. The unshifted and the eight shifted positions are
             tried; 0 tries no shifts.
-        hypotheses: number of the most probable poses of the alignment network to try.
+        hypotheses: number of alignments to try, the most probable ones that the alignment network finds.
 
     Raises:
         UserError: if a rotation is 0, or a number is out of range.
@@ -67,6 +67,7 @@ class Poses:
 
 
 UPRIGHT = Poses()
+"""A single pose, without rotation and shift."""
 USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
 """Poses for models without an alignment network; they cover the usual differences between impressions of a finger."""
 ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
