@@ -69,7 +69,7 @@ def test_what_the_page_does(extractor, images, gallery):
     assert page.canvas(images[0], 300).size == (640, 640)
     for act, message in (
         (lambda: page.compare(images[0], None, 300, False), "drop two prints first"),
-        (lambda: page.canvas(images[0], 0), "give the resolution"),
+        (lambda: page.canvas(images[0], 0), "the resolution must be above 0"),
         (lambda: page.search("nowhere", images[0], 300, 2), "not a gallery folder"),
     ):
         with pytest.raises(UserError, match=message):
