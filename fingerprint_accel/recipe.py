@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fingerprint_accel.training.data import PrintSource
     from fingerprint_accel.training.setup import Run
 
-INTERRUPTED = "interrupted; the same command with --resume auto goes on from the last checkpoint"
+INTERRUPTED = "interrupted"  # `training.run_folder.holding` adds how to resume
 
 
 def run_recipe(defaults: Config, description: str) -> None:

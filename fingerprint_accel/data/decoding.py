@@ -60,6 +60,14 @@ class Decoded(NamedTuple):
     pixels: bytes
 
 
+class Grey(NamedTuple):
+    """A grey image: height * width bytes, row by row."""
+
+    height: int
+    width: int
+    pixels: bytes
+
+
 def decode(data: bytes) -> Decoded:
     """Decodes the first page of an image file to grey, upright as its EXIF tag says.
 
@@ -81,15 +89,10 @@ def decode(data: bytes) -> Decoded:
             if data.startswith(PNG_START):  # Pillow compares checksums only when it is asked to
                 Image.open(io.BytesIO(data)).verify()
             with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
+                _check_size(image)
                 pages, ppi = getattr(image, "n_frames", 1), _stated_ppi(image)
-                white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                # Pillow turns TIFF files of 1, 4 and 8 bits that store white as 0, and leaves deeper ones
-                pixels = _grey(upright, white_is_zero and image.mode.startswith(("I", "F")))
-                return Decoded(upright.height, upright.width, pages, ppi, pixels)
+                grey = _upright_grey(image)
+                return Decoded(grey.height, grey.width, pages, ppi, grey.pixels)
         except (ImageError, MemoryError):
             raise
         except UnidentifiedImageError:
@@ -97,6 +100,35 @@ def decode(data: bytes) -> Decoded:
             raise ImageError("damaged: what tells its size is missing" if begun else "not an image") from None
         except Exception as error:  # decoders raise anything on damaged files
             raise ImageError(f"damaged: {str(error)[:60] or type(error).__name__}") from error
+
+
+def grey_image(image: Image.Image) -> Grey:
+    """Convert an opened image to grey, in the same way as `decode` converts a file.
+
+    Raises:
+        ImageError: The image is larger than 50 megapixels, or its file is damaged.
+    """
+    _check_size(image)
+    try:
+        return _upright_grey(image)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # an opened image may not be decoded yet
+        raise ImageError(f"damaged: {str(error)[:60] or type(error).__name__}") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def _upright_grey(image: Image.Image) -> Grey:
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    # Pillow turns TIFF files of 1, 4 and 8 bits that store white as 0, and leaves deeper ones
+    pixels = _grey(upright, white_is_zero and image.mode.startswith(("I", "F")))
+    return Grey(upright.height, upright.width, pixels)
 
 
 def _stated_ppi(image: Image.Image) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.errors import require
+from fingerprint_accel.errors import UserError, require
 
 ENCODINGS = ("raw", "lz4")
 _LZ4 = pa.Codec("lz4_raw")  # a bare block: the length of its content is that of the canvas
@@ -37,3 +37,24 @@ def decode(stored: pa.Buffer, encoding: str, canvas: int) -> np.ndarray:
     if len(raw) != canvas**2:
         raise ValueError(f"{len(raw)} bytes where {canvas**2} belong")
     return np.frombuffer(raw, np.uint8).reshape(canvas, canvas)
+
+
+def decode_canvas(stored: bytes, canvas: int, encoding: str) -> np.ndarray:
+    """Decode an entry of the column `image` of a dataset folder, as `datasets.load_from_disk` returns it.
+
+    Args:
+        stored: Bytes of one print.
+        canvas: Side of the canvases in pixels, `open_dataset(folder).info.canvas`.
+        encoding: `"raw"` or `"lz4"`, `open_dataset(folder).info.encoding`.
+
+    Returns:
+        (canvas, canvas) uint8 array that may be written to. Ridges are dark.
+
+    Raises:
+        UserError: The bytes are not a canvas of this size and encoding, or there is no such encoding.
+    """
+    require(encoding in ENCODINGS, f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
+    try:
+        return decode(pa.py_buffer(stored), encoding, canvas).copy()
+    except ValueError as error:
+        raise UserError(f"not a canvas of {canvas} x {canvas} pixels in encoding {encoding}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.encoding import encode
+from fingerprint_accel.data.encoding import ENCODINGS, encode
 from fingerprint_accel.data.truth import UNKNOWN, Truth
 from fingerprint_accel.durable import write_json
-from fingerprint_accel.errors import require
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, json_with
 
 FORMAT_VERSION = 1
@@ -62,7 +63,19 @@ class Record:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `fingerprint.json` says; `enhanced` prints have been through the ridge filters once and for all."""
+    """Content of `fingerprint.json`, which describes a dataset folder.
+
+    Attributes:
+        format_version: Version of the folder's layout.
+        ppi: Resolution of the canvases in pixels per inch.
+        canvas: Side of the canvases in pixels.
+        encoding: `"raw"` or `"lz4"`, as in `decode_canvas`.
+        prints: Number of prints.
+        fingers: Number of fingers.
+        with_minutiae: Number of prints with at least one minutia.
+        sha256: Checksum of each shard by its name.
+        enhanced: Whether the canvases are stored after ridge enhancement.
+    """
 
     format_version: int
     ppi: int
@@ -73,6 +86,25 @@ class DatasetInfo:
     with_minutiae: int
     sha256: dict[str, str]
     enhanced: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> DatasetInfo:
+        """Read the description of a dataset folder.
+
+        Raises:
+            UserError: The folder has none, or one that is damaged or of another version.
+        """
+        try:
+            info = cls(**json.loads((folder / INFO).read_text()))
+        except OSError as error:
+            raise UserError(f"{folder}: not a dataset folder (no {INFO}); make one with `import`") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / INFO}: damaged or of another version; import again") from error
+        if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
+            raise UserError(
+                f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
+            )
+        return info
 
 
 def rows_per_shard(rows: int, canvas: int) -> int:

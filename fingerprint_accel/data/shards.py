@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -12,11 +11,10 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.encoding import ENCODINGS
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
 from fingerprint_accel.data.order import mix64
-from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo
+from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
@@ -261,16 +259,7 @@ def open_dataset(folder: Path | str) -> Shards:
             encoding than the folder's; minutiae that are not finite or out of range, where they are few enough to look.
     """
     folder = Path(folder)
-    try:
-        info = DatasetInfo(**json.loads((folder / "fingerprint.json").read_text()))
-    except OSError as error:
-        raise UserError(f"{folder}: not a dataset folder (no fingerprint.json); make one with `import`") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'fingerprint.json'}: damaged or of another version; import again") from error
-    if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
-        raise UserError(
-            f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
-        )
+    info = DatasetInfo.read(folder)
     files, tables = [], []
     for name in info.sha256:
         try:

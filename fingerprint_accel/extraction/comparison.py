@@ -51,7 +51,7 @@ def compare_prints(
 
     Args:
         extractor: the model.
-        reference: image file, or array (H, W) uint8 with dark ridges.
+        reference: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
         probe: image to compare with the reference, likewise.
         ppi: resolution of the images, pixels per inch.
         tried: poses to try; None for the usual poses of the model.

@@ -78,9 +78,7 @@ class Gallery:
 
     @classmethod
     def create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Create an empty gallery.
-
-        The folder appears by a rename, so a killed process leaves either a complete gallery or nothing.
+        """Create an empty gallery; a killed process leaves either a complete gallery or nothing.
 
         Args:
             folder: path of the new gallery; it must not exist, or must be empty.
@@ -110,13 +108,23 @@ class Gallery:
         """Open a gallery, or create an empty one if the folder is missing or empty; arguments as for `create`.
 
         Raises:
-            UserError: if the folder contains anything other than a gallery.
+            UserError: if the folder contains anything other than a gallery of this model.
         """
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)
-            return cls(folder)
+            gallery = cls(folder)
+            gallery.check_model(model)
+            return gallery
         return cls.create(folder, dims, model, cells)
+
+    def check_model(self, identity: str) -> None:
+        """Raise a UserError unless the embeddings come from the model with this `FingerprintExtractor.identity`."""
+        require(
+            self.model == identity,
+            f"{self.folder}: filled by another model ({self.model}, not {identity}); give the model that filled it "
+            "(--model), or another gallery",
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -137,10 +145,13 @@ class Gallery:
 
         Raises:
             UserError: if an enrolled print has the same name but another image, and `replace` is not set; if two
-                different prints in `prints` have the same name; or if another process keeps the gallery locked for a
-                minute.
+                different prints in `prints` have the same name; if the embeddings have another shape; or if another
+                process keeps the gallery locked for a minute.
         """
-        assert embeddings.shape == (len(prints), self.dims), "one name and one embedding per print"
+        require(
+            embeddings.shape == (len(prints), self.dims),
+            f"{self.folder}: {len(prints)} names need embeddings ({len(prints)}, {self.dims}), not {embeddings.shape}",
+        )
         known = [Known(each) if isinstance(each, str) else each for each in prints]
         with changing(self.folder):
             self._open_parts()  # another process may have changed the gallery

@@ -19,7 +19,8 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
 from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.inputs import Image, read_image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
@@ -145,7 +146,7 @@ def read_minutiae(
 
     Args:
         extractor: a model with a trained minutia branch.
-        prints: an opened dataset; or image files, or arrays (H, W) uint8 with dark ridges.
+        prints: an opened dataset; or image files, PIL images, or uint8 arrays (H, W) or (H, W, 3), ridges dark.
         ppi: resolution of the images, pixels per inch; ignored for a dataset.
         threshold: minimum score of a minutia, 0 to 1.
         batch_size: number of prints per batch.
@@ -168,7 +169,7 @@ def read_minutiae(
 
 def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae: np.ndarray) -> np.ndarray:
     """Convert minutiae (n, 4) from canvas pixels to image pixels, and drop those outside the image; return (m, 4)."""
-    opened = open_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
+    opened = read_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
     moved = find_frame(opened.grey, opened.ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
     height, width = opened.grey.shape
     return moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)]

@@ -24,11 +24,7 @@ def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
         UserError: if the folder is not a gallery, or another model filled it.
     """
     gallery = Gallery(folder)
-    if gallery.model != extractor.identity:
-        raise UserError(
-            f"{folder}: filled by another model ({gallery.model}, not {extractor.identity}); "
-            "select the model that filled it with --model, or give another gallery"
-        )
+    gallery.check_model(extractor.identity)
     return gallery
 
 
@@ -83,7 +79,7 @@ def find(
     Args:
         extractor: the model that filled the gallery.
         gallery: gallery to search.
-        probe: image file, or array (H, W) uint8 with dark ridges.
+        probe: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
         ppi: resolution of the probe, pixels per inch.
         top: number of references to return.
         indexed: compare only candidates from a FAISS index; see `ApproximateSearch`.

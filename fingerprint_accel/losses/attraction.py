@@ -1,8 +1,7 @@
 """Losses that pull the prints of a finger together: center loss and supervised contrastive loss.
 
 Center loss: Wen et al. 2016 (ECCV). Contrastive loss: InfoNCE (van den Oord, Li and Vinyals 2018, arXiv 1807.03748)
-    with
-all other prints of the finger as positives (Khosla et al. 2020, arXiv 2004.11362, equation 2).
+with all other prints of the finger as positives (Khosla et al. 2020, arXiv 2004.11362, equation 2).
 """
 
 from __future__ import annotations

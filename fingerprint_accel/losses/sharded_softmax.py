@@ -58,16 +58,17 @@ class ShardedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of all prints over all classes, (). The result is equal on all ranks.
 
     The gradient of the embeddings is multiplied by the number of ranks, because DDP averages over ranks. The gradient
-    of the class vectors is not scaled.
+    of the class vectors is not scaled. The arguments are those of `apply`.
 
-    Arguments of `apply`:
-
-    - everyone: (N, sum of lengths) embeddings of all ranks and their prefixes, concatenated.
-    - weight: (R, D) class vectors of this rank.
-    - bias: (R,) or None.
-    - own: (N,) int64 row of the true class in `weight`, or -1 if another rank has it. The loss is NaN if no rank has
-    it. - margin: margin of the true class. - lengths: lengths of the parts of `everyone`, D first. The loss is averaged
-    over the parts. - scoring: how logits are computed.
+    Args:
+        everyone: (N, sum of lengths) embeddings of all ranks and their prefixes, concatenated.
+        weight: (R, D) class vectors of this rank.
+        bias: (R,) or None.
+        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has it. The loss is NaN if no rank
+            has it.
+        margin: Margin of the true class.
+        lengths: Lengths of the parts of `everyone`, D first. The loss is averaged over the parts.
+        scoring: How logits are computed.
     """
 
     @staticmethod

@@ -19,6 +19,7 @@ from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
+from fingerprint_accel.training.run_folder import resume_advice
 from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
@@ -58,7 +59,7 @@ def train(run: Run) -> Progress:
     )  # fmt: skip
     run.module.train()
     with (
-        PreemptionMonitor(accelerator, training.timeout, progress.step) as monitor,
+        PreemptionMonitor(accelerator, training.timeout, run.folder, progress.step) as monitor,
         Reporter(run, progress) as reporter,
         loader,
     ):
@@ -104,8 +105,8 @@ def _finished(run: Run, progress: Progress) -> bool:
 
 def _stop(run: Run, progress: Progress, name: str) -> NoReturn:
     run.accelerator.wait_for_everyone()  # a rank that ends earlier has the launcher end the one that saves
-    line = f"stopped by {name} after step {progress.step} of {run.steps}, saved; the same command with --resume auto"
-    raise Stopped(f"{line} goes on" if run.accelerator.is_main_process else "")
+    line = f"stopped by {name} after step {progress.step} of {run.steps} and saved"
+    raise Stopped(f"{line}; {resume_advice(run.folder)}" if run.accelerator.is_main_process else "")
 
 
 def _due(step: int, every: int) -> bool:

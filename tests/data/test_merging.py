@@ -178,7 +178,7 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
     refused("gone: not a dataset folder", [source, tmp_path / "gone"], out)
     refused("lies in the source", [source], source / "out")
     refused("lies in the source", [source], source, overwrite=True)
-    refused("holds the source", [source], tmp_path, overwrite=True)
+    refused("contains the source", [source], tmp_path, overwrite=True)
     refused("given 2 times", [source, source], out)
     refused("--dataset-ppi 7: must lie", [source], out, MergeOptions(ppi=7))
     refused("--canvas 7: must lie", [source], out, MergeOptions(canvas=7))
@@ -195,7 +195,7 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
     refused("enhanced already; leave out --enhance", [enhanced], out, MergeOptions(enhance=lambda image, ppi: image))
     full = SimpleNamespace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    refused(r"0.0 GB needed, 0.0 GB are free; make room", [source], out)
+    refused(r"0.0 GB needed, but only 0.0 GB are free; free some space", [source], out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "enhanced", "one"]
     full.free = 70_000
     merge([source], out, MergeOptions(encoding="lz4"), **QUIET)  # what lz4 saves counts

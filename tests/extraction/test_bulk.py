@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on(model, prints, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             extract(prints, tmp_path / "out", model)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"unfinished shards of another command \(template float32 not int8\)"):
+    with pytest.raises(UserError, match=r"unfinished shards of another command \(template float32 there, int8 here\)"):
         extract(prints, tmp_path / "out", model, Options(template="int8", batch_size=1))
     assert extract(prints, tmp_path / "out", model).made == 32
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

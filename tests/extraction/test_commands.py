@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fingerprint_accel.cli.extraction import compare, enroll, search
+from fingerprint_accel.cli.extraction import compare
+from fingerprint_accel.cli.gallery import enroll, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError

@@ -9,7 +9,8 @@ from PIL import Image
 from record_files import transaction, type_2, type_14
 from slap_images import slap
 
-from fingerprint_accel.cli.extraction import compare, enroll, extract, remove, search
+from fingerprint_accel.cli.extraction import compare, extract
+from fingerprint_accel.cli.gallery import enroll, remove, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.shards import open_dataset

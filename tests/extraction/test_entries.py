@@ -7,7 +7,7 @@ from PIL import Image
 from record_files import iso_2011, transaction, type_4, type_14
 from slap_images import prints_of, slap
 
-from fingerprint_accel.cli.extraction import enroll, search
+from fingerprint_accel.cli.gallery import enroll, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.print_file import Reading

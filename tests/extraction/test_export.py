@@ -120,5 +120,5 @@ def test_the_example_needs_nothing_else_and_finds_the_same(exported, session, ca
 
 
 def test_nothing_to_write_is_an_error():
-    with pytest.raises(UserError, match="nothing to write"):
+    with pytest.raises(UserError, match="no output given"):
         export("small", None, None)

@@ -144,6 +144,10 @@ def test_a_gallery_that_was_begun_can_be_gone_on_with(tmp_path, monkeypatch):
     folder.mkdir()  # all that a kill has left of one that was made otherwise
     assert len(Gallery.open_or_create(folder, 16, "tests")) == 0
     assert Gallery.open_or_create(folder, 16, "tests").append(unit(2), ["a", "b"]) == 2
+    with pytest.raises(
+        UserError, match=r"filled by another model \(tests, not others\); give the model that filled it"
+    ):
+        Gallery.open_or_create(folder, 16, "others")
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 
 
@@ -224,3 +228,11 @@ def test_a_gallery_remembers_its_cells_and_older_ones_have_none(tmp_path):
     del facts["cells"]
     description.write_text(json.dumps(facts))
     assert Gallery(tmp_path / "gallery").cells == 0
+
+
+def test_embeddings_that_do_not_fit_their_names_are_refused(tmp_path):
+    gallery = Gallery.create(tmp_path / "gallery", 16, "tests")
+    for embeddings, names in ((unit(2), ["a"]), (unit(2)[:, :8], ["a", "b"])):
+        with pytest.raises(UserError, match=rf"{len(names)} names need embeddings \({len(names)}, 16\), not \(2, "):
+            gallery.append(embeddings, names)
+    assert len(gallery) == 0
