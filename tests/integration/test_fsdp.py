@@ -113,14 +113,14 @@ def trained(prints, tmp_path_factory):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         words = [json.dumps(words_of(4, name, own)) for name, own in two.items()]
         environment |= launched_with_fsdp()
-        launched("two processes", [folder / "train.py", ROOT / "recipes" / "small.py", *words], environment)
+        launched("two processes", [folder / "train.py", ROOT / "recipes" / "train_10k.py", *words], environment)
         for name, own in back.items():
             train_here(words_of(8, name, own))
     return folder
 
 
 def train_here(words):
-    defaults = runpy.run_path(str(ROOT / "recipes" / "small.py"))["CONFIG"]
+    defaults = runpy.run_path(str(ROOT / "recipes" / "train_10k.py"))["CONFIG"]
     run_training(parse(defaults, "", words))
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -48,8 +48,8 @@ def test_hardware_parses(path):
     assert config.num_processes == values["num_processes"]
 
 
-EVERY_LAUNCHER = "small.py"
-LARGER = ["medium.py", "large_500k.py", "xlarge_1m.py", "huge_1_5m.py"]  # launched like small.py
+EVERY_LAUNCHER = "train_10k.py"
+LARGER = ["train_100k.py", "train_500k.py", "train_1m.py", "train_1_5m.py"]  # launched like train_10k.py
 LAUNCHED = [recipe for recipe in RECIPES if recipe not in LARGER]
 TWO_PROCESSES_ONLY = "pretrain_base.py"  # to save time
 RUNS = [
@@ -100,10 +100,10 @@ def test_two_processes_calibrate_as_one(prints, environment, tmp_path):
     """The same checkpoint, exported by one process and again by two."""
     run = tmp_path / "run"
     words = ["--data", prints, "--out", run]
-    launch("one process", "small.py", environment, *words)
+    launch("one process", "train_10k.py", environment, *words)
     found = json.loads((run / "model" / "config.json").read_text())["notes"]
     shutil.rmtree(run / "model")
-    launch("two processes", "small.py", environment, *words, "--resume", "auto", "--training.batch-size", "2")
+    launch("two processes", "train_10k.py", environment, *words, "--resume", "auto", "--training.batch-size", "2")
     assert json.loads((run / "model" / "config.json").read_text())["notes"] == found
 
 
@@ -159,8 +159,8 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
     same += ["--training.optimizer", optimizer, "--training.learning-rate", {"adamw": "5e-4", "sgd": "0.05"}[optimizer]]
     one = [*same, "--out", tmp_path / "one", "--training.batch-size", "8"]
     two = [*same, "--out", tmp_path / "two", "--training.batch-size", "4"]
-    launch("one process", "small.py", environment, *one)
-    launch("two processes", "small.py", environment, *two)
+    launch("one process", "train_10k.py", environment, *one)
+    launch("two processes", "train_10k.py", environment, *two)
     losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
     assert len(losses[0]) == 12
     np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
@@ -173,7 +173,7 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
     assert steps == [[6, 12], [6, 12]]
     if optimizer == "sgd" and not words:
         more = ["--training.gradient-compression", "bf16", "--training.bucket-cap-mb", "1", "--out", tmp_path / "half"]
-        launch("two processes", "small.py", environment, *same, "--training.batch-size", "4", *more)
+        launch("two processes", "train_10k.py", environment, *same, "--training.batch-size", "4", *more)
         compressed = [record["loss"] for record in records(tmp_path / "half")]
         np.testing.assert_allclose(compressed, losses[1], rtol=0.02)
         assert compressed[0] == losses[1][0], "before the first exchange"
@@ -285,7 +285,7 @@ def test_benchmark_runs_on_two_processes(prints, environment, tmp_path):
 
 
 def test_mistake_under_a_launcher_is_one_line(environment, tmp_path):
-    words = [ROOT / "recipes" / "small.py", "--data", "nowhere", "--out", tmp_path / "r"]
+    words = [ROOT / "recipes" / "train_10k.py", "--data", "nowhere", "--out", tmp_path / "r"]
     result = starting.run(words, environment=environment)
     assert result.returncode == 2
     assert result.stderr.startswith("error: nowhere: not a dataset folder")

@@ -27,7 +27,7 @@ def runs(prints, tmp_path_factory):
     """Folder of all runs, and how each ended."""
     folder = tmp_path_factory.mktemp("survival")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = starting.run([SCRIPT, prints, folder, ROOT / "recipes" / "small.py"], environment=environment, timeout=500)
+    result = starting.run([SCRIPT, prints, folder, ROOT / "recipes" / "train_10k.py"], environment=environment, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text())
 
@@ -175,7 +175,7 @@ def test_too_little_memory_on_one_rank_makes_both_smaller(runs):
 
 
 def test_torchrun_passes_the_signal_on(prints, environment, tmp_path):
-    command = [*LAUNCHERS["two processes"], str(ROOT / "recipes" / "small.py"), *TINY, "--data", str(prints)]
+    command = [*LAUNCHERS["two processes"], str(ROOT / "recipes" / "train_10k.py"), *TINY, "--data", str(prints)]
     command += ["--out", str(tmp_path / "run"), "--training.steps", "5000", "--resume", "auto"]
     with (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=err)

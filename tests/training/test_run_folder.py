@@ -61,7 +61,7 @@ def test_launches_that_are_fine(environment, seen, nowhere):
 
 def words(prints, out):
     return [
-        *(ROOT / "recipes" / "small.py", "--data", prints, "--out", out, "--preprocess.crop", "256"),
+        *(ROOT / "recipes" / "train_10k.py", "--data", prints, "--out", out, "--preprocess.crop", "256"),
         *("--preprocess.size", "32", "--model.trunk", "compact", "--model.width", "8", "--training.steps", "2"),
         *("--training.tracker", "none", "--reading.validation-fraction", "0.3"),
     ]
