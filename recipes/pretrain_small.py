@@ -110,8 +110,8 @@ TEST_PRINTS = (
 FACTS = {
     "licence": "Apache-2.0, weights and code",
     "no_real_fingers": "The training data contains no real image, no crop of one, and no statistic of a single real "
-    "print. Every print comes from `fingerprint_accel.synthesis`, a function of integers; training reads no other file. "
-    "Parameter ranges of the generator were set from medians and means over whole real datasets (docs/synthesis.md)",
+    "print. Every print comes from `fingerprint_accel.synthesis`, a function of integers; training reads nothing else. "
+    "Ranges of the generator were set from medians and means over whole real datasets (docs/synthesis.md)",
     "limits": "not suitable for latent marks, children, worn or diseased skin; not for decisions about people",
 }
 

@@ -27,7 +27,9 @@ def runs(prints, tmp_path_factory):
     """Folder of all runs, and how each ended."""
     folder = tmp_path_factory.mktemp("survival")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = starting.run([SCRIPT, prints, folder, ROOT / "recipes" / "train_10k.py"], environment=environment, timeout=500)
+    result = starting.run(
+        [SCRIPT, prints, folder, ROOT / "recipes" / "train_10k.py"], environment=environment, timeout=500
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text())
 
