@@ -114,15 +114,27 @@ class Subset:
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
-    """Every print of the chosen fingers.
+    """Return all prints of some fingers.
 
     Args:
-        shards: the dataset.
-        fingers: (F,) bool, True for the fingers (dense ids) that take part; they are relabelled 0..n-1 in that order.
+        shards: The dataset.
+        fingers: (F,) bool, True for the fingers to include. Their labels are 0..n-1, in ascending order of finger id.
     """
-    chosen = fingers[shards.fingers]
-    labels = np.cumsum(fingers) - 1
-    return Subset(shards, np.flatnonzero(chosen), labels[shards.fingers[chosen]].astype(np.int64))
+    return subset_of_prints(shards, fingers[shards.fingers])
+
+
+def subset_of_prints(shards: Shards, prints: np.ndarray) -> Subset:
+    """Return some prints of a dataset.
+
+    Args:
+        shards: The dataset.
+        prints: (N,) bool, True for the rows to include. The labels of their fingers are 0..n-1, in ascending order of
+            finger id.
+    """
+    present = np.zeros(len(shards.key_of_finger), bool)
+    present[shards.fingers[prints]] = True
+    labels = np.cumsum(present) - 1
+    return Subset(shards, np.flatnonzero(prints), labels[shards.fingers[prints]].astype(np.int64))
 
 
 @dataclass

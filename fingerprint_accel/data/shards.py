@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pyarrow as pa
 from fingerprint_accel.data.encoding import ENCODINGS
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
-from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo
 from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
@@ -286,13 +284,3 @@ def open_dataset(folder: Path | str) -> Shards:
     if rows != info.prints:
         raise UserError(f"{folder}: holds {rows} prints, fingerprint.json says {info.prints}; import it again")
     return Shards(folder, info, files, tables)
-
-
-def split_fingers(keys: list[str], fraction: float) -> np.ndarray:
-    """(F,) bool, True for the fingers held out for validation.
-
-    Each finger is decided by a hash of its key alone, so that adding data moves no finger to the other side.
-    """
-    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    hashed = mix64(np.frombuffer(digests, np.uint64))
-    return hashed < np.uint64(min(2**64 - 1, int(fraction * 2**64)))

@@ -235,15 +235,16 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.data.loader import subset_of_fingers
-from fingerprint_accel.data.shards import open_dataset, split_fingers
+from fingerprint_accel.config import ModelConfig, PreprocessConfig, ReadingConfig
+from fingerprint_accel.data.loader import subset_of_prints
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.validation import embed
 data, out = sys.argv[1:]
 shards = open_dataset(data)
-subset = subset_of_fingers(shards, split_fingers(shards.key_of_finger, 0.3))
+subset = subset_of_prints(shards, split_prints(shards, ReadingConfig(validation_fraction=0.3)).validation)
 subset = type(subset)(shards, subset.rows[:-1], subset.labels[:-1])  # an odd number, which two ranks cannot share
 torch.manual_seed(0)
 model = DeepPrint(ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16))

@@ -172,7 +172,7 @@ def test_siblings_are_those_whose_keys_follow_each_other(tiny):
     ranked = sorted(keys)
     assert [ranked.index(name) for name in names[1::2]] == [ranked.index(name) + 1 for name in names[::2]]
     torn = dataclasses.replace(together, validation_fraction=0.4)
-    with pytest.raises(UserError, match="siblings come together only where"):
+    with pytest.raises(UserError, match="needs complete families of 2"):
         set_up(dataclasses.replace(tiny, reading=torn))
 
 
