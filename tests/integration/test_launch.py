@@ -107,6 +107,19 @@ def test_two_processes_calibrate_as_one(prints, environment, tmp_path):
     assert json.loads((run / "model" / "config.json").read_text())["notes"] == found
 
 
+def test_two_processes_cross_validate(prints, environment, tmp_path):
+    """Fold membership and the number of comparisons are those of one process."""
+    words = ["--data", prints, "--out", tmp_path / "cv", "--model.init-from", "", "--folds", "2"]
+    result = launch("two processes", "finetune.py", environment, *words)
+    assert result.stdout.count("cross-validation: ") == 1
+    assert result.stdout.count("fold 1/2 holds out 12 of 24 fingers (48 prints)") == 1
+    found = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())
+    assert [(row["fingers"], row["mated"], row["nonmated"]) for row in found["folds"]] == [(12, 72, 1056)] * 2
+    for row in found["folds"]:
+        best = json.loads((tmp_path / "cv" / f"fold-{row['fold'][0]}" / "best.json").read_text())
+        assert row["eer"] == pytest.approx(best["eer"], abs=5e-3), "random weights give scores that rounding reorders"
+
+
 @pytest.mark.parametrize("recipe", LARGER)
 def test_larger_recipe_runs(recipe, prints, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "recipes")
