@@ -61,7 +61,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(processes, moment, runs):
     told = {"step": 6, "validation": 4, "save": 5}[moment]  # in the save after step 4: too late for that step
     assert (stopped == told) if processes == 1 else (told <= stopped < 12)
     assert max(samples(folder, name, processes)) == stopped, "no rank has begun another step"
-    line = f"stopped by SIGTERM after step {stopped} of 12, saved; the same command with --resume auto goes on"
+    line = f"stopped by SIGTERM after step {stopped} of 12, checkpoint saved; run the same command with --resume auto"
     assert [line in (folder / f"{name}.{rank}.err").read_text() for rank in range(processes)] == [True, False][
         :processes
     ]
@@ -94,7 +94,7 @@ def test_ctrl_c_stops_at_once(runs):
     assert results["ctrl-c"]["codes"] == [130, 130]
     assert results["ctrl-c"]["seconds"] < 20
     assert saved_steps(folder / "ctrl-c") == [3, 4]
-    assert "interrupted; the same command with --resume auto" in (folder / "ctrl-c.0.err").read_text()
+    assert "interrupted; run the same command with --resume auto" in (folder / "ctrl-c.0.err").read_text()
 
 
 def test_a_failed_rank_ends_the_other_with_one_line(runs):
@@ -160,8 +160,8 @@ def test_too_little_memory_on_one_rank_makes_both_smaller(runs):
     assert results["shrunk"]["codes"] == results["small"]["codes"] == [0, 0]
     said = (folder / "shrunk.0.out").read_text()
     assert (
-        "out of memory on 1 of 2 processes with batch 4 x 1: all go on with 2 x 2, the same 8 prints per step in the "
-        "same order"
+        "out of memory on 1 of 2 processes with batch 4 x 1: all continue with 2 x 2, the same 8 prints per step in "
+        "the same order"
     ) in said
     assert "batch 2 x 2 per device, 8 in total" in said
     whole = samples(folder, "whole-2", 2)
