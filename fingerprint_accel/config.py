@@ -202,21 +202,21 @@ def save_yaml(config: Config, path: Path) -> None:
 
 
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
-    """Read the configuration of a run from the command line and from `--config FILE.yaml`.
+    """Reads a run's configuration: recipe defaults, then `--config FILE.yaml`, then `--group.knob value`.
 
     Args:
-        defaults: Values of the recipe.
-        description: Text at the top of `--help`.
-        arguments: Command line without the program. Defaults to `sys.argv[1:]`.
+        defaults: what the recipe sets.
+        description: text on top of `--help`.
+        arguments: command line without the program; default `sys.argv[1:]`.
 
     Raises:
-        UserError: If the file cannot be used, or options contradict each other.
-        SystemExit: With code 2 and a usage message, for unknown or malformed arguments.
+        UserError: a configuration file that cannot be used, or knobs that do not go together.
+        SystemExit: with status 2 and a usage message for unknown or malformed arguments.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml")
     file, words = parser.parse_known_args(arguments)
     base = load_yaml(file.config, defaults) if file.config else defaults
     check_words(words)
-    text = description.strip() + "\n\n--config FILE.yaml reads options from a file, as the config.yaml of any run."
+    text = description.strip() + "\n\n--config FILE.yaml reads knobs from a file first (see config.yaml of any run)."
     return tyro.cli(Config, default=base, description=text, args=words)
