@@ -88,7 +88,7 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
             raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; `merge` it with {option} {ours}")
     if trained.enhanced != shards.info.enhanced:
         which, other = (trained_on, folder) if trained.enhanced else (folder, trained_on)
-        raise UserError(f"{which}: enhanced, but {other} is not; enhance both: `merge {other} --enhance`")
+        raise UserError(f"{which}: enhanced, but {other} is not; `merge {other} --enhance` enhances it")
     prints = np.bincount(shards.fingers)
     if len(prints) < 2 or prints.max() < 2:
         raise UserError(f"{folder}: validation needs two fingers, and two prints of one of them; import more prints")
@@ -96,7 +96,7 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
 
 
 def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
-    """Return (families, size) labels of the fingers with consecutive keys.
+    """Return the labels (families, size) of the fingers with consecutive keys.
 
     Args:
         train: The training prints.

@@ -25,7 +25,8 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 
-MAX_BAD_STEPS = 20  # skipped updates in a row end training. A gradient scaler needs up to 16 to fall from 65,536 to 1.
+# Training ends after this many skipped updates in a row. A gradient scaler skips 16 while it falls from 65,536 to 1.
+MAX_BAD_STEPS = 20
 
 
 def train(run: Run) -> Progress:

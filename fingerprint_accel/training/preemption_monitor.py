@@ -1,10 +1,10 @@
-"""How a run ends before its end: stop signals that all ranks agree on, and ranks that are lost.
+"""Stops all ranks at the same step after a signal, and ends the run if a rank is lost.
 
-A thread on each rank tells the others how its rank fares, four times a second, over a gloo group of its own: words on
-the host beside training, so that no step waits for a device or for another rank. When one of them was told to stop,
-the threads hold every rank at the end of its step, take the latest of these steps, and let all run to the end of the
-step after it. A rank that waits at the end of a step never keeps the others from finishing theirs: it has handed in
-its share of every step so far, and the threads answer in place of ranks that are busy.
+A thread on each rank exchanges the status of its rank with the other threads four times a second, over a gloo group of
+its own. This happens on the host, so that no step waits for a device or for another rank. After a signal to one rank,
+the threads hold every rank at the end of its current step, find the latest of these steps, and let all ranks run to the
+end of the step after it. A held rank cannot block another one: it has contributed its gradients to all steps so far,
+and the threads answer for ranks that are busy.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from accelerate import Accelerator
 from fingerprint_accel.errors import LOST, LostProcessError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-TICK = 0.25  # seconds between two words
+TICK = 0.25  # seconds between two exchanges
 GONE = "another process of the run is gone (killed, out of memory, or its machine was lost)"
-FAREWELL = 10.0  # seconds for the words to arrive where training has failed: they tell whose fault it is
-GRACE = 3.0  # seconds for the training thread to end by itself before the process is ended
+FAREWELL = 10.0  # seconds for the error of a failed rank to reach the others, so that they can name it
+GRACE = 3.0  # seconds for the training thread to end before the process is terminated
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a rank tells the others.
+    """Status of a rank.
 
     Attributes:
-        stop: name of the signal that it got.
-        failed: the error that ended its training.
-        done: it has no more steps to do.
+        stop: Name of the signal that the rank received, or "".
+        failed: The error that ended its training, or "".
+        done: Whether the rank has finished its last step.
     """
 
     stop: str = ""
@@ -47,18 +47,18 @@ class Status:
 
 
 class PreemptionMonitor:
-    """Looks out for stop signals and lost ranks while training runs. A context manager, for the main thread.
+    """Watches for stop signals and lost ranks during training. Use it as a context manager in the main thread.
 
     Args:
-        accelerator: of the run.
-        timeout: seconds without an answer after which a rank counts as lost.
-        step: optimizer steps done before.
+        accelerator: Accelerator of the run.
+        timeout: Seconds without an answer after which a rank counts as lost.
+        step: Number of optimizer steps done before.
 
     Attributes:
-        signal: name of the signal that stops the run, the same on all ranks.
+        signal: Name of the signal that stops the run; the same on all ranks.
 
     Raises:
-        LostProcessError: on leaving, in place of the error that training ended with, where another rank is the cause.
+        LostProcessError: On exit, in place of the error of this rank, if another rank caused it.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: int, step: int = 0) -> None:
@@ -88,7 +88,7 @@ class PreemptionMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = ""
-        if error is not None and getattr(error, "code", None) is None:  # a run that was stopped in good order has one
+        if error is not None and getattr(error, "code", None) is None:  # `Stopped` has a code and is no failure
             failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self._word = Status(failed=failed, done=not failed)
         self._leaving.set()
@@ -105,7 +105,7 @@ class PreemptionMonitor:
         self._own_signal = signal.Signals(number).name
 
     def stop_here(self, step: int) -> bool:
-        """Whether training ends after this step; called at the end of each, on all ranks."""
+        """Return whether training ends after this step. All ranks call this at the end of each step."""
         if self._thread is None:
             self.signal = self._own_signal
             return bool(self.signal)
@@ -115,7 +115,7 @@ class PreemptionMonitor:
             return step == self._target
 
     def _poll(self) -> None:
-        """The thread: ends when all ranks are done, or one has failed or is lost."""
+        """Exchange statuses in the thread until all ranks are done, or a rank failed or is lost."""
         try:
             while True:
                 words = self._tell(Status(self._own_signal) if not self._leaving.is_set() else self._word)
@@ -130,17 +130,17 @@ class PreemptionMonitor:
                 if stop and not self._target:
                     self._agree(stop)
                 time.sleep(TICK)
-        except RuntimeError as error:  # gloo has lost a connection, or nobody answered in time
+        except RuntimeError as error:  # gloo lost a connection, or a rank did not answer in time
             self._end(self._silence() if _is_timeout(error) else GONE)
 
     def _tell(self, word: Any) -> list[Any]:
-        """`word` of every rank, in order of rank."""
+        """Return the `word` of every rank, in order of rank."""
         words: list[Any] = [None] * self.processes
         dist.all_gather_object(words, word, group=self._group)
         return words
 
     def _agree(self, name: str) -> None:
-        """Sets the step after which all stop: no rank has begun the one behind it, for all are held meanwhile."""
+        """Agree on the step after which all ranks stop. No rank can pass it, because all are held until then."""
         with self._turn:
             self._held = True
             passed = self._passed
@@ -151,15 +151,15 @@ class PreemptionMonitor:
 
     def _line(self, what: str) -> str:
         return (
-            f"rank {self.rank}: {what}, after step {self._passed} of this one; the same command with --resume auto "
-            "goes on from the last checkpoint"
+            f"rank {self.rank}: {what}, after step {self._passed} of this one; run the same command with --resume auto "
+            "to continue from the last checkpoint"
         )
 
     def _silence(self) -> str:
         return f"another process of the run has not answered within {self.timeout} s"
 
     def _end(self, what: str) -> None:
-        """Ends a process whose training thread waits for ranks that will not answer."""
+        """Terminate this process if its training thread waits for ranks that will never answer."""
         self._lost = self._line(what)
         with self._turn:
             self._held = False
@@ -170,4 +170,4 @@ class PreemptionMonitor:
 
 
 def _is_timeout(error: RuntimeError) -> bool:
-    return "timed out" in str(error).lower()  # torch has no exception of its own for it
+    return "timed out" in str(error).lower()  # torch has no separate exception for timeouts

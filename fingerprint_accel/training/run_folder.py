@@ -1,4 +1,4 @@
-"""Who may write to a run folder: one run at a time, launched as one, and nothing in the place of a user's files."""
+"""Checks before a run folder is written: no other files, no second run, and no processes that train separately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fingerprint_accel.ranks import launched_rank_and_size
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SECTIONS = ("reading:", "preprocess:", "model:", "loss:", "training:")  # of config.yaml
+SECTIONS = ("reading:", "preprocess:", "model:", "loss:", "training:")  # lines by which a config.yaml is recognised
 
 
 def _is_run(folder: Path) -> bool:
@@ -39,10 +39,10 @@ RUN = FolderKind(
 
 
 def check_run_folder(config: Config) -> None:
-    """Checks --out before anything is done.
+    """Check `--out` before any work is done.
 
     Raises:
-        UserError: it is missing, is something else than a run folder, or lies in the training data.
+        UserError: If it is missing, contains files that are not of a run, or is inside the training data.
     """
     if not config.out:
         raise UserError("no run folder: give --out a new folder")
@@ -53,12 +53,12 @@ def check_run_folder(config: Config) -> None:
 
 @contextlib.contextmanager
 def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Holds the lock of a run folder; the main process asks for all.
+    """Hold the lock of a run folder. The main process acquires it for all processes.
 
     Raises:
-        UserError: another run holds it, on all processes.
+        UserError: On all processes, if another run holds the lock.
     """
-    refusal = f"{folder}: another run is writing to it; wait for it or end it, or choose another --out"
+    refusal = f"{folder}: another run writes to it; wait until that run has ended, or choose another --out"
     with contextlib.ExitStack() as stack:
         found = [""]
         if accelerator.is_main_process:
@@ -73,28 +73,31 @@ def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def check_launch(seen: int) -> None:
-    """Compares the processes that Accelerate sees with those that were launched.
+    """Check that the launched processes form one run.
 
-    Several processes that each see themselves alone would all train the same run: a configuration for several GPUs on a
-    machine without one, or `srun python`.
+    Otherwise each of them would train the same run alone. That happens with a configuration for several GPUs on a
+    machine without a GPU, and with `srun python`.
 
     Args:
-        seen: number of processes of the run, as Accelerate has it.
+        seen: Number of processes of the run according to Accelerate.
 
     Raises:
-        UserError: this process is alone in its run, but was launched as one of several.
+        UserError: If this process is alone in its run, but was launched as one of several.
     """
     launched = max(launched_rank_and_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
     if seen == 1 and launched > 1:
         raise UserError(
-            f"launched as {launched} processes, but Accelerate sees one: each would train by itself. Without a usable "
-            "GPU launch with ACCELERATE_USE_CPU=true or --config_file recipes/hardware/cpu.yaml; under srun, start one "
-            "`accelerate launch` per machine (recipes/hardware/slurm.sh)"
+            f"launched as {launched} processes, but Accelerate sees one: each would train alone. Without a usable "
+            "GPU, launch with ACCELERATE_USE_CPU=true or --config_file recipes/hardware/cpu.yaml; under srun, start "
+            "`accelerate launch` once per machine (recipes/hardware/slurm.sh)"
         )
 
 
 def _tasks_of_slurm() -> int:
-    """Tasks of the job step that this process is one of; a batch script may have SLURM_NTASKS and be alone."""
+    """Return the number of tasks of this SLURM job step, or 1.
+
+    A batch script has SLURM_NTASKS although it is a single process, so that this variable alone does not count.
+    """
     step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
     if not step and os.environ.get("SLURM_PROCID", "0") != "0":
         step = os.environ.get("SLURM_NTASKS", "")

@@ -77,7 +77,7 @@ def test_a_lost_rank_ends_the_other_with_one_line(moment, runs):
     assert results[name]["seconds"] < 20, "the timeout of the run"
     (line,) = errors(folder, name, 1 - victim)
     assert line.startswith(f"error: rank {1 - victim}: another process of the run is gone (killed, out of memory")
-    assert line.endswith("the same command with --resume auto goes on from the last checkpoint")
+    assert line.endswith("run the same command with --resume auto to continue from the last checkpoint")
     assert "Traceback" not in (folder / f"{name}.{1 - victim}.err").read_text()
 
 
@@ -152,7 +152,7 @@ def test_batches_may_be_shared_out_anew_but_not_change(runs):
     assert results["another batch"]["codes"] == [2]
     (line,) = errors(folder, "another batch", 0)
     assert "trained with 8 prints per step, this run has 6 (batch size 2 x accumulation 3 x 1 processes)" in line
-    assert "give --training.gradient-accumulation-steps 4, so that it is 8 again" in line
+    assert "give --training.gradient-accumulation-steps 4 to restore 8" in line
 
 
 def test_too_little_memory_on_one_rank_makes_both_smaller(runs):

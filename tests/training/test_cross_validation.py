@@ -97,7 +97,7 @@ def test_an_interrupted_fold_continues(folded, tmp_path, monkeypatch):
     assert not (tmp_path / "again" / "cross_validation.json").exists()
     monkeypatch.setattr(loop, "optimizer_step", lambda run, *a: steps.append(run.folder.name) or original(run, *a))
     steps.clear()
-    with pytest.raises(UserError, match="fold-1: holds a run already; add --resume auto"):
+    with pytest.raises(UserError, match="fold-1: contains a run; add --resume auto"):
         cross_validate(again)
     cross_validate(dataclasses.replace(again, resume="auto"))
     assert steps == ["fold-2"] * 4 + ["fold-3"] * 6, "the checkpoint of step 2 is the newest"

@@ -123,7 +123,7 @@ def test_nothing_but_bad_losses_stops_with_advice(tiny, monkeypatch):
         DeepPrintLoss, "forward", lambda self, *a: LossParts(forward(self, *a).total * float("nan"), {})
     )
     monkeypatch.setattr("fingerprint_accel.training.loop.MAX_BAD_STEPS", 4)
-    with pytest.raises(UserError, match=r"NaN or infinite 4 steps in a row.*learning-rate"):
+    with pytest.raises(UserError, match=r"NaN or infinite in 4 steps in a row.*learning-rate"):
         run_training(changed(tiny, steps=50))
 
 

@@ -56,5 +56,5 @@ def test_a_tracker_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
     monkeypatch.setattr("accelerate.tracking._available_trackers", [], raising=False)
     config = Config(data="nowhere", out=str(tmp_path), training=TrainingConfig(tracker="wandb"))
-    with pytest.raises(UserError, match=r"--training.tracker wandb: not installed; pip install wandb"):
+    with pytest.raises(UserError, match=r"--training.tracker wandb: not installed; run pip install wandb"):
         setup.make_accelerator(config)

@@ -74,7 +74,7 @@ def test_several_gpus_asked_for_where_there_is_none(prints, tmp_path):
     result = starting.run(words(prints, tmp_path / "run"), 2, environment)
     assert result.returncode == 2
     for line in result.stderr.strip().splitlines():
-        assert line.startswith("error: launched as 2 processes, but Accelerate sees one: each would train by itself.")
+        assert line.startswith("error: launched as 2 processes, but Accelerate sees one: each would train alone.")
     assert not (tmp_path / "run").exists()
 
 
@@ -87,7 +87,9 @@ def test_a_second_run_is_refused(processes, prints, tmp_path):
         errors = [line for line in result.stderr.splitlines() if "rror" in line]
         assert errors
         for line in errors:
-            assert line.startswith(f"error: {tmp_path / 'run'}: another run is writing to it; wait for it or end it")
+            assert line.startswith(
+                f"error: {tmp_path / 'run'}: another run writes to it; wait until that run has ended"
+            )
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
     result = starting.run(words(prints, tmp_path / "run"), processes, environment)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -98,7 +100,7 @@ def test_a_lock_is_there_while_the_run_is(tmp_path):
     alone = SimpleNamespace(is_main_process=True, num_processes=1)
     with holding(tmp_path / "run", alone):
         assert (tmp_path / "run" / "run.lock").exists()
-        with pytest.raises(UserError, match="another run is writing to it"), holding(tmp_path / "run", alone):
+        with pytest.raises(UserError, match="another run writes to it"), holding(tmp_path / "run", alone):
             raise AssertionError("two hold it")
 
 
@@ -118,7 +120,9 @@ def test_a_checkpoint_is_read_back_before_it_counts(tmp_path, monkeypatch):
     original = module.save_file
     for written in ({}, {"a": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(4)}):
         monkeypatch.setattr(module, "save_file", lambda tensors, path, written=written, **_: original(written, path))
-        with pytest.raises(UserError, match=r"model.safetensors: holds \d tensors in place of 2 that were written"):
+        with pytest.raises(
+            UserError, match=r"model.safetensors: contains \d tensors instead of the 2 that were written"
+        ):
             save_checkpoint(tmp_path, some(2))
     monkeypatch.setattr(module, "save_file", lambda tensors, path, **_: path.write_bytes(b"half"))
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read back"):
@@ -172,7 +176,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     run_training(dataclasses.replace(saving, resume="auto"))
     error = capsys.readouterr().err
     assert f"{run / 'checkpoints' / 'step-00000006'}: damaged" in error
-    assert "renamed to damaged-step-00000006, going on from step-00000004" in error
+    assert "renamed to damaged-step-00000006, continuing from step-00000004" in error
     ended, alone = (
         load_file(folder / "checkpoints" / "step-00000006" / "model.safetensors")
         for folder in (run, tmp_path / "alone")
@@ -182,5 +186,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     assert (run / "checkpoints" / "damaged-step-00000006").is_dir()  # nothing of the user's is deleted
     for folder in (run / "checkpoints").glob("step-*"):
         spoil(folder, "no tensor")
-    with pytest.raises(UserError, match=r"no checkpoint is whole \(step-00000006: model.safetensors holds no tensor\)"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint is complete \(step-00000006: model.safetensors holds no tensor\)"
+    ):
         run_training(dataclasses.replace(saving, resume="auto"))
