@@ -191,5 +191,5 @@ def test_torchrun_passes_the_signal_on(prints, environment, tmp_path):
     text = (tmp_path / "err").read_text()
     assert "stopped by SIGTERM after step" in text
     (stopped,) = saved_steps(tmp_path / "run")
-    assert f"after step {stopped} of 5000, saved" in text
+    assert f"after step {stopped} of 5000, checkpoint saved" in text
     assert len(records.read_text().splitlines()) == stopped, "both ranks ended the same step"
