@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fingerprint_accel.config import Config, load_yaml
-from fingerprint_accel.data.shards import Shards, open_dataset, split_fingers
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.data.splitting import SESSION, split_prints
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.history import find_run
 from fingerprint_accel.models.saved_model import BUNDLED, bundled_models
@@ -32,12 +33,14 @@ class Shared:
         known: whether it could be looked at.
         fingers: test fingers whose key a finger has that was trained on (held-out fingers do not count).
         prints: test prints that were trained on, by their exact image; None where canvases differ or none is stored.
+        by_session: sessions were held out for validation, so that training and validation prints share fingers.
     """
 
     training: str
     known: bool
     fingers: int = 0
     prints: int | None = None
+    by_session: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Overlap:
             elif shared.fingers:
                 same = "and no print is the same" if shared.prints == 0 else "prints not comparable"
                 parts.append(f"{shared.fingers:,} of {self.test_fingers:,} finger keys in common, {same}")
+                parts[-1] += "; the run held out sessions, not fingers" if shared.by_session else ""
             else:
                 parts.append("nothing in common" if shared.known else "not at hand")
             parts[-1] += f" ({shared.training})"
@@ -121,7 +125,7 @@ def training_overlap(model: Path | str, shards: Shards) -> Overlap:
 
 def _compare(config: Config, shards: Shards) -> Shared:
     """One training set with the test set."""
-    prints = None
+    prints, by_session = None, False
     if is_source(config.data):  # a synthetic finger has the same name wherever it is made
         spec = parse_source(config.data)
         numbers = range(spec.first, spec.first + spec.fingers)
@@ -129,13 +133,14 @@ def _compare(config: Config, shards: Shards) -> Shared:
     else:
         try:
             training = open_dataset(config.data)
-        except UserError:
+            split = split_prints(training, config.reading)
+        except UserError:  # the dataset or the csv file of `split_by` is gone
             return Shared(config.data, known=False)
-        share = 0.0 if config.reading.validation_data else config.reading.validation_fraction
-        trained = ~split_fingers(training.key_of_finger, share)
-        keys = {key for key, used in zip(training.key_of_finger, trained, strict=True) if used}
-        prints = common_prints(training, trained[training.fingers], shards)
-    return Shared(config.data, True, sum(key in keys for key in shards.key_of_finger), prints)
+        trained = ~split.validation
+        keys = {training.key_of_finger[finger] for finger in np.unique(training.fingers[trained])}
+        prints = common_prints(training, trained, shards)
+        by_session = split.unit == SESSION
+    return Shared(config.data, True, sum(key in keys for key in shards.key_of_finger), prints, by_session)
 
 
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:
