@@ -43,7 +43,7 @@ def test_without_a_verb_the_overview_is_shown():
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
         (("convert-flx", "nowhere.pyt", "--out", "out"), "nowhere.pyt: cannot be read"),
         (("compare", "a.png", "b.png", "--model", "nowhere"), "nowhere: no model here"),
-        (("calibrate", "small", "nowhere"), "small: comes with the package and stays as it is; give --out FOLDER"),
+        (("calibrate", "small", "nowhere"), "small: a bundled model is not changed; give --out FOLDER"),
         (("calibrate", "small", "nowhere", "--out", "copy"), "nowhere: not a dataset folder"),
     ],
 )

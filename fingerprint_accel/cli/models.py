@@ -56,7 +56,7 @@ def evaluate(
     model: ModelPlace,
     dataset: Dataset,
     protocol: Literal["fvc", "all-pairs", "sampled"] = "all-pairs",
-    out: Annotated[Path, arg("OUT")] = Path("evaluation"),
+    out: Annotated[Path | None, arg("OUT", default="evaluation/MODEL-on-DATASET")] = None,
     pairs: Annotated[int | None, arg("N", default="100000")] = None,
     seed: Seed = 0,
     pairs_file: Annotated[Path | None, arg("FILE", default="the pairs of --protocol")] = None,
@@ -66,11 +66,13 @@ def evaluate(
     poses: Flag = False,
     by: Annotated[str, arg("REGEX", default="folders of the source, only in the report")] = "",
     batch_size: BatchSize = 64,
+    overwrite: Flag = False,
 ) -> None:
     """Measure the error rates of a model on a dataset.
 
     Writes metrics.json, plots and report.html: verification (EER, FNMR at FMR), closed-set and open-set
-    identification, error rates of groups, and whether the model was trained on these prints.
+    identification, error rates of groups, and whether the model was trained on these prints. Every rate has its 95 %
+    interval and its threshold.
 
     Examples:
       fingerprint-accel evaluate small datasets/db1 --out evaluation/db1
@@ -93,11 +95,12 @@ def evaluate(
         minimum_nfiq2: Prints below this NFIQ 2 score, 0 to 100, or without one, count as failures to acquire.
         poses: Compare the best of several rotated and shifted copies, as `compare` does. Takes 6 to 45 times as long.
         by: Regular expression that names groups by its first match in the source of a print, or nfiq2 for score bands.
+        overwrite: Replace an evaluation in OUT.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
     extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses, minimum_nfiq2)
-    evaluate_command(model, dataset, protocol, out, batch_size, extras)
+    evaluate_command(model, dataset, protocol, out, batch_size, extras, overwrite)
 
 
 def calibrate(

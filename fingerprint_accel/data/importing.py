@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.captures import join_name
+from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.import_summary import ImportSummary, kind_of
 from fingerprint_accel.data.listing import finger_codes, list_files
@@ -228,6 +229,11 @@ class ImportJob(Job):
         publish_dataset(
             folder, self.names, facts, target.ppi, target.canvas, self.encoding, enhanced, nfiq2=target.nfiq2
         )
+        hidden = ("source", "prints", "names")  # folders of the user, and facts that are no options
+        options = {name: value for name, value in self.arguments.items() if name not in hidden}
+        options["minutiae"] = Path(options["minutiae"]).name if options["minutiae"] else None
+        origin = origin_of("import", options, [*versions(enhanced), "nbis-py"], [self.source.resolve().name])
+        write_dataset_card(folder, origin, nfiq2=target.nfiq2)
 
 
 def _shuffled(table: pa.Table, seed: int) -> np.ndarray:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from fingerprint_accel.data.canvas import recanvas, recanvas_left
+from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.import_summary import ImportSummary
 from fingerprint_accel.data.importing import check_canvas, versions
@@ -199,6 +201,9 @@ class MergeJob(Job):
         self._sources = [
             (source.folder, state_of_files(source.folder / name for name in source.info.sha256)) for source in sources
         ]
+        self._synthetic = all(
+            pc.all(pc.starts_with(source.table["source"], "synthetic/")).as_py() for source in sources
+        )
         self._collect(sources)
         rows = len(self._places)
         self._per_shard = options.rows_per_shard or rows_per_shard(rows, options.canvas)
@@ -259,6 +264,10 @@ class MergeJob(Job):
         publish_dataset(
             folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, **self.columns
         )
+        known = {name: value for name, value in self.arguments.items() if name != "sources"}
+        names = [source.name for source, _ in self._sources]
+        origin = origin_of("merge", known, list(versions(options.enhance is not None)), names, self._synthetic)
+        write_dataset_card(folder, origin, **self.columns)
 
 
 def _write_merged(

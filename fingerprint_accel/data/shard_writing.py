@@ -26,6 +26,7 @@ from fingerprint_accel.outputs import FolderKind, json_with
 FORMAT_VERSION = 1
 # description of the dataset; rejected files with reasons; remarks on prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
+CARD = "README.md"  # see `dataset_card`
 # A large dataset has at least SHARDS shards, so that every core has work. A shard holds LEAST_ROWS to MOST_ROWS prints.
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024
 BYTES_PER_RECORD_BATCH = 2**28  # largest size of the images in a record batch; an Arrow chunk must stay below 2 GiB
@@ -36,7 +37,7 @@ DATASET = FolderKind(
     json_with(INFO, "format_version", "canvas", "sha256"),
     # `synth` adds two files; `map` and `filter` of the library `datasets` write caches to the folder
     r"fingerprint\.json|dataset_info\.json|state\.json|rejected\.jsonl|notes\.jsonl|synthesis\.json|contact_sheet\.png"
-    r"|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
+    r"|README\.md|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
 )
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from fingerprint_accel import __version__
+from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.shard_writing import (
@@ -199,6 +200,8 @@ class SynthJob(Job):
         style = self.plan.style
         publish_dataset(folder, self.names, facts, style.ppi, style.canvas, truth=True)
         write_json(folder / ARGUMENTS, self.arguments)
+        origin = origin_of("synth", self.arguments, ["fingerprint_accel", "torch"], synthetic=True)
+        write_dataset_card(folder, origin, truth=True)
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
 
