@@ -37,6 +37,7 @@ class Shared:
         fingers: number of test fingers with the key of a finger that was trained on, without validation fingers.
         prints: number of test prints with exactly the image of a print that was trained on; None if the canvases differ
             or the training set does not store images.
+        by_session: whether the run held out sessions, so that its training and validation sets share fingers.
     """
 
     training: str
