@@ -30,10 +30,12 @@ from results_file import check_results, write_results
 from shard_writer import ShardWriter
 from tqdm import tqdm
 
-from fingerprint_accel.data.loader import subset_of_fingers
+from fingerprint_accel.config import ReadingConfig
+from fingerprint_accel.data.loader import subset_of_prints
 from fingerprint_accel.data.order import SampleOrder, permutation
 from fingerprint_accel.data.shard_writing import Record
-from fingerprint_accel.data.shards import open_dataset, split_fingers
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.errors import UserError, one_line_errors
 
 GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # control groups of version 1 and 2
@@ -64,8 +66,8 @@ def open_rows(folder: Path) -> dict[str, float]:
     before = resident_mb()
     open_seconds, shards = _timed(lambda: open_dataset(folder))
     opened = resident_mb()
-    split_seconds, out = _timed(lambda: split_fingers(shards.key_of_finger, 0.05))
-    subset = subset_of_fingers(shards, ~out)
+    split_seconds, split = _timed(lambda: split_prints(shards, ReadingConfig(validation_fraction=0.05)))
+    subset = subset_of_prints(shards, ~split.validation)
 
     def first_batch() -> None:
         with subset.loader(SampleOrder(len(subset), 0), BATCH, position=37 * len(subset) + 1_234_567) as loader:
@@ -105,7 +107,7 @@ def in_new_process(*words: str, group: Path | None = None) -> dict[str, float]:
 def read_bounded(folder: Path, order: str, batches: int) -> dict[str, float]:
     """Read batches in one order, and return rate and resident memory. Runs in the bounded process."""
     shards = open_dataset(folder)
-    subset = subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
+    subset = subset_of_prints(shards, np.ones(len(shards), bool))
     before, most = resident_mb(), 0.0
     with subset.loader(SampleOrder(len(subset), 0, 16384 if order == "block" else 0), BATCH) as loader:
         read = iter(loader)

@@ -42,7 +42,7 @@ from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.skin import make_masters
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "small.py"
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "train_10k.py"
 Kind = Literal["exact", "mindtct", "all", "none"]
 PPI, CANVAS = 500, 560  # of the image files, pixels
 AT_ONCE = 10  # fingers rendered together

@@ -1,4 +1,4 @@
-"""Configurations from nested dictionaries, as YAML and JSON give them, and back; knobs that were renamed or removed."""
+"""Configurations from nested dictionaries, as YAML and JSON contain them; options that were renamed or removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fingerprint_accel.errors import UserError
 
 T = typing.TypeVar("T")
-RENAMED = {  # knobs before 0.1.0
+RENAMED = {  # option names before 0.1.0
     "impressions_per_finger": "samples_per_class",
     "start_from": "init_from",
     "recompute": "gradient_checkpointing",
@@ -26,7 +26,7 @@ RENAMED = {  # knobs before 0.1.0
     "clip_norm": "max_grad_norm",
     "bucket_mb": "bucket_cap_mb",
 }
-REMOVED = {  # knobs that are gone, and what holds without them
+REMOVED = {  # removed options, and the fixed behaviour in their place
     "block_size": "blocks have 16,384 prints",
     "prefetch": "three batches are read ahead",
     "map_size": "minutia maps have 128 x 128 cells",
@@ -35,28 +35,35 @@ REMOVED = {  # knobs that are gone, and what holds without them
     "max_bad_steps": "training stops after 20 skipped updates in a row",
     "tf32": "GPUs multiply float32 numbers in TF32",
 }
-BUILT_IN = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}  # what was trained with others cannot go on
+# Values of removed options that are fixed now. A run with another value cannot continue, so its option is refused.
+BUILT_IN = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}
 
 
 def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
-    """Builds `cls` from nested dictionaries over the values of `base` (default: the class's defaults).
+    """Build a configuration dataclass from nested dictionaries.
+
+    Args:
+        cls: The dataclass.
+        values: Options by name; groups of options are dictionaries.
+        base: Values of the options that are missing in `values`. Defaults to `cls()`.
+        where: Name of the file or object, for messages.
 
     Raises:
-        UserError: a key that is not a knob, a value of another type, or knobs that do not go together.
+        UserError: If an option is unknown, a value has another type, or options contradict each other.
     """
     base = cls() if base is None else base  # every configuration class has defaults
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of knobs, found {values!r}")
+        raise UserError(f"{where}: expected a mapping of options, found {values!r}")
     hints = typing.get_type_hints(cls)
     changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            hint = f"there are {', '.join(hints)}"
+            hint = f"choose from {', '.join(hints)}"
             if RENAMED.get(key) in hints:
-                hint = f"it is called {RENAMED[key]} now"
+                hint = f"it is called {RENAMED[key]}"
             elif key in REMOVED:
-                hint = f"it is gone, leave it out: {REMOVED[key]}"
-            raise UserError(f"{where}: no knob named {key!r}; {hint}")
+                hint = f"leave it out: {REMOVED[key]}"
+            raise UserError(f"{where}: no option named {key!r}; {hint}")
         here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
         if dataclasses.is_dataclass(hints[key]):
             changes[key] = from_dict(typing.cast(type, hints[key]), value, getattr(base, key), here)
@@ -66,7 +73,10 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 
 
 def renamed(values: Any) -> Any:
-    """A configuration, or one group of it, as an earlier version may have stored it -> the same with today's knobs."""
+    """Return a stored configuration, or a group of one, with the option names of this version.
+
+    Removed options are dropped, unless their value differs from the fixed one.
+    """
     if not isinstance(values, dict):
         return values
     return {
@@ -77,10 +87,10 @@ def renamed(values: Any) -> Any:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuses words of a command line that were right before 0.1.0.
+    """Refuse arguments of a command line that were valid before 0.1.0, with the replacement in the message.
 
     Raises:
-        UserError: an old name of a knob, a knob that is gone, or a switch with a value.
+        UserError: If an option was renamed or removed, or a switch has a value.
     """
     for position, word in enumerate(words):
         if not word.startswith("--"):
@@ -89,13 +99,13 @@ def check_words(words: Sequence[str]) -> None:
         group, dot, knob = name.rpartition(".")
         old = knob.replace("-", "_")
         if dot and old in RENAMED:
-            raise UserError(f"{name}: is called {group}.{RENAMED[old].replace('_', '-')} now")
+            raise UserError(f"{name}: use {group}.{RENAMED[old].replace('_', '-')}")
         if dot and (gone := REMOVED.get(old.removeprefix("no_"))):
-            raise UserError(f"{name}: is gone, leave it out: {gone}")
+            raise UserError(f"{name}: leave it out: {gone}")
         value = value or "".join(words[position + 1 : position + 2])
         if value in ("True", "False"):
             off = f"{group}.no-{knob}" if dot else f"--no-{knob.removeprefix('--')}"
-            raise UserError(f"{name} {value}: is a switch; give {name if value == 'True' else off}")
+            raise UserError(f"{name} {value}: a switch has no value; give {name if value == 'True' else off}")
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
@@ -105,14 +115,14 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where} must be a list, not {value!r}")
         return tuple(_checked(item, choices[0], where) for item in value)
     if choices:
-        if isinstance(value, bool):  # YAML reads a bare `no` as False; `compile` was a switch once
+        if isinstance(value, bool):  # YAML reads a bare `no` as False, and old files have `compile: true`
             value = next((word for word in choices if word == ("default" if value else "no")), value)
         if value not in choices:
             raise UserError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
+    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as a string
         try:
             return float(value)
         except ValueError:

@@ -64,11 +64,11 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("small.py", 20_000, 32, 60),
-    Recipe("medium.py", 200_000, 128, 40),
-    Recipe("large_500k.py", 700_000, 128, 30, True),
-    Recipe("xlarge_1m.py", 1_200_000, 256, 24, True),
-    Recipe("huge_1_5m.py", float("inf"), 256, 20, True, 0.33),
+    Recipe("train_10k.py", 20_000, 32, 60),
+    Recipe("train_100k.py", 200_000, 128, 40),
+    Recipe("train_500k.py", 700_000, 128, 30, True),
+    Recipe("train_1m.py", 1_200_000, 256, 24, True),
+    Recipe("train_1_5m.py", float("inf"), 256, 20, True, 0.33),
 )
 MODEL = ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512)
 SIZE = 299  # pixels, the recipes' input

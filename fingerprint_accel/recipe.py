@@ -1,13 +1,14 @@
-"""What every recipe does: read the knobs, train, export the best model."""
+"""The body of a recipe script: read the options, train, export the best checkpoint; also cross-validation."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fingerprint_accel.config import Config, parse
-from fingerprint_accel.errors import Stopped, one_line_errors
+from fingerprint_accel.errors import Stopped, UserError, one_line_errors, require
 
 if TYPE_CHECKING:
     import torch
@@ -20,24 +21,37 @@ INTERRUPTED = "interrupted"  # `training.run_folder.holding` adds how to resume
 
 
 def run_recipe(defaults: Config, description: str) -> None:
-    """Entry point of a recipe script: command line in, run folder out. User errors end in one line, exit code 2."""
+    """Run a recipe script: read the command line, then train one model, or one for each of `--folds`.
+
+    User errors end in one line and exit code 2.
+
+    Args:
+        defaults: Configuration of the recipe.
+        description: Text at the top of `--help`.
+    """
     with one_line_errors(INTERRUPTED):
-        run = run_training(parse(defaults, description))
-        run.accelerator.state.destroy_process_group()
+        config = parse(defaults, description)
+        (cross_validate if config.folds else run_training)(config)
+        from accelerate import PartialState  # takes seconds, which --help does not need
+
+        PartialState().destroy_process_group()
 
 
 def run_training(config: Config) -> Run:
-    """Trains as configured and exports the best checkpoint to `<out>/model`, calibrated on the validation fingers.
+    """Train a model and export its best checkpoint to `OUT/model`, calibrated on the validation prints.
 
     Raises:
-        UserError: anything the user can mend.
-        Stopped, LostProcessError: see `training.loop.train`.
+        UserError: If the data, the options or the run folder cannot be used.
+        Stopped, LostProcessError: As `training.loop.train`.
     """
-    # imported here, so that --help answers at once and a broken installation ends in one line
+    # These imports take seconds. Here, --help answers at once, and a broken installation ends in one line.
     from fingerprint_accel.training.loop import train
     from fingerprint_accel.training.run_folder import check_run_folder, holding
     from fingerprint_accel.training.setup import set_up
 
+    require(
+        config.folds == 0, "--folds: this recipe trains a single model; use recipes/finetune.py or a train_* recipe"
+    )
     check_run_folder(config)
     run = set_up(config)
     with holding(run.folder, run.accelerator):
@@ -52,8 +66,62 @@ def run_training(config: Config) -> Run:
     return run
 
 
+def fold_configs(config: Config) -> list[Config]:
+    """Return the configuration of each fold of a cross-validation, with OUT/fold-1, OUT/fold-2, ... as run folders.
+
+    A fold validates at its last step only and evaluates that checkpoint. To choose the best of several checkpoints on
+    the held-out prints would make the error rates on these prints too low.
+    """
+    training = dataclasses.replace(config.training, validate_every=0, patience=0)
+    return [
+        dataclasses.replace(
+            config,
+            folds=0,
+            out=str(Path(config.out) / f"fold-{number}"),
+            reading=dataclasses.replace(config.reading, fold=f"{number}/{config.folds}"),
+            training=training,
+        )
+        for number in range(1, config.folds + 1)
+    ]
+
+
+def cross_validate(config: Config) -> None:
+    """Train a model for each fold, evaluate it on the prints of the fold, and print the error rates.
+
+    With `resume="auto"` finished folds are not trained again, and the interrupted fold continues.
+
+    Raises:
+        UserError: As `run_training`, or if the dataset is too small for a fold.
+        Stopped, LostProcessError: As `training.loop.train`.
+    """
+    from accelerate import PartialState
+
+    from fingerprint_accel.evaluation.cross_validation import FOLDER, RESULTS, held_out_prints, measure_folds
+    from fingerprint_accel.outputs import check_folder
+    from fingerprint_accel.synthesis.source import is_source
+    from fingerprint_accel.training.run_folder import check_run_folder
+
+    if not config.data or is_source(config.data):
+        raise UserError(f"--folds {config.folds}: give --data a dataset folder (`fingerprint-accel import` makes one)")
+    require(config.resume in ("never", "auto"), f"--folds {config.folds}: use --resume auto, not a checkpoint folder")
+    check_run_folder(config)
+    check_folder(config.out, FOLDER)
+    folds = fold_configs(config)
+    for fold in folds:  # before any of them trains
+        check_run_folder(fold)
+        held_out_prints(fold)
+    for fold in folds:
+        run = run_training(fold)
+        device = str(run.accelerator.device)
+        run.accelerator.free_memory()
+        del run  # so that two models are never in memory
+    if PartialState().is_main_process:
+        table = measure_folds(folds, Path(config.out), device)
+        print(f"\n{table}\n\ncross-validation: {Path(config.out) / RESULTS}")
+
+
 def export(run: Run) -> None:
-    """Writes the best checkpoint of a run to `<out>/model`, calibrated on the validation fingers."""
+    """Write the best checkpoint of a run to `OUT/model`, calibrated on the validation prints."""
     from fingerprint_accel.evaluation.calibration import calibrate_export
     from fingerprint_accel.extraction.calibration import NOTE
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -64,7 +132,7 @@ def export(run: Run) -> None:
     extractor.notes["checkpoint"] = Path(extractor.origin).name
     if run.validation is not None:
         extractor.notes["usual_norm"] = extractor.usual_norm(some_of(run.validation))
-        if NOTE not in extractor.notes:  # an earlier export of this checkpoint may have been calibrated since
+        if NOTE not in extractor.notes:  # keep the calibration that a user may have made after an earlier export
             source = run.config.reading.validation_data or run.config.data
             name = source if is_source(source) else Path(source).resolve().name
             calibrate_export(extractor, run.validation, f"validation fingers of {name}")
@@ -74,7 +142,7 @@ def export(run: Run) -> None:
 
 
 def learns_maps(run: Run) -> bool:
-    """Whether the network learns to draw minutia maps, or starts from one that did."""
+    """Return whether the minutia maps of a run are trained, or come from a network that was trained on them."""
     if run.config.loss.minutia_map_weight > 0 and run.train.with_minutiae > 0:
         return True
     from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
@@ -88,7 +156,7 @@ def learns_maps(run: Run) -> bool:
 
 
 def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
-    """The first 256 canvases, or as many as there are, (B, canvas, canvas) uint8 each."""
+    """Yield up to 256 canvases in batches of (B, canvas, canvas) uint8."""
     import numpy as np
 
     for samples in np.array_split(np.arange(min(256, len(prints))), 8):
@@ -97,14 +165,23 @@ def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
 
 
 def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:
-    """Makes a dataset folder on one process of the launch, unless it is there; returns its path."""
+    """Write a synthetic dataset folder unless it exists, on one process of the launch, and return its path.
+
+    Args:
+        folder: Dataset folder.
+        fingers: Number of fingers.
+        impressions: Number of impressions of each finger.
+        seed: Seed of the fingers and impressions.
+        style: Appearance of the prints.
+    """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
     from fingerprint_accel.training.run_folder import check_launch
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else several processes on CPUs stay apart
+    # Without `cpu`, PartialState would not join several CPU processes into one group.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch(state.num_processes)
     with state.main_process_first():
         if not folder.exists():

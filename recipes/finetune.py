@@ -1,9 +1,14 @@
-"""From the bundled model to your own sensor: the network goes on from what it knows; a few hundred fingers are enough.
+"""Fine-tunes a bundled model on prints of your own sensor. A few hundred fingers are enough.
 
 accelerate launch recipes/finetune.py --data DATASET --out RUN
 
-DATASET is an import at 300 ppi on canvases of 320 x 320, the defaults of `fingerprint-accel import`. The identity head
-starts afresh, because the fingers are others. Compare before and after with `fingerprint-accel evaluate`.
+DATASET is a folder that `fingerprint-accel import` has made with its defaults (300 ppi, canvas 320). Measure the model
+before and after with `fingerprint-accel evaluate`. The identity heads start from the mean embeddings of your fingers.
+
+With few fingers, add --folds 5 for cross-validation. It trains five models, each without a fifth of the fingers. It
+evaluates each model on the fingers that this model was not trained on, and prints the error rates of each fold and of
+all folds together. --resume auto continues with the interrupted fold. If persons gave several fingers each, also add
+--reading.split-by subject.
 """
 
 from fingerprint_accel.config import (
@@ -26,7 +31,7 @@ CONFIG = Config(
             rotation_degrees=15, translation=16, elastic=2.0, contrast=0.3, ridge_thickness=0.3, noise=0.05
         ),
     ),
-    # the bundled network's shape
+    # must be the architecture of the bundled model
     model=ModelConfig(
         init_from="small",
         variant="LocDense",
@@ -36,7 +41,7 @@ CONFIG = Config(
         alignment_frozen=True,
     ),
     loss=LossConfig(head="cosface", scale=32.0, margin=0.2, center_weight=0.0, contrastive_weight=1.0),
-    # a tenth of the rate that a network from nothing starts with
+    # a tenth of the learning rate of recipes/pretrain_small.py, so that the trained weights change little
     training=TrainingConfig(epochs=20, batch_size=64, learning_rate=3e-4, warmup_steps=50, validate_every=50),
 )
 

@@ -1,9 +1,9 @@
-"""The bundled model `base`: a wider network than `small` that sees prints at a finer scale.
+"""Trains the bundled model `base`: a wider network than `small`, on prints at a finer scale.
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_base.py --out runs/base
 
-The stages are those of recipes/pretrain_small.py, whose --help says more. docs/released_model.md says what the bundled
-model reaches.
+The three stages are described in the help of recipes/pretrain_small.py. docs/released_model.md has the measured error
+rates of the bundled model.
 """
 
 import dataclasses

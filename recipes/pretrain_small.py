@@ -1,21 +1,24 @@
-"""The bundled model `small`: a compact dense network, trained on synthetic fingers alone.
+"""Trains the bundled model `small`: a compact dense network, from random weights on synthetic fingers alone.
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
 
-Three stages, each from where the one before ended: the alignment network learns where fingers lie; the whole network
-learns from clean impressions of siblings, fingers that only minutiae tell apart; then from impressions of all kinds.
-The fingers stay on the GPU, and every step renders new impressions of them. The same command with --resume auto goes on
-after a kill. --training.steps counts the steps of all stages. With --data DATASET or
---model.init-from MODEL only the last stage runs, for example on two cores, behind layers that know ridges already:
+There are three stages. Each starts from the weights of the one before:
+1. The alignment network learns the position and rotation of fingers.
+2. The whole network learns from clean impressions of siblings, fingers that differ in their minutiae only.
+3. The whole network learns from impressions of all qualities.
+The fingers stay in GPU memory, and every step renders new impressions of them. --training.steps is the number of steps
+of all stages together. Add --resume auto to continue an interrupted run.
+
+With --data DATASET or --model.init-from MODEL only the last stage runs. This example continues from the bundled model
+on two CPU cores, with its first layers frozen:
 
 fingerprint-accel synth --out prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
 accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.init-from small
     --model.alignment-frozen --model.stem-frozen --training.precision bf16 --training.batch-size 64
     --training.steps 1400 --training.learning-rate 8e-4 --training.ema-decay 0.9995
 
-The moving average that is exported then still holds half of the weights from before.
-
-docs/released_model.md says what the bundled model reaches.
+In that example half of the exported moving average is still the weights of the bundled model.
+docs/released_model.md has the measured error rates of the bundled model.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ CONFIG = Config(
         margin_start=0.6,
         margin_ramp=0.15,
         center_weight=0.0,
-        identity_weight=0.15,  # class vectors of many fingers lag behind a network that changes fast
+        identity_weight=0.15,  # with 80,000 fingers each class vector is updated rarely and lags behind the network
         contrastive_weight=1.0,
         contrastive_temperature=0.07,
     ),
@@ -94,9 +97,11 @@ CONFIG = Config(
 ONLY_POSES = dataclasses.replace(
     CONFIG.loss, identity_weight=0.0, contrastive_weight=0.0, minutia_map_weight=0.0, mask_weight=0.0
 )
-ALIGNMENT_SHARE, CLEAN_SHARE = 0.2, 0.15  # of the steps
-TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED = 1500, 3, 20261126  # ten million non-mated comparisons
-TEST_SIBLINGS = 30  # flow varies less among real fingers: 2 % of the non-mated comparisons are of fingers that share it
+ALIGNMENT_SHARE, CLEAN_SHARE = 0.2, 0.15  # shares of the steps; the last stage has the rest
+TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED = 1500, 3, 20261126  # for ten million non-mated comparisons
+# Real fingers vary less in ridge flow than independent synthetic ones. With families of 30, 2 % of the non-mated
+# comparisons are between fingers of the same flow.
+TEST_SIBLINGS = 30
 TEST_STYLE = Style(quality="mixed", siblings=TEST_SIBLINGS)
 TEST_PRINTS = (
     f"synth --fingers {TEST_FINGERS} --impressions {TEST_IMPRESSIONS} --siblings {TEST_SIBLINGS} --seed {TEST_SEED} "
@@ -104,15 +109,15 @@ TEST_PRINTS = (
 )
 FACTS = {
     "licence": "Apache-2.0, weights and code",
-    "no_real_fingers": "no real image, crop of one, or statistic of an individual real print is in the training data. "
-    "Every print comes from `fingerprint_accel.synthesis`, a function of integers; training reads no other file. "
-    "Ranges of the generator were set by medians and means over whole real sets (docs/synthesis.md)",
-    "limits": "not made for latent marks, children, worn or diseased skin; not to decide about people",
+    "no_real_fingers": "The training data contains no real image, no crop of one, and no statistic of a single real "
+    "print. Every print comes from `fingerprint_accel.synthesis`, a function of integers; training reads nothing else. "
+    "Ranges of the generator were set from medians and means over whole real datasets (docs/synthesis.md)",
+    "limits": "not suitable for latent marks, children, worn or diseased skin; not for decisions about people",
 }
 
 
 def commit() -> str:
-    """Of the checkout that this recipe lies in."""
+    """Return the commit of the checkout that contains this recipe, or the release of the installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return f"commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
@@ -121,7 +126,12 @@ def commit() -> str:
 
 
 def export(run: Run, unseen: str) -> None:
-    """Calibrates the best model on synthetic fingers it never saw; keeps that and its origin with it, in 16 bits."""
+    """Calibrates the best checkpoint on unseen synthetic fingers and writes it in 16 bits, with notes on its origin.
+
+    Args:
+        run: The finished training run.
+        unseen: Dataset folder of fingers that are not in the training data.
+    """
     from fingerprint_accel import FingerprintExtractor
     from fingerprint_accel.data.loader import subset_of_fingers
     from fingerprint_accel.data.shards import open_dataset
@@ -135,7 +145,7 @@ def export(run: Run, unseen: str) -> None:
         "trained_on": f"synthetic fingers alone: {run.config.data}",
     }
     shards = open_dataset(unseen)
-    untrained = {UNTRAINED: True} if UNTRAINED in extractor.notes else {}  # `run_training` has found out
+    untrained = {UNTRAINED: True} if UNTRAINED in extractor.notes else {}  # set by `run_training`
     extractor.notes = {**made, **FACTS, **untrained, "checkpoint": Path(extractor.origin).name}
     extractor.notes["usual_norm"] = extractor.usual_norm(extractor.batches(shards))
     print("\n".join(f"{name}: {value}" for name, value in extractor.notes.items()))
@@ -145,7 +155,7 @@ def export(run: Run, unseen: str) -> None:
 
 
 def stages(config: Config) -> list[Config]:
-    """All stages, the last one being `config` itself with its share of the steps."""
+    """Return the configuration of each stage; the last one is `config` with its share of the steps."""
     out, steps = Path(config.out), config.training.steps
     if config.model.init_from or not is_source(config.data):
         return [config]
@@ -173,7 +183,7 @@ def stages(config: Config) -> list[Config]:
 
 
 def pretrain(defaults: Config, description: str) -> None:
-    """Trains all stages that are not done, measures, exports."""
+    """Trains all stages that are not finished, then calibrates and exports the model."""
     config = parse(defaults, description)
     check_run_folder(config)
     *earlier, last = stages(config)

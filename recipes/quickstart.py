@@ -1,12 +1,12 @@
-"""From nothing to an error rate on two CPU cores: makes fingers, trains on them, evaluates on others.
+"""Runs the whole pipeline on two CPU cores: makes synthetic fingers, fine-tunes `small` on them, evaluates on others.
 
 accelerate launch recipes/quickstart.py --out runs/quickstart
 
-Training goes on from the bundled model `small`; --model.init-from "" begins with random weights (then it takes more
---training.epochs, a higher --training.learning-rate and a late margin, as in recipes/pretrain_small.py).
+The report is OUT/evaluation/report.html: sample prints, training curves, DET curve and score histogram. The prints are
+written below OUT, unless --data names a dataset folder or a synthetic source (synth:fingers=20000).
 
-Prints are made under OUT unless --data names a dataset or a source (synth:fingers=20000). The report, with samples, the
-course of training, DET curve and histogram, lies in OUT/evaluation/report.html.
+--model.init-from "" starts from random weights. Then add more --training.epochs, a higher --training.learning-rate and
+a late margin, as in recipes/pretrain_small.py.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ CONFIG = Config(
             rotation_degrees=10, translation=6, elastic=1.5, contrast=0.2, ridge_thickness=0.2, occlusion=0.05
         ),
     ),
-    # the bundled network goes on with fingers that it has not seen
+    # must be the architecture of the bundled model
     model=ModelConfig(
         init_from="small",
         variant="LocDense",
@@ -57,7 +57,10 @@ TEST_FINGERS, TEST_IMPRESSIONS = 60, 4
 
 
 def fast_on_this_machine(config: Config) -> Config:
-    """16 bits and all epochs where the hardware multiplies 16-bit numbers; else float32 and a quarter of the epochs."""
+    """Return the configuration with the fastest precision of this machine.
+
+    Hardware without 16-bit arithmetic trains in float32, for a quarter of the epochs, to keep the quickstart short.
+    """
     training, precision = config.training, fast_precision()
     if precision == "no":
         return dataclasses.replace(config, training=dataclasses.replace(training, epochs=training.epochs / 4))
@@ -65,7 +68,7 @@ def fast_on_this_machine(config: Config) -> Config:
 
 
 def main() -> None:
-    """Makes, trains, evaluates."""
+    """Makes the prints, trains, and evaluates."""
     config = parse(fast_on_this_machine(CONFIG), __doc__ or "")
     check_run_folder(config)
     out = Path(config.out)

@@ -1,7 +1,11 @@
+import ast
 import dataclasses
+import inspect
+import itertools
 
 import pytest
 
+from fingerprint_accel import config, config_network, config_prints
 from fingerprint_accel.config import Config, LossConfig, ModelConfig, TrainingConfig, load_yaml, parse, save_yaml
 from fingerprint_accel.config_dict import REMOVED, RENAMED
 from fingerprint_accel.errors import UserError
@@ -31,8 +35,8 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training:\n  lerning_rate: 1", "training: no knob named 'lerning_rate'"),
-        ("loss:\n  nested: [64]", "loss: no knob named 'nested'; it is called matryoshka_dims now"),
+        ("training:\n  lerning_rate: 1", "training: no option named 'lerning_rate'; choose from epochs, steps"),
+        ("loss:\n  nested: [64]", "loss: no option named 'nested'; it is called matryoshka_dims"),
         ("training:\n  seed: soon", "training.seed must be int, not 'soon'"),
         ("training: 3", "expected a mapping"),
         ("loss:\n  matryoshka_dims: 64", "loss.matryoshka_dims must be a list, not 64"),
@@ -46,12 +50,12 @@ def test_command_line_wins_over_file_wins_over_recipe(tmp_path):
         ),
         (
             "training:\n  batch_size: 12\nreading:\n  siblings: 4\n  samples_per_class: 2",
-            "training.batch_size 12 is not a multiple of 8, all impressions of the siblings",
+            "training.batch_size 12 is not a multiple of 8, the prints of one family of siblings",
         ),
         ("a: [", "not valid YAML"),
     ],
 )
-def test_mistakes_in_a_file_name_file_and_knob(tmp_path, text, message):
+def test_mistakes_in_a_file_name_file_and_option(tmp_path, text, message):
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as error:
@@ -80,18 +84,30 @@ def test_missing_file():
         parse(RECIPE, "", ["--config", "nowhere.yaml"])
 
 
-def test_every_knob_is_explained(capsys):
+def test_help_has_the_recipe_and_the_defaults(capsys):
     with pytest.raises(SystemExit):
         parse(RECIPE, "About this recipe.", ["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "About this recipe." in text
     assert "--training.gradient-accumulation-steps" in text
-    assert "Micro-batches per optimizer step" in text
+    assert "Number of micro-batches per optimizer step" in text
     assert "(default: 7)" in text
 
 
+@pytest.mark.parametrize("module", [config_prints, config_network, config])
+def test_every_option_is_explained(module):
+    """Each field but the groups is followed by its help text, which ends in a full stop."""
+    classes = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef)]
+    assert classes
+    for node in classes:
+        for option, following in itertools.pairwise(node.body):
+            if isinstance(option, ast.AnnAssign) and not ast.unparse(option.annotation).endswith("Config"):
+                assert isinstance(following, ast.Expr), ast.unparse(option)
+                assert ast.literal_eval(following.value).endswith("."), ast.unparse(option)
+
+
 def test_runs_of_earlier_versions_are_read(tmp_path):
-    """Under the old names of knobs; knobs that are gone count no more, or had one value in all runs."""
+    """Renamed options are read; removed options are ignored, unless another value changed the model."""
     file = tmp_path / "config.yaml"
     file.write_text(
         "reading: {impressions_per_finger: 2, block_size: 2048, prefetch: 9}\n"
@@ -111,34 +127,35 @@ def test_runs_of_earlier_versions_are_read(tmp_path):
     assert (training.gradient_accumulation_steps, training.auto_micro_batch_size) == (3, "yes")
     assert (training.max_grad_norm, training.bucket_cap_mb) == (2.0, 50)
     assert (training.save_total_limit, training.head_lr_mult, training.min_lr_ratio) == (5, 2.0, 0.1)
-    with pytest.raises(UserError, match="no knob named 'impressions_per_finger'; it is called samples_per_class now"):
+    with pytest.raises(UserError, match="no option named 'impressions_per_finger'; it is called samples_per_class"):
         load_yaml(file)
     file.write_text("training: {tf32: true}\n")
-    with pytest.raises(
-        UserError, match="no knob named 'tf32'; it is gone, leave it out: GPUs multiply float32 numbers in TF32"
-    ):
+    with pytest.raises(UserError, match="no option named 'tf32'; leave it out: GPUs multiply float32 numbers in TF32"):
         load_yaml(file)
     file.write_text("preprocess: {map_size: 64}\n")
-    with pytest.raises(UserError, match="no knob named 'map_size'"):
+    with pytest.raises(UserError, match="no option named 'map_size'"):
         load_yaml(file, stored=True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--loss.nested", "64"], "--loss.nested: is called --loss.matryoshka-dims now"),
-        (["--model.start-from=small"], "--model.start-from: is called --model.init-from now"),
-        (["--training.fit_memory", "no"], "--training.fit_memory: is called --training.auto-micro-batch-size now"),
-        (["--loss.sharded", "True"], "--loss.sharded True: is a switch; give --loss.sharded"),
-        (["--model.stem-frozen=False"], "--model.stem-frozen False: is a switch; give --model.no-stem-frozen"),
-        (["--training.clip-norm", "1"], "--training.clip-norm: is called --training.max-grad-norm now"),
-        (["--training.bucket_mb=50"], "--training.bucket_mb: is called --training.bucket-cap-mb now"),
-        (["--training.no-tf32"], "--training.no-tf32: is gone, leave it out: GPUs multiply float32 numbers in TF32"),
-        (["--reading.prefetch=5"], "--reading.prefetch: is gone, leave it out: three batches are read ahead"),
-        (["--reading.block-size", "9"], "--reading.block-size: is gone, leave it out: blocks have 16,384 prints"),
+        (["--loss.nested", "64"], "--loss.nested: use --loss.matryoshka-dims"),
+        (["--model.start-from=small"], "--model.start-from: use --model.init-from"),
+        (["--training.fit_memory", "no"], "--training.fit_memory: use --training.auto-micro-batch-size"),
+        (["--loss.sharded", "True"], "--loss.sharded True: a switch has no value; give --loss.sharded"),
+        (
+            ["--model.stem-frozen=False"],
+            "--model.stem-frozen False: a switch has no value; give --model.no-stem-frozen",
+        ),
+        (["--training.clip-norm", "1"], "--training.clip-norm: use --training.max-grad-norm"),
+        (["--training.bucket_mb=50"], "--training.bucket_mb: use --training.bucket-cap-mb"),
+        (["--training.no-tf32"], "--training.no-tf32: leave it out: GPUs multiply float32 numbers in TF32"),
+        (["--reading.prefetch=5"], "--reading.prefetch: leave it out: three batches are read ahead"),
+        (["--reading.block-size", "9"], "--reading.block-size: leave it out: blocks have 16,384 prints"),
     ],
 )
-def test_words_of_earlier_versions_are_refused(words, message):
+def test_options_of_earlier_versions_are_refused(words, message):
     with pytest.raises(UserError) as error:
         parse(Config(), "", words)
     assert str(error.value) == message
@@ -149,8 +166,8 @@ def test_switches():
     assert (config.model.stem_frozen, config.loss.sharded, config.preprocess.augment.enabled) == (True, False, False)
 
 
-def test_no_knob_has_the_name_of_one_that_is_gone():
-    """Tables of old names hold for all groups."""
+def test_no_option_has_the_name_of_a_removed_one():
+    """The tables of old names apply to all groups."""
     groups = dataclasses.asdict(Config())
     names = {name for group in groups.values() if isinstance(group, dict) for name in group}
     names |= set(groups["preprocess"]["augment"])

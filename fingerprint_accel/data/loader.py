@@ -1,7 +1,7 @@
-"""Batches read ahead by one thread into reused buffers.
+"""Training batches, read ahead by one thread into reused buffers.
 
-The thread copies bytes from the memory-mapped shards; numpy releases the interpreter lock while it does, so reading
-runs beside training without worker processes.
+The thread copies bytes from the memory-mapped shards. numpy releases the GIL while it copies, so that reading and
+training run in parallel without worker processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 
-ANNOUNCED = 4  # batches that the system fetches ahead of the reading thread, where the data is larger than memory
+ANNOUNCED = 4  # batches that the kernel prefetches before the reading thread needs them, for data larger than memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Subset:
 
     @property
     def info(self) -> PrintInfo:
-        """Resolution and size of the prints, and whether they are enhanced."""
+        """Resolution and canvas of the prints, and whether they are enhanced."""
         info = self.shards.info
         return PrintInfo(info.ppi, info.canvas, info.enhanced)
 
@@ -61,14 +61,14 @@ class Subset:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of which impression of which finger each print is, by the owner's ids; not of the pictures."""
+        """Digest of the finger keys and impression numbers of all prints, without their images."""
         fingers = np.unique(self.shards.fingers[self.rows]).tolist()
         keys = "\0".join(self.shards.key_of_finger[finger] for finger in fingers)
         numbers = self.labels.tobytes() + self.shards.impressions[self.rows].tobytes()
         return hashlib.blake2b(keys.encode() + numbers, digest_size=8).hexdigest()
 
     def layout(self, prints: int, truth: bool = False) -> BatchLayout:
-        """How a batch of so many prints lies in memory, with or without pose and contact."""
+        """Return the memory layout of a batch of `prints` prints, with pose and contact if `truth`."""
         return BatchLayout(prints, self.info.canvas, max(1, self.shards.most_minutiae), truth)
 
     def read(
@@ -79,14 +79,14 @@ class Subset:
         seconds: dict[str, float] | None = None,
         truth: bool = False,
     ) -> Batch:
-        """Reads prints.
+        """Read prints.
 
         Args:
-            samples: (B,) int64, positions in the subset.
-            epochs: (B,) int64, pass over the data of each.
-            buffer: (bytes,) uint8 of `layout(B, truth)`; the batch is a view of it.
-            seconds: what reading and decoding take is added to it (`Shards.read`).
-            truth: also reads pose and contact.
+            samples: (B,) int64 positions in the subset.
+            epochs: (B,) int64 pass over the data of each print.
+            buffer: (bytes,) uint8 buffer with the size of `layout(B, truth)`. The batch is a view of it.
+            seconds: Dictionary to which the time of reading and decoding is added (`Shards.read`).
+            truth: Also read pose and contact.
         """
         rows = self.rows[samples]
         layout = self.layout(len(rows), truth)
@@ -109,25 +109,40 @@ class Subset:
         position: int = 0,
         truth: bool = False,
     ) -> TrainingLoader:
-        """Endless micro-batches of one process; arguments as of `TrainingLoader`."""
+        """Return endless micro-batches of one process; see `TrainingLoader` for the arguments."""
         return TrainingLoader(self, order, batch_size, rank, processes, device, position, truth=truth)
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
-    """Every print of the chosen fingers.
+    """Return all prints of some fingers.
 
     Args:
-        shards: the dataset.
-        fingers: (F,) bool, True for the fingers (dense ids) that take part; they are relabelled 0..n-1 in that order.
+        shards: The dataset.
+        fingers: (F,) bool, True for the fingers to include. Their labels are 0..n-1, in ascending order of finger id.
     """
-    chosen = fingers[shards.fingers]
-    labels = np.cumsum(fingers) - 1
-    return Subset(shards, np.flatnonzero(chosen), labels[shards.fingers[chosen]].astype(np.int64))
+    return subset_of_prints(shards, fingers[shards.fingers])
+
+
+def subset_of_prints(shards: Shards, prints: np.ndarray) -> Subset:
+    """Return some prints of a dataset.
+
+    Args:
+        shards: The dataset.
+        prints: (N,) bool, True for the rows to include. The labels of their fingers are 0..n-1, in ascending order of
+            finger id.
+    """
+    present = np.zeros(len(shards.key_of_finger), bool)
+    present[shards.fingers[prints]] = True
+    labels = np.cumsum(present) - 1
+    return Subset(shards, np.flatnonzero(prints), labels[shards.fingers[prints]].astype(np.int64))
 
 
 @dataclass
 class _Slot:
-    """A buffer that is used again and again, and on CUDA the copy that must have ended before."""
+    """A reused buffer. On CUDA, `copied` is the event after which the buffer may be overwritten.
+
+    Allocating pinned memory takes longer than filling it, so that a few buffers serve the whole run.
+    """
 
     buffer: torch.Tensor
     copied: torch.cuda.Event | None = None
@@ -187,20 +202,22 @@ class TrainingLoader:
         self._thread.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields batches for ever.
+        """Yield batches endlessly.
 
         Raises:
-            RuntimeError: outside `with`, or in a process forked from the one that reads.
+            RuntimeError: If called outside `with`, or in a process forked from the one that reads.
         """
         started = False
         while True:
             if os.getpid() != self._process:
-                raise RuntimeError("this loader reads in the process that made it; make another one after a fork")
+                raise RuntimeError(
+                    "this loader belongs to the process that created it; create another one after a fork"
+                )
             if not self._coming:
                 raise RuntimeError("this loader is not reading: use it inside `with loader:`")
             start = time.perf_counter()
             flat, slot = self._coming.popleft().result()
-            if started:  # the first batch is always waited for
+            if started:  # the first batch cannot have been read ahead
                 self.waited += time.perf_counter() - start
             started = True
             if slot.copied is None:
@@ -209,6 +226,8 @@ class TrainingLoader:
             else:
                 stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(slot.copied)
+                # The batch was allocated on the copy stream. Without this, the allocator could reuse its memory while
+                # the training stream still reads it.
                 flat.record_stream(stream)
                 self._read_ahead(slot)
                 yield self._layout.view(flat)
@@ -217,8 +236,11 @@ class TrainingLoader:
         self._coming.append(self._thread.submit(self._read, slot))
 
     def _read(self, slot: _Slot) -> tuple[torch.Tensor, _Slot]:
-        """In the thread: reads the next batch into the slot and returns the buffer itself, or its copy on the device,
-        under way."""
+        """Read the next batch into the slot, in the thread.
+
+        Returns:
+            The buffer itself on a CPU; on CUDA a copy of it on the device, which may be incomplete until `slot.copied`.
+        """
         if slot.copied is not None:
             slot.copied.synchronize()
         samples, epochs = next(self._batches)
@@ -227,12 +249,12 @@ class TrainingLoader:
             return slot.buffer, slot
         with torch.cuda.stream(self._stream):
             flat = slot.buffer.to(self.device, non_blocking=True)
-            slot.copied = torch.cuda.Event(blocking=True)  # the thread sleeps until it has ended
+            slot.copied = torch.cuda.Event(blocking=True)  # `synchronize` then sleeps instead of spinning on a core
             slot.copied.record()
         return flat, slot
 
     def _samples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Samples and passes of this process's micro-batches, in the order in which they lie in the files."""
+        """Yield samples and passes of this process's micro-batches, each sorted by file position for faster reading."""
         position = self.position + self.rank * self.batch_size
         while True:
             start = time.perf_counter()
@@ -243,7 +265,7 @@ class TrainingLoader:
             yield samples[by_row], epochs[by_row]
 
     def _announced(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The same; the system is told of each batch when ANNOUNCED others come before it."""
+        """Yield the same as `_samples`, and ask the kernel to prefetch each batch `ANNOUNCED` batches earlier."""
         waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
         for samples, epochs in self._samples():
             self.subset.shards.wanted(self.subset.rows[samples])

@@ -1,10 +1,12 @@
-"""Which print comes when: a pure function of (seed, position), the same for any number of processes.
+"""The order of the training prints: a pure function of (seed, position), the same for any number of processes.
 
-Training consumes one endless stream: the permutation of epoch 0, then that of epoch 1, and so on. Micro-batch `m` of
-rank `r` is the stream from `(m * processes + r) * batch_size`. Batches are always full and may span two epochs: every
-print is seen exactly once per epoch (more or less often where fingers come in groups), and a run resumes from one
-integer, its position in the stream. Nothing is shuffled in memory: where a position leads is computed when it is asked
-for, so that a hundred million prints cost as much as a hundred.
+Training reads one endless stream: a permutation of the prints for epoch 0, then another one for epoch 1, and so on.
+Micro-batch `m` of rank `r` starts at position `(m * processes + r) * batch_size` of the stream. Batches are always full
+and may span two epochs. Every print comes once per epoch, except if prints are drawn in groups of a finger. A run
+resumes from one integer, its position in the stream.
+
+No list is shuffled in memory. The print at a position is computed on demand, so that time and memory do not depend on
+the number of prints.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ import math
 import numpy as np
 
 REPEATED = 2**32
-RUN = 1024  # neighbouring rows that a block shuffle keeps together: a record batch
+RUN = 1024  # neighbouring rows that a block shuffle keeps together; shards have as many in a record batch
 _ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _HALF = np.uint64(32)
-PRINTS, RUNS, INSIDE, GROUPS, IMPRESSIONS = 0, 1, 4, 3, 5  # random streams; 2 is the order in which shards are written
+# Numbers of independent random streams. Stream 2 is the order in which shards are written.
+PRINTS, RUNS, INSIDE, GROUPS, IMPRESSIONS = 0, 1, 4, 3, 5
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """Scrambles uint64 values, any shape (the finaliser of SplitMix64; Steele, Lea and Flood 2014)."""
+    """Hash uint64 values of any shape with the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * _FIRST
         values = (values ^ (values >> np.uint64(27))) * _SECOND
@@ -31,7 +34,7 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def stream_key(*parts: int) -> np.uint64:
-    """A key from (seed, epoch, stream, ...)."""
+    """Hash integers such as (seed, epoch, stream) into one key."""
     key = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -40,29 +43,32 @@ def stream_key(*parts: int) -> np.uint64:
 
 
 class Permutation:
-    """A random permutation of 0..count-1 that is evaluated where it is needed, in constant memory.
+    """A random permutation of 0..count-1 that is evaluated element by element, in constant memory.
 
-    A Feistel network over pairs of numbers below a and b, with a * b just above `count`; what falls outside is sent
-    through again until it falls inside (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+    Why not `numpy.random.permutation`: it needs the whole array to find one element. A Feistel network is a bijection
+    that a hash function makes random, so any element can be computed alone, and inverted. The network permutes pairs of
+    numbers below a and b, with a * b just above `count`. A value outside of 0..count-1 goes through the network again
+    until it is inside, which keeps the map a bijection (cycle walking; Black and Rogaway 2002, "Ciphers with Arbitrary
+    Finite Domains").
 
     Args:
-        count: how many items.
-        key: which permutation.
+        count: Number of elements.
+        key: Key that selects the permutation.
     """
 
     def __init__(self, count: int, key: np.uint64) -> None:
         self.count = count
-        a = max(4, math.isqrt(max(count - 1, 0)) + 1)  # smaller sides reach few of all permutations
+        a = max(4, math.isqrt(max(count - 1, 0)) + 1)  # with smaller sides the network reaches few permutations
         self._sides = np.uint64(a), np.uint64(max(4, -(-count // a)))
         with np.errstate(over="ignore"):
             self._keys = mix64(key + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """positions (N,) int64 in 0..count-1 -> (N,) int64 in 0..count-1."""
+        """Return the elements (N,) int64 at positions (N,) int64, both in 0..count-1."""
         return self._walk(positions, inverse=False)
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
-        """values (N,) -> (N,) int64: the positions that lead to them."""
+        """Return the positions (N,) int64 of elements (N,) int64."""
         return self._walk(values, inverse=True)
 
     def _walk(self, positions: np.ndarray, inverse: bool) -> np.ndarray:
@@ -90,12 +96,12 @@ def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def permutation(count: int, seed: int, epoch: int, level: int = PRINTS) -> np.ndarray:
-    """(count,) int64: 0..count-1 in an order that depends on nothing but the arguments."""
+    """Return a (count,) int64 permutation that depends on the arguments alone."""
     return Permutation(count, stream_key(seed, epoch, level))(np.arange(count))
 
 
 class _Plain:
-    """Every print once, in any order."""
+    """Each print once per epoch, shuffled over the whole dataset."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.length, self.seed = count, seed
@@ -105,10 +111,10 @@ class _Plain:
 
 
 class _Blocks:
-    """Every print once, block by block. A block is made of runs of neighbouring rows from all over the data.
+    """Each print once per epoch, shuffled within blocks. A block consists of runs of neighbouring rows.
 
-    Reading then touches `block_size` prints at a time, in long pieces, for data larger than memory; which runs share a
-    block changes with the epoch.
+    Training then reads `block_size` prints at a time, in long sequential pieces, which suits data larger than memory.
+    Each epoch combines other runs into blocks.
     """
 
     def __init__(self, count: int, seed: int, block_size: int) -> None:
@@ -116,7 +122,7 @@ class _Blocks:
         self.run = min(RUN, block_size)
         self.block = -(-block_size // self.run) * self.run
         self.runs = -(-count // self.run)
-        self.short = self.runs * self.run - count  # rows that the last run lacks
+        self.short = self.runs * self.run - count  # rows missing in the last run
 
     def epoch(self, epoch: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray | int]:
         shuffled = np.empty_like(places)
@@ -126,19 +132,19 @@ class _Blocks:
             inside = Permutation(min(self.block, self.length - start), stream_key(self.seed, epoch, INSIDE, block))
             shuffled[here] = start + inside(places[here] - start)
         order = Permutation(self.runs, stream_key(self.seed, epoch, RUNS))
-        last = int(order.inverse(np.array([self.runs - 1]))[0])  # when the run comes that may be shorter
+        last = int(order.inverse(np.array([self.runs - 1]))[0])  # place of the last run, which may be shorter
         shuffled = np.where(shuffled >= (last + 1) * self.run - self.short, shuffled + self.short, shuffled)
         return order(shuffled // self.run) * self.run + shuffled % self.run, 0
 
 
 class _Groups:
-    """Prints in groups of `per_finger` impressions of one finger, drawn anew in each epoch.
+    """Prints in groups of `per_finger` impressions of one finger; each epoch forms other groups.
 
-    Every print is in a group. The last group of a finger is filled up with the first prints of its first group; a
-    finger with fewer than `per_finger` prints repeats them all. `balanced` gives every finger as many groups as the
-    mean finger needs, so that an epoch leaves out prints of large fingers, others each time, and repeats small ones.
+    Every print is in a group. The last group of a finger is completed with prints of its first group, and a finger with
+    fewer than `per_finger` prints repeats them. With `balanced`, each finger has as many groups as the mean finger
+    needs: an epoch leaves out some prints of large fingers, different ones each time, and repeats prints of small ones.
 
-    With `siblings`, a group of each finger of a family comes after the other, in the same way all through the epoch.
+    With `siblings`, the groups of the fingers of a family follow each other.
     """
 
     def __init__(
@@ -146,7 +152,7 @@ class _Groups:
     ) -> None:
         self.seed, self.per_finger, self.siblings = seed, per_finger, siblings
         self.by_finger = np.argsort(labels, kind="stable")
-        self.prints = np.unique(labels, return_counts=True)[1]  # (F,) of each finger
+        self.prints = np.unique(labels, return_counts=True)[1]  # (F,) number of prints of each finger
         self.first = np.cumsum(self.prints) - self.prints
         groups = -(-self.prints // per_finger)
         if balanced:
@@ -173,7 +179,7 @@ class _Groups:
         return self._shuffled(finger, place, epoch), repetition
 
     def _shuffled(self, finger: np.ndarray, place: np.ndarray, epoch: int) -> np.ndarray:
-        """finger (N,), place (N,) among the prints of that finger -> (N,) print, in this epoch's order."""
+        """Return the (N,) prints at places (N,) in the shuffled prints of fingers (N,)."""
         fingers, which = np.unique(finger, return_inverse=True)
         prints = self.prints[fingers]
         start = np.cumsum(prints) - prints
@@ -184,24 +190,24 @@ class _Groups:
 
 
 class SampleOrder:
-    """The endless stream over `count` prints.
+    """The endless stream of training prints.
 
-    With `per_finger` above 1 it comes in groups of so many neighbouring positions, each with different impressions of
-    one finger; where a finger has too few of them, prints are repeated.
+    With `per_finger` above 1, neighbouring positions form groups of different impressions of one finger. A finger with
+    too few impressions repeats them.
 
     Args:
-        count: prints of the data.
-        seed: of the run.
-        block_size: 0 for a full permutation per epoch, else prints per block of a block shuffle.
+        count: Number of prints in the data.
+        seed: Seed of the run.
+        block_size: Number of prints per block of a block shuffle; 0 shuffles all prints together.
         labels: (count,) int64 finger of each print; needed for groups and for `balanced` only.
-        per_finger: impressions of one finger per group; 1 makes no groups.
-        balanced: every finger equally often, however many prints it has.
-        siblings: (families, fingers) labels of fingers that are to come one after the other, every label once; each
-            finger needs the same number of groups. None: in any order.
+        per_finger: Number of impressions per group; 1 forms no groups.
+        balanced: Draw every finger equally often, regardless of its number of prints.
+        siblings: (families, fingers) labels of the fingers that follow each other, each label once. All fingers need
+            the same number of groups. None leaves the order of groups random.
 
     Attributes:
-        length: positions per epoch: `count`, except where fingers come in groups.
-        rule: what decides the order beside the seed; positions in streams of other rules mean something else.
+        length: Number of positions per epoch: `count`, unless prints come in groups.
+        rule: Name of the kind of order. A position is meaningful only in an order of the same rule and seed.
     """
 
     def __init__(
@@ -231,10 +237,13 @@ class SampleOrder:
         self.length = self._kind.length
 
     def take(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions `start` to `start + length` of the stream: (length,) int64 prints and (length,) int64 passes.
+        """Return the prints at positions `start` to `start + length`, and the pass of each.
 
-        The pass of a print is its epoch, and `REPEATED` more for each time that it came before in that epoch:
-        augmentation, which depends on it, then makes another picture of the same print.
+        The pass is the epoch, plus `REPEATED` for each earlier occurrence of the print in that epoch. Augmentation
+        depends on the pass, so that a repeated print is augmented differently.
+
+        Returns:
+            (length,) int64 prints, and (length,) int64 passes.
         """
         samples, passes = np.empty(length, np.int64), np.empty(length, np.int64)
         done = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow as pa
 
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
-from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
@@ -311,17 +309,3 @@ def open_dataset(folder: Path | str) -> Shards:
     if rows != info.prints:
         raise UserError(f"{folder}: holds {rows} prints, but fingerprint.json says {info.prints}; import it again")
     return Shards(folder, info, files, tables)
-
-
-def split_fingers(keys: list[str], fraction: float) -> np.ndarray:
-    """Choose the fingers of the validation set: (F,) bool, true for validation.
-
-    The choice depends only on a hash of the finger key, so that adding data does not move fingers between the sets.
-
-    Args:
-        keys: keys of all fingers.
-        fraction: share of fingers in the validation set, from 0 to 1.
-    """
-    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    hashed = mix64(np.frombuffer(digests, np.uint64))
-    return hashed < np.uint64(min(2**64 - 1, int(fraction * 2**64)))

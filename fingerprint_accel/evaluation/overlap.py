@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fingerprint_accel.config import Config, load_yaml
-from fingerprint_accel.data.shards import Shards, open_dataset, split_fingers
+from fingerprint_accel.data.shards import Shards, open_dataset
+from fingerprint_accel.data.splitting import SESSION, split_prints
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.history import find_run
 from fingerprint_accel.models.saved_model import BUNDLED, bundled_models
@@ -36,12 +37,14 @@ class Shared:
         fingers: number of test fingers with the key of a finger that was trained on, without validation fingers.
         prints: number of test prints with exactly the image of a print that was trained on; None if the canvases differ
             or the training set does not store images.
+        by_session: whether the run held out sessions, so that its training and validation sets share fingers.
     """
 
     training: str
     known: bool
     fingers: int = 0
     prints: int | None = None
+    by_session: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Overlap:
             elif shared.fingers:
                 same = "no print in common" if shared.prints == 0 else "prints cannot be compared"
                 parts.append(f"{shared.fingers:,} of {self.test_fingers:,} finger keys in common, {same}")
+                parts[-1] += "; the run held out sessions, not fingers" if shared.by_session else ""
             else:
                 parts.append("nothing in common" if shared.known else "training data not found")
             parts[-1] += f" ({shared.training})"
@@ -128,7 +132,7 @@ def training_overlap(model: Path | str, shards: Shards) -> Overlap:
 
 def _compare(config: Config, shards: Shards) -> Shared:
     """Compare the training set of one run with the test set."""
-    prints = None
+    prints, by_session = None, False
     if is_source(config.data):  # synthetic fingers are named by their seed and number
         spec = parse_source(config.data)
         numbers = range(spec.first, spec.first + spec.fingers)
@@ -136,13 +140,14 @@ def _compare(config: Config, shards: Shards) -> Shared:
     else:
         try:
             training = open_dataset(config.data)
-        except UserError:
+            split = split_prints(training, config.reading)
+        except UserError:  # the dataset or the csv file of `split_by` is gone
             return Shared(config.data, known=False)
-        share = 0.0 if config.reading.validation_data else config.reading.validation_fraction
-        trained = ~split_fingers(training.key_of_finger, share)
-        keys = {key for key, used in zip(training.key_of_finger, trained, strict=True) if used}
-        prints = common_prints(training, trained[training.fingers], shards)
-    return Shared(config.data, True, sum(key in keys for key in shards.key_of_finger), prints)
+        trained = ~split.validation
+        keys = {training.key_of_finger[finger] for finger in np.unique(training.fingers[trained])}
+        prints = common_prints(training, trained, shards)
+        by_session = split.unit == SESSION
+    return Shared(config.data, True, sum(key in keys for key in shards.key_of_finger), prints, by_session)
 
 
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:

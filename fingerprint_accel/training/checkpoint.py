@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: temporary folder, fsync, rename, then prune. safetensors and JSON only."""
+"""Atomic checkpoints in safetensors and JSON: write a temporary folder, fsync, rename, then delete old ones."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved moment of training.
+    """The content of a checkpoint.
 
     Attributes:
-        model: state dict of the network.
-        training: every other tensor: heads and centres (`loss.`), optimizer (`optimizer.`), counters (`run.`).
-        state: numbers and words: step, position, seed, best EER, gradient scaler, dataset facts.
-        ema: state dict of the moving average of the network, if one is kept.
+        model: State dict of the network.
+        training: All other tensors: heads and centres (`loss.`), optimizer (`optimizer.`), counters (`run.`).
+        state: Numbers and strings: step, position, seed, best EER, gradient scaler, facts about the dataset.
+        ema: State dict of the moving average of the network, if one is kept.
     """
 
     model: dict[str, torch.Tensor]
@@ -47,12 +47,13 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
-    """Writes `run/checkpoints/step-XXXXXXXX` and points `latest.json` at it; returns its name.
+    """Write `run/checkpoints/step-XXXXXXXX`, point `latest.json` to it, and return its name.
 
-    A process killed at any moment leaves the previous checkpoints as they were. Files are read back before they count.
+    A kill at any moment leaves the previous checkpoints intact. Files are read back before the checkpoint is renamed to
+    its final name.
 
     Raises:
-        UserError: what was written is not what is there.
+        UserError: If the files on disk differ from what was written.
     """
     folder = run / "checkpoints"
     name = f"step-{checkpoint.state['step']:08d}"
@@ -72,7 +73,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     fsync_path(temporary / "state.json")
     fsync_path(temporary)
-    if (folder / name).exists():  # the same step, saved by a run that was then resumed from an earlier one
+    if (folder / name).exists():  # from a run that was then resumed from an earlier step
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
     fsync_path(folder)
@@ -82,21 +83,23 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
 
 
 def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Compares names and shapes in a file with what was to be written; opening it compares its length."""
+    """Compare names and shapes of the tensors in a file with those written. Opening it checks its length."""
     try:
         there = shapes_in(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read back ({error}); the disk or another process changed it") from error
+        raise UserError(
+            f"{file}: cannot be read back ({error}); check the disk, and end other runs in this folder"
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if there != expected:
         raise UserError(
-            f"{file}: holds {len(there)} tensors in place of {len(expected)} that were written; another process writes "
-            "to this run folder"
+            f"{file}: contains {len(there)} tensors instead of the {len(expected)} that were written; end the other "
+            "process that writes to this run folder"
         )
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In main memory, each in a storage of its own; copied only where that is not so, since heads can be large."""
+    """Return tensors in main memory, each in its own storage. Only others are copied, because heads can be large."""
     found: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -109,28 +112,35 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and the best one, and leftovers of interrupted saves."""
+    """Delete all but the newest `keep` checkpoints and the best one, and leftovers of interrupted saves."""
     folder = run / "checkpoints"
     best = read_pointer(run / "best.json")
     names = checkpoint_names(run)
     for name in names[:-keep]:
         if name != best:
-            (folder / name).replace(folder / f".{name}.tmp")  # never a half-deleted folder under a checkpoint's name
+            (folder / name).replace(folder / f".{name}.tmp")  # so that a kill leaves no half-deleted checkpoint
     if folder.is_dir():
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside_damaged(run: Path, newest: Path) -> list[str]:
-    """Renames checkpoints that are newer than `newest`, the newest whole one: they would count when old ones are
-    deleted. Returns a line to print about each."""
+    """Rename damaged checkpoints, because they would count when old checkpoints are deleted.
+
+    Args:
+        run: The run folder.
+        newest: The newest complete checkpoint; all newer ones are damaged.
+
+    Returns:
+        A line to print for each damaged checkpoint.
+    """
     lines = []
     for name in checkpoint_names(run):
         if name > newest.name:
             folder = run / "checkpoints" / name
-            lines.append(f"{folder}: {damage(folder)}; renamed to damaged-{name}, going on from {newest.name}")
+            lines.append(f"{folder}: {damage(folder)}; renamed to damaged-{name}, continuing from {newest.name}")
             aside = folder.with_name(f"damaged-{name}")
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time at the same step
+            shutil.rmtree(aside, ignore_errors=True)  # from earlier damage at the same step
             folder.rename(aside)
             if read_pointer(run / "best.json") == name:
                 (run / "best.json").unlink()
@@ -138,14 +148,14 @@ def set_aside_damaged(run: Path, newest: Path) -> list[str]:
 
 
 def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Checkpoint:
-    """Reads one checkpoint folder.
+    """Read a checkpoint folder.
 
     Args:
         folder: `RUN/checkpoints/step-XXXXXXXX`.
-        rows: of which parameters only so many rows are wanted, by name; what the optimizer remembers of them too.
+        rows: Rows to read of some parameters, by name, and of their optimizer state. All others are read whole.
 
     Raises:
-        UserError: not a checkpoint folder, a damaged file, or one of another format version.
+        UserError: If this is not a checkpoint folder, a file is damaged, or the format has another version.
     """
     for name in FILES:
         if not (folder / name).is_file():
@@ -156,34 +166,39 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
         training = todays_names(_load_rows(folder / "training_state.safetensors", rows or {}))
         ema = todays_names(load_file(folder / EMA_FILE)) if (folder / EMA_FILE).is_file() else None
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: damaged checkpoint ({error}); --resume auto takes the newest whole one") from error
+        raise UserError(
+            f"{folder}: damaged checkpoint ({error}); --resume auto uses the newest complete one"
+        ) from error
     if state.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{folder}: checkpoint format {state.get('format_version')}, this version reads {FORMAT_VERSION}"
+            f"{folder}: checkpoint has format {state.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            "resume it with the version that wrote it"
         )
     return Checkpoint(model, training, state, ema)
 
 
 def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]:
-    """Tensors of a file; of those that `rows` names, those rows alone are read."""
+    """Read the tensors of a file, and only some rows of the parameters in `rows`."""
     tensors = {}
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  (it is no dictionary)
+        for key in file.keys():  # noqa: SIM118  (not a dictionary)
             wanted, stored = rows.get(parameter_of(key)), file.get_slice(key)
-            whole = wanted is None or not stored.get_shape()  # a number that the optimizer keeps has no rows
+            whole = wanted is None or not stored.get_shape()  # optimizer state may be a scalar
             tensors[key] = file.get_tensor(key) if whole else stored[wanted]
     return tensors
 
 
 def parameter_of(key: str) -> str:
-    """The parameter that a tensor of a checkpoint is, or that it is remembered of."""
+    """Return the name of the parameter to which a tensor of a checkpoint belongs."""
     return key.removeprefix("optimizer.").rpartition(".")[0] if key.startswith("optimizer.") else key
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
-    """State of an optimizer as `optimizer.<parameter>.<entry>`; `names` maps id(parameter) to its name.
+    """Return the state of an optimizer as `optimizer.<parameter>.<entry>`.
 
-    Parameters without a name are left out.
+    Args:
+        optimizer: The optimizer.
+        names: Names of the parameters by id(). Parameters without a name are left out.
     """
     return {
         f"optimizer.{names[id(parameter)]}.{entry}": torch.as_tensor(value)
@@ -197,7 +212,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Puts back what `optimizer_tensors` took; entries keep their device: `step` lives where the optimizer made it."""
+    """Restore the state that `optimizer_tensors` has returned."""
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -214,5 +229,5 @@ def restore_optimizer(
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`value` in the memory layout of `parameter`: fused optimizers walk both in step."""
+    """Return `value` in the memory layout of `parameter`, which fused optimizers need."""
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(shard_like(value, parameter))

@@ -1,4 +1,4 @@
-"""Which prints a run trains on and validates on: from a dataset folder or from a synthetic source."""
+"""The prints of a run: training and validation prints, from a dataset folder or from a synthetic source."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import numpy as np
 from accelerate import Accelerator
 
 from fingerprint_accel.config import Config
-from fingerprint_accel.data.loader import Subset, TrainingLoader, subset_of_fingers
+from fingerprint_accel.data.loader import Subset, TrainingLoader, subset_of_prints
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.data.shards import open_dataset, split_fingers
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.synthesis.source import RenderLoader, SyntheticPrints, is_source, open_source
 
 PrintSource = Subset | SyntheticPrints
@@ -17,48 +18,47 @@ PrintLoader = TrainingLoader | RenderLoader
 
 
 def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, PrintSource | None]:
-    """Training and validation prints: by finger, never by print.
+    """Open the training prints, and the validation prints if there are any.
 
     Raises:
-        UserError: data that cannot be used, nothing left to train on, or no mated pair to validate on.
+        UserError: If the data cannot be used, or too few prints are left for training or validation.
     """
     reading = config.reading
-    apart = bool(reading.validation_data)
-    share = 0.0 if apart else reading.validation_fraction
-    train: PrintSource
-    validation: PrintSource | None
-    if is_source(config.data):
-        train, validation = open_source(
-            config.data,
-            share,
-            accelerator.device,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.gather,
-        )
-    else:
-        train, validation = _split(config.data, share)
+    train, validation, note = _opened(config, accelerator)
     if config.preprocess.enhance and train.info.enhanced:
-        raise UserError(f"{config.data}: enhanced already; leave out --preprocess.enhance")
-    if apart:
+        raise UserError(f"{config.data}: prints are enhanced already; leave out --preprocess.enhance")
+    if reading.validation_data:
         validation = _all_of(reading.validation_data, train.info, config.data)
-    if validation is not None:
-        _check_validation(validation, reading.validation_data or config.data)
-    if train.classes < 2:
-        raise UserError(f"{config.data}: {train.classes} fingers to train on, needs two; lower the validation fraction")
-    if note := _check_minutiae(train, config):
-        accelerator.print(note)
+    require(train.classes >= 2, f"{config.data}: has {train.classes} fingers to train on; add prints of others")
+    for line in filter(None, (note, _check_minutiae(train, config))):
+        accelerator.print(line)
     return train, validation
 
 
+def _opened(config: Config, accelerator: Accelerator) -> tuple[PrintSource, PrintSource | None, str]:
+    """Open `config.data`: training prints, prints that are held out of it, and a note for the user."""
+    reading, data = config.reading, config.data
+    share = 0.0 if reading.validation_data else reading.validation_fraction
+    if is_source(data):
+        for name in ("split_by", "fold"):
+            problem = f"{data}: each synthetic finger is a subject of its own: leave out reading.{name}"
+            require(not getattr(reading, name), problem)
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        return *open_source(data, share, accelerator.device, rank, processes, accelerator.gather), ""
+    shards = open_dataset(data)
+    split = split_prints(shards, reading)
+    held_out = subset_of_prints(shards, split.validation) if split.held_out else None
+    return subset_of_prints(shards, ~split.validation), held_out, split.note(reading.fold)
+
+
 def _check_minutiae(train: PrintSource, config: Config) -> str:
-    """A note where most training prints have no minutiae to learn from, else nothing.
+    """Return a note if fewer than half of the training prints have minutiae, else "".
 
     Raises:
-        UserError: no training print has minutiae, but a branch would learn from nothing else what to look at.
+        UserError: If no training print has minutiae, but a branch has nothing else to learn its attention from.
     """
     model = config.model
-    # a frozen trunk includes the map decoder, so the map loss would change nothing
+    # a frozen trunk includes the map decoder, so the map loss would train nothing
     learns_maps = model.needs_minutia_maps and config.loss.minutia_map_weight > 0 and not model.trunk_frozen
     found, total = train.with_minutiae, len(train)
     if not learns_maps or 2 * found >= total:
@@ -69,22 +69,17 @@ def _check_minutiae(train: PrintSource, config: Config) -> str:
     without = "--loss.minutia-map-weight 0" if model.init_from else f"--model.variant {texture}"
     raise UserError(
         f"{config.data}: none of the {total} training prints has minutiae, but {model.variant} learns from them; "
-        "`import ... --minutiae FOLDER` reads mindtct's .xyt files and ISO templates, also beside the images; "
+        "`import ... --minutiae FOLDER` reads .xyt files of mindtct and ISO templates, also those beside the images; "
         f"{without} trains without minutiae"
     )
 
 
-def _split(folder: str, held_out: float) -> tuple[Subset, Subset | None]:
-    """A dataset's training fingers, and those that are held out."""
-    shards = open_dataset(folder)
-    out = np.zeros(len(shards.key_of_finger), bool)
-    if held_out > 0:
-        out = split_fingers(shards.key_of_finger, held_out)
-    return subset_of_fingers(shards, ~out), subset_of_fingers(shards, out) if held_out > 0 else None
-
-
 def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
-    """Every print of a validation dataset that fits the training data."""
+    """Open all prints of a validation dataset.
+
+    Raises:
+        UserError: If the prints have another ppi, canvas or enhancement than the training prints, or no mated pair.
+    """
     shards = open_dataset(folder)
     for what in ("ppi", "canvas"):
         ours, theirs = getattr(trained, what), getattr(shards.info, what)
@@ -93,15 +88,23 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
             raise UserError(f"{folder}: {what} {theirs}, but {trained_on} has {ours}; `merge` it with {option} {ours}")
     if trained.enhanced != shards.info.enhanced:
         which, other = (trained_on, folder) if trained.enhanced else (folder, trained_on)
-        raise UserError(f"{which}: enhanced, but {other} is not; `merge {other} --enhance` makes them alike")
-    return subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
+        raise UserError(f"{which}: enhanced, but {other} is not; `merge {other} --enhance` enhances it")
+    prints = np.bincount(shards.fingers)
+    if len(prints) < 2 or prints.max() < 2:
+        raise UserError(f"{folder}: validation needs two fingers, and two prints of one of them; import more prints")
+    return subset_of_prints(shards, np.ones(len(shards), bool))
 
 
 def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
-    """(families, size) labels of the fingers whose keys follow each other.
+    """Return the labels (families, size) of the fingers with consecutive keys.
+
+    Args:
+        train: The training prints.
+        size: Number of fingers in a family of siblings.
+        data: Name of the training data, for messages.
 
     Raises:
-        UserError: a family is not whole, or fingers have more or fewer impressions than others.
+        UserError: If a family is incomplete, or fingers have different numbers of impressions.
     """
     if isinstance(train, SyntheticPrints):
         place = train.numbers.cpu().numpy()
@@ -112,16 +115,7 @@ def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
     whole = (np.unique(place // size, return_counts=True)[1] == size).all()
     if not whole or len(np.unique(np.bincount(train.labels))) > 1:
         raise UserError(
-            f"{data}: siblings come together only where every family of {size} is whole and all fingers have as many "
-            "impressions: hold no fingers out (--reading.validation-data FOLDER), or set --reading.siblings 1"
+            f"{data}: --reading.siblings needs complete families of {size}, and as many impressions of each finger; do "
+            "not hold fingers out (--reading.validation-data FOLDER), or set --reading.siblings 1"
         )
     return order.reshape(-1, size)
-
-
-def _check_validation(validation: PrintSource, data: str) -> None:
-    prints_per_finger = np.bincount(validation.labels) if len(validation) else np.zeros(1)
-    if len(prints_per_finger) < 2 or prints_per_finger.max() < 2:
-        raise UserError(
-            f"{data}: validation got {validation.classes} fingers, needs two, "
-            "and two prints of one; raise --reading.validation-fraction, or set it to 0 to train without validation"
-        )

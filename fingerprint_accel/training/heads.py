@@ -1,5 +1,5 @@
-"""Identity heads in training: those that processes share out are kept apart from DDP, clipped with the rest and saved
-whole; those of a trained network start from the prints of each finger.
+"""Identity heads in training: sharded heads are sampled, clipped and saved whole, and heads of a trained network start
+from the mean embeddings of the fingers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
-PRINTS_PER_FINGER = 2  # at most: a mean of two is near enough to start from
-ROWS_AT_ONCE = 1 << 15  # sent to the process that saves: 64 MiB of 512 numbers each
+PRINTS_PER_FINGER = 2  # number of prints whose mean a class vector starts from
+ROWS_AT_ONCE = 1 << 15  # class vectors sent to rank 0 in one message: 64 MiB at 512 numbers each
 
 
 def draw_classes(run: Run, position: int) -> None:
-    """Before an update: chooses the classes it is about where heads sample them. `position`: of its prints."""
+    """Draw the classes of an update, for heads that sample them. `position` is that of the first print."""
     if run.config.loss.class_sample_rate == 1:
         return
-    samples, _ = run.order.take(position, run.samples_per_step)  # a function of the position: no rank needs to ask
+    samples, _ = run.order.take(position, run.samples_per_step)  # the prints of all ranks, without communication
     device = run.accelerator.device
-    finger = torch.empty(len(samples), dtype=torch.int64, pin_memory=device.type == "cuda")  # the host does not wait
+    pinned = device.type == "cuda"  # the host waits for a copy from memory that is not pinned
+    finger = torch.empty(len(samples), dtype=torch.int64, pin_memory=pinned)
     finger.numpy()[:] = run.train.labels[samples]
     finger = finger.to(device, non_blocking=True)
     for head in run.bare.loss.sharded_heads.values():
@@ -36,13 +37,17 @@ def draw_classes(run: Run, position: int) -> None:
 
 
 def put_classes_back(run: Run) -> None:
-    """After an update, whether it was skipped or not."""
+    """Write the drawn class vectors back after an update, also after a skipped one."""
     for head in run.bare.loss.sharded_heads.values():
         head.put_back(run.torch_optimizer)
 
 
 def clip_gradients(run: Run) -> torch.Tensor:
-    """Clips to `training.max_grad_norm`; returns the () norm of all gradients, slices of other processes included."""
+    """Clip gradients to `training.max_grad_norm`.
+
+    Returns:
+        () norm of all gradients before clipping, including the slices of other processes.
+    """
     accelerator, limit = run.accelerator, run.config.training.max_grad_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
     if not heads:
@@ -67,20 +72,23 @@ def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
 
 
 def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
-    """A gradient that is not finite on one rank makes one so on every rank: a GradScaler, which looks at the gradients
-    of its own process, then skips the update on all or on none."""
+    """Make a gradient on every rank non-finite if any rank has a non-finite one.
+
+    A GradScaler checks the gradients of its own process only. Without this, some ranks would skip an update and others
+    would not.
+    """
     gradients = [parameter.grad for parameter in slices if parameter.grad is not None]
     gradients[0].view(-1)[:1].add_(reduce(get_total_norm(gradients) * 0))
 
 
 def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors, each whole in place of this process's slice, on rank 0; nothing on the others.
+    """Return the whole tensors of a checkpoint on rank 0, and an empty dictionary on other ranks.
 
     All ranks call this, with the same names.
 
     Args:
-        module: whose heads may be slices; FSDP's slices know what they are of.
-        tensors: weights by name, and what the optimizer remembers of them by `optimizer.<name>.<entry>`.
+        module: Network and losses, which may be sliced over ranks.
+        tensors: Weights by name, and optimizer state by `optimizer.<name>.<entry>`.
     """
     heads = module.sharded_parameters
     found = {}
@@ -95,7 +103,7 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
 
 
 def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
-    """(R, ...) on every rank -> (C, ...) of all classes in order, in rank 0's main memory; elsewhere the part."""
+    """Gather (R, ...) slices to (C, ...) for all classes, in main memory of rank 0. Other ranks return their slice."""
     if not is_distributed():
         return part
     rank, processes = rank_and_world_size()
@@ -116,7 +124,7 @@ def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
-    """(N,) labels -> (M,) indices of the first `most` of each label, ascending."""
+    """Return (M,) ascending indices of the first `most` occurrences of each of the (N,) labels."""
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
     starts = np.flatnonzero(np.diff(ranked, prepend=ranked[:1] - 1))
@@ -126,12 +134,11 @@ def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
 
 @torch.no_grad()
 def start_heads(run: Run) -> None:
-    """Sets every class vector to the mean embedding of a few of the finger's prints, for a network that knows fingers.
+    """Set each class vector to the mean embedding of a few prints of its finger, for a trained network.
 
-    Random class vectors pull the embeddings about until they have been learned, which with many fingers takes longer
-    than an epoch. As in proxy initialisation for metric learning (Movshovitz-Attias et al. 2017, arXiv 1703.07464,
-    learn such proxies from random ones) and imprinted weights (Qi, Brown and Lowe 2018, arXiv 1712.07136). The same on
-    every rank. Lengths stay what they were, on average.
+    Random class vectors would distort the trained embeddings until they are learned, which takes longer than an epoch
+    with many fingers. The method is that of imprinted weights (Qi, Brown and Lowe 2018, arXiv 1712.07136). The result
+    is the same on every rank. The mean length of the class vectors does not change.
     """
     some = first_of_each(run.train.labels, PRINTS_PER_FINGER)
     how = run.accelerator, run.bare, run.preprocessor, run.train, run.config.training.batch_size

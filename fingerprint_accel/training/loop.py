@@ -1,4 +1,4 @@
-"""The training loop, top to bottom."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fingerprint_accel.training.heads import start_heads
 from fingerprint_accel.training.memory import auto_micro_batch_size, explained
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.module import StatisticsGuard
+from fingerprint_accel.training.pace import forecast
 from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
@@ -25,32 +26,23 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 
-MAX_BAD_STEPS = 20  # skipped updates in a row that end training; a gradient scaler falls from 65,536 to 1 in 16
+# Training ends after this many skipped updates in a row. A gradient scaler skips 16 while it falls from 65,536 to 1.
+MAX_BAD_STEPS = 20
 
 
 def train(run: Run) -> Progress:
-    """Trains until the last step or until validation stops improving; writes the run folder.
+    """Train until the last step, or until validation stops improving, and write the run folder.
+
+    Returns:
+        The step, the position in the data, and the best validation.
 
     Raises:
-        UserError: the loss stayed NaN or infinite, or the run folder cannot be gone on with.
-        Stopped: SIGTERM or SIGUSR1 came to one of the ranks; all have ended the same step, and a checkpoint is saved.
-        LostProcessError: another rank has failed or is gone.
+        UserError: If the loss stays NaN or infinite, or the run folder cannot be resumed.
+        Stopped: If a rank received SIGTERM or SIGUSR1. All ranks finished the same step, and a checkpoint is saved.
+        LostProcessError: If another rank failed or was killed.
     """
-    accelerator = run.accelerator
-    checkpoint = checkpoint_to_resume(run.config)
-    accelerator.wait_for_everyone()  # all ranks have looked before rank 0 writes
-    if accelerator.is_main_process and checkpoint and checkpoint.parent.parent == run.folder:
-        for line in set_aside_damaged(run.folder, checkpoint):
-            print(line, file=sys.stderr)
-    progress = restore(run, checkpoint) if checkpoint else Progress()
-    if run.config.model.init_from and not checkpoint:
-        start_heads(run)
-    auto_micro_batch_size(run, progress.step, progress.position)
-    training = run.config.training  # its micro-batches may have become smaller
-    if accelerator.is_main_process:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        save_yaml(run.config, run.folder / "config.yaml")
-    accelerator.print(start_line(run, progress))
+    progress = _start(run)
+    accelerator, training = run.accelerator, run.config.training
     guard = StatisticsGuard(run.bare, run.ema.module if run.ema is not None else None)
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
@@ -75,6 +67,7 @@ def train(run: Run) -> Progress:
                 run.ema.update(run.bare.model, progress.step)
             progress.position += run.samples_per_step
             bar.update()
+            reporter.after_step()
             last = progress.step == run.steps
             if last or progress.step % training.log_every == 0:
                 reporter.training_record(meters, now, loader, bar)
@@ -89,12 +82,35 @@ def train(run: Run) -> Progress:
                 guard.average(accelerator.num_processes)
                 progress.skipped = meters.skipped()
                 save(run, progress, improved)
-            meters.pause(time.perf_counter() - started)
+            paused = time.perf_counter() - started
+            meters.pause(paused)
+            reporter.pace.pause(paused)
             if stop:
                 _stop(run, progress, monitor.signal)
         bar.close()
         reporter.final_table(meters)
     accelerator.wait_for_everyone()
+    return progress
+
+
+def _start(run: Run) -> Progress:
+    """Resume or start: load the checkpoint, fit the micro-batch to memory, write `config.yaml`, and print the plan."""
+    accelerator = run.accelerator
+    checkpoint = checkpoint_to_resume(run.config)
+    accelerator.wait_for_everyone()  # rank 0 must not write before all ranks have read the folder
+    if accelerator.is_main_process and checkpoint and checkpoint.parent.parent == run.folder:
+        for line in set_aside_damaged(run.folder, checkpoint):
+            print(line, file=sys.stderr)
+    progress = restore(run, checkpoint) if checkpoint else Progress()
+    if run.config.model.init_from and not checkpoint:
+        start_heads(run)
+    auto_micro_batch_size(run, progress.step, progress.position)
+    if accelerator.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_yaml(run.config, run.folder / "config.yaml")
+    accelerator.print(start_line(run, progress))
+    if estimate := forecast(run, progress.step, progress.position):
+        accelerator.print(estimate)
     return progress
 
 
@@ -114,14 +130,17 @@ def _due(step: int, every: int) -> bool:
 
 
 def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
-    """Validates on all ranks; True if this is the best EER so far, or the best alignment where only that is trained."""
+    """Validate on all ranks, and return whether the result is the best one so far.
+
+    The EER decides, or the alignment error if only the alignment network is trained.
+    """
     if run.validation is None:
         return False
     how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
     metrics = validate(run.accelerator, run.bare, *how)
     score = "eer" if run.bare.loss.describes else "alignment_mm"
     eer = metrics.get(score, math.inf)
-    if run.ema is not None:  # what is exported decides
+    if run.ema is not None:  # the average is exported, so its EER decides
         average = validate(run.accelerator, run.ema.module, *how)
         metrics |= {f"ema_{name}": value for name, value in average.items()}
         eer = average.get(score, math.inf)
@@ -144,6 +163,6 @@ def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, me
     progress.skipped = meters.skipped()
     save(run, progress)
     raise UserError(
-        f"{run.folder}: loss NaN or infinite {int(meters.longest)} steps in a row before step {progress.step}; "
-        "lower --training.learning-rate, lengthen --training.warmup-steps, or use --training.precision bf16 or no"
+        f"{run.folder}: loss was NaN or infinite in {int(meters.longest)} steps in a row before step {progress.step}; "
+        "lower --training.learning-rate, raise --training.warmup-steps, or use --training.precision bf16 or no"
     )

@@ -1,8 +1,8 @@
-"""Finds the micro-batch that fits into memory before training begins, on all ranks together.
+"""Finds a micro-batch that fits into memory before training begins, on all ranks together.
 
-A rank that runs out of memory inside a step leaves the others waiting for its gradients. So the step is rehearsed
-first, on each rank for itself: preparation, network, losses, backward, with room kept for what the optimizer will
-remember. Where one rank has no room, all take smaller micro-batches and more of them.
+If one rank runs out of memory inside a step, the other ranks wait for its gradients. Each rank therefore rehearses a
+micro-batch alone before the first step: preparation, network, losses and backward pass, with memory reserved for the
+state of the optimizer. If it does not fit on one rank, all ranks use smaller micro-batches and more of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from fingerprint_accel.training.step import prepared
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
-    """(batch size, accumulation) with the same product, of at most half the batch size, or None where there is none."""
+    """Return the next smaller batch size, at most half the current one, and the accumulation that keeps their product.
+
+    Returns:
+        (batch size, accumulation), or None if there is no smaller batch size.
+    """
     training, together = config.training, config.reading.samples_per_class * config.reading.siblings
     product = training.batch_size * training.gradient_accumulation_steps
     for size in range(training.batch_size // 2, 0, -1):
@@ -32,16 +36,17 @@ def smaller_batch(config: Config) -> tuple[int, int] | None:
 
 
 def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
-    """Lowers the device batch until every rank has room for it; the prints of each step stay what they were. Not with
-    FSDP, where no rank can rehearse alone.
+    """Reduce the micro-batch of a run until it fits into the memory of every rank.
+
+    The prints of each step stay the same. With FSDP nothing is done, because a rank cannot rehearse alone.
 
     Args:
-        run: whose configuration is changed where need be.
-        step: optimizer steps done.
-        position: in the stream of prints.
+        run: The run; its configuration is changed if necessary.
+        step: Number of optimizer steps done.
+        position: Position in the stream of prints.
 
     Raises:
-        UserError: the smallest micro-batch is too large.
+        UserError: If the smallest micro-batch does not fit.
     """
     wanted = run.config.training.auto_micro_batch_size
     if wanted == "no" or (wanted == "auto" and (run.accelerator.device.type == "cpu" or run.accelerator.is_fsdp2)):
@@ -54,7 +59,7 @@ def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
         before, smaller = run.config.training, smaller_batch(run.config)
         if smaller is None:
             raise UserError(
-                f"out of memory with micro-batches of {before.batch_size} prints, and none is smaller; choose a "
+                f"out of memory with micro-batches of {before.batch_size} prints, and there is no smaller size; use a "
                 "smaller network, --model.gradient-checkpointing, or a smaller --preprocess.size"
             )
         training = dataclasses.replace(before, batch_size=smaller[0], gradient_accumulation_steps=smaller[1])
@@ -62,19 +67,27 @@ def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
         run.accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
         run.accelerator.print(
             f"out of memory on {ranks} of {run.accelerator.num_processes} processes with batch {before.batch_size} x "
-            f"{before.gradient_accumulation_steps}: all go on with {smaller[0]} x {smaller[1]}, the same "
+            f"{before.gradient_accumulation_steps}: all continue with {smaller[0]} x {smaller[1]}, the same "
             f"{run.samples_per_step} prints per step in the same order"
         )
 
 
 def _has_room(run: Run, step: int, position: int) -> bool:
-    """Rehearses one micro-batch on this rank; leaves no trace in weights, gradients and statistics."""
+    """Return whether a micro-batch fits into the memory of this rank."""
+    with rehearsal(run):
+        try:
+            rehearse(run, step, position, run.config.training.batch_size)
+            return True
+        except torch.OutOfMemoryError:
+            return False
+
+
+@contextmanager
+def rehearsal(run: Run) -> Iterator[None]:
+    """Restore the buffers of the network and clear gradients afterwards, so that `rehearse` leaves no trace."""
     buffers = [(buffer, buffer.clone()) for buffer in run.bare.buffers()]
     try:
-        _rehearse(run, step, position)
-        return True
-    except torch.OutOfMemoryError:
-        return False
+        yield
     finally:
         for parameter in run.bare.parameters():
             parameter.grad = None
@@ -84,20 +97,22 @@ def _has_room(run: Run, step: int, position: int) -> bool:
             torch.cuda.empty_cache()
 
 
-def _rehearse(run: Run, step: int, position: int) -> None:
-    accelerator, size, bare = run.accelerator, run.config.training.batch_size, run.bare
+def rehearse(run: Run, step: int, position: int, size: int) -> None:
+    """Run a micro-batch of `size` prints forward and backward on this rank alone, without an update."""
+    accelerator, bare = run.accelerator, run.bare
     now = schedule_at(step, run.steps, run.config)
     samples = run.order.take(position + accelerator.process_index * size, size)
     batch = run.train.read(*samples, truth=bare.learns_truth).to(accelerator.device)
     bare.train()
     begin_step()
-    states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]  # numbers per weight
-    kept = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
+    # The optimizer allocates its state at the first update: two numbers per weight for AdamW, one for SGD.
+    states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]
+    reserved = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
     inputs, loss_config = prepared(run, batch, now), run.config.loss
-    # losses of a rank that need those of the others cannot be rehearsed alone
+    # Losses that exchange tensors between ranks would wait for the other ranks for ever.
     waits = accelerator.num_processes > 1 and (loss_config.contrastive_weight > 0 or loss_config.sharded)
     with accelerator.autocast():
-        if waits or loss_config.class_sample_rate < 1:  # nor are classes drawn yet
+        if waits or loss_config.class_sample_rate < 1:  # classes are drawn at the first step only
             output = bare.model(inputs[0])
             more = (output.minutia_map, output.contact, *(output.pose or ()))
             parts = [*output.branches.values(), *(part for part in more if part is not None)]
@@ -105,12 +120,12 @@ def _rehearse(run: Run, step: int, position: int) -> None:
         else:
             loss = bare(*inputs)[0]
     loss.backward()
-    del kept
+    del reserved
 
 
 @contextmanager
 def explained(run: Run, step: int) -> Iterator[None]:
-    """Says what to do where memory runs out in the middle of training; the `PreemptionMonitor` tells other ranks."""
+    """Turn an out-of-memory error of a step into a `UserError` with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -122,5 +137,5 @@ def explained(run: Run, step: int) -> Iterator[None]:
             )
         raise UserError(
             f"out of memory in step {step + 1} with micro-batches of {run.config.training.batch_size} prints; "
-            f"go on with {remedy}"
+            f"continue with {remedy}"
         ) from error

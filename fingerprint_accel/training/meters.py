@@ -1,4 +1,4 @@
-"""What happened between two records: sums on the device, read once per record, how busy the GPU was, and the file."""
+"""Measurements between two records: sums on the device that are read once per record, GPU load, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-INTERVAL = 0.5  # seconds between questions to the GPU's management library
+INTERVAL = 0.5  # seconds between queries of the GPU load
 
 
 class Meters:
-    """Running sums of one window between records.
+    """Running sums of the steps between two records. They stay on the device, so that a step does not wait for it.
 
     Args:
-        device: where the sums live.
-        skipped_before: updates skipped before the run was resumed.
+        device: Device of the sums.
+        skipped_before: Number of updates skipped before the run was resumed.
     """
 
     def __init__(self, device: torch.device, skipped_before: int = 0) -> None:
@@ -42,7 +42,14 @@ class Meters:
         self._since = time.perf_counter()
 
     def add(self, parts: dict[str, torch.Tensor], norm: torch.Tensor, bad: torch.Tensor, samples: int) -> None:
-        """One optimizer step: loss parts (() tensors), gradient norm, whether it was skipped (() bool), prints seen."""
+        """Add one optimizer step.
+
+        Args:
+            parts: () losses by name.
+            norm: () norm of the gradients.
+            bad: () bool, True if the update was skipped.
+            samples: Number of prints of the step.
+        """
         for name, value in {**parts, "gradient_norm": norm}.items():
             clean = torch.where(bad, 0.0, value.detach().float())
             self.sums[name] = self.sums[name] + clean if name in self.sums else clean
@@ -54,15 +61,20 @@ class Meters:
         self.samples += samples
 
     def skipped(self) -> int:
-        """Updates skipped in this run so far, before a resume included."""
+        """Return the number of skipped updates in this run, including those before it was resumed."""
         return int(self.bad_in_all) + self.skipped_before
 
     def pause(self, seconds: float) -> None:
-        """Takes validation and saving out of the training time."""
+        """Leave seconds of validation and saving out of the training time."""
         self._paused += seconds
 
     def flush(self, waited: float, accelerator: Accelerator) -> dict[str, float]:
-        """The record of the window, means over ranks; waits for the device. `waited` is the loader's total."""
+        """Return the record since the last call, as means over ranks. This waits for the device.
+
+        Args:
+            waited: Seconds that the loader has waited since the start of the run.
+            accelerator: The accelerator.
+        """
         stacked = torch.stack([value.float() for value in self.sums.values()])
         values = accelerator.reduce(stacked, "mean").tolist()
         seconds = max(1e-9, time.perf_counter() - self._since - self._paused)
@@ -85,19 +97,19 @@ class Meters:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process so far, MB: of the accelerator where there is one, else resident memory."""
+    """Return the peak memory of this process in MB: GPU memory on CUDA, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 class GpuMonitor:
-    """How busy and how full this process's GPU is, asked of NVIDIA's management library (NVML) in the background.
+    """Queries load and memory of the GPU of this process in the background, with NVIDIA's library NVML.
 
-    Silent where there is no GPU or no `nvidia-ml-py`. Use as a context manager.
+    It reports nothing without a GPU or without `nvidia-ml-py`. Use it as a context manager.
 
     Args:
-        device: that this process trains on.
+        device: Device of this process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -125,17 +137,17 @@ class GpuMonitor:
             self.ask()
 
     def ask(self) -> None:
-        """Takes one reading."""
+        """Query load and memory once."""
         if self._nvml is None:
             return
         try:
             self._utilisation.append(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100)
             self._memory = max(self._memory, self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used / 1e6)
-        except self._nvml.NVMLError:  # a partitioned GPU does not tell
+        except self._nvml.NVMLError:  # NVML has no load for a partitioned GPU
             self._stop.set()
 
     def window(self) -> dict[str, float]:
-        """Since the last call: `gpu_utilisation`, 0 to 1, the mean; `gpu_memory_mb`, the highest, of all processes."""
+        """Return mean `gpu_utilisation` (0 to 1) and highest `gpu_memory_mb` of all processes since the last call."""
         readings, memory = self._utilisation, self._memory
         self._utilisation, self._memory = [], 0.0
         if not readings:
@@ -145,12 +157,12 @@ class GpuMonitor:
         return {"gpu_utilisation": sum(readings) / len(readings), "gpu_memory_mb": memory}
 
     def whole_run(self) -> dict[str, float]:
-        """The same over all windows so far."""
+        """Return the same over the whole run."""
         return {"gpu_utilisation": self._sum / self._count, "gpu_memory_mb": self._peak} if self._count else {}
 
 
 def _handle(device: torch.device) -> tuple[Any, Any]:
-    """The library and its name for the device, found by the device's own identity; (None, None) without either."""
+    """Return NVML and its handle for the device, found by UUID, or (None, None) if one is missing."""
     if device.type != "cuda":
         return None, None
     try:
@@ -166,11 +178,11 @@ def _handle(device: torch.device) -> tuple[Any, Any]:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, appended.
+    """The file `metrics.jsonl`, with one JSON object per line.
 
     Args:
-        path: the file.
-        resumed_at: records of later steps are dropped, because those steps are about to run again.
+        path: The file.
+        resumed_at: Step at which the run resumes. Records of later steps are deleted, because these steps run again.
     """
 
     def __init__(self, path: Path, resumed_at: int = 0) -> None:
@@ -179,7 +191,7 @@ class MetricsFile:
             for line in path.read_text().splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:  # the line that was being written when the run was killed
+                except ValueError:  # an incomplete line of a killed run
                     continue
                 if record["step"] <= resumed_at:
                     kept.append(line + "\n")
@@ -189,10 +201,10 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one record and hands it to the operating system at once."""
+        """Append one record and flush the file."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()

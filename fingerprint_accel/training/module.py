@@ -1,4 +1,4 @@
-"""What is trained: the network and its losses under one roof, so that DDP sees every parameter once."""
+"""The module that is trained: network and losses together, so that DDP handles each parameter once."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from fingerprint_accel.models.deepprint import DeepPrint, Output
 
 
 class TrainingModule(nn.Module):
-    """Network and losses; returns plain tuples and dictionaries, which DDP and autocast know how to handle.
+    """Network and losses. The output is tuples and dictionaries, which DDP and autocast can handle.
 
     Args:
-        model: the network.
-        loss: heads, centres and weights.
+        model: The network.
+        loss: Identity heads, class centres and loss weights.
     """
 
     def __init__(self, model: DeepPrint, loss: DeepPrintLoss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
-        if not loss.describes:  # DDP waits for the gradient of whatever wants one
+        if not loss.describes:  # only the alignment network is trained; DDP waits for each gradient that is required
             for name, part in model.named_children():
                 part.requires_grad_(name == "alignment")
 
     def forward(
         self, image: torch.Tensor, *targets: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """image (B, 1, S, S) and what `DeepPrintLoss.forward` takes behind the output -> loss, its parts, embeddings.
+        """Compute the loss of a micro-batch.
 
-        A loss that is not finite makes every gradient not finite, on all ranks after their gradients are averaged: the
-        update is skipped on the device, without asking the host.
+        A non-finite loss makes every gradient non-finite, and averaging spreads that to all ranks. The update is then
+        skipped on the device, without waiting for the host.
+
+        Args:
+            image: (B, 1, S, S) input of the network.
+            targets: Further arguments of `DeepPrintLoss.forward`.
+
+        Returns:
+            () loss, its parts by name, and (B, D) embeddings by branch.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
         result = self.loss(output, *targets)
@@ -42,7 +49,7 @@ class TrainingModule(nn.Module):
 
     @property
     def sharded_parameters(self) -> dict[str, ShardedHead]:
-        """Name of every parameter of which this process has a slice, and its head."""
+        """Names of the parameters of which this process holds a slice, with their heads."""
         return {
             f"loss.heads.{branch}.{name}": head
             for branch, head in self.loss.sharded_heads.items()
@@ -51,38 +58,42 @@ class TrainingModule(nn.Module):
 
     @property
     def learns_truth(self) -> bool:
-        """Whether the losses ask how a print lies and what it shows."""
+        """Whether a loss needs the true pose or contact area of prints."""
         weights = self.loss.config
         aligns = isinstance(self.model.alignment, AlignmentNetwork) and weights.pose_weight > 0
         return aligns or (self.model.config.cells > 0 and weights.mask_weight > 0)
 
     def embed(self, image: torch.Tensor) -> Output:
-        """image (B, 1, S, S) -> what the network makes of it."""
+        """Return the output of the network for image (B, 1, S, S)."""
         output: Output = self.model(image)
         return output
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Classes of the layers whose weights FSDP gathers together, by the name under which Accelerate looks for them:
-        the blocks of the trunk, as far as they are not parts of others, and the losses."""
+        """Names of the classes whose weights FSDP gathers together: outermost blocks of the trunk, and the losses.
+
+        The attribute has the name that Accelerate looks for.
+        """
         blocks = self.model.blocks
         inner = {type(part) for block in blocks for part in block.modules() if part is not block}
         return sorted({kind.__name__ for kind in {type(block) for block in blocks} - inner} | {"DeepPrintLoss"})
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
-    """Buffers that batch normalisation updates as it sees data, in a fixed order."""
+    """Return the running means and variances of all batch normalisation layers, in a fixed order."""
     layers = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
     return [buffer for buffer in buffers if buffer is not None]
 
 
 class StatisticsGuard:
-    """Undoes what a step with a loss that is not finite did to the running statistics.
+    """Restores the running statistics of batch normalisation after a step with a non-finite loss.
+
+    The forward pass of such a step has already changed them, and NaN would stay in them for ever.
 
     Args:
-        module: whose batch normalisation is guarded.
-        average: moving average of the network, whose statistics are then the mean over ranks too.
+        module: Module with the batch normalisation layers.
+        average: Moving average of the network. Its statistics are averaged over ranks as well.
     """
 
     def __init__(self, module: nn.Module, average: nn.Module | None = None) -> None:
@@ -92,14 +103,14 @@ class StatisticsGuard:
 
     @torch.no_grad()
     def step(self, bad: torch.Tensor) -> None:
-        """bad: () bool on the device. Keeps the live statistics, or puts the last good ones back."""
-        if self.live:  # joined: a handful of operations, not one per layer
+        """Keep the statistics of a good step, or restore those of the last good one. `bad` is a () bool."""
+        if self.live:  # one joined tensor takes a few operations, instead of some for each layer
             self.good = torch.where(bad, self.good, _joined(self.live))
             _share_out(self.good, self.live)
 
     @torch.no_grad()
     def average(self, processes: int) -> None:
-        """Makes the statistics the mean over ranks; every rank calls this at the same step."""
+        """Average the statistics over ranks. All ranks call this at the same step."""
         if processes > 1 and self.live:
             together = self.live + self.averaged
             flat = _joined(together)
@@ -109,7 +120,7 @@ class StatisticsGuard:
 
 
 def _joined(buffers: list[torch.Tensor]) -> torch.Tensor:
-    """(C,) each -> one after the other."""
+    """Concatenate (C,) buffers."""
     return torch.cat(buffers) if buffers else torch.empty(0)
 
 

@@ -1,4 +1,4 @@
-"""What the user sees of a run: the line at the start, records, trackers, advice, the table at the end."""
+"""Output of a run: the start line, records, trackers, advice, and the final table."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from fingerprint_accel.synthesis.source import SyntheticPrints
 from fingerprint_accel.text import aligned
 from fingerprint_accel.training.data import PrintLoader
 from fingerprint_accel.training.meters import GpuMonitor, Meters, MetricsFile, peak_memory_mb
+from fingerprint_accel.training.pace import Pace
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Schedule, schedule_record
 from fingerprint_accel.training.setup import Run
 
-WAITS_TOO_LONG = 0.05  # share of the time
-IDLE_GPU = 0.9  # utilisation below which a GPU has time to spare
-BUSY_READER = 0.5  # share of the time that the reading thread works, above which it is the bottleneck
+WAITS_TOO_LONG = 0.05  # share of the time spent waiting for data, above which advice is given
+IDLE_GPU = 0.9  # GPU utilisation below which advice is given
+BUSY_READER = 0.5  # share of the time that the reading thread is busy, above which it is the bottleneck
 
 
 def start_line(run: Run, progress: Progress) -> str:
-    """What runs where, on one line."""
+    """Return one line with device, precision, batch size, network and data of a run."""
     accelerator, training, config = run.accelerator, run.config.training, run.config
     parameters = sum(parameter.numel() for parameter in run.bare.model.parameters())
     device = str(accelerator.device)
@@ -46,7 +47,7 @@ def start_line(run: Run, progress: Progress) -> str:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Knobs by dotted name; lists as text, because trackers take numbers and words only."""
+    """Return options by dotted name; tuples as strings, because trackers accept only numbers and strings."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -58,13 +59,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is set already, so that no advice asks for it, or for what would be refused.
+    """Options of a run that advice depends on, so that it names no option that is set or would be refused.
 
     Attributes:
-        source: "shards", or "synthetic" for prints rendered while training.
-        lz4: prints are stored compressed.
-        may_read_blocks: `--reading.order block` is not used yet, and goes with the other knobs.
-        may_replay: `--training.compile reduce-overhead` is not used yet, and goes with the other knobs.
+        source: "shards" for a dataset folder, "synthetic" for prints that are rendered during training.
+        lz4: Whether prints are stored compressed.
+        may_read_blocks: Whether `--reading.order block` is possible and not set.
+        may_replay: Whether `--training.compile reduce-overhead` is possible and not set.
     """
 
     source: Literal["shards", "synthetic"] = "shards"
@@ -74,7 +75,7 @@ class Situation:
 
 
 def situation(run: Run) -> Situation:
-    """What advice has to know of a run."""
+    """Return the options of a run that advice depends on."""
     config, reading = run.config, run.config.reading
     gathers = reading.samples_per_class > 1 or reading.balanced or reading.siblings > 1
     replays = config.training.compile in ("reduce-overhead", "max-autotune")
@@ -87,22 +88,22 @@ def situation(run: Run) -> Situation:
 
 
 def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: float, known: Situation) -> str:
-    """One line of advice on a window of training, or "" where nothing is wrong.
+    """Return one line of advice on the speed of training, or "" if nothing is wrong.
 
     Args:
-        record: of the window: `data_wait_share`, and `gpu_utilisation` (0 to 1) where it is known.
-        stages: seconds that the reading thread spent on each stage in the window (`TrainingLoader.seconds`).
-        seconds: length of the window.
-        known: what is set already.
+        record: Record of a window of steps, with `data_wait_share` and, if known, `gpu_utilisation` (0 to 1).
+        stages: Seconds that the reading thread spent on each stage in the window (`TrainingLoader.seconds`).
+        seconds: Length of the window.
+        known: Options of the run that the advice depends on.
     """
     wait = record["data_wait_share"]
     if wait > WAITS_TOO_LONG:
-        return f"{wait:.0%} of the time waits for data: {_slow_stage(stages, seconds, known)}"
+        return f"training waits for data {wait:.0%} of the time: {_slow_stage(stages, seconds, known)}"
     if record.get("gpu_utilisation", 1.0) < IDLE_GPU:
         replay = ", or CUDA graphs: --training.compile reduce-overhead" if known.may_replay else ""
         return (
-            f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data, so it waits for "
-            f"Python: give it more at once (a larger --training.batch-size{replay})"
+            f"the GPU is busy {record['gpu_utilisation']:.0%} of the time and does not wait for data, so kernel-launch "
+            f"overhead dominates: give it more work per launch (a larger --training.batch-size{replay})"
         )
     return ""
 
@@ -110,28 +111,35 @@ def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: fl
 def _slow_stage(stages: Mapping[str, float], seconds: float, known: Situation) -> str:
     if known.source == "synthetic":
         return (
-            "prints are rendered while training; write them once (`fingerprint-accel synth`) and train on that "
-            "dataset, or render on a GPU"
+            "prints are rendered during training; write them to a dataset (`fingerprint-accel synth`) and train on it, "
+            "or render on a GPU"
         )
     working = sum(stages.values())
     if working < BUSY_READER * seconds:
         return (
-            f"the reading thread works {working / max(1e-9, seconds):.0%} of it, so batches come in bursts, or other "
-            "processes take its core; give each process of the run two cores"
+            f"the reading thread is busy only {working / max(1e-9, seconds):.0%} of the time, so it lacks a core; give "
+            "each process of the run two cores"
         )
     slowest = max(stages, key=lambda name: stages[name])
     if slowest == "decode":
-        return "decoding lz4 is the slow stage; `merge SRC --out OUT --encoding raw` trades disk for speed"
+        return (
+            "decoding lz4 is the slow stage; `merge SRC --out OUT --encoding raw` needs more disk space and is faster"
+        )
     if slowest == "order":
-        return "drawing the order is the slow stage; a larger --training.batch-size draws more at once"
+        return "computing the order of prints is the slow stage; use a larger --training.batch-size"
     remedies = ["copy the dataset to a local disk"]
-    remedies += ["read neighbours together (--reading.order block)"] if known.may_read_blocks else []
-    remedies += [] if known.lz4 else ["read less (`merge SRC --out OUT --encoding lz4`)"]
+    remedies += ["read neighbouring prints (--reading.order block)"] if known.may_read_blocks else []
+    remedies += [] if known.lz4 else ["compress the prints (`merge SRC --out OUT --encoding lz4`)"]
     return f"reading from disk is the slow stage; {', or '.join(remedies)}"
 
 
 class Adviser:
-    """Says each kind of thing once in a while: after a line, nothing for `every` records."""
+    """Gives advice on speed at most once in `every` records.
+
+    Args:
+        known: Options of the run that the advice depends on.
+        every: Number of records without advice after a line.
+    """
 
     def __init__(self, known: Situation, every: int = 10) -> None:
         self.known, self.every = known, every
@@ -140,10 +148,14 @@ class Adviser:
         self._warm = False
 
     def window(self, record: Mapping[str, float], stages: Mapping[str, float], seconds: float) -> str:
-        """Advice on the window of `seconds` since the last call, or "" where there is none, or it was given lately;
-        `stages` are seconds since the loader was made.
+        """Return advice on the window since the last call, or "".
 
-        A GPU that idles in the first window is not spoken of: it waits for kernels to be compiled and chosen.
+        An idle GPU is ignored in the first window, in which kernels are compiled and chosen.
+
+        Args:
+            record: Record of the window.
+            stages: Seconds of each stage of the reading thread since the start of the run.
+            seconds: Length of the window.
         """
         here = {name: value - self._stages.get(name, 0.0) for name, value in stages.items()}
         self._stages = dict(stages)
@@ -158,12 +170,22 @@ class Adviser:
         return line
 
     def whole_run(self, wait: float, seconds: float) -> str:
-        """Advice on the run so far: share of the time that waited for data, and seconds of training."""
+        """Return advice on the run so far, or "".
+
+        Args:
+            wait: Share of the time that training waited for data.
+            seconds: Duration of training.
+        """
         return advice({"data_wait_share": wait}, self._stages, seconds, self.known)
 
 
 class Reporter:
-    """Writes `metrics.jsonl` and the tracker on rank 0. A context manager."""
+    """Writes `metrics.jsonl` and the tracker on rank 0, and prints progress. Use it as a context manager.
+
+    Args:
+        run: The run.
+        progress: State of the run, which the loop updates.
+    """
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress = run, progress
@@ -171,6 +193,7 @@ class Reporter:
         self.last_record: dict[str, Any] = {}
         self.last_validation: dict[str, float] = {}
         self.gpu = GpuMonitor(run.accelerator.device)
+        self.pace = Pace(run, progress.step)
         self._adviser = Adviser(situation(run))
         self._started = time.perf_counter()
 
@@ -194,8 +217,14 @@ class Reporter:
             self.file.write(record)
         self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
 
+    def after_step(self) -> None:
+        """Print the step time and the remaining time once, after the first steps. All ranks call this."""
+        line = self.pace.after_step(self.progress.step)
+        if line and self.run.accelerator.is_main_process:
+            tqdm.write(line)
+
     def training_record(self, meters: Meters, now: Schedule, loader: PrintLoader, bar: tqdm) -> None:
-        """Records the window since the last record; losses are means over ranks."""
+        """Write a record of the steps since the last record. Losses are means over ranks."""
         record = meters.flush(loader.waited, self.run.accelerator)
         record |= schedule_record(now, self.run.config) | self.gpu.window()
         record["epoch"] = self.progress.position / self.run.order.length
@@ -210,7 +239,7 @@ class Reporter:
             tqdm.write(f"step {self.progress.step}: {line}")
 
     def validation_record(self, metrics: dict[str, float]) -> None:
-        """Records one validation and prints it above the progress bar."""
+        """Write a record of a validation, and print it above the progress bar."""
         self.last_validation = metrics
         self._write("validation", metrics)
         if self.run.accelerator.is_main_process:
@@ -219,7 +248,7 @@ class Reporter:
             tqdm.write(f"step {self.progress.step}: validation {shown}")
 
     def final_table(self, meters: Meters) -> None:
-        """Prints the summary of the run on rank 0."""
+        """Print a summary of the run on rank 0."""
         progress, run = self.progress, self.run
         seconds = max(1e-9, meters.seconds_training)
         rows = [
@@ -229,17 +258,19 @@ class Reporter:
             ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
             ("updates skipped", f"{meters.skipped()}"),
         ]
-        if self.last_record:  # a run that was finished already trains no step
+        if self.last_record:  # a finished run that is resumed trains no step
             rows += [
                 ("prints/s in training", f"{meters.samples_training / seconds:.0f}"),
-                ("data-wait share", f"{meters.wait_training / seconds:.1%}"),
+                ("waiting for data", f"{meters.wait_training / seconds:.1%} of the time"),
                 ("loss", f"{self.last_record['loss']:.4f}"),
             ]
             line = self._adviser.whole_run(meters.wait_training / seconds, seconds)
             rows += [("advice", line)] if line else []
         gpu = self.gpu.whole_run()
         if gpu:
-            used = f"{gpu['gpu_utilisation']:.0%} busy, up to {gpu['gpu_memory_mb'] / 1e3:.1f} GB of all processes"
+            used = (
+                f"{gpu['gpu_utilisation']:.0%} busy, at most {gpu['gpu_memory_mb'] / 1e3:.1f} GB used by all processes"
+            )
             rows.append(("GPU in training", used))
         if progress.best_eer is not None and run.bare.loss.describes:
             rows.append(("best validation EER", f"{progress.best_eer:.2%} at step {progress.best_step} (chance: 50 %)"))
@@ -250,8 +281,8 @@ class Reporter:
 
 
 def _alignment(metrics: dict[str, float]) -> list[str]:
-    """How far the alignment network is off, as a text, if that was measured."""
+    """Return the error of the alignment network as a text, if it was measured."""
     if "alignment_mm" not in metrics:
         return []
     median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]
-    return [f"off by {median:.2f} mm (95 %: {most:.2f}) and {metrics['alignment_degrees']:.1f} degrees"]
+    return [f"median error {median:.2f} mm (95 %: {most:.2f} mm), {metrics['alignment_degrees']:.1f} degrees"]

@@ -1,4 +1,4 @@
-"""Takes a run's state apart into a checkpoint and puts it together again."""
+"""Saves the state of a run as a checkpoint, and restores it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from fingerprint_accel.training.fsdp import load_whole
 from fingerprint_accel.training.heads import whole_tensors
 from fingerprint_accel.training.setup import Run
 
+# Stored in checkpoints for readers.
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
 )
@@ -32,14 +33,15 @@ RNG_RULE = (
 
 @dataclass
 class Progress:
-    """Where a run stands: all that changes in training beside tensors.
+    """Numbers that change during training, beside the tensors.
 
     Attributes:
-        step: optimizer steps done.
-        position: prints consumed from the stream, over all processes.
-        best_eer, best_step: best validation so far.
-        validations_without_gain: for early stopping.
-        skipped: updates skipped because their loss was not finite.
+        step: Number of optimizer steps done.
+        position: Number of prints read from the stream, over all processes.
+        best_eer: Lowest validation EER so far, or None before the first validation.
+        best_step: Step of the best validation.
+        validations_without_gain: Number of validations since then, for early stopping.
+        skipped: Number of updates skipped because their loss was not finite.
     """
 
     step: int = 0
@@ -51,7 +53,13 @@ class Progress:
 
 
 def save(run: Run, progress: Progress, best: bool = False) -> None:
-    """Writes a checkpoint on rank 0, to which all ranks give their slices; with `best`, `best.json` names it."""
+    """Write a checkpoint on rank 0. All ranks call this, because they contribute their slices.
+
+    Args:
+        run: The run.
+        progress: Its state.
+        best: Also point `best.json` to the checkpoint.
+    """
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
     tensors |= optimizer_tensors(run.torch_optimizer, run.parameter_names)
@@ -74,7 +82,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
 
 
 def _stream(run: Run) -> dict[str, Any]:
-    """What decides about the stream of prints; a run goes on with the same only."""
+    """Return what determines the stream of prints. A run can resume only if all of it is unchanged."""
     return {
         "fingers": run.train.classes,
         "prints": len(run.train),
@@ -86,11 +94,10 @@ def _stream(run: Run) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
-    """The checkpoint that `--resume` asks for, or None to start afresh.
+    """Return the checkpoint that `--resume` names, or None to start a new run.
 
     Raises:
-        UserError: the run folder holds a run that would be overwritten or has no whole checkpoint, or the checkpoint
-            asked for is not there.
+        UserError: If a run in the folder would be overwritten, no checkpoint is complete, or the named one is missing.
     """
     folder = Path(config.out)
     names, newest = checkpoint_names(folder), find_checkpoint(folder)
@@ -98,61 +105,65 @@ def checkpoint_to_resume(config: Config) -> Path | None:
         if names and newest is None:
             wrong = damage(folder / "checkpoints" / names[-1])
             raise UserError(
-                f"{folder}: no checkpoint is whole ({names[-1]}: {wrong}); restore one, or choose another --out"
+                f"{folder}: no checkpoint is complete ({names[-1]}: {wrong}); restore one, or choose another --out"
             )
         return newest
     if config.resume == "never":
         if names:
-            raise UserError(f"{folder}: holds a run already; add --resume auto to go on, or choose another --out")
+            raise UserError(f"{folder}: contains a run; add --resume auto to continue it, or choose another --out")
         return None
     chosen = Path(config.resume)
     if not (chosen / "state.json").is_file():
         raise UserError(f"--resume {chosen}: not a checkpoint folder; give RUN/checkpoints/step-XXXXXXXX, or auto")
     if names and (newest is None or chosen.resolve() != newest.resolve()):
-        raise UserError(f"{folder}: holds {names[-1]}, which would be lost; choose another --out")
+        raise UserError(f"{folder}: contains {names[-1]}, which would be lost; choose another --out")
     return chosen
 
 
 def restore(run: Run, folder: Path) -> Progress:
-    """Loads a checkpoint into a run; what follows is bit-identical to never having stopped.
+    """Load a checkpoint into a run. Training then continues bit-identically to a run that was never stopped.
 
     Raises:
-        UserError: the checkpoint belongs to other data or to another model.
+        UserError: If the checkpoint belongs to other data or to another model.
     """
     rows = {name: head.rows for name, head in run.bare.sharded_parameters.items()}
     checkpoint = load_checkpoint(folder, rows)
     state = checkpoint.state
     for what, value in _stream(run).items():
-        if state.get(what) != value and (what != "data" or "data" in state):  # earlier versions did not write it
+        if state.get(what) != value and (what != "data" or "data" in state):  # earlier versions did not store `data`
             raise UserError(
                 f"{folder}: trained on {what} {state.get(what, 'of an earlier version')}, this run has {value}; "
-                "use the same data, seed and reading knobs"
+                "use the same data, seed and options of the group reading"
             )
     _check_batch(folder, run, state)
     heads = {key.removeprefix("loss."): t for key, t in checkpoint.training.items() if key.startswith("loss.")}
-    if run.config.loss.center_weight == 0:  # earlier versions kept centres that nobody asked for
+    if run.config.loss.center_weight == 0:  # checkpoints of earlier versions contain unused centres
         heads = {name: tensor for name, tensor in heads.items() if not name.startswith("centers.")}
     try:
         load_whole(run.bare.model, checkpoint.model)
         load_whole(run.bare.loss, heads)
-        if run.ema is not None:  # switched on later, it starts from the weights
+        if run.ema is not None:  # if the checkpoint has no average, start from its weights
             load_whole(run.ema.module, checkpoint.ema or checkpoint.model)
     except RuntimeError as error:
         raise UserError(
-            f"{folder}: holds another model than configured ({str(error).splitlines()[-1].strip()})"
+            f"{folder}: contains another model than configured ({str(error).splitlines()[-1].strip()}); use the "
+            "options of its config.yaml"
         ) from error
     restore_optimizer(run.torch_optimizer, run.parameter_names, checkpoint.training)
     if run.accelerator.scaler is not None and state["gradient_scaler"]:
         run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
     progress = Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
     if progress.best_step == progress.step and run.accelerator.is_main_process and folder.parent.parent == run.folder:
-        _name_best(run.folder, folder.name, progress)  # a kill may have come between the checkpoint and best.json
+        _name_best(run.folder, folder.name, progress)  # a kill may have prevented the write of best.json
     return progress
 
 
 def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
-    """Raises UserError where a step would take other prints than the steps before: batches may be shared out anew, to
-    other processes and micro-batches, but not grow or shrink."""
+    """Check that a step reads as many prints as before. They may be split over other processes and micro-batches.
+
+    Raises:
+        UserError: If the number of prints per step has changed.
+    """
     here, training = run.samples_per_step, run.config.training
     before = state["position"] // state["step"] if state["step"] else here
     if before == here:
@@ -163,8 +174,8 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
     remedy = f"--training.gradient-accumulation-steps {share}" if fits else "another --training.batch-size"
     raise UserError(
         f"{folder}: trained with {before} prints per step, this run has {here} (batch size {training.batch_size} x "
-        f"accumulation {training.gradient_accumulation_steps} x {processes} processes); give {remedy}, so that it is "
-        f"{before} again"
+        f"accumulation {training.gradient_accumulation_steps} x {processes} processes); give {remedy} to "
+        f"restore {before}"
     )
 
 
@@ -173,6 +184,6 @@ def _name_best(run: Path, name: str, progress: Progress) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds dropout for one optimizer step; the rule is written into every checkpoint."""
+    """Seed dropout for one optimizer step, so that no RNG state needs to be saved. See `RNG_RULE`."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
     torch.manual_seed(mixed)

@@ -1,4 +1,4 @@
-"""What changes from step to step, as pure functions of the optimizer step: nothing of it is stored or resumed."""
+"""Learning rate, augmentation strength and margin as pure functions of the step. Nothing of it needs to be saved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Schedule(NamedTuple):
     """Settings of one optimizer step.
 
     Attributes:
-        learning_rate: of the optimizer.
-        augmentation: share of every augmentation amplitude, 0 to 1.
-        margin: of the identity heads.
+        learning_rate: Learning rate of the optimizer.
+        augmentation: Factor on all augmentation amplitudes, 0 to 1.
+        margin: Margin of the identity heads.
     """
 
     learning_rate: float
@@ -23,7 +23,7 @@ class Schedule(NamedTuple):
 
 
 def schedule_at(step: int, steps: int, config: Config) -> Schedule:
-    """Settings of optimizer step `step` (from 0) of `steps`."""
+    """Return the settings of optimizer step `step` (from 0) of `steps`."""
     return Schedule(
         learning_rate(step, steps, config.training),
         augmentation_strength(step, steps, config.preprocess.augment),
@@ -32,7 +32,7 @@ def schedule_at(step: int, steps: int, config: Config) -> Schedule:
 
 
 def schedule_record(now: Schedule, config: Config) -> dict[str, float]:
-    """What of it belongs in a record: the learning rate, and the others where they are scheduled."""
+    """Return the settings to record: the learning rate, and the other ones if they change during the run."""
     augment, loss = config.preprocess.augment, config.loss
     record = {"learning_rate": now.learning_rate}
     if augment.enabled and augment.start < 1 and augment.ramp > 0:
@@ -43,9 +43,9 @@ def schedule_record(now: Schedule, config: Config) -> dict[str, float]:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Rate for optimizer step `step` (from 0) of `steps`: linear warm-up, then cosine decay to `min_lr_ratio`.
+    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then cosine decay to `min_lr_ratio`.
 
-    The warm-up is shortened to a tenth of a run that is too short for it.
+    The warm-up takes at most a tenth of the steps.
     """
     warmup = min(config.warmup_steps, steps // 10)
     if step < warmup:
@@ -56,12 +56,12 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 def augmentation_strength(step: int, steps: int, config: AugmentConfig) -> float:
-    """Rises linearly from `start` to 1 over the first `ramp` of the run."""
+    """Return the augmentation strength, which rises linearly from `start` to 1 over the share `ramp` of the run."""
     return config.start + (1 - config.start) * _risen(step / steps, config.ramp)
 
 
 def scheduled_margin(step: int, steps: int, config: LossConfig) -> float:
-    """0 before `margin_start` of the run, then rises linearly to `margin` over `margin_ramp` of it."""
+    """Return the margin: 0 until the share `margin_start` of the run, then rising linearly over `margin_ramp`."""
     since = step / steps - config.margin_start
     return config.margin * _risen(since, config.margin_ramp) if since >= 0 else 0.0
 

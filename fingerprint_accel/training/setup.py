@@ -1,4 +1,4 @@
-"""Turns a configuration into a `Run`, the objects that the loop works with."""
+"""Builds a `Run`, the objects that the training loop works with, from a configuration."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from accelerate.utils import (
     ProjectConfiguration,
     parse_flag_from_env,
 )
-from torch import nn
 
-from fingerprint_accel.config import Config, TrainingConfig
+from fingerprint_accel.config import Config
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
-from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.preprocess.pipeline import Preprocessor
@@ -33,28 +31,35 @@ from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
+from fingerprint_accel.training.optimizer import make_optimizer, moving_average
 from fingerprint_accel.training.run_folder import check_launch, trackers
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
 
-BLOCK_SIZE = 16_384  # prints that are shuffled together in `block` order: many batches, but little memory
+BLOCK_SIZE = 16_384  # prints per block of `reading.order block`: many batches, but little memory
 SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of processors; others emulate bf16, which is slower than float32
+BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # CPUs with bf16 in hardware; others emulate it, slower than float32
 
 
 @dataclass
 class Run:
-    """Everything that one training run is made of, on this process.
+    """All objects of a training run on this process.
 
     Attributes:
-        module: network and losses as the loop calls them (wrapped by DDP where there are several processes).
-        bare: the same without wrapping; FSDP changes it in place.
-        optimizer: wrapped by Accelerate.
-        ema: moving average of the network's weights, if one is kept.
-        steps: optimizer steps in all.
+        config: Configuration of the run. Its micro-batch may be reduced before training.
+        accelerator: Accelerator of the run.
+        train: Training prints.
+        validation: Validation prints, or None.
+        order: Order of the training prints.
+        preprocessor: From stored prints to the input of the network, on the device.
+        module: Network and losses, wrapped by DDP if there are several processes.
+        bare: The same without wrapping. FSDP changes it in place.
+        optimizer: Optimizer, wrapped by Accelerate.
+        steps: Total number of optimizer steps.
+        ema: Moving average of the weights of the network, if one is kept.
     """
 
     config: Config
@@ -76,7 +81,7 @@ class Run:
 
     @property
     def samples_per_step(self) -> int:
-        """Prints per optimizer step over all processes and micro-batches."""
+        """Number of prints per optimizer step, over all processes and micro-batches."""
         training = self.config.training
         return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
 
@@ -87,19 +92,20 @@ class Run:
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained, in the order of the module."""
+        """All parameters, in the order of the module."""
         return list(self.bare.parameters())
 
     @property
     def parameter_names(self) -> dict[int, str]:
-        """Name of each trained parameter by its id()."""
+        """Names of the parameters by their id()."""
         return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
 
 def fast_precision() -> Literal["bf16", "fp16", "no"]:
-    """A `training.precision`: bf16 where the GPU or processor has it in hardware, fp16 on other GPUs, else no autocast.
+    """Return the fastest `training.precision` of this machine.
 
-    `ACCELERATE_USE_CPU` counts: training then runs on the processor although there is a GPU.
+    That is bf16 if the device computes it in hardware, fp16 on other GPUs, and no autocast on other CPUs. With the
+    environment variable `ACCELERATE_USE_CPU` the device is the CPU, even if there is a GPU.
     """
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -108,7 +114,11 @@ def fast_precision() -> Literal["bf16", "fp16", "no"]:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Accelerator for this configuration and the way the process was launched."""
+    """Create the accelerator for a configuration and the way the process was launched.
+
+    Raises:
+        UserError: If the precision or the tracker is not available, or the launch does not work.
+    """
     training = config.training
     no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
     if training.precision == "fp16" and not torch.cuda.is_available():
@@ -145,92 +155,33 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def use_all_cores(device: str, processes: int) -> None:
-    """Undoes the single thread that `accelerate launch` sets where it was not told that it runs on a CPU."""
+    """Undo the limit of one thread that `accelerate launch` sets for a single CPU process."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if device == "cpu" and processes == 1 and by_accelerate:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
-    """Has DDP neither average slices nor overwrite them with those of rank 0.
+    """Exclude sharded heads from DDP, which would average them or overwrite them with those of rank 0.
 
     Raises:
-        UserError: Accelerate shards all parameters in a way of its own.
+        UserError: If DeepSpeed or Megatron-LM shards all parameters in its own way.
     """
     if not module.sharded_parameters:
         return
     if kind in SHARES_OUT_ITSELF:
-        raise UserError(f"loss.sharded shares out the heads itself, so {kind.value} must not: leave one of them out")
+        raise UserError(
+            f"loss.sharded does not work with {kind.value}, which shards all parameters: leave one of them out"
+        )
     ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
     ignore(module, list(module.sharded_parameters))
 
 
-def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
-    """Blocks with parameters between each parameter and its embedding; not of the map decoder, a last layer itself."""
-    found: dict[nn.Parameter, int] = {}
-
-    def counted(blocks: nn.Sequential | None, behind: int) -> int:
-        for block in reversed(blocks if blocks is not None else nn.Sequential()):
-            parameters = list(block.parameters())
-            found.update(dict.fromkeys(parameters, behind))
-            behind += bool(parameters)
-        return behind
-
-    minutiae = counted(model.minutia_stem, counted(model.minutia_branch, 0))
-    behind = counted(model.stem, max(counted(model.texture_branch, 0), minutiae))
-    if model.alignment is not None:
-        found.update(dict.fromkeys(model.alignment.parameters(), behind))
-    return found
-
-
-def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused, so that it can skip an update on the device.
-
-    Each group has its `rate`, a share of the learning rate. Vectors (biases, normalisation) are not decayed. Heads that
-    sample classes are in it twice: whole, without gradients, and what is drawn of them.
-    """
-    depth = depths(module.model) if isinstance(module, TrainingModule) else {}
-    drawn = [
-        (f"{name}.{entry}", parameter)
-        for name, part in module.named_modules()
-        if isinstance(part, ShardedHead)
-        for entry, parameter in part.drawn.items()
-    ]
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
-    for name, parameter in [*module.named_parameters(), *drawn]:
-        rate = training.head_lr_mult if name.startswith("loss.") else training.layer_decay ** depth.get(parameter, 0)
-        if parameter.requires_grad:
-            groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
-    members = [
-        {"params": group, "weight_decay": training.weight_decay if decayed else 0.0, "rate": rate}
-        for (rate, decayed), group in groups.items()
-        if group
-    ]
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(members, lr=training.learning_rate, momentum=training.momentum, fused=True)
-    return torch.optim.AdamW(members, lr=training.learning_rate, fused=True)
-
-
-def _average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
-    """Moving average of the weights over the steps to come.
-
-    Random weights are forgotten soon: the first step replaces them and the decay rises from 0. Weights that are
-    `trained` already count like any step's: decay^steps of them is left at the end (Wortsman et al. 2022,
-    arXiv 2109.01903, average the weights before and after fine-tuning in this way).
-    """
-    if decay == 0:
-        return None
-    from timm.utils.model_ema import ModelEmaV3  # takes seconds
-
-    # timm copies the weights at the step after `update_after_step`
-    return ModelEmaV3(model, decay, use_warmup=not trained, update_after_step=-1 if trained else 0)
-
-
 def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
-    """Takes the weights of the trained network. Crop and size may differ from its own: it may go on at another scale.
+    """Load the weights of `model.init_from`. Crop and size of the input may differ from those it was trained with.
 
     Raises:
-        UserError: the trained network is not there, has another shape, or was trained on other prints than `train`.
+        UserError: If the trained network is missing, has another architecture, or needs another kind of prints.
     """
     saved = find_model(config.model.init_from)
     saved.check_fits(config.model)
@@ -239,10 +190,10 @@ def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
 
 
 def set_up(config: Config) -> Run:
-    """Opens the data and builds the model, on the device that Accelerate chose.
+    """Open the data and build the model on the device that Accelerate has chosen.
 
     Raises:
-        UserError: missing --data, data that cannot be used, knobs that do not fit the machine.
+        UserError: If there is no data, the data cannot be used, or options do not work on this machine.
     """
     if not config.data:
         raise UserError(
@@ -271,7 +222,7 @@ def set_up(config: Config) -> Run:
     if note:
         accelerator.print(note)
     optimizer = make_optimizer(bare, training)
-    average = _average(bare.model, training.ema_decay, bool(config.model.init_from))
+    average = moving_average(bare.model, training.ema_decay, bool(config.model.init_from))
     module, optimizer = prepare(accelerator, bare, optimizer, average)
     per_step = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
     return Run(

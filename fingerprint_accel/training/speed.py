@@ -1,4 +1,4 @@
-"""How fast the step runs on this machine: compilation, TF32, and what processes send to each other."""
+"""Speed of a step: compilation, TF32, and the exchange of gradients between processes."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from fingerprint_accel.config import TrainingConfig
 from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 from fingerprint_accel.training.module import TrainingModule
 
+# Options of torch.compile on GPUs. The inputs of the gradient of a normalisation are recomputed where they are used.
+# The defaults write them to memory in float32 and read them again, which takes longer than to compute them twice.
 FEWER_PASSES = {
     "realize_reads_threshold": 7,
     "realize_opcount_threshold": 1000,
     "realize_acc_reads_threshold": 64,
 }
-"""Options of the code generator for GPUs: what the gradient of a normalisation is made of is computed where it is used,
-twice if need be, not written to memory in float32 and read again."""
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Number of compiled versions that blocks of one class may have, for different sizes and for training or evaluation.
+# torch 2.11 counts the versions of all regions together. With its default of eight the other regions stay uncompiled.
 KINDS = 64
-"""Versions of compiled code that blocks of one class may have: sizes, training or not. torch 2.11 counts those of all
-regions together, and after eight leaves the rest uncompiled."""
 
 
 def set_precision(device: torch.device) -> None:
-    """On CUDA: float32 products in TF32, and convolution algorithms chosen by trial, since shapes never change.
+    """Enable TF32 and cuDNN's search for convolution algorithms on CUDA. The search pays, because shapes never change.
 
-    A CPU keeps full float32 products: with torch's reduced ones, results would depend on the make of the processor.
+    A CPU keeps full float32 products. With reduced ones, results would depend on the type of the processor.
     """
     if device.type != "cuda":
         return
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*new API settings to control TF32.*")  # torch 2.9 to 2.11
-        # factors keep 10 bits of their mantissa, as fp16 does; sums are in float32
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32.*")  # of torch 2.9 to 2.11
+        # TF32 rounds factors to a mantissa of 10 bits, as in fp16. Sums are in float32.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 
 
 def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
-    """How DDP exchanges gradients. They live in its buckets, so that none is copied."""
+    """Return the options of DDP.
+
+    `gradient_as_bucket_view` stores gradients in the buckets that are exchanged, which saves a copy of all gradients.
+    `bucket_cap_mb` trades overlap with the backward pass (small buckets) against fewer messages (large buckets).
+    `broadcast_buffers` is off, because batch statistics are averaged before validation instead, see `StatisticsGuard`.
+    """
     return DistributedDataParallelKwargs(
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
@@ -51,13 +56,13 @@ def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
 
 
 def compile_parts(module: TrainingModule, training: TrainingConfig, device: torch.device) -> str:
-    """Compiles the network, and on CUDA the losses, in place: names in state dicts stay as they are.
+    """Compile the network, and on CUDA the losses, in place. Names in state dicts do not change.
 
-    The network is compiled region by region, which takes a fraction of the time where blocks repeat, and the losses by
-    themselves: DDP has to see the module around them as it is.
+    Each region of the network is compiled alone. Repeated blocks share their code, which takes a fraction of the time.
+    The module around network and losses is not compiled, because DDP installs hooks in it.
 
     Returns:
-        A note for the user, or nothing.
+        A note for the user, or "".
     """
     mode = training.compile
     if mode == "no":
@@ -68,7 +73,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
     _dynamo.config.recompile_limit = max(KINDS, _dynamo.config.recompile_limit)
     note = ""
     if mode == "reduce-overhead" and device.type != "cuda":
-        mode, note = "default", "--training.compile reduce-overhead: CUDA graphs need a GPU; compiling with default"
+        mode, note = "default", "--training.compile reduce-overhead needs a GPU for CUDA graphs; using default"
     how = {"mode": mode} if device.type != "cuda" else {"options": {**list_mode_options(mode), **FEWER_PASSES}}
     for region in module.model.regions:
         region.compile(**how, dynamic=False)
@@ -79,14 +84,14 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
 
 def input_dtype(precision: str) -> torch.dtype:
-    """Of what preparation hands to the network: what autocast would turn it into, written once."""
+    """Return the type of the input of the network. It is the type that autocast would convert it to."""
     return HALF.get(precision, torch.float32)
 
 
 def begin_step() -> None:
-    """Tells CUDA graphs that results of the step before may be overwritten; costs nothing without them.
+    """Tell CUDA graphs that the results of the previous step may be overwritten.
 
-    Called once per optimizer step, not per micro-batch: gradients that add up over micro-batches are such results.
+    This must run once per optimizer step and not per micro-batch, because accumulated gradients are such results.
     """
-    if "torch._inductor.cudagraph_trees" in sys.modules:  # asking for it elsewhere would import the compiler, seconds
+    if "torch._inductor.cudagraph_trees" in sys.modules:  # without this check, the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()

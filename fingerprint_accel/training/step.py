@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches forward and backward, clip, update, move the class centres."""
+"""One optimizer step: forward and backward passes of all micro-batches, clipping, update, and class centres."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ from fingerprint_accel.training.speed import begin_step, input_dtype
 def optimizer_step(
     run: Run, batches: Iterator[Batch], now: Schedule, meters: Meters, progress: Progress
 ) -> torch.Tensor:
-    """One update from its micro-batches; returns () bool on the device, True where it was skipped."""
+    """Train on the micro-batches of one optimizer step.
+
+    Args:
+        run: The run.
+        batches: Iterator over micro-batches.
+        now: Learning rate, augmentation and margin of this step.
+        meters: Receives losses and gradient norm.
+        progress: State of the run, before the step.
+
+    Returns:
+        () bool on the device, True if the update was skipped because the loss or a gradient was not finite.
+    """
     accelerator, training = run.accelerator, run.config.training
     optimizer = run.torch_optimizer
     begin_step()
@@ -38,7 +49,9 @@ def optimizer_step(
             if accelerator.sync_gradients:
                 norm = clip_gradients(run)
                 bad = ~torch.isfinite(norm)
-                if accelerator.scaler is None:  # the protocol by which a GradScaler makes fused optimizers skip
+                # A fused optimizer skips its update on the device if `found_inf` is 1. A GradScaler sets it; without a
+                # scaler this does. To test the norm on the host would wait for the device in every step.
+                if accelerator.scaler is None:
                     optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
                 run.optimizer.step()
                 run.optimizer.zero_grad()
@@ -52,9 +65,9 @@ def optimizer_step(
 
 
 def prepared(run: Run, batch: Batch, now: Schedule) -> tuple[torch.Tensor | None, ...]:
-    """A micro-batch as `TrainingModule.forward` takes it, augmented."""
+    """Return the arguments of `TrainingModule.forward` for a micro-batch, with augmentation."""
     needs_maps, dtype = run.bare.model.config.needs_minutia_maps, input_dtype(run.accelerator.mixed_precision)
     image, maps = run.preprocessor(batch, True, needs_maps, now.augmentation, dtype)
     truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)
-    margin = torch.full((), now.margin, device=image.device)  # a number would be compiled into the losses
+    margin = torch.full((), now.margin, device=image.device)  # a float would be a constant in compiled losses
     return image, batch.finger, maps, batch.minutia_count > 0, margin, *truth

@@ -1,4 +1,4 @@
-"""Embeddings of the validation prints, made by all ranks together, and their error rates."""
+"""Embeddings of the validation prints, computed by all ranks together, and their error rates."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fingerprint_accel.training.speed import begin_step
 
 
 class Embedded(NamedTuple):
-    """Prints as a network describes them, on the CPU, in their order, the same on every rank.
+    """Embeddings of prints on the CPU, in the order of the prints and the same on every rank.
 
     Attributes:
         embeddings: (N, D) float32.
-        labels: (N,) int64.
-        misaligned: (N, 3) float32, rotation in radians and shift in half sides of the input by which the alignment
-            network was wrong; NaN where nobody knows or nothing aligns.
+        labels: (N,) int64 finger of each print.
+        misaligned: (N, 3) float32 error of the alignment network: rotation in radians, and shift in half sides of the
+            input. NaN if the true pose is unknown, or there is no alignment network.
     """
 
     embeddings: torch.Tensor
@@ -44,19 +44,19 @@ def embed(
     samples: np.ndarray | None = None,
     title: str = "",
 ) -> Embedded:
-    """Embeds prints, each on one rank.
+    """Embed prints, each on one rank.
 
-    Ranks take turns print by print; short ranks repeat prints so that all gather equal shapes, and the repetitions are
-    dropped by index.
+    Prints are dealt to the ranks in turn. Ranks with fewer prints repeat some, because `gather` needs equal shapes. The
+    repeated embeddings are overwritten by index.
 
     Args:
-        accelerator: of the run.
-        model: the network, or what is trained; FSDP gathers weights only if it is called through the latter.
-        preprocessor: of the run.
-        prints: where they come from.
-        batch_size: prints at a time, on each rank.
-        samples: (N,) which of them; default all.
-        title: of a progress bar; default none.
+        accelerator: Accelerator of the run.
+        model: The network, or the training module. FSDP gathers weights only through the training module.
+        preprocessor: Preprocessor of the run.
+        prints: Source of the prints.
+        batch_size: Number of prints per batch of each rank.
+        samples: (N,) positions of the prints to embed. Defaults to all prints.
+        title: Title of a progress bar; without a title there is none.
     """
     samples = np.arange(len(prints)) if samples is None else samples
     count, processes = len(samples), accelerator.num_processes
@@ -95,11 +95,20 @@ def validate(
     batch_size: int,
     cells: int = 0,
 ) -> dict[str, float]:
-    """Error rates over all pairs of the validation prints: `eer` and `tar@far=...` where the pairs can resolve them;
-    and where prints know how they lie, how far the alignment network is off: `alignment_mm` (median),
-    `alignment_mm_95` (95th percentile) and `alignment_degrees` (median).
+    """Compute error rates over all pairs of the validation prints.
 
-    Embeddings that are not finite count as an EER of 1: nothing worse can be reported, and training may recover.
+    Args:
+        accelerator: Accelerator of the run.
+        model: The network, or the training module.
+        preprocessor: Preprocessor of the run.
+        subset: The validation prints.
+        batch_size: Number of prints per batch of each rank.
+        cells: Number of cells of a dense embedding, else 0.
+
+    Returns:
+        `eer`, and `tar@far=...` for each FAR that the number of pairs supports. If true poses are known, also the error
+        of the alignment network: `alignment_mm` (median), `alignment_mm_95` (95th percentile) and `alignment_degrees`
+        (median). Non-finite embeddings give an EER of 1, so that training can recover from them.
     """
     found = embed(accelerator, model, preprocessor, subset, batch_size)
     metrics = alignment_metrics(found.misaligned, preprocessor.config.crop / 2 / subset.info.ppi * MM_PER_INCH)
@@ -110,7 +119,7 @@ def validate(
 
 
 def alignment_metrics(misaligned: torch.Tensor, half_side_mm: float) -> dict[str, float]:
-    """misaligned (N, 3) as of `Embedded` -> metrics by name; nothing where no print knows."""
+    """Return the alignment metrics of `Embedded.misaligned` (N, 3), or nothing if no true pose is known."""
     known = misaligned[misaligned.isfinite().all(dim=1)]
     if not len(known):
         return {}

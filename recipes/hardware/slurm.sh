@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# sbatch recipes/hardware/slurm.sh recipes/huge_1_5m.py --data DATASET --out RUN --training.batch-size 128
-# Two machines of eight GPUs; one task per machine, which starts a process per GPU. Sent again after a time limit or a
-# preemption, it goes on from the last checkpoint.
+# sbatch recipes/hardware/slurm.sh recipes/train_1_5m.py --data DATASET --out RUN --training.batch-size 128
+# Two machines of eight GPUs. SLURM starts one task per machine, and each task starts one process per GPU. Submit the
+# same command again after a time limit or a preemption: it continues from the last checkpoint.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

@@ -11,7 +11,7 @@ from shard_writer import ShardWriter
 
 from fingerprint_accel.data.mapping import resident_files
 from fingerprint_accel.data.shard_writing import Record
-from fingerprint_accel.data.shards import open_dataset, split_fingers
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.verifying import verify
 
@@ -215,12 +215,3 @@ def test_an_exception_leaves_nothing_behind(tmp_path):
 def test_existing_folder_is_not_overwritten(folder):
     with pytest.raises(UserError, match="exists already"):
         ShardWriter(folder, ppi=300, canvas=SIDE)
-
-
-def test_split_survives_adding_fingers():
-    keys = [f"finger {n}" for n in range(5000)]
-    some, all_of_them = split_fingers(keys[:3000], 0.1), split_fingers(keys, 0.1)
-    np.testing.assert_array_equal(some, all_of_them[:3000])
-    assert 420 < all_of_them.sum() < 580, "a tenth, within five standard deviations"
-    assert not split_fingers(keys, 0.0).any()
-    assert (split_fingers(keys, 0.1) <= split_fingers(keys, 0.2)).all(), "a larger share holds the smaller one"

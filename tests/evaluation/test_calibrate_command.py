@@ -277,7 +277,7 @@ def test_a_run_and_its_exported_model_say_the_same(run, ten_fingers, tmp_path):
         assert found[0] == found[1]
         sums.append((found[0], (run / "model" / "model.safetensors").read_bytes()))
         calibrate_command(str(run), ten_fingers.folder, None)
-    assert "not calibrated for comparing prints best over these poses" in sums[0][0]
+    assert "not calibrated for the best over these poses" in sums[0][0]
     assert sums[1][0] == "thresholds measured on fingers, all-pairs, 720 non-mated comparisons of 10 fingers"
     assert sums[0][1] == sums[1][1]
     checkpoint = find_model(run).folder

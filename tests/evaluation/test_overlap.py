@@ -1,9 +1,10 @@
 """Whether a model has seen the prints it is tested on."""
 
+import numpy as np
 import pytest
 
 from fingerprint_accel.config import Config, ModelConfig, ReadingConfig, save_yaml
-from fingerprint_accel.data.shards import split_fingers
+from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.evaluation.overlap import training_overlap
 
 
@@ -49,13 +50,50 @@ def test_same_names_of_other_fingers(run, write_prints, tmp_path):
 
 def test_held_out_fingers_were_not_trained_on(run, write_prints, tmp_path):
     train = write_prints(tmp_path / "train", keys(*range(30)))
-    held_out = split_fingers(train.key_of_finger, 0.3)
+    rows = split_prints(train, ReadingConfig(validation_fraction=0.3)).validation
+    held_out = np.bincount(train.fingers[rows], minlength=30) > 0
     assert 0 < held_out.sum() < 30
     folder = run("run", tmp_path / "train", validation_fraction=0.3)
     shared = training_overlap(folder, train).sets[0]
     assert (shared.fingers, shared.prints) == (30 - held_out.sum(), 60 - 2 * held_out.sum())
     test = write_prints(tmp_path / "test", keys(*held_out.nonzero()[0].tolist()))
     assert training_overlap(folder, test).sentence() == f"nothing in common ({tmp_path / 'train'})"
+
+
+def test_held_out_subjects_and_folds_were_not_trained_on(run, write_prints, tmp_path):
+    """Five subjects with two fingers each; a fold of three holds out one or two of them."""
+    names = {
+        (f"{subject:03d}_{position:02d}", n): "scan.png" for subject in range(5) for position in (2, 7) for n in (0, 1)
+    }
+    train = write_prints(tmp_path / "train", names)
+    reading = {"split_by": "subject", "fold": "2/3"}
+    split = split_prints(train, ReadingConfig(**reading))
+    assert (split.groups, split.held_out, split.fingers, split.also_trained) == (5, 2, 4, 0)
+    shared = training_overlap(run("run", tmp_path / "train", **reading), train).sets[0]
+    assert (shared.fingers, shared.prints) == (6, 12)
+
+
+def test_held_out_sessions_share_their_fingers(run, write_prints, tmp_path):
+    """Four sessions of each of six fingers: the fingers are known, the prints of held-out sessions are not."""
+    names = {(f"{finger}", n): f"session-{n}/{finger}.png" for finger in range(6) for n in range(4)}
+    train = write_prints(tmp_path / "train", names)
+    reading = {"split_by": r"(?P<session>session-\d)", "fold": "1/2"}
+    split = split_prints(train, ReadingConfig(**reading))
+    assert (split.groups, split.held_out, split.fingers, split.also_trained) == (4, 2, 6, 6)
+    overlap = training_overlap(run("run", tmp_path / "train", **reading), train)
+    assert (overlap.sets[0].fingers, overlap.sets[0].prints) == (6, 12)
+    held_out = {name: source for name, source in names.items() if split.validation[train.impressions == name[1]].all()}
+    test = write_prints(tmp_path / "test", held_out)
+    assert training_overlap(tmp_path / "run", test).sentence() == (
+        "WARNING: 6 of 6 finger keys in common, and no print is the same; the run held out sessions, not fingers "
+        f"({tmp_path / 'train'})"
+    )
+
+
+def test_a_missing_table_of_subjects_leaves_it_unknown(run, write_prints, tmp_path):
+    train = write_prints(tmp_path / "train", keys(*range(10)))
+    overlap = training_overlap(run("run", tmp_path / "train", split_by=str(tmp_path / "gone.csv")), train)
+    assert overlap.sentence() == f"unknown: not at hand ({tmp_path / 'train'})"
 
 
 def test_what_a_model_started_from_counts_too(run, write_prints, tmp_path):

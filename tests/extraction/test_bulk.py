@@ -142,7 +142,7 @@ def test_small_templates_and_a_floor(model, prints, tmp_path):
     np.testing.assert_allclose(norms, ~found.failed, atol=1e-6)
     assert summary.failed == {f"quality below {floor}": found.failed.sum()}
     for wrong, message in (
-        (Options(length=33), "--length 33: the model gives 32 numbers"),
+        (Options(length=33), "--length 33: must lie between 1 and 32"),
         (Options("binary", length=20), "a multiple of 8"),
     ):
         with pytest.raises(UserError, match=message):

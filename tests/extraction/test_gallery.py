@@ -9,7 +9,9 @@ import torch
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery as module
-from fingerprint_accel.extraction.gallery import Gallery, _top
+from fingerprint_accel.extraction import gallery_search
+from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery_search import _top
 from fingerprint_accel.similarity import similarity
 
 
@@ -30,8 +32,8 @@ def filled(folder, *counts):
 @pytest.mark.parametrize("k", [1, 3, 60])
 def test_search_is_exact_across_files_blocks_and_probes(tmp_path, monkeypatch, k):
     monkeypatch.setattr(module, "BLOCK", 25)
-    monkeypatch.setattr(module, "PROBES", 7)
-    monkeypatch.setattr(module, "CELL", 2)
+    monkeypatch.setattr(gallery_search, "PROBES", 7)
+    monkeypatch.setattr(gallery_search, "CELL", 2)
     _, references = filled(tmp_path / "gallery", 40, 1, 19)
     gallery, probes = Gallery(tmp_path / "gallery"), unit(17, seed=9)
     hits = gallery.search(probes, k)
@@ -118,7 +120,7 @@ def test_an_enrolment_can_be_repeated(tmp_path):
 def test_another_image_of_a_name_is_refused_or_replaces_the_first(tmp_path):
     gallery, every = filled(tmp_path / "gallery", 5, 3)
     other = unit(2, seed=7)
-    with pytest.raises(UserError, match=r"0-1: enrolled already, from another image; --replace puts this one in its"):
+    with pytest.raises(UserError, match=r"0-1: already enrolled from another image; --replace replaces it"):
         gallery.append(other, ["new", "0-1"])
     assert len(Gallery(tmp_path / "gallery")) == 8, "all or none"
     assert gallery.append(other, ["new", "0-1"], replace=True) == 2
@@ -128,7 +130,7 @@ def test_another_image_of_a_name_is_refused_or_replaces_the_first(tmp_path):
     assert gallery.append(other, ["new", "0-1"], replace=True) == 0
     same = np.concatenate([unit(1, seed=9)] * 2)
     assert gallery.append(same, ["twice", "twice"]) == 1, "listed twice, enrolled once"
-    with pytest.raises(UserError, match="thrice: two prints of this name"):
+    with pytest.raises(UserError, match="thrice: two different prints have this name"):
         gallery.append(other, ["thrice", "thrice"])
 
 
@@ -185,7 +187,7 @@ def dense(count, seed=0):
 
 def test_dense_templates_are_searched_by_masked_similarity(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 25)
-    monkeypatch.setattr(module, "PROBES", 7)
+    monkeypatch.setattr(gallery_search, "PROBES", 7)
     references, probes = dense(60), dense(17, seed=9)
     gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests", CELLS)
     for start in (0, 40):

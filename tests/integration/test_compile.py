@@ -37,7 +37,7 @@ def test_two_compiled_processes_train_what_plain_ones_do(prints, environment, tm
     for mode in ("no", "default"):
         out = tmp_path / mode
         words = [*TINY, *CHANGING, "--data", str(prints), "--out", str(out), "--training.compile", mode]
-        launched("two processes", [script, ROOT / "recipes" / "small.py", *words], environment)
+        launched("two processes", [script, ROOT / "recipes" / "train_10k.py", *words], environment)
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
         losses[mode] = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses["no"]) == 6

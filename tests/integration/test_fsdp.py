@@ -72,9 +72,9 @@ CONVOLUTIONS += ["--training.layer-decay", "0.9"]
 BATCH_NORM = ["--model.trunk", "compact", "--training.steps", "2", "--training.save-every", "1"]
 REFUSED = {
     "sgd": (["--training.optimizer", "sgd"], "--training.optimizer adamw"),
-    "compiled": (["--training.compile", "default"], "--training.compile at no"),
+    "compiled": (["--training.compile", "default"], "use --training.compile no"),
     "rehearsed": (["--training.auto-micro-batch-size", "yes"], "--training.auto-micro-batch-size at auto"),
-    "sampled": (["--loss.sharded", "--loss.class-sample-rate", "0.5"], "--loss.class-sample-rate at 1"),
+    "sampled": (["--loss.sharded", "--loss.class-sample-rate", "0.5"], "use --loss.class-sample-rate 1"),
 }
 
 
@@ -113,14 +113,14 @@ def trained(prints, tmp_path_factory):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         words = [json.dumps(words_of(4, name, own)) for name, own in two.items()]
         environment |= launched_with_fsdp()
-        launched("two processes", [folder / "train.py", ROOT / "recipes" / "small.py", *words], environment)
+        launched("two processes", [folder / "train.py", ROOT / "recipes" / "train_10k.py", *words], environment)
         for name, own in back.items():
             train_here(words_of(8, name, own))
     return folder
 
 
 def train_here(words):
-    defaults = runpy.run_path(str(ROOT / "recipes" / "small.py"))["CONFIG"]
+    defaults = runpy.run_path(str(ROOT / "recipes" / "train_10k.py"))["CONFIG"]
     run_training(parse(defaults, "", words))
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -226,8 +226,8 @@ def test_what_does_not_go_together_is_one_line(trained):
     ("setting", "value", "remedy"),
     [
         ("FSDP_VERSION", "1", "set fsdp_version: 2"),
-        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "give --model.gradient-checkpointing"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "SIZE_BASED_WRAP is not supported: set TRANSFORMER_BASED_WRAP"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --model.gradient-checkpointing"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params is not supported: set it to false"),
     ],
 )

@@ -30,7 +30,7 @@ SAVES = ["--training.save-every", "2", "--training.validate-every", "4", "--trai
 
 def program(prints, out):
     words = [*TINY, *SAVES, "--data", str(prints), "--out", str(out), "--resume", "auto"]
-    return [str(ROOT / "recipes" / "small.py"), *words]
+    return [str(ROOT / "recipes" / "train_10k.py"), *words]
 
 
 def finish(launcher, prints, out, environment):

@@ -48,8 +48,8 @@ def test_hardware_parses(path):
     assert config.num_processes == values["num_processes"]
 
 
-EVERY_LAUNCHER = "small.py"
-LARGER = ["medium.py", "large_500k.py", "xlarge_1m.py", "huge_1_5m.py"]  # launched like small.py
+EVERY_LAUNCHER = "train_10k.py"
+LARGER = ["train_100k.py", "train_500k.py", "train_1m.py", "train_1_5m.py"]  # launched like train_10k.py
 LAUNCHED = [recipe for recipe in RECIPES if recipe not in LARGER]
 TWO_PROCESSES_ONLY = "pretrain_base.py"  # to save time
 RUNS = [
@@ -100,11 +100,24 @@ def test_two_processes_calibrate_as_one(prints, environment, tmp_path):
     """The same checkpoint, exported by one process and again by two."""
     run = tmp_path / "run"
     words = ["--data", prints, "--out", run]
-    launch("one process", "small.py", environment, *words)
+    launch("one process", "train_10k.py", environment, *words)
     found = json.loads((run / "model" / "config.json").read_text())["notes"]
     shutil.rmtree(run / "model")
-    launch("two processes", "small.py", environment, *words, "--resume", "auto", "--training.batch-size", "2")
+    launch("two processes", "train_10k.py", environment, *words, "--resume", "auto", "--training.batch-size", "2")
     assert json.loads((run / "model" / "config.json").read_text())["notes"] == found
+
+
+def test_two_processes_cross_validate(prints, environment, tmp_path):
+    """Fold membership and the number of comparisons are those of one process."""
+    words = ["--data", prints, "--out", tmp_path / "cv", "--model.init-from", "", "--folds", "2"]
+    result = launch("two processes", "finetune.py", environment, *words)
+    assert result.stdout.count("cross-validation: ") == 1
+    assert result.stdout.count("fold 1/2 holds out 12 of 24 fingers (48 prints)") == 1
+    found = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())
+    assert [(row["fingers"], row["mated"], row["nonmated"]) for row in found["folds"]] == [(12, 72, 1056)] * 2
+    for row in found["folds"]:
+        best = json.loads((tmp_path / "cv" / f"fold-{row['fold'][0]}" / "best.json").read_text())
+        assert row["eer"] == pytest.approx(best["eer"], abs=5e-3), "random weights give scores that rounding reorders"
 
 
 @pytest.mark.parametrize("recipe", LARGER)
@@ -159,8 +172,8 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
     same += ["--training.optimizer", optimizer, "--training.learning-rate", {"adamw": "5e-4", "sgd": "0.05"}[optimizer]]
     one = [*same, "--out", tmp_path / "one", "--training.batch-size", "8"]
     two = [*same, "--out", tmp_path / "two", "--training.batch-size", "4"]
-    launch("one process", "small.py", environment, *one)
-    launch("two processes", "small.py", environment, *two)
+    launch("one process", "train_10k.py", environment, *one)
+    launch("two processes", "train_10k.py", environment, *two)
     losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
     assert len(losses[0]) == 12
     np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
@@ -173,7 +186,7 @@ def test_two_processes_train_what_one_does(optimizer, words, prints, environment
     assert steps == [[6, 12], [6, 12]]
     if optimizer == "sgd" and not words:
         more = ["--training.gradient-compression", "bf16", "--training.bucket-cap-mb", "1", "--out", tmp_path / "half"]
-        launch("two processes", "small.py", environment, *same, "--training.batch-size", "4", *more)
+        launch("two processes", "train_10k.py", environment, *same, "--training.batch-size", "4", *more)
         compressed = [record["loss"] for record in records(tmp_path / "half")]
         np.testing.assert_allclose(compressed, losses[1], rtol=0.02)
         assert compressed[0] == losses[1][0], "before the first exchange"
@@ -235,15 +248,16 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.data.loader import subset_of_fingers
-from fingerprint_accel.data.shards import open_dataset, split_fingers
+from fingerprint_accel.config import ModelConfig, PreprocessConfig, ReadingConfig
+from fingerprint_accel.data.loader import subset_of_prints
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.training.validation import embed
 data, out = sys.argv[1:]
 shards = open_dataset(data)
-subset = subset_of_fingers(shards, split_fingers(shards.key_of_finger, 0.3))
+subset = subset_of_prints(shards, split_prints(shards, ReadingConfig(validation_fraction=0.3)).validation)
 subset = type(subset)(shards, subset.rows[:-1], subset.labels[:-1])  # an odd number, which two ranks cannot share
 torch.manual_seed(0)
 model = DeepPrint(ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16))
@@ -285,7 +299,7 @@ def test_benchmark_runs_on_two_processes(prints, environment, tmp_path):
 
 
 def test_mistake_under_a_launcher_is_one_line(environment, tmp_path):
-    words = [ROOT / "recipes" / "small.py", "--data", "nowhere", "--out", tmp_path / "r"]
+    words = [ROOT / "recipes" / "train_10k.py", "--data", "nowhere", "--out", tmp_path / "r"]
     result = starting.run(words, environment=environment)
     assert result.returncode == 2
     assert result.stderr.startswith("error: nowhere: not a dataset folder")

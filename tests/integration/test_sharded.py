@@ -164,7 +164,7 @@ def trained(prints, tmp_path_factory):
     for launcher, batch, runs in (("two processes", 6, two), ("one process", 12, one), ("three processes", 4, three)):
         given = [*TINY, *SAME, "--data", str(prints), "--training.batch-size", str(batch)]
         words = [json.dumps([*given, *own, "--out", str(folder / name)]) for name, own in runs.items()]
-        launched(launcher, [folder / "train.py", ROOT / "recipes" / "small.py", *words], environment)
+        launched(launcher, [folder / "train.py", ROOT / "recipes" / "train_10k.py", *words], environment)
     return folder
 
 

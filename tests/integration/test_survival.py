@@ -27,7 +27,9 @@ def runs(prints, tmp_path_factory):
     """Folder of all runs, and how each ended."""
     folder = tmp_path_factory.mktemp("survival")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = starting.run([SCRIPT, prints, folder, ROOT / "recipes" / "small.py"], environment=environment, timeout=500)
+    result = starting.run(
+        [SCRIPT, prints, folder, ROOT / "recipes" / "train_10k.py"], environment=environment, timeout=500
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text())
 
@@ -155,7 +157,7 @@ def test_batches_may_be_shared_out_anew_but_not_change(runs):
     assert results["another batch"]["codes"] == [2]
     (line,) = errors(folder, "another batch", 0)
     assert "trained with 8 prints per step, this run has 6 (batch size 2 x accumulation 3 x 1 processes)" in line
-    assert "give --training.gradient-accumulation-steps 4, so that it is 8 again" in line
+    assert "give --training.gradient-accumulation-steps 4 to restore 8" in line
 
 
 def test_too_little_memory_on_one_rank_makes_both_smaller(runs):
@@ -163,8 +165,8 @@ def test_too_little_memory_on_one_rank_makes_both_smaller(runs):
     assert results["shrunk"]["codes"] == results["small"]["codes"] == [0, 0]
     said = (folder / "shrunk.0.out").read_text()
     assert (
-        "out of memory on 1 of 2 processes with batch 4 x 1: all go on with 2 x 2, the same 8 prints per step in the "
-        "same order"
+        "out of memory on 1 of 2 processes with batch 4 x 1: all continue with 2 x 2, the same 8 prints per step in "
+        "the same order"
     ) in said
     assert "batch 2 x 2 per device, 8 in total" in said
     whole = samples(folder, "whole-2", 2)
@@ -180,7 +182,7 @@ def test_too_little_memory_on_one_rank_makes_both_smaller(runs):
 
 
 def test_torchrun_passes_the_signal_on(prints, environment, tmp_path):
-    command = [*LAUNCHERS["two processes"], str(ROOT / "recipes" / "small.py"), *TINY, "--data", str(prints)]
+    command = [*LAUNCHERS["two processes"], str(ROOT / "recipes" / "train_10k.py"), *TINY, "--data", str(prints)]
     command += ["--out", str(tmp_path / "run"), "--training.steps", "5000", "--resume", "auto"]
     with (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=err)

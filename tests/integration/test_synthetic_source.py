@@ -12,8 +12,8 @@ def test_two_processes_train_what_one_does(environment, tmp_path):
     same = ["--data", DATA, "--model.norm", "group", "--model.dropout", "0", "--reading.samples-per-class", "2"]
     same += ["--loss.contrastive-weight", "1", "--loss.scale", "16"]
     same += ["--training.steps", "6", "--training.validate-every", "3"]
-    launch("one process", "small.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")
-    launch("two processes", "small.py", environment, *same, "--out", tmp_path / "two", "--training.batch-size", "4")
+    launch("one process", "train_10k.py", environment, *same, "--out", tmp_path / "one", "--training.batch-size", "8")
+    launch("two processes", "train_10k.py", environment, *same, "--out", tmp_path / "two", "--training.batch-size", "4")
     losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
     assert len(losses[0]) == 6
     np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)

@@ -214,7 +214,7 @@ def test_beginnings_learn_as_embeddings_of_their_own(head):
 
 def test_lengths_of_beginnings_must_rise_and_fit():
     for lengths in ((8, 8), (8, 4), (0, 4)):
-        with pytest.raises(UserError, match="shortest first"):
+        with pytest.raises(UserError, match="in ascending order"):
             LossConfig(matryoshka_dims=lengths)
     with pytest.raises(UserError, match="a branch has 256 numbers"):
         Config(loss=LossConfig(matryoshka_dims=(64, 256)), model=ModelConfig(variant="TexMinu", embedding_dim=512))

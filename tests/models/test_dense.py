@@ -92,5 +92,5 @@ def test_knobs_that_do_not_go_together():
         ModelConfig(variant="Dense", embedding_dim=500)
     with pytest.raises(UserError, match="trunk flx"):
         ModelConfig(variant="LocDense", trunk="flx")
-    with pytest.raises(UserError, match="top of the finger"):
+    with pytest.raises(UserError, match="not a shorter embedding"):
         Config(model=ModelConfig(variant="Dense"), loss=LossConfig(matryoshka_dims=(64,)))

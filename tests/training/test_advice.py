@@ -23,8 +23,8 @@ READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}
         (0.04, READING, "shards", []),
         (0.30, READING, "shards", ["30%", "reading from disk", "--reading.order block", "--encoding lz4"]),
         (0.06, {"disk": 1.0, "decode": 6.0}, "shards", ["6%", "decoding lz4", "--encoding raw"]),
-        (0.50, {"disk": 1.0, "order": 6.0}, "shards", ["drawing the order", "--training.batch-size"]),
-        (0.20, {"disk": 1.0, "order": 0.5}, "shards", ["works 15%", "two cores"]),
+        (0.50, {"disk": 1.0, "order": 6.0}, "shards", ["computing the order", "--training.batch-size"]),
+        (0.20, {"disk": 1.0, "order": 0.5}, "shards", ["busy only 15%", "two cores"]),
         (0.51, {"render": 5.1}, "synthetic", ["51%", "`fingerprint-accel synth`"]),
     ],
 )
@@ -166,4 +166,4 @@ def test_records_and_the_table_carry_the_readings(tiny, monkeypatch, capsys):
     records = [record for record in map(json.loads, lines) if record["kind"] == "train"]
     assert [record["gpu_memory_mb"] for record in records] == [123.0] * 6
     assert [record["gpu_utilisation"] for record in records] == [0.5] * 6
-    assert "50% busy, up to 2.3 GB of all processes" in capsys.readouterr().out
+    assert "50% busy, at most 2.3 GB used by all processes" in capsys.readouterr().out

@@ -15,7 +15,8 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint, Output
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.setup import depths, set_up
+from fingerprint_accel.training.optimizer import depths
+from fingerprint_accel.training.setup import set_up
 
 SAVED = ("model.safetensors", "training_state.safetensors", "ema.safetensors", "state.json")
 
@@ -169,5 +170,5 @@ def test_a_frozen_trunk_with_new_fingers(tiny, tmp_path):
 
 
 def test_a_frozen_trunk_needs_a_start():
-    with pytest.raises(UserError, match=r"give --model\.init-from"):
+    with pytest.raises(UserError, match=r"add --model\.init-from"):
         Config(model=ModelConfig(trunk_frozen=True))

@@ -70,7 +70,7 @@ def test_damage_is_named(tmp_path, file):
 def test_unknown_format(tmp_path):
     folder = tmp_path / "checkpoints" / save(tmp_path, 1)
     (folder / "state.json").write_text(json.dumps({"format_version": 99}))
-    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1"):
+    with pytest.raises(UserError, match="checkpoint has format 99, this version reads 1"):
         load_checkpoint(folder)
 
 

@@ -54,7 +54,7 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
 @pytest.mark.parametrize(
     ("data", "enhance", "validation", "message"),
     [
-        ("enhanced", True, "", "enhanced: enhanced already; leave out --preprocess.enhance"),
+        ("enhanced", True, "", "enhanced: prints are enhanced already; leave out --preprocess.enhance"),
         ("enhanced", False, "prints", "enhanced: enhanced, but .*prints is not; `merge .*prints --enhance`"),
         ("prints", False, "enhanced", "enhanced: enhanced, but .*prints is not; `merge .*prints --enhance`"),
     ],

@@ -66,8 +66,8 @@ def test_a_shrunk_run_is_the_one_that_started_there(tiny, tmp_path, monkeypatch,
     short_of_memory(monkeypatch, 3)
     run_training(changed(tiny, auto_micro_batch_size="yes"))
     said = capsys.readouterr().out
-    assert "on 1 of 1 processes with batch 8 x 1: all go on with 4 x 2" in said
-    assert "with batch 4 x 2: all go on with 2 x 4, the same 8 prints per step" in said
+    assert "on 1 of 1 processes with batch 8 x 1: all continue with 4 x 2" in said
+    assert "with batch 4 x 2: all continue with 2 x 4, the same 8 prints per step" in said
     assert losses(tmp_path / "run") == losses(tmp_path / "small")
     for name in ("model.safetensors", "training_state.safetensors"):
         files = [tmp_path / run / "checkpoints" / "step-00000006" / name for run in ("run", "small")]
@@ -85,7 +85,7 @@ def test_rehearsing_leaves_no_trace(tiny, tmp_path):
 
 def test_no_room_at_all_is_said(tiny, monkeypatch):
     short_of_memory(monkeypatch, 0)
-    with pytest.raises(UserError, match="out of memory with micro-batches of 1 prints, and none is smaller"):
+    with pytest.raises(UserError, match="out of memory with micro-batches of 1 prints, and there is no smaller size"):
         run_training(changed(tiny, auto_micro_batch_size="yes"))
 
 
@@ -95,7 +95,7 @@ def test_memory_that_runs_out_later_ends_with_the_remedy(tiny, tmp_path, monkeyp
     run_training(whole)
     with monkeypatch.context() as patch:
         short_of_memory(patch, 4, after=3)
-        remedy = "in step 4 with micro-batches of 8 prints; go on with --resume auto --training.batch-size 4 "
+        remedy = "in step 4 with micro-batches of 8 prints; continue with --resume auto --training.batch-size 4 "
         with pytest.raises(UserError, match=remedy + "--training.gradient-accumulation-steps 2"):
             run_training(config)
         run_training(changed(dataclasses.replace(config, resume="auto"), batch_size=4, gradient_accumulation_steps=2))
@@ -138,7 +138,7 @@ def test_recomputed_features_give_the_same_gradients(variant, trunk, size):
 
 
 def test_recompute_and_compile_do_not_go_together():
-    with pytest.raises(UserError, match=r"model.gradient_checkpointing and training.compile do not go together"):
+    with pytest.raises(UserError, match=r"model.gradient_checkpointing does not work with training.compile"):
         Config(model=ModelConfig(gradient_checkpointing=True), training=TrainingConfig(compile="default"))
 
 

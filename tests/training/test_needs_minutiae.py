@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from shard_writer import ShardWriter
 
+from fingerprint_accel.config import ReadingConfig
 from fingerprint_accel.data.shard_writing import Record
-from fingerprint_accel.data.shards import open_dataset, split_fingers
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
@@ -35,7 +37,10 @@ def with_some(prints, tiny, tmp_path):
 
 
 def held_out(prints):
-    return split_fingers(open_dataset(prints).key_of_finger, FRACTION)
+    """(F,) bool: the fingers that are held out."""
+    shards = open_dataset(prints)
+    rows = split_prints(shards, ReadingConfig(validation_fraction=FRACTION)).validation
+    return np.bincount(shards.fingers[rows], minlength=24) > 0
 
 
 def refused(config):
@@ -56,7 +61,7 @@ def test_data_without_minutiae_are_refused_with_the_remedy(with_some, prints, va
     config = with_some(out, variant=variant)
     assert refused(config) == (
         f"{config.data}: none of the {4 * (~out).sum()} training prints has minutiae, but {variant} learns from them; "
-        "`import ... --minutiae FOLDER` reads mindtct's .xyt files and ISO templates, also beside the images; "
+        "`import ... --minutiae FOLDER` reads .xyt files of mindtct and ISO templates, also those beside the images; "
         f"--model.variant {remedy} trains without minutiae"
     )
     set_up(dataclasses.replace(config, model=dataclasses.replace(config.model, variant=remedy)))

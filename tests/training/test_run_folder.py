@@ -63,7 +63,7 @@ def test_launches_that_are_fine(environment, seen, nowhere):
 
 def words(prints, out):
     return [
-        *(ROOT / "recipes" / "small.py", "--data", prints, "--out", out, "--preprocess.crop", "256"),
+        *(ROOT / "recipes" / "train_10k.py", "--data", prints, "--out", out, "--preprocess.crop", "256"),
         *("--preprocess.size", "32", "--model.trunk", "compact", "--model.width", "8", "--training.steps", "2"),
         *("--training.tracker", "none", "--reading.validation-fraction", "0.3"),
     ]
@@ -102,7 +102,7 @@ def test_a_lock_is_there_while_the_run_is(tmp_path):
     alone = SimpleNamespace(is_main_process=True, num_processes=1)
     with holding(tmp_path / "run", alone):
         assert (tmp_path / "run" / "run.lock").exists()
-        with pytest.raises(UserError, match="another run is writing to it"), holding(tmp_path / "run", alone):
+        with pytest.raises(UserError, match="another run writes to it"), holding(tmp_path / "run", alone):
             raise AssertionError("two hold it")
 
 
@@ -122,7 +122,9 @@ def test_a_checkpoint_is_read_back_before_it_counts(tmp_path, monkeypatch):
     original = module.save_file
     for written in ({}, {"a": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(4)}):
         monkeypatch.setattr(module, "save_file", lambda tensors, path, written=written, **_: original(written, path))
-        with pytest.raises(UserError, match=r"model.safetensors: holds \d tensors in place of 2 that were written"):
+        with pytest.raises(
+            UserError, match=r"model.safetensors: contains \d tensors instead of the 2 that were written"
+        ):
             save_checkpoint(tmp_path, some(2))
     monkeypatch.setattr(module, "save_file", lambda tensors, path, **_: path.write_bytes(b"half"))
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read back"):
@@ -176,7 +178,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     run_training(dataclasses.replace(saving, resume="auto"))
     error = capsys.readouterr().err
     assert f"{run / 'checkpoints' / 'step-00000006'}: damaged" in error
-    assert "renamed to damaged-step-00000006, going on from step-00000004" in error
+    assert "renamed to damaged-step-00000006, continuing from step-00000004" in error
     ended, alone = (
         load_file(folder / "checkpoints" / "step-00000006" / "model.safetensors")
         for folder in (run, tmp_path / "alone")
@@ -186,7 +188,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     assert (run / "checkpoints" / "damaged-step-00000006").is_dir()  # nothing of the user's is deleted
     for folder in (run / "checkpoints").glob("step-*"):
         spoil(folder, "no tensor")
-    with pytest.raises(UserError, match=r"no checkpoint is whole \(step-00000006: model.safetensors holds no tensor\)"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint is complete \(step-00000006: model.safetensors holds no tensor\)"
+    ):
         run_training(dataclasses.replace(saving, resume="auto"))
 
 

@@ -26,9 +26,10 @@ from fingerprint_accel.losses.margin import arcface, cosface
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import speed
 from fingerprint_accel.training.meters import Meters
+from fingerprint_accel.training.optimizer import make_optimizer
 from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import schedule_at
-from fingerprint_accel.training.setup import make_optimizer, set_up
+from fingerprint_accel.training.setup import set_up
 from fingerprint_accel.training.speed import FEWER_PASSES, compile_parts
 from fingerprint_accel.training.step import optimizer_step
 
@@ -136,7 +137,7 @@ def test_cuda_graphs_need_a_gpu(tiny, monkeypatch, capsys):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: asked.append(how["mode"]))
     set_up(dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, compile="reduce-overhead")))
     assert set(asked) == {"default"}
-    assert "CUDA graphs need a GPU; compiling with default" in capsys.readouterr().out
+    assert "needs a GPU for CUDA graphs; using default" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
-"""About 100,000 prints of 10,000 fingers, on one GPU: DeepPrint with texture and minutia branch.
+"""Trains DeepPrint from random weights on about 100,000 prints of 10,000 fingers, on one GPU.
 
-accelerate launch --config_file recipes/hardware/gpu.yaml recipes/medium.py --data DATASET --out RUN
+accelerate launch --config_file recipes/hardware/gpu.yaml recipes/train_100k.py --data DATASET --out RUN
 
-What differs from small.py: enough fingers for a contrastive term over pairs of impressions; margin and augmentation
-come late, because from random weights neither lets the loss move; larger batches, and a learning rate that grows with
-the square root of their size (5e-4 at 32), as it should with Adam (Malladi et al. 2022, arXiv 2205.10287).
+Differences from train_10k.py:
+- A contrastive loss compares two impressions of each finger in a batch. It needs many fingers.
+- Margin and augmentation start late, because the loss of random weights does not fall under either of them.
+- The batch is larger. The learning rate grows with the square root of the batch size, from 5e-4 at 32 prints, as
+  derived for Adam by Malladi et al. 2022, arXiv 2205.10287.
+- The first 64 and 128 numbers of an embedding also work alone (Kusupati et al. 2022, arXiv 2205.13147).
 """
 
 from fingerprint_accel.config import (

@@ -1,7 +1,10 @@
-"""Up to 10,000 prints: DeepPrint with texture and minutia branch, strong augmentation, modest learning rate.
+"""Trains DeepPrint from random weights on up to 10,000 prints, on one GPU.
 
-accelerate launch recipes/small.py --data DATASET --out RUN
-accelerate launch --config_file recipes/hardware/gpu.yaml recipes/small.py --data DATASET --out RUN --resume auto
+accelerate launch --config_file recipes/hardware/gpu.yaml recipes/train_10k.py --data DATASET --out RUN
+
+The network has a texture and a minutia branch on an Inception v4 trunk (Engelsma et al. 2019, arXiv 1909.09901). It has
+67 million parameters, too many for a CPU. On a CPU, fine-tune a bundled model with recipes/finetune.py, or add
+--model.trunk compact --preprocess.crop 256 --preprocess.size 160. Add --resume auto to continue an interrupted run.
 """
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig, ReadingConfig, TrainingConfig

@@ -1,0 +1,128 @@
+"""Options for the prints: which ones are read, in which order, and how they become the input of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fingerprint_accel.errors import require
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of pose and quality in training. Each amplitude is the maximum of a uniform draw; 0 is none."""
+
+    enabled: bool = True
+    """Augment training prints. If off, all options of this group have no effect."""
+    rotation_degrees: float = 20.0
+    """Maximum rotation to either side, in degrees."""
+    translation: float = 20.0
+    """Maximum shift along each axis, in canvas pixels."""
+    scale: float = 0.05
+    """Maximum relative change of size: 0.05 draws factors from 1/1.05 to 1.05, uniformly in their logarithm."""
+    elastic: float = 3.0
+    """Maximum displacement of the smooth skin distortion, in canvas pixels."""
+    contrast: float = 0.4
+    """Maximum relative change of contrast around the mean grey value of the print."""
+    gain: float = 0.2
+    """Maximum relative change of brightness."""
+    ridge_thickness: float = 0.5
+    """Maximum blend with the local minimum or maximum, 0 to 1: thicker ridges of wet skin, thinner ones of dry skin."""
+    noise: float = 0.06
+    """Maximum standard deviation of sensor noise, as a share of the grey range."""
+    occlusion: float = 0.15
+    """Maximum share of the input area that is masked, as by missing contact with the sensor."""
+    start: float = 1.0
+    """Factor on all amplitudes at the first step, 0 to 1. A value below 1 needs a ramp."""
+    ramp: float = 0.0
+    """Share of the run over which the factor rises linearly from `start` to 1; 0 keeps it at 1 for the whole run."""
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            require(value >= 0, f"preprocess.augment.{option.name} must not be negative, not {value}")
+        for name in ("start", "ramp"):
+            require(getattr(self, name) <= 1, f"preprocess.augment.{name} must be at most 1")
+        require(self.ridge_thickness <= 1, "preprocess.augment.ridge_thickness must be at most 1")
+        require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
+
+    def scaled(self, strength: float) -> AugmentConfig:
+        """Return a copy with all amplitudes multiplied by `strength`, 0 to 1."""
+        amplitudes = {
+            option.name: strength * getattr(self, option.name)
+            for option in dataclasses.fields(self)
+            if option.name not in ("enabled", "start", "ramp")
+        }
+        return dataclasses.replace(self, **amplitudes)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From stored prints to the input of the network. All of it runs on the device."""
+
+    crop: int = 299
+    """Side of the square that is cut from the centre of the canvas, in canvas pixels."""
+    size: int = 299
+    """Side to which the square is resized, in pixels: the input of the network."""
+    normalize: Literal["local", "none"] = "local"
+    """`local` equalises brightness and contrast around each pixel; `none` scales grey values to 0..1, ridges bright."""
+    enhance: bool = False
+    """Apply multi-scale Gabor ridge enhancement before normalisation."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "size"):
+            require(getattr(self, name) >= 32, f"preprocess.{name} must be at least 32")
+
+
+@dataclass(frozen=True)
+class ReadingConfig:
+    """Which prints are trained on and validated on, and in which order they are read."""
+
+    validation_data: str = ""
+    """Dataset folder to validate on. If empty, fingers of the training data are held out."""
+    validation_fraction: float = 0.05
+    """Share of the fingers to hold out for validation; 0 trains on all fingers, without validation. At least two
+    fingers with two prints each are held out. A hash of the finger key chooses them, so that the choice stays when data
+    is added."""
+    split_by: str = ""
+    """Hold out whole subjects or whole sessions instead of single fingers. `subject` reads the subject from finger keys
+    that end in a finger position, as 00002302_07 or anna_left_index. A regular expression with a group
+    (?P<subject>...) is searched in finger keys, one with (?P<session>...) in the `source` of prints. A file FILE.csv
+    has the columns finger_key,subject or source,session."""
+    fold: str = ""
+    """Hold out one fold of a cross-validation instead of `validation_fraction`: 2/5 is the second of five. --folds sets
+    this for each of its models."""
+    order: Literal["permutation", "block"] = "permutation"
+    """`permutation` shuffles all prints. `block` is for data larger than memory: it shuffles within blocks of 16,384
+    prints, made of runs of 1,024 neighbouring prints from random places."""
+    samples_per_class: int = 1
+    """Number of different impressions of each finger in a micro-batch; the batch size must be a multiple of it. 1 draws
+    prints independently."""
+    balanced: bool = False
+    """Draw every finger equally often, regardless of its number of prints."""
+    siblings: int = 1
+    """Number of fingers with consecutive keys that share a micro-batch. Use the value of `synth --siblings`: these
+    fingers differ in their minutiae only, and the contrastive loss compares them."""
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
+        for name in ("samples_per_class", "siblings"):
+            require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
+        require(
+            self.order == "permutation" or (self.samples_per_class == 1 and not self.balanced and self.siblings == 1),
+            "reading.order block reads neighbouring prints, but samples_per_class, balanced and siblings need prints "
+            "from the whole dataset: leave reading.order at permutation",
+        )
+        for name in ("split_by", "fold"):
+            require(
+                not (self.validation_data and getattr(self, name)),
+                f"reading.{name} holds out prints of the training data: leave out reading.validation_data",
+            )
+        parts = re.fullmatch(r"(\d+)/(\d+)", self.fold)
+        require(
+            not self.fold or (parts is not None and 1 <= int(parts[1]) <= int(parts[2]) >= 2),
+            f"reading.fold {self.fold}: write K/N with K from 1 to N, as 2/5",
+        )

@@ -1,0 +1,117 @@
+"""Cross-validation: error rates of each fold's model on the prints of its fold, and of all folds together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fingerprint_accel.config import Config
+from fingerprint_accel.data.loader import Subset, subset_of_prints
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
+from fingerprint_accel.durable import write_json
+from fingerprint_accel.evaluation.calibration import PROTOCOL, embedded
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.poses import UPRIGHT
+from fingerprint_accel.metrics.curve import resolvable, sorted_curve
+from fingerprint_accel.metrics.protocols import Scores, score_protocol
+from fingerprint_accel.metrics.verification import FMRS, sensible_fmr
+from fingerprint_accel.outputs import FolderKind, json_with
+from fingerprint_accel.text import aligned
+
+RESULTS = "cross_validation.json"
+FOLDER = FolderKind(
+    "a folder of a cross-validation", json_with(RESULTS, "folds", "pooled"), r"cross_validation\.json", whole=False
+)
+
+
+def held_out_prints(config: Config) -> Subset:
+    """Return the prints that a run has held out of its training data.
+
+    Raises:
+        UserError: If the dataset cannot be opened, or is too small for the fold.
+    """
+    shards = open_dataset(config.data)
+    return subset_of_prints(shards, split_prints(shards, config.reading).validation)
+
+
+def measure_folds(folds: Sequence[Config], out: Path, device: str) -> str:
+    """Evaluate the exported model of each fold on the prints of its fold, and write `cross_validation.json`.
+
+    All pairs of prints of a fold are compared, as they are. The pooled rates use the comparisons of all folds with one
+    threshold. The FNMR is stated at the smallest FMR that each fold supports with ten false matches, or failing that
+    with one.
+
+    Args:
+        folds: Configurations of the trained folds.
+        out: Folder to write to.
+        device: Device to compute embeddings on.
+
+    Returns:
+        A table with a row for each fold, their mean and standard deviation, and the pooled rates.
+    """
+    subsets = [held_out_prints(fold) for fold in folds]
+    scores = [_scores(fold, subset, device) for fold, subset in zip(folds, subsets, strict=True)]
+    fewest = min(len(found.nonmated) for found in scores)
+    fmr = sensible_fmr(fewest) or next((rate for rate in reversed(FMRS) if resolvable(rate, fewest)), None)
+    rows = [
+        {"fold": fold.reading.fold, "fingers": subset.classes, "prints": len(subset)}
+        | rates(found.mated, found.nonmated, fmr)
+        for fold, subset, found in zip(folds, subsets, scores, strict=True)
+    ]
+    names = ["eer"] if fmr is None else ["eer", "fnmr"]
+    values = {name: np.array([row[name] for row in rows]) for name in names}
+    mated, nonmated = (np.concatenate([getattr(found, kind) for found in scores]) for kind in ("mated", "nonmated"))
+    results: dict[str, Any] = {
+        "data": folds[0].data,
+        "split_by": folds[0].reading.split_by or "finger",
+        "protocol": PROTOCOL,
+        "fmr": fmr,
+        "folds": rows,
+        "mean": {name: float(found.mean()) for name, found in values.items()},
+        "standard_deviation": {name: float(found.std(ddof=1)) for name, found in values.items()},
+        "pooled": {
+            "fingers": len(np.unique(np.concatenate([subset.shards.fingers[subset.rows] for subset in subsets]))),
+            "prints": sum(map(len, subsets)),
+            **rates(mated, nonmated, fmr),
+        },
+    }
+    write_json(out / RESULTS, results)
+    return _table(results)
+
+
+def rates(mated: np.ndarray, nonmated: np.ndarray, fmr: float | None) -> dict[str, Any]:
+    """Return the number of comparisons of each kind, the EER, and the FNMR at `fmr` unless that is None."""
+    curve = sorted_curve(mated, nonmated)
+    found = {"mated": len(mated), "nonmated": len(nonmated), "eer": curve.eer()[0]}
+    return found if fmr is None else {**found, "fnmr": curve.fnmr_at_fmr(fmr)[0]}
+
+
+def _scores(fold: Config, subset: Subset, device: str) -> Scores:
+    """Compare all pairs of prints of a fold with the model of that fold."""
+    extractor = FingerprintExtractor.from_pretrained(Path(fold.out) / "model").to(device)
+    embeddings, fingers = embedded(extractor, subset, UPRIGHT, len(subset), sys.stderr.isatty())
+    return score_protocol(PROTOCOL, embeddings, fingers, np.zeros_like(fingers), cells=extractor.cells)
+
+
+def _table(results: dict[str, Any]) -> str:
+    fmr = results["fmr"]
+    counts = ("fingers", "prints", "mated", "nonmated")
+    shares = ("eer",) if fmr is None else ("eer", "fnmr")
+    header = ["fold", "fingers", "prints", "mated", "non-mated", "EER", *([] if fmr is None else [_at(fmr)])]
+    lines = [(row["fold"], row) for row in results["folds"]]
+    lines += [("mean", results["mean"]), ("standard deviation", results["standard_deviation"])]
+    lines += [("pooled", results["pooled"])]
+    rows = [
+        [name, *(f"{row[count]:,}" if count in row else "" for count in counts), *(f"{row[at]:.2%}" for at in shares)]
+        for name, row in lines
+    ]
+    return aligned([header, *rows], words=1)
+
+
+def _at(fmr: float) -> str:
+    return f"FNMR at FMR {100 * fmr:g} %"

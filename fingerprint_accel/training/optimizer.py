@@ -1,0 +1,81 @@
+"""The optimizer with its parameter groups, and the moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fingerprint_accel.config import TrainingConfig
+from fingerprint_accel.losses.sharded import ShardedHead
+from fingerprint_accel.models.deepprint import DeepPrint
+from fingerprint_accel.training.module import TrainingModule
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
+
+
+def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
+    """Return the number of blocks between each parameter and the embedding, for `training.layer_decay`.
+
+    The map decoder is not included: it counts as a last layer.
+    """
+    found: dict[nn.Parameter, int] = {}
+
+    def counted(blocks: nn.Sequential | None, behind: int) -> int:
+        for block in reversed(blocks if blocks is not None else nn.Sequential()):
+            parameters = list(block.parameters())
+            found.update(dict.fromkeys(parameters, behind))
+            behind += bool(parameters)
+        return behind
+
+    minutiae = counted(model.minutia_stem, counted(model.minutia_branch, 0))
+    behind = counted(model.stem, max(counted(model.texture_branch, 0), minutiae))
+    if model.alignment is not None:
+        found.update(dict.fromkeys(model.alignment.parameters(), behind))
+    return found
+
+
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Create the optimizer: AdamW or SGD, fused, because only fused optimizers can skip an update on the device.
+
+    Each parameter group has a `rate`, its factor on the learning rate. Vectors (biases, normalisation) have no weight
+    decay. A head that samples classes contributes two parameters: the whole matrix, which gets no gradient, and the
+    rows that are drawn for an update.
+    """
+    depth = depths(module.model) if isinstance(module, TrainingModule) else {}
+    drawn = [
+        (f"{name}.{entry}", parameter)
+        for name, part in module.named_modules()
+        if isinstance(part, ShardedHead)
+        for entry, parameter in part.drawn.items()
+    ]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in [*module.named_parameters(), *drawn]:
+        rate = training.head_lr_mult if name.startswith("loss.") else training.layer_decay ** depth.get(parameter, 0)
+        if parameter.requires_grad:
+            groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
+    members = [
+        {"params": group, "weight_decay": training.weight_decay if decayed else 0.0, "rate": rate}
+        for (rate, decayed), group in groups.items()
+        if group
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(members, lr=training.learning_rate, momentum=training.momentum, fused=True)
+    return torch.optim.AdamW(members, lr=training.learning_rate, fused=True)
+
+
+def moving_average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
+    """Create the moving average of the weights, or None if `decay` is 0.
+
+    Random initial weights are soon forgotten: the first step replaces them, and the decay rises from 0. Trained initial
+    weights count like those of any step, so that a share of decay^steps of them is left at the end. Wortsman et al.
+    2022, arXiv 2109.01903, average the weights before and after fine-tuning in this way.
+    """
+    if decay == 0:
+        return None
+    from timm.utils.model_ema import ModelEmaV3  # takes seconds
+
+    # timm copies the current weights at the first step after `update_after_step`
+    return ModelEmaV3(model, decay, use_warmup=not trained, update_after_step=-1 if trained else 0)

@@ -1,0 +1,108 @@
+"""Step time and remaining time of a run: estimated before the first step on a CPU, and measured after a few steps."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from fingerprint_accel.training.memory import rehearsal, rehearse
+from fingerprint_accel.training.setup import Run
+
+WARM_UP, MEASURED = 2, 5  # steps that are not measured, and the step after which the measurement is reported
+EARLY = 60.0  # seconds after which a slow CPU run is reported at once
+REHEARSED = (2, 4)  # prints; the first rehearsal initialises the kernels, the second one is timed
+SLOW_STEP = 10.0  # seconds of an estimated step that the user is told about
+HOPELESS = 12 * 3600.0  # seconds of an estimated run that is not worth starting
+QUICK = 20_000  # prints that the compact trunk trains on in less than HOPELESS on any CPU
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the unit that suits its length: `45 s`, `38 min`, `5.2 h`, `3.1 days`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def forecast(run: Run, step: int, position: int) -> str:
+    """Estimate the time of a run on a CPU from two small micro-batches. All ranks call this.
+
+    Args:
+        run: The run, before its first step.
+        step: Number of optimizer steps done.
+        position: Position in the stream of prints.
+
+    Returns:
+        One line for the user if steps are slow or the run would take too long, else "".
+    """
+    training, model, left = run.config.training, run.config.model, run.steps - step
+    compiles = run.accelerator.is_fsdp2 or training.compile != "no"
+    quick = model.trunk == "compact" and left * run.samples_per_step < QUICK
+    if run.accelerator.device.type != "cpu" or compiles or quick or left < 1:
+        return ""
+    with rehearsal(run):
+        for size in REHEARSED:
+            start = time.perf_counter()
+            rehearse(run, step, position, size)
+            per_print = (time.perf_counter() - start) / size
+    per_step = per_print * training.batch_size * training.gradient_accumulation_steps
+    if per_step < SLOW_STEP and left * per_step < HOPELESS:
+        return ""
+    line = f"estimate for this CPU: about {duration(per_step)} per step, {duration(left * per_step)} for {left} steps"
+    if left * per_step < HOPELESS:
+        return line
+    if model.trunk == "compact":
+        return f"warning: {line}; train on a GPU, or set fewer --training.epochs or --training.steps"
+    return (
+        f"warning: {line}. Trunk {model.trunk} at {run.config.preprocess.size} pixels needs a GPU. On a CPU use "
+        "recipes/finetune.py, or add --model.trunk compact --preprocess.crop 256 --preprocess.size 160"
+    )
+
+
+class Pace:
+    """Measures the time of the first steps, without warm-up, validation and saving.
+
+    Args:
+        run: The run.
+        step: Number of optimizer steps done before.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.device, self.first, self.steps = run.accelerator.device, step, run.steps
+        self.validates = run.validation is not None
+        self.slow_start = self.device.type != "cpu" or run.config.training.compile != "no"
+        self._marks = [time.perf_counter()]
+        self._reported = False
+
+    def pause(self, seconds: float) -> None:
+        """Leave seconds since the last step out of the measurement."""
+        self._marks = [mark + seconds for mark in self._marks]
+
+    def after_step(self, step: int) -> str:
+        """Return a line with the step time and the remaining time, once per run, else "".
+
+        Args:
+            step: Number of optimizer steps done.
+        """
+        if self._reported:
+            return ""
+        done = step - self.first
+        if self.device.type == "cuda" and done in (WARM_UP, MEASURED):  # two synchronisations in a whole run
+            torch.cuda.synchronize(self.device)
+        self._marks.append(time.perf_counter())
+        early = not self.slow_start and self._marks[-1] - self._marks[0] > EARLY
+        if done < MEASURED and not early:
+            return ""
+        self._reported = True
+        start = min(WARM_UP, done - 1)
+        per_step = (self._marks[-1] - self._marks[start]) / (done - start)
+        left = self.steps - step
+        if left < 1:
+            return ""
+        validation = ", without validation" if self.validates else ""
+        return (
+            f"step {step} of {self.steps}: {duration(per_step)} per step, about {duration(left * per_step)} left"
+            f"{validation}"
+        )
