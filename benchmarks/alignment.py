@@ -1,12 +1,13 @@
-"""Where an alignment network finds fingers: its error on synthetic prints, and poses of real and synthetic prints.
+"""Measure the error of an alignment network on synthetic prints, and show its poses on real and synthetic prints.
 
 python benchmarks/alignment.py --model base --data FOLDER --out alignment.json
 
-The error is that of the relative pose of two prints of a finger, by how much of the finger they share (the smaller
-contact counts as 100 %): how far apart the two aligned prints show the middle of what they share. FOLDER, if given,
-holds the sets of benchmarks/real_sets.py; nobody knows the truth of these, so only the distribution of their poses is
-shown. A shift downwards is positive: there lies the middle of the finger, as when its tip touches. With --judge, the
-relative poses of mated real prints are compared with those in which they match best (benchmarks/alignment_judge.py).
+The error is that of the relative pose of two prints of a finger: the distance between the places at which the two
+aligned prints show the middle of their common area. It is grouped by overlap, the common area as a share of the smaller
+contact. FOLDER holds the real sets of benchmarks/real_sets.py. Their true poses are unknown, so only the distribution
+of the predicted poses is shown. A downward shift is positive: the middle of the finger lies below the middle of the
+canvas, as when the finger touches with its tip. With --judge, relative poses of mated real prints are compared with the
+poses of highest similarity (benchmarks/alignment_judge.py).
 """
 
 from __future__ import annotations
@@ -49,18 +50,19 @@ from fingerprint_accel.text import aligned
 BATCH = 32
 ERRORS = (50, 95, 99)  # percentiles
 SYNTHETIC = "synth:fingers=150,impressions=4,seed=20261201,quality=mixed"
-JUDGED = 3  # impressions of each finger: every one is embedded 125 times
+JUDGED = 3  # impressions of each finger; each is embedded in 125 poses
 AXES = ("right, mm", "down, mm", "clockwise, degrees")
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Prints of which the truth is known.
+    """Synthetic prints with known poses.
 
     Attributes:
-        truth, predicted: poses of N prints, on the CPU.
-        contacts: (N, S, S) bool, `alignment_measures.on_finger`.
-        fingers: (N,) int64.
+        truth: True poses of N prints, on the CPU.
+        predicted: Poses that the alignment network predicts, on the CPU.
+        contacts: (N, S, S) bool contact areas on the finger, from `alignment_measures.on_finger`.
+        fingers: (N,) int64 finger of each print.
     """
 
     truth: Pose
@@ -71,10 +73,10 @@ class Synthetic:
 
 @torch.inference_mode()
 def predicted_pose(extractor: FingerprintExtractor, images: torch.Tensor) -> Pose:
-    """images (B, canvas, canvas) uint8 -> where the alignment network finds the fingers, on the CPU.
+    """Predict the poses of fingers on images (B, canvas, canvas) uint8. The result is on the CPU.
 
     Raises:
-        UserError: a model without an alignment network.
+        UserError: The model has no alignment network.
     """
     pose = extractor.alignment(images.to(extractor.device))
     if pose is None:
@@ -83,14 +85,14 @@ def predicted_pose(extractor: FingerprintExtractor, images: torch.Tensor) -> Pos
 
 
 def synthetic_prints(extractor: FingerprintExtractor, data: str) -> Synthetic:
-    """Renders prints and aligns them.
+    """Render prints and predict their poses.
 
     Args:
-        extractor: the model.
-        data: `synth:fingers=150,...`.
+        extractor: The model.
+        data: Source of prints, such as `synth:fingers=150`.
 
     Raises:
-        UserError: prints of another resolution or canvas than the model's.
+        UserError: The prints have another resolution or canvas than the model.
     """
     source, _ = open_source(data, 0.0, extractor.device)
     style, spec = source.spec.style, source.spec
@@ -111,12 +113,12 @@ def synthetic_prints(extractor: FingerprintExtractor, data: str) -> Synthetic:
 
 
 def joined(poses: list[Pose]) -> Pose:
-    """Poses of several batches together."""
+    """Concatenate the poses of several batches."""
     return Pose(torch.cat([p.matrix for p in poses]), torch.cat([p.shift for p in poses]), None, poses[0].crop)
 
 
 def error_rows(prints: Synthetic, mm: float) -> dict[str, dict[str, Any]]:
-    """Number and percentiles of errors: of each print alone, then of the relative pose of two, by overlap."""
+    """Return number and percentiles of the errors, first of single prints, then of pairs by overlap."""
     pairs = torch.from_numpy(comparisons("all-pairs", prints.fingers, np.arange(len(prints.fingers))).mated)
     shares, middles = overlaps(prints.contacts, pairs)
     apart, turned = pair_errors(prints.truth, prints.predicted, pairs, middles, mm)
@@ -129,41 +131,42 @@ def error_rows(prints: Synthetic, mm: float) -> dict[str, dict[str, Any]]:
 
 
 def _errors(mm: torch.Tensor, turned: torch.Tensor) -> dict[str, Any]:
+    """Return number and percentiles of distances (mm) and turns (degrees)."""
     return {"count": len(mm), "mm": summary(mm, ERRORS), "degrees": summary(turned, ERRORS)}
 
 
 def distribution(pose: Pose, mm: float) -> dict[str, list[float]]:
-    """`PERCENTILES` of shifts and rotation."""
+    """Return `PERCENTILES` of shifts and rotation."""
     columns = (pose.shift[:, 0] * mm, pose.shift[:, 1] * mm, degrees(pose))
     return {name: summary(values, PERCENTILES) for name, values in zip(AXES, columns, strict=True)}
 
 
 def real_pose(extractor: FingerprintExtractor, folder: Path, ppi: int) -> Pose:
-    """Where the alignment network finds the fingers of a real set."""
+    """Predict the poses of all prints of a real set."""
     batches = extractor.batches(read_set(folder).paths, ppi, BATCH, progress=sys.stderr.isatty())
     return joined([predicted_pose(extractor, images) for images in batches])
 
 
 def judged(extractor: FingerprintExtractor, folder: Path, ppi: int) -> dict[str, Any]:
-    """Disagreement with the judge on the mated pairs among the first impressions of a real set."""
+    """Compare the poses of mated pairs of a real set with those of the judge."""
     prints = read_set(folder)
     chosen = np.flatnonzero(np.asarray(prints.impressions) < np.sort(np.unique(prints.impressions))[JUDGED])
     paths = [prints.paths[row] for row in chosen]
-    images = torch.cat([batch.clone() for batch in extractor.batches(paths, ppi, BATCH)])  # they share a buffer
+    images = torch.cat(list(extractor.batches(paths, ppi, BATCH)))
     pairs = comparisons("all-pairs", prints.fingers[chosen], np.arange(len(chosen))).mated
     found = disagreement(extractor, images, pairs)
     return _errors(found.mm, found.degrees) | {"at_edge": found.at_edge}
 
 
 def judged_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Disagreements as text."""
+    """Format the disagreements with the judge as text."""
     header, *lines = error_table(rows).splitlines()
     shares = ["at the edge", *(f"{row['at_edge']:.0%}" for row in rows.values())]
     return "\n".join(f"{line}  {share:>11}" for line, share in zip([header, *lines], shares, strict=True))
 
 
 def error_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Errors as text."""
+    """Format the errors as text."""
     header = ["error", "count", *(f"{unit} {percent} %" for unit in ("mm", "degrees") for percent in ERRORS)]
     cells = [
         [name, str(row["count"]), *(f"{v:.2f}" for v in row["mm"]), *(f"{v:.1f}" for v in row["degrees"])]
@@ -173,7 +176,7 @@ def error_table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def distribution_tables(found: dict[str, dict[str, list[float]]]) -> str:
-    """One table for each of `AXES`; prints down, percentiles across."""
+    """Format one table for each of `AXES`, with prints as rows and percentiles as columns."""
     tables = []
     for axis in AXES:
         rows = [[axis, *(f"{percent} %" for percent in PERCENTILES)]]
@@ -189,13 +192,13 @@ def main(
     judge: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Path | None = None,
 ) -> None:
-    """Error of an alignment network on synthetic prints, and the poses of synthetic and real prints side by side.
+    """Measure the error of an alignment network on synthetic prints, and show poses of synthetic and real prints.
 
     Args:
         model: Bundled model, run, checkpoint or exported folder.
         synthetic: Sources of synthetic prints, as for recipes.
         data: Folder with real sets.
-        judge: Also compare relative poses of mated real prints with those in which they match best (dense models).
+        judge: Also compare relative poses of mated real prints with the poses of highest similarity (dense models).
         out: JSON file to write.
     """
     check_results(out)
@@ -212,13 +215,14 @@ def main(
         found[f"{source}, truth"] = distribution(prints.truth, mm)
         found[f"{source}, found"] = distribution(prints.predicted, mm)
         print(f"{source}\n{error_table(errors[source])}\n")
-    for name, known in (sets_in(data) if data is not None else {}).items():
-        found[known.title] = distribution(real_pose(extractor, data / name, known.ppi), mm)
+    folders = {data / name: known for name, known in sets_in(data).items()} if data is not None else {}
+    for folder, known in folders.items():
+        found[known.title] = distribution(real_pose(extractor, folder, known.ppi), mm)
         if judge:
-            judgements[known.title] = judged(extractor, data / name, known.ppi)
+            judgements[known.title] = judged(extractor, folder, known.ppi)
     print(distribution_tables(found))
     if judgements:
-        print(f"\nbetween the relative pose found and the best match\n{judged_table(judgements)}")
+        print(f"\ndifference between predicted relative pose and best match\n{judged_table(judgements)}")
     if out:
         results = {
             "errors": errors,

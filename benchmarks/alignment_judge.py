@@ -1,7 +1,8 @@
-"""How far the relative pose that an alignment network gives two real prints of a finger is from where they match best.
+"""Compare the relative pose of two real prints with the pose in which they match best.
 
-Nobody knows the true pose of a real print. The judge is dense matching: one print of a pair stays as the network aligns
-it, the other is embedded again in poses around its own, and the pose of the highest masked similarity counts as right.
+The true pose of a real print is unknown. Dense matching serves as judge: one print of a pair stays as the network
+aligns it. The other is embedded in a grid of poses around its own. The pose of the highest masked similarity counts as
+correct.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ SHIFTS = (-2.4, -1.2, 0.0, 1.2, 2.4)  # mm, along each axis
 
 
 class Disagreement(NamedTuple):
-    """Of mated pairs, in both orders.
+    """Difference between the poses of network and judge, for mated pairs in both orders.
 
     Attributes:
-        mm: (2n,) distance between the pose of the network and that of the judge.
-        degrees: (2n,) turn between them.
-        at_edge: share of pairs whose best pose lies at the edge of what was tried, so that the two values are too low.
+        mm: (2n,) distance between the two poses.
+        degrees: (2n,) turn between the two poses.
+        at_edge: Share of pairs whose best pose lies at the edge of the grid. Their distance and turn are too low.
     """
 
     mm: torch.Tensor
@@ -38,10 +39,10 @@ class Disagreement(NamedTuple):
 
 
 def disagreement(extractor: FingerprintExtractor, images: torch.Tensor, pairs: np.ndarray) -> Disagreement:
-    """Compares relative poses of mated pairs with those of the judge.
+    """Compare relative poses of mated pairs with those of the judge.
 
     Args:
-        extractor: a dense model with an alignment network.
+        extractor: A dense model with an alignment network.
         images: (N, canvas, canvas) uint8.
         pairs: (n, 2) rows of two prints of a finger.
     """
@@ -58,7 +59,7 @@ def disagreement(extractor: FingerprintExtractor, images: torch.Tensor, pairs: n
 
 @torch.inference_mode()
 def _moved(extractor: FingerprintExtractor, images: torch.Tensor) -> np.ndarray:
-    """(N, canvas, canvas) -> (N, K, D), embedded in every pose around that of the network; its own in the middle."""
+    """Embed images (N, canvas, canvas) in K poses, the predicted one in the middle: (N, K, D)."""
     crop, pixel = float(extractor.preprocess_config.crop), MM_PER_INCH / extractor.ppi
     offsets = list(itertools.product(TURNS, SHIFTS, SHIFTS))
     rows = []
@@ -76,9 +77,12 @@ def _moved(extractor: FingerprintExtractor, images: torch.Tensor) -> np.ndarray:
 
 
 def _peak(scores: np.ndarray) -> tuple[tuple[float, float, float], bool]:
-    """(turns, shifts, shifts) -> where the highest is, degrees, mm right and mm down, and whether that is at an edge.
+    """Find the highest of scores (turns, shifts, shifts).
 
-    Between the poses that were tried a parabola through the highest and its two neighbours says where it is.
+    A parabola through the highest score and its two neighbours refines the position along each axis.
+
+    Returns:
+        The pose (degrees, mm to the right, mm down), and whether it lies at the edge of the grid.
     """
     best = np.unravel_index(int(scores.argmax()), scores.shape)
     place, edge = [], False

@@ -1,7 +1,7 @@
-"""How far an alignment network is from the truth, and how much of the finger two touches share.
+"""Errors of an alignment network, and the overlap of two touches of a finger.
 
-A pose says where a point of the upright finger lies on the canvas (`preprocess.augment.Pose`). The plastic distortion
-of a touch, up to about a millimetre, is left out of both.
+A pose maps a point of the upright finger to the canvas (`preprocess.geometric.Pose`). The plastic distortion of a
+touch, up to about a millimetre, is not part of either pose.
 """
 
 from __future__ import annotations
@@ -14,29 +14,34 @@ import torch
 
 from fingerprint_accel.preprocess.geometric import Pose, resample, turned_and_shifted
 
-FIELD_MM, CELL_MM = 44.0, 0.25  # of the square around the finger's middle in which contacts are compared
+FIELD_MM, CELL_MM = 44.0, 0.25  # side and resolution of the square in which contacts are compared
 PERCENTILES = (2, 5, 25, 50, 75, 95, 98)
 CLASSES = {"below 50 %": (0.0, 0.5), "50 to 75 %": (0.5, 0.75), "above 75 %": (0.75, math.inf)}
-"""Of overlap, from the first bound to below the second."""
+"""Groups of overlap, from the first bound to below the second."""
 
 
 def true_pose(truth: torch.Tensor, crop: float) -> Pose:
-    """truth (N, 3) as of `synthesis.touch.Touch.pose`, radians and canvas pixels -> the same as a pose."""
+    """Convert the truth (N, 3) of rendered prints to a `Pose`.
+
+    Args:
+        truth: Rotation in radians and shift in canvas pixels, as in `synthesis.touch.Touch.pose`.
+        crop: Side of the network's view, canvas pixels.
+    """
     return turned_and_shifted(torch.cat([truth[:, :1], truth[:, 1:] / (crop / 2)], dim=1), crop)
 
 
 def degrees(pose: Pose) -> torch.Tensor:
-    """(N,) rotation, clockwise positive."""
+    """Return the rotation (N,) of each pose in degrees, clockwise positive."""
     return torch.rad2deg(torch.atan2(pose.matrix[:, 1, 0], pose.matrix[:, 0, 0]))
 
 
 def on_finger(skin: torch.Tensor, pose: Pose, mm: float) -> torch.Tensor:
-    """Where on the finger its prints show skin.
+    """Return where on the finger its prints show skin.
 
     Args:
         skin: (N, canvas, canvas) bool.
-        pose: true pose of each print.
-        mm: side of a canvas pixel.
+        pose: True pose of each print.
+        mm: Side of a canvas pixel.
 
     Returns:
         (N, S, S) bool over a square of `FIELD_MM` around the middle of the finger.
@@ -46,14 +51,15 @@ def on_finger(skin: torch.Tensor, pose: Pose, mm: float) -> torch.Tensor:
 
 
 def overlaps(contacts: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What two contacts share, as a share of the smaller one, and where its middle is.
+    """Return the common area of two contacts.
 
     Args:
-        contacts: (N, S, S) of `on_finger`.
+        contacts: (N, S, S) bool of `on_finger`.
         pairs: (n, 2) rows.
 
     Returns:
-        (n,) share, and (n, 2) middle in mm from that of the finger, x and y (down); NaN where nothing is shared.
+        The common area (n,) as a share of the smaller contact, and its middle (n, 2) in mm from the middle of the
+        finger, x and y (down). The middle is NaN for pairs without a common area.
     """
     axis = (torch.arange(contacts.shape[-1]) + 0.5) * CELL_MM - FIELD_MM / 2
     area = contacts.sum(dim=(1, 2))
@@ -67,15 +73,23 @@ def overlaps(contacts: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def found_at(points: torch.Tensor, truth: Pose, predicted: Pose) -> torch.Tensor:
-    """points (N, 2) of the finger, canvas pixels from its middle -> (N, 2): which points of the finger the predicted
-    pose takes them for."""
+    """Return the points of the finger for which the predicted pose mistakes the given points.
+
+    Args:
+        points: (N, 2) points of the finger, canvas pixels from its middle.
+        truth: True poses.
+        predicted: Predicted poses.
+
+    Returns:
+        (N, 2) points of the finger, canvas pixels from its middle.
+    """
     back = predicted.inverse()
     on_canvas = (truth.matrix @ points[:, :, None])[:, :, 0] + truth.shift
     return (back.matrix @ on_canvas[:, :, None])[:, :, 0] + back.shift
 
 
 def print_errors(truth: Pose, predicted: Pose, mm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) mm by which the middle of the finger is missed, and (N,) degrees."""
+    """Return the distance (N,) in mm between true and predicted middle of the finger, and the turn (N,) in degrees."""
     middle = torch.zeros_like(truth.shift)
     return found_at(middle, truth, predicted).norm(dim=1) * mm, _between(degrees(truth), degrees(predicted))
 
@@ -83,16 +97,18 @@ def print_errors(truth: Pose, predicted: Pose, mm: float) -> tuple[torch.Tensor,
 def pair_errors(
     truth: Pose, predicted: Pose, pairs: torch.Tensor, middles: torch.Tensor, mm: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Errors of the relative pose of two prints of a finger; what both miss alike does not count.
+    """Return the errors of the relative pose of two prints of a finger. Errors that both prints share cancel.
 
     Args:
-        truth, predicted: poses of N prints.
+        truth: True poses of N prints.
+        predicted: Predicted poses of N prints.
         pairs: (n, 2) rows.
-        middles: (n, 2) mm, the point of the finger at which they are compared: the middle of what they share.
-        mm: side of a canvas pixel.
+        middles: (n, 2) mm, point of the finger at which the prints are compared: the middle of their common area.
+        mm: Side of a canvas pixel.
 
     Returns:
-        (n,) mm between the places where the two aligned prints show that point, and (n,) degrees.
+        The distance (n,) in mm between the places at which the two aligned prints show that point, and the turn (n,) in
+        degrees.
     """
     first, second = pairs.unbind(1)
     points = middles / mm
@@ -104,16 +120,16 @@ def pair_errors(
 
 
 def rows_of(pose: Pose, rows: torch.Tensor) -> Pose:
-    """The poses of some prints."""
+    """Select the poses of some prints."""
     return Pose(pose.matrix[rows], pose.shift[rows], None, pose.crop)
 
 
 def summary(values: torch.Tensor, percentiles: Sequence[float]) -> list[float]:
-    """Percentiles of (N,) values; NaN where there are none."""
+    """Return percentiles of (N,) values, or NaN if there are none."""
     found = np.percentile(values.double().numpy(), percentiles) if len(values) else [math.nan] * len(percentiles)
     return [float(value) for value in found]
 
 
 def _between(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Smallest turn between two directions in degrees."""
+    """Return the smallest turn between two directions in degrees."""
     return (torch.remainder(first - second + 180, 360) - 180).abs()

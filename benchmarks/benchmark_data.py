@@ -1,4 +1,4 @@
-"""A dataset of synthetic prints for benchmarks, made once and kept for the next run."""
+"""A dataset of synthetic prints for benchmarks. It is made once and kept for later runs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ FINGERS, IMPRESSIONS, COPIES = 48, 8, 8
 
 
 def cache_folder() -> Path:
-    """Where things lie that can be made again: `$XDG_CACHE_HOME`, else `~/.cache`."""
+    """Return the folder for files that can be made again: `$XDG_CACHE_HOME`, else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fingerprint-accel"
 
 
 def default_dataset(
     accelerator: Accelerator, fingers: int = FINGERS, impressions: int = IMPRESSIONS, copies: int = COPIES
 ) -> str:
-    """The folder of the dataset; the first process makes it, with progress bars, if it is not there.
+    """Return the folder of the benchmark dataset. The first process makes it if it is missing.
 
-    Every print is written `copies` times, so that reading at random goes through more memory than a processor's cache
-    holds, though few prints have to be made.
+    Every print is written `copies` times. Random reading then covers more memory than a processor's cache holds,
+    although few prints have to be rendered.
 
     Raises:
-        UserError: too little room on the disk.
+        UserError: Too little room on the disk.
     """
     folder = cache_folder() / f"benchmark-{fingers}x{impressions}x{copies}"
     with accelerator.main_process_first():
@@ -45,14 +45,14 @@ def default_dataset(
 
 
 def _repeat(source: Path, out: Path, copies: int) -> None:
-    """A copy after the other; a finger's prints in another copy count as more impressions of it."""
+    """Write the dataset `copies` times. Prints of a finger in another copy count as further impressions of it."""
     shards = open_dataset(source)
     rows = np.arange(len(shards))
     minutiae, counts = shards.minutiae(rows)
     per_copy = int(shards.impressions.max()) + 1
     with ShardWriter(out, shards.info.ppi, shards.info.canvas, overwrite=True) as writer:
         for copy in range(copies):
-            for row in rows:
+            for row in rows.tolist():
                 writer.add(
                     Record(
                         np.array(shards.image(row)),

@@ -1,4 +1,4 @@
-"""What the machine can do at most: multiplications, copies; and how much of them a network asks for."""
+"""Measure the ceilings of the machine (matrix products, copies), and count the operations of a network."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.plan import flop_counter
 from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
+from fingerprint_accel.preprocess.pipeline import CELLS
 from fingerprint_accel.training.module import TrainingModule
 
 LARGEST = {"cuda": 8192, "cpu": 2048}  # side of the matrices
-COPIED, COPIED_ON_GPU = 2**28, 2**30  # bytes, far more than any cache holds
-ENOUGH = 0.02  # seconds from which a product is long enough to time; larger ones are not tried
+COPIED, COPIED_ON_GPU = 2**28, 2**30  # bytes, far more than a cache holds
+ENOUGH = 0.02  # seconds: a product of this duration is long enough to time, and no larger one is tried
 COUNTED = 4  # prints in the batch whose operations are counted
 
 
 def measure_ceilings(accelerator: Accelerator, seconds: float) -> dict[str, float]:
-    """The best of several tries in about `seconds` each, all processes at once, summed over them.
+    """Measure each ceiling for about `seconds`, on all processes at once, and sum over processes.
 
     Returns:
-        matmul_TYPE_tflops (a multiplication and an addition are two operations), device_copy_gb_per_second and
-        host_copy_gb_per_second (bytes read plus bytes written; the latter one thread per process, as reading uses it).
+        `matmul_TYPE_tflops` (a multiplication and an addition count as two operations), `device_copy_gb_per_second` and
+        `host_copy_gb_per_second` (bytes read plus bytes written; the host copy uses one thread for each process, as
+        reading does).
     """
     device = accelerator.device
     found: dict[str, float] = {}
     for name in _types(device):
         accelerator.wait_for_everyone()
         found[f"matmul_{name}_tflops"] = total(accelerator, matmul_tflops(device, name, seconds))
-    source, target = (np.ones(COPIED, np.uint8) for _ in range(2))  # written: untouched pages are all the same one
+    source, target = (np.ones(COPIED, np.uint8) for _ in range(2))  # unwritten pages share one page of memory
     copies = {
         "device": functools.partial(_device_copy, device, source, target),
         "host": functools.partial(_copy, device, lambda: np.copyto(target, source), COPIED),
@@ -49,7 +51,7 @@ def measure_ceilings(accelerator: Accelerator, seconds: float) -> dict[str, floa
 
 
 def peak_name(device: torch.device, precision: str) -> str:
-    """Which measured product is the ceiling of a training step: cuDNN convolves float32 as TF32 unless told not to."""
+    """Return the product that is the ceiling of a training step. cuDNN convolves float32 as TF32 by default."""
     if precision in ("bf16", "fp16"):
         return precision
     return "tf32" if device.type == "cuda" and "tf32" in _types(device) and torch.backends.cudnn.allow_tf32 else "fp32"
@@ -63,7 +65,7 @@ def _types(device: torch.device) -> tuple[str, ...]:
 
 
 def matmul_tflops(device: torch.device, name: str, seconds: float) -> float:
-    """Products of square matrices, 10^12 operations per second; larger ones as long as they are short."""
+    """Measure products of square matrices, in 10^12 operations per second. Sizes grow while a product is short."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
@@ -72,7 +74,7 @@ def matmul_tflops(device: torch.device, name: str, seconds: float) -> float:
         while side <= LARGEST.get(device.type, 2048):
             a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
             result = torch.empty_like(a)
-            spent = _shortest(device, lambda a=a, b=b, result=result: torch.mm(a, b, out=result), seconds / 4)
+            spent = _shortest(device, functools.partial(torch.mm, a, b, out=result), seconds / 4)
             best = max(best, 2 * side**3 / spent / 1e12)
             if spent > ENOUGH:
                 break
@@ -83,7 +85,7 @@ def matmul_tflops(device: torch.device, name: str, seconds: float) -> float:
 
 
 def _device_copy(device: torch.device, source: np.ndarray, target: np.ndarray, seconds: float) -> float:
-    """From and to the device's own memory, which on a CPU is where `source` and `target` lie."""
+    """Measure copies within the memory of the device. On a CPU, `source` and `target` are copied."""
     here, there = torch.from_numpy(source), torch.from_numpy(target)
     if device.type != "cpu":
         here, there = (torch.ones(COPIED_ON_GPU, dtype=torch.uint8, device=device) for _ in range(2))
@@ -91,12 +93,12 @@ def _device_copy(device: torch.device, source: np.ndarray, target: np.ndarray, s
 
 
 def _copy(device: torch.device, work: Callable[[], object], size: int, seconds: float) -> float:
-    """GB/s of reading and writing `size` bytes."""
+    """Return GB/s of reading and writing `size` bytes."""
     return 2 * size / _shortest(device, work, seconds) / 1e9
 
 
 def _shortest(device: torch.device, work: Callable[[], object], seconds: float) -> float:
-    """Seconds of one call, the shortest of those that fit into `seconds`, at least two after a first one."""
+    """Return the shortest duration of a call in seconds. Calls are repeated for `seconds`, at least twice."""
     work()
     synchronize(device)
     shortest, calls, end = float("inf"), 0, time.perf_counter() + seconds
@@ -109,7 +111,7 @@ def _shortest(device: torch.device, work: Callable[[], object], seconds: float) 
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Operations of the convolutions and matrix products in `work`, backward included if it calls it."""
+    """Count the operations of the convolutions and matrix products in `work`, including a backward pass."""
     with flop_counter() as counter:
         work()
     return counter.get_total_flops()
@@ -117,17 +119,16 @@ def flops_of(work: Callable[[], object]) -> int:
 
 @functools.cache
 def training_flops(config: Config, classes: int) -> float:
-    """Operations per print of forward and backward through network and losses, float32, not compiled.
+    """Count the operations per print of a forward and backward pass through network and losses.
 
-    Counted on tensors that have shapes but no memory, so it takes as long for any size. Preparation is not counted.
+    Tensors have shapes but no memory, so that counting takes equally long for any size. Preparation is not counted.
     """
     size, side = config.preprocess.size, MAP_SIZE
     with FakeTensorMode():
         model = DeepPrint(config.model, side)
-        maps_wanted = config.model.needs_minutia_maps
-        loss = DeepPrintLoss(config.loss, model.branch_dims, classes, config.model.dropout, maps_wanted)
-        module = TrainingModule(model, loss).train()
+        module = TrainingModule(model, DeepPrintLoss(config.loss, model, classes)).train()
         image, finger = torch.zeros(COUNTED, 1, size, size), torch.zeros(COUNTED, dtype=torch.int64)
         maps = torch.zeros(COUNTED, 6, side, side) if model.config.needs_minutia_maps else None
         there = torch.ones(COUNTED, dtype=torch.bool)
-        return flops_of(lambda: module(image, finger, maps, there, 0.0)[0].backward()) / COUNTED
+        truth = torch.zeros(COUNTED, 3), torch.zeros(COUNTED, CELLS, CELLS)
+        return flops_of(lambda: module(image, finger, maps, there, 0.0, *truth)[0].backward()) / COUNTED

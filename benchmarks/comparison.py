@@ -1,4 +1,4 @@
-"""Training the plain way (`reference.py`) beside ours, in turns on the same machine."""
+"""Train in the plain way (`reference.py`) and in ours, in alternating rounds on the same machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fingerprint_accel.training.setup import Run
 
 BATCH = 16
 MOST_FILES = 2000  # prints written as PNG; the reference sees far fewer in a round
-BATCHES_PER_WORKER = 2  # at least, in a round
+BATCHES_PER_WORKER = 2  # in a round, at least
 PREFETCH = 2  # batches per worker, as DataLoader does by default
 EPOCHS_OF = (500_000, 1_000_000, 1_500_000)
 DEVICES = (1, 4, 8)
@@ -43,7 +43,7 @@ ASSUMPTION = (
 
 @dataclass
 class Reference:
-    """The plain way, set up: float32, contiguous, not compiled, Adam."""
+    """The plain way, ready to train: float32, contiguous memory, not compiled, Adam."""
 
     files: PrintFiles
     module: TrainingModule
@@ -53,10 +53,10 @@ class Reference:
 
 
 def write_files(run: Run, folder: Path) -> PrintFiles:
-    """The dataset's prints as PNG files, at most MOST_FILES, and what else the reference needs to know of them.
+    """Write the prints of a dataset as PNG files, at most `MOST_FILES`, with the labels that the reference needs.
 
     Raises:
-        UserError: the data is not a dataset folder.
+        UserError: The data is not a dataset folder.
     """
     train = run.train
     if not isinstance(train, Subset):
@@ -74,20 +74,18 @@ def write_files(run: Run, folder: Path) -> PrintFiles:
 
 
 def make_reference(run: Run, files: PrintFiles, workers: int) -> Reference:
-    """The same network and losses as ours, as plain PyTorch builds them."""
+    """Build the same network and losses as ours, in plain PyTorch."""
     config = run.config
     torch.manual_seed(config.training.seed)
     model = DeepPrint(config.model)
-    loss = DeepPrintLoss(
-        config.loss, model.branch_dims, run.train.classes, config.model.dropout, model.config.needs_minutia_maps
-    )
+    loss = DeepPrintLoss(config.loss, model, run.train.classes)
     module = TrainingModule(model, loss).to(run.accelerator.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.training.learning_rate)
     return Reference(files, module, optimizer, run.accelerator.device, workers or usable_cores())
 
 
 def reference_step(reference: Reference, batch: list[torch.Tensor]) -> float:
-    """Forward, backward and update; returns the loss, for which the device is waited for."""
+    """Run forward, backward and update. Return the loss, which waits for the device."""
     image, finger, maps, there = (values.to(reference.device) for values in batch)
     loss, _, embeddings = reference.module(image, finger, maps, there)
     reference.optimizer.zero_grad()
@@ -99,7 +97,7 @@ def reference_step(reference: Reference, batch: list[torch.Tensor]) -> float:
 
 
 def reference_epoch(reference: Reference, batches: int) -> dict[str, float]:
-    """A short epoch with new worker processes; its clock starts when they have been started."""
+    """Run a short epoch with new worker processes. The clock starts when the workers have started."""
     sampler = RandomSampler(reference.files, replacement=True, num_samples=BATCH * batches)
     loader = DataLoader(
         reference.files, BATCH, sampler=sampler, num_workers=reference.workers, prefetch_factor=PREFETCH
@@ -118,7 +116,7 @@ def reference_epoch(reference: Reference, batches: int) -> dict[str, float]:
 
 
 def our_round(run: Run, seconds: float) -> dict[str, float]:
-    """Training as `--stages train` measures it."""
+    """Train as `--stages train` measures it."""
     device = run.accelerator.device
     with open_loader(run, run.config.training.batch_size) as loader:
         work = stepper(run, iter(loader))
@@ -128,7 +126,7 @@ def our_round(run: Run, seconds: float) -> dict[str, float]:
         while time.perf_counter() - started < seconds or steps < 2:
             work()
             steps += 1
-            if steps % 8 == 0:  # a GPU runs behind the clock; ask it now and then how far it is
+            if steps % 8 == 0:  # a GPU works asynchronously: wait for it now and then
                 synchronize(device)
         synchronize(device)
         spent = time.perf_counter() - started
@@ -136,10 +134,10 @@ def our_round(run: Run, seconds: float) -> dict[str, float]:
 
 
 def compare_training(run: Run, reference: Reference, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rounds of the reference and of ours in turns; what each of them reached."""
+    """Alternate rounds of the reference and of ours, and return the rates of both."""
     fewest = BATCHES_PER_WORKER * reference.workers
     batches = max(fewest, int(seconds / ROUNDS * reference_epoch(reference, fewest)["rate"] / BATCH))
-    our_round(run, 0.0)  # warm
+    our_round(run, 0.0)  # warm up
     plain, ours = [], []
     for _ in tqdm(range(ROUNDS), desc="in turns", unit="round", leave=False, disable=None):
         plain.append(reference_epoch(reference, batches))
@@ -154,6 +152,7 @@ def compare_training(run: Run, reference: Reference, seconds: float) -> tuple[di
 
 
 def _of_rounds(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Summarise the rounds of one side."""
     return {
         **spread([part["rate"] for part in rounds]),
         "data_wait_share": min(1.0, statistics.median(part["wait"] for part in rounds)),
@@ -161,7 +160,11 @@ def _of_rounds(rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def compare_preprocessing(run: Run, files: PrintFiles, seconds: float) -> dict[str, dict[str, Any]]:
-    """Prints per second on one core, and milliseconds per print by part: reference, ours, ours with our filter bank."""
+    """Measure preparation on one core: reference, ours, and ours with our filter bank.
+
+    Returns:
+        Prints per second, and milliseconds per print by part, of each of the three.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -169,7 +172,7 @@ def compare_preprocessing(run: Run, files: PrintFiles, seconds: float) -> dict[s
         batch = _cpu_batch(run)
         for name, bank in (("ours", run.config.preprocess.enhance), ("ours_with_filter_bank", True)):
             sides[name] = _our_rounds(run.config, batch, run.train.info.ppi, bank, seconds)
-        # in turns: a round of each side after the other
+        # alternate, so that changes of the machine affect all sides alike
         measured = [{name: next(rounds) for name, rounds in sides.items()} for _ in range(ROUNDS)]
     finally:
         torch.set_num_threads(threads)
@@ -182,15 +185,16 @@ def compare_preprocessing(run: Run, files: PrintFiles, seconds: float) -> dict[s
 
 
 def _cpu_batch(run: Run) -> Batch:
+    """Read one batch to the CPU."""
     assert isinstance(run.train, Subset)
     samples, epochs = run.order.take(0, min(BATCH, run.config.training.batch_size))
     return run.train.read(samples, epochs)
 
 
 def _plain_rounds(files: PrintFiles, seconds: float) -> Iterator[dict[str, float]]:
-    """Milliseconds per print by part, round after round."""
+    """Yield milliseconds per print by part, round after round."""
     place = 0
-    files.prepare(0, Clock())  # warm
+    files.prepare(0, Clock())  # warm up
     while True:
         clock, started, prints = Clock(), time.perf_counter(), 0
         while prints < 2 or time.perf_counter() - started < seconds / ROUNDS:
@@ -200,7 +204,7 @@ def _plain_rounds(files: PrintFiles, seconds: float) -> Iterator[dict[str, float
 
 
 def _our_rounds(config: Config, batch: Batch, ppi: int, bank: bool, seconds: float) -> Iterator[dict[str, float]]:
-    """The same of our preparation, a batch at a time; minutia maps included, as the reference draws them too."""
+    """Yield the same for our preparation of whole batches, minutia maps included, as in the reference."""
     knobs = dataclasses.replace(config.preprocess, enhance=bank)
     preprocessor = Preprocessor(knobs, batch.image.shape[-1], config.training.seed, ppi)
     while True:
@@ -209,7 +213,7 @@ def _our_rounds(config: Config, batch: Batch, ppi: int, bank: bool, seconds: flo
 
 
 def projected(reference_rate: float, our_rate: float) -> dict[str, Any]:
-    """Hours per epoch of large data on several such devices, from the rates (prints/s) of one."""
+    """Project the hours per epoch of large data on several devices, from the rates (prints/s) of one device."""
     return {
         "assumption": ASSUMPTION,
         "hours_per_epoch": [
@@ -225,10 +229,10 @@ def projected(reference_rate: float, our_rate: float) -> dict[str, Any]:
 
 
 def compare(run: Run, workers: int, seconds: float, folder: Path) -> dict[str, Any]:
-    """Everything that `--compare reference` reports.
+    """Measure everything that `--compare reference` reports.
 
     Raises:
-        UserError: several processes, or data that is not a folder.
+        UserError: Several processes, or data that is not a folder.
     """
     if run.accelerator.num_processes > 1:
         raise UserError("--compare runs on one process: start it with `python`, or with --num_processes 1")

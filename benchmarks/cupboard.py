@@ -1,10 +1,10 @@
-"""A mixed cupboard: files of every kind in one tree, imported by one command, and every one of them accounted for.
+"""Import a tree of files of every kind by one command, and account for every file.
 
 python benchmarks/cupboard.py --out FILE.json                    # 2,000 files: about 4 minutes to make, 1 to import
-python benchmarks/cupboard.py --files 300 --keep /tmp/cupboard   # leaves the tree and the dataset there
+python benchmarks/cupboard.py --files 300 --keep /tmp/cupboard   # keeps the tree and the dataset
 
-It compares what the import made with the truth: every print by its finger, impression, picture and minutiae, every file
-that was rejected by its reason. Whatever differs is listed, and the exit code is 1.
+The benchmark compares the result of the import with the truth: each print by finger, impression, picture and minutiae,
+and each rejected file by its reason. All differences are listed. The exit code is 1 if there is one.
 """
 
 from __future__ import annotations
@@ -37,24 +37,34 @@ from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.text import aligned
 
 FILES = 2000
-PLAIN = 1000  # files, or as many as there are prints
+PLAIN = 1000  # files; fewer if there are fewer prints
 NEAR = 1.5  # pixels of the canvas within which a minutia of the truth must lie
 
 
 @dataclass
 class Outcome:
-    """What became of a kind of file: how many, reasons, the largest difference (grey levels) and shift (pixels)."""
+    """Result of a kind of file: counts, reasons, and the largest difference and shift of its prints.
+
+    Attributes:
+        files: Number of files.
+        prints: Number of imported prints.
+        rejected: Number of rejected files or records.
+        compared: Number of prints with a known picture.
+        difference: Largest difference, in grey levels.
+        shift: Largest shift, in pixels.
+        reasons: Reasons for rejection.
+    """
 
     files: int = 0
     prints: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    compared: int = 0  # prints whose picture is known
+    compared: int = 0
     difference: float = 0.0
     shift: float = 0.0
 
     def add(self, other: Outcome) -> None:
-        """Counts another kind to this one."""
+        """Add the counts of another kind to this one."""
         self.files += other.files
         self.prints += other.prints
         self.rejected += other.rejected
@@ -64,16 +74,17 @@ class Outcome:
 
 
 def import_command(root: Path, out: Path) -> list[str]:
-    """The one command that imports the tree."""
+    """Return the command that imports the tree."""
     return _command(root, out, "--names", NAMES, "--raw-size", RAW_SIZE)
 
 
 def _command(root: Path, out: Path, *words: str) -> list[str]:
+    """Return the command that imports a folder, with further options."""
     return [sys.executable, "-m", "fingerprint_accel.cli", "import", str(root), "--out", str(out), *words]
 
 
 def import_plain(cupboard: Cupboard, folder: Path) -> dict[str, float]:
-    """What an import of PLAIN of the same prints costs, all of them as PNG files with good names."""
+    """Measure the import of `PLAIN` of the same prints, as PNG files with plain names."""
     (folder / "plain").mkdir()
     prints = cupboard.prints.made[:PLAIN]
     for found in prints:
@@ -82,15 +93,18 @@ def import_plain(cupboard: Cupboard, folder: Path) -> dict[str, float]:
 
 
 def per_second(cost: dict[str, float], prints: int) -> dict[str, float]:
-    """Costs, with prints per second and per second of a processor."""
+    """Add prints per second and prints per processor second to the costs."""
     return cost | {f"prints_per_{name[:-1]}": round(prints / cost[name], 1) for name in ("seconds", "cpu_seconds")}
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Runs a command: seconds, those of all processors, and the most memory that its processes held together, MB.
+    """Run a command and measure it.
+
+    Returns:
+        Seconds, processor seconds, and the largest memory of all its processes together in MB.
 
     Raises:
-        SystemExit: the command failed.
+        SystemExit: The command failed.
     """
     started, before = time.perf_counter(), _cpu_seconds()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -108,19 +122,20 @@ def measured(command: list[str]) -> dict[str, float]:
 
 
 def _cpu_seconds() -> float:
-    """Of all processes that this one has started and that have ended."""
+    """Return the processor seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _watch(process: subprocess.Popen[str], most: list[float]) -> None:
+    """Record the largest memory of a process and its descendants until it ends."""
     while process.poll() is None:
         most[0] = max(most[0], sum(_own_mb(number) for number in _family(process.pid)))
         time.sleep(0.2)
 
 
 def _family(number: int) -> Iterator[int]:
-    """A process and all that it has started."""
+    """Yield a process and all its descendants."""
     yield number
     for thread in Path(f"/proc/{number}/task").glob("*/children"):
         try:
@@ -132,16 +147,16 @@ def _family(number: int) -> Iterator[int]:
 
 
 def _own_mb(number: int) -> float:
-    """Memory of a process, MB; what several share is divided among them."""
+    """Return the memory of a process in MB. Shared memory is divided among its users."""
     try:
         text = Path(f"/proc/{number}/smaps_rollup").read_text()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0.0
     return int(text.split("\nPss:")[1].split()[0]) / 1e3 if "\nPss:" in text else 0.0
 
 
 def compare(cupboard: Cupboard, out: Path) -> tuple[dict[str, Outcome], list[str]]:
-    """What became of each kind of file, and what differs from the truth."""
+    """Return the result of each kind of file, and all differences from the truth."""
     outcomes: dict[str, Outcome] = defaultdict(Outcome)
     for what in cupboard.kinds.values():
         outcomes[what].files += 1
@@ -152,7 +167,7 @@ def compare(cupboard: Cupboard, out: Path) -> tuple[dict[str, Outcome], list[str
 
 
 def _prints(cupboard: Cupboard, out: Path, outcomes: dict[str, Outcome]) -> Iterator[str]:
-    """Compares the rows of the dataset."""
+    """Compare the rows of the dataset with the truth."""
     notes = [json.loads(line) for line in _lines(out / "notes.jsonl")]
     rows = {row["source"]: row for row in datasets.load_from_disk(str(out))}
     for source in sorted(rows.keys() - cupboard.expected.keys()):
@@ -173,7 +188,7 @@ def _prints(cupboard: Cupboard, out: Path, outcomes: dict[str, Outcome]) -> Iter
 
 
 def _picture(source: str, expected: Expected, row: dict[str, Any], outcome: Outcome) -> Iterator[str]:
-    """Compares the canvas and the minutiae of a row."""
+    """Compare the canvas and the minutiae of a row with the truth."""
     minutiae = np.asarray(row["minutiae"], np.float32).reshape(-1, 4)
     if not expected.minutiae and len(minutiae):
         yield f"{source}: {len(minutiae)} minutiae, and should have none"
@@ -194,16 +209,18 @@ def _picture(source: str, expected: Expected, row: dict[str, Any], outcome: Outc
 
 
 def moved_and_differing(found: np.ndarray, canvas: np.ndarray) -> tuple[float, float]:
-    """How far (pixels) a print lies beside itself on another canvas, both (S, S) uint8, and the mean absolute
-    difference (grey levels) where both show it."""
+    """Return the shift in pixels between two canvases (S, S) uint8 of a print, and their difference.
+
+    The difference is the mean absolute difference in grey levels where both canvases show the print.
+    """
     difference = np.abs(found.astype(np.int16) - canvas)
     if difference.mean() < 1:
         return 0.0, float(difference.mean())
     spectra = [np.fft.fft2(255.0 - image) for image in (found, canvas)]
     alike = np.fft.ifft2(spectra[0] * spectra[1].conj()).real
-    peak = np.unravel_index(alike.argmax(), alike.shape)
-    by = [_vertex(np.roll(alike, (1 - peak[0], 1 - peak[1]), (0, 1))[at], peak[axis], len(alike))
-          for axis, at in enumerate(((slice(3), 1), (1, slice(3))))]  # fmt: skip
+    row, column = (int(place) for place in np.unravel_index(alike.argmax(), alike.shape))
+    around = np.roll(alike, (1 - row, 1 - column), (0, 1))[:3, :3]
+    by = (_vertex(around[:, 1], row, len(alike)), _vertex(around[1], column, len(alike)))
     moved = 255 - np.fft.ifft2(_moved(spectra[1], by)).real.clip(0, 255)
     rim = int(np.ceil(max(map(abs, by)))) + 1
     inside = (slice(rim, -rim), slice(rim, -rim))
@@ -211,21 +228,21 @@ def moved_and_differing(found: np.ndarray, canvas: np.ndarray) -> tuple[float, f
 
 
 def _vertex(three: np.ndarray, peak: int, side: int) -> float:
-    """Where the parabola through three neighbouring values is highest, -side / 2 to side / 2."""
+    """Return the place of the maximum of the parabola through three neighbouring values, -side / 2 to side / 2."""
     before, top, after = three
     place = peak + 0.5 * (before - after) / (before - 2 * top + after)
     return float((place + side / 2) % side - side / 2)
 
 
-def _moved(spectrum: np.ndarray, by: list[float]) -> np.ndarray:
-    """The spectrum of an image moved by (rows, columns)."""
+def _moved(spectrum: np.ndarray, by: tuple[float, float]) -> np.ndarray:
+    """Return the spectrum of an image that is moved by (rows, columns)."""
     frequency = np.fft.fftfreq(len(spectrum))
     return spectrum * np.exp(-2j * np.pi * (frequency[:, None] * by[0] + frequency[None, :] * by[1]))
 
 
 def _rejections(cupboard: Cupboard, out: Path, outcomes: dict[str, Outcome]) -> Iterator[str]:
-    """Compares rejected.jsonl."""
-    absolute = str(cupboard.root.resolve()) + "/"  # of minutiae files
+    """Compare rejected.jsonl with the truth."""
+    absolute = str(cupboard.root.resolve()) + "/"  # paths of minutiae files are absolute
     found = [json.loads(line) for line in _lines(out / "rejected.jsonl")]
     open_reasons = defaultdict(list)
     for line in found:
@@ -243,11 +260,12 @@ def _rejections(cupboard: Cupboard, out: Path, outcomes: dict[str, Outcome]) -> 
 
 
 def _lines(path: Path) -> list[str]:
+    """Return the lines of a file, or none if it is missing."""
     return path.read_text().splitlines() if path.is_file() else []
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """What was met and what became of it, as Markdown; kinds that differ behind a comma make one row."""
+    """Format the results as a Markdown table. Kinds that differ only after a comma share a row."""
     lines = [
         "| what was met | files | prints imported | rejected | difference | shift | reason |",
         "|---|--:|--:|--:|--:|--:|---|",
@@ -265,9 +283,10 @@ def table(outcomes: dict[str, Outcome]) -> str:
 
 
 def main() -> None:
+    """Make the tree, import it, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=FILES)
-    parser.add_argument("--keep", type=Path, help="new folder for the tree and the dataset, which stay")
+    parser.add_argument("--keep", type=Path, help="new folder that keeps the tree and the dataset")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     check_results(options.out)
@@ -285,7 +304,7 @@ def main() -> None:
     print(table(outcomes))
     print(aligned([("", "cupboard"), *[(name, f"{value}") for name, value in cost.items()]]))
     print(aligned([("", f"{PLAIN} PNG files"), *[(name, f"{value}") for name, value in plain.items()]]))
-    print("\n".join(wrong) or "nothing lost, nothing uncounted, nothing wrong")
+    print("\n".join(wrong) or "every file is imported or listed, as expected")
     if options.out:
         found = {what: {**vars(each), "reasons": dict(each.reasons)} for what, each in outcomes.items()}
         results = {

@@ -1,11 +1,13 @@
-"""The kinds of files in a mixed cupboard: images, containers and minutiae of prints, and troubles."""
+"""Kinds of files in a mixed tree: images, containers and minutiae of prints, and files with defects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
-from cupboard_prints import PPI, SIDE
+from cupboard_prints import PPI, SIDE, Print
 from cupboard_tree import LIGHT, LOSSY, RESCALED, SAME, Cupboard, both_forms, rescaled
 from cupboard_troubles import (
     bad_name,
@@ -27,6 +29,7 @@ from print_files import LOSSLESS as LOSSLESS_FILES
 from print_files import LOSSY as LOSSY_FILES
 from print_files import exif_jpeg, png, saved
 from record_files import (
+    Tagged,
     extended_minutiae,
     incits_minutiae,
     iso_2005,
@@ -48,7 +51,7 @@ SLAP_SEED = 9000
 
 
 def image_file(kind: str) -> Callable[[Cupboard, int], None]:
-    """A print in a file of this format."""
+    """Return a function that writes a print as an image of this format."""
     suffix, write = {**LOSSLESS_FILES, **LOSSY_FILES}[kind]
     tolerance = SAME if kind in LOSSLESS_FILES else LOSSY
 
@@ -60,13 +63,13 @@ def image_file(kind: str) -> Callable[[Cupboard, int], None]:
 
 
 def exif(cupboard: Cupboard, number: int) -> None:
-    """All eight orientations."""
+    """Write images in all eight EXIF orientations."""
     found = cupboard.take()
     cupboard.imported("JPEG, turned by EXIF", found, ".jpeg", exif_jpeg(found.grey, number % 8 + 1), tolerance=LOSSY)
 
 
 def light(cupboard: Cupboard, number: int) -> None:
-    """Ridges light on dark paper."""
+    """Write a print with light ridges on a dark background."""
     found, (suffix, write) = cupboard.take(), (LOSSLESS_FILES["PNG"], LOSSY_FILES["WSQ"])[number % 2]
     cupboard.imported(
         "light ridges on dark", found, suffix, write(255 - found.grey), tolerance=(SAME, LOSSY)[number % 2], note=LIGHT
@@ -74,21 +77,21 @@ def light(cupboard: Cupboard, number: int) -> None:
 
 
 def fine(cupboard: Cupboard, number: int) -> None:
-    """1,000 ppi, as the name says."""
+    """Write a print of 1,000 ppi, as stated by its name."""
     found, (suffix, write) = cupboard.take(), (LOSSLESS_FILES["PNG"], LOSSLESS_FILES["TIFF"])[number % 2]
     data = write(rescaled(found.grey, 1000))
     cupboard.imported("1,000 ppi in its name", found, suffix, data, f"{found.stem}_1000", tolerance=RESCALED)
 
 
 def wrong_ppi(cupboard: Cupboard, _: int) -> None:
-    """1,000 ppi, as its tags say and nothing else."""
+    """Write a print of 500 ppi whose tags state 1,000 ppi."""
     found, what = cupboard.take(), "1,000 ppi in its tags alone"
     path = cupboard.write(what, cupboard.place(found.stem + ".png"), png(rescaled(found.grey, 1000), dpi=(1000, 1000)))
     cupboard.expect(what, path, found.finger_key, found.impression, note="its tags say 1000 ppi, 500 were used")
 
 
 def dated(cupboard: Cupboard, number: int) -> None:
-    """The day and second as the number of the impression."""
+    """Write a print with date and time as the number of the impression."""
     found, when = cupboard.take(), 20190401120000 + number
     what = "date as number of the impression"
     path = cupboard.write(what, cupboard.place(f"{found.finger_key}_{when}.png"), png(found.grey))
@@ -96,7 +99,7 @@ def dated(cupboard: Cupboard, number: int) -> None:
 
 
 def worded(cupboard: Cupboard, _: int) -> None:
-    """A finger named in words."""
+    """Write a print whose name spells the finger out."""
     found = cupboard.take()
     hand, digit = divmod(found.position - 1, 5)
     word = f"{('right', 'left')[hand]}_{('thumb', 'index', 'middle', 'ring', 'little')[digit]}"
@@ -106,7 +109,7 @@ def worded(cupboard: Cupboard, _: int) -> None:
 
 
 def no_suffix(cupboard: Cupboard, number: int) -> None:
-    """An image without a suffix, or with one that nobody knows."""
+    """Write an image without a suffix, or with an unknown one."""
     found, (_, write) = cupboard.take(), list({**LOSSLESS_FILES, **LOSSY_FILES}.values())[number % 17]
     tolerance = SAME if number % 17 < len(LOSSLESS_FILES) else LOSSY
     suffix = ("", ".dat", ".img_old")[number % 3]
@@ -114,7 +117,7 @@ def no_suffix(cupboard: Cupboard, number: int) -> None:
 
 
 def wrong_suffix(cupboard: Cupboard, number: int) -> None:
-    """An image with the suffix of another format."""
+    """Write an image with the suffix of another format."""
     found, (_, write) = cupboard.take(), list({**LOSSLESS_FILES, **LOSSY_FILES}.values())[number % 17]
     tolerance = SAME if number % 17 < len(LOSSLESS_FILES) else LOSSY
     suffix = (".bmp", ".wsq", ".jpg", ".iso", ".xyt")[number % 5]
@@ -122,7 +125,7 @@ def wrong_suffix(cupboard: Cupboard, number: int) -> None:
 
 
 def pages(cupboard: Cupboard, number: int) -> None:
-    """Further pages of a TIFF, further frames of a GIF."""
+    """Write a TIFF with further pages, or a GIF with further frames."""
     found, what = cupboard.take(), "several pages"
     others = [Image.fromarray(np.roll(found.grey, 40 * page, axis=1)) for page in (1, 2)]
     suffix, kind = ((".tif", "TIFF"), (".gif", "GIF"))[number % 2]
@@ -132,7 +135,7 @@ def pages(cupboard: Cupboard, number: int) -> None:
 
 
 def accents(cupboard: Cupboard, number: int) -> None:
-    """One finger whose name is written with composed and with decomposed accents, as a Mac does."""
+    """Write prints of one finger with composed and with decomposed accents in its name, as macOS does."""
     what = "accents composed and decomposed: one finger"
     for impression, subject in enumerate(both_forms(f"Jürgen{number}é")):
         found = cupboard.take()
@@ -141,14 +144,14 @@ def accents(cupboard: Cupboard, number: int) -> None:
 
 
 def raw(cupboard: Cupboard, number: int) -> None:
-    """Raw pixels."""
+    """Write raw pixels."""
     found = cupboard.take()
     cupboard.imported("raw pixels", found, (".raw", "", ".bin")[number % 3], found.grey.tobytes())
 
 
 def transaction_of(kind: int, algorithm: str) -> Callable[[Cupboard, int], None]:
-    """One print in an ANSI/NIST transaction."""
-    write = {4: type_4, 14: type_14}[kind]
+    """Return a function that writes a print as an ANSI/NIST transaction."""
+    write: Callable[..., Tagged] = type_4 if kind == 4 else type_14
     what = f"ANSI/NIST type {kind}, {algorithm}"
 
     def fill(cupboard: Cupboard, number: int) -> None:
@@ -162,7 +165,7 @@ def transaction_of(kind: int, algorithm: str) -> Callable[[Cupboard, int], None]
 
 
 def fine_transaction(cupboard: Cupboard, number: int) -> None:
-    """1,000 ppi, as the record says: in pixels per mm, per inch, per cm."""
+    """Write a record that states 1,000 ppi: in pixels per mm, per inch, or per cm."""
     found = cupboard.take()
     grey = rescaled(found.grey, 1000)
     record = (
@@ -175,7 +178,7 @@ def fine_transaction(cupboard: Cupboard, number: int) -> None:
 
 
 def transaction_minutiae(cupboard: Cupboard, number: int) -> None:
-    """Minutiae of type 9, in one of its three blocks."""
+    """Write minutiae in one of the three blocks of a type 9 record."""
     found = cupboard.take()
     points = [(x, y, np.degrees(angle), quality) for x, y, angle, quality in found.minutiae.tolist()]
     kind, record = (
@@ -189,7 +192,7 @@ def transaction_minutiae(cupboard: Cupboard, number: int) -> None:
 
 
 def ten_prints(cupboard: Cupboard, number: int) -> None:
-    """A card: ten fingers, a palm, a face."""
+    """Write a card with ten fingers, a palm and a face."""
     prints, what = [cupboard.take() for _ in range(10)], "ANSI/NIST card of ten fingers with palm and face"
     images = [type_14(at, found.grey, at, "WSQ20") for at, found in enumerate(prints, start=1)]
     palm = type_14(11, prints[0].grey, 25, "PNG", kind=15)
@@ -204,7 +207,7 @@ def ten_prints(cupboard: Cupboard, number: int) -> None:
 
 
 def shared_number(cupboard: Cupboard, number: int) -> None:
-    """Two transactions of two persons with one number: they are told apart by their files."""
+    """Write two transactions of two persons with the same number. The file names distinguish them."""
     what = "two ANSI/NIST files of one number"
     for copy in "ab":
         prints = [cupboard.take(), cupboard.take()]
@@ -216,7 +219,7 @@ def shared_number(cupboard: Cupboard, number: int) -> None:
 
 
 def finger_record(kind: str) -> Callable[[Cupboard, int], None]:
-    """One print in a finger image record."""
+    """Return a function that writes a print as a finger image record."""
     what = f"finger image record, {kind}"
 
     def fill(cupboard: Cupboard, number: int) -> None:
@@ -237,7 +240,7 @@ def finger_record(kind: str) -> Callable[[Cupboard, int], None]:
 
 
 def two_fingers(cupboard: Cupboard, _: int) -> None:
-    """Two fingers in a finger image record; the name tells the person, and the record the finger."""
+    """Write a finger image record of two fingers. Its name states the person, and the records state the finger."""
     first, second, what = cupboard.take(), cupboard.take(), "finger image record of two fingers"
     data = iso_2011([(first.grey, 2, "PNG"), (second.grey, 7, "PNG")])
     path = cupboard.write(what, cupboard.place(f"two-{first.number}.fir"), data)
@@ -247,7 +250,7 @@ def two_fingers(cupboard: Cupboard, _: int) -> None:
 
 
 def slap_image(cupboard: Cupboard, number: int) -> None:
-    """Four fingers on an image; the name tells the hand."""
+    """Write an image of four fingers whose name states the hand."""
     what, left = "slap whose name tells the hand", number % 2 == 1
     paper, _ = slap(SLAP_SEED + number, left)
     person, position = f"h{number:04d}", 14 if left else 13
@@ -257,13 +260,13 @@ def slap_image(cupboard: Cupboard, number: int) -> None:
 
 
 def slap_record(cupboard: Cupboard, number: int) -> None:
-    """Four fingers in a record, every second time with their boxes."""
+    """Write a record of four fingers, every second time with their boxes."""
     left, boxed = number % 2 == 1, number // 2 % 2 == 1
     what = "ANSI/NIST slap" + (", boxes stated" if boxed else "")
     paper, boxes = slap(SLAP_SEED + 500 + number, left)
     fingers = (10, 9, 8, 7) if left else (2, 3, 4, 5)
     stated = [(finger, x, right, y, bottom) for finger, (x, y, right, bottom) in zip(fingers, boxes, strict=True)]
-    fields = {"f21": rows(*stated)} if boxed else {}
+    fields: dict[str, Any] = {"f21": rows(*stated)} if boxed else {}
     data = transaction(type_14(1, paper, 14 if left else 13, "WSQ20", **fields), header={9: f"slap{number:04d}"})
     path = cupboard.write(what, cupboard.place(f"slap-{number}.nist"), data)
     for finger in fingers:
@@ -271,13 +274,13 @@ def slap_record(cupboard: Cupboard, number: int) -> None:
 
 
 def slap_of_unknown_hand(cupboard: Cupboard, number: int) -> None:
-    """Four fingers under the name of one."""
+    """Write an image of four fingers under the name of one finger."""
     paper, _ = slap(SLAP_SEED + 800 + number)
     cupboard.refused("slap named as one finger", f"u{number:04d}_02_1.png", png(paper), "several fingers on one image")
 
 
 def with_minutiae(suffix: str) -> Callable[[Cupboard, int], None]:
-    """An image and its minutiae file."""
+    """Return a function that writes an image and its minutiae file."""
     what = f"minutiae beside the image, {suffix}"
 
     def fill(cupboard: Cupboard, number: int) -> None:
@@ -290,7 +293,7 @@ def with_minutiae(suffix: str) -> Callable[[Cupboard, int], None]:
 
 
 def unknown_minutiae(cupboard: Cupboard, number: int) -> None:
-    """A minutiae record without a suffix, or with one that nobody knows."""
+    """Write a minutiae record without a suffix, or with an unknown one."""
     found, what = cupboard.take(), "minutiae record with unknown suffix"
     path = cupboard.imported(what, found, ".png", png(found.grey), minutiae=True)
     data = WRITERS[".ist"](found.minutiae, SIDE, SIDE, found.position)
@@ -298,7 +301,7 @@ def unknown_minutiae(cupboard: Cupboard, number: int) -> None:
 
 
 def bad_minutiae(cupboard: Cupboard, number: int) -> None:
-    """A damaged minutiae file: the image is imported without it."""
+    """Write an image with a damaged minutiae file. The import must use the image alone."""
     found, what = cupboard.take(), "damaged minutiae file"
     path = cupboard.imported(what, found, ".png", png(found.grey))
     suffix = (".ist", ".ansi", ".min")[number % 3]
@@ -308,7 +311,7 @@ def bad_minutiae(cupboard: Cupboard, number: int) -> None:
 
 
 def second_minutiae(cupboard: Cupboard, _: int) -> None:
-    """Two minutiae files of one image: the more exact one is used, and the other listed."""
+    """Write two minutiae files for one image. The import must use the more exact one and list the other."""
     found, what = cupboard.take(), "two minutiae files of one image"
     path = cupboard.imported(what, found, ".png", png(found.grey), minutiae=True)
     for suffix in (".iso", ".xyt"):
@@ -318,7 +321,7 @@ def second_minutiae(cupboard: Cupboard, _: int) -> None:
 
 
 def lone_minutiae(cupboard: Cupboard, number: int) -> None:
-    """A minutiae file without an image."""
+    """Write a minutiae file without an image."""
     found, what = cupboard.take(), "minutiae file without an image"
     data = WRITERS[".iso"](found.minutiae, SIDE, SIDE, found.position)
     cupboard.refused(
@@ -326,7 +329,12 @@ def lone_minutiae(cupboard: Cupboard, number: int) -> None:
     )
 
 
-# Files of each kind among two thousand, and what makes one
+def _written(write: Callable[[np.ndarray], bytes], found: Print) -> bytes:
+    """Write a print as an image file."""
+    return write(found.grey)
+
+
+# Files of each kind among two thousand, and the function that writes one.
 KINDS: list[tuple[int, Callable[[Cupboard, int], None]]] = [
     *[(25, image_file(kind)) for kind in (*LOSSLESS_FILES, *LOSSY_FILES)],
     (40, exif), (50, light), (50, fine), (8, wrong_ppi), (30, dated), (20, worded), (51, no_suffix), (51, wrong_suffix),
@@ -338,7 +346,7 @@ KINDS: list[tuple[int, Callable[[Cupboard, int], None]]] = [
     (10, two_fingers), (16, slap_image), (16, slap_record), (6, slap_of_unknown_hand),
     *[(36, with_minutiae(suffix)) for suffix in WRITERS],
     (12, unknown_minutiae), (18, bad_minutiae), (12, second_minutiae), (10, lone_minutiae),
-    *[(9, cut_off(kind, suffix, lambda found, write=write: write(found.grey)))
+    *[(9, cut_off(kind, suffix, partial(_written, write)))
       for kind, (suffix, write) in {**LOSSLESS_FILES, **LOSSY_FILES}.items()
       if kind in ("PNG", "TIFF", "BMP", "PGM", "GIF", "WebP", "JPEG", "JPEG 2000", "WSQ")],
     (9, cut_off("ANSI/NIST", ".an2", lambda found: transaction(type_14(1, found.grey, 1, "WSQ20")))),
@@ -349,7 +357,7 @@ KINDS: list[tuple[int, Callable[[Cupboard, int], None]]] = [
 
 
 def fill(cupboard: Cupboard, files: int) -> None:
-    """Fills a cupboard with this number of files, every kind as often as among two thousand but at least once."""
+    """Fill a tree with a number of files. Each kind has its share of `KINDS`, but at least one file."""
     for share, make in KINDS:
         goal = len(cupboard) + max(1, round(share * files / 2000))
         number = 0

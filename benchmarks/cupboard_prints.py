@@ -1,4 +1,4 @@
-"""Synthetic prints for the mixed cupboard, and what each must look like in the dataset."""
+"""Synthetic prints for the mixed tree, and their expected appearance in the dataset."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.skin import make_masters
 
-PPI, SIDE = 500, 540  # pixels; 27 mm, less than two fingers need
-DRAWN = 2  # times coarser are prints drawn, which takes a quarter of the time
+PPI, SIDE = 500, 540  # pixels: 27 mm, too narrow for two fingers
+DRAWN = 2  # prints are rendered at half the resolution, in a quarter of the time
 DATASET_PPI, CANVAS = 300, 320
-IMPRESSIONS = 8  # of a finger
+IMPRESSIONS = 8  # of each finger
 BATCH = 8  # fingers made at a time
 SEED = 11
 
@@ -28,9 +28,9 @@ class Print:
     """An impression.
 
     Attributes:
-        number: of the print in the cupboard.
+        number: Number of the print in the tree.
         grey: (SIDE, SIDE) uint8, ridges dark.
-        minutiae: (n, 4) float32 x, y, angle, quality; places in whole pixels, as files hold them.
+        minutiae: (n, 4) float32 x, y, angle, quality. Coordinates are whole pixels, because files hold whole numbers.
     """
 
     number: int
@@ -39,51 +39,51 @@ class Print:
 
     @property
     def subject(self) -> str:
-        """The person, of ten fingers."""
+        """Return the id of the person, who has ten fingers."""
         return f"s{self.number // (10 * IMPRESSIONS):04d}"
 
     @property
     def position(self) -> int:
-        """Finger position code, 1 to 10."""
+        """Return the finger position code, 1 to 10."""
         return self.number // IMPRESSIONS % 10 + 1
 
     @property
     def impression(self) -> int:
-        """Number of the impression, from 1."""
+        """Return the number of the impression, from 1."""
         return self.number % IMPRESSIONS + 1
 
     @property
     def finger_key(self) -> str:
-        """As the import names the finger."""
+        """Return the key that the import gives to the finger."""
         return f"{self.subject}_{self.position:02d}"
 
     @property
     def stem(self) -> str:
-        """As its file is called, without a suffix."""
+        """Return the name of the file without a suffix."""
         return f"{self.finger_key}_{self.impression}"
 
     @functools.cached_property
     def placed(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the import must make of it: (CANVAS, CANVAS) uint8 and minutiae in its pixels."""
+        """Return the expected canvas (CANVAS, CANVAS) uint8, and the expected minutiae in canvas pixels."""
         return put_on_canvas(self.grey, self.minutiae, PPI, DATASET_PPI, CANVAS)
 
 
 class Prints:
-    """Hands out prints, each once; they are made as they are asked for."""
+    """A source of prints. Prints are made on demand, and each is returned once."""
 
     def __init__(self) -> None:
         self.made: list[Print] = []
         self._next = 0
 
     def take(self) -> Print:
-        """A print that nobody has taken."""
+        """Return the next print."""
         if self._next == len(self.made):
             self._make()
         self._next += 1
         return self.made[self._next - 1]
 
     def _make(self) -> None:
-        """Eight more fingers. Half of the impressions are drawn; mirrored, they are those of another finger."""
+        """Make eight more fingers. Half of the impressions are rendered, and their mirror images are another finger."""
         start = len(self.made) // IMPRESSIONS
         fingers = torch.arange(start, start + BATCH, 2)
         which = torch.arange(len(fingers)).repeat_interleave(IMPRESSIONS)

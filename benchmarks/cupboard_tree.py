@@ -1,4 +1,4 @@
-"""Fills a mixed cupboard: files of every kind that archives hold, and of each what the import must make of it."""
+"""A tree of files of every kind that archives hold, and the expected result of importing each file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fingerprint_accel.data.walking import IMAGE_SUFFIXES
 NAMES = r"(?P<subject>[^_]+)_(?P<position>\d+|[a-z]+_[a-z]+)_(?P<impression>\d+)(?:_(?P<ppi>\d+))?"
 RAW_SIZE = f"{SIDE}x{SIDE}"
 FOLDERS = ("disk1", "disk1/2003", "disk2/Station 7", "disk2/ünïcode", "old/CD_03/a.b")
-# Mean absolute difference to the canvas of the print itself, grey levels, after the shift that is left between them:
-# where compression changes a block at the rim of a print, its middle moves by up to half a block.
+# Allowed mean absolute difference in grey levels, after the remaining shift between the canvases is undone. Compression
+# can change a block at the rim of a print, which moves the middle of the print by up to half a block.
 SAME, LOSSY, RESCALED = 0.0, 4.5, 5.0
-MOST_SHIFT = 6.7  # pixels of the canvas: half of a block of 0.8 mm along both axes
+MOST_SHIFT = 6.7  # canvas pixels: half a block of 0.8 mm along both axes
 LIGHT = "light ridges on dark paper: inverted"
 
 
@@ -30,14 +30,14 @@ class Expected:
     """A print that the dataset must hold.
 
     Attributes:
-        what: kind of file, a row of the table.
-        source: as in the dataset.
-        finger_key: whose finger.
-        impression: its number; None where any will do.
-        print: how it must look; None where nothing is known, as of a finger cut from a slap.
-        tolerance: mean difference to that, grey levels.
-        minutiae: whether it has those of the print.
-        note: how what is said of it begins.
+        what: Kind of file, a row of the table.
+        source: The `source` column of the dataset.
+        finger_key: Key of the finger.
+        impression: Number of the impression; None if any number is correct.
+        print: The expected picture; None if it is unknown, as for a finger cut from a slap.
+        tolerance: Allowed mean difference from the picture, grey levels.
+        minutiae: Whether the dataset must hold the minutiae of the print.
+        note: Expected beginning of a note about the print.
     """
 
     what: str
@@ -51,15 +51,15 @@ class Expected:
 
 
 class Cupboard:
-    """A folder that fills, and the truth about it.
+    """A folder of files, and the truth about them.
 
     Args:
-        root: the folder; beside it lies what links lead to.
+        root: The folder. Targets of links lie beside it.
 
     Attributes:
-        expected: prints of the dataset by their source.
-        rejected: (kind of file, path) -> how the reason begins.
-        kinds: kind of file by path, of every file.
+        expected: Prints of the dataset by their source.
+        rejected: Expected beginning of the reason, by kind of file and path.
+        kinds: Kind of each file, by path.
     """
 
     def __init__(self, root: Path) -> None:
@@ -74,15 +74,15 @@ class Cupboard:
         return len(self.kinds)
 
     def take(self) -> Print:
-        """A print that no file holds yet."""
+        """Return a print that no file holds."""
         return self.prints.take()
 
     def place(self, name: str) -> str:
-        """A path for a name, in one of the folders."""
+        """Return a path for a name, in one of the folders."""
         return f"{FOLDERS[self._random.integers(len(FOLDERS))]}/{name}"
 
     def write(self, what: str, path: str, data: bytes) -> str:
-        """Writes a file below the root."""
+        """Write a file below the root."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         assert path not in self.kinds, f"{path}: twice"
@@ -91,38 +91,41 @@ class Cupboard:
         return path
 
     def expect(self, what: str, source: str, finger_key: str, impression: int | None, **more: object) -> None:
-        """A print that must be in the dataset."""
+        """Expect a print in the dataset."""
         self.expected[source] = Expected(what, source, finger_key, impression, **more)  # type: ignore[arg-type]
 
     def reject(self, what: str, path: str, reason: str) -> None:
-        """A file, or a print of one, that must be rejected, with how its reason begins."""
+        """Expect the rejection of a file, or of a print in it, with a reason that begins with `reason`."""
         self.rejected[what, path, reason] += 1
 
     def imported(
         self, what: str, found: Print, suffix: str, data: bytes, name: str = "", record: int = 0, **more: object
     ) -> str:
-        """Writes a file of one print, the given record of a container, that must be imported; returns its path."""
+        """Write a file of one print that must be imported, and return its path.
+
+        `record` is the number of the print in a container.
+        """
         path = self.write(what, self.place((name or found.stem) + suffix), data)
-        # what is called an image is not looked into before its turn comes
+        # the import does not open a file with the suffix of an image while it lists files
         source = f"{path}#{record}" if record and suffix not in IMAGE_SUFFIXES else path
         self.expect(what, source, found.finger_key, found.impression, print=found, **more)
         return path
 
     def refused(self, what: str, name: str, data: bytes, reason: str) -> str:
-        """Writes a file that must be rejected; returns its path."""
+        """Write a file that must be rejected, and return its path."""
         path = self.write(what, self.place(name), data)
         self.reject(what, path, reason)
         return path
 
 
 def rescaled(grey: np.ndarray, ppi: int) -> np.ndarray:
-    """The print as a sensor of another resolution has it."""
+    """Return the print as a sensor of another resolution captures it."""
     side = round(grey.shape[0] * ppi / PPI)
     return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """Every name below a folder that is not a folder, links to folders included; bytes that are no text as `?`."""
+    """Yield every name below a folder except folders. Links to folders count. Bytes that are no text become `?`."""
     for folder, folders, files in os.walk(root):
         inside = os.path.relpath(folder, root)
         for name in [*files, *(each for each in folders if (Path(folder) / each).is_symlink())]:
@@ -131,5 +134,5 @@ def files_below(root: Path) -> Iterator[str]:
 
 
 def both_forms(text: str) -> Sequence[str]:
-    """A name with composed and with decomposed accents."""
+    """Return a name with composed and with decomposed accents."""
     return [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]

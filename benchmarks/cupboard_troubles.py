@@ -1,4 +1,4 @@
-"""What an import must refuse, or must not be misled by: damage, doubles, links, and what only looks like a print."""
+"""Files that an import must reject or report: damage, duplicates, links, and files without a print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DAMAGED, OTHER = "damaged", "not an image"
 
 
 def cut_off(kind: str, cupboard_name: str, write: Callable[[Print], bytes]) -> Callable[[Cupboard, int], None]:
-    """The first part of a file."""
+    """Return a function that writes the first part of a file."""
 
     def fill(cupboard: Cupboard, number: int) -> None:
         found = cupboard.take()
@@ -27,7 +27,7 @@ def cut_off(kind: str, cupboard_name: str, write: Callable[[Print], bytes]) -> C
 
 
 def changed_bytes(cupboard: Cupboard, _: int) -> None:
-    """A PNG with other bytes in its middle."""
+    """Write a PNG with changed bytes in its middle."""
     found = cupboard.take()
     data = bytearray(png(found.grey))
     for at in range(len(data) // 2, len(data) // 2 + 40):
@@ -36,19 +36,19 @@ def changed_bytes(cupboard: Cupboard, _: int) -> None:
 
 
 def empty(cupboard: Cupboard, number: int) -> None:
-    """No bytes."""
+    """Write an empty file."""
     stem = cupboard.take().stem
     cupboard.refused("empty", stem + (".png", ".wsq", ".an2", ".fir", "")[number % 5], b"", "empty file")
 
 
 def no_image(cupboard: Cupboard, number: int) -> None:
-    """Text under the suffix of an image."""
+    """Write text under the suffix of an image."""
     name = cupboard.take().stem + (".png", ".jpg", ".tif", ".wsq")[number % 4]
     cupboard.refused("text named as an image", name, b"<html><body>404 Not Found</body></html>" * 9, OTHER)
 
 
 def no_print(cupboard: Cupboard, number: int) -> None:
-    """A blank sheet, a scrap, a plan of a house."""
+    """Write a blank sheet, a scrap of a few pixels, or the plan of a house."""
     stem = cupboard.take().stem
     what, image, reason = (
         ("blank image", np.full((400, 400), 255, np.uint8), "blank"),
@@ -59,7 +59,7 @@ def no_print(cupboard: Cupboard, number: int) -> None:
 
 
 def bad_name(cupboard: Cupboard, number: int) -> None:
-    """A name that tells no finger."""
+    """Write a name that states no finger."""
     found = cupboard.take()
     name = (f"IMG_{number}.png", f"scan {number}.bmp", f"{found.subject}_99_{number}.png")[number % 3]
     reason = "finger position 99" if number % 3 == 2 else "name does not look like --names"
@@ -67,7 +67,7 @@ def bad_name(cupboard: Cupboard, number: int) -> None:
 
 
 def copies(cupboard: Cupboard, number: int) -> None:
-    """A print twice: the same finger and impression in two folders, or in two formats."""
+    """Write a print twice: the same finger and impression in two folders, or in two formats."""
     found, what = cupboard.take(), "same finger and impression twice"
     suffix = (".png", ".bmp")[number % 2]
     folders = f"copies/{number}/a", f"copies/{number}/b"
@@ -79,14 +79,14 @@ def copies(cupboard: Cupboard, number: int) -> None:
 
 
 def mislabelled(cupboard: Cupboard, _: int) -> None:
-    """The picture of another finger: it goes in under the name that it has."""
+    """Write the picture of another finger. The import must take it under the name that it has."""
     shown, claimed, what = cupboard.take(), cupboard.take(), "mislabelled"
     path = cupboard.write(what, cupboard.place(claimed.stem + ".png"), png(shown.grey))
     cupboard.expect(what, path, claimed.finger_key, claimed.impression, print=shown)
 
 
 def latin(cupboard: Cupboard, number: int) -> None:
-    """A name in Latin-1."""
+    """Write a name in Latin-1."""
     folder = cupboard.root / "latin"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / os.fsdecode(b"M\xfcller%d_01_1.png" % number)).write_bytes(png(cupboard.take().grey))
@@ -96,7 +96,7 @@ def latin(cupboard: Cupboard, number: int) -> None:
 
 
 def links(cupboard: Cupboard, number: int) -> None:
-    """Links into the tree, out of it, to nothing, and to itself."""
+    """Write links into the tree, out of it, to nothing, and to the link itself."""
     folder = cupboard.root / "links" / str(number)
     folder.mkdir(parents=True, exist_ok=True)
     cupboard.outside.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def links(cupboard: Cupboard, number: int) -> None:
 
 
 def thumbnail(cupboard: Cupboard, number: int) -> None:
-    """What network storage, desktops and cameras leave."""
+    """Write files that network storage, desktops and cameras leave behind."""
     found, what = cupboard.take(), "thumbnail or system file"
     small = png(rescaled(found.grey, 100))
     folder = cupboard.place(f"{number}")
@@ -135,7 +135,7 @@ def thumbnail(cupboard: Cupboard, number: int) -> None:
 
 
 def stray(cupboard: Cupboard, number: int) -> None:
-    """What is none of ours."""
+    """Write files that are no prints."""
     name, data = (
         ("notes.txt", b"card 7 is upside down\n"), ("photo.heic", b"\0\0\0\x18ftypheic\0\0\0\0"),
         ("list.csv", b"path,finger,impression\n"), ("report.pdf", b"%PDF-1.4\n"), ("viewer.exe", b"MZ\x90\0"),
@@ -147,7 +147,7 @@ def stray(cupboard: Cupboard, number: int) -> None:
 
 
 def pipe(cupboard: Cupboard, number: int) -> None:
-    """A named pipe: who opens it waits for ever."""
+    """Make a named pipe. A program that opens it waits for ever."""
     path = cupboard.place(f"{cupboard.take().stem}{('.png', '.iso', '')[number % 3]}")
     (cupboard.root / path).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(cupboard.root / path)

@@ -1,12 +1,12 @@
-"""Embeddings per second, from image files and from a dataset, of the bundled model and of DeepPrint's network.
+"""Measure embeddings per second of the bundled model and of DeepPrint's network, from files and from a dataset.
 
 python benchmarks/extraction.py --out extraction.json
 
-Without --data it makes prints of its own. Files are the same prints as 500 ppi PNGs, one by one decoded, segmented and
-placed on a canvas as an import does. The network of DeepPrint (Tex on Inception v4, 299 x 299 pixels) has random
-weights: they cost the same time. Every combination takes its turn in each round, so that other work of the machine
-meets all of them; the median of the rounds counts. `at most` is what the fastest product of matrices that was measured
-would allow, if the convolutions and products of the network were as fast and nothing else took time.
+Without --data the benchmark renders its own prints. The files are the same prints as PNGs of 500 ppi. Each is decoded,
+segmented and placed on a canvas, as in an import. DeepPrint's network (Tex on Inception v4, 299 x 299 pixels) has
+random weights, which take the same time. Each round runs every combination once, so that other work of the machine
+affects all of them. The median of the rounds counts. `at most` is the rate at which the convolutions and products of
+the network would run at the speed of the fastest measured matrix product, with nothing else taking time.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.text import aligned
 
-FLX = (2.3, 2.9)  # images/s on one core, of flx's DeepPrint_Tex with its preparation
+FLX = (2.3, 2.9)  # images/s on one core: flx's DeepPrint_Tex with its preparation
 FILE_PPI = 500
 Prints = Shards | list[Path]
 
 
 def deepprint_tex(shards: Shards) -> FingerprintExtractor:
-    """DeepPrint's network for the prints of a dataset, untrained."""
+    """Build DeepPrint's network, untrained, for the prints of a dataset."""
     preparation = PreprocessConfig(crop=min(299, shards.info.canvas), size=299)
     return FingerprintExtractor(ModelConfig(variant="Tex"), preparation, shards.info.ppi, shards.info.canvas)
 
 
 def write_files(shards: Shards, folder: Path, count: int) -> list[Path]:
-    """The first prints of a dataset as PNG files at FILE_PPI."""
+    """Write the first prints of a dataset as PNG files at `FILE_PPI`."""
     paths = []
     for row in range(count):
         side = round(shards.info.canvas * FILE_PPI / shards.info.ppi)
@@ -57,13 +57,13 @@ def write_files(shards: Shards, folder: Path, count: int) -> list[Path]:
 
 
 class Combination:
-    """A model, its precision, and where prints come from.
+    """A model, its precision, and a source of prints.
 
     Args:
-        extractor: the model.
-        bf16: its precision.
-        prints: a dataset, or files; at least `batch_size`.
-        batch_size: prints at a time.
+        extractor: The model.
+        bf16: Whether it runs in bf16.
+        prints: A dataset or files, at least `batch_size` prints.
+        batch_size: Prints in a batch.
     """
 
     def __init__(self, extractor: FingerprintExtractor, bf16: bool, prints: Prints, batch_size: int) -> None:
@@ -72,7 +72,7 @@ class Combination:
         self.rates: list[float] = []
 
     def run(self) -> float:
-        """Embeds `count` prints; prints per second."""
+        """Embed `count` prints and return prints per second."""
         self.extractor.bf16 = self.bf16
         done, started = 0, time.perf_counter()
         if isinstance(self.prints, Shards):
@@ -87,21 +87,21 @@ class Combination:
         return done / (time.perf_counter() - started)
 
     def most(self, tflops: dict[bool, float]) -> float:
-        """Prints per second that a machine with so many TFLOP/s, by whether bf16, could embed."""
+        """Return the prints per second of a machine with the given TFLOP/s, by whether they are bf16."""
         canvas = self.extractor.canvas
         images = torch.zeros(self.batch_size, canvas, canvas, dtype=torch.uint8)
         self.extractor.bf16 = self.bf16
         return tflops[self.bf16] * 1e12 * self.batch_size / flops_of(lambda: self.extractor(images))
 
     def prepare(self, seconds: float) -> None:
-        """Runs once to warm up and once to see how many batches take about `seconds`."""
+        """Run once to warm up, and once to find the number of batches that take about `seconds`."""
         self.run()
         most = len(self.prints) // self.batch_size
         self.count = self.batch_size * max(1, min(most, round(seconds * self.run() / self.batch_size)))
 
 
 def combinations(shards: Shards, files: list[Path], batch_size: int) -> dict[tuple[str, str, str], Combination]:
-    """All of them by model, precision and source."""
+    """Return all combinations by model, precision and source."""
     found = {}
     small = FingerprintExtractor.from_pretrained("small")
     small.check_dataset(shards)
@@ -114,12 +114,12 @@ def combinations(shards: Shards, files: list[Path], batch_size: int) -> dict[tup
 
 
 def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Path | None = None) -> None:
-    """Prints a table; writes JSON.
+    """Print a table and write JSON.
 
     Args:
-        data: Dataset folder that the bundled model fits.
-        rounds: In which every combination takes its turn.
-        seconds: Of one turn, about.
+        data: Dataset folder that fits the bundled model.
+        rounds: Rounds, each of which runs every combination once.
+        seconds: Approximate duration of one combination in a round.
         out: JSON file to write.
     """
     check_results(out)
@@ -140,7 +140,8 @@ def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Pat
             for each in found.values():
                 each.rates.append(each.run())
     titles = ("network", "precision", "from", "prints/s", "slowest", "fastest", "at most", "per core", "times flx")
-    rows, results = [titles], []
+    rows: list[tuple[str, ...]] = [titles]
+    results = []
     for (name, precision, source), each in found.items():
         rate = spread(each.rates)
         per_core = rate["samples_per_second"] / cores

@@ -1,9 +1,10 @@
-"""What a few fingers of one's own are worth: real sets, fine-tuned on half of the fingers, tested on the other half.
+"""Fine-tune on half of the fingers of real sets, and test on the other half.
 
 python benchmarks/finetune.py --data FOLDER --out finetune.json
 
-FOLDER holds the sets of `benchmarks/real_sets.py`. One run trains on the first half of the fingers of every set; the
-others are compared within their set, before and after. For demonstration: released models never see these fingers.
+FOLDER holds the sets of `benchmarks/real_sets.py`. One run trains on the first half of the fingers of every set. The
+other fingers are compared within their set, before and after. This is a demonstration: released models never see these
+fingers.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "finetune.py"
-Prints = dict[str, tuple[list[np.ndarray], np.ndarray, np.ndarray]]  # canvases, finger, impression, by set
+Prints = dict[str, tuple[list[np.ndarray], np.ndarray, np.ndarray]]  # canvases, fingers, impressions, by set
 
 
 def read_sets(extractor: FingerprintExtractor, data: Path) -> Prints:
-    """Every print of the sets that are there, on the model's canvas."""
+    """Read every print of the available sets, on the model's canvas."""
     found: Prints = {}
     for name, known in SETS.items():
         if (data / name).is_dir():
@@ -44,17 +45,17 @@ def read_sets(extractor: FingerprintExtractor, data: Path) -> Prints:
             fingers = np.unique(table["finger_key"], return_inverse=True)[1]
             found[name] = canvases, fingers, np.asarray(table["impression"])
     if not found:
-        raise UserError(f"{data}: none of {', '.join(SETS)} in it")
+        raise UserError(f"{data}: holds none of {', '.join(SETS)}")
     return found
 
 
 def is_for_training(fingers: np.ndarray) -> np.ndarray:
-    """(N,) bool: the first half of a set's fingers."""
+    """Return which prints (N,) bool belong to the first half of a set's fingers."""
     return fingers < (fingers.max() + 1) // 2
 
 
 def write_training_half(prints: Prints, out: Path, extractor: FingerprintExtractor) -> int:
-    """Writes a dataset folder; returns its number of fingers."""
+    """Write a dataset folder and return its number of fingers."""
     with ShardWriter(out, extractor.ppi, extractor.canvas) as writer:
         for name, (canvases, fingers, impressions) in prints.items():
             for row in np.flatnonzero(is_for_training(fingers)):
@@ -65,7 +66,7 @@ def write_training_half(prints: Prints, out: Path, extractor: FingerprintExtract
 
 @torch.inference_mode()
 def test_rates(extractor: FingerprintExtractor, prints: Prints) -> dict[str, float]:
-    """EER of each set's other fingers, best over poses."""
+    """Return the EER of the other fingers of each set, best over poses."""
     rates = {}
     for name, (canvases, fingers, impressions) in prints.items():
         rows = np.flatnonzero(~is_for_training(fingers))
@@ -77,7 +78,7 @@ def test_rates(extractor: FingerprintExtractor, prints: Prints) -> dict[str, flo
 
 
 def main(data: Path, out: Path | None = None) -> None:
-    """Fine-tunes the bundled model on half of the fingers of real sets and tests it on the others.
+    """Fine-tune the bundled model on half of the fingers of real sets, and test it on the others.
 
     Args:
         data: Folder with the sets.

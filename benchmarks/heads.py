@@ -1,11 +1,11 @@
-"""Identity heads of many fingers: time per step, memory, and what processes send each other.
+"""Measure identity heads of many fingers: time per step, memory, and traffic between processes.
 
 python benchmarks/heads.py --out heads.json
 python benchmarks/heads.py --classes 10000000 --optimizer sgd                      # on a GPU
 python benchmarks/heads.py --cases "data parallel" sharded --classes 150000
 
-A step is forward, backward and update of a CosFace head for random embeddings of unit length; no network is in front.
-Every case runs in processes of its own, on GPUs where there are any.
+A step is forward, backward and update of a CosFace head on random embeddings of unit length, without a network. Every
+case runs in its own processes, on GPUs if there are any.
 """
 
 import json
@@ -39,20 +39,20 @@ from fingerprint_accel.training.meters import peak_memory_mb
 
 Name = Literal["data parallel", "whole", "full", "sampled", "sharded", "sharded, sampled"]
 SCALE, MARGIN = 32.0, 0.2
-BY_ITSELF = ("unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')  # a loopback that nobody else uses
+BY_ITSELF = ("unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')  # a loopback without other traffic
 MEANING = {
-    "data parallel": "every process holds the head whole; DDP sends its gradients",
-    "whole": "one process, the head that is not sharded",
-    "full": "one process, the sharded head with all classes",
-    "sampled": "one process, a share of the classes in each step",
-    "sharded": "several processes with a slice each",
-    "sharded, sampled": "several processes with a slice each, and a share of it in each step",
+    "data parallel": "every process holds the whole head; DDP sends its gradients",
+    "whole": "one process, unsharded head",
+    "full": "one process, sharded head, all classes",
+    "sampled": "one process, sharded head, a share of the classes in each step",
+    "sharded": "several processes with one slice each",
+    "sharded, sampled": "several processes with one slice each, a share of it in each step",
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured at once."""
+    """Settings of one measurement."""
 
     name: Name
     classes: int
@@ -65,10 +65,11 @@ class Case:
 
 
 class Sent:
-    """Bytes that a process sends, by collective: counted where it is called, as algorithms that use a ring send them.
+    """Bytes that a process sends, by collective, counted for ring algorithms.
 
-    A gather of B bytes from each of W processes sends (W - 1) B from each; a reduction of B bytes to all sends
-    2 (W - 1) / W B. DDP's reductions are counted by the buckets that it hands to its communication hook.
+    A gather of B bytes from each of W processes sends (W - 1) B from each process. A reduction of B bytes to all
+    processes sends 2 (W - 1) / W B. DDP's reductions are counted by the buckets that it passes to its communication
+    hook.
     """
 
     def __init__(self) -> None:
@@ -76,26 +77,28 @@ class Sent:
         self.processes = rank_and_world_size()[1]
         if self.processes > 1:
             self._all_gather, self._all_reduce = dist.all_gather, dist.all_reduce
-            dist.all_gather, dist.all_reduce = self.all_gather, self.all_reduce
+            # setattr, because mypy refuses to replace overloaded functions
+            setattr(dist, "all_gather", self.all_gather)  # noqa: B010
+            setattr(dist, "all_reduce", self.all_reduce)  # noqa: B010
 
     def all_gather(self, parts: list[torch.Tensor], tensor: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        """Counts, and does."""
+        """Count and call `torch.distributed.all_gather`."""
         self.bytes["all_gather"] += (self.processes - 1) * tensor.nbytes
         return self._all_gather(parts, tensor, *rest, **named)
 
     def all_reduce(self, tensor: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        """Counts, and does."""
+        """Count and call `torch.distributed.all_reduce`."""
         self.bytes["all_reduce"] += 2 * (self.processes - 1) * tensor.nbytes // self.processes
         return self._all_reduce(tensor, *rest, **named)
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """DDP's own reduction of a bucket of gradients: the mean."""
+        """Count and run DDP's own reduction of a bucket of gradients, the mean."""
         work = self.all_reduce(bucket.buffer().div_(self.processes), async_op=True)
         return work.get_future().then(lambda done: done.value()[0])
 
 
 class HeadLoss(nn.Module):
-    """Embeddings (B, D) and fingers (B,) -> () loss."""
+    """An identity head as a loss: embeddings (B, D) and fingers (B,) to a loss ()."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -107,29 +110,31 @@ class HeadLoss(nn.Module):
             self.head = ShardedHead(case.dim, case.classes, "cosface", SCALE, MARGIN, sampling=share)
 
     def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
-        """() loss."""
+        """Return the loss ()."""
         return self.head([embedding], finger)
 
 
 def loopback_bytes() -> int:
-    """Bytes sent so far over this namespace's loopback, headers and acknowledgements included."""
+    """Return the bytes sent over the loopback of this network namespace, with headers and acknowledgements."""
     line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.split(":")[1].split()[8])
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
-    """One case, in the process that it was started in."""
+    """Measure a case in the present process."""
     rank, processes = rank_and_world_size()
     torch.manual_seed(0)
     module = HeadLoss(case).to(device)
-    head, sent, wrapped = module.head, Sent(), module
+    head, sent = module.head, Sent()
+    wrapped: nn.Module = module
     sliced = head if isinstance(head, ShardedHead) else None
     parameters = list(module.parameters()) + (list(sliced.drawn.values()) if sliced else [])
     make = torch.optim.AdamW if case.optimizer == "adamw" else partial(torch.optim.SGD, momentum=0.9)
     optimizer = make(parameters, lr=1e-3, fused=True)
     if case.name == "data parallel":
-        wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
-        wrapped.register_comm_hook(None, sent.hook)
+        parallel = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        parallel.register_comm_hook(None, sent.hook)
+        wrapped = parallel
     everyone = F.normalize(torch.randn(case.batch_size, case.dim), dim=1).tensor_split(processes)[rank].to(device)
     fingers = torch.randint(case.classes, (case.batch_size,)).to(device)
 
@@ -175,7 +180,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def run_case(case: Case) -> None:
-    """In a process of its own: joins the others, measures; rank 0 prints the row."""
+    """Join the other processes of a case and measure. Rank 0 prints the row."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -191,7 +196,7 @@ def run_case(case: Case) -> None:
 
 
 def in_processes(case: Case) -> dict[str, Any]:
-    """Starts the processes of a case; its row, or what went wrong."""
+    """Start the processes of a case, and return its row or its error."""
     command = [sys.executable]
     environment = dict(os.environ)
     if case.processes > 1:
@@ -210,6 +215,7 @@ def in_processes(case: Case) -> dict[str, Any]:
 
 
 def _may_be_by_itself() -> bool:
+    """Return whether this machine allows a network namespace of its own."""
     try:
         return subprocess.run([*BY_ITSELF, "true"], capture_output=True, check=False).returncode == 0
     except OSError:
@@ -217,7 +223,7 @@ def _may_be_by_itself() -> bool:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of cases as text."""
+    """Format the rows of cases as text."""
     cells = [
         ("case", "classes", "processes", "s/step", "samples/s", "core-s/step", "peak MB", "sent MB", "loopback MB")
     ]
@@ -246,18 +252,18 @@ def main(
     traffic_classes: int = 150_000,
     out: Path | None = None,
 ) -> None:
-    """Measures identity heads of many fingers.
+    """Measure identity heads of many fingers.
 
     Args:
-        cases: What to measure.
-        classes: Fingers.
+        cases: Cases to measure.
+        classes: Number of fingers.
         dim: Length of an embedding.
-        batch_size: Prints of all processes.
-        sampling: Share of the classes in a step, where they are sampled.
-        optimizer: Of the head.
-        steps: Timed, after one that is not.
-        processes: Of the cases with several. 0: one per GPU, two on a CPU.
-        traffic_classes: Fingers for which what is sent is compared with data parallel; 0 leaves that out.
+        batch_size: Prints of all processes together.
+        sampling: Share of the classes in a step, for sampled cases.
+        optimizer: Optimizer of the head.
+        steps: Timed steps, after one that is not timed.
+        processes: Processes of the cases with several. 0: one for each GPU, two on a CPU.
+        traffic_classes: Fingers for which the traffic is compared with data parallel; 0 leaves this out.
         out: JSON file to write.
     """
     check_results(out)
@@ -269,7 +275,7 @@ def main(
     for name, count in tqdm(plan, unit="case"):
         here = 1 if name in ("whole", "full", "sampled") else several
         if here == 1 and name not in ("whole", "full", "sampled"):
-            continue  # one GPU: nothing to share
+            continue  # one GPU: nothing to distribute
         rows.append(in_processes(Case(name, count, dim, batch_size, sampling, optimizer, steps, here)))
     if not rows:
         raise UserError("--cases: these need several processes; give --processes, or other cases")

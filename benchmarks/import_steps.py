@@ -1,4 +1,4 @@
-"""Where the time of an import goes: milliseconds of each step of preparing a print, in one process.
+"""Measure the steps of importing a print, in milliseconds, in one process.
 
 python benchmarks/import_steps.py --data FOLDER       # of images; default: synthetic prints, 480 x 440 pixels
 """
@@ -26,7 +26,7 @@ PPI, COUNT = 500, 60
 
 
 def files(data: Path | None) -> list[bytes]:
-    """Image files: those of a folder, or PNG files of synthetic prints."""
+    """Read the image files of a folder, or make PNG files of synthetic prints."""
     if data is not None:
         return [(data / met.path).read_bytes() for met in walk(data) if met.kind == IMAGE][:COUNT]
     found = []
@@ -38,13 +38,13 @@ def files(data: Path | None) -> list[bytes]:
 
 
 def pixels(file: bytes) -> np.ndarray:
-    """The bytes of an image file -> (H, W) uint8."""
+    """Decode an image file to (H, W) uint8."""
     image = decode(file)
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width)
 
 
 def main(data: Path | None = None) -> None:
-    """Prints the median time of each step.
+    """Print the median time of each step.
 
     Args:
         data: Folder of images at 500 ppi.
@@ -55,10 +55,12 @@ def main(data: Path | None = None) -> None:
     minutiae = (random.random((40, 4)) * (300, 300, 6, 1)).astype(np.float32)
     steps: dict[str, Callable[[bytes, np.ndarray], object]] = {
         "decode": lambda file, _: decode(file),
-        "find the ridges, lay on white, resample": lambda _, grey: put_on_canvas(grey, NO_MINUTIAE, PPI, 300, 320),
+        "find the ridges, whiten the background, resample": lambda _, grey: put_on_canvas(
+            grey, NO_MINUTIAE, PPI, 300, 320
+        ),
         "distance of the ridges": lambda _, grey: ridge_period(grey, PPI),
         "light on dark?": lambda _, grey: is_inverted(grey),
-        "40 minutiae, if a file states them: do they fit?": lambda _, grey: why_foreign(grey, PPI, minutiae),
+        "check 40 minutiae, if a file states them": lambda _, grey: why_foreign(grey, PPI, minutiae),
     }
     rows = []
     for name, step in steps.items():

@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""Describe the machine of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "pyarrow", "timm",
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the number of its cores."""
+    """Return the name of the GPU, or of the processor with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model, processors = _processors()
@@ -23,7 +23,7 @@ def device_name(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | int | float | None]:
-    """Processor, memory, GPU, driver, system and day."""
+    """Return processor, memory, GPU, driver, system and date."""
     cuda = device.type == "cuda"
     model, processors = _processors()
     return {
@@ -42,17 +42,18 @@ def machine(device: torch.device) -> dict[str, str | int | float | None]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide the speed."""
+    """Return the versions of Python and of the packages that affect speed."""
     found = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "torch": torch.__version__}  # the kind of build too
+    return {"python": platform.python_version(), **found, "torch": torch.__version__}  # includes the kind of build
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processors() -> tuple[str, int]:
+    """Return name and number of processors."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -60,6 +61,7 @@ def _processors() -> tuple[str, int]:
 
 
 def _version(package: str) -> str | None:
+    """Return the version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -67,6 +69,7 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
+    """Return the version of the NVIDIA driver, or None."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()[0]

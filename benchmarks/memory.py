@@ -1,12 +1,11 @@
-"""Data larger than memory, and a dataset of millions of rows.
+"""Read data larger than memory, and open a dataset of millions of rows.
 
 python benchmarks/memory.py --out FILE.json                  # both, about 5 minutes and 5 GB of disk
 python benchmarks/memory.py --parts rows                     # 1.5 million rows: opening, first batch, memory
 python benchmarks/memory.py --parts bound --gigabytes 8 --bound-mb 800
 
-`bound` reads a dataset several times as large as the memory that the reading process may use: a control group holds it
-to --bound-mb, cached pages of files included, which needs the right to make one (root; Linux). Each order is read from
-a cold cache.
+`bound` reads a dataset several times as large as the memory of the reading process. A control group limits the process
+to --bound-mb, cached pages of files included. Making one needs root on Linux. Each order is read with a cold cache.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.errors import UserError, one_line_errors
 
-GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # control groups of version 1, and of version 2
+GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # control groups of version 1 and 2
 LIMITS = {"memory.limit_in_bytes": "memory.max_usage_in_bytes", "memory.max": "memory.peak"}
 BATCH = 256
 
 
 def resident_mb() -> dict[str, float]:
-    """Resident memory of this process, MB: in all, its own, and mapped files."""
+    """Return the resident memory of this process in MB: all, anonymous, and mapped files."""
     status = Path("/proc/self/status").read_text()
     names = {"all": "VmRSS", "own": "RssAnon", "files": "RssFile"}
     return {name: int(status.split(field + ":")[1].split()[0]) / 1e3 for name, field in names.items()}
 
 
 def write(folder: Path, rows: int, canvas: int, per_finger: int, minutiae: int) -> None:
-    """A dataset of noise, shuffled over fingers."""
+    """Write a dataset of noise, shuffled over fingers."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (64, canvas, canvas), dtype=np.uint8)
     points = generator.random((minutiae, 4)).astype(np.float32)
@@ -63,7 +62,7 @@ def write(folder: Path, rows: int, canvas: int, per_finger: int, minutiae: int) 
 
 
 def open_rows(folder: Path) -> dict[str, float]:
-    """Seconds and resident memory to open a dataset of many rows, and to the first batch of a run resumed far on."""
+    """Measure seconds and memory for opening a dataset of many rows, and for the first batch of a resumed run."""
     before = resident_mb()
     open_seconds, shards = _timed(lambda: open_dataset(folder))
     opened = resident_mb()
@@ -85,13 +84,14 @@ def open_rows(folder: Path) -> dict[str, float]:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Call `work`, and return seconds and result."""
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
 
 
 def in_new_process(*words: str, group: Path | None = None) -> dict[str, float]:
-    """What this script prints last when it is called with `words`, perhaps within a control group."""
+    """Run this script with `words`, optionally in a control group, and return the values that it prints last."""
     done = subprocess.run(
         [sys.executable, __file__, *words],
         stdout=subprocess.PIPE,
@@ -105,7 +105,7 @@ def in_new_process(*words: str, group: Path | None = None) -> dict[str, float]:
 
 
 def read_bounded(folder: Path, order: str, batches: int) -> dict[str, float]:
-    """In the bounded process: reads batches in one order and says how fast, and what was resident."""
+    """Read batches in one order, and return rate and resident memory. Runs in the bounded process."""
     shards = open_dataset(folder)
     subset = subset_of_prints(shards, np.ones(len(shards), bool))
     before, most = resident_mb(), 0.0
@@ -128,7 +128,7 @@ def read_bounded(folder: Path, order: str, batches: int) -> dict[str, float]:
 
 @contextmanager
 def memory_group(megabytes: int) -> Iterator[Path]:
-    """A control group that holds its processes to so much memory."""
+    """Make a control group that limits the memory of its processes."""
     for root in GROUPS:
         group = root / f"fingerprint-accel-{os.getpid()}"
         for limit in LIMITS:
@@ -149,7 +149,7 @@ def memory_group(megabytes: int) -> Iterator[Path]:
 
 
 def measure_bound(folder: Path, gigabytes: float, bound_mb: int, batches: int) -> dict[str, dict[str, float]]:
-    """Every order in a process of its own that may not use more than `bound_mb`."""
+    """Measure every order in a process that may not use more than `bound_mb`."""
     rows = int(gigabytes * 1e9 / 320**2)
     write(folder, rows, canvas=320, per_finger=10, minutiae=50)
     results = {}
@@ -168,17 +168,18 @@ def measure_bound(folder: Path, gigabytes: float, bound_mb: int, batches: int) -
 
 
 def _join(group: Path) -> None:
+    """Move this process into a control group."""
     (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def main() -> None:
-    """Measures, prints tables, writes JSON."""
+    """Measure, print tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="rows,bound", help="rows, bound, or both")
-    parser.add_argument("--rows", type=int, default=1_500_000, help="of the dataset with many rows")
+    parser.add_argument("--rows", type=int, default=1_500_000, help="rows of the dataset with many rows")
     parser.add_argument("--gigabytes", type=float, default=4, help="size of the dataset read in bounded memory")
     parser.add_argument("--bound-mb", type=int, default=1000, help="memory of the reading process, file cache included")
-    parser.add_argument("--batches", type=int, default=150, help=f"of {BATCH} prints, per order")
+    parser.add_argument("--batches", type=int, default=150, help=f"batches of {BATCH} prints in each order")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)

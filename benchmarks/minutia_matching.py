@@ -1,4 +1,4 @@
-"""How far two lists of minutiae of the same print agree: what an extractor finds against what is there.
+"""Match two lists of minutiae of the same print: found ones with true ones.
 
 A leaf module: it imports numpy only.
 """
@@ -9,24 +9,24 @@ import math
 
 import numpy as np
 
-MAX_DISTANCE_MM = 0.61  # 12 pixels at 500 ppi: a little more than one ridge
+MAX_DISTANCE_MM = 0.61  # 12 pixels at 500 ppi: a little more than one ridge period
 MAX_ANGLE = math.radians(30)
 
 
 def match_minutiae(
     found: np.ndarray, truth: np.ndarray, max_distance: float, max_angle: float = MAX_ANGLE
 ) -> np.ndarray:
-    """Pairs minutiae one to one, the closest first.
+    """Pair minutiae one to one, the closest first.
 
     Args:
-        found: (n, 3 or more) x, y, angle in radians, as everywhere in the package; further columns are ignored.
-        truth: (m, 3 or more) likewise.
-        max_distance: that two of a pair are apart at most, in the unit of x and y.
-        max_angle: that their directions differ at most, radians; opposite directions differ by pi.
+        found: (n, 3 or more) x, y, angle in radians. Further columns are ignored.
+        truth: (m, 3 or more), likewise.
+        max_distance: Largest distance of a pair, in the unit of x and y.
+        max_angle: Largest difference of directions in radians. Opposite directions differ by pi.
 
     Returns:
-        (k, 2) int64 positions in `found` and `truth`, nearest pair first. k / n is the precision of what was found,
-        k / m the recall of what is there.
+        (k, 2) int64 positions in `found` and `truth`, nearest pair first. The precision is k / n, and the recall is k /
+        m.
     """
     apart = np.hypot(found[:, None, 0] - truth[None, :, 0], found[:, None, 1] - truth[None, :, 1])  # (n, m)
     turned = np.abs(angle_difference(found[:, None, 2], truth[None, :, 2]))
@@ -42,5 +42,5 @@ def match_minutiae(
 
 
 def angle_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """`first` - `second` on the circle, from -pi to pi."""
+    """Return `first` - `second` on the circle, from -pi to pi."""
     return (np.asarray(first) - second + np.pi) % (2 * np.pi) - np.pi

@@ -1,10 +1,11 @@
-"""How many of the minutiae that a model finds are there, and how many of those that are there it finds.
+"""Measure precision and recall of the minutiae that a model predicts.
 
 python benchmarks/minutiae_readout.py runs/minutiae datasets/unseen --out minutiae.json
 
-DATASET must know its minutiae, as synthetic ones do, exactly. A minutia counts as found within --mm and --degrees of a
-true one, each for one. True minutiae outside the network's window are left out. The last line reads the true minutia
-maps instead of the network's: what no network can exceed, because minutiae closer than two ridges become one peak.
+DATASET must hold exact minutiae, as synthetic datasets do. A minutia counts as found within --mm and --degrees of a
+true one. Each true one counts once. True minutiae outside the network's window are left out. The last line reads the
+true minutia maps in place of predicted ones. It is an upper bound, because minutiae closer than two ridges become one
+peak.
 """
 
 from __future__ import annotations
@@ -31,21 +32,23 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 def true_minutiae(shards: Shards, crop: int) -> list[np.ndarray]:
-    """Minutiae of each print, (n, 4) in canvas pixels, that lie in the middle `crop` pixels of the canvas.
+    """Return the minutiae of each print, (n, 4) in canvas pixels, in the middle `crop` pixels of the canvas.
 
     Raises:
-        UserError: there are none.
+        UserError: The dataset holds no minutiae.
     """
     table, counts = shards.minutiae(np.arange(len(shards)))
     if not counts.any():
-        raise UserError(f"{shards.folder}: knows no minutiae; `fingerprint-accel synth` makes prints that do")
+        raise UserError(
+            f"{shards.folder}: holds no minutiae; `fingerprint-accel synth` makes prints with exact minutiae"
+        )
     prints = [rows[:count] for rows, count in zip(table, counts, strict=True)]
     reach = np.float32(crop / 2)
     return [each[(np.abs(each[:, :2] - shards.info.canvas / 2) < reach).all(axis=1)] for each in prints]
 
 
 def read_true_maps(truth: list[np.ndarray], extractor: FingerprintExtractor) -> list[np.ndarray]:
-    """What the read-out makes of maps drawn from the truth, in canvas pixels."""
+    """Read minutiae from maps that are drawn from the truth, in canvas pixels."""
     config, found = extractor.preprocess_config, []
     start = (extractor.canvas - config.crop) / 2
     for minutiae in truth:
@@ -58,7 +61,10 @@ def read_true_maps(truth: list[np.ndarray], extractor: FingerprintExtractor) -> 
 
 
 def rates(found: list[np.ndarray], truth: list[np.ndarray], pixels: float, radians: float) -> dict[str, float]:
-    """Precision, recall, F1 over all prints; mean distance (unit of x and y) and direction (degrees) of the pairs."""
+    """Return precision, recall and F1 over all prints, and the errors of the pairs.
+
+    The errors are the mean distance (unit of x and y) and the mean difference of directions (degrees).
+    """
     paired, apart, turned = 0, [], []
     for here, there in zip(found, truth, strict=True):
         pairs = match_minutiae(here, there, pixels, radians)
@@ -85,13 +91,13 @@ def main(
     degrees: float = 30.0,
     out: Path | None = None,
 ) -> None:
-    """Prints a table over thresholds of the score; writes JSON.
+    """Print a table over thresholds of the score, and write JSON.
 
     Args:
         model: Run folder, checkpoint folder, or exported model folder.
         dataset: Dataset folder.
-        mm: How far a found minutia may lie from the true one.
-        degrees: How far its direction may differ.
+        mm: Largest distance of a found minutia from the true one.
+        degrees: Largest difference of its direction.
         out: JSON file to write.
     """
     check_results(out)

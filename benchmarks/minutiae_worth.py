@@ -1,12 +1,12 @@
-"""What minutiae are worth to TexMinu, and what those that NIST's mindtct finds are: `import --find-minutiae mindtct`.
+"""Measure the value of minutiae for TexMinu: exact ones, those of NIST's mindtct, and none.
 
 OMP_NUM_THREADS=1 python benchmarks/minutiae_worth.py --work FOLDER --out minutiae_worth.json
 
-Synthetic prints are written as image files of 500 ppi and imported three times: with their exact minutiae, with those
-that `--find-minutiae mindtct` finds, and with none (`--kinds` can add all of mindtct's, with those that the import
-leaves out). A small network is trained on each, with the same seed, steps and pictures. Fingers that no training saw
-tell how well the network draws the exact minutia maps, and how well it recognises. What lies in FOLDER is not made
-again: a run that was stopped goes on. Needs `nbis-py`.
+Synthetic prints are written as image files of 500 ppi and imported three times: with exact minutiae, with the minutiae
+of `import --find-minutiae mindtct`, and without minutiae. `--kinds` can add all minutiae of mindtct, with the
+unreliable ones that the import leaves out. A small network is trained on each dataset, with the same seed, steps and
+pictures. Held-out fingers show how well the network draws exact minutia maps, and how well it recognises. Files in
+FOLDER are not made again, so that a stopped run continues. The benchmark needs `nbis-py`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "train_10k.py"
 Kind = Literal["exact", "mindtct", "all", "none"]
 PPI, CANVAS = 500, 560  # of the image files, pixels
 AT_ONCE = 10  # fingers rendered together
-HELD_OUT = 100_000  # number of the first finger that no training sees
+HELD_OUT = 100_000  # number of the first held-out finger
 NETWORK = {
     "model.trunk": "compact",
     "model.width": 16,
@@ -75,7 +75,7 @@ NETWORK = {
 
 
 def write_images(folder: Path, first: int, fingers: int, impressions: int, quality: str) -> None:
-    """Writes `images/FINGER_IMPRESSION.png` and `exact/FINGER_IMPRESSION.iso`, whole or not at all."""
+    """Write `images/FINGER_IMPRESSION.png` and `exact/FINGER_IMPRESSION.iso`. The folder appears when complete."""
     if folder.is_dir():
         return
     half_done = folder.with_name(folder.name + ".part")
@@ -95,19 +95,19 @@ def write_images(folder: Path, first: int, fingers: int, impressions: int, quali
 
 
 def write_all(folder: Path) -> None:
-    """Writes `all/FINGER_IMPRESSION.iso`: what mindtct finds on the images, with what it doubts."""
+    """Write `all/FINGER_IMPRESSION.iso`: all minutiae that mindtct finds, with unreliable ones."""
     if (folder / "all").is_dir():
         return
     half_done, detector = folder / "all.part", Nbis()
     half_done.mkdir(exist_ok=True)
-    for path in tqdm(sorted((folder / "images").iterdir()), desc=f"looking at {folder.name}"):
+    for path in tqdm(sorted((folder / "images").iterdir()), desc=f"mindtct on {folder.name}"):
         found = detector.minutiae(np.asarray(Image.open(path)))
         write_template(half_done / f"{path.stem}.iso", found, CANVAS, CANVAS, PPI)
     half_done.rename(folder / "all")
 
 
 def imported(images: Path, kind: str, workers: int = 0) -> Shards:
-    """The dataset of these images with minutiae of a kind."""
+    """Import the images with minutiae of a kind, and return the dataset."""
     out = images / f"dataset-{kind}"
     if not out.is_dir():
         if kind == "all":
@@ -125,13 +125,13 @@ def imported(images: Path, kind: str, workers: int = 0) -> Shards:
 
 
 def lists(shards: Shards, rows: np.ndarray) -> list[np.ndarray]:
-    """Minutiae of prints, (n, 4) each, in canvas pixels."""
+    """Return the minutiae of prints, (n, 4) each, in canvas pixels."""
     table, counts = shards.minutiae(rows)
     return [points[:count] for points, count in zip(table, counts, strict=True)]
 
 
 def train(shards: Shards, run: Path, seed: int, steps: int, weight: float) -> None:
-    """Trains in a process of its own, unless the run is there."""
+    """Train in a child process, unless the run exists."""
     if (run / "model").is_dir():
         return
     knobs = {**NETWORK, "training.steps": steps, "training.seed": seed, "loss.minutia-map-weight": weight}
@@ -141,7 +141,7 @@ def train(shards: Shards, run: Path, seed: int, steps: int, weight: float) -> No
 
 
 def maps_of(minutiae: list[np.ndarray], canvas: int, crop: int) -> torch.Tensor:
-    """(B, 6, M, M) minutia maps of prints as the network sees them, upright."""
+    """Draw the minutia maps (B, 6, M, M) of upright prints on the network's input."""
     start = (canvas - crop) / 2
     counts = torch.tensor([len(each) for each in minutiae])
     padded = torch.zeros(len(minutiae), max(1, int(counts.max())), 4)
@@ -151,19 +151,23 @@ def maps_of(minutiae: list[np.ndarray], canvas: int, crop: int) -> torch.Tensor:
 
 
 def map_error(drawn: torch.Tensor, exact: torch.Tensor) -> float:
-    """Sum over the prints of the minutia-map loss."""
+    """Return the sum of the minutia-map loss over prints."""
     return float((drawn - exact).square().mean(dim=(1, 2, 3)).sum())
 
 
 @torch.inference_mode()
 def measure(model: Path, unseen: Shards, found: Shards, draws: bool) -> tuple[dict[str, Any], Scores]:
-    """Map loss against the exact maps, the minutiae that are read from the maps, and comparisons, of held-out fingers.
+    """Measure a run on held-out fingers.
 
     Args:
-        model: the run.
-        unseen: held-out prints with exact minutiae.
-        found: the same with mindtct's.
-        draws: the network has learned to draw maps.
+        model: The run.
+        unseen: Held-out prints with exact minutiae.
+        found: The same prints with the minutiae of mindtct.
+        draws: Whether the network has learned to draw maps.
+
+    Returns:
+        The loss against the exact maps and the rates of the minutiae that are read from the maps, and the scores of all
+        comparisons.
     """
     extractor = FingerprintExtractor.from_pretrained(model)
     scores = score_protocol("all-pairs", extractor.extract(unseen), unseen.fingers, unseen.impressions)
@@ -199,7 +203,7 @@ def measure(model: Path, unseen: Shards, found: Shards, draws: bool) -> tuple[di
 
 
 def _rates(found: list[np.ndarray], exact: list[np.ndarray], least: float, per_mm: float) -> dict[str, float]:
-    """Precision, recall and so on of minutiae with this score at least."""
+    """Return precision, recall and further rates of minutiae with at least this score."""
     sure = [each[each[:, 3] >= least] for each in found]
     row = rates(sure, exact, MAX_DISTANCE_MM * per_mm, MAX_ANGLE)
     row["apart_mm"] = row.pop("apart") / per_mm
@@ -207,14 +211,14 @@ def _rates(found: list[np.ndarray], exact: list[np.ndarray], least: float, per_m
 
 
 def agreement(exact: Shards, found: Shards) -> dict[str, dict[str, float]]:
-    """How far mindtct's minutiae are the exact ones, by its least reliability."""
+    """Compare the minutiae of mindtct with the exact ones, by least reliability."""
     rows = np.arange(len(exact))
     true, theirs = lists(exact, rows), lists(found, rows)
     return {f"{least:g}": _rates(theirs, true, least, exact.info.ppi / 25.4) for least in (0.0, 0.3, 0.5)}
 
 
 def difference(kind: str, ours: Scores, other: str, theirs: Scores, seed: int) -> dict[str, Any]:
-    """Of the EER of two trainings, with an interval over the same draws of fingers for both."""
+    """Return the difference of the EER of two trainings, with an interval over the same draws of fingers for both."""
     eer = compare_scores(ours, theirs)[0]
     row = {"seed": seed, "eer_of": kind, "minus": other, "difference": eer.ours - eer.theirs}
     print(row := {**row, "interval_95": list(eer.interval)}, flush=True)
@@ -222,8 +226,8 @@ def difference(kind: str, ours: Scores, other: str, theirs: Scores, seed: int) -
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A line for each training."""
-    lines = ["| minutiae | seed | map loss | F1 of what is read | EER | 95 % |", "|---|--:|--:|--:|--:|--:|"]
+    """Format a line for each training."""
+    lines = ["| minutiae | seed | map loss | F1 of minutiae read | EER | 95 % |", "|---|--:|--:|--:|--:|--:|"]
     for run in runs:
         drawn = f"{1e3 * run['map_loss']:.3f}" if "map_loss" in run else "-"
         f1 = f"{run['read_from_maps']['f1']:.1%}" if "read_from_maps" in run else "-"
@@ -246,17 +250,19 @@ def main(
     map_weight: float = 10_000.0,
     out: Path | None = None,
 ) -> None:
-    """Trains with exact minutiae, with mindtct's and with none, and compares.
+    """Train with exact minutiae, with the minutiae of mindtct, and without, and compare.
 
     Args:
-        work: Folder for prints, datasets and runs; what is there is used.
-        fingers, impressions: To train on.
-        unseen_fingers, unseen_impressions: To measure with.
-        quality: Of the prints, as of `synth`.
-        steps: Of each training.
-        kinds: Of minutiae to train with; all: mindtct's with what it doubts.
-        seeds: Of the trainings, all kinds with each.
-        map_weight: Of the minutia-map loss.
+        work: Folder for prints, datasets and runs. Existing files are used.
+        fingers: Fingers to train on.
+        impressions: Impressions of each finger to train on.
+        unseen_fingers: Held-out fingers.
+        unseen_impressions: Impressions of each held-out finger.
+        quality: Quality of the prints, as in `synth`.
+        steps: Steps of each training.
+        kinds: Kinds of minutiae to train with. `all`: those of mindtct, with unreliable ones.
+        seeds: Seeds of the trainings. Each kind is trained with each seed.
+        map_weight: Weight of the minutia-map loss.
         out: JSON file to write.
     """
     check_results(out)
@@ -285,7 +291,7 @@ def main(
             differences += [difference(kind, ours, *other, seed) for other in scores.items()]
             scores[kind] = ours
             print(f"\n{table(runs)}", flush=True)
-            if out is not None:  # after each training, so that a run that is stopped leaves something
+            if out is not None:  # after each training, so that a stopped run leaves results
                 write_results(out, {"results": results, "setting": {**setting, "knobs": knobs}, **facts})
 
 

@@ -1,13 +1,14 @@
-"""How well batches mix identities: mated pairs in a batch for every order of reading, beside what chance would give.
+"""Measure how well batches mix fingers: mated pairs in a batch for every order of reading, against chance.
 
 python benchmarks/mixing.py --out mixing.json
 
-Needs no images. A batch drawn uniformly without replacement holds C(batch, 2) * P mated pairs on average, P being the
-chance that two different prints of the dataset are of one finger. More than that means that an order keeps fingers
-together: gradients of such a batch say less about the whole dataset. Orders: `sequential` (as the rows lie), `block`
-(blocks made of runs of neighbouring rows from all over the data, shuffled inside each), `permutation` (of all rows),
-`pairs` (two impressions of a finger at a time, on purpose). Rows: `shuffled` over fingers, as our shards are, and
-`sorted` by finger, the worst case. Example with fewer prints:
+The benchmark needs no images. A batch that is drawn uniformly without replacement holds C(batch, 2) * P mated pairs on
+average, with P the probability that two different prints of the dataset show the same finger. More pairs mean that an
+order keeps prints of a finger together. The gradient of such a batch represents the dataset less well.
+
+Orders: `sequential` (row by row), `block` (blocks of runs of neighbouring rows from all over the data, shuffled inside
+each block), `permutation` (of all rows), `pairs` (two impressions of each finger, on purpose). Rows: `shuffled` over
+fingers, as in our shards, and `sorted` by finger, the worst case. Example with fewer prints:
 
 python benchmarks/mixing.py --prints 20000 --fingers 2500 --block-size 2048
 """
@@ -32,33 +33,33 @@ ROWS = ("shuffled", "sorted")
 
 
 def expected_pairs(prints_per_finger: np.ndarray, batch: int) -> float:
-    """Mated pairs in a uniform batch without replacement; prints_per_finger (F,) int."""
+    """Return the expected mated pairs of a uniform batch without replacement, for prints_per_finger (F,) int."""
     counts = prints_per_finger.astype(np.float64)
     total = counts.sum()
     return math.comb(batch, 2) * float((counts * (counts - 1)).sum() / (total * (total - 1)))
 
 
 def mated_pairs(fingers: np.ndarray) -> np.ndarray:
-    """fingers (N, batch) of each print of N batches -> (N,) int64 pairs of prints of one finger."""
+    """Return the number (N,) int64 of mated pairs in each of N batches, from the finger (N, batch) of each print."""
     count, batch = fingers.shape
     ordered = np.sort(fingers, axis=1)
     new = np.ones((count, batch), bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    runs = np.cumsum(new.ravel()) - 1  # number of the run of equal fingers, over all batches
+    runs = np.cumsum(new.ravel()) - 1  # index of each run of equal fingers, over all batches
     lengths = np.bincount(runs)
     batch_of_run = np.flatnonzero(new.ravel()) // batch
     return np.bincount(batch_of_run, lengths * (lengths - 1) // 2, minlength=count).astype(np.int64)
 
 
 def mixing(labels: np.ndarray, mode: str, batch: int, block_size: int, seed: int) -> dict[str, Any]:
-    """Mated pairs per batch over the full batches of one epoch: mean, standard error, most.
+    """Return the mated pairs per batch over the full batches of an epoch: mean, standard error, and maximum.
 
     Args:
         labels: (N,) int64 finger of each row.
-        mode: one of MODES.
-        batch: prints per batch, over all processes.
-        block_size: rows, for `block`.
-        seed: of the order.
+        mode: One of `MODES`.
+        batch: Prints in a batch, over all processes.
+        block_size: Rows of a block, for `block`.
+        seed: Seed of the order.
     """
     batches = len(labels) // batch
     samples = np.arange(batches * batch)
@@ -79,14 +80,14 @@ def main(
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Counts, prints a table, writes JSON.
+    """Count pairs, print a table and write JSON.
 
     Args:
         prints: Rows of the dataset.
-        fingers: Spread evenly over the rows.
-        batch: Prints per batch, over all processes.
-        block_size: Rows per block of `block`.
-        seed: Of the orders and of the shuffled rows.
+        fingers: Fingers, spread evenly over the rows.
+        batch: Prints in a batch, over all processes.
+        block_size: Rows of a block, for `block`.
+        seed: Seed of the orders and of the shuffled rows.
         out: JSON file to write.
     """
     check_results(out)

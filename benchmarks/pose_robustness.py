@@ -1,9 +1,9 @@
-"""False non-match rate against rotation: how far may a finger be turned before it is no longer recognised?
+"""Measure the false non-match rate against rotation.
 
 python benchmarks/pose_robustness.py --out pose.json
 
-Clean synthetic prints of fingers that no released model was trained on. References are as they are, probes are turned
-by a random angle up to the stated one, on top of the little that a clean touch is turned by.
+The prints are clean synthetic impressions of fingers that no released model was trained on. References are unchanged.
+Probes are turned by a random angle up to the stated one, in addition to the small rotation of a clean touch.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0)
-FLX_ON_MCYT = (1.5, 1.9, 5.1, 25.4, 50.6)  # FNMR at FMR 0.1 %, as flx's authors published it
+FLX_ON_MCYT = (1.5, 1.9, 5.1, 25.4, 50.6)  # FNMR at FMR 0.1 %, published by the authors of flx
 IMPRESSIONS = 4  # the first half are references
-STEP = 15  # degrees between the turns that are tried
+STEP = 15  # degrees between tried turns
 BATCH = 20
 WHITE = 255
 
 
 def moved(images: np.ndarray, degrees: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """(N, S, S) uint8 canvases, each turned about its middle and then shifted, white coming in.
+    """Turn each canvas (N, S, S) uint8 about its middle, then shift it. Missing parts become white.
 
     Args:
-        images: to move.
+        images: Canvases.
         degrees: (N,) counter-clockwise.
         shift: (N, 2) pixels to the right and down.
     """
@@ -65,17 +65,17 @@ def embed_moved(
     poses: Poses = UPRIGHT,
     bar: tqdm | None = None,
 ) -> np.ndarray:
-    """Embeddings of prints that are turned and shifted on their canvas first.
+    """Embed prints that are turned and shifted on their canvas first.
 
     Args:
-        extractor: the model.
-        shards: the dataset.
-        rows: (N,) of it.
+        extractor: The model.
+        shards: The dataset.
+        rows: (N,) rows of the dataset.
         degrees: (N,) counter-clockwise.
         shift_mm: (N, 2) to the right and down.
-        batch_size: prints at a time.
-        poses: that the extractor tries.
-        bar: is moved on by every print.
+        batch_size: Prints in a batch.
+        poses: Poses that the extractor tries.
+        bar: Progress bar, updated for every print.
 
     Returns:
         (N, D) float32 of unit length; (N, P, D) for P > 1 poses.
@@ -93,7 +93,7 @@ def embed_moved(
 
 
 def fnmr(extractor: FingerprintExtractor, shards: Shards, angle: float, poses: Poses) -> tuple[float, float]:
-    """FNMR at FMR 0.1 %, and EER, with probes turned by up to `angle` degrees."""
+    """Return FNMR at FMR 0.1 %, and EER, for probes turned by up to `angle` degrees."""
     fingers, first = shards.fingers, shards.impressions < IMPRESSIONS // 2
     references, probes = np.flatnonzero(first), np.flatnonzero(~first)
     degrees = np.random.default_rng(0).uniform(-angle, angle, len(probes))
@@ -115,12 +115,12 @@ def main(
     bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Path | None = None,
 ) -> None:
-    """False non-match rate at FMR 0.1 % with probes turned by up to 0, 15, 30, 45 and 60 degrees.
+    """Measure the false non-match rate at FMR 0.1 % for probes turned by up to 0, 15, 30, 45 and 60 degrees.
 
     Args:
         model: Bundled model, run, checkpoint or exported folder.
-        fingers: To make, clean, with four impressions each.
-        seed: Of the fingers.
+        fingers: Number of fingers, each with four clean impressions.
+        seed: Seed of the fingers.
         bf16: Run the network in bf16.
         out: JSON file to write.
     """

@@ -1,4 +1,4 @@
-"""Preparation on the device, stage by stage: milliseconds per print, and prints/s with and without enhancement.
+"""Measure each stage of preparation on the device: milliseconds per print, and prints/s with and without enhancement.
 
 OMP_NUM_THREADS=1 python benchmarks/preparation.py --out FILE.json
 """
@@ -27,12 +27,12 @@ from fingerprint_accel.synthesis.impressions import impression_keys, render
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.skin import make_masters
 
-MINUTIAE = 64  # places per print in the batch, 50 to 64 of them filled
+MINUTIAE = 64  # slots for each print in the batch, of which 50 to 64 are filled
 PPI = 300
 
 
 def make_batch(count: int, canvas: int, device: torch.device) -> Batch:
-    """Synthetic prints with minutiae at random places."""
+    """Make a batch of synthetic prints with minutiae at random places."""
     fingers = torch.arange(min(count, 16), device=device)
     masters = make_masters(0, fingers)
     index = torch.arange(count, device=device)
@@ -46,7 +46,7 @@ def make_batch(count: int, canvas: int, device: torch.device) -> Batch:
 
 
 def make_stages(batch: Batch, config: PreprocessConfig, canvas: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name: the stages, then all of it."""
+    """Return the functions to time by name: first single stages, then all of preparation."""
     size, ppi = config.size, PPI * config.size / config.crop
     prepare = Preprocessor(config, canvas, ppi=PPI).to(batch.image.device)
     enhancing = Preprocessor(PreprocessConfig(config.crop, size, enhance=True), canvas, ppi=PPI).to(batch.image.device)
@@ -81,7 +81,10 @@ def make_stages(batch: Batch, config: PreprocessConfig, canvas: int) -> dict[str
 
 
 def milliseconds(work: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
-    """Of each round; on one CPU thread the time that the processor worked, so that neighbours count less."""
+    """Return the milliseconds of each round.
+
+    On one CPU thread this is processor time, which other programs affect less.
+    """
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     times = []
     for _ in range(rounds + 1):  # the first warms up
@@ -98,14 +101,14 @@ def main(
     crop: int = 299, size: int = 299, canvas: int = 320, batch_size: int = 32, rounds: int = 7, device: str = "auto",
     out: Path | None = None,
 ) -> None:  # fmt: skip
-    """Measures preparation, prints a table, writes JSON.
+    """Measure preparation, print a table and write JSON.
 
     Args:
         crop: Central part of the canvas that is used, canvas pixels.
         size: Side of the network's input, pixels.
         canvas: Side of the canvases, pixels.
-        batch_size: Prints per batch.
-        rounds: Rounds that the median is taken of.
+        batch_size: Prints in a batch.
+        rounds: Rounds; the median counts.
         device: auto, cpu or cuda.
         out: JSON file to write.
     """

@@ -1,4 +1,4 @@
-"""Writes one print as an image file of any format that an archive may hold."""
+"""Write a print as an image file of any format that an archive may hold."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import wsq  # noqa: F401  (registers WSQ with Pillow)
 from PIL import Image
 
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
-TURNED = {  # how an upright image is stored for its EXIF orientation
+TURNED = {  # how to store an upright image under each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
@@ -18,14 +18,14 @@ ORIENTATION = 0x112
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    """What Pillow writes."""
+    """Return the bytes that Pillow writes."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def tiff(grey: np.ndarray, bits: int = 8, photometric: int = BLACK_IS_ZERO) -> bytes:
-    """An uncompressed TIFF of 8 or 16 bits; Pillow writes none of 16 bits whose white is 0."""
+    """Return an uncompressed TIFF of 8 or 16 bits. Pillow cannot write 16 bits with white as zero."""
     pixels = 255 - grey if photometric == WHITE_IS_ZERO else grey
     data = pixels.tobytes() if bits == 8 else (pixels.astype("<u2") * 257).tobytes()
     height, width = grey.shape
@@ -35,7 +35,7 @@ def tiff(grey: np.ndarray, bits: int = 8, photometric: int = BLACK_IS_ZERO) -> b
 
 
 def exif_jpeg(grey: np.ndarray, orientation: int) -> bytes:
-    """A photograph that its EXIF tag turns upright."""
+    """Return a photograph whose EXIF tag states its orientation."""
     image, exif = Image.fromarray(grey), Image.Exif()
     exif[ORIENTATION] = orientation
     image = image.transpose(TURNED[orientation]) if orientation in TURNED else image
@@ -43,18 +43,18 @@ def exif_jpeg(grey: np.ndarray, orientation: int) -> bytes:
 
 
 def transparent(grey: np.ndarray) -> bytes:
-    """A PNG whose ridges are black ink on nothing."""
+    """Return a PNG with black ridges on a transparent background."""
     ink = np.zeros((*grey.shape, 4), np.uint8)
     ink[..., 3] = 255 - grey
     return saved(Image.fromarray(ink, "RGBA"), "PNG")
 
 
 def png(grey: np.ndarray, **options: object) -> bytes:
-    """8 bits, grey."""
+    """Return a grey PNG of 8 bits."""
     return saved(Image.fromarray(grey), "PNG", **options)
 
 
-# What loses nothing, and what does: suffix, writer
+# Suffix and writer of each lossless and each lossy format.
 LOSSLESS: dict[str, tuple[str, Callable[[np.ndarray], bytes]]] = {
     "PNG": (".png", png),
     "PNG, 16 bits": (".png", lambda grey: saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")),

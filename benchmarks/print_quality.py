@@ -1,11 +1,11 @@
-"""Does the quality score predict errors? FNMR at a fixed threshold with the prints of worst quality left out.
+"""Measure whether the quality score predicts errors: FNMR at a fixed threshold without the worst prints.
 
 python benchmarks/print_quality.py --data FOLDER --dataset datasets/mixed --out print_quality.json
 
-FOLDER as of benchmarks/real_sets.py; besides, or instead, any dataset folder. For every set the threshold is that of
-FMR 1 % over all of its prints; then the worst prints of the set are left out and the threshold stays (error versus
+FOLDER holds the sets of benchmarks/real_sets.py. A dataset folder can be added, or used alone. The threshold of each
+set is that of FMR 1 % over all its prints. It is kept when the worst prints of the set are left out (error versus
 reject; Grother and Tabassi 2007, "Performance of Biometric Quality Measures"). Rates are those of the mated comparisons
-of all sets together.
+of all sets.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Mated:
-    """Mated comparisons of a set, and what is known of its prints.
+    """Mated comparisons of a set, and the qualities of its prints.
 
     Attributes:
         pairs: (n, 2) int64.
         rejected: (n,) bool, similarity below the threshold.
-        qualities: (N,) of each print by measure.
+        qualities: (N,) quality of each print, by measure.
     """
 
     pairs: np.ndarray
@@ -53,14 +53,14 @@ class Mated:
     qualities: dict[str, np.ndarray]
 
     def kept(self, measure: str, share: float) -> np.ndarray:
-        """(n,) bool: comparisons of two prints that are not among the worst."""
+        """Return which comparisons (n,) bool are of two prints that are not among the worst."""
         quality = self.qualities[measure]
         good = quality >= np.quantile(quality, share)
         return good[self.pairs].all(axis=1)
 
 
 def calibrated(extractor: FingerprintExtractor) -> float:
-    """The model's usual norm, measured on synthetic prints where it keeps none."""
+    """Return the usual norm of a model. It is measured on synthetic prints if the model does not keep it."""
     if "usual_norm" not in extractor.notes:
         numbers = torch.arange(CALIBRATION_FINGERS)
         style = Style(ppi=extractor.ppi, canvas=extractor.canvas)
@@ -77,15 +77,16 @@ def measured(
     impressions: np.ndarray,
     ppi: int = 0,
 ) -> Mated:
-    """Compares all prints of a set, and scores each by every measure."""
+    """Compare all prints of a set, and score each print by every measure."""
     embeddings, found = [], []
     usual = calibrated(extractor)
     for images in extractor.batches(prints, ppi, progress=sys.stderr.isatty()):
         output = extractor.network(images)
+        assert output.norm is not None, "the network is not in training mode"
         area = ridge_area(images, extractor.ppi, extractor.preprocess_config.crop)
         embeddings.append(extractor.centred(output.embedding).cpu())
-        scores = [print_quality(area, output.norm, usual), area, output.norm]
-        found.append(torch.stack(scores).cpu())
+        measures = [print_quality(area, output.norm, usual), area, output.norm]
+        found.append(torch.stack(measures).cpu())
     both, area, norm = torch.cat(found, dim=1).numpy()
     scores = score_protocol("all-pairs", torch.cat(embeddings).numpy(), fingers, impressions, cells=extractor.cells)
     threshold = sorted_curve(scores.mated, scores.nonmated).fnmr_at_fmr(FMR)[1]
@@ -95,7 +96,7 @@ def measured(
 
 
 def rates(sets: list[Mated]) -> dict[str, list[float]]:
-    """FNMR over all sets for every measure and share of REJECTED."""
+    """Return the FNMR over all sets, for every measure and share of `REJECTED`."""
     found = {}
     for measure in sets[0].qualities:
         rows = []
@@ -107,9 +108,11 @@ def rates(sets: list[Mated]) -> dict[str, list[float]]:
 
 
 def share_of_time(extractor: FingerprintExtractor, images: torch.Tensor) -> float:
-    """What the quality score takes, as a share of preparation and network."""
+    """Return the time of the quality score as a share of preparation and network."""
     times, window = [], extractor.preprocess_config.crop
-    clock = time.process_time if images.device.type == "cpu" else time.perf_counter  # others may be on the same cores
+    clock = (
+        time.process_time if images.device.type == "cpu" else time.perf_counter
+    )  # other programs may use the same cores
     for function in (lambda: ridge_area(images, extractor.ppi, window), lambda: extractor(images)):
         found = []
         for _ in range(ROUNDS):
@@ -121,7 +124,7 @@ def share_of_time(extractor: FingerprintExtractor, images: torch.Tensor) -> floa
 
 
 def markdown(found: dict[str, list[float]]) -> str:
-    """FNMR in percent."""
+    """Format FNMR in percent as a Markdown table."""
     lines = ["| FNMR, prints left out | " + " | ".join(f"{share:.0%}" for share in REJECTED) + " |"]
     lines.append("|---|" + "--:|" * len(REJECTED))
     lines += [f"| {name} | " + " | ".join(f"{100 * rate:.1f}" for rate in row) + " |" for name, row in found.items()]
@@ -129,7 +132,7 @@ def markdown(found: dict[str, list[float]]) -> str:
 
 
 def main(data: Path | None = None, dataset: Path | None = None, model: str = "small", out: Path | None = None) -> None:
-    """Does the quality score predict errors?
+    """Measure whether the quality score predicts errors.
 
     Args:
         data: Folder with real sets.

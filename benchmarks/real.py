@@ -1,10 +1,10 @@
-"""Error rates of models on real prints that no training may touch, beside two classical matchers.
+"""Measure error rates of models on held-out real prints, beside two classical matchers.
 
 python benchmarks/real.py --data FOLDER --out real.json
 
-FOLDER holds the sets of `benchmarks/real_sets.py`; those that are there are measured. Mated: every pair of impressions
-of a finger; non-mated: every pair of prints of different fingers. NBIS runs here where `nbis-py` is installed (about
-ten minutes on two cores for all sets); the figures of SourceAFIS, which needs Java, are quoted.
+FOLDER holds the sets of `benchmarks/real_sets.py`. Available sets are measured. Mated comparisons are all pairs of
+impressions of a finger. Non-mated comparisons are all pairs of prints of different fingers. NBIS runs if `nbis-py` is
+installed (about ten minutes on two cores for all sets). The figures of SourceAFIS, which needs Java, are quoted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,21 +33,21 @@ from fingerprint_accel.extraction.extractor import open_extractor
 from fingerprint_accel.extraction.poses import UPRIGHT, USUAL, Poses
 from fingerprint_accel.metrics.protocols import Scores, score_protocol
 
-STEP = 15  # degrees between the turns that are tried on prints that were turned further than usual
+STEP = 15  # degrees between tried turns of prints that were turned further than usual
 
 
 def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, compare: bool, turn: float) -> dict[str, Measured]:
-    """Embeds every print of a set and compares all pairs.
+    """Embed every print of a set, and compare all pairs.
 
     Args:
-        extractor: the model.
-        folder: of the set.
-        ppi: of its images.
-        compare: also as the command `compare` does.
-        turn: first turn each print by up to so many degrees.
+        extractor: The model.
+        folder: Folder of the set.
+        ppi: Resolution of its images.
+        compare: Also compare as the command `compare` does.
+        turn: First turn each print by up to this angle, degrees.
 
     Returns:
-        Rates by way of comparing.
+        Rates by way of comparison.
     """
     started = time.perf_counter()
     prints = read_set(folder)
@@ -64,12 +65,15 @@ def measure(extractor: FingerprintExtractor, folder: Path, ppi: int, compare: bo
 
 
 def compared(templates: np.ndarray, prints: Prints, cells: int) -> Scores:
-    """Similarity of every pair of a set: the one place where this benchmark compares what a model says."""
+    """Return the similarity of every pair of a set. All comparisons of templates in this benchmark are made here."""
     return score_protocol("all-pairs", templates, prints.fingers, prints.impressions, cells=cells)
 
 
 def tried_poses(extractor: FingerprintExtractor, turn: float) -> Poses:
-    """What `compare` tries; more turns where prints were turned further than a model without alignment expects."""
+    """Return the poses that `compare` tries.
+
+    More turns are added if the prints are turned further than a model without alignment expects.
+    """
     usual = extractor.usual_poses
     if usual is not USUAL or turn <= max(USUAL.degrees):
         return usual
@@ -78,15 +82,15 @@ def tried_poses(extractor: FingerprintExtractor, turn: float) -> Poses:
 
 
 def stated_thresholds(extractor: FingerprintExtractor) -> dict[str, float]:
-    """Thresholds that the model's calibration states for prints as they are, by FMR; empty without one."""
+    """Return the thresholds of the model's calibration for prints as they are, by FMR. Empty without calibration."""
     calibration = Calibration.from_notes(extractor.notes)
     way = None if calibration is None else calibration.way(1)
     return {} if way is None else way.thresholds
 
 
 def measure_nbis(folder: Path, ppi: int, turn: float) -> dict[str, Measured]:
-    """NIST's matcher on a set."""
-    from real_nbis import nbis_scores  # starts processes that import it, and is not always installed
+    """Measure NIST's matcher on a set."""
+    from real_nbis import nbis_scores  # needs nbis-py, and its processes import the module
 
     started = time.perf_counter()
     prints = read_set(folder)
@@ -103,14 +107,14 @@ def main(
     bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Path | None = None,
 ) -> None:
-    """Error rates of models on real prints that no training may touch, beside two classical matchers.
+    """Measure error rates of models on held-out real prints, beside two classical matchers.
 
     Args:
         data: Folder with the sets.
         model: Bundled models, runs, checkpoints or exported folders.
-        turn: First turn every print by up to so many degrees, at random.
+        turn: First turn every print by a random angle up to this one, degrees.
         compare: Also compare as the command `compare` does.
-        nbis: Run NIST's matcher too, where `nbis-py` is installed; its known figures are quoted otherwise.
+        nbis: Also run NIST's matcher, if `nbis-py` is installed. Otherwise its known figures are quoted.
         bf16: Run the network in bf16.
         out: JSON file to write.
     """
@@ -122,9 +126,9 @@ def main(
         extractor = open_extractor(name)
         extractor.bf16 = bf16
         origins[name] = {"origin": extractor.origin, "identity": extractor.identity}
-        judges[name] = lambda folder, ppi, extractor=extractor: measure(extractor, folder, ppi, compare, turn)
+        judges[name] = partial(measure, extractor, compare=compare, turn=turn)
     if nbis and importlib.util.find_spec("nbis") is not None:
-        judges["NBIS"] = lambda folder, ppi: measure_nbis(folder, ppi, turn)
+        judges["NBIS"] = partial(measure_nbis, turn=turn)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = {"models": origins, "turn": turn, "command": sys.argv, "machine": machine(device), "versions": versions()}
     found: dict[str, dict[str, dict[str, Measured]]] = {}
@@ -134,13 +138,13 @@ def main(
             found[judge][name] = measure_set(data / name, known.ppi)
             eers = ", ".join(f"{way} {100 * m.eer:.2f} %" for way, m in found[judge][name].items())
             print(f"{judge}, {known.title}: EER {eers}", file=sys.stderr)
-        if out:  # after every judge: the whole takes long, and NBIS comes last
+        if out:  # after every matcher, because the whole takes long and NBIS comes last
             write_results(out, {"results": as_dicts(found), **facts})
     print(report(found))
 
 
 def as_dicts(found: dict[str, dict[str, dict[str, Measured]]]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """For JSON."""
+    """Convert the rates to dictionaries for JSON."""
     return {
         judge: {name: {way: dataclasses.asdict(m) for way, m in ways.items()} for name, ways in sets.items()}
         for judge, sets in found.items()

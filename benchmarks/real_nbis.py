@@ -1,4 +1,4 @@
-"""NIST's matcher on a set of prints: mindtct -b and Bozorth3, every pair."""
+"""NIST's matcher on a set of prints: mindtct -b and Bozorth3 on every pair."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from fingerprint_accel.metrics.protocols import Scores, comparisons
 
 
 class _Worker:
-    """What a process keeps between tasks."""
+    """State that a process keeps between tasks."""
 
     judge: Nbis
     templates: list[bytes]
 
 
 def _start(templates: list[bytes]) -> None:
+    """Load NBIS and the templates in a worker process."""
     _Worker.judge, _Worker.templates = Nbis(), templates
 
 
 def _template(grey: np.ndarray) -> bytes:
+    """Return the template of an image."""
     return _Worker.judge.template(grey)
 
 
 def _compare(pair: list[int]) -> int:
+    """Return the score of a pair of templates."""
     return _Worker.judge.compare(_Worker.templates[pair[0]], _Worker.templates[pair[1]])
 
 
 def _spread(work: Callable[[Any], Any], tasks: list[Any], templates: list[bytes], what: str) -> list[Any]:
-    """`work` on each task, in order, on every core, with a progress bar."""
+    """Run `work` on each task on all cores, and return the results in order."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(usable_cores(), context, _start, (templates,)) as pool:
         found = pool.map(work, tasks, chunksize=8)
@@ -46,12 +49,12 @@ def _spread(work: Callable[[Any], Any], tasks: list[Any], templates: list[bytes]
 
 
 def nbis_scores(images: list[np.ndarray], ppi: int, prints: Prints) -> Scores:
-    """Bozorth3's score of every pair of prints; about 0.1 s a print and 30 ms a pair on one core.
+    """Return Bozorth3's score of every pair of prints. It takes about 0.1 s a print and 30 ms a pair on one core.
 
     Args:
-        images: (H, W) uint8 each, brought to the 500 ppi that NBIS is made for.
-        ppi: of the images.
-        prints: their fingers and impressions.
+        images: (H, W) uint8 each. They are resampled to 500 ppi, for which NBIS is made.
+        ppi: Resolution of the images.
+        prints: Fingers and impressions of the images.
     """
     templates = _spread(_template, [at_500_ppi(image, ppi) for image in images], [], "minutiae")
     pairs = comparisons(PROTOCOL, prints.fingers, prints.impressions)
@@ -61,7 +64,7 @@ def nbis_scores(images: list[np.ndarray], ppi: int, prints: Prints) -> Scores:
 
 
 def at_500_ppi(image: np.ndarray, ppi: int) -> np.ndarray:
-    """The image at the resolution that NBIS is made for."""
+    """Resample an image to 500 ppi, for which NBIS is made."""
     if ppi == PPI:
         return image
     height, width = (round(side * PPI / ppi) for side in image.shape)

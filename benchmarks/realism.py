@@ -1,10 +1,10 @@
-"""How real prints look: the same measures on real and synthetic datasets, side by side, by judges made by NIST.
+"""Compare real and synthetic datasets by the same measures, with detector, matcher and quality score of NIST.
 
 python benchmarks/realism.py DATASET [DATASET ...] --out FILE.json
 
 python benchmarks/realism.py datasets/synthetic datasets/fvc2002_db1_b --prints 400 --pairs 3000
 
-Needs `pip install nbis-py`. Takes about 0.4 s per print and 10 ms per comparison on one core.
+The benchmark needs `pip install nbis-py`. It takes about 0.4 s a print and 10 ms a comparison on one core.
 """
 
 import multiprocessing
@@ -35,20 +35,20 @@ from fingerprint_accel.metrics.bootstrap import bootstrap_eer
 from fingerprint_accel.metrics.protocols import Pairs, Scores, comparisons
 from fingerprint_accel.metrics.verification import compute_metrics
 
-CONFIDENT = 0.5  # reliability from which a minutia of mindtct is counted as confident
+CONFIDENT = 0.5  # least reliability of a confident minutia of mindtct
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Print:
-    """What was measured on one print: numbers by name, and its template for Bozorth3."""
+    """Measurements of a print by name, and its template for Bozorth3."""
 
     measures: dict[str, float]
     template: bytes
 
 
 class _Worker:
-    """What a process keeps between tasks."""
+    """State that a process keeps between tasks."""
 
     judge: Nbis
     shards: Shards
@@ -56,6 +56,7 @@ class _Worker:
 
 
 def _start(folder: Path | None, templates: list[bytes] | None) -> None:
+    """Open NBIS and the dataset in a worker process."""
     _Worker.judge = Nbis()
     if folder is not None:
         _Worker.shards = open_dataset(folder)
@@ -64,6 +65,7 @@ def _start(folder: Path | None, templates: list[bytes] | None) -> None:
 
 
 def _measure(row: int) -> Print:
+    """Measure the print in a row of the dataset."""
     shards = _Worker.shards
     grey, ppi = np.array(shards.image(row)), shards.info.ppi
     side = round(len(grey) * PPI / ppi)
@@ -86,7 +88,7 @@ def _measure(row: int) -> Print:
 
 
 def agreement(found: np.ndarray, confident: np.ndarray, truth: np.ndarray, distance: float) -> dict[str, float]:
-    """Numbers of minutiae that the detector and the dataset's own list share, and how far apart these lie."""
+    """Count the minutiae that detector and dataset share, and return their distances."""
     pairs = match_minutiae(found, truth, distance)
     apart = found[pairs[:, 0], :2] - truth[pairs[:, 1], :2]
     turned = np.degrees(np.abs(angle_difference(found[pairs[:, 0], 2], truth[pairs[:, 1], 2])))
@@ -100,11 +102,12 @@ def agreement(found: np.ndarray, confident: np.ndarray, truth: np.ndarray, dista
 
 
 def _compare(pair: tuple[int, int]) -> int:
+    """Return the score of a pair of templates."""
     return _Worker.judge.compare(_Worker.templates[pair[0]], _Worker.templates[pair[1]])
 
 
 def _spread(work: Callable[[Any], Any], tasks: list[Any], start: tuple[Any, Any], processes: int, what: str) -> list:
-    """`work` on each task, in order, with a progress bar."""
+    """Run `work` on each task in worker processes, and return the results in order."""
     bar = {"total": len(tasks), "desc": what, "leave": False, "disable": None}
     if processes == 1:
         _start(*start)
@@ -115,7 +118,7 @@ def _spread(work: Callable[[Any], Any], tasks: list[Any], start: tuple[Any, Any]
 
 
 def choose_rows(fingers: np.ndarray, prints: int) -> np.ndarray:
-    """Rows of whole fingers, drawn at random but always the same, as many as stay within `prints`, at least two."""
+    """Choose rows of whole fingers at random with a fixed seed: as many fingers as fit in `prints`, at least two."""
     order = np.random.default_rng(SEED).permutation(int(fingers.max()) + 1)
     total = np.cumsum(np.bincount(fingers)[order])
     kept = order[: max(2, int(np.searchsorted(total, prints, side="right")))]
@@ -123,10 +126,12 @@ def choose_rows(fingers: np.ndarray, prints: int) -> np.ndarray:
 
 
 def choose_pairs(fingers: np.ndarray, impressions: np.ndarray, most: int) -> Pairs:
-    """At most `most` mated and non-mated comparisons each; of the latter, one of every two fingers comes first.
+    """Choose at most `most` mated and `most` non-mated comparisons.
+
+    Non-mated comparisons cover every two fingers once before they repeat any.
 
     Raises:
-        UserError: there are no mated or no non-mated comparisons.
+        UserError: There are no mated or no non-mated comparisons.
     """
     every = comparisons("all-pairs", fingers, impressions, max_nonmated=len(fingers) ** 2)
     generator = np.random.default_rng(SEED)
@@ -143,7 +148,7 @@ def choose_pairs(fingers: np.ndarray, impressions: np.ndarray, most: int) -> Pai
 
 
 def matching(prints: list[Print], fingers: np.ndarray, impressions: np.ndarray, most: int, processes: int) -> dict:
-    """Error rates of Bozorth3; nothing where the dataset has no mated comparisons."""
+    """Return the error rates of Bozorth3; empty if the dataset has no mated comparisons."""
     try:
         pairs = choose_pairs(fingers, impressions, most)
     except UserError:
@@ -167,7 +172,7 @@ def matching(prints: list[Print], fingers: np.ndarray, impressions: np.ndarray, 
 
 
 def summarize(prints: list[Print]) -> dict[str, float]:
-    """Over the prints of a dataset: percentiles, medians, and ratios of sums."""
+    """Summarise the prints of a dataset: percentiles, medians, and ratios of sums."""
     names = sorted({name for found in prints for name in found.measures})
     column = {name: np.array([found.measures.get(name, np.nan) for found in prints]) for name in names}
     area, period = column["area_cm2"].sum(), column["period_mm"]
@@ -200,10 +205,10 @@ def summarize(prints: list[Print]) -> dict[str, float]:
 
 
 def measure_dataset(folder: Path, prints: int, pairs: int, processes: int) -> dict[str, Any]:
-    """One column of the table.
+    """Measure a column of the table.
 
     Raises:
-        UserError: not a dataset, or without ridges.
+        UserError: The folder is no dataset, or its prints show no ridges.
     """
     shards = open_dataset(folder)
     rows = choose_rows(shards.fingers, prints)
@@ -221,21 +226,21 @@ def main(
     pairs: int = 3000,
     processes: int = 2,
 ) -> None:
-    """Measures datasets and prints one table.
+    """Measure datasets, and print one table.
 
     Args:
-        datasets: dataset folders, real or synthetic.
+        datasets: Dataset folders, real or synthetic.
         out: JSON file to write.
-        prints: measured per dataset at most; whole fingers, drawn at random but always the same.
-        pairs: mated and non-mated comparisons each at most.
-        processes: at work at a time.
+        prints: Largest number of prints in each dataset; whole fingers, drawn with a fixed seed.
+        pairs: Largest number of mated and of non-mated comparisons.
+        processes: Number of worker processes.
     """
     check_results(out)
     if not datasets:
         raise UserError("name at least one dataset folder")
     if min(prints, pairs, processes) < 1:
         raise UserError("--prints, --pairs and --processes must be at least 1")
-    Nbis()  # missing? say so before anything else
+    Nbis()  # raises an error if NBIS is missing
     for folder in datasets:
         open_dataset(folder)
     alone = len({folder.name for folder in datasets}) == len(datasets)

@@ -1,4 +1,4 @@
-"""What is measured on the image of one print, by the same steps whether it is real or synthetic."""
+"""Measures of the image of a print, by the same steps for real and synthetic prints."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import numpy as np
 from fingerprint_accel.data.canvas import ridge_mask
 
 WINDOW_MM = 2.7  # about six ridges
-PERIODS_MM = (0.25, 0.9)  # in which the ridge period is looked for
+PERIODS_MM = (0.25, 0.9)  # range of ridge periods
 SLOW_MM = 1.2  # variation slower than this is pressure, not ridges
-CLEAR = 0.4  # share of the variation that lies around the ridge frequency where ridges are clear
+CLEAR = 0.4  # least share of the variation around the ridge frequency, where ridges are clear
 _GRID = 128  # points of the spectrum along each axis
 
 
 def image_measures(grey: np.ndarray, ppi: float) -> dict[str, float]:
-    """Contact area, grey levels within it, and ridge periods of one print.
+    """Measure contact area, grey levels in it, and ridge periods of a print.
 
     Args:
         grey: (H, W) uint8, ridges dark.
-        ppi: of the image.
+        ppi: Resolution of the image.
 
     Returns:
-        area_cm2, grey_mean, grey_sd, clear_blocks (share of blocks with clear ridges), and over the clear blocks
-        period_mm (median) and period_sd_mm; NaN where there are none.
+        `area_cm2`, `grey_mean`, `grey_sd`, `clear_blocks` (share of blocks with clear ridges), and over the clear
+        blocks `period_mm` (median) and `period_sd_mm`; NaN without clear blocks.
     """
     mask, block = ridge_mask(grey, ppi)
     inside = np.zeros(grey.shape, bool)
@@ -41,15 +41,16 @@ def image_measures(grey: np.ndarray, ppi: float) -> dict[str, float]:
 
 
 def ridge_periods(grey: np.ndarray, mask: np.ndarray, block: int, ppi: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from ridge to ridge around each block whose neighbours are ridges too: the peak of the local spectrum.
+    """Measure the ridge period around each block whose neighbours have ridges too, at the peak of the local spectrum.
 
     Args:
         grey: (H, W) uint8.
-        mask: blocks with ridges, and `block` their side, as from `ridge_mask`.
-        ppi: of the image.
+        mask: Blocks with ridges, from `ridge_mask`.
+        block: Side of a block, from `ridge_mask`.
+        ppi: Resolution of the image.
 
     Returns:
-        (k,) periods in mm and (k,) bool, where the ridges are clear.
+        The periods (k,) in mm, and whether the ridges are clear (k,) bool.
     """
     rows, columns = np.nonzero(_interior(mask))
     side = round(WINDOW_MM / 25.4 * ppi)
@@ -65,13 +66,14 @@ def ridge_periods(grey: np.ndarray, mask: np.ndarray, block: int, ppi: float) ->
 
 
 def _interior(mask: np.ndarray) -> np.ndarray:
+    """Return the blocks whose neighbours are all in the mask."""
     padded = np.pad(mask, 1)
     rows, columns = mask.shape
     return np.all([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0)
 
 
 def _peaks(windows: np.ndarray, pixels_per_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Period in mm at the spectrum's peak, and the share of the variation around it, of (k, side, side) windows."""
+    """Return the period in mm at the spectral peak of windows (k, side, side), and its share of the variation."""
     count, side = len(windows), windows.shape[1]
     axis = np.hanning(side + 2)[1:-1].astype(np.float32)
     weight = axis[:, None] * axis
@@ -96,10 +98,11 @@ def _peaks(windows: np.ndarray, pixels_per_mm: float) -> tuple[np.ndarray, np.nd
 
 
 def _signed(index: np.ndarray) -> np.ndarray:
+    """Convert indices of the spectrum to signed frequencies."""
     return np.where(index < _GRID // 2, index, index - _GRID)
 
 
 def _vertex(before: np.ndarray, middle: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Where the parabola through three equally spaced values has its extreme, from the middle one."""
+    """Return the extreme of the parabola through three equally spaced values, relative to the middle one."""
     bend = before - 2 * middle + after
     return np.clip(0.5 * (before - after) / np.where(bend < -1e-9, bend, -1e9), -0.5, 0.5)

@@ -1,4 +1,4 @@
-"""The table of `realism.py`: a row per measure, a column per dataset."""
+"""The table of `realism.py`: measures as rows, datasets as columns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROWS = {
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as aligned text; a dash where a dataset has no such number."""
+    """Format the results as aligned text, with a dash for missing numbers."""
     first = max(len(title) for title, _ in ROWS.values())
     widths = {name: max(8, len(name)) for name in results}
     lines = ["  ".join([" " * first, *(f"{name:>{widths[name]}}" for name in results)])]

@@ -1,7 +1,7 @@
-"""How DeepPrint is trained without this package: one print after the other, on the CPU, in worker processes.
+"""Train DeepPrint without this package: one print after the other, on the CPU, in worker processes.
 
-Our own plain implementation of the way of the flx project (fixed-length-fingerprint-extractors), to have something to
-compare with on the same machine. Nothing of it is used in training.
+This is a plain implementation of the way of flx (fixed-length-fingerprint-extractors), for comparison on the same
+machine. Training does not use it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fingerprint_accel.config import PreprocessConfig
 RIDGE_WIDTH = 5.0  # pixels: half a ridge period
 SCALES = (0.6, 1.0, 1 / 0.6)
 ORIENTATIONS = 16
-SIDE = 5  # of a filter, ridge widths
+SIDE = 5  # side of a filter, ridge widths
 BLUR_KERNEL = 7 * 5  # pixels
 BLUR_SIGMA = 0.6 * BLUR_KERNEL
-PRINT_THRESHOLD = 0.1  # of blurred ridges and valleys: below it there is no print
+PRINT_THRESHOLD = 0.1  # least value of blurred ridges and valleys inside the print
 CONTRAST = 2.0
 RIDGE_THRESHOLD = 0.1
-FAINTEST = 1e-3  # a strongest answer below this, in grey range, is rounding and is not stretched
+FAINTEST = 1e-3  # weaker responses, as a share of the grey range, are rounding errors and are not stretched
 MAP_CHANNELS = 6
 MAP_WINDOW = 2.0  # standard deviations to either side
 MAP_SPREAD = math.pi / MAP_CHANNELS  # radians
 
 
 class Pose(NamedTuple):
-    """canvas = centre + scale * R(angle) @ (input - its centre) + shift; angle in radians, shift in canvas pixels."""
+    """A pose: canvas = centre + scale * R(angle) @ (input - its centre) + shift, in radians and canvas pixels."""
 
     angle: float
     scale: float
@@ -54,16 +54,18 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Adds what runs inside to `name`."""
+        """Add the duration of the block to the part `name`."""
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def ridge_bank(ridge_width: float) -> torch.Tensor:
-    """(16, 1, side, side) float32: rotated sine waves times a Gaussian, sums 0, sums of magnitudes 2.
+    """Return filters (16, 1, side, side) float32: rotated sine waves times a Gaussian.
 
-    The side is five ridge widths, rounded to an odd number. A filter answers a bright line one ridge width wide along
+    The sum of each filter is 0, and the sum of its magnitudes is 2.
+
+    The side is five ridge widths, rounded to an odd number. A filter responds to a bright line of one ridge width along
     its direction.
     """
     half = round((SIDE * ridge_width - 1) / 2)
@@ -75,7 +77,7 @@ def ridge_bank(ridge_width: float) -> torch.Tensor:
         angle = k * math.pi / ORIENTATIONS
         across = y * math.cos(angle) - x * math.sin(angle)
         wave = envelope * torch.sin(math.pi * across / ridge_width + math.pi / 2)
-        wave = wave - envelope * (wave.sum() / envelope.sum())  # blind to brightness
+        wave = wave - envelope * (wave.sum() / envelope.sum())  # no response to brightness
         filters.append(2 * wave / wave.abs().sum())
     return torch.stack(filters)[:, None]
 
@@ -84,7 +86,7 @@ BANKS = [ridge_bank(scale * RIDGE_WIDTH) for scale in SCALES]
 
 
 def strongest_answer(image: torch.Tensor) -> torch.Tensor:
-    """image (H, W) in 0..1, lines bright -> (H, W) in 0..1: the strongest answer of the three banks, then stretched."""
+    """Return the strongest response of the three filter banks to bright lines: (H, W) to (H, W) in 0..1."""
     best = torch.zeros_like(image)
     for bank in BANKS:
         half = bank.shape[-1] // 2
@@ -95,19 +97,19 @@ def strongest_answer(image: torch.Tensor) -> torch.Tensor:
 
 
 def ridges_and_valleys(grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """grey (H, W) in 0..1, ridges dark -> ridges and valleys, (H, W) in 0..1 each."""
+    """Return ridges and valleys, (H, W) in 0..1 each, of grey (H, W) in 0..1 with dark ridges."""
     return strongest_answer(1 - grey), strongest_answer(grey)
 
 
 def enhance(ridges: torch.Tensor, valleys: torch.Tensor) -> torch.Tensor:
-    """(H, W) in 0..1: ridges against valleys where there is a print, 0 elsewhere."""
+    """Return ridges against valleys (H, W) in 0..1 inside the print, and 0 elsewhere."""
     blurred = gaussian_blur((ridges + valleys)[None], [BLUR_KERNEL, BLUR_KERNEL], [BLUR_SIGMA, BLUR_SIGMA])[0]
     contrast = (CONTRAST * (ridges - valleys)).clamp(0, 1)
     return torch.where((blurred > PRINT_THRESHOLD) & (contrast > RIDGE_THRESHOLD), contrast, 0.0)
 
 
 def draw_pose(config: PreprocessConfig, generator: np.random.Generator) -> Pose:
-    """A random pose with the amplitudes of our augmentation."""
+    """Draw a random pose with the amplitudes of our augmentation."""
     augment = config.augment
     angle = math.radians(generator.uniform(-augment.rotation_degrees, augment.rotation_degrees))
     scale = math.exp(generator.uniform(-1, 1) * math.log1p(augment.scale))
@@ -115,7 +117,7 @@ def draw_pose(config: PreprocessConfig, generator: np.random.Generator) -> Pose:
 
 
 def resample_one(image: torch.Tensor, pose: Pose, crop: int, size: int) -> torch.Tensor:
-    """image (H, W) -> (size, size): the posed central `crop` pixels, bilinear."""
+    """Resample the posed central `crop` pixels of an image (H, W) to (size, size), bilinear."""
     canvas = image.shape[-1]
     cos, sin = math.cos(pose.angle) * pose.scale, math.sin(pose.angle) * pose.scale
     theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]) * (crop / canvas)
@@ -125,7 +127,7 @@ def resample_one(image: torch.Tensor, pose: Pose, crop: int, size: int) -> torch
 
 
 def move_minutiae(minutiae: np.ndarray, pose: Pose, canvas: int, crop: int, size: int) -> np.ndarray:
-    """minutiae (n, 4) on the canvas -> on the posed input of `size` pixels."""
+    """Move minutiae (n, 4) from the canvas to the posed input of `size` pixels."""
     moved = minutiae.copy()
     x = minutiae[:, 0] - canvas / 2 - pose.shift_x
     y = minutiae[:, 1] - canvas / 2 - pose.shift_y
@@ -137,13 +139,13 @@ def move_minutiae(minutiae: np.ndarray, pose: Pose, canvas: int, crop: int, size
 
 
 def minutia_map(minutiae: np.ndarray, size: int, map_size: int = 128, sigma: float = 1.5) -> np.ndarray:
-    """(6, map_size, map_size) float32 in 0..1, drawn one minutia and one channel after the other.
+    """Draw a minutia map (6, map_size, map_size) float32 in 0..1, one minutia and one channel after the other.
 
     Args:
-        minutiae: (n, 4) x, y in input pixels (the centre of the first is 0.5), angle in radians, quality.
-        size: side of the input, pixels.
-        map_size: side of the map.
-        sigma: of a minutia's spot, map pixels; nothing is drawn beyond two of them to either side.
+        minutiae: (n, 4) x, y in input pixels (the centre of the first pixel is 0.5), angle in radians, quality.
+        size: Side of the input, pixels.
+        map_size: Side of the map.
+        sigma: Standard deviation of a minutia's spot, map pixels. Spots end at two standard deviations.
     """
     drawn = np.zeros((MAP_CHANNELS, map_size, map_size), np.float32)
     window = math.ceil(MAP_WINDOW * sigma)
@@ -161,13 +163,13 @@ def minutia_map(minutiae: np.ndarray, size: int, map_size: int = 128, sigma: flo
 
 
 class PrintFiles(Dataset):
-    """Prints as PNG files, prepared one at a time.
+    """A dataset of PNG files that are prepared one at a time.
 
     Args:
-        paths: of the files.
+        paths: The files.
         labels: (N,) int64 class label of each.
-        minutiae: (n, 4) of each, canvas pixels.
-        config: crop, size, amplitudes and map.
+        minutiae: (n, 4) minutiae of each, canvas pixels.
+        config: Crop, size, amplitudes and map.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class PrintFiles(Dataset):
         return self.prepare(index, Clock())
 
     def prepare(self, index: int, clock: Clock) -> tuple[torch.Tensor, int, torch.Tensor, bool]:
-        """(1, S, S) image, label, (6, M, M) minutia map, and whether the print has minutiae."""
+        """Return image (1, S, S), label, minutia map (6, M, M), and whether the print has minutiae."""
         config = self.config
         with clock.part("decode"):
             grey = torch.from_numpy(np.array(Image.open(self.paths[index]))).float() / 255

@@ -1,4 +1,4 @@
-"""The JSON file that a benchmark writes."""
+"""The JSON file of results that a benchmark writes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fingerprint_accel.outputs import check_file, mark
 
 
 def written_by() -> str:
-    """What the results of this benchmark are marked with."""
+    """Return the mark of results of this benchmark."""
     return f"benchmark {Path(sys.argv[0]).stem}"
 
 
 def check_results(out: Path | None) -> None:
-    """Called before anything is measured.
+    """Check the output file before anything is measured.
 
     Raises:
         UserError: `out` is a folder, or a file that this benchmark has not written.
@@ -27,10 +27,10 @@ def check_results(out: Path | None) -> None:
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """Writes results as JSON, whole or not at all.
+    """Write results as JSON, atomically.
 
     Raises:
-        UserError: as of `check_results`.
+        UserError: See `check_results`.
     """
     check_results(out)
     write_file(out, json.dumps({"written_by": mark(written_by()), **results}, indent=2) + "\n")

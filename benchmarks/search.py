@@ -1,4 +1,4 @@
-"""Exact search: comparisons per second of many probes, and the wait for one.
+"""Measure exact search: comparisons per second of many probes, and the latency of one probe.
 
 python benchmarks/search.py --references 1000000 --probes 256 --dim 512 --out search.json
 """
@@ -26,13 +26,13 @@ ROUNDS = 5
 
 
 def unit(count: int, dim: int, seed: int) -> np.ndarray:
-    """(count, dim) float32 random directions."""
+    """Return random unit vectors (count, dim) float32."""
     vectors = np.random.default_rng(seed).standard_normal((count, dim), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def filled(folder: Path, references: int, dim: int) -> Gallery:
-    """A gallery of random directions."""
+    """Return a gallery of random unit vectors."""
     gallery = Gallery.create(folder, dim, "random directions")
     for first in tqdm(range(0, references, ENROLLED_AT_ONCE), desc="enrolling", unit="file"):
         count = min(ENROLLED_AT_ONCE, references - first)
@@ -41,7 +41,7 @@ def filled(folder: Path, references: int, dim: int) -> Gallery:
 
 
 def seconds(gallery: Gallery, probes: np.ndarray, device: str) -> float:
-    """Median time of one search for the top 10, after one that is not counted."""
+    """Return the median time of a search for the top 10, after one that is not counted."""
     gallery.search(probes, 10, device)
     times = []
     for _ in range(ROUNDS):
@@ -52,11 +52,11 @@ def seconds(gallery: Gallery, probes: np.ndarray, device: str) -> float:
 
 
 def main(references: int = 1_000_000, probes: int = 256, dim: int = 512, out: Path | None = None) -> None:
-    """Exact search for the 10 most similar references, from a memory-mapped gallery.
+    """Measure exact search for the 10 most similar references, in a memory-mapped gallery.
 
     Args:
         references: Prints in the gallery.
-        probes: Searched together.
+        probes: Probes that are searched together.
         dim: Length of an embedding.
         out: JSON file to write.
     """

@@ -1,14 +1,14 @@
-"""Search among a million references: our exact search, FAISS and LanceDB, on build time, disk, memory, wait and recall.
+"""Compare our exact search, FAISS and LanceDB: build time, disk, memory, latency and recall.
 
 pip install faiss-cpu lancedb
 python benchmarks/search_engines.py --out search_engines.json
 
-References are unit vectors, one of each finger; probes are further impressions of some of these fingers, with a cosine
-of --likeness with the first, their mate. Recall@10 is the share of the ten most similar references that an engine
-finds, `mate first` the share of probes whose best hit is the mate. Every engine builds in one process and searches in
-another, whose memory is how far its resident set grew at most while it did, imports included where an engine does them;
-pages of mapped files count. Fingers lie in random directions, the hardest case for an index: it has no reason to
-find any of the ten but the mate.
+References are unit vectors, one for each finger. Probes are further impressions of some of these fingers. The cosine of
+a probe and its mate, the first impression of the finger, is --likeness. Recall@10 is the share of the ten most similar
+references that an engine finds. `mate first` is the share of probes whose best hit is the mate. Each engine builds in
+one process and searches in another. The memory of a process is the largest growth of its resident set during the work,
+with imports of the engine and pages of mapped files. Fingers lie in random directions, the hardest case for an index:
+only the mate is closer to the probe than chance.
 """
 
 from __future__ import annotations
@@ -40,40 +40,40 @@ from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.text import aligned
 
 TOP = 10
-AT_ONCE = 50_000  # references made or added at a time
+AT_ONCE = 50_000  # references that are made or added together
 REFERENCES, PROBES = "references.f32", "probes.npy"
 Search = Callable[[np.ndarray], np.ndarray]  # probe (D,) -> (TOP,) rows
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Each row scaled to length 1."""
+    """Scale each row to length 1."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class References:
-    """Vectors in a file, (count, dim) float32, read in parts so that the memory of building is the engine's own."""
+    """Vectors (count, dim) float32 in a file, read in parts so that only the engine needs memory."""
 
     path: Path
     count: int
     dim: int
 
     def first(self, count: int, start: int = 0) -> np.ndarray:
-        """(n, dim), at most `count` of them from `start` on."""
+        """Read at most `count` vectors (n, dim) from `start` on."""
         count = min(count, self.count - start)
         values = np.fromfile(self.path, np.float32, count * self.dim, offset=4 * start * self.dim)
         return values.reshape(count, self.dim)
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The first row of some of them, and these."""
+        """Yield the vectors in parts, each with the index of its first row."""
         for start in range(0, self.count, AT_ONCE):
             yield start, self.first(AT_ONCE, start)
 
 
 def make_prints(folder: Path, references: int, impressions: int, probes: int, dim: int, likeness: float) -> None:
-    """Writes REFERENCES, finger after finger, and PROBES, of fingers spread over all, as (N, D) float32."""
+    """Write the vectors `REFERENCES`, finger after finger, and `PROBES`, of fingers spread over all, (N, D) float32."""
     generator = np.random.default_rng(0)
-    noise = np.sqrt(1 / likeness - 1)  # impressions c + noise * n of length 1 then have this cosine
+    noise = np.sqrt(1 / likeness - 1)  # unit vectors along c + noise * n have this cosine
 
     def impression(fingers: np.ndarray) -> np.ndarray:
         other = unit(generator.standard_normal(fingers.shape, np.float32))
@@ -91,32 +91,32 @@ def make_prints(folder: Path, references: int, impressions: int, probes: int, di
 
 
 def build_ours(references: References, folder: Path) -> None:
-    """A gallery of this package."""
+    """Build a gallery of this package."""
     gallery = Gallery.create(folder, references.dim, "random directions")
     for start, part in references.parts():
         gallery.append(part, [str(start + i) for i in range(len(part))])
 
 
 def build_indexed(references: References, folder: Path) -> None:
-    """The same with the index of `search --index`."""
+    """Build a gallery with the index of `search --index`."""
     build_ours(references, folder)
     ApproximateSearch(Gallery(folder))
 
 
 def search_ours(folder: Path) -> Search:
-    """Exact."""
+    """Open a gallery for exact search."""
     gallery = Gallery(folder)
     return lambda probe: gallery.search(probe[None], TOP).row[0]
 
 
 def search_indexed(folder: Path) -> Search:
-    """By index, candidates compared exactly."""
+    """Open a gallery for search by index, with exact comparison of candidates."""
     search = ApproximateSearch(Gallery(folder))
     return lambda probe: search.search(probe[None], TOP).row[0]
 
 
 def build_faiss(references: References, folder: Path, recipe: str) -> None:
-    """An index by FAISS's name of it, as one file."""
+    """Build a FAISS index by its factory string, as one file."""
     import faiss
 
     folder.mkdir()
@@ -129,17 +129,17 @@ def build_faiss(references: References, folder: Path, recipe: str) -> None:
 
 
 def search_faiss(folder: Path, nprobe: int) -> Search:
-    """From memory."""
+    """Open a FAISS index in memory."""
     import faiss
 
-    index = faiss.read_index(str(folder / "index.faiss"))
+    index: Any = faiss.read_index(str(folder / "index.faiss"))
     if nprobe:
         index.nprobe = nprobe
     return lambda probe: index.search(probe[None], TOP)[1][0]
 
 
 def build_lancedb(references: References, folder: Path, cells: int) -> None:
-    """A table of `row` and `embedding`; with an IVF_PQ index of as many cells, 0 for none."""
+    """Build a table of `row` and `embedding`, with an IVF_PQ index of `cells` cells; 0 for none."""
     import lancedb
     import pyarrow as pa
     from lancedb.index import IvfPq
@@ -158,7 +158,7 @@ def build_lancedb(references: References, folder: Path, cells: int) -> None:
 
 
 def search_lancedb(folder: Path, nprobe: int) -> Search:
-    """From disk; with an index, 20 times as many candidates are compared exactly."""
+    """Open a table on disk. With an index, 20 times as many candidates are compared exactly."""
     import lancedb
 
     table = lancedb.connect(folder).open_table("gallery")
@@ -173,7 +173,7 @@ def search_lancedb(folder: Path, nprobe: int) -> Search:
 
 
 def engines(references: int, nprobe: int) -> dict[str, tuple[Callable[..., None], tuple, Callable[..., Search], tuple]]:
-    """By name: what builds it and what opens it, each with its further arguments."""
+    """Return the functions that build and open each engine by name, each with its further arguments."""
     cells = max(1, min(1024, references // 64))
     return {
         "ours, exact": (build_ours, (), search_ours, ()),
@@ -187,19 +187,19 @@ def engines(references: int, nprobe: int) -> dict[str, tuple[Callable[..., None]
 
 
 def resident(what: str) -> float:
-    """MB of the process: "VmRSS" now, "VmHWM" at most since `forget_peak`."""
+    """Return MB of the process: "VmRSS" at present, "VmHWM" at most since `forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1e3
 
 
 def forget_peak() -> float:
-    """Lets the peak begin anew, and says where: MB."""
+    """Reset the peak of the resident memory, and return the present value in MB."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
 
 def timed_build(references: References, build: Callable[..., None], folder: Path, arguments: tuple) -> dict[str, float]:
-    """Seconds and memory to build, and bytes on disk."""
+    """Return seconds and memory to build, and bytes on disk."""
     before, started = forget_peak(), time.perf_counter()
     build(references, folder, *arguments)
     seconds = time.perf_counter() - started
@@ -208,7 +208,7 @@ def timed_build(references: References, build: Callable[..., None], folder: Path
 
 
 def timed_search(data: Path, opened: Callable[..., Search], folder: Path, arguments: tuple) -> dict[str, Any]:
-    """Rows found, median wait for one probe, and memory."""
+    """Return the rows found, the median latency of one probe, and memory."""
     before = forget_peak()
     search, probes = opened(folder, *arguments), np.load(data / PROBES)
     for probe in probes[:3]:
@@ -223,7 +223,7 @@ def timed_search(data: Path, opened: Callable[..., Search], folder: Path, argume
 
 
 def alone(function: Callable[..., dict], *arguments: Any) -> dict[str, Any]:
-    """Runs a function in a process of its own."""
+    """Run a function in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -237,15 +237,15 @@ def main(
     nprobe: int = 256,
     out: Path | None = None,
 ) -> None:
-    """Prints a table; writes JSON.
+    """Print a table and write JSON.
 
     Args:
-        references: In the gallery.
-        impressions: Of each finger in the gallery.
-        probes: Searched one after the other.
+        references: Vectors in the gallery.
+        impressions: Impressions of each finger in the gallery.
+        probes: Probes, searched one after the other.
         dim: Length of an embedding, a multiple of 8.
         likeness: Cosine of two impressions of a finger.
-        nprobe: Cells that indexes look into.
+        nprobe: Cells that an index searches.
         out: JSON file to write.
     """
     check_results(out)
@@ -264,7 +264,8 @@ def main(
             shutil.rmtree(folder)
     truth = next(iter(results.values()))["found"]
     fingers = np.arange(0, references, max(1, references // probes))[:probes] // impressions
-    rows = [("engine", "build s", "build MB", "disk MB", "search MB", "ms a probe", "recall@10", "mate first")]
+    titles = ("engine", "build s", "build MB", "disk MB", "search MB", "ms a probe", "recall@10", "mate first")
+    rows: list[tuple[str, ...]] = [titles]
     for name, row in results.items():
         found = row.pop("found")
         row["recall_at_10"] = float(np.mean([len({*a} & {*b}) / TOP for a, b in zip(found, truth, strict=True)]))

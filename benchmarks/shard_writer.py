@@ -1,4 +1,4 @@
-"""A dataset folder written row by row, for benchmarks and tests: of prints that no command makes."""
+"""Write a dataset folder row by row, for benchmarks and tests that need prints that no command makes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fingerprint_accel.outputs import check_folder, put_in_place
 
 
 class ShardWriter:
-    """Writes a dataset folder, a shard at a time in memory; the folder appears, whole, on `close`.
+    """Writes a dataset folder, one shard at a time in memory. The folder appears, complete, on `close`.
 
-    Use as a context manager: an exception leaves nothing behind.
+    Use it as a context manager: after an exception no files are left.
 
     Args:
-        out: folder to make.
-        ppi: resolution of the canvases, pixels per inch.
-        canvas: side of a canvas, pixels.
-        rows_per_shard: prints per file.
-        overwrite: replace an existing dataset folder.
-        encoding: of the images, "raw" or "lz4".
-        enhanced: whether the images that will be added are enhanced.
-        truth: whether the dataset has the columns `pose` and `contact`.
-        nfiq2: whether it has the column `nfiq2`.
+        out: Folder to make.
+        ppi: Resolution of the canvases, pixels per inch.
+        canvas: Side of a canvas, pixels.
+        rows_per_shard: Prints in a file.
+        overwrite: Replace an existing dataset folder.
+        encoding: Encoding of the images, "raw" or "lz4".
+        enhanced: Whether the added images are enhanced.
+        truth: Whether the dataset has the columns `pose` and `contact`.
+        nfiq2: Whether the dataset has the column `nfiq2`.
 
     Raises:
-        UserError: `out` exists and is not to be replaced (`outputs.check_folder`), or an unknown encoding.
+        UserError: `out` exists and may not be replaced (`outputs.check_folder`), or the encoding is unknown.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class ShardWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, record: Record) -> None:
-        """Appends one print; fingers are numbered as they first appear.
+        """Append a print. Fingers are numbered in order of appearance.
 
         Raises:
-            UserError: its minutiae are not finite, or out of range.
+            UserError: Its minutiae are not finite, or out of range.
         """
-        assert isinstance(record.image, np.ndarray), "an image, not yet encoded"
+        assert isinstance(record.image, np.ndarray), "expects an unencoded image"
         assert record.image.shape == (self.canvas, self.canvas), "one canvas size per dataset"
         assert record.image.dtype == np.uint8, "canvases are uint8"
-        assert self.columns["truth"] or record.truth is None, "a dataset without the columns of the truth"
+        assert self.columns["truth"] or record.truth is None, "the dataset has no columns for the truth"
         if not plausible(record.minutiae):
             raise UserError(
                 f"{record.source}: {IMPLAUSIBLE} (finger {record.finger_key}, impression {record.impression}); "
@@ -91,6 +91,7 @@ class ShardWriter:
             self._flush()
 
     def _flush(self) -> None:
+        """Write the collected prints as a shard."""
         if self._pending:
             path = self.folder / f"data-{len(self._facts):05d}.arrow"
             facts = write_shard(path, self._pending, self.canvas, self.encoding, **self.columns)
@@ -98,6 +99,7 @@ class ShardWriter:
             self._pending = []
 
     def _close(self) -> None:
+        """Write the last shard and publish the folder."""
         self._flush()
         names = [SHARD_NAMES.format(shard, len(self._facts)) for shard in range(len(self._facts))]
         for shard, name in enumerate(names):

@@ -1,4 +1,8 @@
-"""Slaps made of synthetic prints: four fingers of a hand on one image, with the box of each distal phalanx."""
+"""Slaps of synthetic prints: four fingers of a hand on one image, with the box of each distal phalanx."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,13 +14,14 @@ from fingerprint_accel.synthesis.skin import make_masters
 
 PPI = 500
 PER_MM = PPI / 25.4
-WIDTHS = (16.0, 17.5, 16.5, 13.5)  # mm of index, middle, ring and little finger, across the distal phalanx
-TIPS = (9.0, 3.0, 6.0, 16.0)  # mm of the tips from the top of the image
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+WIDTHS = (16.0, 17.5, 16.5, 13.5)  # mm across the distal phalanx: index, middle, ring and little finger
+TIPS = (9.0, 3.0, 6.0, 16.0)  # mm from the top of the image to the tips
 SHAPE = (round(2.0 * PPI), round(3.2 * PPI))
 
 
-def prints_of(fingers, impression=0):
-    """(n, side, side) uint8 impressions at 500 ppi with little wrong, and (n, side, side) bool where ridges are."""
+def prints_of(fingers: Sequence[int], impression: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return clean impressions (n, side, side) uint8 at 500 ppi, and where they have ridges, (n, side, side) bool."""
     style = Style(sensors=("optical",), quality="clean", ppi=PPI, canvas=560, partial=0.0)
     masters = make_masters(7, torch.tensor(fingers))
     count = torch.arange(len(fingers))
@@ -24,14 +29,21 @@ def prints_of(fingers, impression=0):
     return found.image.numpy(), found.skin.numpy()
 
 
-def slap(number, left_hand=False, lower=True):
-    """An image (H, W) uint8 and the boxes of its fingers, left to right: (left, top, right, bottom) in pixels."""
+def slap(number: int, left_hand: bool = False, lower: bool = True) -> tuple[np.ndarray, list[Box]]:
+    """Return an image (H, W) uint8 and the boxes (left, top, right, bottom) of its fingers, left to right, in pixels.
+
+    Args:
+        number: Number of the hand.
+        left_hand: Draw a left hand.
+        lower: Draw the phalanx below each fingertip too.
+    """
     random = np.random.default_rng(number)
     paper = np.full(SHAPE, 255, np.uint8)
     images, skins = prints_of([4 * number + finger for finger in range(4)])
     order = (3, 2, 1, 0) if left_hand else (0, 1, 2, 3)
     lean = random.uniform(-12, 12)
-    boxes, x = [], random.uniform(3, 6) * PER_MM
+    boxes: list[Box] = []
+    x = random.uniform(3, 6) * PER_MM
     for finger in order:
         width = WIDTHS[finger] * random.uniform(0.9, 1.1) * PER_MM
         top = (TIPS[finger] + random.uniform(0, 3)) * PER_MM
@@ -48,17 +60,19 @@ def slap(number, left_hand=False, lower=True):
     return paper, boxes
 
 
-def finger_image(image, skin, width, turn, lower, random):
-    """A finger with its lower phalanx, (h, w) uint8, and where its distal phalanx is, (h, w) bool."""
+def finger_image(
+    image: np.ndarray, skin: np.ndarray, width: float, turn: float, lower: bool, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a finger (h, w) uint8, turned by `turn` degrees, and the area (h, w) bool of its distal phalanx."""
     rows, columns = (np.flatnonzero(skin.any(axis=axis)) for axis in (1, 0))
     cut = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     scale = width / (columns[-1] + 1 - columns[0])
     size = (round(width), round((rows[-1] + 1 - rows[0]) * scale))
     size = (size[0], min(size[1], round(27 * PER_MM)))
     tip = Image.fromarray(image[cut]).resize(size, Image.Resampling.BICUBIC)
-    inside = Image.new("L", size, 0)
-    ImageDraw.Draw(inside).ellipse((0, 0, size[0] - 1, size[1] - 1), fill=255)
-    inside = np.asarray(inside) > 0
+    ellipse = Image.new("L", size, 0)
+    ImageDraw.Draw(ellipse).ellipse((0, 0, size[0] - 1, size[1] - 1), fill=255)
+    inside = np.asarray(ellipse) > 0
     gap, below = (round(random.uniform(*range_) * PER_MM) for range_ in ((0.8, 2.5), (8, 16)))
     whole = np.full((size[1] + gap + below, size[0]), 255, np.uint8)
     whole[: size[1]] = np.where(inside, np.asarray(tip), 255)
@@ -70,8 +84,8 @@ def finger_image(image, skin, width, turn, lower, random):
     return np.asarray(turned), np.asarray(Image.fromarray(mask).rotate(turn, expand=True)) > 0
 
 
-def lower_phalanx(height, width, random):
-    """Ridges across the finger, paler and less regular than those of the tip."""
+def lower_phalanx(height: int, width: int, random: np.random.Generator) -> np.ndarray:
+    """Return ridges (height, width) uint8 across the finger, paler and less regular than those of the tip."""
     y, x = np.mgrid[:height, :width]
     wave = np.cos(2 * np.pi * (y + 0.1 * x + 3 * np.sin(x / 19)) / 9.5) + random.normal(0, 0.9, (height, width))
     inside = np.abs(x - width / 2) < 0.42 * width

@@ -1,12 +1,11 @@
-"""How much of a print a model needs: the EER of cropped probes against whole references, by their area.
+"""Measure the EER of cropped probes against whole references, by area.
 
 python benchmarks/small_area.py --data FOLDER --out small_area.json
 
-FOLDER holds the sets of `benchmarks/real_sets.py`. A square window is cut out of every print several times, at random
-places on its ridges and of random sides, as a small sensor or a latent would show it. Each crop is a probe, prepared
-from its image as any other and compared as it is with every whole print of the set but its own. Probes are grouped by
-the area of contact (`print_quality.contact_area`); rates are means over the sets. Five minutes on two cores for both
-models.
+FOLDER holds the sets of `benchmarks/real_sets.py`. Square windows of random size and place are cut out of the ridges of
+every print, as a small sensor or a latent mark would show it. Each crop is a probe. It is prepared from its image as
+any other print, and compared as it is with every whole print of the set except its own. Probes are grouped by area of
+contact (`print_quality.contact_area`). Rates are means over the sets. Both models take five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -31,21 +30,24 @@ from fingerprint_accel.extraction.print_quality import contact_area
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.similarity import similarity
 
-SIDES_MM = (3.0, 16.0)  # of the windows
-EDGES = (0, 10, 20, 30, 40, 50, 60, 80, 100, 130, 160, 200)  # mm^2, of the groups
-FEWEST = 12  # probes that a group of a set has at least
+SIDES_MM = (3.0, 16.0)  # smallest and largest side of a window
+EDGES = (0, 10, 20, 30, 40, 50, 60, 80, 100, 130, 160, 200)  # edges of the groups, mm^2
+FEWEST = 12  # least number of probes in a group of a set
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of the prints of a set: canvases (n, S, S) uint8, and (n,) the print that each was cut from."""
+    """Crops of the prints of a set: canvases (n, S, S) uint8, and the print (n,) that each was cut from."""
 
     canvases: np.ndarray
     source: np.ndarray
 
 
 def cropped(extractor: FingerprintExtractor, images: list[np.ndarray], ppi: int, count: int, seed: int) -> Crops:
-    """`count` windows of every image, the same ones for every model; without those on which no print is found."""
+    """Cut `count` windows out of every image, the same ones for every model.
+
+    Windows in which no print is found are left out.
+    """
     draws, canvases, source = np.random.default_rng(seed), [], []
     for number, image in enumerate(images):
         mask, block = ridge_mask(image, ppi)
@@ -56,7 +58,7 @@ def cropped(extractor: FingerprintExtractor, images: list[np.ndarray], ppi: int,
             try:
                 window = np.ascontiguousarray(image[top:, left:][:side, :side])
                 canvases.append(extractor.on_canvas(window, ppi, however_small=True))
-            except (UserError, CanvasError):  # next to nothing is left
+            except (UserError, CanvasError):  # too little of the print is left
                 continue
             source.append(number)
     return Crops(np.stack(canvases), np.array(source))
@@ -64,7 +66,7 @@ def cropped(extractor: FingerprintExtractor, images: list[np.ndarray], ppi: int,
 
 @torch.inference_mode()
 def embedded(extractor: FingerprintExtractor, canvases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, S, S) uint8 -> templates (n, D), and mm^2 of contact (n,)."""
+    """Embed canvases (n, S, S) uint8 as templates (n, D), and return the area of contact (n,) in mm^2."""
     templates = [extractor(images.to(extractor.device)).cpu() for images in torch.from_numpy(canvases).split(32)]
     return torch.cat(templates).numpy(), np.array([contact_area(canvas, extractor.ppi) for canvas in canvases])
 
@@ -72,7 +74,11 @@ def embedded(extractor: FingerprintExtractor, canvases: np.ndarray) -> tuple[np.
 def eer_by_area(
     extractor: FingerprintExtractor, prints: Prints, images: list[np.ndarray], ppi: int, count: int
 ) -> tuple[dict[int, tuple[int, float]], np.ndarray]:
-    """First edge of each group of a set -> number of its probes and their EER; and (N,) mm^2 of the whole prints."""
+    """Return the EER of each group of a set.
+
+    Returns:
+        Number of probes and EER by the first edge of the group, and the area (N,) in mm^2 of the whole prints.
+    """
     whole = np.stack([extractor.on_canvas(image, ppi, however_small=True) for image in images])
     references, areas = embedded(extractor, whole)
     crops = cropped(extractor, images, ppi, count, seed=0)
@@ -90,7 +96,7 @@ def eer_by_area(
 
 
 def table(found: dict[str, dict[int, tuple[int, float]]]) -> str:
-    """Model -> group -> number of probes and mean EER, as Markdown."""
+    """Format number of probes and mean EER as a Markdown table, by group and model."""
     lines = ["| mm² on the probe | probes | " + " | ".join(f"EER of `{name}`, %" for name in found) + " |"]
     lines.append("|---|--:|" + "--:|" * len(found))
     groups = next(iter(found.values()))
@@ -110,12 +116,12 @@ def main(
     count: int = 4,
     out: Path | None = None,
 ) -> None:
-    """How much of a print does a model need?
+    """Measure the EER of cropped probes against whole references, by area.
 
     Args:
         data: Folder with the sets.
         model: Bundled models, runs, checkpoints or exported folders.
-        sets: Those to measure, as far as they are there.
+        sets: Sets to measure, if available.
         count: Windows of each print.
         out: JSON file to write.
     """

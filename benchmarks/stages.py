@@ -1,4 +1,4 @@
-"""The stages of training, each measured on its own and then all together."""
+"""The stages of training, each measured alone and then together."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 
 READ_BATCH = 256
-WARM_PRINTS = 32_768  # read at random again and again: 3 GB of 320 x 320 canvases, which stay in memory
+WARM_PRINTS = 32_768  # prints that are read at random: 3 GB of 320 x 320 canvases, which stay in memory
 PART_ROUNDS = 5
-PARTS = {  # what the pipeline calls -> what the user knows it as
+PARTS = {  # function of the pipeline -> name in the table
     "_ink": "to ink",
     "sample_keys": "pose",
     "random_pose": "pose",
@@ -45,7 +45,7 @@ PARTS = {  # what the pipeline calls -> what the user knows it as
 
 
 def open_loader(run: Run, batch_size: int, position: int = 0) -> TrainingLoader | RenderLoader:
-    """Micro-batches of this process as training reads them."""
+    """Open the micro-batches of this process as training reads them."""
     accelerator = run.accelerator
     return run.train.loader(
         run.order,
@@ -58,19 +58,20 @@ def open_loader(run: Run, batch_size: int, position: int = 0) -> TrainingLoader 
 
 
 def resident_batch(run: Run) -> Batch:
-    """One batch that stays on the device."""
+    """Return a batch that stays on the device."""
     with open_loader(run, run.config.training.batch_size) as loader:
         batch = next(iter(loader))
         return dataclasses.replace(batch, image=batch.image.clone())
 
 
 def _repeat(batch: Batch) -> Iterator[Batch]:
+    """Yield the same batch for ever."""
     while True:
         yield batch
 
 
 def not_here(stage: str, run: Run) -> str | None:
-    """Why a stage makes no sense for these prints, if it does not."""
+    """Return the reason why a stage does not apply to these prints, or None."""
     if stage not in ("raw", "decode"):
         return None
     if not isinstance(run.train, Subset):
@@ -82,7 +83,7 @@ def not_here(stage: str, run: Run) -> str | None:
 
 
 def measure_read(run: Run, seconds: float) -> dict[str, Any]:
-    """Random batches of 256 from warm shards to the loop, minutiae with them, nothing done with them."""
+    """Measure random batches of 256 from warm shards to the loop, with minutiae and without further work."""
     accelerator, train, order = run.accelerator, run.train, run.order
     warm = 0
     if isinstance(train, Subset):
@@ -92,12 +93,12 @@ def measure_read(run: Run, seconds: float) -> dict[str, Any]:
     with open_loader(dataclasses.replace(run, train=train, order=order), READ_BATCH) as loader:
         batches = iter(loader)
         for _ in range(warm):
-            next(batches)  # one epoch, so that the files are in memory
+            next(batches)  # one epoch loads the files into memory
         return timed(accelerator, READ_BATCH, lambda: (next(batches), None)[1], seconds)
 
 
 def measure_raw(run: Run, seconds: float) -> dict[str, Any]:
-    """`Shards.read` of 256 random rows into one buffer, on the calling thread, nothing else."""
+    """Measure `Shards.read` of 256 random rows into one buffer, in the calling thread."""
     assert isinstance(run.train, Subset)
     shards, accelerator = run.train.shards, run.accelerator
     rows = run.train.rows[:WARM_PRINTS]
@@ -119,7 +120,10 @@ def measure_raw(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def measure_prepare(run: Run, seconds: float) -> dict[str, Any]:
-    """Augmentation, normalisation and minutia maps of a batch on the device, whole and, if not compiled, by parts."""
+    """Measure augmentation, normalisation and minutia maps of a batch on the device.
+
+    If preparation is not compiled, its parts are measured too.
+    """
     batch, maps = resident_batch(run), run.bare.model.config.needs_minutia_maps
     result = timed(run.accelerator, len(batch), lambda: run.preprocessor(batch, augment=True, maps=maps), seconds * 0.7)
     if run.preprocessor.compiled:
@@ -128,10 +132,12 @@ def measure_prepare(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def prepare_parts(preprocessor: Preprocessor, batch: Batch, maps: bool, seconds: float) -> dict[str, dict[str, float]]:
-    """Where the time of preparing a batch goes: {part: {"ms_per_batch", "share"}}; shares add up to 1.
+    """Measure the parts of preparing a batch.
 
-    The pipeline runs as it is, with a clock around each of its parts, for which the device is waited for; `rest` is
-    what lies between them.
+    The pipeline is unchanged. A clock around each part waits for the device. `rest` is the time between the parts.
+
+    Returns:
+        `ms_per_batch` and `share` by part. The shares add up to 1.
     """
     device = batch.image.device
     spent = dict.fromkeys(PARTS.values(), 0.0)
@@ -153,7 +159,7 @@ def prepare_parts(preprocessor: Preprocessor, batch: Batch, maps: bool, seconds:
         if preprocessor.enhancer is not None:
             enhancer = preprocessor.enhancer
             stack.enter_context(mock.patch.object(enhancer, "forward", clocked("enhance", enhancer.forward)))
-        preprocessor(batch, augment=True, maps=maps)  # warm
+        preprocessor(batch, augment=True, maps=maps)  # warm up
         spent.update(dict.fromkeys(spent, 0.0))
         calls, started = 0, time.perf_counter()
         while calls < PART_ROUNDS or time.perf_counter() - started < seconds:
@@ -170,7 +176,10 @@ def prepare_parts(preprocessor: Preprocessor, batch: Batch, maps: bool, seconds:
 
 
 def stepper(run: Run, batches: Iterator[Batch], moves: bool = False) -> Callable[[], None]:
-    """One optimizer step per call, at full strength of everything; `moves`: the next step has the next prints."""
+    """Return a function that runs an optimizer step at full augmentation and margin.
+
+    With `moves`, each step gets the next prints.
+    """
     meters, progress, guard = Meters(run.accelerator.device), Progress(), StatisticsGuard(run.bare)
     full = Schedule(run.config.training.learning_rate, 1.0, run.config.loss.margin)
     run.module.train()
@@ -184,19 +193,23 @@ def stepper(run: Run, batches: Iterator[Batch], moves: bool = False) -> Callable
 
 
 def _prints_here(run: Run) -> int:
+    """Return the prints of this process in a step."""
     return run.samples_per_step // run.accelerator.num_processes
 
 
 def measure_step(run: Run, seconds: float) -> dict[str, Any]:
-    """Preparation, network, losses, backward and optimizer on one resident batch."""
+    """Measure preparation, network, losses, backward pass and optimizer on one resident batch."""
     return timed(run.accelerator, _prints_here(run), stepper(run, _repeat(resident_batch(run))), seconds)
 
 
 def measure_train(run: Run, seconds: float) -> dict[str, Any]:
-    """The same fed by the reading thread; the share of time spent waiting for it, and how busy the GPU was (NVML)."""
+    """Measure training steps that are fed by the reading thread.
+
+    The results include the share of time spent waiting for data, and how busy the GPU is (NVML).
+    """
     with open_loader(run, run.config.training.batch_size) as loader, GpuMonitor(run.accelerator.device) as monitor:
         work = stepper(run, iter(loader), moves=True)
-        work()  # compiles, if nothing has before: not what the monitor is asked about
+        work()  # may compile, which the monitor must not count
         synchronize(run.accelerator.device)
         monitor.window()
         found = timed(run.accelerator, _prints_here(run), work, seconds, lambda: loader.waited)
@@ -206,7 +219,7 @@ def measure_train(run: Run, seconds: float) -> dict[str, Any]:
 MEASURES: dict[str, Callable[[Run, float], dict[str, Any]]] = {
     "read": measure_read,
     "raw": measure_raw,
-    "decode": measure_raw,  # where the shards are compressed, reading them raw is decoding them
+    "decode": measure_raw,  # on compressed shards, raw reading decodes
     "prepare": measure_prepare,
     "step": measure_step,
     "train": measure_train,
@@ -214,16 +227,17 @@ MEASURES: dict[str, Callable[[Run, float], dict[str, Any]]] = {
 
 
 def try_one_step(run: Run) -> None:
-    """Forward and backward on this process alone, with room for the optimizer's state beside them.
+    """Run a forward and backward pass on this process alone, with memory reserved for the optimizer state.
 
-    A process that runs out of memory in the middle of a step leaves the others waiting for ever; here none waits.
+    A process that runs out of memory inside a step would leave the others waiting. Here no process waits.
     """
     batch = resident_batch(run)
     room = [torch.empty_like(parameter) for parameter in run.bare.parameters() for _ in range(2)]
     image, maps = run.preprocessor(batch, augment=True, maps=run.bare.model.config.needs_minutia_maps)
+    truth = run.preprocessor.truth(batch, augment=True)
     draw_classes(run, position=0)
     with run.accelerator.autocast():
-        loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0)[0]
+        loss = run.bare(image, batch.finger, maps, batch.minutia_count > 0, 0.0, *truth)[0]
     loss.backward()
     run.bare.zero_grad()
     put_classes_back(run)

@@ -1,4 +1,4 @@
-"""The generator: how fast it is, what shares its pattern classes have, and whether two of its fingers are ever alike.
+"""Measure the generator: its speed, the shares of pattern classes, and the uniqueness of fingers.
 
 python benchmarks/synthesis.py --out FILE.json
 python benchmarks/synthesis.py --stages uniqueness --masters 10000 --out FILE.json
@@ -30,12 +30,12 @@ STAGES = ("masters", "impressions", "classes", "uniqueness")
 ROUNDS = 5
 CLASS_FINGERS = 1_000_000
 MIDDLE = (slice(HEIGHT // 2 - 80, HEIGHT // 2 + 80), slice(WIDTH // 2 - 64, WIDTH // 2 + 64))  # 16 x 12.8 mm
-NEIGHBOURS = 5  # by flow, of every finger, that are compared at all shifts
+NEIGHBOURS = 5  # nearest fingers by flow that are compared at all shifts
 SHIFT = 40  # pixels to either side: 4 mm
 
 
 def _rate(work: Callable[[], object], items: int, device: torch.device) -> dict[str, float]:
-    """Items per second: median, slowest and fastest of ROUNDS rounds."""
+    """Return items per second: median, slowest and fastest of `ROUNDS` rounds."""
     rates = []
     for _ in range(ROUNDS + 1):  # the first warms up
         started = time.perf_counter()
@@ -48,14 +48,14 @@ def _rate(work: Callable[[], object], items: int, device: torch.device) -> dict[
 
 
 def measure_masters(device: torch.device, _: int) -> dict[str, float]:
-    """Fingers made per second."""
+    """Measure fingers per second."""
     count = 256 if device.type == "cuda" else 16
     fingers = torch.arange(count, device=device)
     return _rate(lambda: make_masters(0, fingers), count, device)
 
 
 def measure_impressions(device: torch.device, _: int) -> dict[str, float]:
-    """Impressions rendered per second at the default style."""
+    """Measure impressions per second in the default style."""
     count = 512 if device.type == "cuda" else 128
     masters = make_masters(0, torch.arange(16, device=device))
     which = torch.arange(count, device=device) % 16
@@ -64,7 +64,7 @@ def measure_impressions(device: torch.device, _: int) -> dict[str, float]:
 
 
 def measure_classes(device: torch.device, _: int) -> dict[str, Any]:
-    """Shares of pattern classes over a million fingers, beside those asked for."""
+    """Measure the shares of pattern classes over a million fingers, beside the requested ones."""
     kinds = pattern_classes(finger_keys(0, torch.arange(CLASS_FINGERS, device=device)))
     found = (torch.bincount(kinds, minlength=len(CLASSES)).double() / CLASS_FINGERS).tolist()
     return {
@@ -73,9 +73,10 @@ def measure_classes(device: torch.device, _: int) -> dict[str, Any]:
 
 
 def measure_uniqueness(device: torch.device, count: int) -> dict[str, Any]:
-    """Likeness of ridges between different fingers: correlation of the middle 16 x 12.8 mm.
+    """Measure the similarity of ridges of different fingers: correlation of the middle 16 x 12.8 mm.
 
-    All pairs as they lie, and every finger with its nearest neighbours by flow at all shifts of up to 4 mm.
+    All pairs are compared without shifts. Every finger is compared with its nearest neighbours by flow at all shifts of
+    up to 4 mm.
     """
     fingers = torch.arange(count, device=device)
     masters = [make_masters(1, part) for part in tqdm(fingers.split(32), desc="making fingers", unit="32 fingers")]
@@ -99,18 +100,19 @@ def measure_uniqueness(device: torch.device, count: int) -> dict[str, Any]:
 
 
 def _flow(keys: torch.Tensor) -> torch.Tensor:
-    """(N, D) unit vectors: doubled ridge direction on a grid of 1 mm over the middle of the finger."""
+    """Return unit vectors (N, D): doubled ridge direction on a grid of 1 mm over the middle of the finger."""
     field = make_pattern(keys).field[:, MIDDLE[0], MIDDLE[1]][:, ::10, ::10].flatten(1)
     return F.normalize(torch.cat([torch.cos(2 * field), torch.sin(2 * field)], dim=1), dim=1)
 
 
 def _normalised(ridges: torch.Tensor) -> torch.Tensor:
+    """Return ridges with mean 0 and length 1."""
     values = ridges.float().flatten(1)
     return F.normalize(values - values.mean(dim=1, keepdim=True), dim=1)
 
 
 def _all_pairs(ridges: torch.Tensor) -> torch.Tensor:
-    """(N,) highest correlation of each finger with any other, as they lie."""
+    """Return the highest correlation (N,) of each finger with any other, without shifts."""
     middle = ridges[:, MIDDLE[0], MIDDLE[1]]
     highest = torch.full((len(ridges),), -1.0, device=ridges.device)
     for start in tqdm(range(0, len(ridges), 1000), desc="comparing all pairs", unit="1000 fingers"):
@@ -124,7 +126,7 @@ def _all_pairs(ridges: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest(flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, NEIGHBOURS) int64 fingers with the most similar flow, and (N, NEIGHBOURS) how similar."""
+    """Return the fingers with the most similar flow, (N, NEIGHBOURS) int64, and the similarities, (N, NEIGHBOURS)."""
     found = []
     for start in range(0, len(flow), 1000):
         likeness = flow[start : start + 1000] @ flow.T
@@ -134,7 +136,7 @@ def _nearest(flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _at_all_shifts(ridges: torch.Tensor, others: torch.Tensor, of: torch.Tensor | None = None) -> torch.Tensor:
-    """(N,) correlation of the middle of each finger with another finger, at the best shift."""
+    """Return the correlation (N,) of the middle of each finger with another finger, at the best shift."""
     of = ridges if of is None else of
     size = (HEIGHT, WIDTH)
     best = []
@@ -160,7 +162,7 @@ def _at_all_shifts(ridges: torch.Tensor, others: torch.Tensor, of: torch.Tensor 
 
 
 def _worn(ridges: torch.Tensor) -> torch.Tensor:
-    """The same fingers under noise as strong as their ridges."""
+    """Return the same fingers under noise as strong as their ridges."""
     values = ridges.float()
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values.device)
     return values + 85 * noise  # the standard deviation of a sine between 7 and 247
@@ -180,11 +182,11 @@ def main(
     device: str = "auto",
     out: Path | None = None,
 ) -> None:
-    """Measures the generator, prints a table, writes JSON.
+    """Measure the generator, print a table and write JSON.
 
     Args:
         stages: Any of masters, impressions (per second), classes (shares), uniqueness (13 minutes on two cores).
-        masters: Fingers that uniqueness compares.
+        masters: Fingers that `uniqueness` compares.
         device: auto, cpu or cuda.
         out: JSON file to write.
     """

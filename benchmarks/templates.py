@@ -1,8 +1,8 @@
-"""What smaller templates cost in error rates on real prints: a markdown table.
+"""Measure the cost of smaller templates in error rates on real prints.
 
 python benchmarks/templates.py --data FOLDER --out templates.json
 
-FOLDER as of benchmarks/real_sets.py. Prints are compared as they are, without poses, every one with every other.
+FOLDER holds the sets of benchmarks/real_sets.py. All pairs of prints are compared as they are, without poses.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, 
 from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 
-SHARES = (1, 2, 4, 8)  # of the numbers; the bundled model's nested lengths
+SHARES = (1, 2, 4, 8)  # divisors of the length, for models trained with `loss.matryoshka_dims`
 KINDS: tuple[Kind, ...] = ("float32", "int8", "binary")
 
 
 def rates(vectors: np.ndarray, prints: Prints, template: TemplateFormat, branches: int) -> tuple[float, float]:
-    """EER, and TAR at FAR 1 %, of embeddings (N, D) that have been stored in a format."""
+    """Return EER, and TAR at FAR 1 %, of embeddings (N, D) that were stored in a format."""
     stored = template.encode(shortened(vectors, template.length, branches))
     scores = score_protocol(
         "all-pairs", template.decode(stored), prints.fingers, prints.impressions, cells=template.cells
@@ -38,7 +38,7 @@ def rates(vectors: np.ndarray, prints: Prints, template: TemplateFormat, branche
 
 
 def measured(extractor: FingerprintExtractor, data: Path) -> list[dict]:
-    """A row for each format: kind, numbers, bytes, rates by set. Dense templates are not cut."""
+    """Return a row for each format: kind, numbers, bytes, and rates by set. Dense templates are not shortened."""
     dims, branches = extractor.model.config.embedding_dim, len(extractor.model.branch_dims)
     sets = {name: (read_set(data / name), known.ppi) for name, known in sets_in(data).items()}
     embedded = {name: extractor.extract(prints.paths, ppi) for name, (prints, ppi) in sets.items()}
@@ -52,7 +52,7 @@ def measured(extractor: FingerprintExtractor, data: Path) -> list[dict]:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table; EER by set, and means of EER and TAR at FAR 1 % over the sets of real prints, in percent."""
+    """Format the EER by set, and the means of EER and TAR at FAR 1 % over the sets of real prints, in percent."""
     names = list(rows[0]["rates"])
     titles = [SETS[name].title for name in names]
     lines = [
@@ -68,11 +68,12 @@ def markdown(rows: list[dict]) -> str:
 
 
 def main(data: Path, model: str = "small", out: Path | None = None) -> None:
-    """What smaller templates cost in error rates on real prints.
+    """Measure the cost of smaller templates in error rates on real prints.
 
     Args:
         data: Folder with the sets.
-        model: Bundled model, run, checkpoint or exported folder; all of its numbers, a half, a quarter, an eighth.
+        model: Bundled model, run, checkpoint or exported folder. All, a half, a quarter and an eighth of its numbers
+            are used.
         out: JSON file to write.
     """
     check_results(out)

@@ -1,4 +1,4 @@
-"""How fast this machine trains, and what limits it: the tool to run first on a new machine (see `--help`).
+"""Measure how fast this machine trains, and what limits it. Run this first on a new machine (see `--help`).
 
 accelerate launch benchmarks/throughput.py --out speed.json
 """
@@ -11,6 +11,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ CEILING_SECONDS = 1.0
 
 
 def explain(error: Exception, compiled: bool) -> str | None:
-    """What a row says instead of numbers; None for what is no matter of size or compiler."""
+    """Return the text of a row for an error, or None if neither size nor compiler is its cause."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return "out of memory"
@@ -46,7 +47,7 @@ def explain(error: Exception, compiled: bool) -> str | None:
 
 
 def attempt(config: Config, work: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The result of `work`, or what a row says instead."""
+    """Return the result of `work`, or the text of its error."""
     try:
         return work(), None
     except (RuntimeError, MemoryError) as error:
@@ -57,14 +58,16 @@ def attempt(config: Config, work: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def agree(run: Run, reason: str | None) -> str | None:
-    """A reason on any process is one on all of them."""
+    """Make a reason on any process a reason on all processes."""
     bad = torch.tensor([float(reason is not None)], device=run.accelerator.device)
     return reason or ("out of memory" if float(run.accelerator.gather(bad).max()) else None)
 
 
 def due(options: Options, config: Config, done: set[tuple]) -> list[str]:
-    """Stages of this combination that no earlier one has measured: reading is the same for all of them, preparation
-    for those of one batch size, compiled or not, with or without minutia maps."""
+    """Return the stages of this combination that no earlier one has measured.
+
+    Reading is the same for all combinations. Preparation depends on batch size, compilation and minutia maps.
+    """
     keys: dict[str, tuple] = {}
     maps = "Minu" in config.model.variant
     for stage in options.stages:
@@ -80,10 +83,10 @@ def due(options: Options, config: Config, done: set[tuple]) -> list[str]:
 
 
 def measure(config: Config, stages: list[str], options: Options) -> list[dict[str, Any]]:
-    """The rows of one combination."""
-    about = {"variant": config.model.variant, "trunk": config.model.trunk, "input": config.preprocess.size}
-    about |= {"batch_size": config.training.batch_size, "precision": config.training.precision}
-    about |= {"compile": config.training.compile}
+    """Return the rows of a combination."""
+    about: dict[str, Any] = {"variant": config.model.variant, "trunk": config.model.trunk}
+    about |= {"input": config.preprocess.size, "batch_size": config.training.batch_size}
+    about |= {"precision": config.training.precision, "compile": config.training.compile}
     run, reason = attempt(config, lambda: set_up(config))
     if reason is not None:
         return [{"stage": stage, **about, "error": reason} for stage in stages]
@@ -104,22 +107,22 @@ def measure(config: Config, stages: list[str], options: Options) -> list[dict[st
             rows.append({**row, "error": reason})
             continue
         run.accelerator.print(f"{describe(row)} ...", flush=True)
-        found, error = attempt(config, lambda stage=stage: MEASURES[stage](run, options.seconds))
+        found, error = attempt(config, partial(MEASURES[stage], run, options.seconds))
         run.accelerator.print(f"  {error or rate(found['samples_per_second']) + ' prints/s'}", flush=True)
         rows.append({**row, "error": error} if error else {**row, **found, **demand(stage, run)})
     return rows
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row's combination in a few words."""
+    """Return a short name of a row's combination."""
     words = [str(row[name]) for name in ("stage", "variant", "batch_size", "precision") if name in row]
     return " ".join([*words, "compiled"] if row.get("compile", "no") != "no" else words)
 
 
 def demand(stage: str, run: Run) -> dict[str, Any]:
-    """What a print asks of the machine, and by which of its ceilings that is limited."""
+    """Return what a print requires of the machine, and the ceiling that limits it."""
     if stage in READING and isinstance(run.train, Subset):
-        return {"bytes_per_print": 2 * run.train.info.canvas**2, "ceiling": "host_copy_gb_per_second"}  # read, written
+        return {"bytes_per_print": 2 * run.train.info.canvas**2, "ceiling": "host_copy_gb_per_second"}  # read, write
     if stage not in ("step", "train"):
         return {}
     flops = training_flops(run.config, run.train.classes)
@@ -128,7 +131,7 @@ def demand(stage: str, run: Run) -> dict[str, Any]:
 
 
 def add_shares(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> None:
-    """What the rates are of the machine's ceilings: `copy_share` in reading, `mfu` in training."""
+    """Add the rates as shares of the machine's ceilings: `copy_share` in reading, `mfu` in training."""
     for row in rows:
         if "error" in row or "ceiling" not in row:
             continue
@@ -140,7 +143,7 @@ def add_shares(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> None:
 
 
 def clean_up() -> None:
-    """Leaves the memory of one combination to the next."""
+    """Free the memory of a combination."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -148,7 +151,7 @@ def clean_up() -> None:
 
 
 def setting(run_config: Config, device: torch.device, processes: int) -> dict[str, Any]:
-    """Machine, versions and what was run."""
+    """Return machine, versions and settings."""
     return {
         **machine(device),
         "versions": versions(),
@@ -160,7 +163,7 @@ def setting(run_config: Config, device: torch.device, processes: int) -> dict[st
 
 
 def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
-    """Ceilings, then every combination in turn, then the ceilings again: the better counts."""
+    """Measure the ceilings, every combination, and the ceilings again. The better ceilings count."""
     accelerator.print(f"{device_name(accelerator.device)}, processes: {accelerator.num_processes}; ceilings ...")
     ceiling_seconds = min(CEILING_SECONDS, options.seconds)
     ceilings = measure_ceilings(accelerator, ceiling_seconds)
@@ -182,13 +185,13 @@ def run_stages(options: Options, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def keep(found: dict[str, Any], options: Options, accelerator: Accelerator) -> None:
-    """Writes the JSON, whole or what there is of it."""
+    """Write the JSON file, complete or with the present results."""
     if options.out is not None and accelerator.is_main_process:
         write_results(options.out, found)
 
 
 def run_comparison(options: Options) -> dict[str, Any]:
-    """The reference beside ours."""
+    """Measure the reference beside ours."""
     config = options.configs[0]
     run = set_up(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +200,7 @@ def run_comparison(options: Options) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any], options: Options) -> None:
-    """Prints tables, writes the plot."""
+    """Print tables and write the plot."""
     title = found["setting"]["device"]
     if options.compare:
         print("\n" + comparison_table(found["comparison"]))
@@ -214,10 +217,10 @@ def report(found: dict[str, Any], options: Options) -> None:
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measure, print and write."""
     options = read_options(sys.argv[1:])
     with tempfile.TemporaryDirectory() as scratch:
-        accelerator = make_accelerator(options.configs[0])  # before all else: it joins the other processes
+        accelerator = make_accelerator(options.configs[0])  # first, because it joins the other processes
         data = options.configs[0].data or default_dataset(accelerator)
         configs = [dataclasses.replace(config, data=data, out=scratch) for config in options.configs]
         options = dataclasses.replace(options, configs=configs)

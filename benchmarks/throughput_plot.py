@@ -19,11 +19,11 @@ COLOURS = {
     "read": "#4c78a8", "raw": "#4c78a8", "decode": "#4c78a8", "prepare": "#72b7b2", "step": "#f58518",
     "train": "#e45756", "reference": "#9d9d9d", "ours": "#e45756",
 }  # fmt: skip
-WIDE = 50  # ratio of the longest bar to the shortest from which the axis is logarithmic
+WIDE = 50  # from this ratio of longest to shortest bar, the axis is logarithmic
 
 
 def plot_stages(results: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Prints per second of every stage and combination."""
+    """Plot prints per second of every stage and combination."""
     figure, axes = plt.subplots(figsize=(10, 1.3 + 0.42 * len(results)), layout="constrained")
     bars = []
     for row in results:
@@ -33,7 +33,8 @@ def plot_stages(results: list[dict[str, Any]], title: str, path: Path) -> None:
         label += ", compiled" if row.get("compile", "no") != "no" else ""
         share, wait = share_of_ceiling(row), row.get("data_wait_share")
         notes = [row.get("error"), share and f"{percent(share)} of ceiling", wait and f"data wait {percent(wait)}"]
-        bars.append((label, row.get("samples_per_second"), COLOURS[row["stage"]], "  ".join(filter(None, notes))))
+        note = "  ".join(str(note) for note in notes if note)
+        bars.append((label, row.get("samples_per_second"), COLOURS[row["stage"]], note))
     _draw(axes, bars)
     axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120, metadata={"Software": mark(written_by())})
@@ -41,7 +42,7 @@ def plot_stages(results: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def plot_comparison(found: dict[str, Any], title: str, path: Path) -> None:
-    """Preparation per core, training end to end, and projected hours, before and after."""
+    """Plot preparation per core, training end to end, and projected hours, of the reference and of ours."""
     figure, (first, second, third) = plt.subplots(3, 1, figsize=(10, 8), layout="constrained", height_ratios=[3, 2, 6])
     names = {"reference": "reference", "ours": "ours", "ours_with_filter_bank": "ours, with filter bank"}
     core = found["preprocess_per_core"]
@@ -60,11 +61,12 @@ def plot_comparison(found: dict[str, Any], title: str, path: Path) -> None:
 
 
 def _colour(name: str) -> str:
+    """Return the colour of a side."""
     return COLOURS[name.partition("_")[0]]
 
 
 def _draw(axes: Axes, bars: list[tuple[str, float | None, str, str]], unit: str = "prints/s") -> None:
-    """Horizontal bars of (label, value or None, colour, note), the first on top, the value beside each."""
+    """Draw horizontal bars of (label, value or None, colour, note), the first on top, with the value beside each."""
     values = [value for _, value, _, _ in bars if value]
     low, high = (min(values), max(values)) if values else (1.0, 1.0)
     wide = high / low > WIDE
@@ -83,6 +85,7 @@ def _draw(axes: Axes, bars: list[tuple[str, float | None, str, str]], unit: str 
 
 
 def _hours(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Draw the projected hours of epochs."""
     places = range(len(rows))
     for name, shift in (("reference", -0.2), ("our", 0.2)):
         values = [row[f"{name}_hours"] for row in rows]

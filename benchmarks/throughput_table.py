@@ -8,22 +8,22 @@ from fingerprint_accel.text import aligned
 
 
 def rate(value: float) -> str:
-    """Prints per second, no more digits than were measured."""
+    """Format prints per second with the digits that were measured."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def percent(value: float | None) -> str:
-    """A share, or a dash where there is none."""
+    """Format a share, or a dash for None."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def share_of_ceiling(row: dict[str, Any]) -> float | None:
-    """Of the products of matrices in training, of the bandwidth of copies in reading."""
+    """Return the share of the ceiling: of matrix products in training, of copy bandwidth in reading."""
     return row.get("mfu", row.get("copy_share"))
 
 
 def stage_table(results: list[dict[str, Any]]) -> str:
-    """A row per stage and combination, and below it the parts of preparation."""
+    """Format a row for each stage and combination, and below them the parts of preparation."""
     head = [
         *("stage", "variant", "batch", "precision", "compile"),
         *("prints/s", "slowest", "fastest", "data wait", "GPU busy", "of ceiling", "peak MB"),
@@ -45,7 +45,7 @@ def stage_table(results: list[dict[str, Any]]) -> str:
 
 
 def parts_table(row: dict[str, Any]) -> str:
-    """Where the time of preparing a batch goes."""
+    """Format the parts of preparing a batch."""
     name = f"prepare {row['variant']}, batch {row['batch_size']}"
     rows = [[name, "ms per batch", "share"]]
     rows += [
@@ -55,7 +55,7 @@ def parts_table(row: dict[str, Any]) -> str:
 
 
 def ceiling_lines(ceilings: dict[str, float]) -> str:
-    """What the machine can do."""
+    """Format the ceilings of the machine."""
     rows = [["ceilings, measured here", ""]]
     for name, value in ceilings.items():
         words = name.split("_")
@@ -65,7 +65,7 @@ def ceiling_lines(ceilings: dict[str, float]) -> str:
 
 
 def comparison_table(found: dict[str, Any]) -> str:
-    """Before and after, and what it means for large data."""
+    """Format reference and ours, and the projection for large data."""
     preparation, training, ratio = found["preprocess_per_core"], found["training"], found["ratio"]
     plain, ours = training["reference"], training["ours"]
     core = {name: preparation[name]["samples_per_second"] for name in preparation}
@@ -94,10 +94,12 @@ def comparison_table(found: dict[str, Any]) -> str:
 
 
 def _times(value: float) -> str:
+    """Format a ratio."""
     return f"{rate(value)} x"
 
 
 def _per_print(preparation: dict[str, Any]) -> str:
+    """Format the parts of preparing a print."""
     rows = [["preprocessing on one core", "ms per print", "share"]]
     for side, title in (("reference", "reference"), ("ours", "ours"), ("ours_with_filter_bank", "ours, filter bank")):
         parts = preparation[side]["ms_per_print"]
@@ -108,6 +110,7 @@ def _per_print(preparation: dict[str, Any]) -> str:
 
 
 def _projection(found: dict[str, Any]) -> str:
+    """Format the projected hours per epoch."""
     rows = [["projected hours per epoch", "devices", "reference", "ours"]]
     for row in found["hours_per_epoch"]:
         hours = [f"{row[name]:,.2f}" for name in ("reference_hours", "our_hours")]

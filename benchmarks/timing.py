@@ -1,4 +1,4 @@
-"""Rates over all processes, measured in rounds, and the peak of memory while they were."""
+"""Rates over all processes, measured in rounds, and the peak of memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from accelerate import Accelerator
 from fingerprint_accel.training.meters import peak_memory_mb
 
 ROUNDS = 5
-WARM = 2  # calls before the clock runs: kernels chosen, code compiled, pages read
-NO_GRAPH = (0, 0)  # what CUDA's allocator calls the pool that belongs to none
+WARM = 2  # calls before the clock starts: they choose kernels, compile code and read pages
+NO_GRAPH = (0, 0)  # the pool of CUDA's allocator that belongs to no graph
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Lets the next `peak_memory` begin at what is in use now, where the system can do that."""
+    """Reset the peak of `peak_memory` to the present use, where the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -36,14 +36,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def held_by_graphs_mb() -> float:
-    """MB that CUDA graphs keep for themselves: replays allocate nothing, so that no peak shows it."""
+    """Return the MB that CUDA graphs reserve. Replays allocate nothing, so that no peak includes them."""
     segments = torch.cuda.memory_snapshot()
     held = (segment["total_size"] for segment in segments if segment["segment_pool_id"] != NO_GRAPH)
     return sum(held) / 1e6
 
 
 def peak_memory(accelerator: Accelerator) -> float:
-    """MB of the process that used most: of the GPU, or resident (pages of the shards among them) on a CPU."""
+    """Return the MB of the process that used most: GPU memory, or resident memory (with pages of shards) on a CPU."""
     here = peak_memory_mb(accelerator.device)
     if accelerator.device.type == "cuda":
         here += held_by_graphs_mb()
@@ -54,7 +54,7 @@ def peak_memory(accelerator: Accelerator) -> float:
 
 
 def total(accelerator: Accelerator, value: float) -> float:
-    """The sum of a number over all processes."""
+    """Return the sum of a number over all processes."""
     if accelerator.num_processes == 1:
         return value
     return float(accelerator.reduce(torch.tensor(value, device=accelerator.device), "sum"))
@@ -67,18 +67,18 @@ def timed(
     seconds: float,
     waited: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
-    """Repeats `work` for about `seconds` in ROUNDS rounds.
+    """Repeat `work` for about `seconds` in `ROUNDS` rounds.
 
     Args:
-        accelerator: whose processes take part.
-        prints: that one call of `work` gets done in this process.
-        work: what is timed.
-        seconds: in all.
-        waited: seconds spent waiting for data since whenever.
+        accelerator: Accelerator of the participating processes.
+        prints: Prints that a call of `work` processes in this process.
+        work: The function to time.
+        seconds: Total duration.
+        waited: Returns the seconds spent waiting for data so far.
 
     Returns:
-        samples_per_second (median of the rounds, over all processes), slowest_round, fastest_round, rounds,
-        peak_memory_mb and, with `waited`, data_wait_share.
+        `samples_per_second` (median of the rounds, over all processes), `slowest_round`, `fastest_round`, `rounds`,
+        `peak_memory_mb` and, with `waited`, `data_wait_share`.
     """
     device = accelerator.device
     for _ in range(WARM):
@@ -106,7 +106,7 @@ def timed(
 
 
 def spread(rates: list[float]) -> dict[str, Any]:
-    """Median, slowest and fastest of the rounds, and each of them."""
+    """Return median, slowest and fastest of the rounds, and each of them."""
     return {
         "samples_per_second": statistics.median(rates),
         "slowest_round": min(rates),

@@ -1,4 +1,4 @@
-"""Our parser of ANSI/NIST transactions beside `nistitl`: which files each reads, and how long it takes.
+"""Compare our parser of ANSI/NIST transactions with `nistitl`: the files that each reads, and their time.
 
 pip install nistitl
 python benchmarks/transactions.py FOLDER         # of .an2 files, such as the samples of NIST's biomeval
@@ -19,31 +19,32 @@ READ = "read"
 
 
 def ours(data: bytes) -> str:
-    """Prints that can be imported, of all images."""
+    """Return the number of prints that can be imported, of all images."""
     records = read_transaction(memoryview(data))
     return f"{sum(not record.reason for record in records)} of {len(records)} images"
 
 
 def theirs(data: bytes) -> str:
-    """Whether it is read."""
+    """Return whether `nistitl` reads the file."""
     nistitl.Message().parse(data)
     return READ
 
 
 def timed(parse: Callable[[bytes], str], data: bytes) -> tuple[str, float]:
-    """What was found, or why not, and the median time in microseconds."""
+    """Return the answer of a parser, or its error, and the median time in microseconds."""
     times = []
     for _ in range(RUNS):
         started = time.perf_counter()
         try:
             found = parse(data)
-        except Exception as error:  # what a parser raises is what is shown
+        except Exception as error:  # the error of a parser is its result
             found = str(error).split("\n")[0][:60]
         times.append(1e6 * (time.perf_counter() - started))
     return found, statistics.median(times)
 
 
 def main() -> None:
+    """Print a table of all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     print("| file | ours | us | nistitl | us | ratio |\n|---|---|--:|---|--:|--:|")

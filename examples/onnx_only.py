@@ -1,6 +1,7 @@
-"""Compares two prints with what `fingerprint-accel export MODEL --onnx model.onnx` wrote.
+"""Compare two prints with an exported model, using only onnxruntime, numpy and Pillow.
 
-Needs onnxruntime, numpy and Pillow: python examples/onnx_only.py model.onnx a.png b.png 500
+fingerprint-accel export small --onnx model.onnx
+python examples/onnx_only.py model.onnx a.png b.png 500
 """
 
 import sys
@@ -9,11 +10,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-PPI = 300  # at which the model was trained
+PPI = 300  # resolution of the prints that the model was trained on
 
 
-def canvas(path, ppi, side):
-    """The image in the middle of side x side white pixels at PPI: (side, side) uint8, ridges dark."""
+def canvas(path: str, ppi: int, side: int) -> np.ndarray:
+    """Return the image resampled to `PPI`, in the middle of a white canvas (side, side) uint8, ridges dark."""
     image = Image.open(path).convert("L")
     size = (round(image.width * PPI / ppi), round(image.height * PPI / ppi))
     if size != image.size:
@@ -23,12 +24,13 @@ def canvas(path, ppi, side):
     return np.asarray(page)
 
 
-def embed(model, paths, ppi):
-    """(N, D) float32 of unit length, one line per image file."""
+def embed(model: str, paths: list[str], ppi: int) -> np.ndarray:
+    """Embed image files of `ppi` pixels per inch: (N, D) float32 of unit length, one row for each file."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     side = session.get_inputs()[0].shape[1]
     canvases = np.stack([canvas(path, ppi, side) for path in paths])
-    return session.run(["embeddings"], {"images": canvases})[0]
+    embeddings: np.ndarray = session.run(["embeddings"], {"images": canvases})[0]
+    return embeddings
 
 
 if __name__ == "__main__":

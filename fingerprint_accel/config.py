@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import tyro
 import yaml
 
+from fingerprint_accel.command_line import parse_command_line
 from fingerprint_accel.config_dict import check_words, from_dict, renamed
 from fingerprint_accel.config_network import LossConfig, ModelConfig, Trunk, Variant
 from fingerprint_accel.config_prints import AugmentConfig, PreprocessConfig, ReadingConfig
@@ -202,21 +202,21 @@ def save_yaml(config: Config, path: Path) -> None:
 
 
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
-    """Reads a run's configuration: recipe defaults, then `--config FILE.yaml`, then `--group.knob value`.
+    """Read the configuration of a run: defaults of the recipe, then `--config FILE.yaml`, then the command line.
 
     Args:
-        defaults: what the recipe sets.
-        description: text on top of `--help`.
-        arguments: command line without the program; default `sys.argv[1:]`.
+        defaults: Settings of the recipe.
+        description: Text of `--help` above the options. Paragraphs are wrapped; indented lines and commands are kept.
+        arguments: Command line without the program. Default: `sys.argv[1:]`.
 
     Raises:
-        UserError: a configuration file that cannot be used, or knobs that do not go together.
-        SystemExit: with status 2 and a usage message for unknown or malformed arguments.
+        UserError: The configuration file cannot be used, or options contradict each other.
+        SystemExit: Status 0 after `--help`, and status 2 for unknown or malformed options.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml")
     file, words = parser.parse_known_args(arguments)
     base = load_yaml(file.config, defaults) if file.config else defaults
     check_words(words)
-    text = description.strip() + "\n\n--config FILE.yaml reads knobs from a file first (see config.yaml of any run)."
-    return tyro.cli(Config, default=base, description=text, args=words)
+    text = f"{description.strip()}\n\n--config FILE.yaml reads options from a file first, such as config.yaml of a run."
+    return parse_command_line(Config, text, words, default=base)

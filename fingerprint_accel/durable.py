@@ -1,4 +1,4 @@
-"""Files that outlast a crash of the machine, and their checksums. A leaf module."""
+"""Write files that survive a crash of the machine, and compute checksums. A leaf module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def fsync_path(path: Path) -> None:
-    """Has a file, or the names in a folder, written to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -21,7 +21,7 @@ def fsync_path(path: Path) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes or replaces a file; a reader or a crash never meets half of it. Makes the folder it lies in."""
+    """Write or replace a file atomically. Its folder is created if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -36,16 +36,16 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes or replaces a JSON file, as `write_file` does; numbers that are not finite are a ValueError."""
+    """Write or replace a JSON file atomically. NaN and infinity raise `ValueError`."""
     write_file(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def draft_of(path: Path) -> Path:
-    """What a file is called while it is written, by no other thread on any machine at the same time."""
+    """Return the temporary name of a file while it is written. It is unique for each thread of each machine."""
     return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}-{path.name}.tmp")
 
 
 def file_sha256(path: Path) -> str:
-    """Of the content of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,11 @@
-"""What a user can get wrong ends in one clear line and exit code 2; a traceback is a bug."""
+"""Exceptions for mistakes that users can correct, and their output as one line with an exit code. A leaf module."""
 
 import contextlib
 import errno
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -16,60 +17,77 @@ _CANNOT_WRITE = {
 STOPPED = 75  # exit codes; this one is EX_TEMPFAIL of sysexits.h: try again later
 LOST = 76
 INTERRUPTED = 130
-BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
+BROKEN_PIPE = 141  # 128 + SIGPIPE, the exit code of Unix tools that write to a closed pipe
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message names the file or option, and the remedy."""
+    """A mistake that the user can correct. The message names the file or option, and the remedy."""
 
 
 class Stopped(Exception):  # noqa: N818  (it is no error)
-    """Training was told to stop, and has saved. The message says how to go on; empty on all ranks but the first."""
+    """Training was stopped by a signal and has saved a checkpoint.
+
+    The message says how to resume. It is empty on all ranks but the first.
+    """
 
     code = STOPPED
 
 
 class LostProcessError(Exception):
-    """Another process of the run has failed or is gone. The message says which, if that is known."""
+    """Another process of the run has failed or was killed. The message names the process if it is known."""
 
     code = LOST
 
 
 def require(holds: bool, message: str) -> None:
-    """Raises UserError with `message` unless `holds`."""
+    """Raise `UserError` with `message` unless `holds` is true."""
     if not holds:
         raise UserError(message)
 
 
 @contextlib.contextmanager
 def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
-    """Turns a `UserError`, or a place that cannot be written, into `error: ...` on stderr and exit code 2.
+    """Turn errors that the user can correct into one line on stderr and an exit code.
 
-    `Stopped` becomes exit code 75, `LostProcessError` 76, at once: connections would wait for the other process.
+    | Exception | Exit code |
+    |---|---|
+    | `UserError`, or a file that cannot be written | 2 |
+    | `Stopped` | 75 |
+    | `LostProcessError` | 76, without waiting for connections to the lost process |
+    | `KeyboardInterrupt` (Ctrl-C) | 130 |
+    | stdout is a closed pipe, as in `... \\| head -1` | 141, without a message |
 
     Args:
-        on_interrupt: what to say at Ctrl-C, before exit code 130.
+        on_interrupt: Line to print at Ctrl-C. A `KeyboardInterrupt` with a text prints `interrupted; TEXT` instead.
     """
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()  # here, because Python would print a traceback if it failed at exit
+            raise
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f"error: {error}", 2)
     except Stopped as stopped:
-        if str(stopped):
-            print(f"\n{stopped}", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
+        _end(f"\n{stopped}" if str(stopped) else "", STOPPED)
     except LostProcessError as error:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
         os._exit(LOST)
-    except BrokenPipeError:  # `... | head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at the end would fail again
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what they still hold would fail again at exit
+            os.dup2(nowhere, stream.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}; choose another place", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"\n{on_interrupt}", file=sys.stderr)  # below a progress bar
-        raise SystemExit(INTERRUPTED) from None
+        _end(f"error: {error.filename or 'a file'}: {error.strerror}; choose another place", 2)
+    except KeyboardInterrupt as interrupt:  # the line begins below a progress bar
+        _end(f"\ninterrupted; {interrupt}" if str(interrupt) else f"\n{on_interrupt}", INTERRUPTED)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    if line:
+        print(line, file=sys.stderr)
+    raise SystemExit(code) from None

@@ -1,4 +1,4 @@
-"""Where shards are made: in this process, on the cores or GPUs of this machine, or by the workers of a Dask cluster."""
+"""Run tasks in this process, on the cores or GPUs of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SECONDS_TO_CONNECT = 30
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 class InProcess(Executor):
-    """Works at once, in the thread that submits."""
+    """Executor that runs each task immediately in the calling thread."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """The finished future of fn(*args, **kwargs); what it raises is raised here."""
+        """Call `fn(*args, **kwargs)` and return its finished future. Errors of `fn` are raised here."""
         future: Future[Result] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
@@ -37,11 +37,11 @@ class InProcess(Executor):
 
 @dataclass(frozen=True)
 class Workers:
-    """What makes shards.
+    """An executor, and the device that its tasks compute on.
 
     Attributes:
-        executor: takes the tasks.
-        device: "cpu" or "cuda": what the tasks compute on.
+        executor: Runs the tasks.
+        device: "cpu" or "cuda".
     """
 
     executor: Executor
@@ -50,20 +50,20 @@ class Workers:
 
 @contextlib.contextmanager
 def open_workers(workers: int = 0, cluster: str = "", device: str = "cpu", threads: bool = False) -> Iterator[Workers]:
-    """Opens what makes shards, and ends it; an exception ends what is under way.
+    """Open an executor and close it at the end. An exception also stops the running tasks.
 
     Args:
-        workers: processes on this machine: 0 for one per core, 1 for this process alone.
-        cluster: address of a Dask scheduler (`tcp://head:8786`), or the file that it wrote (`--scheduler-file`); its
-            workers take the place of processes on this machine.
-        device: "cpu"; "cuda" for a process on each GPU of this machine; or "auto" for GPUs where there are any.
-        threads: a task uses all cores by itself, so that one process is enough on a CPU.
+        workers: Number of processes on this machine. 0 starts one per core, and 1 uses this process.
+        cluster: Address of a Dask scheduler (`tcp://head:8786`) or its scheduler file. Its workers run the tasks
+            instead of processes on this machine.
+        device: "cpu", "cuda" (one process for each GPU of this machine), or "auto" (GPUs if there are any).
+        threads: Each task uses all cores, so that one process is enough on a CPU.
 
     Raises:
-        UserError: no such device or cluster, or a worker was killed.
+        UserError: The device or cluster is not available, or a worker was killed.
     """
     require(workers >= 0, f"--workers {workers}: must not be negative")
-    require(device in ("auto", "cpu", "cuda"), f"--device {device}: unknown; there are auto, cpu, cuda")
+    require(device in ("auto", "cpu", "cuda"), f"--device {device}: unknown device; choose auto, cpu or cuda")
     if cluster:
         with _dask(cluster) as executor:
             yield Workers(executor, _checked(device, executor.submit(gpus).result() if device != "cpu" else 0))
@@ -79,15 +79,15 @@ def open_workers(workers: int = 0, cluster: str = "", device: str = "cpu", threa
 
 
 def gpus() -> int:
-    """GPUs that this process may use; accelerate's ACCELERATE_USE_CPU hides them."""
-    import torch  # most work has no use for it
+    """Return the number of GPUs that this process may use. It is 0 if ACCELERATE_USE_CPU is set."""
+    import torch  # here, because most tasks do not need it
 
     hidden = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return 0 if hidden else torch.cuda.device_count()
 
 
 def _checked(device: str, there: int) -> str:
-    require(device != "cuda" or there > 0, "--device cuda: torch finds no GPU here; take --device cpu")
+    require(device != "cuda" or there > 0, "--device cuda: torch finds no GPU on this machine; use --device cpu")
     return "cuda" if there else "cpu"
 
 
@@ -101,11 +101,11 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         yield pool
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # a shard can take minutes
+            process.kill()  # finishing a shard can take minutes
         if isinstance(error, BrokenExecutor):
             raise UserError(
-                "a worker process was killed, perhaps for want of memory; give fewer --workers, the same command goes "
-                "on"
+                "a worker process was killed, probably because the memory was full; run the same command with fewer "
+                "--workers to continue"
             ) from error
         raise
     finally:
@@ -113,10 +113,10 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
 
 
 class _QuietPool(ProcessPoolExecutor):
-    """Processes that never see Ctrl-C: their parent answers it. (`submit` starts them, one by one.)"""
+    """Process pool whose processes ignore Ctrl-C, because the parent handles it. `submit` starts the processes."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        resource_tracker.ensure_running()  # else the first process to be spawned starts it, which lets Ctrl-C in again
+        resource_tracker.ensure_running()  # otherwise the first spawn starts it, which unblocks Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(fn, *args, **kwargs)
@@ -125,10 +125,10 @@ class _QuietPool(ProcessPoolExecutor):
 
 
 def _begin_worker(turn: Any) -> None:
-    """Ties a worker to its parent, and to a GPU where `turn` counts the workers that have one."""
+    """Start a worker: it ends with its parent, and uses its own GPU if `turn`, a shared counter, is given."""
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     if turn is not None:
-        import torch  # only workers with a GPU need it
+        import torch  # here, because only workers with a GPU need it
 
         with turn.get_lock():
             torch.cuda.set_device(turn.value % torch.cuda.device_count())
@@ -136,7 +136,7 @@ def _begin_worker(turn: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Workers of the standard library wait forever for tasks of a parent that was killed."""
+    """End this process when its parent ends. A worker of a killed parent would otherwise wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -148,7 +148,7 @@ def _dask(cluster: str) -> Iterator[Executor]:
     try:
         from distributed import Client, KilledWorker
     except ImportError as error:
-        raise UserError("--cluster needs Dask; pip install 'fingerprint-accel[cluster]'") from error
+        raise UserError("--cluster needs Dask: pip install 'fingerprint-accel[cluster]'") from error
     try:
         client = (
             Client(scheduler_file=cluster) if Path(cluster).is_file() else Client(cluster, timeout=SECONDS_TO_CONNECT)
@@ -156,7 +156,7 @@ def _dask(cluster: str) -> Iterator[Executor]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"--cluster {cluster}: no Dask scheduler answers ({type(error).__name__}); give the address that "
-            "`dask scheduler` prints, or the file of its --scheduler-file"
+            "`dask scheduler` prints, or its --scheduler-file"
         ) from error
     executor = client.get_executor(pure=False)
     try:

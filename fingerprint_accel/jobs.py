@@ -1,8 +1,8 @@
-"""Work that is cut into shards and published as one folder: `import`, `merge`, `synth` and `extract`.
+"""Run work that is split into shards and published as one folder: `import`, `merge`, `synth` and `extract`.
 
-A shard is written once, under its final name, in a staging folder beside the output. A record beside it, a small JSON
-file, says that it is whole. When all records are there, the staging folder is renamed. A command that was killed
-goes on from the records. The bytes do not depend on workers, machines or kills.
+Each shard is written once, under its final name, to a staging folder beside the output. When a shard is complete, a
+small JSON record is written beside it. When all records exist, the staging folder is renamed to the output. A command
+that was killed continues from the records. The bytes do not depend on workers, machines or kills.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_j
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
-Facts = dict[str, Any]  # of a finished shard, as JSON
-IN_FLIGHT = 256  # shards that an executor has at a time
-ARGUMENTS = "arguments.json"  # among the records; no shard is called that
+Facts = dict[str, Any]  # facts about a finished shard, as JSON
+IN_FLIGHT = 256  # shards that are submitted to an executor at a time
+ARGUMENTS = "arguments.json"  # lies among the records; no shard has this name
 
 
 class Job(Protocol):
-    """Work that is made shard by shard.
+    """Work that writes a folder shard by shard.
 
     Attributes:
-        label: of the progress bar.
-        kind: of the folder that it makes.
-        pattern: of the names of shards, with places for a shard's number and their count.
-        arguments: all that the bytes depend on, as JSON has it, with the versions that make them.
-        sizes: number of prints in each shard.
-        bytes_per_print: room on the disk that a print will take, roughly.
+        label: Text in front of the progress bar.
+        kind: Kind of the output folder.
+        pattern: Format string of shard names, with a place for the shard's number and one for the number of shards.
+        arguments: Everything that the bytes depend on, as JSON, including the versions of the libraries used.
+        sizes: Number of prints in each shard.
+        bytes_per_print: Approximate disk space of one print, in bytes.
     """
 
     label: str
@@ -51,41 +51,42 @@ class Job(Protocol):
 
     @property
     def names(self) -> list[str]:
-        """File names of the shards."""
+        """File names of all shards."""
         return [self.pattern.format(shard, len(self.sizes)) for shard in range(len(self.sizes))]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """What makes a shard: a function that writes the given file and says what is in it. It travels to a worker."""
+        """Return a picklable function that writes one shard to the given file and returns facts about it."""
         ...
 
     def is_current(self, shard: int, facts: Facts) -> bool:
-        """Whether a finished shard was made from the inputs as they are now, as far as `arguments` do not tell."""
+        """Return whether the inputs of a finished shard are unchanged, apart from those in `arguments`."""
         return True
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """Writes metadata beside the finished shards; `facts` of each also have its `sha256`."""
+        """Write the metadata of the folder. `facts` has one entry per shard, including its `sha256`."""
         ...
 
 
 def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progress: bool = True) -> int:
-    """Makes the shards that are missing and publishes the folder.
+    """Write the missing shards of a job and publish its folder.
 
     Args:
-        job: the work.
-        out: folder to make.
-        executor: makes the shards, see `executors.open_workers`.
-        overwrite: replace `out` if it is a folder of the same kind, and shards that another command has left.
-        progress: shows a progress bar.
+        job: The work.
+        out: Output folder.
+        executor: Where shards are written, see `executors.open_workers`.
+        overwrite: Replace `out` if it is a folder of the same kind, and unfinished shards of another command.
+        progress: Show a progress bar.
 
     Returns:
-        Number of prints in the shards that this call made.
+        Number of prints in the shards that this call has written.
 
     Raises:
-        UserError: `out` may not be written (`outputs.check_folder`), another command is making it or has left shards
-            beside it, the disk is too small, or whatever a task raises.
+        UserError: `out` may not be written (see `outputs.check_folder`), another command is writing it or has left
+            unfinished shards, the disk is too small, or a task has failed.
+        KeyboardInterrupt: Ctrl-C. The message says how many shards are kept.
     """
     with exclusive_lock(
-        out.with_name(f".{out.name}.lock"), f"{out}: another command is making it; wait for it, or end it"
+        out.with_name(f".{out.name}.lock"), f"{out}: another command is writing to it; wait until it ends, or stop it"
     ):
         if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed at the very end
             shutil.rmtree(out / RECORDS)
@@ -98,9 +99,11 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
             _discard_drafts(staging)
             job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
         except UserError:
-            if len(facts) in (0, len(job.sizes)):  # nothing to go on from, or nothing that could be published
+            if len(facts) in (0, len(job.sizes)):  # there is nothing to continue from, or nothing to publish
                 shutil.rmtree(staging)
             raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept(len(_finished(job, staging)), len(job.sizes))) from None
         for file in staging.iterdir():
             fsync_path(file)
         put_in_place(staging, out, job.kind)
@@ -109,17 +112,17 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
 
 
 def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, facts: dict[int, Facts]) -> int:
-    """Makes what is missing, fills in the `facts` of all shards by number, and returns how many prints it made."""
+    """Write the missing shards, fill in the `facts` of all shards, and return the number of new prints."""
     facts.update(_finished(job, staging))
     missing = [shard for shard in range(len(job.sizes)) if shard not in facts]
     if facts and progress:
-        print(f"going on: {len(facts)} of {len(job.sizes)} shards are there", file=sys.stderr)
+        print(f"continuing: {len(facts)} of {len(job.sizes)} shards are finished", file=sys.stderr)
     total, to_make = sum(job.sizes), sum(job.sizes[shard] for shard in missing)
     needed, free = to_make * job.bytes_per_print if missing else 0, shutil.disk_usage(staging).free
     if needed > free:
         raise UserError(
-            f"{staging.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are free; make room, or choose "
-            "another disk"
+            f"{staging.parent}: {needed / 1e9:.1f} GB needed, but only {free / 1e9:.1f} GB are free; free some space, "
+            "or choose another disk"
         )
     with tqdm(total=total, initial=total - to_make, desc=job.label, unit="print", disable=not progress) as bar:
         for shard, of_shard in _made(job, staging, missing, executor):
@@ -128,10 +131,17 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, f
     return to_make
 
 
-def _begin(job: Job, out: Path, overwrite: bool) -> Path:
-    """Makes the staging folder, or takes over the one that an interrupted call has left.
+def _kept(finished: int, shards: int) -> str:
+    """Return what an interrupted call leaves behind, for the message at Ctrl-C."""
+    if not finished:
+        return "nothing was saved yet: no shard is finished"
+    return f"{finished} of {shards} shards are finished; run the same command again to continue"
 
-    Its name holds a digest of the arguments: a worker of a cluster that outlives its client may still write there.
+
+def _begin(job: Job, out: Path, overwrite: bool) -> Path:
+    """Create the staging folder, or continue with the one of an interrupted call.
+
+    Its name contains a digest of the arguments, because a cluster worker may outlive its client and write there.
     """
     digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
     staging = out.with_name(f".{out.name}.{digest}.partial")
@@ -147,29 +157,29 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
 
 
 def _discard_drafts(staging: Path) -> None:
-    """Deletes what workers were writing when they were killed."""
+    """Delete the partly written files of workers that were killed."""
     for path in [*staging.glob(".*.tmp"), *(staging / RECORDS).glob(".*.tmp")]:
         path.unlink(missing_ok=True)
 
 
 def _discard(other: Path, job: Job, overwrite: bool) -> None:
-    """Deletes what another command has left, where it is nothing or may be replaced."""
+    """Delete the staging folder of another command, if it has no finished shard or may be replaced."""
     stored = _read_json(other / RECORDS / ARGUMENTS) or {}
     if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
         differing = ", ".join(
-            f"{name} {stored.get(name)} not {value}"
+            f"{name} {stored.get(name)} there, {value} here"
             for name, value in job.arguments.items()
             if stored.get(name) != value
         )
         raise UserError(
-            f"{other}: unfinished shards of another command ({differing}); "
-            "end that command, delete the folder, or add --overwrite"
+            f"{other}: holds unfinished shards of another command ({differing}); "
+            "stop that command, delete the folder, or add --overwrite"
         )
     shutil.rmtree(other)
 
 
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
-    """Facts of the shards that are whole, by number."""
+    """Return the facts of all finished shards, by number."""
     found = {}
     for shard, name in enumerate(job.names):
         facts = _read_json(_record(staging / name))
@@ -179,7 +189,7 @@ def _finished(job: Job, staging: Path) -> dict[int, Facts]:
 
 
 def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
-    """Shard and facts as they are finished; a bounded number is in flight."""
+    """Yield the number and facts of each shard when it is finished. At most `IN_FLIGHT` shards are submitted."""
     pending: dict[Future[Facts], int] = {}
     names = job.names
     for shard in shards:
@@ -193,22 +203,22 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
 
 
 def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
-    """Makes one shard, in a worker; it is whole and on the disk once this returns.
+    """Write one shard in a worker, and return its facts. The shard is then complete on the disk.
 
     Raises:
-        UserError: this machine does not see the staging folder, or whatever the task raises.
+        UserError: This machine cannot access the staging folder, or the task has failed.
     """
     temporary = draft_of(path)
     if not path.parent.is_dir():
         raise UserError(
-            f"{path.parent}: not seen by {socket.gethostname()}; choose an OUT on a disk that all machines share"
+            f"{path.parent}: not found on {socket.gethostname()}; choose an OUT on a disk that all machines share"
         )
     try:
         facts = task(temporary)
         fsync_path(temporary)
         facts["sha256"] = file_sha256(temporary)  # reads back what was written
         temporary.replace(path)
-        # Not synced: after a crash a record that is lost, or stands without its shard, only has the shard made again.
+        # Not synced: if a crash loses the record, or the shard of a record, the shard is only written again.
         draft = path.parent / RECORDS / temporary.name
         draft.write_text(json.dumps(facts) + "\n")
         draft.replace(_record(path))
@@ -231,7 +241,7 @@ def _read_json(path: Path) -> Facts | None:
 
 
 def state_of_files(paths: Iterable[Path]) -> str:
-    """Tells files of these sizes and times from the same files after a change."""
+    """Return a digest of the sizes and modification times of files. It changes when a file changes."""
     state = hashlib.sha256()
     for path in paths:
         try:

@@ -1,13 +1,15 @@
-"""What training on so many prints takes: disk, memory of a device, time. Networks are counted, speed is projected."""
+"""Estimate disk space, device memory and training time. Networks are counted, and speed is projected."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from fingerprint_accel.command_line import fill
 from fingerprint_accel.config import ModelConfig, Trunk
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
@@ -17,26 +19,25 @@ if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
 GIB, GB = 2**30, 1e9
-ROW_BYTES = 2_300  # beside the pixels: minutiae, labels, padding (a synthetic dataset)
-LZ4_SHARE = 0.37  # of the room of raw prints, synthetic ones
-MFU = 0.1297  # of the bf16 peak of the data sheet; see MEASURED
+ROW_BYTES = 2_300  # bytes of a print beside its pixels: minutiae, labels, padding (measured on a synthetic dataset)
+LZ4_SHARE = 0.37  # size of lz4 prints relative to raw ones (measured on a synthetic dataset)
+MFU = 0.1297  # reached share of the bf16 peak in the data sheet, see MEASURED
 MEASURED = (
-    "13 % of a data sheet's peak, as Inception v4 Tex reached on one H100 (1,747 prints/s from files at batch 256 in "
-    "bf16; 2,076 with --training.compile default: benchmarks/results/h100/tex.json), on every device, and nothing lost "
-    "between them"
+    "Inception v4 Tex on one H100: 1,747 prints/s at batch 256 in bf16 (benchmarks/results/h100/tex.json). "
+    "The estimate assumes the same 13 % of the data sheet's peak on every GPU, and no loss between GPUs."
 )
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU by its data sheet: bf16 TFLOP/s of matrix products without sparsity, and memory in GiB."""
+    """Data sheet of a GPU: TFLOP/s of dense bf16 matrix products, and memory in GiB."""
 
     tflops: float
     memory: float
 
     @property
     def room(self) -> float:
-        """Bytes of it that training can have; CUDA, cuDNN and fragments take the rest."""
+        """Bytes that training can use. CUDA, cuDNN and fragmentation need the rest."""
         return 0.92 * self.memory * GIB
 
 
@@ -52,7 +53,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe sets; `tests/test_plan.py` compares it with the recipe."""
+    """Settings of a recipe. `tests/test_plan.py` compares them with the recipe itself."""
 
     name: str
     most_prints: float
@@ -75,13 +76,13 @@ SIZE = 299  # pixels, the recipes' input
 
 @dataclass(frozen=True)
 class Counted:
-    """What one print costs in training, counted on the network itself.
+    """Cost of training on one print, counted on the network itself.
 
     Attributes:
-        parameters: trained numbers.
-        largest_block: those of the block that has most.
-        saved_bytes: kept per print from the forward to the backward pass, in bf16 where autocast computes so.
-        flops: per print, forward and backward; a multiplication and an addition are two.
+        parameters: Number of trained parameters.
+        largest_block: Number of parameters of the largest block.
+        saved_bytes: Bytes per print that the forward pass keeps for the backward pass, with bf16 autocast.
+        flops: Operations per print, forward and backward. A multiplication and an addition count as two.
     """
 
     parameters: int
@@ -91,7 +92,7 @@ class Counted:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's, which leaves out the attention of CPUs (2.14)."""
+    """Return torch's counter of operations, extended to attention on CPUs, which torch 2.14 does not count."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -104,12 +105,18 @@ def flop_counter() -> FlopCounterMode:
 
 
 def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
-    """Two prints go through a network of tensors that have shapes but no memory. Takes seconds."""
+    """Count parameters, memory and operations of a network with fake tensors. Takes a few seconds.
+
+    Args:
+        model: Configuration of the network.
+        size: Side of its input, in pixels.
+        map_size: Side of its minutia maps, in pixels.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from fingerprint_accel.models.deepprint import DeepPrint
 
-    saved: dict[int, int] = {}  # bytes of each storage, all of which live until the end
+    saved: dict[int, int] = {}  # bytes of each storage; all of them live until the end
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -126,14 +133,14 @@ def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
         saved.pop(weight.untyped_storage()._cdata, None)
     del output
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    copies = 2 * parameters  # of the weights in bf16, saved once however many prints there are
+    copies = 2 * parameters  # bytes of the bf16 weights, which are saved once per batch
     largest = max(sum(weight.numel() for weight in block.parameters()) for block in network.blocks)
     return Counted(parameters, largest, max(0, sum(saved.values()) - copies) / 2, 3 * counter.get_total_flops() / 2)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Memory of one device in bytes, by part."""
+    """Memory that one device needs, in bytes."""
 
     network: float
     head: float
@@ -141,15 +148,24 @@ class Need:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Sum of all parts."""
         return self.network + self.head + self.activations
 
 
 def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: Recipe, fsdp: bool = False) -> Need:
-    """Weights, gradients and both moments of AdamW in float32, and weights once more in bf16; what the batch keeps; the
-    identity heads, whole or a slice, with their logits for the whole batch.
+    """Return the memory that one device needs for training.
 
-    With `fsdp` a device has its share of the former; whole are only two blocks, with gradients, and what is in bf16.
+    The network needs weights, gradients and two AdamW moments in float32, and a copy of the weights in bf16. The
+    identity heads, or a slice of them, need the same and their logits. With `fsdp` each device holds a share of the
+    float32 tensors, two whole blocks with gradients, and the bf16 copy.
+
+    Args:
+        counted: Cost of one print, see `count`.
+        fingers: Number of fingers to train on.
+        batch_size: Prints per device.
+        devices: Number of devices.
+        recipe: Settings of the recipe.
+        fsdp: Whether the network is sharded over the devices.
     """
     rows = fingers / devices if recipe.sharded else fingers
     active = rows * recipe.sampling
@@ -161,14 +177,14 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
 
 
 def parse_devices(text: str) -> tuple[int, str, Device]:
-    """`8xA100-80` -> 8, its name and data sheet.
+    """Parse text such as `8xA100-80` into the number of devices, their name and their data sheet.
 
     Raises:
-        UserError: another form, or a GPU that is not in the list.
+        UserError: The text is malformed or the GPU is not in the list.
     """
     found = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9-]+)", text)
     if not found or found[2] not in DEVICES or found[1] == "0":
-        raise UserError(f"--gpus {text}: write 8xA100-80; there are {', '.join(DEVICES)}")
+        raise UserError(f"--gpus {text}: give a number and a type, such as 8xA100-80; types: {', '.join(DEVICES)}")
     return int(found[1] or 1), found[2], DEVICES[found[2]]
 
 
@@ -179,25 +195,29 @@ def plan(
     canvas: int = 320,
     trunk: Trunk = "inception_v4",
     fsdp: bool = False,
+    progress: Callable[[str], object] = lambda stage: None,
 ) -> str:
-    """A table for `fingers` with `impressions` prints each on devices such as `8xA100-80`.
+    """Return a table of estimates: disk space, recipe, memory and time.
 
     Args:
-        fingers: to train on.
-        impressions: prints of each.
-        gpus: how many of which.
-        canvas: side of a stored print, pixels.
-        trunk: of the network, one of Trunk.
-        fsdp: whether the devices share the network out.
+        fingers: Number of fingers to train on.
+        impressions: Average number of prints of each finger.
+        gpus: Number and type of the devices, such as `8xA100-80`.
+        canvas: Side of a stored print, in pixels.
+        trunk: Trunk of the network, one of `Trunk`.
+        fsdp: Whether the network is sharded over the devices.
+        progress: Called with the name of each stage that takes seconds.
 
     Raises:
-        UserError: numbers that make no dataset, devices or a trunk that are not known.
+        UserError: There are too few prints, or the devices or the trunk are unknown.
     """
-    require(fingers >= 2 and impressions >= 1, "plan: needs two fingers and one impression of each at least")
-    require(trunk in get_args(Trunk), f"--trunk {trunk}: there are {', '.join(get_args(Trunk))}")
+    require(fingers >= 2, f"--fingers {fingers}: at least 2 are needed")
+    require(impressions >= 1, f"--impressions {impressions:g}: at least 1 is needed")
+    require(trunk in get_args(Trunk), f"--trunk {trunk}: choose {', '.join(get_args(Trunk))}")
     devices, name, device = parse_devices(gpus)
     prints = fingers * impressions
     recipe = next(recipe for recipe in RECIPES if prints <= recipe.most_prints)
+    progress(f"counting parameters and operations of {trunk}")
     counted = count(replace(MODEL, trunk=trunk), SIZE)
     needed = need(counted, fingers, recipe.batch_size, devices, recipe, fsdp)
     rate = devices * device.tflops * 1e12 * MFU / counted.flops
@@ -208,22 +228,25 @@ def plan(
         ["prints", f"{prints:,.0f} of {fingers:,} fingers"],
         [
             "disk",
-            f"{raw / GB:,.1f} GB raw, about {LZ4_SHARE * raw / GB:,.1f} GB as lz4; twice that while importing",
+            f"{raw / GB:,.1f} GB raw, or about {LZ4_SHARE * raw / GB:,.1f} GB with --encoding lz4",
         ],
         ["recipe", f"recipes/{recipe.name}, {recipe.batch_size} prints per device, {recipe.epochs:g} epochs"],
         *([["  with", ", ".join(knobs)]] if knobs else []),
-        ["memory of a device", f"{needed.total / GIB:,.1f} of {device.memory:g} GiB"],
+        ["memory of a GPU", f"{needed.total / GIB:,.1f} of {device.memory:g} GiB"],
         ["  network, AdamW", f"{needed.network / GIB:,.1f} GiB for {counted.parameters / 1e6:,.1f} M parameters"],
-        ["  activations", f"{needed.activations / GIB:,.1f} GiB, {counted.saved_bytes / 1e6:,.0f} MB a print in bf16"],
-        ["  identity heads", f"{needed.head / GIB:,.2f} GiB" + (", a slice of them" if recipe.sharded else "")],
-        ["speed, projected", f"{rate:,.0f} prints/s on {devices} x {name}"],
-        ["an epoch, projected", _hours(prints / rate)],
-        ["training, projected", _hours(recipe.epochs * prints / rate)],
-        ["projected from", MEASURED + ("" if trunk == MODEL.trunk else f"; {trunk} was not measured")],
+        [
+            "  activations",
+            f"{needed.activations / GIB:,.1f} GiB, {counted.saved_bytes / 1e6:,.0f} MB per print in bf16",
+        ],
+        ["  identity heads", f"{needed.head / GIB:,.2f} GiB" + (" for a slice of them" if recipe.sharded else "")],
+        ["projected speed", f"{rate:,.0f} prints/s on {devices} x {name}"],
+        ["projected epoch", _hours(prints / rate)],
+        ["projected training", _hours(recipe.epochs * prints / rate)],
     ]
     if needed.total > device.room:
         rows.append(["WILL NOT FIT", _remedy(counted, fingers, devices, device, recipe, fsdp)])
-    return aligned(rows)
+    unmeasured = "" if trunk == MODEL.trunk else f" {trunk} was not measured."
+    return f"{aligned(rows)}\n\n{fill(f'Projected from {MEASURED}{unmeasured}', 80)}"
 
 
 def _hours(seconds: float) -> str:
@@ -235,5 +258,5 @@ def _remedy(counted: Counted, fingers: int, devices: int, device: Device, recipe
         batch_size = recipe.batch_size // share
         if batch_size and need(counted, fingers, batch_size, devices, recipe, fsdp).total < device.room:
             words = f"--training.batch-size {batch_size} --training.gradient-accumulation-steps {share}"
-            return f"add {words}: the same update"
-    return "more or larger GPUs"
+            return f"add {words} (same batch per update)"
+    return "use more or larger GPUs"

@@ -1,6 +1,6 @@
-"""Random numbers that depend on a counter, not on history: hashes of (seed, epoch, index, stream, element).
+"""Counter-based random numbers: hashes of (seed, epoch, index, stream, element).
 
-A print's augmentation is then the same whatever batch, worker or rank it falls to.
+There is no generator state. The augmentation of a print therefore does not depend on its batch, process or rank.
 """
 
 from __future__ import annotations
@@ -17,38 +17,54 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of int64."""
+    """Shift int64 values right without sign extension."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(values: torch.Tensor) -> torch.Tensor:
-    """Scrambles int64 values, any shape (the finaliser of SplitMix64; Steele, Lea and Flood 2014)."""
+    """Hash int64 values of any shape with the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     values = (values ^ _shift(values, 30)) * _FIRST
     values = (values ^ _shift(values, 27)) * _SECOND
     return values ^ _shift(values, 31)
 
 
 def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """epoch (B,), index (B,) int64 -> (B,) int64 key of each print in each epoch."""
+    """Return the random key of each print in its epoch.
+
+    Args:
+        seed: random seed.
+        epoch: (B,) int64.
+        index: (B,) int64 index of the print in the dataset.
+
+    Returns:
+        (B,) int64.
+    """
     key = mix(torch.full_like(index, seed) + _GOLDEN)
     key = mix((key ^ epoch) + _GOLDEN)
     return mix((key ^ index) + _GOLDEN)
 
 
 def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """(B,) keys -> (B, count) float32, uniform in [low, high). Streams are independent of each other."""
+    """Draw uniform numbers in [low, high): keys (B,) -> (B, count) float32. Different streams are independent."""
     return between(_uniform(keys, _elements(stream, count, keys.device)), low, high)
 
 
 def uniforms(keys: torch.Tensor, counts: tuple[tuple[int, int], ...]) -> dict[int, torch.Tensor]:
-    """The same in [0, 1) for several streams, (stream, count) each: {stream: (B, count)}; all are hashed at once, in
-    as many operations as one."""
+    """Draw uniform numbers in [0, 1) for several streams with the number of operations of one.
+
+    Args:
+        keys: (B,) int64.
+        counts: pairs (stream, count).
+
+    Returns:
+        Tensors (B, count) by stream.
+    """
     drawn = _uniform(keys, _table(counts, keys.device)).split([count for _, count in counts], dim=1)
     return dict(zip((stream for stream, _ in counts), drawn, strict=True))
 
 
 def between(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Values in [0, 1) -> values in [low, high)."""
+    """Scale values in [0, 1) to [low, high)."""
     return low + (high - low) * values
 
 
@@ -58,21 +74,21 @@ def _uniform(keys: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
 
 
 def _elements(stream: int, count: int, device: torch.device) -> torch.Tensor:
-    """(count,) int64, which tell the numbers of a key apart."""
+    """Return offsets that distinguish the numbers of a key, (count,) int64."""
     return (torch.arange(count, device=device) + (stream << 32)) * _GOLDEN
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
+@torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
     return torch.cat([_elements(stream, count, device) for stream, count in counts])
 
 
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """function(values) in float32, with the same bits wherever in the tensor a value stands.
+    """Compute an elementwise function in float32 with bits that do not depend on the position in the tensor.
 
-    CPU kernels compute the end of a tensor with another library than its middle, and the last bit of a cosine moves
-    pixels; rounding from float64 hides that.
+    CPU kernels use different code for the vectorised part and the end of a tensor, which can differ in the last bit.
+    Computing in float64 and rounding removes the difference.
     """
     if values.device.type != "cpu":
         return function(values)
@@ -80,11 +96,11 @@ def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tenso
 
 
 def steady_mean(values: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, 1, 1) means, with the same bits however threads and batches share out the sum."""
+    """Compute means (B, C, H, W) -> (B, C, 1, 1) with bits that do not depend on threads or batches."""
     return steady(lambda rows: rows.mean(dim=-2, keepdim=True), values.mean(dim=-1, keepdim=True))
 
 
 def normal(keys: torch.Tensor, stream: int, count: int, limit: float = 3.0) -> torch.Tensor:
-    """(B,) keys -> (B, count) float32, standard normal, cut off at +-limit."""
+    """Draw standard normal numbers truncated at +-limit: keys (B,) -> (B, count) float32."""
     inside = math.erf(limit / math.sqrt(2))
     return math.sqrt(2) * steady(torch.erfinv, uniform(keys, stream, count, -inside, inside))

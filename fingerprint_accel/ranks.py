@@ -1,17 +1,19 @@
-"""Which process of a launch this is, as the environment says before anything is set up. A leaf module."""
+"""Read the rank of this process from the environment, before torch is loaded. A leaf module."""
 
 from __future__ import annotations
 
 import os
 
-# as accelerate reads them: torchrun, Intel MPI or MPICH, Open MPI, MVAPICH
+# the variables that accelerate reads: torchrun, Intel MPI or MPICH, Open MPI, MVAPICH
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def launched_rank_and_size() -> tuple[int, int]:
-    """Rank of this process and number of processes; (0, 1) where no launcher names a rank: scripts for SLURM may set
-    the number alone."""
+    """Return the rank of this process and the number of processes.
+
+    Without a rank in the environment the result is (0, 1), because SLURM scripts may set only the number of processes.
+    """
     rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), "")
     if not rank:
         return 0, 1

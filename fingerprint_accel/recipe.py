@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fingerprint_accel.training.data import PrintSource
     from fingerprint_accel.training.setup import Run
 
-INTERRUPTED = "interrupted; run the same command with --resume auto to continue from the last checkpoint"
+INTERRUPTED = "interrupted"  # `training.run_folder.holding` adds how to resume
 
 
 def run_recipe(defaults: Config, description: str) -> None:

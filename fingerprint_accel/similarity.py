@@ -1,10 +1,10 @@
-"""How alike templates are: cosines, over the cells that both prints have where templates are dense.
+"""Similarity of templates: the cosine, and for dense templates the cosine over the cells that both prints show.
 
-A dense template is a vector of unit length. It holds the cells of a square grid on the finger, row by row, with equally
-many numbers each. A cell that the print does not show is all zeros, and only such a cell is: the mask is implied, and
-plain dot products still work. `cells` is the number of cells, 0 for templates that are not dense.
+A dense template is a vector of unit length. It concatenates the vectors of the cells of a square grid on the finger in
+row-major order. The vector of a cell is zero exactly if the print does not show the cell, so the template contains its
+own mask. The argument `cells` is the number of cells; it is 0 for templates that are not dense.
 
-A leaf module: it imports numpy only, so that everything may use it.
+This module imports only numpy, so that every package can use it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 
 OVERLAP_FLOOR = 0.1
-"""What the squared norm of a print over the cells that it shares with another counts at least; over all of its cells it
-is 1. Without a floor two prints that share a single cell could look like a match."""
-_GATHERED_BYTES = 2**27  # of embeddings that are gathered for listed pairs at a time
-_BLOCK_BYTES = 2**26  # of squared norms, and of templates that are squared, at a time
+"""Lower bound of the squared norm of a template over the shared cells; over all of its cells the squared norm is 1.
+Without this bound, two prints that share a single cell could have a high similarity."""
+_GATHERED_BYTES = 2**27  # memory for the embeddings of listed pairs that are gathered at a time
+_BLOCK_BYTES = 2**26  # memory for squared norms and squared templates at a time
 
 
 def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.ndarray:
-    """(N, P, D) and (M, P, D) -> (N, M) float32: best cosine of one print as it is with the other in any pose.
+    """Compare all references with all probes; return the best similarity over poses, (N, M) float32.
+
+    One print of a pair stays in its original pose, and the other takes all poses. Both directions are tried.
 
     Args:
-        reference: (N, P, D) float32 of unit length, the print as it is first; (N, D) is one pose.
-        probe: (M, P, D) or (M, D). Either print is turned to meet the other.
-        cells: of dense templates, which are compared over the cells that both prints have; see `masked_similarity`.
+        reference: (N, P, D) float32 of unit length, one template per pose, the original pose first; or (N, D).
+        probe: (M, P, D) or (M, D), likewise.
+        cells: number of cells of dense templates; see `masked_similarity`.
     """
     reference, probe = _with_poses(reference), _with_poses(probe)
     best = _products(reference[:, 0], probe[:, 0], cells)
@@ -38,7 +40,17 @@ def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.n
 
 
 def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray, cells: int = 0) -> np.ndarray:
-    """pairs (n, 2), rows of the two -> (n,) float32: `similarity` of these pairs only."""
+    """Compute `similarity` for listed pairs only.
+
+    Args:
+        reference: (N, P, D) or (N, D), see `similarity`.
+        probe: (M, P, D) or (M, D).
+        pairs: (n, 2) row in `reference` and row in `probe`.
+        cells: number of cells of dense templates.
+
+    Returns:
+        (n,) float32.
+    """
     reference, probe = _with_poses(reference), _with_poses(probe)
     scores = np.empty(len(pairs), np.float32)
     step = max(1, _GATHERED_BYTES // (4 * reference.shape[2] * max(reference.shape[1], probe.shape[1])))
@@ -53,12 +65,20 @@ def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray,
 
 
 def masked_similarity(first: Any, second: Any, cells: int) -> Any:
-    """(N, D) and (M, D) float32 of unit length, of numpy or torch -> (N, M): cosine of every template with every other.
+    """Compute the cosine of every template in `first` with every template in `second`.
 
-    Of dense templates (`cells` above 0) it is taken over the cells that both prints have. The numerator is the dot
-    product, to which a cell that one of them lacks adds nothing. Each norm is taken over the cells that the other print
-    has, and its square counts at least `OVERLAP_FLOOR`; prints without a common cell have the similarity 0. These are
-    three matrix products, all at once: the caller bounds N x M.
+    For dense templates (`cells` above 0) the cosine covers only the cells that both prints show. The dot product needs
+    no mask, because missing cells are zero. The squared norm of each template is taken over the cells of the other
+    print, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity 0. The function computes
+    three matrix products at once, so the caller must limit N x M.
+
+    Args:
+        first: (N, D) float32 of unit length, numpy array or torch tensor.
+        second: (M, D), likewise.
+        cells: number of cells of dense templates, else 0.
+
+    Returns:
+        (N, M).
     """
     scores = first @ second.T
     if not cells:
@@ -69,15 +89,21 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
 
 
 def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
-    """(..., D) dense templates -> (..., cells) bool: which cells the print shows."""
+    """Return which cells each print shows: dense templates (..., D) -> (..., cells) bool."""
     return np.asarray((templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1))
 
 
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:
-    """(n, D) float32 of unit length, prints of one finger -> (D,) float32 of unit length, or zeros if all are.
+    """Fuse the templates of several prints of one finger into one template.
 
-    The template of a dense model holds what any of the prints shows, the mean where several show it; `cells` is 0 for
-    other models, of which the mean is taken.
+    The result is the normalised mean. For dense templates each cell is averaged over the prints that show it.
+
+    Args:
+        templates: (n, D) float32 of unit length.
+        cells: number of cells of dense templates, else 0.
+
+    Returns:
+        (D,) float32 of unit length; zero if all templates are zero.
     """
     if cells:
         templates = per_cell(templates, cells)
@@ -90,17 +116,17 @@ def fused(templates: np.ndarray, cells: int) -> np.ndarray:
 
 
 def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
-    """(n, D) dense templates scaled so that their cells have the same size, however many a print shows.
+    """Rescale dense templates (n, D) so that the length of a cell does not depend on the number of visible cells.
 
-    At unit length the cells of a print that shows a quarter of the finger are twice as large as those of a whole one. A
-    whole one keeps its length here, so that means over prints weigh what they show alike.
+    Templates have unit length. If a print shows a quarter of the finger, its cells are therefore twice as long as those
+    of a complete print. After rescaling, all cells have the same weight in a mean over prints.
     """
     shares = mask_of(templates, cells).mean(axis=-1, keepdims=True, dtype=np.float32)
     return templates * np.sqrt(shares)
 
 
 def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """`masked_similarity`, block by block, so that little more memory is taken than for the result."""
+    """Compute `masked_similarity` in blocks, so that the memory is little more than that of the result."""
     if not cells:
         return np.asarray(first @ second.T)
     scores = np.empty((len(first), len(second)), np.float32)
@@ -114,7 +140,7 @@ def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """(n, D) and (n, P, D) -> (n, P): each with the poses in its own row."""
+    """Compare each template (n, D) with the poses in its own row (n, P, D); return (n, P)."""
     scores = np.einsum("nd,npd->np", first, second)
     if cells:
         (energy, present), (other_energy, other_present) = _by_cell(first, cells), _by_cell(second, cells)
@@ -124,7 +150,7 @@ def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray
 
 
 def _by_cell(templates: Any, cells: int) -> tuple[Any, Any]:
-    """(..., D) of numpy or torch -> (..., cells) float32 each: squared norm of every cell, and 1 for those present."""
+    """Return the squared norm of each cell, and 1 for cells that are shown, else 0; both (..., cells) float32."""
     grid = templates.reshape(*templates.shape[:-1], cells, -1)
     energy = (grid * grid).sum(-1)
     return energy, (grid != 0).any(-1) + 0 * energy

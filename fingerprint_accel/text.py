@@ -1,4 +1,4 @@
-"""Tables as text. A leaf module."""
+"""Format tables as text. A leaf module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int | None = None) -> str:
-    """Rows of cells as text; the first `words` columns (all by default) begin at the left, the others end right."""
+    """Format rows of cells as a table.
+
+    Args:
+        rows: Rows with the same number of cells.
+        words: Number of leading columns that are aligned to the left. The others are aligned to the right. By default
+            all columns are aligned to the left.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = len(widths) if words is None else words
     lines = []

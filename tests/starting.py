@@ -43,7 +43,7 @@ def _server():
     return server
 
 
-def run(words, processes=1, environment=None, timeout=300, meanwhile=None):
+def run(words, processes=1, environment=None, timeout=300, meanwhile=None, cwd=None):
     """As `subprocess.run` with output captured; the exit code is that of the first process that failed.
 
     Args:
@@ -52,14 +52,16 @@ def run(words, processes=1, environment=None, timeout=300, meanwhile=None):
         environment: of the processes; default this one's.
         timeout: seconds until all are killed.
         meanwhile: called with the ids of the processes while they run.
+        cwd: working directory of the processes; default that of this one when the first test began.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("out", "err")]
         for file in files:
             Path(file).touch()  # a process may be killed before it has opened them
         order = {"words": list(map(str, words)), "processes": processes, "files": files, "timeout": timeout}
+        order |= {"environment": environment or dict(os.environ), "cwd": str(cwd or "")}
         server = _server()
-        server.stdin.write(json.dumps(order | {"environment": environment or dict(os.environ)}) + "\n")
+        server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         ids = json.loads(server.stdout.readline())
         if meanwhile is not None:
@@ -113,6 +115,8 @@ def become(order, rank, port):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it, and so would all that it starts
     os.environ.clear()
     os.environ.update(order["environment"])
+    if order["cwd"]:
+        os.chdir(order["cwd"])
     if order["processes"] > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(order["processes"])))

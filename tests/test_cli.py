@@ -6,6 +6,7 @@ import pytest
 import starting
 
 from fingerprint_accel import __version__
+from fingerprint_accel.cli import overview
 from fingerprint_accel.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,12 +16,15 @@ def run(*words):
     return starting.run(["-m", "fingerprint_accel.cli", *words])
 
 
-def test_version_and_help():
+def test_the_version():
     command = [sys.executable, "-m", "fingerprint_accel.cli", "--version"]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == __version__
-    text = run("import", "--help").stdout
-    for word in ("fvc", "socofing", "csv", "--ppi", "--layout"):
-        assert word in text
+
+
+def test_without_a_verb_the_overview_is_shown():
+    result = run()
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == overview()
 
 
 @pytest.mark.parametrize(
@@ -29,12 +33,17 @@ def test_version_and_help():
         (("inspect", "nowhere"), "nowhere: not a dataset folder"),
         (("import", "nowhere", "--out", "out", "--layout", "fvc", "--ppi", "500"), "nowhere: no such folder"),
         (("merge", "nowhere", "--out", "out"), "nowhere: not a dataset folder"),
-        (("pack", "a", "b"), "pack: there is no such verb any more; merge joins datasets"),
+        (("pack", "a", "b"), "pack: no such verb; use merge to join datasets"),
         (("verify", "nowhere"), "nowhere: holds no checksums"),
+        (("imprt", "a"), "imprt: no such verb; did you mean import? `fingerprint-accel --help` lists all verbs"),
+        (("xyz",), "xyz: no such verb; `fingerprint-accel --help` lists all verbs"),
+        (("merge", "--out", "out"), "no SRC given"),
+        (("enroll", "gallery"), "no PRINTS given"),
+        (("minutiae", "--model", "small", "--out", "out"), "no IMAGE given"),
         (("evaluate", "nowhere", "nowhere"), "nowhere: no model here"),
         (("convert-flx", "nowhere.pyt", "--out", "out"), "nowhere.pyt: cannot be read"),
         (("compare", "a.png", "b.png", "--model", "nowhere"), "nowhere: no model here"),
-        (("calibrate", "small", "nowhere"), "small: comes with the package and stays as it is; give --out FOLDER"),
+        (("calibrate", "small", "nowhere"), "small: a bundled model is not changed; give --out FOLDER"),
         (("calibrate", "small", "nowhere", "--out", "copy"), "nowhere: not a dataset folder"),
     ],
 )
@@ -54,14 +63,30 @@ def test_a_place_that_cannot_be_written(prints, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c(capsys):
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        ((), "interrupted; nothing is lost"),
+        (("3 of 4 shards are finished",), "interrupted; 3 of 4 shards are finished"),
+    ],
+)
+def test_ctrl_c(texts, line, capsys):
     def stopped():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*texts)
 
-    with pytest.raises(SystemExit) as stop, one_line_errors("stopped; go on with --resume auto"):
+    with pytest.raises(SystemExit) as stop, one_line_errors("interrupted; nothing is lost"):
         stopped()
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "\nstopped; go on with --resume auto\n"
+    assert capsys.readouterr().err == f"\n{line}\n"
+
+
+def test_plan_shows_what_takes_seconds():
+    result = run("plan", "--fingers", "1000", "--impressions", "8", "--trunk", "compact")
+    assert result.returncode == 0, result.stderr
+    stages = ["loading PyTorch: ", "counting parameters and operations of compact: "]
+    assert [stage in result.stderr for stage in stages] == [True, True]
+    assert "8,000 of 1,000 fingers" in result.stdout
+    assert "loading" not in result.stdout
 
 
 def test_inspect_prints_counts_and_draws(prints, tmp_path):

@@ -1,4 +1,4 @@
-"""Links between pages lead somewhere."""
+"""Links between pages lead somewhere, and the documentation site has every page."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES += sorted(DOCS.glob("*.md"))
 
 
 def prose(page):
@@ -33,5 +35,39 @@ def test_links_lead_to_a_page_and_a_heading(page):
 
 def test_every_page_is_in_the_readme():
     readme = (ROOT / "README.md").read_text()
-    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme]
-    assert missing == []
+    missing = [page.name for page in DOCS.glob("*.md") if f"](docs/{page.name})" not in readme]
+    assert set(missing) <= {"index.md"}
+
+
+def test_every_page_and_package_is_on_the_site():
+    listed = set(re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    pages = {
+        page.relative_to(DOCS).with_suffix("").as_posix() for page in [*DOCS.glob("*.md"), *DOCS.glob("reference/*.md")]
+    }
+    assert pages - {"index"} <= listed
+    packages = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for path in ROOT.glob("fingerprint_accel/**/__init__.py")
+    }
+    reference = (DOCS / "reference" / "api.md").read_text().split()
+    assert packages - {"fingerprint_accel.cli"} <= set(reference)  # command_line.md shows the commands
+
+
+def test_the_site_sends_links_out_of_docs_to_the_repository(tmp_path, monkeypatch):
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
+    from repository_links import rewrite
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "real.py").touch()
+
+    def rewritten(text, folder=tmp_path / "docs"):
+        return rewrite(text, folder, tmp_path / "docs", tmp_path, "https://host/us/it")
+
+    assert rewritten("[a](../benchmarks/real.py#L1)") == "[a](https://host/us/it/blob/main/benchmarks/real.py#L1)"
+    assert rewritten("[a](../benchmarks)") == "[a](https://host/us/it/tree/main/benchmarks)"
+    assert rewritten("[a](benchmarks/real.py)", tmp_path) == "[a](https://host/us/it/blob/main/benchmarks/real.py)"
+    for same in ("[a](import.md#x)", "[a](#x)", "[a](https://b/c)", "![a](images/x.png)"):
+        assert rewritten(same) == same
+    assert rewritten("[a](docs/import.md)", tmp_path) == "[a](docs/import.md)"

@@ -52,7 +52,7 @@ def test_one_worker_is_this_process():
 
 def test_a_killed_worker_is_one_line():
     with (
-        pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory"),
+        pytest.raises(UserError, match="a worker process was killed, probably because the memory was full"),
         open_workers(2) as team,
     ):
         future = team.executor.submit(time.sleep, 600)
@@ -121,8 +121,8 @@ def test_devices(monkeypatch):
     with open_workers(1, device="auto") as team:
         assert team.device == "cpu"
     for words, message in (
-        ({"device": "cuda"}, "--device cuda: torch finds no GPU here; take --device cpu"),
-        ({"device": "tpu"}, "--device tpu: unknown; there are auto, cpu, cuda"),
+        ({"device": "cuda"}, "--device cuda: torch finds no GPU on this machine; use --device cpu"),
+        ({"device": "tpu"}, "--device tpu: unknown device; choose auto, cpu or cuda"),
         ({"workers": -1}, "--workers -1: must not be negative"),
         ({"cluster": "tcp://127.0.0.1:1"}, "--cluster tcp://127.0.0.1:1: no Dask scheduler answers"),
         ({"cluster": "nothing like it"}, "--cluster nothing like it: no Dask scheduler answers"),

@@ -119,8 +119,10 @@ def test_interrupted_at_every_shard(out, whole, moment, shard, monkeypatch):
             # the first renaming is that of the arguments
             first = 1 if moment == "a rename" else 0
             patch.setattr(owner, name, deadly(getattr(owner, name), first + per_shard * shard + step))
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt) as caught:
                 make(out)
+        kept = f"{shard} of 4 shards are finished; run the same command again to continue"
+        assert str(caught.value) == (kept if shard else "nothing was saved yet: no shard is finished")
         assert not out.exists()
         finished = sorted(path.name for path in (staging(out) / "records").glob("*.txt.json"))
         assert finished == [f"{number}.txt.json" for number in range(shard)]
@@ -169,7 +171,9 @@ def interrupted(out, monkeypatch, job=None):
 def test_shards_of_another_command(out, monkeypatch):
     interrupted(out, monkeypatch)
     left = staging(out)
-    with pytest.raises(UserError, match=r"partial: unfinished shards of another command \(seed 0 not 1\); end that"):
+    with pytest.raises(
+        UserError, match=r"partial: holds unfinished shards of another command \(seed 0 there, 1 here\); stop"
+    ):
         make(out, Numbers(seed=1))
     assert left.exists()
     make(out, Numbers(seed=1), overwrite=True)
@@ -209,7 +213,7 @@ def test_a_mistake_leaves_nothing_where_nothing_was_made(out, monkeypatch):
 def test_a_full_disk_is_said_before(out, monkeypatch):
     free = SimpleNamespace(free=3999)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(UserError, match=r"0\.0 GB needed, 0\.0 GB are free; make room"):
+    with pytest.raises(UserError, match=r"0\.0 GB needed, but only 0\.0 GB are free; free some space"):
         make(out)
     assert not list(out.parent.iterdir())
     free.free = 4000
@@ -218,7 +222,10 @@ def test_a_full_disk_is_said_before(out, monkeypatch):
 
 def test_two_commands_at_once(out):
     lock = out.with_name(".out.lock")
-    with exclusive_lock(lock, "busy"), pytest.raises(UserError, match="out: another command is making it; wait for it"):
+    with (
+        exclusive_lock(lock, "busy"),
+        pytest.raises(UserError, match="out: another command is writing to it; wait until it ends"),
+    ):
         make(out)
     lock.touch()  # of a command that was killed
     make(out)
@@ -226,7 +233,7 @@ def test_two_commands_at_once(out):
 
 
 def test_a_machine_that_does_not_see_the_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: not seen by .*; choose an OUT on a disk that all machines share"):
+    with pytest.raises(UserError, match=r"nowhere: not found on .*; choose an OUT on a disk that all machines share"):
         make_shard(refused, tmp_path / "nowhere" / "0.txt")
 
 

@@ -15,7 +15,8 @@ from shard_writer import ShardWriter
 
 from fingerprint_accel.cli import main
 from fingerprint_accel.cli.data import inspect
-from fingerprint_accel.cli.extraction import compare, enroll, minutiae
+from fingerprint_accel.cli.extraction import compare, minutiae
+from fingerprint_accel.cli.gallery import enroll
 from fingerprint_accel.cli.models import export
 from fingerprint_accel.compat.flx_weights import convert
 from fingerprint_accel.config import Config
@@ -84,7 +85,7 @@ def test_a_folder_of_documents_is_not_replaced(command, scans, prints, tmp_path)
 
 
 @pytest.mark.parametrize("command", ["import", "extract"])
-@pytest.mark.parametrize(("out", "words"), [(".", "lies in"), ("..", "holds"), ("inside", "lies in")])
+@pytest.mark.parametrize(("out", "words"), [(".", "lies in"), ("..", "contains"), ("inside", "lies in")])
 def test_what_is_read_is_not_replaced(command, out, words, scans, prints, tmp_path):
     before = tree(tmp_path)
     with pytest.raises(UserError, match=f"{words} the source"):
@@ -99,13 +100,15 @@ def test_the_command_line_ends_with_exit_code_2(scans, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: {scans}: lies in the source {scans}; choose a folder outside of it\n"
+    assert (
+        capsys.readouterr().err == f"error: {scans}: lies in the source {scans}; choose a folder outside the source\n"
+    )
     assert tree(tmp_path) == before
 
 
 def test_a_source_by_another_name_is_seen(scans, tmp_path):
     (tmp_path / "link").symlink_to(scans.parent)
-    with pytest.raises(UserError, match="holds the source"):
+    with pytest.raises(UserError, match="contains the source"):
         import_dataset(scans, tmp_path / "link", "fvc", 500, overwrite=True, **QUIET)
     with pytest.raises(UserError, match="is a link"):
         (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
@@ -116,7 +119,7 @@ def test_a_source_by_another_name_is_seen(scans, tmp_path):
 def test_a_dataset_with_files_of_the_user_is_not_replaced(scans, tmp_path):
     out = dataset(tmp_path / "set", ["a", "b"])
     (out / "labels.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"set: holds labels.csv, which is no part of a dataset folder"):
+    with pytest.raises(UserError, match=r"set: contains labels.csv, which is not part of a dataset folder"):
         FOLDERS["import"](scans, None, out)
     assert (out / "labels.csv").read_text() == "mine"
     (out / "labels.csv").unlink()
@@ -132,7 +135,7 @@ def test_what_came_while_the_command_ran_is_not_deleted(tmp_path):
     (out / "labels.csv").write_text("mine")
     staged = tmp_path / "staged"
     shutil.copytree(out, staged)
-    with pytest.raises(UserError, match=r"holds labels.csv"):
+    with pytest.raises(UserError, match=r"contains labels.csv"):
         put_in_place(staged, out, DATASET)
     writer.__exit__(KeyboardInterrupt, None, None)
     assert (out / "labels.csv").read_text() == "mine"
@@ -145,10 +148,10 @@ def test_empty_folders_are_taken(scans, tmp_path):
 
 
 NAMES = {
-    ".": "is the current folder, or holds it",
-    "..": "is the current folder, or holds it",
-    "x" * 250: "a name of 250 bytes is too long here; give one of at most 237",
-    "x" * 5000: "a name of 5000 bytes is too long here",
+    ".": "is or contains the current folder",
+    "..": "is or contains the current folder",
+    "x" * 250: "the name has 250 bytes, which is too long; use at most 237 bytes",
+    "x" * 5000: "the name has 5000 bytes, which is too long",
     "file": "is a file; give the name of a new folder",
 }
 
@@ -175,7 +178,7 @@ def test_a_name_in_a_file_is_one_line(scans, tmp_path, capsys):
 def test_files_of_the_user_are_not_replaced(scans, prints, tmp_path):
     mine = scans / "1_1.png"
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="is also what this command reads"):
+    with pytest.raises(UserError, match="is also an input of this command"):
         compare(mine, scans / "2_1.png", "small", 500, False, mine)
     with pytest.raises(UserError, match=r"2_2.png: exists already and was not written by this command"):
         compare(mine, mine, "small", 500, False, scans / "2_2.png")
@@ -232,19 +235,30 @@ def test_a_model_folder_is_replaced_but_not_what_lies_in_it(tmp_path):
     extractor.save_pretrained(tmp_path / "model", {"note": "second"})
     assert json.loads((tmp_path / "model" / "config.json").read_text())["notes"] == {"note": "second"}
     (tmp_path / "model" / "small.onnx").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds small.onnx, which is no part of a model folder"):
+    with pytest.raises(UserError, match=r"contains small.onnx, which is not part of a model folder"):
         extractor.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "small.onnx").read_bytes() == b"mine"
 
 
-def test_a_reader_that_goes_away_is_no_error(prints, tmp_path):
-    """`inspect DATASET | head -1`"""
-    command = f"{sys.executable} -m fingerprint_accel.cli inspect {prints} --out {tmp_path / 'a.png'} | head -n 0"
+@pytest.mark.parametrize("streams", ["", "2>&1"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["inspect PRINTS --out OUT/a.png", "--help", "import --help"])
+def test_a_closed_pipe_is_no_error(words, unbuffered, streams, prints, tmp_path):
+    """`inspect DATASET | head -1`: the reader ends before or while the output is written."""
+    words = words.replace("PRINTS", str(prints)).replace("OUT", str(tmp_path))
+    command = f"{sys.executable} -m fingerprint_accel.cli {words} {streams} | head -n 0"
     result = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_an_error_is_shown_although_the_pipe_is_closed():
+    command = f"set -o pipefail; {sys.executable} -m fingerprint_accel.cli inspect nowhere | head -n 0"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: nowhere: not a dataset folder")
 
 
 def test_a_lock_is_released_by_whoever_ends(tmp_path):

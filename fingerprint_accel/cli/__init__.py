@@ -1,7 +1,9 @@
-"""The command line: `fingerprint-accel VERB ...`. Each verb calls the package and prints what came of it."""
+"""The command line: `fingerprint-accel VERB ...`. Each verb calls the package and prints the result."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,47 +11,85 @@ from typing import Any
 import tyro
 
 from fingerprint_accel import __version__
-from fingerprint_accel.cli import data, extraction, models
-from fingerprint_accel.errors import one_line_errors, require
+from fingerprint_accel.cli import data, doctor, extraction, gallery, models
+from fingerprint_accel.command_line import HELP, parse_command_line
+from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.ranks import launched_rank_and_size
 
-VERBS: dict[str, Callable[..., Any]] = {
-    "synth": data.synth,
-    "import": data.import_files,
-    "merge": data.merge,
-    "verify": data.verify,
-    "inspect": data.inspect,
-    "evaluate": models.evaluate,
-    "extract": extraction.extract,
-    "compare": extraction.compare,
-    "enroll": extraction.enroll,
-    "remove": extraction.remove,
-    "search": extraction.search,
-    "calibrate": models.calibrate,
-    "minutiae": extraction.minutiae,
-    "export": models.export,
-    "demo": extraction.demo,
-    "plan": models.plan,
-    "convert-flx": models.convert_flx,
+PROGRAM = "fingerprint-accel"
+GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
+    "Datasets": {
+        "synth": data.synth,
+        "import": data.import_files,
+        "merge": data.merge,
+        "inspect": data.inspect,
+        "verify": data.verify,
+    },
+    "Before training": {
+        "doctor": doctor.doctor,
+        "plan": models.plan,
+    },
+    "Models": {
+        "evaluate": models.evaluate,
+        "calibrate": models.calibrate,
+        "export": models.export,
+        "convert-flx": models.convert_flx,
+    },
+    "Prints": {
+        "compare": extraction.compare,
+        "extract": extraction.extract,
+        "enroll": gallery.enroll,
+        "search": gallery.search,
+        "remove": gallery.remove,
+        "minutiae": extraction.minutiae,
+        "demo": extraction.demo,
+    },
 }
-
-GO_ON = ("import", "merge", "synth", "extract")  # from where they were interrupted
-RENAMED = {"pack": "merge joins datasets, import reads images, and verify compares checksums"}  # verbs before 0.1.0
+VERBS = {verb: function for group in GROUPS.values() for verb, function in group.items()}
+RENAMED = {"pack": "use merge to join datasets, import to read images, verify to compare checksums"}
 
 
 def main() -> None:
-    """Entry point of `fingerprint-accel`."""
-    if sys.argv[1:] == ["--version"]:
-        print(__version__)
-        return
-    description = (
-        "Trains and evaluates fixed-length fingerprint embeddings. `fingerprint-accel VERB --help` tells more."
-    )
-    main_process = launched_rank_and_size()[0] == 0  # the others of a launch would say the same
-    verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    left = "the same command goes on from here" if verb in GO_ON else "nothing half-made was left behind"
-    with one_line_errors(f"interrupted; {left}"):
-        require(verb not in RENAMED, f"{verb}: there is no such verb any more; {RENAMED.get(verb)}")
-        tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="fingerprint-accel", description=description, console_outputs=main_process
-        )
+    """Run `fingerprint-accel`."""
+    verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    first_process = launched_rank_and_size()[0] == 0  # the other processes of a launch would print the same
+    with one_line_errors("interrupted; no incomplete output was left"):
+        if verb == "--version":
+            print(__version__)
+        elif verb in HELP:
+            print(overview() if first_process else "", end="")
+        elif verb.startswith("--tyro-"):  # tab completion, see tyro's documentation
+            tyro.extras.subcommand_cli_from_dict(VERBS, prog=PROGRAM)
+        elif verb in VERBS:
+            description = (inspect.getdoc(VERBS[verb]) or "").split("\nArgs:")[0]
+            parse_command_line(VERBS[verb], description, words, prog=f"{PROGRAM} {verb}", console_outputs=first_process)
+        elif verb:
+            raise UserError(_unknown(verb))
+        else:
+            print(overview(), file=sys.stderr, end="")
+            raise SystemExit(2)
+
+
+def overview() -> str:
+    """Return the text of `fingerprint-accel --help`."""
+    lines = [
+        f"usage: {PROGRAM} VERB ...",
+        "",
+        "Train and evaluate fixed-length fingerprint embeddings.",
+        "To train a model: accelerate launch recipes/quickstart.py --out runs/quickstart",
+    ]
+    for title, verbs in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {verb:<13}{(inspect.getdoc(function) or '').splitlines()[0]}" for verb, function in verbs.items()]
+    lines += ["", f"{PROGRAM} VERB --help    explains a verb and its options"]
+    lines += [f"{PROGRAM} --version      prints the version"]
+    return "\n".join(lines) + "\n"
+
+
+def _unknown(verb: str) -> str:
+    """Return the message for a word that is not a verb."""
+    if verb in RENAMED:
+        return f"{verb}: no such verb; {RENAMED[verb]}"
+    close = difflib.get_close_matches(verb, VERBS, 1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{verb}: no such verb; {guess}`{PROGRAM} --help` lists all verbs"

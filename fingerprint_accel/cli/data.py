@@ -1,4 +1,4 @@
-"""Verbs that make and look at datasets: `import`, `merge`, `synth`, `inspect`, `verify`."""
+"""Verbs for datasets: `synth`, `import`, `merge`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
@@ -10,39 +10,105 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.cli.arguments import (
+    Canvas,
+    Cluster,
+    Dataset,
+    DatasetPpi,
+    Device,
+    Flag,
+    Inverted,
+    Key,
+    Mirror,
+    Model,
+    OutFolder,
+    Overwrite,
+    Paths,
+    Ppi,
+    Seed,
+    Workers,
+    arg,
+)
+from fingerprint_accel.errors import UserError, require
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --flag, without a --no-flag beside it
-Enhance = Annotated[Flag, tyro.conf.arg(help="Store prints whose ridges are enhanced, once and for all.")]
-Workers = Annotated[int, tyro.conf.arg(help="Processes on a CPU; 0 for one per core.")]
-Cluster = Annotated[
-    str,
-    tyro.conf.arg(help="Dask cluster that does the work, by address or scheduler file; its workers see all folders."),
-]
-Overwrite = Annotated[Flag, tyro.conf.arg(help="Replace OUT, and unfinished shards of another command beside it.")]
-Inverted = Annotated[
-    Literal["auto", "yes", "no"],
-    tyro.conf.arg(help="Ridges are light on dark; auto looks at the paper of each print."),
-]
-Mirror = Annotated[
-    Flag, tyro.conf.arg(help="Images are seen from behind, as prints lifted with tape: turn left to right.")
-]
+Enhance = Annotated[Flag, tyro.conf.arg(help="Store prints with enhanced ridges (Gabor filters).")]
 Layout = Literal["fvc", "folders", "flx", "nist", "socofing", "records", "csv"]
 
 
+def synth(
+    out: OutFolder,
+    fingers: Annotated[int, arg("N")],
+    impressions: Annotated[int, arg("N")],
+    seed: Seed = 0,
+    sensors: Annotated[tuple[str, ...], arg("SENSOR ...")] = ("optical", "capacitive", "thermal", "ink"),
+    quality: Annotated[str, arg("QUALITY")] = "default",
+    partial: Annotated[float | None, arg("SHARE", default="0.4 for --quality mixed, otherwise 0")] = None,
+    dataset_ppi: DatasetPpi = 300,
+    canvas: Canvas = 320,
+    first_finger: Annotated[int, arg("N")] = 0,
+    siblings: Annotated[int, arg("N")] = 1,
+    workers: Workers = 0,
+    cluster: Cluster = "",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate a dataset of synthetic fingerprints.
+
+    The dataset stores the exact minutiae, pose and contact area of every print. The same arguments always give the
+    same prints. An interrupted or killed command continues when you run it again.
+
+    Examples:
+      fingerprint-accel synth --out datasets/train --fingers 1000 --impressions 8
+      fingerprint-accel synth --out datasets/touch --fingers 200 --impressions 4 \\
+          --sensors capacitive --quality poor
+
+    Sensors. Each print is captured by one of them, chosen at random:
+      optical     glass prism: even, sharp, dark ridges
+      capacitive  silicon chip: small area, noise, fixed stripes
+      thermal     swept silicon: broad ridges, soft shading
+      ink         ink on paper, scanned: uneven ink, large area
+      latent      mark lifted from a surface: faint, smeared, dirty
+
+    Qualities. They set how strongly prints are rotated, cropped, pressed, dried and soiled:
+      clean       weak effects
+      default     a usual capture
+      poor        strong effects
+      mixed       a random quality for each print, and 40 % partial touches
+
+    Args:
+        out: Dataset folder to write.
+        fingers: Number of fingers.
+        impressions: Number of prints of each finger.
+        seed: Random seed. Another seed gives other fingers.
+        sensors: Sensors to choose from, see above.
+        quality: Quality of the prints, see above.
+        partial: Share of touches, 0 to 1, that show only a part of the finger.
+        first_finger: Number of the first finger. 1000 continues a dataset of 1000 fingers.
+        siblings: Number of consecutive fingers that differ only in their minutiae.
+    """
+    from fingerprint_accel.synthesis.sensors import Style
+    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+
+    style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
+    summary = write_synthetic_dataset(
+        out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
+    )
+    print(summary.table())
+
+
 def import_files(
-    src: Positional[Path],
-    out: Path,
-    layout: Layout | None = None,
-    names: str = "",
-    key: tuple[str, ...] = (),
-    ppi: int = 500,
+    src: Annotated[Positional[Path], arg("SRC")],
+    out: OutFolder,
+    layout: Annotated[Layout | None, tyro.conf.arg(metavar="LAYOUT", help_behavior_hint="(or give --names)")] = None,
+    names: Annotated[str, arg("REGEX", default="none")] = "",
+    key: Key = (),
+    ppi: Ppi = 500,
     inverted: Inverted = "auto",
     mirror: Mirror = False,
-    raw_size: str = "",
-    dataset_ppi: int = 300,
-    canvas: int = 320,
-    minutiae: Path | None = None,
+    raw_size: Annotated[str, arg("WIDTHxHEIGHT", default="none")] = "",
+    dataset_ppi: DatasetPpi = 300,
+    canvas: Canvas = 320,
+    minutiae: Annotated[Path | None, arg("FOLDER", default="beside the images")] = None,
     xyt_kind: Literal["auto", "nist", "m1"] = "auto",
     find_minutiae: Literal["no", "mindtct"] = "no",
     nfiq2: Flag = False,
@@ -50,51 +116,46 @@ def import_files(
     enhance: Enhance = False,
     workers: Workers = 0,
     cluster: Cluster = "",
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Makes a dataset folder from the prints below a folder: images, ANSI/NIST transactions, finger image records.
+    """Make a dataset from fingerprint images and ANSI/NIST files.
 
-    Every file is imported, or listed with its reason in OUT/rejected.jsonl. Layouts, by the name of a file below SRC:
-      fvc       101_1.tif                       finger 101, impression 1
-      folders   anna-left-thumb/any.png         the folder is the finger
-      flx       10_9.png, f0001_01.png          finger and impression, in any folder
-      nist      00002302_R_500_roll_01.png      SD300 to SD302: subject and finger position
-      socofing  1__M_Left_index_finger.BMP      altered versions are further impressions
-      records   card.an2                        the records of ANSI/NIST files tell person and finger position
-      csv       SRC is the file: path,finger,impression[,ppi][,minutiae][,position]
+    Every file below SRC is imported, or listed with a reason in OUT/rejected.jsonl. The same arguments always give the
+    same dataset. An interrupted or killed command continues when you run it again.
 
-    Other names are read by a regular expression, --names, with groups finger or subject, and impression, position
-    (1 to 10, 13 and 14 for four fingers of a hand, left_index, R2) and ppi where the names state them.
+    Examples:
+      fingerprint-accel import scans/DB1_B --out datasets/db1 --layout fvc --ppi 500
+      fingerprint-accel import cards --out datasets/cards --layout records
+      fingerprint-accel import casia --out datasets/casia \\
+          --names "(?P<finger>.+_[LR][0-3])_(?P<impression>[0-4])"
 
-    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
+    Layouts. They read finger and impression from the name of each file:
+      fvc       101_1.tif                     finger 101, impression 1
+      folders   anna-left-thumb/any.png       one folder for each finger
+      flx       10_9.png, f0001_01.png        finger and impression, in any folder
+      nist      00002302_R_500_roll_01.png    SD300 to SD302: subject and position
+      socofing  1__M_Left_index_finger.BMP    altered prints are more impressions
+      records   card.an2                      ANSI/NIST records name the finger
+      csv       SRC is a csv file with the columns
+                path,finger,impression[,ppi][,minutiae][,position]
 
-    fingerprint-accel import scans/DB1_B --out datasets/db1 --layout fvc --ppi 500
-
-    fingerprint-accel import cards --out datasets/cards --layout records --key 2.018 2.022
-
-    fingerprint-accel import casia --out datasets/casia --names "(?P<finger>.+_[LR][0-3])_(?P<impression>[0-4])"
-
-    fingerprint-accel import scans.csv --out datasets/scans --layout csv --cluster scheduler.json
+    For other names, --names takes a regular expression with the groups finger or subject, and optionally impression,
+    position and ppi. A position is a number (1 to 10; 13 and 14 for a slap of four fingers) or a word such as
+    left_index or R2.
 
     Args:
         src: Folder of images, or the csv file.
-        out: Dataset folder to make.
-        layout: How file names tell finger and impression.
-        names: Regular expression that reads names without their suffix, whole paths if it has a slash in it.
-        key: Fields of ANSI/NIST files that name the person, as 2.018; by default 1.009, or the file's name.
-        ppi: Resolution of the images, pixels per inch; a ppi that names, the csv or a record states wins.
-        raw_size: WIDTHxHEIGHT of files of raw pixels, 8 bits each.
-        dataset_ppi: Resolution of the dataset.
-        canvas: Side of a print in the dataset, pixels.
-        minutiae: Folder of minutiae files that do not lie beside the images: FOLDER/anna/1.iso for SRC/anna/1.png, or
-            FOLDER/1.iso if no other image is called 1. A file that fits several images is used for none of them.
-        xyt_kind: Of .xyt files: as mindtct writes them (nist) or with -m1; auto tells it from all of them.
-        find_minutiae: Find minutiae where no file states them, with NIST's detector (pip install nbis-py); what it
-            calls unreliable is left out.
-        nfiq2: Store NIST's quality score, 0 to 100 (pip install nbis-py; takes about 0.4 s a print).
-        encoding: Of the images in the dataset; lz4 takes less room, without loss.
-        seed: Of the order in which prints are written.
+        out: Dataset folder to write.
+        layout: How to read finger and impression from file names, see above.
+        names: Regular expression for file names without suffix. With a slash in it, it matches whole paths.
+        raw_size: Size of raw pixel files, which have 8 bits per pixel.
+        minutiae: Folder of minutiae files: FOLDER/anna/1.iso or FOLDER/1.iso for SRC/anna/1.png.
+        xyt_kind: Convention of .xyt files: mindtct without (nist) or with its option -m1 (m1).
+        find_minutiae: Find missing minutiae with NIST's detector mindtct (pip install nbis-py).
+        nfiq2: Store NFIQ 2 scores, 0 to 100 (pip install nbis-py). Takes about 0.4 s per print.
+        encoding: Encoding of the images in the dataset. lz4 is lossless and needs less disk space.
+        seed: Random seed of the order of prints in the dataset.
     """
     from fingerprint_accel.data.importing import import_dataset
     from fingerprint_accel.data.print_file import Reading
@@ -110,17 +171,17 @@ def import_files(
 
 
 def _raw_size(text: str) -> tuple[int, int] | None:
-    """`WxH` -> (height, width)."""
+    """Parse WIDTHxHEIGHT into (height, width)."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or not int(match[1]) * int(match[2]):
-        raise UserError(f"--raw-size {text}: give WIDTHxHEIGHT in pixels, as 388x374")
+        raise UserError(f"--raw-size {text}: give WIDTHxHEIGHT in pixels, for example 388x374")
     return int(match[2]), int(match[1])
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
-    """The filters that `import` and `merge` hand to their workers; torch is loaded only where they are wanted."""
+    """Return the ridge enhancement for `import` and `merge`, or None. torch is loaded only if it is wanted."""
     if not wanted:
         return None
     from fingerprint_accel.preprocess.enhance import enhance_canvas
@@ -129,140 +190,79 @@ def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
 
 
 def merge(
-    src: Positional[list[Path]],
-    out: Path,
-    rows_per_shard: int = 0,
-    dataset_ppi: int = 0,
-    canvas: int = 0,
-    encoding: Literal["raw", "lz4"] | None = None,
+    src: Annotated[Paths, arg("SRC ...")],
+    out: OutFolder,
+    rows_per_shard: Annotated[int, arg("N", default="32 to 1024, for at least 64 shards")] = 0,
+    dataset_ppi: Annotated[
+        int, arg("PPI", "Resolution of the new dataset, in pixels per inch.", "as the first SRC")
+    ] = 0,
+    canvas: Annotated[int, arg("PIXELS", "Side of a print in the new dataset, in pixels.", "as the first SRC")] = 0,
+    encoding: Annotated[Literal["raw", "lz4"] | None, arg("{raw,lz4}", default="as the first SRC")] = None,
     enhance: Enhance = False,
     join_fingers: Flag = False,
-    seed: int = 0,
+    keep: Annotated[str, arg("REGEX", default="all fingers")] = "",
+    drop: Annotated[str, arg("REGEX", default="none")] = "",
+    seed: Seed = 0,
     workers: Workers = 0,
     cluster: Cluster = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Makes one dataset folder from one or more, with other shards, encoding, resolution or canvas.
+    """Join datasets, select fingers, or change encoding and size.
 
-    Fingers of different SRC are kept apart: where two have the same key, the folder's name goes before it.
+    Fingers of different SRC stay separate. If two of them have the same key, the folder name is put in front of it. An
+    interrupted or killed command continues when you run it again.
 
-    The same arguments give the same bytes. If it is interrupted or killed, the same command goes on from there.
+    --keep and --drop select fingers by their key. Use them to split a dataset, or to erase a person.
 
-    fingerprint-accel merge datasets/db1 datasets/db2 --out datasets/both --encoding lz4
-
-    fingerprint-accel merge datasets/db1 --out datasets/fast --enhance
-
-    fingerprint-accel merge datasets/db1 --out datasets/db1-250 --dataset-ppi 250 --cluster tcp://head:8786
+    Examples:
+      fingerprint-accel merge datasets/db1 datasets/db2 --out datasets/both
+      fingerprint-accel merge datasets/db1 --out datasets/db1-lz4 --encoding lz4
+      fingerprint-accel merge datasets/db1 --out datasets/test --keep "10[89]|110"
 
     Args:
-        src: Dataset folders, one or more.
-        out: Dataset folder to make.
-        rows_per_shard: Prints per file; 0 for 32 to 1,024, so that there are at least 64 files.
-        dataset_ppi: Resolution of the dataset, pixels per inch; 0 for that of the first SRC.
-        canvas: Side of a print in the dataset, pixels; 0 for that of the first SRC.
-        encoding: Of the images; lz4 takes less room, without loss; by default that of the first SRC.
-        join_fingers: Fingers of different SRC with the same key are one; impressions that collide are renumbered.
-        seed: Of the order in which prints are written.
+        src: Dataset folders.
+        out: Dataset folder to write.
+        rows_per_shard: Number of prints per file.
+        encoding: Encoding of the images. lz4 is lossless and needs less disk space.
+        join_fingers: Treat fingers of different SRC with the same key as one finger.
+        keep: Regular expression for the keys of the fingers to merge. It must match a whole key.
+        drop: Regular expression for the keys of the fingers to leave out. It must match a whole key.
+        seed: Random seed of the order of prints in the dataset.
     """
     from fingerprint_accel.data.merging import MergeOptions
     from fingerprint_accel.data.merging import merge as merge_datasets
 
+    require(bool(src), "no SRC given: name one or more dataset folders")
     options = MergeOptions(
-        dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed
+        dataset_ppi, canvas, encoding or "", rows_per_shard, join_fingers, _enhancement(enhance), seed, keep, drop
     )
     merge_datasets(src, out, options, workers=workers, cluster=cluster, overwrite=overwrite).show()
 
 
-def synth(
-    out: Path,
-    fingers: int,
-    impressions: int,
-    seed: int = 0,
-    sensors: tuple[str, ...] = ("optical", "capacitive", "thermal", "ink"),
-    quality: str = "default",
-    partial: float | None = None,
-    dataset_ppi: int = 300,
-    canvas: int = 320,
-    first_finger: int = 0,
-    siblings: int = 1,
-    workers: Workers = 0,
-    cluster: Cluster = "",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Makes a dataset folder of synthetic fingerprints, with exact minutiae, pose and contact.
-
-    Sensors; each print is taken by one of those named:
-      optical     glass prism: even, sharp, dark ridges
-      capacitive  silicon chip: small, noisy, fixed stripes
-      thermal     swept silicon: broad ridges, soft shading
-      ink         inked and scanned paper: uneven ink, large
-      latent      lifted mark: faint, smeared, dirty
-
-    Qualities, of what goes wrong at a touch (turn, partial contact, pressure, dryness, dirt):
-      clean       little
-      default     what a usual capture shows
-      poor        much
-      mixed       anything from clean to poor; four touches of ten are partial
-
-    The same arguments give the same bytes. Finger i of a seed is the same however many fingers are made. If it is
-    interrupted or killed, the same command goes on from there. All GPUs of the machine are used, or else all cores.
-
-    fingerprint-accel synth --out datasets/synthetic --fingers 1000 --impressions 8
-
-    fingerprint-accel synth --out datasets/touch --fingers 200 --impressions 4 --sensors capacitive --quality poor
-
-    fingerprint-accel synth --out datasets/large --fingers 50000 --impressions 10 --cluster scheduler.json
-
-    Args:
-        out: Dataset folder to make.
-        fingers: How many fingers.
-        impressions: Prints of each finger.
-        seed: Decides all fingers and prints; other seeds, other fingers.
-        sensors: One or more of the sensors above.
-        quality: One of the qualities above.
-        partial: Share of touches, 0 to 1, that show a part of the finger: its tip, its lower half, one side, or what a
-            narrow window leaves; by default 0.4 for mixed and 0 for the others.
-        dataset_ppi: Resolution of the dataset, pixels per inch.
-        canvas: Side of a print in the dataset, pixels.
-        first_finger: Number of the first finger; 1000 gives those that follow on --fingers 1000.
-        siblings: So many fingers in a row share class, flow, period and creases: only minutiae tell them apart.
-        device: What makes the prints; auto takes GPUs if there are any.
-    """
-    from fingerprint_accel.synthesis.sensors import Style
-    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
-
-    style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
-    summary = write_synthetic_dataset(
-        out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
-    )
-    print(summary.table())
-
-
 def inspect(
-    dataset: Positional[Path],
-    out: Path | None = None,
-    fingers: int = 5,
+    dataset: Dataset,
+    out: Annotated[Path | None, arg("OUT", default="contact_sheet.png, or audit.png")] = None,
+    fingers: Annotated[int, arg("N")] = 5,
     minutiae: Flag = False,
     audit: Flag = False,
-    model: str = "small",
+    model: Model = "small",
 ) -> None:
-    """Prints what a dataset holds and draws a contact sheet.
+    """Print the contents of a dataset and draw some of its prints.
 
-    With --audit it lists suspects, and the sheet shows them: the same picture twice, fingers that are one, a finger
-    that is two, prints under a wrong finger, minutiae that do not fit their print. Each is a line of OUT's .jsonl.
+    With --audit the dataset is searched for errors: identical images, one finger under two keys, two fingers under one
+    key, prints under the wrong finger, and minutiae that do not fit their print. The picture shows the suspects, and
+    a .jsonl file beside it lists them.
 
-    fingerprint-accel inspect datasets/db1
-
-    fingerprint-accel inspect datasets/db1 --audit --out db1-audit.png
+    Examples:
+      fingerprint-accel inspect datasets/db1
+      fingerprint-accel inspect datasets/db1 --audit --out db1-audit.png
 
     Args:
-        dataset: Dataset folder.
-        out: PNG file to write; by default contact_sheet.png, or audit.png.
-        fingers: Rows of the contact sheet.
-        minutiae: Draw minutiae on the prints.
-        audit: Look for prints that are wrong. Takes about as long as `extract`.
-        model: Of an audit: run folder, checkpoint, exported model folder, or bundled model.
+        out: PNG file to write.
+        fingers: Number of fingers in the picture.
+        minutiae: Draw the minutiae on the prints.
+        audit: Search for wrong labels and other errors. Takes about as long as `extract`.
+        model: Model that compares prints for --audit.
     """
     from fingerprint_accel.data.inspection import describe, save_contact_sheet
     from fingerprint_accel.data.shards import open_dataset
@@ -279,17 +279,17 @@ def inspect(
     print(f"contact sheet: {out}")
 
 
-def verify(folder: Positional[Path]) -> None:
-    """Compares the files of a folder with the checksums that were taken when they were written.
+def verify(folder: Annotated[Positional[Path], arg("FOLDER")]) -> None:
+    """Compare the files of a folder with their stored checksums.
 
-    fingerprint-accel verify datasets/db1
-
-    fingerprint-accel verify runs/mine
+    Examples:
+      fingerprint-accel verify datasets/db1
+      fingerprint-accel verify runs/mine
 
     Args:
-        folder: Dataset, gallery, embeddings, exported model, checkpoint, or run folder with all its checkpoints.
+        folder: Dataset, gallery, embeddings, exported model, checkpoint, or a run folder with all its checkpoints.
     """
     from fingerprint_accel.extraction.verifying import verify as compare
 
     files, size = compare(folder)
-    print(f"{folder}: {files} file{'s' * (files != 1)}, {size / 1e6:.1f} MB, all as they were written")
+    print(f"{folder}: {files} file{'s' * (files != 1)}, {size / 1e6:.1f} MB, all match their checksums")

@@ -1,0 +1,1 @@
+"""Interfaces and checkpoints of flx (fixed-length-fingerprint-extractors)."""

@@ -1,10 +1,10 @@
-"""flx's call names over our datasets: `get_DeepPrint_TexMinu(...)`, `.fit(...)`, `.extract(...)`.
+"""The Python interface of flx for datasets of this package: `get_DeepPrint_TexMinu(...)`, `.fit(...)`, `.extract(...)`.
 
-Where flx takes datasets of its own, these take the path of a dataset folder (`fingerprint-accel import ... --layout
-flx`). Dimensions are per branch, as in flx.
+In place of the dataset classes of flx, these functions take the path of a dataset folder (`fingerprint-accel import ...
+--layout flx`). Dimensions are per branch, as in flx.
 """
 
-# ruff: noqa: N802  (the names are flx's)
+# ruff: noqa: N802  (names of flx)
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fingerprint_accel.compat.flx_weights import load as load  # flx's checkpoints, beside flx's getters
+from fingerprint_accel.compat.flx_weights import load as load  # re-exported next to the other names of flx
 from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Variant
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, require
@@ -27,11 +27,11 @@ _DEFAULT = Config()
 
 
 class DeepPrintExtractor:
-    """A DeepPrint to train and to extract with, under flx's names.
+    """Trains a DeepPrint model and extracts embeddings, with the method names of flx.
 
     Args:
-        num_training_subjects: number of fingers in the training data (flx's subjects).
-        config: everything that `fit` does not take; `model` holds the variant.
+        num_training_subjects: number of fingers in the training data; flx calls them subjects.
+        config: all options that are not arguments of `fit`; `config.model` holds the variant.
     """
 
     def __init__(self, num_training_subjects: int, config: Config) -> None:
@@ -49,25 +49,26 @@ class DeepPrintExtractor:
         batch_size: int = TrainingConfig.batch_size,
         learning_rate: float = TrainingConfig.learning_rate,
     ) -> DeepPrintExtractor:
-        """Trains; afterwards the best model is in `out_dir/model` and in this object.
+        """Train a model. The best model is then in `out_dir/model` and in this object.
 
-        If `out_dir` holds a run, `fit` resumes it and prints from which step. Minutia maps and labels, which flx passes
-        separately, are part of our datasets.
+        If `out_dir` contains a run, `fit` resumes it and prints the step. Dataset folders contain minutiae and labels,
+        so these are not separate arguments as in flx.
 
         Args:
             fingerprints: dataset folder to train on.
-            validation_fingerprints: dataset folder to validate on; None validates on nothing and keeps the last model.
-            num_epochs: passes over the data.
+            validation_fingerprints: dataset folder to validate on. With None there is no validation, and the last model
+                is kept.
+            num_epochs: number of passes over the data.
             out_dir: run folder.
-            patience: epochs without a lower validation EER after which training stops; 0 never stops early. The run
-                validates once an epoch, rounded to whole steps, on any number of processes.
-            use_amp: train in mixed precision where that is fast: bf16 on GPUs and processors that have it in hardware,
-                fp16 on other GPUs, float32 on other processors.
-            batch_size: prints per process and step; several processes take as many times more per step.
-            learning_rate: peak learning rate of AdamW. It is not scaled with the batch.
+            patience: stop after so many epochs without a lower validation EER; 0 disables early stopping. The run
+                validates once per epoch, rounded to whole steps.
+            use_amp: use mixed precision where it is fast: bf16 on GPUs and CPUs with hardware support, fp16 on other
+                GPUs, and float32 on other CPUs.
+            batch_size: prints per process and step.
+            learning_rate: peak learning rate of AdamW. It is not scaled with the number of processes.
 
         Raises:
-            UserError: data that cannot be used, or whose number of fingers is not `num_training_subjects`.
+            UserError: if the data cannot be used, or its number of fingers differs from `num_training_subjects`.
         """
         shards = open_dataset(fingerprints)
         fingers, wanted = shards.info.fingers, self.num_training_subjects
@@ -99,25 +100,29 @@ class DeepPrintExtractor:
         return self.load_best_model(out_dir)
 
     def load_best_model(self, out_dir: str | Path) -> DeepPrintExtractor:
-        """Takes the best model of a run folder; UserError where there is none."""
+        """Load the best model of a run folder.
+
+        Raises:
+            UserError: if there is no model.
+        """
         self.extractor = FingerprintExtractor.from_pretrained(out_dir)
         return self
 
     def extract(self, dataset: str | Path, batch_size: int = 64) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Embeds every print of a dataset folder, in row order.
+        """Extract the embeddings of all prints of a dataset folder in row order.
 
         Returns:
-            Texture and minutia embeddings, (N, num_dims) float32 each of unit length; None for a branch that the
-            variant lacks.
+            Texture and minutia embeddings, (N, num_dims) float32 of unit length each. The value is None for a branch
+            that the variant does not have.
 
         Raises:
-            UserError: not trained or loaded yet, or a dataset that does not fit.
+            UserError: if no model is trained or loaded, or the dataset does not fit the model.
         """
         if self.extractor is None:
             raise UserError("no model yet: call fit(...) or load_best_model(run_folder) first")
         embeddings = self.extractor.extract(open_dataset(dataset), batch_size=batch_size)
         branches = self.extractor.model.branch_dims
-        parts = np.split(embeddings * len(branches) ** 0.5, len(branches), axis=1)  # each of unit length again
+        parts = np.split(embeddings * len(branches) ** 0.5, len(branches), axis=1)  # rescale each branch to unit length
         found = dict(zip(branches, parts, strict=True))
         return found.get("texture"), found.get("minutia")
 
@@ -128,30 +133,30 @@ def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtrac
 
 
 def get_DeepPrint_Tex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
-    """Texture branch."""
+    """Make a model with a texture branch."""
     return _make("Tex", num_training_subjects, num_texture_dims)
 
 
 def get_DeepPrint_Minu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
-    """Minutia branch."""
+    """Make a model with a minutia branch."""
     return _make("Minu", num_training_subjects, num_minutia_dims)
 
 
 def get_DeepPrint_TexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Both branches, `num_dims` each."""
+    """Make a model with both branches, `num_dims` numbers each."""
     return _make("TexMinu", num_training_subjects, 2 * num_dims)
 
 
 def get_DeepPrint_LocTex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
-    """Alignment network and texture branch."""
+    """Make a model with an alignment network and a texture branch."""
     return _make("LocTex", num_training_subjects, num_texture_dims)
 
 
 def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
-    """Alignment network and minutia branch."""
+    """Make a model with an alignment network and a minutia branch."""
     return _make("LocMinu", num_training_subjects, num_minutia_dims)
 
 
 def get_DeepPrint_LocTexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Alignment network and both branches, `num_dims` each."""
+    """Make a model with an alignment network and both branches, `num_dims` numbers each."""
     return _make("LocTexMinu", num_training_subjects, 2 * num_dims)

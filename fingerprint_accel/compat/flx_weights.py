@@ -1,13 +1,13 @@
-"""Checkpoints of flx: read without executing anything, renamed, and run by our network.
+"""Loads checkpoints of flx into the networks of this package, without executing code from the file.
 
 flx writes `torch.save({"model_state_dict": ..., "loss_state_dict": ..., "optimizer_state_dict": ...})`. Its Inception
-modules carry timm's names; what differs are the containers around them, and three parts without activations
+modules use the names of timm. The containers around them have other names, and three parts have no activations
 (`ModelConfig.trunk = "flx"`).
 """
 
 from __future__ import annotations
 
-import pickle  # for the name of its error alone: nothing is unpickled
+import pickle  # only for UnpicklingError; nothing is unpickled
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from fingerprint_accel.outputs import check_folder
 
 PPI, CANVAS, SIZE = 300, 320, 299
 HEADS = ("texture_logits.", "minutia_logits.")
-TEXTURE_BLOCKS = {"_0_block": 0, "_1_block": 5, "_2_block": 13}  # where each begins in our sequence
+TEXTURE_BLOCKS = {"_0_block": 0, "_1_block": 5, "_2_block": 13}  # index of the first block of each container
 RENAMED = {
     "texture_branch._6_linear.": "texture_branch.19.",
     "minutia_embedding._0_block.": "minutia_branch.",
@@ -39,14 +39,14 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class DeepPrintOutput:
-    """Embeddings under flx's names, (B, D) float32 of unit length; a branch that the variant lacks is None."""
+    """Embeddings with the names of flx, (B, D) float32 of unit length; None for branches that do not exist."""
 
     minutia_embeddings: torch.Tensor | None
     texture_embeddings: torch.Tensor | None
 
 
 class FlxModel(nn.Module):
-    """Our DeepPrint with flx's weights and flx's call: (B, 1, 299, 299) floats in, `DeepPrintOutput` out."""
+    """A network with the call interface of flx: images (B, 1, 299, 299) float32 -> `DeepPrintOutput`."""
 
     def __init__(self, network: DeepPrint) -> None:
         super().__init__()
@@ -58,21 +58,21 @@ class FlxModel(nn.Module):
 
 
 def load(path: Path | str) -> FlxModel:
-    """Opens a checkpoint of flx (`best_model.pyt`) in evaluation mode: six variants, any number of training subjects.
+    """Load a checkpoint of flx (`best_model.pyt`) in evaluation mode. All six variants are supported.
 
     Raises:
-        UserError: no such file, a file that holds more than tensors, or not a checkpoint of flx.
+        UserError: if the file does not exist, contains objects other than tensors, or is not a checkpoint of flx.
     """
     return FlxModel(read_network(Path(path))).eval()
 
 
 def convert(path: Path, out: Path) -> FingerprintExtractor:
-    """Writes an exported model folder (safetensors) from a checkpoint of flx; returns the model.
+    """Convert a checkpoint of flx to an exported model folder (safetensors); return the model.
 
-    Images are prepared by this package: 299 x 299 pixels at 300 ppi, ridges enhanced.
+    The model uses the preprocessing of this package: 299 x 299 pixels at 300 ppi with enhanced ridges.
 
     Raises:
-        UserError: as `load`, or `out` exists.
+        UserError: see `load`; also if `out` exists.
     """
     require(not out.exists(), f"{out}: exists already; choose another folder")
     check_folder(out, MODEL, inputs=[path])
@@ -85,7 +85,7 @@ def convert(path: Path, out: Path) -> FingerprintExtractor:
 
 
 def read_network(path: Path) -> DeepPrint:
-    """Our DeepPrint with the weights of a checkpoint of flx; raises as `load`."""
+    """Return a `DeepPrint` with the weights of a checkpoint of flx; raises the errors of `load`."""
     weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
     heads = {"Tex": weights.get("texture_branch.19.weight"), "Minu": weights.get("minutia_branch.7.weight")}
     lengths = {name: len(weight) for name, weight in heads.items() if weight is not None}
@@ -103,7 +103,7 @@ def read_network(path: Path) -> DeepPrint:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Name and value of every tensor of the model; nothing in the file is executed."""
+    """Read the tensors of the model by name, without executing code from the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -113,11 +113,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{path}: not a checkpoint of flx; give its best_model.pyt")
-    return {name.removeprefix("embeddings."): tensor for name, tensor in state.items()}  # of `Loc` variants
+    return {name.removeprefix("embeddings."): tensor for name, tensor in state.items()}  # prefix in `Loc` variants
 
 
 def _renamed(name: str) -> str:
-    """flx's name of a tensor -> ours."""
+    """Convert the name of a tensor in flx to the name in this package."""
     block = re.match(r"texture_branch\.(_\d_block)\.(\d+)\.", name)
     if block and block[1] in TEXTURE_BLOCKS:
         return f"texture_branch.{TEXTURE_BLOCKS[block[1]] + int(block[2])}.{name[block.end() :]}"

@@ -1,0 +1,1 @@
+"""Read fingerprint images, records and minutiae, and store prints as Arrow shards that training streams."""

@@ -1,7 +1,9 @@
-"""ANSI/NIST-ITL transactions in traditional encoding (`.an2`, `.eft`, `.nist`): images of record types 4, 13 and 14.
+"""Read ANSI/NIST-ITL transactions in traditional encoding (`.an2`, `.eft`, `.nist`).
 
-Written from NIST Special Publication 500-290e3 (ANSI/NIST-ITL 1-2011, update 2015). `nistitl`, the package on PyPI,
-refuses one of NIST's samples, copies every image, and takes 4 to 14 times as long (`benchmarks/transactions.py`).
+A transaction is a file of numbered records, as police and border systems exchange them. The functions read images from
+records of types 4, 13 and 14, and minutiae from records of type 9. They follow NIST Special Publication 500-290e3
+(ANSI/NIST-ITL 1-2011, update 2015). The package `nistitl` on PyPI is not used: it refuses one of the samples that NIST
+publishes, copies every image, and takes 4 to 14 times as long (`benchmarks/transactions.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import numpy as np
 from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_ppi, why_not_a_finger
 from fingerprint_accel.data.ridges import MM_PER_INCH
 
-START = re.compile(rb"1\.0*1:(\d+)\x1d")  # field 1.001: with the length of the record every file begins
+START = re.compile(rb"1\.0*1:(\d+)\x1d")  # every file begins with field 1.001, the length of the first record
 FIELD, SUBFIELD, ITEM = b"\x1d", b"\x1e", b"\x1f"
-FILE = b"\x1c"  # ends a record
-BINARY_TYPES = (3, 4, 5, 6, 7, 8)  # fixed fields instead of tagged ones
+FILE = b"\x1c"  # last byte of a record
+BINARY_TYPES = (3, 4, 5, 6, 7, 8)  # record types with fixed fields instead of tagged ones
 CM_PER_INCH = 2.54
 NOT_FINGERS = {
     3: "a low-resolution image (record type 3)",
@@ -34,19 +36,19 @@ NOT_FINGERS = {
     19: "a sole or toe (record type 19)",
     20: "a source image (record type 20)",
 }
-MOST_TAG = 64  # bytes in which a tag and a length are looked for
+MOST_TAG = 64  # number of bytes that are searched for the tag and the length of a record
 
 
 @dataclass(frozen=True)
 class Record:
-    """A record of a transaction.
+    """One record of a transaction.
 
     Attributes:
-        kind: record type.
-        data: all bytes.
-        idc: information designation character, which ties minutiae to their image.
-        fields: field number -> value, without the image; empty for binary types.
-        image: field 999, or what follows the header of type 4.
+        kind: record type, for example 14.
+        data: all bytes of the record.
+        idc: information designation character, a number that a minutiae record shares with the record of its image.
+        fields: field number -> value, without the image; empty for binary record types.
+        image: bytes of the image: field 999, or the bytes after the header of a binary record. Empty if there are none.
     """
 
     kind: int
@@ -56,39 +58,44 @@ class Record:
     image: memoryview
 
     def text(self, number: int) -> str:
-        """A field as text; empty where there is none."""
+        """Return a field as text; empty if the record lacks the field."""
         return self.fields.get(number, b"").decode("utf-8", "replace").strip()
 
     def number(self, number: int) -> float:
-        """The first item of a field as a number; 0 where there is none."""
+        """Return the first item of a field as a number; 0 if it is missing or not a number."""
         try:
             return float(re.split(rb"[\x1e\x1f]", self.fields.get(number, b"0"))[0])
         except ValueError:
             return 0.0
 
     def rows(self, number: int) -> list[list[bytes]]:
-        """Subfields of a field, each a list of its items."""
+        """Return the subfields of a field, each as a list of its items."""
         value = self.fields.get(number, b"")
         return [row.split(ITEM) for row in value.split(SUBFIELD)] if value else []
 
 
 def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRecord]:
-    """Reads the images of a transaction, without decoding them.
+    """Read the images of an ANSI/NIST transaction without decoding them.
 
     Args:
         data: all bytes of the file.
-        key: fields that name the subject, as `2.018`; their values are joined by `_`.
+        key: numbers of the fields that identify the subject, for example `2.018`. Their values are joined with `_`.
 
     Returns:
-        An entry for every record that holds an image; palms, faces and the like have the reason why they are not used.
+        One entry for each record with an image. If an image cannot be used, for example a palm or a face, its
+        attribute `reason` explains why.
 
     Raises:
-        RecordError: not a transaction, without any image, or its records do not fit the file.
+        RecordError: if the file is not a transaction, is damaged, or holds no image.
     """
     try:
         records = list(_records(data))
     except (ValueError, IndexError) as error:
-        raise error if isinstance(error, RecordError) else RecordError(f"damaged transaction ({error})") from error
+        raise (
+            error
+            if isinstance(error, RecordError)
+            else RecordError(f"damaged transaction ({error}): copy the file again")
+        ) from error
     described = {(record.kind, number): record.text(number) for record in records for number in record.fields}
     words = [field.partition(".") for field in key]
     subject = "_".join(filter(None, (described.get((int(kind), int(field)), "") for kind, _, field in words)))
@@ -107,7 +114,7 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
         if templates and not found[-1].reason:
             found[-1] = _with_minutiae(found[-1], record, templates[0])
     if not found:
-        raise RecordError("holds no image" + (", minutiae alone" if any(each.kind == 9 for each in records) else ""))
+        raise RecordError("holds no image" + (", only minutiae" if any(each.kind == 9 for each in records) else ""))
     return found
 
 
@@ -117,10 +124,10 @@ def _records(data: memoryview) -> Iterator[Record]:
         raise RecordError("not an ANSI/NIST transaction")
     header = _tagged(1, data[: int(start[1])])
     if int(start[1]) > len(data) or 3 not in header.fields:
-        raise RecordError("damaged: the first record is cut off")
+        raise RecordError("damaged: the first record is cut off; copy the file again")
     yield header
     at = int(start[1])
-    for row in header.rows(3)[1:]:  # what the file holds, in order: type and IDC of each record
+    for row in header.rows(3)[1:]:  # contents of the file, in order: type and IDC of each record
         kind = int(row[0])
         if kind in BINARY_TYPES:
             length = int.from_bytes(data[at : at + 4], "big")
@@ -128,7 +135,9 @@ def _records(data: memoryview) -> Iterator[Record]:
             tag = re.match(rb"\s*%d\.0*1:(\d+)" % kind, bytes(data[at : at + MOST_TAG]))
             length = int(tag[1]) if tag else 0
         if not 0 < length <= len(data) - at:
-            raise RecordError(f"damaged: record of type {kind} at byte {at} does not fit the file")
+            raise RecordError(
+                f"damaged: the record of type {kind} at byte {at} does not fit the file; copy the file again"
+            )
         record = data[at : at + length]
         yield _binary(kind, record) if kind in BINARY_TYPES else _tagged(kind, record)
         at += length
@@ -139,7 +148,7 @@ def _binary(kind: int, data: memoryview) -> Record:
 
 
 def _tagged(kind: int, data: memoryview) -> Record:
-    # The image comes last and may hold any byte. Some writers put short dummies of field 999 in front of it.
+    # The image is the last field and may contain separator bytes. Some programs write short dummy fields 999 before it.
     image = re.search(rb"\x1d%d\.0*999:(?:[^\x1d]{0,64}\x1d%d\.0*999:)*" % (kind, kind), data)
     text, rest = (data[: image.start()], data[image.end() : -1]) if image else (data, data[:0])
     fields: dict[int, bytes] = {}
@@ -153,11 +162,11 @@ def _tagged(kind: int, data: memoryview) -> Record:
 
 
 def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> ImageRecord:
-    """Grey image of high resolution: eighteen bytes of header, then the image."""
+    """Convert a record of type 4 (high-resolution grey image): a header of 18 bytes, then the image."""
     header = record.data
     if len(header) < 19:
-        return ImageRecord(number, reason="damaged: record of type 4 without an image")
-    # 0: the lowest that is allowed, 19.69 pixels per mm. 1: as field 1.011 has it.
+        return ImageRecord(number, reason="damaged: a record of type 4 without an image")
+    # Byte 12 holds the resolution code. 0: the minimum of 19.69 pixels per mm. 1: the resolution in field 1.011.
     ppi = pixels_per_mm * MM_PER_INCH if header[12] == 1 and pixels_per_mm else 19.69 * MM_PER_INCH
     width, height = (int.from_bytes(header[at : at + 2], "big") for at in (13, 15))
     position = header[6]
@@ -166,16 +175,19 @@ def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> 
 
 
 def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
-    """Image of variable resolution; type 13, latent prints, has the same fields."""
+    """Convert a record of type 14 (finger image of variable resolution) or 13 (latent print).
+
+    Both types have the same fields.
+    """
     width, height = int(record.number(6)), int(record.number(7))
     per_unit = record.number(9)
     ppi = per_unit * (CM_PER_INCH if record.text(8) == "2" else 1.0) if record.text(8) in ("1", "2") else 0.0
     position = int(record.number(13))
     reason = why_not_a_finger(position)
     if record.kind == 14 and record.number(12) not in (0, 8):
-        reason = reason or f"{record.text(12)} bits per pixel (field 14.012)"
+        reason = reason or f"{record.text(12)} bits per pixel (field 14.012): only 8 can be read"
     if not len(record.image):
-        reason = reason or "no image (field 999)"
+        reason = reason or "no image (field 999): the record is empty"
     segments, missing = {}, []
     if record.kind == 14:
         for row in record.rows(21):
@@ -190,7 +202,10 @@ def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
 
 
 def _nfiq2(record: Record) -> int:
-    """Field 14.024: finger, score, owner and number of the algorithm; NIST's NFIQ 2 is owner 000F or 0x0f, 0."""
+    """Return the NFIQ 2 quality score (0 to 100) of field 14.024, or -1 if there is none.
+
+    Each subfield holds the finger, a score, the owner of the algorithm and its number. The owner of NFIQ 2 is 000F.
+    """
     for row in record.rows(24):
         if len(row) >= 4 and row[1].isdigit() and row[2].upper() == b"000F" and int(row[1]) <= 100:
             return int(row[1])
@@ -198,7 +213,16 @@ def _nfiq2(record: Record) -> int:
 
 
 def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> ImageRecord:
-    """The image with the minutiae of a record of type 9, in whichever of its blocks they are."""
+    """Add the minutiae of a type 9 record to an image.
+
+    A type 9 record holds minutiae in one of three formats. The image is returned unchanged if its resolution is unknown
+    or the minutiae cannot be read.
+
+    Args:
+        found: the image.
+        record: record of the image.
+        template: the type 9 record.
+    """
     if not found.ppi:
         return found
     if record.kind == 4:
@@ -220,28 +244,51 @@ def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> Imag
 
 
 def _minutiae(rows: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
-    """x, y, degrees and quality of each minutia -> (n, 4) float32 with radians."""
+    """Convert rows of x, y, degrees and quality to an array (n, 4) float32 with the angle in radians."""
     table = np.array(rows, np.float32).reshape(-1, 4)
     table[:, 2] = np.radians(table[:, 2] % 360)
     return table
 
 
 def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
-    """Field 9.012: x, y (4 or 5 digits each, 0.01 mm, y from the bottom) and direction (3 digits) in one word."""
+    """Read the minutiae of field 9.012 (the legacy format).
+
+    Each minutia is one word of digits: x and y (4 or 5 digits each, units of 0.01 mm, y counted from the bottom) and
+    the angle (3 digits, degrees).
+
+    Args:
+        template: record of type 9.
+        ppi: resolution of the image, pixels per inch.
+        height: height of the image, pixels.
+
+    Returns:
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
+    """
     scale, rows = ppi / (100 * MM_PER_INCH), []
     for row in template.rows(12):
         word = row[1]
         digits = (len(word) - 3) // 2
         x, y, degrees = int(word[:digits]), int(word[digits : 2 * digits]), int(word[2 * digits :])
-        # 2 is the best quality and 63 the lowest; 0 and 1 state none
+        # 2 is the best quality and 63 the worst; 0 and 1 mean that no quality is stated
         code = int(row[2]) if len(row) > 2 and row[2].isdigit() else 0
         quality = (64 - code) / 62 if 2 <= code <= 63 else 0.0
-        rows.append((x * scale, height - y * scale, degrees + 180, quality))  # it points the other way along the ridge
+        # this format measures the opposite direction along the ridge
+        rows.append((x * scale, height - y * scale, degrees + 180, quality))
     return _minutiae(rows)
 
 
 def _incits_378(template: Record, ppi: float) -> np.ndarray:
-    """Field 9.137 of the INCITS 378 block: number, x, y (pixels), angle (2 degrees), type, quality (percent)."""
+    """Read the minutiae of field 9.137 (INCITS 378).
+
+    A subfield holds a number, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent).
+
+    Args:
+        template: record of type 9.
+        ppi: resolution of the image, pixels per inch.
+
+    Returns:
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
+    """
     per_unit = template.number(131) * (CM_PER_INCH if template.text(130) == "2" else 1.0)
     scale = ppi / per_unit if per_unit else 1.0
     rows = []
@@ -253,7 +300,18 @@ def _incits_378(template: Record, ppi: float) -> np.ndarray:
 
 
 def _extended(template: Record, ppi: float) -> np.ndarray:
-    """Field 9.331 of the extended feature set: x, y (0.01 mm from the region of interest, field 9.300) and degrees."""
+    """Read the minutiae of field 9.331 (extended feature set).
+
+    A subfield holds x and y (units of 0.01 mm, relative to the region of interest in field 9.300) and the angle
+    (degrees).
+
+    Args:
+        template: record of type 9.
+        ppi: resolution of the image, pixels per inch.
+
+    Returns:
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality, which is 0.
+    """
     scale = ppi / (100 * MM_PER_INCH)
     region = template.rows(300)[0] if 300 in template.fields else []
     left, top = (int(region[at]) if len(region) > at and region[at] else 0 for at in (2, 3))

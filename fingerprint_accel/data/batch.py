@@ -1,4 +1,4 @@
-"""What one step of training consumes."""
+"""Batches of prints, as a training step consumes them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from fingerprint_accel.data.truth import GRID
 
 @dataclass(frozen=True)
 class Batch:
-    """Prints as they come from the shards, in pinned memory or on the device.
+    """Batch of prints as stored in the dataset, in pinned memory or on the device.
 
     Attributes:
-        image: (B, H, W) uint8, canvases, ridges dark.
-        finger: (B,) int64, class label (dense over the training fingers).
+        image: (B, H, W) uint8 images (canvases), ridges dark.
+        finger: (B,) int64 class labels, from 0 to the number of training fingers - 1.
         minutiae: (B, M, 4) float32, rows of x, y (canvas pixels, y down), angle (radians, counter-clockwise from +x
-            with y up) and quality; rows from `minutia_count` on are padding.
-        minutia_count: (B,) int64; 0 where a print has no minutiae.
-        index: (B,) int64, row in the dataset.
-        epoch: (B,) int64, pass over the data that the print belongs to (`SampleOrder.take`).
-        pose: (B, 3) float32, where the finger lies (`synthesis.touch.Touch.pose`); rows of NaN where neither pose nor
-            contact is known. None unless whoever reads asks for the truth.
-        contact: (B, GRID, GRID) bool, which cells of the canvas are at least half covered by the touching finger;
-            False where it is unknown. None together with `pose`.
+            with y up) and quality (0 to 1). Rows from `minutia_count` on are padding.
+        minutia_count: (B,) int64 number of minutiae of each print; 0 if a print has none.
+        index: (B,) int64 row of each print in the dataset.
+        epoch: (B,) int64 epoch that each print belongs to; a batch may span two epochs.
+        pose: (B, 3) float32 true pose of the finger: rotation in radians, shift along x and y in canvas pixels (see
+            `synthesis.touch.Touch.pose`). Rows are NaN for prints without ground truth. None if the batch was read
+            without ground truth.
+        contact: (B, GRID, GRID) bool, true for cells of the canvas that the finger touches over at least half of their
+            area; False for prints without ground truth. None if `pose` is None.
     """
 
     image: torch.Tensor
@@ -41,23 +42,25 @@ class Batch:
         return self.image.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Moves every tensor."""
+        """Copy all tensors to a device."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return Batch(**{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 class BatchLayout:
-    """Where the parts of a batch lie in one flat piece of memory, so that it travels to a device in one copy.
+    """Layout of a batch in one flat buffer, so that one copy moves the whole batch to the device.
 
     Args:
-        prints: B.
-        canvas: H and W, pixels.
-        minutiae: M, the same for every batch: static shapes, and nothing depends on what else is in the batch.
-        truth: whether pose and contact are in it.
+        prints: number of prints, B.
+        canvas: side of the images, pixels (H = W).
+        minutiae: number of minutiae that each print has room for, M. It is equal for all batches, so that shapes are
+            static.
+        truth: whether the batch contains the true pose and contact.
     """
 
     def __init__(self, prints: int, canvas: int, minutiae: int, truth: bool = False) -> None:
-        self.shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {  # wide numbers first: views must be aligned
+        # wide types first, because views must be aligned
+        self.shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "numbers": ((4, prints), torch.int64),  # finger, minutia_count, index, epoch
             "minutiae": ((prints, minutiae, 4), torch.float32),
         }
@@ -66,14 +69,21 @@ class BatchLayout:
         self.shapes["image"] = ((prints, canvas, canvas), torch.uint8)
 
     def empty(self, pinned: bool = False) -> torch.Tensor:
-        """() -> (bytes,) uint8 that holds a batch; `pinned` memory is copied to CUDA without waiting."""
+        """Allocate an uninitialised buffer for one batch, (bytes,) uint8.
+
+        Args:
+            pinned: allocate page-locked memory, which CUDA copies asynchronously.
+        """
         size = sum(math.prod(shape) * kind.itemsize for shape, kind in self.shapes.values())
         return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
 
     def view(self, flat: torch.Tensor, keep_numbers: bool = False) -> Batch:
-        """flat (bytes,) uint8 on any device -> the batch that lies in it, without a copy.
+        """Return the batch stored in a buffer, as views without a copy.
 
-        `keep_numbers` copies finger, index, epoch and minutia_count, which loops like to hold on to.
+        Args:
+            flat: (bytes,) uint8 on any device, laid out as `empty` allocates it.
+            keep_numbers: copy `finger`, `minutia_count`, `index` and `epoch`, so that they stay valid when the buffer
+                is reused.
         """
         parts, start = {}, 0
         for name, (shape, kind) in self.shapes.items():

@@ -1,4 +1,7 @@
-"""Puts a print on the dataset's canvas: find the ridges, centre them, lay them on white, resample to one resolution."""
+"""Place a print on a canvas: a square image of fixed size and resolution with a white background.
+
+The functions find the ridges, centre them, remove the background and resample the image.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,26 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 WHITE = 255
-DARKEST_PAPER = 0.6  # of the bright parts of an image: what is darker is a wet patch
-BLOCK_MM = 0.8  # side of the blocks in which ridges are looked for: about two ridges
-MIN_CONTRAST = 5.0  # grey levels of standard deviation that a ridge block has at least
-MIN_BLOCKS = 12  # ridge blocks that a print has at least
+DARKEST_PAPER = 0.6  # lowest brightness of paper relative to bright parts of the image; wet patches are darker
+BLOCK_MM = 0.8  # side of the blocks that are searched for ridges, mm; about two ridges
+MIN_CONTRAST = 5.0  # minimum standard deviation of a block with ridges, grey levels
+MIN_BLOCKS = 12  # minimum number of blocks with ridges in a print
 
 
 class CanvasError(ValueError):
-    """An image on which no print was found; the message says why."""
+    """Raised for an image on which no print was found. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a canvas lies on its image: canvas = (image - corner) * scale, in pixels from the top left corner of each.
+    """Position of a canvas on the original image: canvas = (image - corner) * scale.
+
+    Coordinates are pixels from the top left corner.
 
     Attributes:
-        left, top: the canvas's corner on the image, image pixels.
-        scale: canvas pixels to one of the image.
+        left: x of the top left corner of the canvas, image pixels.
+        top: y of the top left corner of the canvas, image pixels.
+        scale: canvas pixels per image pixel.
     """
 
     left: float
@@ -33,36 +39,46 @@ class Frame:
     scale: float
 
     def to_canvas(self, minutiae: np.ndarray) -> np.ndarray:
-        """(n, 4) x, y, angle, quality in image pixels -> the same in canvas pixels."""
+        """Convert minutiae (n, 4) x, y, angle, quality from image pixels to canvas pixels."""
         moved = minutiae.copy()
         moved[:, :2] = (minutiae[:, :2] - (self.left, self.top)) * self.scale
         return moved
 
     def to_image(self, minutiae: np.ndarray) -> np.ndarray:
-        """(n, 4) in canvas pixels -> the same in image pixels."""
+        """Convert minutiae (n, 4) x, y, angle, quality from canvas pixels to image pixels."""
         moved = minutiae.copy()
         moved[:, :2] = minutiae[:, :2] / self.scale + (self.left, self.top)
         return moved
 
 
 def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> Frame:
-    """Where `place` lays the canvas on an image; arguments and errors are those of `place`."""
+    """Return where `put_on_canvas` places the canvas on an image.
+
+    Args:
+        grey: (H, W) uint8, ridges dark.
+        ppi: resolution of the image, pixels per inch.
+        dataset_ppi: resolution of the canvas, pixels per inch.
+        canvas: side of the canvas, pixels.
+
+    Raises:
+        CanvasError: if the image shows no ridges.
+    """
     return _frame(*_print_mask(grey, _smoothed(grey), ppi), dataset_ppi / ppi, canvas)
 
 
 def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
-    """`ridge_mask` of an image that holds enough of a print."""
+    """Return `ridge_mask` of an image, or raise CanvasError if the image shows too few ridges."""
     if int(grey.max()) - int(grey.min()) < 4 * MIN_CONTRAST:
-        raise CanvasError("blank")
+        raise CanvasError("blank: the image has almost no contrast")
     mask, block = _ridge_mask(smooth, ppi)
     if mask.sum() < MIN_BLOCKS:
-        raise CanvasError("no ridges found")
+        raise CanvasError("no ridges found: the image shows no fingerprint, or its ppi is wrong")
     return mask, block
 
 
 def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
     rows, columns = np.nonzero(mask)
-    # the middle between the extremes (5 % cut off) rather than the mean: half a dry print pulls a mean aside
+    # The centre lies midway between the 5th and the 95th percentile. The mean moves aside if half of a print is dry.
     centre_y = (np.percentile(rows, 5) + np.percentile(rows, 95) + 1) / 2 * block
     centre_x = (np.percentile(columns, 5) + np.percentile(columns, 95) + 1) / 2 * block
     half = canvas / 2 / scale
@@ -70,20 +86,25 @@ def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
 
 
 def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
-    """Blocks that hold ridges: alternating grey values at ridge spacing.
+    """Mark the blocks of an image that contain ridges.
+
+    A block contains ridges if its contrast is high and its grey values are spread to both sides of the mean.
 
     Args:
         grey: (H, W) uint8.
-        ppi: of the image.
+        ppi: resolution of the image, pixels per inch.
 
     Returns:
-        (rows, columns) bool, one entry per block, and the side of a block in pixels.
+        (rows, columns) bool mask with one entry per block, and the side of a block in pixels.
+
+    Raises:
+        CanvasError: if the image is too small to hold a print.
     """
     return _ridge_mask(_smoothed(grey), ppi)
 
 
 def _smoothed(grey: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 without the noise of the sensor, which is no ridge."""
+    """Reduce sensor noise with a 3 x 3 box filter, so that noise is not taken for ridges: (H, W) uint8."""
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(1)))
 
 
@@ -91,7 +112,7 @@ def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     block = max(4, round(BLOCK_MM / 25.4 * ppi))
     rows, columns = smooth.shape[0] // block, smooth.shape[1] // block
     if rows < 2 or columns < 2:
-        raise CanvasError("too small to hold a print")
+        raise CanvasError("too small to hold a print: a side is shorter than 1.6 mm, or the ppi is wrong")
     tiles = smooth[: rows * block, : columns * block].reshape(rows, block, columns, block).astype(np.float32)
     deviation = tiles.std(axis=(1, 3))
     strong = max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
@@ -102,9 +123,14 @@ def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
 
 
 def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
-    """(rows, columns) -> (9, rows, columns): each entry and its eight neighbours; beyond the edge is 0, or the edge."""
+    """Stack each entry with its eight neighbours: (rows, columns) -> (9, rows, columns).
+
+    Args:
+        values: the array.
+        mode: value of neighbours outside the array: "constant" for 0, "edge" for the nearest entry.
+    """
     rows, columns = values.shape
-    # as `np.pad` does, which takes ten times as long for arrays as small as these
+    # `np.pad` gives the same result, but takes ten times as long for such small arrays.
     padded = np.zeros((rows + 2, columns + 2), values.dtype)
     padded[1:-1, 1:-1] = values
     if mode == "edge":
@@ -114,13 +140,16 @@ def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -
 
 
 def _neighbours(mask: np.ndarray) -> np.ndarray:
-    """Number of True among each entry and its eight neighbours."""
+    """Count the true values among each entry and its eight neighbours: (rows, columns) bool -> int."""
     counts: np.ndarray = around(mask.astype(np.int32)).sum(axis=0)
     return counts
 
 
 def connected_parts(mask: np.ndarray) -> np.ndarray:
-    """(rows, columns) bool -> int: a number above 0 for each part that holds together, 0 elsewhere."""
+    """Label the connected components of a mask, with 8 neighbours: (rows, columns) bool -> int.
+
+    Components have labels above 0, not necessarily consecutive; the background is 0.
+    """
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         spread: np.ndarray = around(labels).max(axis=0) * mask
@@ -130,7 +159,7 @@ def connected_parts(mask: np.ndarray) -> np.ndarray:
 
 
 def _main_part(mask: np.ndarray) -> np.ndarray:
-    """The connected part with the most blocks, and every part at least a quarter as large."""
+    """Keep the largest connected component of a mask and all components at least a quarter as large."""
     labels = connected_parts(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -140,20 +169,23 @@ def _main_part(mask: np.ndarray) -> np.ndarray:
 def put_on_canvas(
     grey: np.ndarray, minutiae: np.ndarray, ppi: float, dataset_ppi: int, canvas: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres a print on a square canvas of the dataset's resolution; not turned; white where there is no print.
+    """Centre a print on a square canvas with white background, at the resolution of the dataset.
+
+    The print is not rotated.
 
     Args:
         grey: (H, W) uint8, ridges dark.
         minutiae: (n, 4) float32 x, y, angle, quality in image pixels.
-        ppi: of the image.
-        dataset_ppi: of the canvas.
-        canvas: its side, pixels.
+        ppi: resolution of the image, pixels per inch.
+        dataset_ppi: resolution of the canvas, pixels per inch.
+        canvas: side of the canvas, pixels.
 
     Returns:
-        (canvas, canvas) uint8 and (m, 4) float32 in canvas pixels, m <= n: minutiae off the canvas are dropped.
+        (canvas, canvas) uint8 image and (m, 4) float32 minutiae in canvas pixels. Minutiae outside the canvas are
+        dropped, so m <= n.
 
     Raises:
-        CanvasError: no ridges.
+        CanvasError: if the image shows no ridges.
     """
     smooth = _smoothed(grey)
     mask, block = _print_mask(grey, smooth, ppi)
@@ -165,24 +197,24 @@ def put_on_canvas(
 
 
 def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Takes a print from one canvas to another around their common centre.
+    """Move a print from one canvas to another of different size or resolution. The centres coincide.
 
-    Without a change of scale pixels are moved as they are; where the two sides differ by an odd number the centre then
-    moves by half a pixel.
+    If `scale` is 1, pixels are copied without resampling. The centre then moves by half a pixel if the two sides differ
+    by an odd number.
 
     Args:
-        image: (C, C) uint8.
-        minutiae: (n, 4) float32 x, y, angle, quality in its pixels.
-        scale: pixels of the new canvas to one of the old.
+        image: (C, C) uint8, the old canvas.
+        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the old canvas.
+        scale: pixels of the new canvas per pixel of the old one.
         canvas: side of the new canvas, pixels.
 
     Returns:
-        (canvas, canvas) uint8, white where the old canvas does not reach, and (m, 4) float32 in its pixels, m <= n:
-        minutiae off the canvas are dropped.
+        (canvas, canvas) uint8 image, white outside the old canvas, and (m, 4) float32 minutiae in pixels of the new
+        canvas. Minutiae outside the new canvas are dropped, so m <= n.
     """
     before, side = image.shape[0], canvas / scale
     left = recanvas_left(before, scale, canvas)
-    margin = max(0, int(np.ceil(-left))) + 2  # further than bicubic filters reach beyond the box, which is 2 pixels
+    margin = max(0, int(np.ceil(-left))) + 2  # the bicubic filter reads 2 pixels beyond the box
     padded = Image.new("L", (before + 2 * margin, before + 2 * margin), WHITE)
     padded.paste(Image.fromarray(image), (margin, margin))
     start = left + margin
@@ -197,7 +229,13 @@ def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int)
 
 
 def recanvas_left(before: int, scale: float, canvas: int) -> float:
-    """Where on the old canvas, of side `before`, `recanvas` puts the left edge and the top edge of the new one."""
+    """Return the left (and top) edge of the new canvas of `recanvas` on the old canvas, old pixels.
+
+    Args:
+        before: side of the old canvas, pixels.
+        scale: pixels of the new canvas per pixel of the old one.
+        canvas: side of the new canvas, pixels.
+    """
     return float((before - canvas) // 2) if scale == 1 else (before - canvas / scale) / 2
 
 
@@ -206,11 +244,16 @@ def _on_canvas(minutiae: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
-    """(H, W) uint8: the print as it would be on evenly lit white paper.
+    """Normalise the background of a print to white: (H, W) uint8 -> (H, W) uint8.
 
-    Sensors have grey backgrounds, brighter in the middle, and skin darkens the valleys. One grey level for all of the
-    paper would wash out ridges where it is brighter than that, so each place is divided by its own: the brightness that
-    valleys or paper reach within a block and a half.
+    Sensors have grey backgrounds that are brighter in the middle, and skin darkens the valleys. A single background
+    level would wash out ridges in bright regions. Each pixel is therefore divided by a local background, which is the
+    brightness of valleys or paper within one and a half blocks.
+
+    Args:
+        grey: the image.
+        smooth: the image without noise, see `_smoothed`.
+        block: side of a block, pixels.
     """
     rows, columns = -(-grey.shape[0] // block), -(-grey.shape[1] // block)
     whole = np.pad(smooth, ((0, rows * block - grey.shape[0]), (0, columns * block - grey.shape[1])), mode="edge")
@@ -227,7 +270,15 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
 
 
 def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Resamples the square (left, top, side) of an image, which may reach beyond it, to (canvas, canvas) float32."""
+    """Resample a square of an image to (canvas, canvas) float32; the square may extend beyond the image.
+
+    Args:
+        grey: (H, W) uint8.
+        left: left edge of the square, image pixels.
+        top: top edge of the square, image pixels.
+        side: side of the square, image pixels.
+        canvas: side of the result, pixels.
+    """
     margin = int(np.ceil(max(0.0, -left, -top, left + side - grey.shape[1], top + side - grey.shape[0]))) + 1
     padded = Image.new("L", (grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin), WHITE)
     padded.paste(Image.fromarray(grey), (margin, margin))
@@ -236,7 +287,18 @@ def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) ->
 
 
 def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """(canvas, canvas) float32: 1 on the print and two blocks around it, falling softly to 0 elsewhere."""
+    """Return a soft mask of the print on the canvas: (canvas, canvas) float32.
+
+    The mask is 1 on the print and up to two blocks around it, and decreases smoothly to 0 outside.
+
+    Args:
+        mask: (rows, columns) bool, blocks with ridges.
+        block: side of a block, image pixels.
+        left: left edge of the canvas on the image, image pixels.
+        top: top edge of the canvas on the image, image pixels.
+        side: side of the canvas, image pixels.
+        canvas: side of the canvas, pixels.
+    """
     grown = _neighbours(_neighbours(_filled(mask)) > 0) > 0
     margin = int(np.ceil(max(mask.shape) + side / block))
     padded = Image.fromarray(np.pad(grown.astype(np.uint8) * 255, margin))
@@ -245,7 +307,10 @@ def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float,
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """Also what lies between parts of the mask along both axes: a wet patch inside a print is part of it."""
+    """Fill gaps of a mask, such as a wet patch inside a print: (rows, columns) bool.
+
+    An entry is filled if the mask has entries to its left and right, and also above and below it.
+    """
     between = np.ones_like(mask)
     for axis in (0, 1):
         after = np.logical_or.accumulate(mask, axis)

@@ -1,4 +1,8 @@
-"""Every print in a file, whatever the file is: an image, a transaction, a finger image record, raw pixels."""
+"""Read single prints from files of all supported formats.
+
+The formats are image files, files of raw pixels, ANSI/NIST transactions and finger image records. The last two are
+called containers, because one file can hold several images.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +22,29 @@ from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
 from fingerprint_accel.data.images import decode_apart
 from fingerprint_accel.data.slaps import cut_fingers, holds_several_fingers
 
-HEAD = 4096  # bytes by which a file is recognised
+HEAD = 4096  # number of bytes by which the format of a file is recognised
 SEVERAL = (
-    "several fingers on one image: to cut them out, state which hand it is, position 13 (right) or 14 (left), by a "
-    "group of --names or a column of the csv"
+    "several fingers on one image: to cut them out, state the position 13 (right hand) or 14 (left hand) in the file "
+    "name (see --names) or in the column `position` of the csv"
 )
-IMAGE_PPI = 500  # of images that do not say: what most sensors and archives have
+IMAGE_PPI = 500  # default resolution; most sensors and archives have it
 NAME = re.compile(r"(?P<path>.+)#(?P<record>\d+)(?:-(?P<finger>\d+))?")
 
 
 @dataclass(frozen=True)
 class Container:
-    """A kind of file that holds images: how it begins, and what reads its records."""
+    """A file format that can hold several images.
+
+    Attributes:
+        starts: tells from the first `HEAD` bytes of a file whether it has this format.
+        read: reads the image records from all bytes of a file and the key fields (see `read_records`).
+    """
 
     starts: Callable[[bytes], bool]
     read: Callable[[memoryview, Sequence[str]], list[ImageRecord]]
 
 
-# A new container is a function and a line here.
+# To support another container format, write its reader and add a line here.
 CONTAINERS = (
     Container(lambda head: bool(ansi_nist.START.match(head)), ansi_nist.read_transaction),
     Container(lambda head: finger_image.MAGIC in head, lambda data, _: finger_image.read_finger_images(data)),
@@ -44,15 +53,15 @@ CONTAINERS = (
 
 @dataclass(frozen=True)
 class Capture:
-    """A print as its file has it.
+    """One decoded print with the properties that its file states.
 
     Attributes:
         grey: (H, W) uint8.
-        ppi: as a record states it, pixels per inch; 0 where none does.
-        stated_ppi: in the tags of an image file, which are often wrong; 0 where there are none.
-        pages: of the image file.
-        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None where the file has none.
-        quality: NFIQ 2 score, -1 where the file has none.
+        ppi: resolution in the image record, pixels per inch; 0 if there is none.
+        stated_ppi: resolution in the tags of an image file, pixels per inch; 0 if there is none. Tags are often wrong.
+        pages: number of pages of the image file.
+        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has no minutiae.
+        quality: NFIQ 2 score, 0 to 100; -1 if the file states none.
     """
 
     grey: np.ndarray
@@ -64,7 +73,11 @@ class Capture:
 
 
 def split_name(name: str) -> tuple[str, int, int]:
-    """`cards/a.an2#4-07` -> path, record 4, finger position 7; record and position are 0 where they are not named."""
+    """Split the name of a print into path, record number and finger position.
+
+    For example, `cards/a.an2#4-07` gives the path `cards/a.an2`, record 4 and finger position 7. Record and position
+    are 0 if the name lacks them.
+    """
     match = NAME.fullmatch(name)
     if match is None or Path(name).exists():
         return name, 0, 0
@@ -72,27 +85,30 @@ def split_name(name: str) -> tuple[str, int, int]:
 
 
 def join_name(path: str, record: int, finger: int) -> str:
-    """What `split_name` takes apart."""
+    """Join path, record number and finger position to the name of a print. The inverse of `split_name`."""
     return path + (f"#{record}" if record else "") + (f"-{finger:02d}" if finger else "")
 
 
 def container_of(head: bytes) -> Container | None:
-    """The kind of container that a file's first bytes (`HEAD` of them) belong to; None for images and all else."""
+    """Recognise a container (a file with several images) by its first `HEAD` bytes; None for other files."""
     if head.startswith(IMAGE_STARTS):
         return None
     return next((container for container in CONTAINERS if container.starts(head)), None)
 
 
 def read_records(path: Path, key: Sequence[str] = ()) -> list[ImageRecord]:
-    """The records of a container, without decoding their images; a file that is none has no records.
+    """Read the image records of a container file without decoding the images.
 
     Args:
-        path: of the file. It stays mapped into memory as long as a record is kept.
-        key: fields of an ANSI/NIST transaction that name the subject, as `2.018`.
+        path: path of the file. The file stays memory-mapped as long as one of its records exists.
+        key: numbers of the fields of an ANSI/NIST transaction that identify the subject, for example `2.018`.
+
+    Returns:
+        The records; an empty list if the file is not a container.
 
     Raises:
-        RecordError: a damaged container.
-        ImageError: the file cannot be read.
+        RecordError: if the container is damaged or holds no image.
+        ImageError: if the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -113,26 +129,28 @@ def read_capture(
     ppi: float = 0.0,
     raw_size: tuple[int, int] | None = None,
 ) -> Capture:
-    """Reads and decodes one print.
+    """Read and decode one print from a file.
 
     Args:
-        path: of the file.
-        record: of a container; 0 for an image file, or a container of one print.
-        finger: position of the finger to cut out of a slap; 0 for an image of one finger.
-        slap: position code of all fingers on an image file, as 13 for the four of the right hand; records state theirs.
-        ppi: of the image where the file does not state it; to cut slaps it must be known.
-        raw_size: (height, width) of files of raw pixels.
+        path: path of the file.
+        record: number of the record in a container; 0 for an image file or for a container of a single print.
+        finger: position of the finger to cut out of a slap (one image of several fingers); 0 for an image of one
+            finger.
+        slap: position code of a slap in an image file, for example 13 for four fingers of the right hand. Records of
+            containers state their own code.
+        ppi: resolution of the image if the file does not state it, pixels per inch. It is needed to cut slaps.
+        raw_size: (height, width) of files of raw pixels, or None.
 
     Raises:
-        ImageError: the file or the record cannot be used, or it holds several prints and none is named.
-        UserError: the process that decodes does not start.
+        ImageError: if the file or the record cannot be used, or if it holds several prints and none is selected.
+        UserError: if the decoder process does not start.
     """
     try:
         if finger:
             state = path.stat()
             cut = _fingers_of(path, record, slap, ppi, raw_size, (state.st_mtime_ns, state.st_size))
             if finger not in cut:
-                raise ImageError(f"does not show finger {finger}")
+                raise ImageError(f"does not show finger {finger}: check the position code of the image")
             return cut[finger]
         found, capture = _read(path, record, raw_size)
     except RecordError as error:
@@ -144,16 +162,25 @@ def read_capture(
     return capture
 
 
-@functools.lru_cache(maxsize=1)  # the fingers of a slap follow each other
+@functools.lru_cache(maxsize=1)  # the fingers of a slap are requested one after another
 def _fingers_of(
     path: Path, number: int, slap: int, ppi: float, raw_size: tuple[int, int] | None, _: tuple[int, int]
 ) -> dict[int, Capture]:
-    """The fingers of a slap by their positions."""
+    """Cut a slap (one image of several fingers) into fingers; return finger position -> print.
+
+    Args:
+        path: path of the file.
+        number: number of the record in a container; 0 for an image file.
+        slap: position code of the slap if its record states none.
+        ppi: resolution of the image if the file does not state it, pixels per inch.
+        raw_size: (height, width) of files of raw pixels, or None.
+        _: modification time and size of the file, so that the cache does not return an older version.
+    """
     record, capture = _read(path, number, raw_size)
     if record.position not in SLAPS:
         record = dataclasses.replace(record, position=slap)
     if not record.fingers[0]:
-        raise ImageError(f"position {slap} is not that of several fingers")
+        raise ImageError(f"position {slap} does not name several fingers: use a slap code, for example 13 or 14")
     resolution = capture.ppi or ppi or IMAGE_PPI
     if set(record.fingers) <= set(record.segments):
         boxes = [record.segments[finger] for finger in record.fingers]
@@ -167,7 +194,7 @@ def _fingers_of(
 
 
 def _inside(minutiae: np.ndarray | None, box: tuple[int, int, int, int]) -> np.ndarray | None:
-    """Minutiae of an image -> those in a box (left, top, right, bottom) of it, in pixels of the box."""
+    """Select the minutiae inside a box (left, top, right, bottom) and convert them to pixels of the box."""
     if minutiae is None:
         return None
     left, top, right, bottom = box
@@ -176,14 +203,14 @@ def _inside(minutiae: np.ndarray | None, box: tuple[int, int, int, int]) -> np.n
 
 
 def _read(path: Path, number: int, raw_size: tuple[int, int] | None) -> tuple[ImageRecord, Capture]:
-    """A record and its image, undivided; an image file counts as a record that says nothing."""
+    """Read one record and decode its whole image. For an image file the record is empty."""
     records = read_records(path)
     if records:
         record = _chosen(records, number, path)
         return record, _decoded(record, str(path))
     data = path.read_bytes()
     if not data:
-        raise ImageError("empty file")
+        raise ImageError("empty file: copy it again")
     if raw_size is not None and len(data) == raw_size[0] * raw_size[1]:
         return ImageRecord(0), Capture(_raw(data, raw_size))
     grey, image = _image(data, str(path))
@@ -191,23 +218,27 @@ def _read(path: Path, number: int, raw_size: tuple[int, int] | None) -> tuple[Im
 
 
 def _chosen(records: list[ImageRecord], number: int, path: Path) -> ImageRecord:
-    """The record of this number, or the only one that can be used."""
+    """Return the record with a number, or the only usable record if the number is 0.
+
+    Raises:
+        ImageError: if there is no such record, it cannot be used, or several records can be used.
+    """
     usable = [record for record in records if not record.reason]
     if number:
         usable = [record for record in records if record.number == number]
         if not usable:
-            raise ImageError(f"has no record {number}")
+            raise ImageError(f"has no record {number}: it has {len(records)} image records")
     if not usable or usable[0].reason:
         raise ImageError((usable or records)[0].reason)
     if len(usable) > 1:
         names = " or ".join(join_name(path.name, record.number, 0) for record in usable[:2])
-        raise ImageError(f"holds {len(usable)} prints: name one, as {names}")
+        raise ImageError(f"holds {len(usable)} prints: name one of them, for example {names}")
     return usable[0]
 
 
 def _decoded(record: ImageRecord, name: str) -> Capture:
     data = bytes(record.image)
-    # the stated algorithm may be wrong; what an image file begins with is not
+    # the record may state a wrong compression, but the first bytes of the image are reliable
     if record.raw is not None and (len(data) == record.raw[0] * record.raw[1] or not data.startswith(IMAGE_STARTS)):
         grey = _raw(data, record.raw)
     else:
@@ -218,7 +249,7 @@ def _decoded(record: ImageRecord, name: str) -> Capture:
 def _raw(data: bytes, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if not height * width or len(data) < height * width:
-        raise ImageError(f"{len(data)} bytes are too few for {width} x {height} raw pixels")
+        raise ImageError(f"damaged: {len(data)} bytes are too few for {width} x {height} raw pixels")
     return np.frombuffer(data, np.uint8, height * width).reshape(height, width)
 
 

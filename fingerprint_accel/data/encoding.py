@@ -1,32 +1,40 @@
-"""How a canvas becomes the bytes of its row, and back: raw, or one lz4 block. Imports little, for worker processes."""
+"""Encode canvases as bytes for a dataset row, and decode them: raw pixels or one lz4 block.
+
+The module imports little, because every worker process imports it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.errors import require
+from fingerprint_accel.errors import UserError, require
 
 ENCODINGS = ("raw", "lz4")
-_LZ4 = pa.Codec("lz4_raw")  # a bare block: the length of its content is that of the canvas
+_LZ4 = pa.Codec("lz4_raw")  # a block without a header; the canvas determines the decoded length
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises UserError where there is no such encoding."""
-    require(encoding in ENCODINGS, f"--encoding {encoding}: there are {', '.join(ENCODINGS)}")
+    """Raise UserError if the name of an encoding is unknown."""
+    require(encoding in ENCODINGS, f"--encoding {encoding}: unknown; there are {', '.join(ENCODINGS)}")
 
 
 def encode(image: np.ndarray, encoding: str) -> bytes:
-    """image (canvas, canvas) uint8 -> the bytes of its row; no loss."""
+    """Encode an image (canvas, canvas) uint8 without loss. `encoding` is "raw" or "lz4"."""
     raw = np.ascontiguousarray(image).data.cast("B")
     return _LZ4.compress(raw, asbytes=True) if encoding == "lz4" else bytes(raw)
 
 
 def decode(stored: pa.Buffer, encoding: str, canvas: int) -> np.ndarray:
-    """The bytes of a row -> (canvas, canvas) uint8, a view of them where they are raw.
+    """Decode the bytes of a dataset row to an image (canvas, canvas) uint8.
+
+    Args:
+        stored: the encoded image.
+        encoding: "raw" or "lz4". Raw images are returned as a view without a copy.
+        canvas: side of the image, pixels.
 
     Raises:
-        ValueError: they are damaged.
+        ValueError: if the bytes are damaged.
     """
     raw = stored
     if encoding == "lz4":
@@ -35,5 +43,26 @@ def decode(stored: pa.Buffer, encoding: str, canvas: int) -> np.ndarray:
         except OSError as error:
             raise ValueError(str(error)) from error
     if len(raw) != canvas**2:
-        raise ValueError(f"{len(raw)} bytes where {canvas**2} belong")
+        raise ValueError(f"{len(raw)} bytes instead of {canvas**2}")
     return np.frombuffer(raw, np.uint8).reshape(canvas, canvas)
+
+
+def decode_canvas(stored: bytes, canvas: int, encoding: str) -> np.ndarray:
+    """Decode an entry of the column `image` of a dataset folder, as `datasets.load_from_disk` returns it.
+
+    Args:
+        stored: Bytes of one print.
+        canvas: Side of the canvases in pixels, `open_dataset(folder).info.canvas`.
+        encoding: `"raw"` or `"lz4"`, `open_dataset(folder).info.encoding`.
+
+    Returns:
+        (canvas, canvas) uint8 array that may be written to. Ridges are dark.
+
+    Raises:
+        UserError: The bytes are not a canvas of this size and encoding, or there is no such encoding.
+    """
+    require(encoding in ENCODINGS, f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
+    try:
+        return decode(pa.py_buffer(stored), encoding, canvas).copy()
+    except ValueError as error:
+        raise UserError(f"not a canvas of {canvas} x {canvas} pixels in encoding {encoding}: {error}") from error

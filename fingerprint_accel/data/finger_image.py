@@ -1,4 +1,7 @@
-"""Finger image records: ISO/IEC 19794-4:2005 and :2011, INCITS 381-2004 and -2009, in a CBEFF wrapper or without."""
+"""Read finger image records: ISO/IEC 19794-4:2005 and :2011, INCITS 381-2004 and -2009.
+
+A finger image record is a file that holds one or more images of fingers. It may be wrapped in a CBEFF header.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_
 
 MAGIC = b"FIR\0"
 CM_PER_INCH = 2.54
-UNPACKED, PACKED = 0, 1  # codes of uncompressed images; an image file says by itself what it is
-WRAPPER = 4096  # bytes in which the record is looked for behind a CBEFF header
+UNPACKED, PACKED = 0, 1  # compression codes of raw pixels; images with other codes are recognised by their first bytes
+WRAPPER = 4096  # number of bytes that are searched for the start of the record after a CBEFF header
 
 
 def read_finger_images(data: memoryview) -> list[ImageRecord]:
-    """Reads the images of a record, without decoding them.
+    """Read the images of a finger image record without decoding them.
 
     Args:
         data: all bytes of the file.
 
     Raises:
-        RecordError: no such record, of an unknown version, or its parts do not fit the file.
+        RecordError: if the file holds no finger image record, its version is unknown, or it is damaged.
     """
     start = bytes(data[:WRAPPER]).find(MAGIC)
     if start < 0:
@@ -30,18 +33,28 @@ def read_finger_images(data: memoryview) -> list[ImageRecord]:
     version = bytes(record[4:7])
     layouts = [layout for layout in LAYOUTS if layout.version == version]
     if not layouts:
-        raise RecordError(f"finger image record of version {version!r}")
+        raise RecordError(f"finger image record of version {version!r}: not supported; export it as ISO/IEC 19794-4")
     for layout in layouts:
-        # ISO and INCITS share a version and differ in the size of the header: the one is right that fits the record
+        # ISO and INCITS use the same version strings with headers of different size. The right one fits the length.
         try:
             return list(layout.read(record, layout.header))
         except (struct.error, IndexError):
             continue
-    raise RecordError("damaged: the parts of the finger image record do not fit its length")
+    raise RecordError("damaged: the parts of the finger image record do not fit its length; copy the file again")
 
 
 def _views(record: memoryview, header: int) -> Iterator[ImageRecord]:
-    """ISO/IEC 19794-4:2005 and INCITS 381: one header with the resolution, then fingers with views of 14 bytes each."""
+    """Read the images of ISO/IEC 19794-4:2005 and INCITS 381.
+
+    One header with the resolution comes first. Each image has a header of 14 bytes.
+
+    Args:
+        record: bytes of the record.
+        header: size of the first header, bytes.
+
+    Raises:
+        IndexError, struct.error: if the record does not have this layout.
+    """
     at = header
     length = int.from_bytes(record[8:14], "big")
     if length > len(record):
@@ -64,14 +77,22 @@ def _views(record: memoryview, header: int) -> Iterator[ImageRecord]:
 
 
 def _representations(record: memoryview, header: int) -> Iterator[ImageRecord]:
-    """ISO/IEC 19794-4:2011: every image has a header of its own."""
+    """Read the images of ISO/IEC 19794-4:2011, where each image has a complete header of its own.
+
+    Args:
+        record: bytes of the record.
+        header: size of the header before the first image, bytes.
+
+    Raises:
+        IndexError, struct.error: if the record does not have this layout.
+    """
     length, count, certified = struct.unpack(">IHB", record[8:15])
     if length > len(record):
         raise IndexError
     start = header
     for number in range(1, count + 1):
         size = int.from_bytes(record[start : start + 4], "big")
-        at = start + 4 + 9 + 1 + 2 + 2  # length, time, technology, vendor and device of the capture
+        at = start + 4 + 9 + 1 + 2 + 2  # skip length, time, technology, vendor and device of the capture
         at += 1 + 5 * record[at]  # quality blocks
         if certified:
             at += 1 + 3 * record[at]
@@ -99,7 +120,7 @@ def _image(
 ) -> ImageRecord:
     reason = why_not_a_finger(position)
     if depth not in (0, 8):
-        reason = reason or f"{depth} bits per pixel"
+        reason = reason or f"{depth} bits per pixel: only 8 can be read"
     raw = (height, width) if compression in (UNPACKED, PACKED) else None
     ppi = meant_ppi(per_unit * (CM_PER_INCH if units == 2 else 1.0))
     return ImageRecord(number, image, raw, ppi, position, reason=reason)
@@ -107,7 +128,13 @@ def _image(
 
 @dataclass(frozen=True)
 class Layout:
-    """A version of the format: how long its header is, and what reads the rest."""
+    """One version of the format.
+
+    Attributes:
+        version: version string in the record.
+        header: size of the header, bytes.
+        read: function that reads the images from the record, given the size of the header.
+    """
 
     version: bytes
     header: int

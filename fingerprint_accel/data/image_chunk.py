@@ -1,4 +1,4 @@
-"""The images of one record batch, in memory-mapped bytes: raw, or each row as one lz4 block."""
+"""Access to the images of one Arrow record batch in a memory-mapped shard."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fingerprint_accel.errors import UserError
 
 
 class ImageChunk:
-    """The image column of one record batch.
+    """Image column of one Arrow record batch.
 
     Args:
-        column: of the record batch.
-        info: canvas and encoding of the dataset.
-        folder: the dataset, for messages.
-        file: that holds it.
+        column: the image column, encoded as raw pixels or with one lz4 block per row.
+        info: description of the dataset; its canvas and encoding are used.
+        folder: dataset folder, for error messages.
+        file: memory-mapped file that contains the column.
 
     Raises:
-        UserError: the rows are not in the dataset's encoding.
+        UserError: if the rows do not have the encoding of the dataset.
     """
 
     def __init__(self, column: pa.BinaryArray, info: DatasetInfo, folder: Path, file: MappedFile) -> None:
@@ -37,7 +37,7 @@ class ImageChunk:
             found = "raw" if raw else f"not {info.canvas} x {info.canvas} bytes each"
             raise UserError(
                 f"{folder}: mixed encodings: fingerprint.json says {info.encoding}, but {len(column)} prints are "
-                f"{found}; import it again"
+                f"{found}; import the dataset again"
             )
         self._bytes = np.frombuffer(data, np.uint8)
         self._rows = None
@@ -48,14 +48,14 @@ class ImageChunk:
         return len(self._offsets) - 1
 
     def stored(self, row: int) -> np.ndarray:
-        """(bytes,) uint8 of a print as they lie in the file, without a copy."""
+        """Return the encoded bytes of a print, (bytes,) uint8, as a view of the file."""
         return self._bytes[self._offsets[row] : self._offsets[row + 1]]
 
     def image(self, stored: np.ndarray) -> np.ndarray:
-        """What is stored of a print -> (canvas, canvas) uint8; a view where the encoding is raw.
+        """Decode the stored bytes of a print to (canvas, canvas) uint8; a view if the encoding is raw.
 
         Raises:
-            UserError: the print is damaged.
+            UserError: if the bytes are damaged.
         """
         try:
             return decode(pa.py_buffer(stored), self._encoding, self._canvas)
@@ -63,10 +63,15 @@ class ImageChunk:
             raise UserError(f"{self._file.path}: holds a damaged print ({error}); copy or import it again") from error
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
-        """Copies rows (B,) into `out` (B, canvas ** 2) uint8; adds up what reading and decoding took.
+        """Read and decode prints into a buffer.
+
+        Args:
+            rows: (B,) rows of the record batch.
+            out: (B, canvas ** 2) uint8 buffer to fill.
+            seconds: if given, the time for reading is added to its entry `disk` and the time for decoding to `decode`.
 
         Raises:
-            UserError: a print is damaged.
+            UserError: if a print is damaged.
         """
         started = time.perf_counter()
         if self._rows is not None:
@@ -82,6 +87,6 @@ class ImageChunk:
             seconds["decode"] += time.perf_counter() - decoding
 
     def wanted(self, rows: np.ndarray) -> None:
-        """Has the system fetch ascending rows (B,) in the background."""
+        """Tell the operating system to load rows (B,), in ascending order, from disk in the background."""
         starts = self._offsets[rows].astype(np.int64)
         self._file.wanted(self._start + starts, self._offsets[rows + 1] - starts)

@@ -1,4 +1,4 @@
-"""One image of a container file (ANSI/NIST transaction, finger image record), before it is decoded."""
+"""Image records of container files (ANSI/NIST transactions, finger image records) before decoding."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4. Plain thumbs have codes of their own.
 UNKNOWN_FINGER = 0
-ROUNDING = 0.002  # by which a resolution in pixels per mm or cm differs from the one in pixels per inch that it means
+ROUNDING = 0.002  # largest relative rounding error of a resolution that is stated in pixels per mm or cm
+# Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4 -> finger. Plain thumbs also have the codes 11 and 12.
 SINGLE_FINGERS = {**{code: code for code in range(11)}, 11: 1, 12: 6, 16: 16, 17: 17}
-# Codes of several fingers on one image -> the positions of the fingers, in order from left to right on the image.
+# Codes of images of several fingers (slaps) -> positions of the fingers from left to right.
 SLAPS: dict[int, tuple[int, ...]] = {
     13: (2, 3, 4, 5),
     14: (10, 9, 8, 7),
@@ -30,25 +30,26 @@ SLAPS: dict[int, tuple[int, ...]] = {
 
 
 class RecordError(ValueError):
-    """A container file, or a record of one, that cannot be used; the message says why."""
+    """Raised for a container file or a record that cannot be used. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image of a container file.
+    """One image of a container file, not decoded.
 
     Attributes:
-        number: of the record in its file, from 1.
-        image: the bytes of an image file, or raw pixels, 8 bits each, row by row.
+        number: number of the record in its file, from 1.
+        image: bytes of an image file, or raw pixels of 8 bits in row-major order.
         raw: (height, width) of raw pixels; None for an image file.
-        ppi: resolution, pixels per inch; 0 where the record does not state one.
-        position: finger position code; 0 where it is not known.
-        subject: what the file calls the person; empty where it does not.
-        segments: finger position -> (left, top, right, bottom) in pixels, of the fingers on a slap.
-        missing: finger positions that a slap does not show: amputated or bandaged.
-        minutiae: (n, 4) float32 x, y, angle, quality in image pixels, None where the file has none for this image.
-        quality: NFIQ 2 score, 0 to 100; -1 where there is none.
-        reason: why the record is not a print that can be imported; empty if it is one.
+        ppi: resolution, pixels per inch; 0 if the record states none.
+        position: finger position code; 0 if it is unknown.
+        subject: identifier of the person in the file; empty if there is none.
+        segments: boxes of the fingers of a slap (an image of several fingers): finger position -> (left, top, right,
+            bottom) in pixels.
+        missing: positions of fingers that a slap does not show because they are amputated or bandaged.
+        minutiae: (n, 4) float32 x, y, angle, quality in image pixels; None if the file has none for this image.
+        quality: NFIQ 2 score, 0 to 100; -1 if there is none.
+        reason: why the image cannot be imported; empty if it can.
     """
 
     number: int
@@ -65,20 +66,23 @@ class ImageRecord:
 
     @property
     def fingers(self) -> tuple[int, ...]:
-        """Positions of the fingers that the image shows, from left to right."""
+        """Return the positions of the fingers on the image, from left to right."""
         if self.position in SLAPS:
             return tuple(finger for finger in SLAPS[self.position] if finger not in self.missing)
         return (SINGLE_FINGERS.get(self.position, UNKNOWN_FINGER),)
 
 
 def meant_ppi(ppi: float) -> float:
-    """The resolution that a rounded one means: 19.69 pixels per mm and 197 per cm are 500 ppi."""
+    """Undo the rounding of a resolution that was stated in pixels per mm or cm.
+
+    For example, 19.69 pixels per mm (500.1 ppi) and 197 pixels per cm (500.4 ppi) become 500 ppi.
+    """
     whole = 50.0 * round(ppi / 50)
     return whole if whole and abs(ppi / whole - 1) < ROUNDING else ppi
 
 
 def why_not_a_finger(position: int) -> str:
-    """Why an image of this position code cannot be imported; empty if it can."""
+    """Return why an image with a position code cannot be imported; an empty string if it can."""
     if position in SINGLE_FINGERS or position in SLAPS:
         return ""
     if position == 19:
@@ -87,10 +91,14 @@ def why_not_a_finger(position: int) -> str:
         return f"a palm (position {position})"
     if 60 <= position <= 79:
         return f"a sole or toe (position {position})"
-    return f"position {position} is not a finger"
+    return f"position {position} is not a finger: use a finger position code of ANSI/NIST-ITL"
 
 
 def shows_no_finger(reason: str) -> bool:
-    """Whether a record is left out because it is an image of something else, not because it is at fault."""
+    """Tell whether an image was rejected because it shows something other than a finger, such as a palm.
+
+    Args:
+        reason: reason of the rejection, as given by `why_not_a_finger` or `ansi_nist.NOT_FINGERS`.
+    """
     others = ("a palm", "a sole", "a face", "an iris", "a signature", "a test image", "an entire joint")
     return reason.startswith(others)

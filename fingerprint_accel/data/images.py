@@ -1,8 +1,8 @@
-"""Any image file to grey uint8, safely: whatever is wrong with it ends in one reason, never in a crash.
+"""Decode image files in child processes, so that a damaged file does not crash the program.
 
-Files are decoded by processes that a damaged one may crash: started as needed, used again, gone with this process. They
-are started by exec. A fork would copy the locks of threads and a CUDA context, and `multiprocessing` would ask every
-script for `if __name__ == "__main__":`.
+Decoder processes are started when they are needed, are reused, and end with this process. They are started with exec.
+A fork would copy the locks of threads and the CUDA context, and `multiprocessing` would require
+`if __name__ == "__main__":` in every script.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from fingerprint_accel.errors import UserError
 __all__ = ["ImageError", "decode_apart", "read_grey"]
 PACKAGES = str(Path(__file__).resolve().parents[2])
 PROGRAM = "from fingerprint_accel.data.decoding import serve; serve()"
-# What a damaged file can lead to. Other signals come from outside, SIGKILL for example where memory ends.
+# Signals that a damaged file can cause. Other signals come from outside, for example SIGKILL when memory runs out.
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
-PATIENCE = 5.0  # seconds until a process that has closed its output must have ended
+PATIENCE = 5.0  # seconds in which a process must end after it has closed its output
 
 
 def read_grey(path: Path | str) -> np.ndarray:
-    """Reads an image as (H, W) uint8, as `decoding.decode` does.
+    """Read the first page of an image file as grey pixels, (H, W) uint8.
 
     Raises:
-        ImageError: empty, cut off, not an image, larger than 50 megapixels, or a file whose decoder crashes, or takes
-            too long or too much memory.
-        UserError: the process that decodes does not start, or was killed from outside.
+        ImageError: if the file is empty, damaged, not an image, or larger than 50 megapixels, or if its decoder
+            crashes, takes too long or needs too much memory.
+        UserError: if the decoder process does not start or was killed from outside.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     if not data:
-        raise ImageError("empty file")
+        raise ImageError("empty file: copy it again")
     image = decode_apart(data, str(path))
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width)
 
 
-class _Died(Exception):  # noqa: N818  (what follows depends on how)
-    """A decoder process ended instead of answering."""
+class _Died(Exception):  # noqa: N818  (not an error in itself: the caller inspects the exit code)
+    """Raised when a decoder process ends without an answer."""
 
 
 class _Decoder:
-    """A decoder process.
+    """Handle of one decoder process.
 
     Attributes:
-        answered: number of files.
+        answered: number of files that the process has decoded or rejected.
 
     Raises:
-        UserError: it does not start.
+        UserError: if the process does not start.
     """
 
     def __init__(self) -> None:
         self.answered = 0
-        # -S: `site` takes as long as Python itself, and has found this process's path already; not on the path is a
-        # package that was installed as editable
+        # -S skips the module `site`, which takes as long to start as Python itself. The child gets `sys.path` of this
+        # process. PACKAGES is added because an editable installation may not be on the path.
         path = [*(entry for entry in sys.path if isinstance(entry, str)), PACKAGES]
         command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {path!a}; {PROGRAM}"]
         environment = {
@@ -79,24 +79,27 @@ class _Decoder:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         except OSError as error:
-            raise UserError(f"cannot start the process that decodes images ({error.strerror})") from error
+            raise UserError(
+                f"cannot start the process that decodes images ({error.strerror}); free memory or end other processes"
+            ) from error
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
         self._poll = select.poll()
         self._poll.register(self._output, select.POLLIN)
         _decoders.add(self)
-        if not self._output.read(1):  # it says so when it is ready
+        if not self._output.read(1):  # the process writes one byte when it is ready
             raise UserError(
                 f"the process that decodes images does not start ({_how(self.end(PATIENCE))}); "
-                f"try {sys.executable} -c 'import PIL.Image'"
+                f"run {sys.executable} -c 'import PIL.Image' to see the error"
             )
 
     def decode(self, data: bytes) -> Decoded:
-        """The bytes of a file -> its first page; afterwards the process is idle.
+        """Decode the first page of a file, given its bytes. The process is idle afterwards.
 
         Raises:
-            ImageError: as `decoding.decode`, or no answer in time; then the process is ended.
-            _Died: no answer.
+            ImageError: if the file cannot be used (see `decoding.decode`), or if there is no answer in time. In the
+                second case the process is ended.
+            _Died: if the process ends without an answer.
         """
         try:
             for part in (SIZE.pack(len(data)), data):
@@ -107,7 +110,7 @@ class _Decoder:
             raise _Died from None
         decoded, height, width, pages, ppi, size = ANSWER.unpack(self._read(ANSWER.size))
         if size > MAX_PIXELS or (decoded and size != height * width):
-            raise _Died  # it does not know what it says
+            raise _Died  # the header is nonsense, so the process is in a broken state
         answer = self._read(size)
         self.answered += 1
         _idle.append(self)
@@ -119,10 +122,10 @@ class _Decoder:
         data = bytearray(size)
         rest = memoryview(data)
         while rest:
-            # second by second: a job that is stopped and continued has not used up its time
+            # Wait in steps of one second, so that a job that was paused (SIGSTOP) does not exceed the limit at once.
             if not any(self._poll.poll(1000) for _ in range(TIME_LIMIT)):
                 self.end()
-                raise ImageError("takes too long to decode")
+                raise ImageError("takes too long to decode: convert it to PNG")
             count = self._output.readinto(rest)  # type: ignore[attr-defined]
             if not count:
                 raise _Died
@@ -130,7 +133,11 @@ class _Decoder:
         return data
 
     def end(self, patience: float = 0) -> int:
-        """Ends the process, if it does not by itself; returns its exit code, or minus the signal that ended it."""
+        """End the process; return its exit code, or the negative signal number if a signal ended it.
+
+        Args:
+            patience: seconds to wait for the process to end by itself before it is killed.
+        """
         self.disconnect()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
@@ -138,7 +145,7 @@ class _Decoder:
         return self._process.wait()
 
     def disconnect(self) -> None:
-        """Closes the ends of the pipes that this process holds."""
+        """Close the pipes to the decoder process on this side."""
         _decoders.discard(self)
         with contextlib.suppress(ValueError):
             _idle.remove(self)
@@ -146,22 +153,24 @@ class _Decoder:
         self._output.close()
 
 
-# Operations on a deque or a set are atomic: no lock, which another thread might hold during a fork.
+# Operations on a deque or a set are atomic, so no lock is needed. Another thread could hold a lock during a fork.
 _idle: deque[_Decoder] = deque()
 _decoders: set[_Decoder] = set()
 
 
 def decode_apart(data: bytes, name: str) -> Decoded:
-    """Decodes the bytes of an image file in a process of its own, which decodes other files before and after.
+    """Decode an image file in a separate process that is reused for many files.
 
-    Where the process dies, the file is tried once more in a fresh one: files before it may have damaged its memory.
+    If the process dies, the file is tried once more in a new process, because an earlier file may have corrupted the
+    memory of the first one.
 
     Args:
         data: all bytes of the file.
-        name: of the file, for messages.
+        name: name of the file, for error messages.
 
     Raises:
-        ImageError, UserError: as of `read_grey`.
+        ImageError: if the file cannot be decoded, see `read_grey`.
+        UserError: if the decoder process does not start or was killed from outside.
     """
     try:
         decoder = _idle.pop()
@@ -178,21 +187,27 @@ def decode_apart(data: bytes, name: str) -> Decoded:
             if fresh:
                 raise _reason(code, name) from None
             decoder = _Decoder()
-        except BaseException:  # Ctrl-C: its answer would come instead of the next file's
+        except BaseException:  # on Ctrl-C the pending answer would be taken for that of the next file
             decoder.end()
             raise
 
 
 def _reason(code: int, name: str) -> Exception:
-    """What is said of a file whose decoder ended with this exit code."""
+    """Return the exception for a file during which the decoder process died.
+
+    Args:
+        code: exit code of the process, or the negative number of the signal that ended it.
+        name: name of the file.
+    """
     if code == OUT_OF_MEMORY:
-        return ImageError("takes too much memory to decode")
+        return ImageError("takes too much memory to decode: convert it to 8-bit grey PNG")
     if code == -signal.SIGPROF:
-        return ImageError("takes too long to decode")
+        return ImageError("takes too long to decode: convert it to PNG")
     if code >= 0 or -code in CRASHES:
-        return ImageError(f"damaged: its decoder crashed ({_how(code)})")
+        return ImageError(f"damaged: its decoder crashed ({_how(code)}); copy it again")
     return UserError(
-        f"{name}: the process that decodes it was killed ({_how(code)}), perhaps for want of memory; try again"
+        f"{name}: the process that decodes it was killed ({_how(code)}), perhaps because memory ran out; "
+        "try again with fewer workers"
     )
 
 
@@ -201,13 +216,16 @@ def _how(code: int) -> str:
 
 
 def end_decoders() -> None:
-    """Ends all decoder processes; the next file starts one again."""
+    """End all decoder processes. Decoding another file starts a new one."""
     for decoder in list(_decoders):
         decoder.end()
 
 
 def _forget_all() -> None:
-    """In a forked process: the decoders are its parent's, and would outlive that if this one kept pipes open."""
+    """Close all pipes to decoder processes after a fork.
+
+    The decoders belong to the parent process. They would outlive the parent if the forked process kept the pipes open.
+    """
     for decoder in list(_decoders):
         decoder.disconnect()
 

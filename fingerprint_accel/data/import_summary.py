@@ -1,4 +1,4 @@
-"""What an import or a merge did, read from the finished dataset folder."""
+"""Summary of an import or a merge, read from the finished dataset folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fingerprint_accel.text import aligned
 
 @dataclass
 class ImportSummary:
-    """What an import or a merge did.
+    """Summary of an import or a merge.
 
     Attributes:
-        out: the dataset folder.
-        info: of the dataset.
-        impressions: (F,) of each finger, ascending.
-        rejected: number of files by reason.
-        notes: what is worth knowing of the set, and number of prints by what is worth knowing of them.
+        out: dataset folder.
+        info: properties of the dataset.
+        impressions: (F,) number of impressions of each finger, in ascending order.
+        rejected: number of rejected files for each reason.
+        notes: number of prints for each note about prints or about the whole dataset.
         megabytes: size of the dataset folder.
-        seconds: that it took.
+        seconds: duration of the import or merge.
     """
 
     out: Path
@@ -38,7 +38,7 @@ class ImportSummary:
 
     @classmethod
     def of(cls, out: Path, seconds: float) -> ImportSummary:
-        """Reads from a finished dataset folder what is worth saying."""
+        """Read the summary from a finished dataset folder."""
         dataset = open_dataset(out)
         rejected, notes = (Counter[str](), Counter[str]())
         for name, key, counter in ((REJECTED, "reason", rejected), (NOTES, "note", notes)):
@@ -49,7 +49,7 @@ class ImportSummary:
         return cls(out, dataset.info, np.sort(np.bincount(dataset.fingers)), rejected, notes, size, seconds)
 
     def table(self) -> str:
-        """The summary as aligned text."""
+        """Return the summary as aligned text."""
         counts = self.impressions
         rows = [
             ("fingers", f"{self.info.fingers}"),
@@ -68,7 +68,7 @@ class ImportSummary:
         return aligned(rows)
 
     def show(self) -> None:
-        """Prints the table, what looks wrong, and where to find what was rejected."""
+        """Print the table, the notes, and the name of the list of rejected files."""
         print(self.table())
         if self.rejected:
             print(f"rejected files and reasons: {self.out / REJECTED}")
@@ -77,7 +77,7 @@ class ImportSummary:
 
 
 def kind_of(reason: str) -> str:
-    """What reasons have in common, for the summary: `line 7: no path` is `no path`, `damaged: ...` is `damaged`."""
+    """Shorten a reason to its kind: `line 7: no path` becomes `no path`, and `damaged: ...` becomes `damaged`."""
     if reason.startswith("line "):
         reason = reason.partition(": ")[2]
     return reason.partition(":")[0].partition(" (")[0]

@@ -1,4 +1,4 @@
-"""The import: a folder (or csv) of image files becomes a dataset folder, in parallel and resumable."""
+"""Import image files from a folder or csv into a dataset folder, in parallel and resumably."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.captures import join_name
+from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.import_summary import ImportSummary, kind_of
 from fingerprint_accel.data.listing import finger_codes, list_files
@@ -65,36 +66,40 @@ def import_dataset(
     overwrite: bool = False,
     progress: bool = True,
 ) -> ImportSummary:
-    """Imports image files into a dataset folder; goes on from what an interrupted call with these arguments has left.
+    """Import image files into a dataset folder.
 
-    The result does not depend on the number of workers, nor on interruptions.
+    A call with the same arguments resumes an interrupted one. The result does not depend on the number of workers or on
+    interruptions.
 
     Args:
-        source: folder of images, or the csv file.
-        out: dataset folder to make.
-        layout: how file names are to be read (`layouts.NAMES`).
-        ppi: resolution of the images, pixels per inch; names, csv columns and records that state one win.
-        names: regular expression that reads file names, in place of a layout (`layouts.NamePattern`).
-        key: fields of ANSI/NIST files that name the subject, as `2.018`.
-        reading: how images are to be understood; its ppi is that given here.
-        find_minutiae: "mindtct" finds minutiae where no file states them.
-        nfiq2: stores the NFIQ 2 score of every print.
-        dataset_ppi: resolution of the dataset.
+        source: folder of images, or a csv file if `layout` is "csv".
+        out: dataset folder to create.
+        layout: convention of the file names, one of `layouts.NAMES`.
+        ppi: resolution of the images, pixels per inch. A resolution in a file name, csv column or image record takes
+            precedence.
+        names: regular expression for file names, which replaces the layout (see `layouts.NamePattern`).
+        key: numbers of the fields of ANSI/NIST transactions that identify the subject, for example `2.018`.
+        reading: options for reading the images. Its `ppi` is replaced by the argument `ppi`.
+        find_minutiae: "mindtct" to find minutiae in prints without a minutiae file; empty for none.
+        nfiq2: store the NFIQ 2 score of every print.
+        dataset_ppi: resolution of the dataset, pixels per inch.
         canvas: side of a print in the dataset, pixels.
-        minutiae: folder of minutiae files, with the paths of the images below `source` or with stems that no two images
-            have; default: beside the images.
-        encoding: of the images in the dataset, "raw" or "lz4".
-        enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`); None leaves prints as they are.
-        workers: processes; 0 for one per core. A script that asks for more than one needs
-            `if __name__ == "__main__":` around the call.
-        cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
-        seed: of the order in which prints are written.
-        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
-        progress: shows a progress bar.
+        minutiae: folder of minutiae files. Their relative paths must be those of the images, except for the suffix. A
+            file directly in the folder may also have the name of an image, if no other image has this name. By default,
+            minutiae files lie beside the images.
+        encoding: encoding of the images in the dataset, "raw" or "lz4".
+        enhance: function that enhances each canvas, `preprocess.enhance.enhance_canvas`; None to leave prints as they
+            are.
+        workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
+            needs `if __name__ == "__main__":` around the call.
+        cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
+        seed: random seed of the order in which prints are written.
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of another call.
+        progress: show a progress bar.
 
     Raises:
-        UserError: nothing to import, nothing that could be used, too little room on the disk, `out` may not be
-            written (`outputs.check_folder`), or shards of another call lie beside it.
+        UserError: if an argument is invalid, there is nothing to import, no image could be used, the disk has too
+            little space, `out` must not be written, or there are unfinished shards of another call.
     """
     started = time.perf_counter()
     check_folder(out, DATASET, inputs=[source, *([minutiae] if minutiae else [])])
@@ -105,7 +110,7 @@ def import_dataset(
     if find_minutiae or nfiq2:
         from fingerprint_accel.data.nbis import Nbis
 
-        Nbis()  # says so where it is not installed
+        Nbis()  # raises an error before the import starts if the package is not installed
     reading = dataclasses.replace(reading or Reading(), ppi=ppi)
     target = Target(dataset_ppi, canvas, enhance, find_minutiae, nfiq2)
     job = ImportJob(source, layout, names, key, reading, minutiae, target, encoding, seed)
@@ -115,7 +120,11 @@ def import_dataset(
 
 
 class ImportJob(Job):
-    """An import, shard by shard; arguments as of `import_dataset`, which has checked them."""
+    """Job that imports images shard by shard.
+
+    The arguments are those of `import_dataset`, which checks them. `target` combines the options for the prints in the
+    dataset.
+    """
 
     label, kind, pattern = "importing", DATASET, SHARD_NAMES
 
@@ -157,7 +166,7 @@ class ImportJob(Job):
             **versions(target.enhance is not None),
             "nbis-py": version("nbis-py") if target.find_minutiae or target.nfiq2 else "",
         }
-        # how small lz4 makes prints is not known
+        # the size of lz4 images is not known in advance
         self.bytes_per_print = target.canvas**2 + MINUTIAE_BYTES if encoding == "raw" else 0
         order = _shuffled(self.listing.table, seed)  # fingers are spread over shards
         per_shard = rows_per_shard(rows, target.canvas)
@@ -167,7 +176,7 @@ class ImportJob(Job):
         self._table = self.listing.table.combine_chunks()
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """As of `Job`."""
+        """See `Job.task`."""
         return functools.partial(_import_files, self._files(shard), self.reading, self.target, self.encoding)
 
     def _files(self, shard: int) -> list[ImageFile]:
@@ -190,11 +199,11 @@ class ImportJob(Job):
         ]
 
     def is_current(self, shard: int, facts: Facts) -> bool:
-        """As of `Job`: a file may have been mended meanwhile."""
+        """See `Job.is_current`. A shard is outdated if one of its files has changed."""
         return bool(facts["files"] == _state(self._files(shard)))
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """As of `Job`."""
+        """See `Job.publish`."""
         rejected, listed = [*self.listing.rejected, *self._pairing.unused], set()
         for path, reason, of_minutiae in itertools.chain.from_iterable(known["rejected"] for known in facts):
             if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
@@ -202,7 +211,7 @@ class ImportJob(Job):
                 listed.add(path)
         if not any(known["rows"] for known in facts):
             common = Counter(kind_of(reason) for _, reason in rejected).most_common(3)
-            alone = len(common) == 1  # then the whole reason names the remedy
+            alone = len(common) == 1  # a single kind of reason is shown in full, with its remedy
             reasons = "; ".join(f"{number} x {rejected[0][1] if alone else reason}" for reason, number in common)
             raise UserError(f"{self.source}: none of {len(self._table)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
@@ -220,10 +229,18 @@ class ImportJob(Job):
         publish_dataset(
             folder, self.names, facts, target.ppi, target.canvas, self.encoding, enhanced, nfiq2=target.nfiq2
         )
+        hidden = ("source", "prints", "names")  # folders of the user, and facts that are no options
+        options = {name: value for name, value in self.arguments.items() if name not in hidden}
+        options["minutiae"] = Path(options["minutiae"]).name if options["minutiae"] else None
+        origin = origin_of("import", options, [*versions(enhanced), "nbis-py"], [self.source.resolve().name])
+        write_dataset_card(folder, origin, nfiq2=target.nfiq2)
 
 
 def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
-    """(N,) rows of a listing in random order; the fingers of a slap stay together, so that it is decoded once."""
+    """Return the rows of a listing in random order, (N,) int64.
+
+    The fingers of a slap (an image of several fingers) stay together, so that the image is decoded only once.
+    """
     cut, record = (table[name].to_numpy() for name in ("cut", "record"))
     path = table["path"].combine_chunks().dictionary_encode().indices.to_numpy()
     follows = np.zeros(len(table), bool)
@@ -237,7 +254,19 @@ def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
 
 
 def _import_files(files: list[ImageFile], reading: Reading, target: Target, encoding: str, path: Path) -> Facts:
-    """Prepares the prints of a shard, in a worker."""
+    """Read the prints of one shard and write them, in a worker process.
+
+    Args:
+        files: prints to import.
+        reading: options for reading the images.
+        target: format of the prints in the dataset.
+        encoding: encoding of the images, "raw" or "lz4".
+        path: shard to write.
+
+    Returns:
+        Facts about the shard: those of `write_shard`, rejected files, notes, distances of ridges, and the state of the
+        files.
+    """
     state = _state(files)
     records, rejected, notes = [], [], []
     periods: dict[str, float] = {}
@@ -256,7 +285,7 @@ def _import_files(files: list[ImageFile], reading: Reading, target: Target, enco
             notes += [(file.name, note) for note in prepared.notes]
             if prepared.pages > 1:
                 rejected.append((file.name, f"further pages: only the first of {prepared.pages} is imported", False))
-            if prepared.period == prepared.period:  # else it is nan: too few clear ridges
+            if prepared.period == prepared.period:  # not NaN
                 periods[file.name] = round(prepared.period, 3)
     notes += outliers(periods)
     unknown = [periods[file.name] for file in files if file.name in periods and not file.ppi and not file.record]
@@ -269,7 +298,7 @@ def _state(files: Sequence[ImageFile]) -> str:
 
 
 def versions(enhance: bool) -> dict[str, Any]:
-    """Of all that decides the bytes of a print that is read, placed and perhaps enhanced."""
+    """Return the versions of all packages that determine the bytes of an imported print."""
     return {
         "fingerprint_accel": __version__,
         "pyarrow": version("pyarrow"),
@@ -279,6 +308,15 @@ def versions(enhance: bool) -> dict[str, Any]:
 
 
 def check_canvas(option: str, ppi: int, canvas: int) -> None:
-    """Raises UserError where a dataset cannot have this ppi, given as `option`, or this canvas."""
+    """Check resolution and canvas of a dataset.
+
+    Args:
+        option: name of the option that gives the resolution, for the error message.
+        ppi: resolution, pixels per inch.
+        canvas: side of the canvas, pixels.
+
+    Raises:
+        UserError: if one of them is out of range.
+    """
     require(50 <= ppi <= 2000, f"{option} {ppi}: must lie between 50 and 2000")
     require(64 <= canvas <= 2048, f"--canvas {canvas}: must lie between 64 and 2048")

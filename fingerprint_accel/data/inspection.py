@@ -1,4 +1,4 @@
-"""What a dataset holds: counts, and a contact sheet to look at."""
+"""Counts of a dataset, and a contact sheet of its prints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fingerprint_accel.outputs import PICTURE, check_picture, mark
 from fingerprint_accel.text import aligned
 
 COLUMNS = 8
-LABEL = 18  # pixels
+LABEL = 18  # height of the text above a print, pixels
 
 
 def describe(shards: Shards) -> str:
-    """Counts of a dataset as aligned text."""
+    """Return counts and properties of a dataset as aligned text."""
     info = shards.info
     per_finger = np.bincount(shards.fingers)
     minutiae = shards.minutiae(np.arange(min(len(shards), 1000)))[1]
@@ -46,20 +46,20 @@ def describe(shards: Shards) -> str:
         scores = shards.nfiq2()
         scores = scores[scores >= 0]
         median = f"median {int(np.median(scores))}, " if len(scores) else ""
-        rows.append(("NFIQ 2", f"{median}known of {len(scores)} ({len(scores) / info.prints:.0%})"))
+        rows.append(("NFIQ 2", f"{median}scores of {len(scores)} prints ({len(scores) / info.prints:.0%})"))
     size = sum(file.stat().st_size for file in shards.folder.iterdir()) / 1e6
     rows += [("shards", f"{len(info.sha256)}"), ("MB", f"{size:.1f}")]
     return aligned(rows)
 
 
 def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, columns: int = COLUMNS) -> Image.Image:
-    """One row per finger, its first impressions side by side; as wide as the finger with most of them needs.
+    """Draw some fingers of a dataset, one row for each finger with its first impressions side by side.
 
     Args:
         shards: the dataset.
-        fingers: rows of the sheet, spread evenly over the fingers.
-        minutiae: draws minutiae: a circle, and a tick along their direction.
-        columns: impressions per finger, at most.
+        fingers: number of fingers, spread evenly over the dataset.
+        minutiae: draw each minutia as a circle with a line in its direction.
+        columns: largest number of impressions of a finger.
     """
     chosen = np.unique(np.linspace(0, shards.info.fingers - 1, fingers).astype(int))
     side = shards.info.canvas
@@ -83,7 +83,15 @@ def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, colu
 
 
 def draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int, top: int) -> None:
-    """Draws the minutiae of a print whose canvas has its corner at (left, top): circles, with a tick along each."""
+    """Draw the minutiae of a print as circles with a line in their direction.
+
+    Args:
+        draw: picture to draw on.
+        shards: the dataset.
+        row: row of the print.
+        left: left edge of the canvas of the print in the picture, pixels.
+        top: top edge of the canvas of the print in the picture, pixels.
+    """
     points, counts = shards.minutiae(np.array([row]))
     for x, y, angle, _ in points[0, : counts[0]].tolist():
         x, y = left + x, top + y
@@ -92,10 +100,16 @@ def draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int
 
 
 def save_contact_sheet(shards: Shards, path: Path, fingers: int = 5, minutiae: bool = False) -> None:
-    """Writes `contact_sheet` as PNG.
+    """Write `contact_sheet` as a PNG file.
+
+    Args:
+        shards: the dataset.
+        path: file to write.
+        fingers: number of fingers.
+        minutiae: draw minutiae.
 
     Raises:
-        UserError: `path` does not end in .png, or is a file that no command has written.
+        UserError: `path` does not end in .png, or is a file that was not written by this package.
     """
     check_picture(path)
     info = PngInfo()

@@ -1,7 +1,8 @@
-"""File-name conventions: a path below SRC tells finger and impression, or why it does not.
+"""Layouts: file-name conventions that map the path of an image to its finger and impression.
 
-A convention is a regular expression with named groups, as `import --names` takes them. Paths are plain strings with
-slashes: path objects would keep the names of a million files in the interpreter's tables.
+Most layouts are regular expressions with named groups, in the format of the option `--names` of `import`. Paths are
+relative to the imported folder SRC. They are strings with slashes, because path objects need too much memory for a
+million files.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ DIGITS |= {name[0]: number for name, number in DIGITS.items()} | {str(number): n
 
 @dataclass(frozen=True)
 class Named:
-    """What a path says.
+    """Information in the path of an image.
 
     Attributes:
-        finger_key: the owner's id of the finger; of a slap, of the hand's owner.
-        impression: number of the impression, or None where it is the rank among the finger's files.
-        ppi: resolution, where the name states one, else 0.
-        slap: position code where the image shows several fingers, else 0.
-        person: whose finger it is, where the name says so.
-        position: position code of a single finger, where the name states one, else 0.
+        finger_key: identifier of the finger. For a slap (an image of several fingers) it is the identifier of the
+            person.
+        impression: number of the impression, or None to number the files of the finger in order of path.
+        ppi: resolution, pixels per inch; 0 if the path states none.
+        slap: position code of a slap; 0 for an image of one finger.
+        person: identifier of the person; empty if the path states none.
+        position: position code of a single finger; 0 if the path states none.
     """
 
     finger_key: str
@@ -44,44 +46,50 @@ class Named:
 
 
 class LayoutError(ValueError):
-    """A path that does not follow the layout; the message says why."""
+    """Raised for a path that does not follow the layout. The message gives the reason."""
 
 
 def check_ppi(ppi: int) -> int:
-    """Raises LayoutError where 0 < `ppi` is no resolution of a print; 0 states none."""
+    """Return a resolution, or raise LayoutError if it is not plausible. 0 means that none is stated."""
     if ppi and not 50 <= ppi <= 5000:
-        raise LayoutError(f"ppi {ppi} is out of range")
+        raise LayoutError(f"ppi {ppi} is out of range: it must lie between 50 and 5000")
     return ppi
 
 
 def check_impression(impression: int) -> int:
-    """Raises LayoutError where `impression` cannot be the number of an impression."""
+    """Return an impression number, or raise LayoutError if it is negative or does not fit into int64."""
     if not 0 <= impression <= LARGEST_IMPRESSION:
-        raise LayoutError(f"impression {impression} is out of range")
+        raise LayoutError(f"impression {impression} is out of range: it must lie between 0 and {LARGEST_IMPRESSION}")
     return impression
 
 
 def finger_position(text: str) -> int:
-    """Finger position code of a text: `07`, `left_index`, `L2`.
+    """Convert a text such as `07`, `left_index` or `L2` to a finger position code.
+
+    The codes are those of ANSI/NIST-ITL: 1 to 5 from the right thumb to the right little finger, 6 to 10 for the left
+    hand, and further codes for images of several fingers.
 
     Raises:
-        LayoutError: it means no finger.
+        LayoutError: if the text does not name a finger or several fingers.
     """
     if text.isdigit():
         code = int(text)
         if code in SLAPS:
             return code
         if code not in SINGLE_FINGERS:
-            raise LayoutError(f"finger position {code} is not one finger")
+            raise LayoutError(f"finger position {code} is not a finger: use a code from 1 to 15")
         return SINGLE_FINGERS[code]
     words = re.fullmatch(r"(right|left|r|l)[ _-]?([a-z]+|[1-5])(?:[ _-]?finger)?", text.lower())
     if words is None or words[2] not in DIGITS:
-        raise LayoutError(f"finger position {text} is not known; codes 1 to 15 and words as left_index are")
+        raise LayoutError(f"finger position {text} is unknown: use a code from 1 to 15 or words such as left_index")
     return HANDS[words[1]] + DIGITS[words[2]]
 
 
 def position_name(code: int) -> str:
-    """What `finger_position` reads: `left_index` for 7; the code itself for extra fingers, empty for 0."""
+    """Return the name of a finger position, for example `left_index` for 7.
+
+    For codes above 10 the result is the code itself, and for 0 it is empty.
+    """
     if not 1 <= code <= 10:
         return str(code) if code else ""
     return f"{'right' if code <= 5 else 'left'}_{('thumb', 'index', 'middle', 'ring', 'little')[(code - 1) % 5]}"
@@ -89,14 +97,17 @@ def position_name(code: int) -> str:
 
 @dataclass(frozen=True)
 class NamePattern:
-    """A convention as a regular expression with some of the groups finger, subject, position, impression and ppi.
+    """Layout given by a regular expression with named groups.
 
-    It is matched with the name of a file without its suffix, or with its whole path where it has a slash in it.
+    The groups are finger, subject, position, impression and ppi. Some may be missing. The expression must match the
+    whole file name without its suffix. If the expression contains a slash, it must match the whole path without the
+    suffix.
 
     Args:
         pattern: the expression.
-        example: a name that follows it, for messages.
-        with_folder: files of the same name in other folders are other fingers.
+        example: a name that matches, for error messages.
+        with_folder: make the folder a part of the finger key, so that equal names in different folders are different
+            fingers.
     """
 
     pattern: re.Pattern[str]
@@ -104,7 +115,7 @@ class NamePattern:
     with_folder: bool = False
 
     def match(self, path: str) -> re.Match[str]:
-        """The match with a path; LayoutError where it does not follow."""
+        """Match a path, or raise LayoutError if it does not follow the layout."""
         stem = posixpath.splitext(path)[0]
         match = self.pattern.fullmatch(stem if "/" in self.pattern.pattern else posixpath.basename(stem))
         if match is None:
@@ -129,15 +140,15 @@ class NamePattern:
             return Named(unicodedata.normalize("NFC", key), impression, ppi, slap, person, 0 if slap else position)
         except ValueError as error:
             raise (
-                error if isinstance(error, LayoutError) else LayoutError("impression and ppi are no numbers")
+                error if isinstance(error, LayoutError) else LayoutError("impression and ppi must be whole numbers")
             ) from None
 
 
 def names_layout(expression: str) -> NamePattern:
-    """The layout of `--names`.
+    """Make a layout from the regular expression of the option `--names`.
 
     Raises:
-        UserError: no regular expression, or without a group that tells fingers apart.
+        UserError: if the expression is invalid, has an unknown group, or has neither a group `finger` nor `subject`.
     """
     try:
         pattern = re.compile(expression)
@@ -152,15 +163,18 @@ def names_layout(expression: str) -> NamePattern:
 
 
 def folders(path: str) -> Named:
-    """`finger_key/anything.png`: the folder is the finger, impressions count in order of name."""
+    """Read a path of the layout `finger/anything.png`: the folder is the finger key.
+
+    Impressions are numbered in order of path.
+    """
     folder = posixpath.dirname(path)
     if not folder:
-        raise LayoutError("lies in no finger's folder")
+        raise LayoutError("lies in no finger's folder: move it to a subfolder that is named after the finger")
     return Named(unicodedata.normalize("NFC", folder), None)
 
 
 _FLX = NamePattern(
-    re.compile(r"(?P<nist>[fs])?(?P<finger>\d+)_(?P<impression>\d+)"), "<finger>_<impression>, as 10_9.png"
+    re.compile(r"(?P<nist>[fs])?(?P<finger>\d+)_(?P<impression>\d+)"), "<finger>_<impression>, such as 10_9.png"
 )
 _SOCOFING = NamePattern(
     re.compile(
@@ -173,9 +187,10 @@ _SOCOFING = NamePattern(
 
 
 def flx(path: str) -> Named:
-    """`<finger>_<impression>`, in any folder; the listing makes impressions count from 0, as in flx.
+    """Read a path of the layout `<finger>_<impression>` of the package flx, in any folder.
 
-    `f0001_01` and `s0001_01`, the names of NIST SD4, are impressions 0 and 1.
+    The listing shifts impressions that count from 1 so that they count from 0. The names `f0001_01` and `s0001_01` of
+    the database NIST SD4 are impressions 0 and 1 of one finger.
     """
     match = _FLX.match(path)
     finger, impression = int(match["finger"]), check_impression(int(match["impression"]))
@@ -185,7 +200,11 @@ def flx(path: str) -> Named:
 
 
 def socofing(path: str) -> Named:
-    """`1__M_Left_index_finger.BMP`; altered versions (`..._CR`, `_Obl`, `_Zcut`) are further impressions."""
+    """Read a path of the database SOCOFing, for example `1__M_Left_index_finger.BMP`.
+
+    The original is impression 0. Altered versions (`..._CR`, `_Obl`, `_Zcut`) are impressions 1 to 3 at the level easy,
+    4 to 6 at medium and 7 to 9 at hard. The level is read from the name of the folder.
+    """
     match = _SOCOFING.match(path)
     finger = f"{int(match['subject'])}_{match['hand'].lower()}_{match['name'].lower()}"
     if match["altered"] is None:
@@ -196,16 +215,16 @@ def socofing(path: str) -> Named:
 
 
 def records(path: str) -> Named:
-    """Names say nothing: the records of ANSI/NIST files tell the finger."""
-    raise LayoutError("an image file does not say whose finger it shows: choose another --layout, or --names")
+    """Reject every path: with the layout `records`, only records of container files determine the finger."""
+    raise LayoutError("an image file does not state its finger: choose another --layout, or give --names")
 
 
 LAYOUTS: dict[str, Callable[[str], Named]] = {
-    # folders tell databases apart: DB1_B/101_1.tif is another finger
+    # The folder is part of the key, because the databases DB1_B and DB2_B contain files of the same name.
     "fvc": NamePattern(re.compile(r"(?P<finger>\d+)_(?P<impression>\d+)"), "101_1.tif", with_folder=True),
     "folders": folders,
     "flx": flx,
-    # SD300, SD301 and SD302: devices and kinds of capture are impressions of the same finger
+    # NIST SD300, SD301 and SD302: images of different devices and capture types are impressions of the same finger.
     "nist": NamePattern(
         re.compile(r"(?P<subject>\d{4,})(?=_.*_)(?:_(?P<ppi>\d{3,4})(?=_)|_[^_]+)+?_(?P<position>\d{1,2})"),
         "00002302_R_500_roll_01.png",
@@ -217,7 +236,7 @@ NAMES = (*LAYOUTS, "csv")
 
 
 def guess(paths: list[str]) -> list[str]:
-    """Layouts that every one of some sample paths follows, most particular first: a hint for error messages."""
+    """Return the names of the layouts that all given paths follow, the most specific first."""
 
     def fits(name: str) -> bool:
         try:

@@ -1,4 +1,7 @@
-"""Which prints to import: a listing that holds a million of them compactly, as Arrow arrays."""
+"""List the prints to import with their fingers and impressions, before any image is decoded.
+
+A listing is an Arrow table, so that a million prints fit into little memory.
+"""
 
 from __future__ import annotations
 
@@ -33,18 +36,19 @@ from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEMPLATE, walk
 from fingerprint_accel.errors import UserError, require
 
-SAYS_NOTHING = Named("", 0)  # a name that tells no finger
+SAYS_NOTHING = Named("", 0)  # result for a name that contains no information
 
 
 @dataclass
 class Listing:
-    """Prints to import, and what is not.
+    """Prints to import, and files that are not imported.
 
     Attributes:
-        root: what relative paths are relative to.
-        table: columns path, record, cut, slap, position, person, finger_key, impression, ppi, minutiae.
-        rejected: path and reason.
-        templates: paths of minutiae files that were met.
+        root: folder that relative paths refer to.
+        table: one row per print, with the columns path, record, cut, slap, position, person, finger_key, impression,
+            ppi and minutiae (see `listing_rows.FIELDS`).
+        rejected: path and reason of each file or record that is not imported.
+        templates: paths of the minutiae files that were found.
     """
 
     root: Path
@@ -56,24 +60,25 @@ class Listing:
 def list_files(
     source: Path, layout: str, *, names: str = "", key: Sequence[str] = (), raw_size: tuple[int, int] | None = None
 ) -> Listing:
-    """Lists what a layout finds at SRC.
+    """List the prints in a folder or csv file, reading fingers and impressions from the file names.
 
     Args:
-        source: the folder, or the csv file.
-        layout: of `NAMES`.
-        names: regular expression in place of a layout.
-        key: fields of ANSI/NIST files that name the subject.
-        raw_size: (height, width) of files of raw pixels.
+        source: folder of images, or the csv file.
+        layout: file-name convention, one of `layouts.NAMES`.
+        names: regular expression for file names; replaces `layout` if it is not empty.
+        key: numbers of the fields of ANSI/NIST transactions that identify the subject, for example `2.018`.
+        raw_size: (height, width) of files of raw pixels, or None.
 
     Raises:
-        UserError: SRC is missing, holds no image, or nothing in it follows the layout.
+        UserError: if the source is missing or holds no image, if no file follows the layout, or if the layout is
+            unknown.
     """
     if names:
         read: Callable[[str], Named] = names_layout(names)
     elif layout in LAYOUTS:
         read = LAYOUTS[layout]
     elif layout != "csv":
-        raise UserError(f"--layout {layout or '(none)'}: there are {', '.join(NAMES)}; or give --names")
+        raise UserError(f"--layout {layout or '(none)'}: unknown; there are {', '.join(NAMES)}, or give --names")
     if layout == "csv" and not names:
         return _list_csv(source, key)
     require(source.is_dir(), f"{source}: no such folder; give the folder that holds the images")
@@ -89,9 +94,19 @@ def list_files(
 def list_prints(
     folder: Path, raw_size: tuple[int, int] | None = None, names: str = "", key: Sequence[str] = ()
 ) -> Listing:
-    """Lists every print below a folder, whatever names say; arguments and errors as of `list_files`.
+    """List all prints below a folder without a layout.
 
-    The finger key of an image is its path, unless `names` reads another; records of containers tell their own.
+    The finger key of an image is its path, unless `names` is given. Prints of container files (files with several
+    images) get their keys from the records.
+
+    Args:
+        folder: folder of images.
+        raw_size: (height, width) of files of raw pixels, or None.
+        names: regular expression that reads fingers from file names; empty for none.
+        key: numbers of the fields of ANSI/NIST transactions that identify the subject.
+
+    Raises:
+        UserError: if the folder is missing or holds no print.
     """
     require(folder.is_dir(), f"{folder}: no such folder; give the folder that holds the images")
     if names:
@@ -104,9 +119,14 @@ def list_prints(
 
 
 def list_paths(paths: Sequence[Path], names: str = "", key: Sequence[str] = ()) -> Listing:
-    """Lists the prints of some files, images or containers, as `list_prints` does those below a folder.
+    """List the prints of given files, as `list_prints` does for a folder.
 
-    `path#record` is one record. A file that cannot be read counts as an image, so that whoever opens it says why.
+    A file that cannot be read is listed as an image, so that the error is raised when it is opened.
+
+    Args:
+        paths: image or container files. `path#record` selects one record of a container.
+        names: regular expression that reads fingers from file names; empty for none.
+        key: numbers of the fields of ANSI/NIST transactions that identify the subject.
     """
     read: Callable[[str], Named] = names_layout(names) if names else lambda path: SAYS_NOTHING
     rows = Rows(key)
@@ -124,7 +144,14 @@ def list_paths(paths: Sequence[Path], names: str = "", key: Sequence[str] = ()) 
 def _walked(
     source: Path, read: Callable[[str], Named], key: Sequence[str], raw_size: tuple[int, int] | None
 ) -> tuple[Rows, list[str]]:
-    """Rows of every print below a folder, and some names of images."""
+    """Collect the prints below a folder; also return the paths of up to 50 images.
+
+    Args:
+        source: the folder.
+        read: function that reads finger and impression from a path.
+        key: numbers of the fields of ANSI/NIST transactions that identify the subject.
+        raw_size: (height, width) of files of raw pixels, or None.
+    """
     rows, sample = Rows(key), list[str]()
     for met in walk(source, raw_size[0] * raw_size[1] if raw_size else 0):
         if met.reason:
@@ -152,13 +179,22 @@ def _read_name(read: Callable[[str], Named], path: str) -> Named | LayoutError:
 
 
 def _nothing(source: Path, layout: str, sample: list[str], rejected: list[tuple[str, str]]) -> UserError:
-    """Why there is nothing to import."""
+    """Return the error for a source without any print to import.
+
+    Args:
+        source: folder of images.
+        layout: file-name convention.
+        sample: paths of some images.
+        rejected: path and reason of each rejected file.
+    """
     if not sample:
         if rejected:
             return UserError(f"{source}: holds no print ({len(rejected)} files, {rejected[0][0]}: {rejected[0][1]})")
-        return UserError(f"{source}: holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        return UserError(
+            f"{source}: holds no image file; give a folder with images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
     fitting = [name for name in guess(sample) if name != layout]
-    remedy = f"try --layout {fitting[0]}" if fitting else "see `import --help`, or list the files in a csv"
+    remedy = f"try --layout {fitting[0]}" if fitting else "give --names, or list the files in a csv (`import --help`)"
     path, reason = next((path, reason) for path, reason in rejected if path in sample)
     return UserError(f"{source}: no file follows layout {layout} ({path}: {reason}); {remedy}")
 
@@ -167,7 +203,7 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
     try:
         file = source.open(newline="", encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv SRC is the file") from error
+        raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv, give a csv file") from error
     rows = Rows(key)
     with file:
         try:
@@ -175,7 +211,7 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
             missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
             if missing:
                 header = "path,finger,impression[,ppi][,minutiae][,position][,person]"
-                raise UserError(f"{source}: no column {missing[0]}; the header is {header}")
+                raise UserError(f"{source}: no column {missing[0]}; the header must be {header}")
             for row in reader:
                 where = row["path"] or f"{source.name} line {reader.line_num}"
                 try:
@@ -183,13 +219,13 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
                 except LayoutError as error:
                     rows.rejected.append((where, f"line {reader.line_num}: {error}"))
                     continue
-                # what has the suffix of an image is not opened before its turn comes
+                # files with the suffix of an image are not opened here
                 if posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES or not _is_container(source.parent, path):
                     rows.add(path, named, row.get("minutiae") or None)
                 else:
                     rows.add_container(source.parent, path, named, row.get("minutiae") or None)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{source}: not a csv file in UTF-8 ({error})") from error
+            raise UserError(f"{source}: not a csv file in UTF-8 ({error}); save it as such") from error
     table = rows.table()
     if not len(table):
         raise UserError(f"{source}: no usable line" + (f" ({rows.rejected[0][1]})" if rows.rejected else ""))
@@ -198,13 +234,13 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
 
 
 def _templates_beside(root: Path, table: pa.Table) -> pa.Array:
-    """Minutiae files in the folders of the images that a csv names."""
+    """Find the minutiae files in the folders of the images that a csv lists."""
     folders = pc.unique(pc.replace_substring_regex(table["path"], r"(^|/)[^/]*$", r"\1")).to_pylist()
     found = []
     for folder in folders:
         try:
-            names = os.listdir(root / folder)  # noqa: PTH208  (no path objects for a million names)
-        except OSError:  # an image in it is rejected for this
+            names = os.listdir(root / folder)  # noqa: PTH208  (path objects are slow for a million names)
+        except OSError:  # the images in this folder are rejected later with this error
             continue
         found += [folder + name for name in names if posixpath.splitext(name)[1].lower() in TEMPLATE_SUFFIXES]
     return pa.array(found, pa.string())
@@ -222,9 +258,9 @@ def _is_container(root: Path, path: str) -> bool:
 def _csv_row(row: dict[str, str]) -> tuple[str, Named]:
     path, finger = row["path"], row["finger"]
     if not path:
-        raise LayoutError("no path")
+        raise LayoutError("no path: fill in the column path")
     if not finger:
-        raise LayoutError("no finger")
+        raise LayoutError("no finger: fill in the column finger")
     try:
         impression, ppi = int(row["impression"]), int(row.get("ppi") or 0)
     except (TypeError, ValueError):
@@ -240,12 +276,12 @@ def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:
 
 
 def finger_codes(table: pa.Table) -> np.ndarray:
-    """(N,) int64: a number for the finger of every row."""
+    """Number the fingers of a listing; return the number for each row, (N,) int64."""
     return pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy().astype(np.int64)
 
 
 def _from_zero(table: pa.Table) -> pa.Table:
-    """Moves impressions that count from 1 to count from 0, as flx does."""
+    """Subtract 1 from all impression numbers if the lowest is 1 or more, because flx counts from 0."""
     impressions = table["impression"].to_numpy()
     stated = impressions >= 0
     lowest = int(impressions[stated].min()) if stated.any() else 0
@@ -253,8 +289,13 @@ def _from_zero(table: pa.Table) -> pa.Table:
 
 
 def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.Table:
-    """Keeps the first of the files that claim one impression of one finger, and rejects the others."""
-    numbers = np.unique(table["impression"].to_numpy(), return_inverse=True)[1]  # below 2^32, whatever they count
+    """Keep the first of several prints with the same finger and impression.
+
+    Args:
+        table: the listing.
+        rejected: paths and reasons of the other prints are appended.
+    """
+    numbers = np.unique(table["impression"].to_numpy(), return_inverse=True)[1]  # ranks, which fit into 32 bits
     claim = finger_codes(table) << 32 | numbers.astype(np.int64)
     _, first, whose = np.unique(claim, return_index=True, return_inverse=True)
     if len(first) == len(table):
@@ -269,12 +310,15 @@ def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.
 
 
 def name_of(table: pa.Table, row: int) -> str:
-    """What a print is called in the dataset."""
+    """Return the name of a print: path, record and finger position, see `captures.join_name`."""
     return join_name(*(table[column][row].as_py() for column in ("path", "record", "cut")))
 
 
 def _ranked(table: pa.Table) -> pa.Table:
-    """Numbers the impressions that have none, in order of path within each finger, behind those that have one."""
+    """Assign numbers to impressions without a number.
+
+    They follow the highest stated number of their finger, in order of path.
+    """
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0
     if open_rows.any():

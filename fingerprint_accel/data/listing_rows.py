@@ -1,4 +1,4 @@
-"""Rows of a listing: each print of each file, with the key of its finger."""
+"""Collect the rows of a listing: one row per print, with the finger key."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
 from fingerprint_accel.data.layouts import Named
 
 CHUNK = 65536
-TRANSACTION_NUMBER = "1.009"  # field of ANSI/NIST files
+TRANSACTION_NUMBER = "1.009"  # field of an ANSI/NIST transaction that holds its number
 FIELDS = [
     ("path", pa.string()),
-    ("record", pa.int32()),  # of a container; 0: the file is an image
-    ("cut", pa.int16()),  # position of the finger to cut out of a slap; 0: the image shows one finger
-    ("slap", pa.int16()),  # position code of the slap where the file does not state it
-    ("position", pa.int16()),  # of the finger; 0: not known
-    ("person", pa.string()),  # whose finger it is; empty: not known
+    ("record", pa.int32()),  # number of the record in a container file; 0 for an image file
+    ("cut", pa.int16()),  # finger to cut out of a slap (an image of several fingers); 0 for an image of one finger
+    ("slap", pa.int16()),  # position code of the slap if the file does not state it
+    ("position", pa.int16()),  # position code of the finger; 0 if unknown
+    ("person", pa.string()),  # identifier of the person; empty if unknown
     ("finger_key", pa.string()),
-    ("subject", pa.string()),  # number of a transaction that may go before the key; null: the key is complete
-    ("impression", pa.int64()),  # -1: rank among the finger's files
-    ("ppi", pa.int32()),  # 0: as the record states it, or as given on the command line
+    ("subject", pa.string()),  # transaction number to put before an incomplete key; null if the key is complete
+    ("impression", pa.int64()),  # -1 to number the files of the finger in order of path
+    ("ppi", pa.int32()),  # 0 to use the resolution in the record or the default of the import
     ("minutiae", pa.string()),
 ]
 
 
 class Rows:
-    """Collects rows and turns every CHUNK of them into Arrow, so that few Python objects live at a time."""
+    """Collect the rows of a listing.
+
+    After every CHUNK rows, the rows are converted to Arrow, so that few Python objects exist at a time.
+
+    Args:
+        key: numbers of the fields of ANSI/NIST transactions that identify the subject. If it is empty, the transaction
+            number is used.
+
+    Attributes:
+        rows: rows that are not yet converted.
+        parts: converted rows.
+        rejected: path and reason of each rejected file or record.
+    """
 
     def __init__(self, key: Sequence[str]) -> None:
         self.rows: list[tuple] = []
@@ -43,7 +55,13 @@ class Rows:
         self._template_parts: list[pa.Array] = []
 
     def add(self, path: str, named: Named, minutiae: str | None = None) -> None:
-        """An image file: one print, or the fingers of a slap."""
+        """Add an image file: one print, or one print for each finger of a slap.
+
+        Args:
+            path: path of the file.
+            named: information from the file name or the csv.
+            minutiae: path of the minutiae file, if the csv states it.
+        """
         if named.slap:
             for finger in SLAPS[named.slap]:
                 key = f"{named.finger_key}_{finger:02d}"
@@ -54,7 +72,14 @@ class Rows:
             self._add(path, 0, 0, 0, *who, None, named.impression, named.ppi, minutiae)
 
     def add_container(self, root: Path, path: str, named: Named | None, minutiae: str | None = None) -> None:
-        """A container: all its prints, or the one that `path#record` names. `named` is what names or the csv say."""
+        """Add the prints of a container file (a file with several images).
+
+        Args:
+            root: folder that `path` is relative to.
+            path: path of the file; `path#record` selects one record.
+            named: information from the file name or the csv, or None.
+            minutiae: path of the minutiae file, if the csv states it.
+        """
         file, number, _ = split_name(path)
         try:
             records = read_records(root / file, self.key or [TRANSACTION_NUMBER])
@@ -69,7 +94,7 @@ class Rows:
             if record.reason:
                 self.rejected.append((join_name(file, record.number, 0), record.reason))
             elif not alone and record.fingers == (0,):
-                reason = "does not state the finger's position, and is not the only print of the file"
+                reason = "does not state the finger's position, and the file holds several prints: add the position"
                 self.rejected.append((join_name(file, record.number, 0), reason))
             else:
                 self._add_record(file, record, named, alone, minutiae)
@@ -106,25 +131,28 @@ class Rows:
         self.rows = []
 
     def add_template(self, path: str) -> None:
-        """A minutiae file."""
+        """Add the path of a minutiae file."""
         self._templates.append(path)
         if len(self._templates) == CHUNK:
             self._template_parts.append(pa.array(self._templates, pa.string()))
             self._templates = []
 
     def templates(self) -> pa.Array:
-        """Paths of all minutiae files."""
+        """Return the paths of all minutiae files."""
         return pa.concat_arrays([*self._template_parts, pa.array(self._templates, pa.string())])
 
     def table(self) -> pa.Table:
-        """All rows, with complete keys."""
+        """Return all rows as a table with complete finger keys, without the column `subject`."""
         self._flush()
         return _with_subjects(pa.Table.from_batches(self.parts))
 
 
 def _with_subjects(table: pa.Table) -> pa.Table:
-    """Completes keys that are a position alone: by the number of the transaction, or by the file's name where the
-    transaction has none, or shares it with another file. This is also the person."""
+    """Complete finger keys that consist of a finger position only.
+
+    The transaction number is put before the position and also becomes the person. If a transaction has no number, or
+    another file has the same number, the path of the file without suffix takes its place.
+    """
     subjects = table["subject"]
     if subjects.null_count == len(table):
         return table.drop(["subject"])

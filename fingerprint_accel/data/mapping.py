@@ -1,4 +1,4 @@
-"""Memory-mapped files: what the system is told about the pages that are wanted next, or no longer."""
+"""Memory-mapped files with hints to the operating system (`madvise`) about the pages in use."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ import numpy as np
 import pyarrow as pa
 
 PAGE = mmap.PAGESIZE
-_MADVISE = ctypes.CDLL(None).madvise  # an `mmap.mmap` has it as a method, but holds a file descriptor for each file
+# `mmap.mmap` offers madvise as a method, but keeps a file descriptor open for each file.
+_MADVISE = ctypes.CDLL(None).madvise
 _MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MappedFile:
-    """A file mapped into memory for reading. It holds no file descriptor, so there may be any number of them.
+    """File that is memory-mapped for reading.
+
+    No file descriptor stays open, so the number of mapped files is not limited.
 
     Attributes:
-        buffer: all of it, without a copy; it keeps the mapping alive.
+        path: path of the file.
+        buffer: contents of the file, without a copy. The mapping exists as long as the buffer.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: if the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,20 +40,28 @@ class MappedFile:
         return self.buffer.size
 
     def offset(self, address: int) -> int:
-        """Where in the file a memory address of the mapping lies, bytes."""
+        """Convert a memory address in the mapping to an offset in the file, bytes."""
         return address - self.buffer.address
 
     def read_only_what_is_touched(self) -> None:
-        """Switches off the system's own read-ahead, which guesses wrong where rows come in random order."""
+        """Disable the read-ahead of the operating system, which wastes reads if rows are read in random order."""
         self._advise("MADV_RANDOM", 0, len(self))
 
     def wanted(self, starts: np.ndarray, length: np.ndarray) -> None:
-        """Has the system fetch pieces in the background: starts (N,) ascending and length (N,), bytes."""
+        """Tell the operating system to load parts of the file in the background.
+
+        Args:
+            starts: (N,) offsets of the parts in ascending order, bytes.
+            length: (N,) lengths of the parts, bytes.
+        """
         for start, end in _merged(starts // PAGE * PAGE, starts + length):
             self._advise("MADV_WILLNEED", start, end - start)
 
     def unmap_pages(self) -> None:
-        """Takes its pages out of this process's memory; they stay in the system's cache while there is room."""
+        """Remove the pages of the file from the memory of this process.
+
+        They stay in the page cache of the operating system while there is free memory.
+        """
         self._advise("MADV_DONTNEED", 0, len(self))
 
     def _advise(self, advice: str, start: int, length: int) -> None:
@@ -59,16 +71,25 @@ class MappedFile:
 
 
 def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Ascending pieces, joined where they touch."""
+    """Merge adjacent or overlapping intervals.
+
+    Args:
+        starts: (N,) starts of the intervals, ascending.
+        ends: (N,) ends of the intervals, ascending.
+
+    Returns:
+        Start and end of each merged interval.
+    """
     apart = np.flatnonzero(starts[1:] > ends[:-1])
     first, last = np.concatenate([[0], apart + 1]), np.concatenate([apart, [len(starts) - 1]])
     return zip(starts[first].tolist(), ends[last].tolist(), strict=True)
 
 
 def resident_files() -> int:
-    """Bytes of mapped files in this process's resident memory; 0 where the system does not tell.
+    """Return the resident memory of this process that consists of mapped files, bytes.
 
-    It is more than was read: a system that caches a file in large pieces maps them whole.
+    The number can exceed the bytes that were read, because the operating system may map large pages. It is 0 on systems
+    without `/proc`.
     """
     try:
         return int(Path("/proc/self/statm").read_text().split()[2]) * PAGE
@@ -77,10 +98,13 @@ def resident_files() -> int:
 
 
 def memory_of_machine() -> int:
-    """Bytes of memory that this process may use at most: of the machine, or of its control group."""
+    """Return the memory that this process may use, in bytes.
+
+    It is the memory of the machine, or the limit of the control group of the process if that is lower.
+    """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _control_group_files():
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError):  # the file is missing or contains "max"
             limits.append(int(path.read_text()))
     return min(limits)
 

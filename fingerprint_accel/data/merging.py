@@ -1,9 +1,11 @@
-"""`fingerprint-accel merge`: datasets become one, with other shards, encoding, resolution or canvas. Resumable."""
+"""Merge datasets into one, optionally with other shards, encoding, resolution or canvas.
+
+The module implements the command `fingerprint-accel merge`. An interrupted merge can be resumed.
+"""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,11 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from fingerprint_accel.data.canvas import recanvas, recanvas_left
+from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.import_summary import ImportSummary
 from fingerprint_accel.data.importing import check_canvas, versions
+from fingerprint_accel.data.merged_keys import kept_apart, renumbered, selected_rows
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.print_file import Enhance
 from fingerprint_accel.data.shard_writing import (
@@ -37,21 +42,24 @@ from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
 from fingerprint_accel.outputs import check_folder
 
-SAMPLED = 16  # prints encoded beforehand to tell how much room all will need
+SAMPLED = 16  # number of prints that are encoded beforehand to estimate the required disk space
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What the merged dataset is to be like; 0 or "" is what the first source is.
+    """Options of a merged dataset.
 
     Attributes:
-        ppi: resolution, pixels per inch.
-        canvas: side of a print, pixels.
-        encoding: of the images, "raw" or "lz4".
-        rows_per_shard: prints per file; 0 leaves it to `shard_writing.rows_per_shard`.
-        join_fingers: equal finger keys of different sources are one finger.
-        enhance: done once to every canvas (`preprocess.enhance.enhance_canvas`).
-        seed: of the order in which prints are written.
+        ppi: resolution, pixels per inch; 0 for that of the first source.
+        canvas: side of a print, pixels; 0 for that of the first source.
+        encoding: encoding of the images, "raw" or "lz4"; empty for that of the first source.
+        rows_per_shard: number of prints per shard; 0 for the default of `shard_writing.rows_per_shard`.
+        join_fingers: treat equal finger keys of different sources as one finger.
+        enhance: function that enhances each canvas, `preprocess.enhance.enhance_canvas`; None to leave prints as they
+            are.
+        seed: random seed of the order in which prints are written.
+        keep: regular expression; only fingers whose whole key matches are merged. "" keeps all.
+        drop: regular expression; fingers whose whole key matches are left out. "" drops none.
     """
 
     ppi: int = 0
@@ -61,6 +69,8 @@ class MergeOptions:
     join_fingers: bool = False
     enhance: Enhance | None = None
     seed: int = 0
+    keep: str = ""
+    drop: str = ""
 
 
 def merge(
@@ -73,25 +83,28 @@ def merge(
     overwrite: bool = False,
     progress: bool = True,
 ) -> ImportSummary:
-    """Writes one dataset folder from one or more; goes on from what an interrupted call with these arguments has left.
+    """Merge one or more datasets into a new dataset folder.
 
-    The bytes depend on the sources and the options alone: not on workers or interruptions.
+    A call with the same arguments resumes an interrupted one. The written bytes depend only on the sources and the
+    options, not on the number of workers or on interruptions.
 
     Args:
-        sources: dataset folders.
-        out: dataset folder to make.
-        options: what it is to be like.
-        workers: processes; 0 for one per core. A script that asks for more than one needs
-            `if __name__ == "__main__":` around the call.
-        cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
-        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
-        progress: shows a progress bar.
+        sources: dataset folders to merge.
+        out: dataset folder to create.
+        options: options of the new dataset. By default it is like the first source.
+        workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
+            needs `if __name__ == "__main__":` around the call.
+        cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of another call.
+        progress: show a progress bar.
 
     Raises:
-        UserError: a source missing, damaged, or enhanced where others are not; `out` exists or lies in a source; a
-            number out of range; too little room on the disk; shards of another call beside `out`.
+        UserError: if there is no source, a source is missing or damaged, only some sources are enhanced, an option is
+            out of range, `out` exists or lies in a source, the disk has too little space, or there are unfinished
+            shards of another call.
     """
     started = time.perf_counter()
+    require(len(sources) > 0, "no source: give at least one dataset folder")
     sources, out = [source.resolve() for source in sources], Path(out).absolute()
     for source, times in Counter(sources).items():
         require(times == 1, f"{source}: given {times} times; give every source once")
@@ -104,13 +117,17 @@ def merge(
 
 
 def _completed(options: MergeOptions, sources: Sequence[Shards]) -> MergeOptions:
-    """The options with what they leave to the first source; raises UserError where they cannot be met."""
+    """Fill in the options that are taken from the first source, and check all options.
+
+    Raises:
+        UserError: if an option is out of range, or does not fit the sources.
+    """
     enhanced = [source.info.enhanced for source in sources]
     if any(enhanced) and options.enhance is not None:
         raise UserError(f"{sources[enhanced.index(True)].folder}: enhanced already; leave out --enhance")
     if len(set(enhanced)) > 1:
         which, other = sources[enhanced.index(True)].folder, sources[enhanced.index(False)].folder
-        raise UserError(f"{which}: enhanced, but {other} is not; merge {other} with --enhance by itself first")
+        raise UserError(f"{which}: enhanced, but {other} is not; first merge {other} with --enhance by itself")
     first = sources[0].info
     ppi, canvas = options.ppi or first.ppi, options.canvas or first.canvas
     encoding = options.encoding or first.encoding
@@ -121,16 +138,24 @@ def _completed(options: MergeOptions, sources: Sequence[Shards]) -> MergeOptions
 
 
 def _open_source(folder: Path) -> Shards:
-    """`open_dataset`, with remedies for folders that people take for datasets."""
+    """Open a dataset, with remedies in the errors for folders that are often mistaken for datasets."""
     if not (folder / "fingerprint.json").is_file() and folder.is_dir():
         if any(folder.glob("*.arrow")):
             raise UserError(f"{folder}: no fingerprint.json beside its shards; copy or import it again")
-        raise UserError(f"{folder}: not a dataset folder; if it holds images, `import` makes one of them")
+        raise UserError(f"{folder}: not a dataset folder; if it holds images, import them with `import`")
     return open_dataset(folder)
 
 
 class _Row(NamedTuple):
-    """A row of the merged dataset: the number of its source, its row there, and its new names."""
+    """One row of the merged dataset.
+
+    Attributes:
+        source: index of its source.
+        row: row in the source.
+        finger: finger number in the merged dataset.
+        finger_key: finger key in the merged dataset.
+        impression: impression number in the merged dataset.
+    """
 
     source: int
     row: int
@@ -140,14 +165,14 @@ class _Row(NamedTuple):
 
 
 class MergeJob(Job):
-    """The rows of several datasets in the order in which they are written, shuffled over fingers; shard by shard.
+    """Job that writes the shards of a merged dataset, with rows in random order.
 
     Args:
-        sources: the datasets.
-        options: without defaults left open.
+        sources: the datasets to merge.
+        options: options of the merged dataset, filled in by `_completed`.
 
     Raises:
-        UserError: more impressions of a joined finger than can be told apart.
+        UserError: if `keep` or `drop` select no finger, or an impression number of a joined finger is too large.
     """
 
     label, kind, pattern = "merging", DATASET, SHARD_NAMES
@@ -163,10 +188,12 @@ class MergeJob(Job):
             "join_fingers": options.join_fingers,
             "enhance": options.enhance is not None,
             "seed": options.seed,
+            "keep": options.keep,
+            "drop": options.drop,
             **versions(options.enhance is not None),
         }
         self.enhanced = options.enhance is not None or sources[0].info.enhanced
-        # columns that one source has at least; others do not know
+        # a column is written if at least one source has it; rows of other sources get the value for unknown
         self.columns = {
             "truth": any(source.has_truth for source in sources),
             "nfiq2": any(source.has_nfiq2 for source in sources),
@@ -174,37 +201,46 @@ class MergeJob(Job):
         self._sources = [
             (source.folder, state_of_files(source.folder / name for name in source.info.sha256)) for source in sources
         ]
+        self._synthetic = all(
+            pc.all(pc.starts_with(source.table["source"], "synthetic/")).as_py() for source in sources
+        )
         self._collect(sources)
         rows = len(self._places)
         self._per_shard = options.rows_per_shard or rows_per_shard(rows, options.canvas)
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
 
     def _collect(self, sources: Sequence[Shards]) -> None:
-        """Source, row in it, and new finger and impression of each row (N, 4), in the order of writing."""
+        """Choose the rows of the merged dataset, number their fingers and impressions, and shuffle them.
+
+        The result is stored in `_keys`, the key of each finger, and in `_places`, (N, 4) int64 source, row in the
+        source, finger and impression in the order of writing.
+        """
+        taken = selected_rows(sources, self.options.keep, self.options.drop)
+        row = np.concatenate([np.arange(len(source)) for source in sources])[taken]
+        origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])[taken]
+        impression = np.concatenate([source.impressions for source in sources]).astype(np.int64)[taken]
+
+        # Number the keys of all fingers first, then renumber the selected fingers without gaps.
         keys = [source.key_of_finger for source in sources] if self.options.join_fingers else kept_apart(sources)
-        codes: dict[str, int] = {}
-        finger = np.concatenate(
-            [
-                np.array([codes.setdefault(key, len(codes)) for key in of_source], np.int64)[source.fingers]
-                for source, of_source in zip(sources, keys, strict=True)
-            ]
-        )
-        impression = np.concatenate([source.impressions for source in sources]).astype(np.int64)
-        origin = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        numbers: dict[str, int] = {}
+        of_source = [np.array([numbers.setdefault(key, len(numbers)) for key in names], np.int64) for names in keys]
+        finger = np.concatenate([new[source.fingers] for new, source in zip(of_source, sources, strict=True)])[taken]
+        present, finger = np.unique(finger, return_inverse=True)
+        names = list(numbers)
+        self._keys = [names[number] for number in present.tolist()]
+
         if self.options.join_fingers and len(sources) > 1:
             impression = renumbered(finger, impression, origin)
         order = permutation(len(finger), self.options.seed, epoch=0, level=2)
-        row = np.concatenate([np.arange(len(source)) for source in sources])
         self._places = np.stack([origin, row, finger, impression], axis=1)[order]
-        self._keys = list(codes)
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """As of `Job`."""
+        """See `Job.task`."""
         rows = self._rows(range(shard * self._per_shard, shard * self._per_shard + self.sizes[shard]))
         return functools.partial(_write_merged, self._sources, rows, self.options, self.columns)
 
     def _rows(self, places: Iterable[int]) -> list[_Row]:
-        """Rows of the merged dataset."""
+        """Return rows of the merged dataset, given their places in the order of writing."""
         return [
             _Row(source, row, finger, self._keys[finger], impression)
             for source, row, finger, impression in self._places[list(places)].tolist()
@@ -212,7 +248,10 @@ class MergeJob(Job):
 
     @functools.cached_property
     def bytes_per_print(self) -> float:  # type: ignore[override]
-        """As of `Job`; how small lz4 makes prints is measured on some of them."""
+        """Estimated size of a print on disk, bytes.
+
+        For the encoding lz4 the size is measured on SAMPLED prints, with a margin of 10 %.
+        """
         if self.options.encoding == "raw":
             return self.options.canvas**2 + MINUTIAE_BYTES
         chosen = self._rows(np.unique(np.linspace(0, len(self._places) - 1, SAMPLED).astype(int)))
@@ -220,22 +259,29 @@ class MergeJob(Job):
         return 1.1 * float(np.mean(sizes)) + MINUTIAE_BYTES
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """As of `Job`."""
+        """See `Job.publish`."""
         options = self.options
         publish_dataset(
             folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, **self.columns
         )
+        known = {name: value for name, value in self.arguments.items() if name != "sources"}
+        names = [source.name for source, _ in self._sources]
+        origin = origin_of("merge", known, list(versions(options.enhance is not None)), names, self._synthetic)
+        write_dataset_card(folder, origin, **self.columns)
 
 
 def _write_merged(
     sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions, columns: dict[str, bool], path: Path
 ) -> Facts:
-    """Writes one shard, in a worker."""
+    """Write one shard in a worker process."""
     return write_shard(path, _records(sources, rows, options), options.canvas, options.encoding, **columns)
 
 
 def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions) -> Iterator[Record]:
-    """Yields rows in the order given, but reads those of each record batch in the order of the files."""
+    """Read rows of the merged dataset; yield them in the given order.
+
+    The rows of each record batch are read in the order of the source files, which is faster.
+    """
     at_once = rows_per_record_batch(options.canvas)
     for start in range(0, len(rows), at_once):
         batch = rows[start : start + at_once]
@@ -245,12 +291,17 @@ def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOp
 
 @functools.lru_cache
 def _opened(folder: Path, state: str) -> Shards:
-    """A source, opened once in a worker; `state` differs after one of its files was replaced."""
+    """Open a source once per worker process.
+
+    Args:
+        folder: dataset folder.
+        state: fingerprint of the state of its files, so that the cache does not return a replaced dataset.
+    """
     return open_dataset(folder)
 
 
 def _record(shards: Shards, row: _Row, options: MergeOptions) -> Record:
-    """A print as the merged dataset stores it."""
+    """Read a print from its source and convert it to the format of the merged dataset."""
     info, table = shards.info, shards.table
     points, counts = shards.minutiae(np.array([row.row]))
     minutiae, truth = points[0, : counts[0]], None
@@ -273,48 +324,3 @@ def _record(shards: Shards, row: _Row, options: MergeOptions) -> Record:
     source = table["source"][row.row].as_py()
     nfiq2 = table["nfiq2"][row.row].as_py() if shards.has_nfiq2 else -1
     return Record(stored, row.finger_key, row.impression, source, minutiae, truth, row.finger, nfiq2)
-
-
-def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
-    """The keys of each source; those that another source has too are prefixed with the source's name.
-
-    Sources of one name are told apart by numbers: `db1/101`, `db1-2/101`.
-    """
-    count = Counter(itertools.chain.from_iterable(source.key_of_finger for source in sources))
-    prefixes: set[str] = set()
-    result = []
-    for source in sources:
-        if all(count[key] == 1 for key in source.key_of_finger):
-            result.append(source.key_of_finger)
-            continue
-        for number in itertools.count(1):
-            prefix = source.folder.name if number == 1 else f"{source.folder.name}-{number}"
-            keys = [key if count[key] == 1 else f"{prefix}/{key}" for key in source.key_of_finger]
-            taken = any(count[key] > 1 and f"{prefix}/{key}" in count for key in source.key_of_finger)
-            if prefix not in prefixes and not taken:
-                break
-        prefixes.add(prefix)
-        result.append(keys)
-    return result
-
-
-def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """(N,) int64 impressions in which those that an earlier source has taken go on behind the finger's highest.
-
-    Args:
-        finger, impression, origin: (N,) finger, impression, and number of the source of each print.
-    """
-    order = np.lexsort((impression, origin, finger))
-    who, number = finger[order], impression[order].copy()
-    claims = who << 16 | number
-    _, first = np.unique(claims, return_index=True)  # the first of equal ones: that of the earliest source
-    late = np.ones(len(order), bool)
-    late[first] = False
-    starts = np.flatnonzero(np.diff(who, prepend=-1))
-    highest = np.repeat(np.maximum.reduceat(number, starts), np.diff(starts, append=len(who)))
-    before = np.cumsum(late) - late  # late ones of all fingers before this print
-    rank = before - np.repeat(before[starts], np.diff(starts, append=len(who)))
-    number[late] = (highest + 1 + rank)[late]
-    result = np.empty_like(impression)
-    result[order] = number
-    return result

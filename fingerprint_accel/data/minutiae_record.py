@@ -1,4 +1,7 @@
-"""Binary minutiae records: ISO/IEC 19794-2:2005, :2011 and on-card compact, INCITS 378-2004 and -2009."""
+"""Read binary minutiae records.
+
+Supported formats are ISO/IEC 19794-2:2005, :2011 and on-card compact, and INCITS 378-2004 and -2009.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,23 @@ import numpy as np
 
 MAGIC = b"FMR\0"
 CM_PER_INCH = 2.54
-CARD_PPI = 254.0  # 0.1 mm
+CARD_PPI = 254.0  # resolution of the on-card format: units of 0.1 mm
 NO_MINUTIAE = np.empty((0, 4), np.float32)
 
 
 class TemplateError(ValueError):
-    """A minutiae file that cannot be read; the message says why."""
+    """Raised for a minutiae file that cannot be read. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """Minutiae of one print.
+    """Minutiae of one print, with the size and resolution of the image in which they were found.
 
     Attributes:
-        minutiae: (n, 4) float32 x, y, angle, quality.
-        width, height: of the image they were found in, as the file states it; 0 where it does not.
-        ppi: of that image, as the file states it; 0 where it does not.
+        minutiae: (n, 4) float32 x, y (pixels), angle (radians) and quality (0 to 1).
+        width: width of the image, pixels; 0 if the file does not state it.
+        height: height of the image, pixels; 0 if the file does not state it.
+        ppi: resolution of the image, pixels per inch; 0 if the file does not state it.
     """
 
     minutiae: np.ndarray
@@ -35,9 +39,17 @@ class Template:
     ppi: float = 0.0
 
     def fitted(self, width: int, height: int, ppi: float = 0.0) -> np.ndarray:
-        """(n, 4): the minutiae on an image of another size; points scale along each axis, angles bend along.
+        """Scale the minutiae to an image of another size, with a separate factor for each axis.
 
-        Where the file does not state a size, its resolution and that of the image, `ppi`, decide.
+        If the file states no size, the ratio of the resolutions is used as the factor.
+
+        Args:
+            width: width of the new image, pixels.
+            height: height of the new image, pixels.
+            ppi: resolution of the new image, pixels per inch; 0 if unknown.
+
+        Returns:
+            (n, 4) float32 x, y, angle, quality. The angles are adapted to the scaling.
         """
         if not self.width or not self.height:
             scale_x = scale_y = ppi / self.ppi if ppi and self.ppi and abs(ppi / self.ppi - 1) > 0.02 else 1.0
@@ -55,16 +67,19 @@ class Template:
 
 @dataclass(frozen=True)
 class Header:
-    """How a version of the finger minutiae record begins, and how its views do; places are bytes.
+    """Layout of the headers in one version of the finger minutiae record.
+
+    A record consists of a header and views. Each view holds the minutiae of one image. Offsets and sizes are in bytes.
 
     Attributes:
-        version: what follows the magic.
-        length: format of the record's length and where it stands.
-        size: bytes of the header.
-        views: where the number of views stands.
-        image: where width, height and resolution of the image stand, in the header, or in the view if `in_view`.
-        view: bytes of a view's header, the last of which counts its minutiae.
-        unit: of angles, radians.
+        version: version string after the magic bytes.
+        length: `struct` format and offset of the length of the record.
+        size: size of the header.
+        views: offset of the number of views.
+        image: offset of width, height and resolution of the image, relative to the header, or to the view if `in_view`.
+        view: size of the header of a view. Its last byte is the number of minutiae.
+        unit: unit of angles, radians.
+        in_view: whether size and resolution of the image are in the view.
     """
 
     version: bytes
@@ -81,29 +96,32 @@ ISO_ANGLE, ANSI_ANGLE = 2 * math.pi / 256, math.radians(2)
 HEADERS = (
     Header(b" 20", (">I", 8), 24, 22, 14, 4, ISO_ANGLE),  # ISO/IEC 19794-2:2005
     Header(b" 20", (">H", 8), 26, 24, 16, 4, ANSI_ANGLE),  # INCITS 378-2004
-    Header(b" 20", (">2xI", 8), 30, 28, 20, 4, ANSI_ANGLE),  # the same, with a length of six bytes
+    Header(b" 20", (">2xI", 8), 30, 28, 20, 4, ANSI_ANGLE),  # INCITS 378-2004 with a length field of six bytes
     Header(b"030", (">I", 8), 21, 19, 8, 17, ANSI_ANGLE, in_view=True),  # INCITS 378-2009
-    Header(b"030", (">I", 8), 20, 18, 8, 17, ANSI_ANGLE, in_view=True),  # its draft, which NIST's tools write
-    Header(b"035", (">I", 8), 21, 19, 8, 17, ANSI_ANGLE, in_view=True),  # its Amendment 1
+    Header(b"030", (">I", 8), 20, 18, 8, 17, ANSI_ANGLE, in_view=True),  # draft of INCITS 378-2009, as NIST tools write
+    Header(b"035", (">I", 8), 21, 19, 8, 17, ANSI_ANGLE, in_view=True),  # INCITS 378-2009, Amendment 1
 )
 
 
 def read_record(data: bytes, position: int) -> Template:
-    """Reads a finger minutiae record; what its length does not cover is padding, as SDKs leave in their buffers.
+    """Read the minutiae of one finger from a finger minutiae record.
+
+    Bytes after the stated length are ignored if they are 0 or 255, because some SDKs write padding.
 
     Args:
-        data: from the magic on.
-        position: finger position that the image shows, to choose from several; 0: not known.
+        data: bytes of the record, starting with the magic bytes `FMR`.
+        position: position code of the finger, which selects one of several fingers in the record; 0 if unknown.
 
     Raises:
-        TemplateError: of an unknown version, cut off, or of several fingers or views.
-        struct.error, IndexError: damaged.
+        TemplateError: if the version is unknown, the record is cut off, or several fingers or views remain to choose
+            from.
+        struct.error, IndexError: if the record is damaged.
     """
     version = data[4:7]
     known = [header for header in HEADERS if header.version == version]
     if not known:
-        raise TemplateError(f"minutiae record of version {version!r}")
-    reason = TemplateError("record length differs from file length")
+        raise TemplateError(f"minutiae record of version {version!r}, which is not supported; export it as ISO 19794-2")
+    reason = TemplateError("record length differs from file length; copy the file again")
     for header in known:
         kind, at = header.length
         length = struct.unpack_from(kind, data, at)[0]
@@ -117,13 +135,25 @@ def read_record(data: bytes, position: int) -> Template:
             reason = error
             continue
         return _chosen(views, position)
-    if version == b"030":  # which ISO/IEC 19794-2:2011 has too
+    if version == b"030":  # ISO/IEC 19794-2:2011 has the same version string
         return _read_iso_2011(data, position)
     raise reason
 
 
 def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
-    """Finger position and minutiae of each view; IndexError where the views do not fill the record."""
+    """Iterate over the views of a record.
+
+    Args:
+        data: bytes of the record.
+        header: layout of its headers.
+
+    Yields:
+        Finger position code and minutiae of each view.
+
+    Raises:
+        IndexError, struct.error: if the record does not have this layout.
+        TemplateError: if minutiae are missing at the end.
+    """
     at = header.size
     for _ in range(data[header.views]):
         width, height, per_cm = struct.unpack_from(">HHH", data, header.image + (at if header.in_view else 0))
@@ -132,31 +162,39 @@ def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
         minutiae = _minutiae(data[at:], count, 6, header.unit)
         yield position, Template(minutiae, width, height, per_cm * CM_PER_INCH)
         at += 6 * count
-        at += 2 + struct.unpack_from(">H", data, at)[0]  # extended data
-    # NIST's own records leave two bytes, or lack one of the extended data: only version 030, which three formats share,
-    # is told by its end
+        at += 2 + struct.unpack_from(">H", data, at)[0]  # skip extended data
+    # The end is checked only for version 030, which three formats share. Records of NIST may have two bytes too many or
+    # one too few.
     if header.version == b"030" and at != len(data):
         raise IndexError
 
 
 def _chosen(views: list[tuple[int, Template]], position: int) -> Template:
-    """The view of the finger that the image shows."""
+    """Choose the view of the finger on the image.
+
+    Args:
+        views: finger position code and minutiae of each view.
+        position: position code of the finger on the image; 0 if unknown.
+
+    Raises:
+        TemplateError: if the only view shows another finger, or if several views remain.
+    """
     if not views:
         return Template(NO_MINUTIAE, 0, 0)
     fitting = [(stated, template) for stated, template in views if stated == position] if position else []
     if len(fitting or views) == 1:
         stated, template = (fitting or views)[0]
         if position and stated and stated != position:
-            raise TemplateError(f"of finger position {stated}, but the image shows {position}")
+            raise TemplateError(f"of finger position {stated}, but the image shows finger position {position}")
         return template
     fingers = len({stated for stated, _ in views})
     what = f"{fingers} fingers" if fingers > 1 else f"{len(views)} views of a finger"
-    raise TemplateError(f"record of {what}, which cannot be told apart")
+    raise TemplateError(f"record of {what}, which cannot be told apart; state the finger position, or split the record")
 
 
 def _minutiae(data: bytes, count: int, size: int, unit: float) -> np.ndarray:
     if len(data) < count * size:
-        raise TemplateError(f"cut off: {count} minutiae announced, {len(data) // size} there")
+        raise TemplateError(f"cut off: {count} minutiae announced, {len(data) // size} found; copy the file again")
     raw = np.frombuffer(data, np.uint8, count * size).reshape(count, size).astype(np.float32)
     x = (raw[:, 0] % 64) * 256 + raw[:, 1]  # the upper two bits hold the type of minutia
     y = (raw[:, 2] % 64) * 256 + raw[:, 3]
@@ -165,21 +203,24 @@ def _minutiae(data: bytes, count: int, size: int, unit: float) -> np.ndarray:
 
 
 def _read_iso_2011(data: bytes, position: int) -> Template:
-    """ISO/IEC 19794-2:2011: every representation has a header of its own, with blocks of changing length."""
+    """Read a record of ISO/IEC 19794-2:2011, where the header of each view has blocks of variable length.
+
+    Arguments and errors are those of `read_record`.
+    """
     length, representations, certified = struct.unpack_from(">IHB", data, 8)
     if length > len(data) or data[length:].strip(b"\0\xff"):
-        raise TemplateError("record length differs from file length")
+        raise TemplateError("record length differs from file length; copy the file again")
     views, start = [], 15
     for _ in range(representations):
-        at = start + 4 + 9 + 1 + 2 + 2  # length, time, technology, vendor and device of a representation
+        at = start + 4 + 9 + 1 + 2 + 2  # skip length, time, technology, vendor and device of the view
         at += 1 + 5 * data[at]  # quality blocks
         if certified:
             at += 1 + 3 * data[at]
-        # position, number, resolution along x and y, impression type
+        # after position and number: resolution along x and y, impression type, width, height, sizes, count
         per_cm, _, _, width, height, packed, count = struct.unpack_from(">HHBHHBB", data, at + 2)
         size = packed >> 4
         if size not in (5, 6):
-            raise TemplateError(f"minutiae of {size} bytes")
+            raise TemplateError(f"damaged: minutiae of {size} bytes instead of 5 or 6")
         minutiae = _minutiae(data[at + 13 :], count, size, ISO_ANGLE)
         views.append((data[at], Template(minutiae, width, height, per_cm * CM_PER_INCH)))
         start += struct.unpack_from(">I", data, start)[0]
@@ -187,11 +228,17 @@ def _read_iso_2011(data: bytes, position: int) -> Template:
 
 
 def read_card(data: bytes) -> Template:
-    """ISO/IEC 19794-2 on-card compact size: x and y in 0.1 mm (8 bits each, y downwards), type and angle in 6 bits."""
-    if data[:2] == b"\x7f\x2e":  # a biometric data template: its first object 81 or 90 holds the minutiae
+    """Read minutiae in the compact on-card format of ISO/IEC 19794-2.
+
+    A minutia has three bytes: x and y in units of 0.1 mm (y downwards), then type (2 bits) and angle (6 bits).
+
+    Raises:
+        TemplateError: if the data are not in this format.
+    """
+    if data[:2] == b"\x7f\x2e":  # a biometric data template, whose object 81 or 90 holds the minutiae
         data = _object(data, (0x81, 0x90))
     if not data or len(data) % 3:
-        raise TemplateError("not a card record: three bytes per minutia")
+        raise TemplateError(f"not an on-card record: {len(data)} bytes are not a multiple of 3")
     raw = np.frombuffer(data, np.uint8).reshape(-1, 3).astype(np.float32)
     angle = (raw[:, 2] % 64) * (2 * math.pi / 64)
     zeros = np.zeros(len(raw), np.float32)
@@ -199,18 +246,24 @@ def read_card(data: bytes) -> Template:
 
 
 def _object(data: bytes, tags: tuple[int, ...]) -> bytes:
-    """The value of the first of some BER-TLV objects inside of the outermost one."""
+    """Return the value of the first object with one of the given tags inside a BER-TLV object.
+
+    BER-TLV is the encoding of smart cards: tag, length and value.
+
+    Raises:
+        TemplateError: if there is no such object.
+    """
     at, end = 2 + _length(data, 2)[1], len(data)
     while at < end:
         length, size = _length(data, at + 1)
         if data[at] in tags:
             return data[at + 1 + size : at + 1 + size + length]
         at += 1 + size + length
-    raise TemplateError("card record without minutiae")
+    raise TemplateError("on-card record without minutiae; export it again")
 
 
 def _length(data: bytes, at: int) -> tuple[int, int]:
-    """A BER length, and the bytes that it takes."""
+    """Read a BER length field; return its value and its size in bytes."""
     if data[at] < 0x80:
         return data[at], 1
     more = data[at] - 0x80

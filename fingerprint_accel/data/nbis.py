@@ -1,8 +1,9 @@
-"""NIST's own minutiae detector (mindtct), matcher (Bozorth3) and NFIQ 2, through `nbis-py`, which compiles their code.
+"""Find and match minutiae and measure image quality with NIST software, through the package `nbis-py`.
 
-mindtct finds x and y from the top left, directions in steps of 11.25 degrees that mean what ours mean (towards the
-side with more ridges, as in ISO/IEC 19794-2), and a reliability from 0 to 1. With `contrast_boost` it repeats
-`mindtct -b`: of the 3,877 minutiae published for FVC2000 DB1_B, 98 % to the pixel.
+The programs are the minutiae detector mindtct, the matcher Bozorth3 and the quality measure NFIQ 2. mindtct returns x
+and y from the top left corner, angles in steps of 11.25 degrees and a reliability from 0 to 1. Angles follow ISO/IEC
+19794-2, as everywhere in this package. `contrast_boost` reproduces the option `-b` of mindtct: of the 3,877 minutiae
+published for FVC2000 DB1_B, 98 % are found at exactly the same pixel.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from PIL import Image
 
 from fingerprint_accel.errors import UserError
 
-PPI = 500  # the resolution that all three are made for
+PPI = 500  # resolution that the three programs expect, pixels per inch
 ENDING, BIFURCATION = 1, 2
-SMALLEST = 32  # side of an image, pixels: NIST's code reads beyond the ends of images of fewer than 16 and crashes
-RELIABLE = 0.3  # on clean synthetic prints 94 % of such minutiae are there, 67 % of all (benchmarks/minutiae_worth.py)
-FEW, RUN = 10, 5  # a tail of the histogram begins at 5 grey values with fewer than 10 pixels each
+SMALLEST = 32  # minimum side of an image, pixels; the NIST code crashes on images with a side below 16
+# Minimum reliability of a minutia. On clean synthetic prints 94 % of such minutiae exist, and 67 % of all
+# (benchmarks/minutiae_worth.py).
+RELIABLE = 0.3
+FEW, RUN = 10, 5  # a tail of the histogram starts at 5 consecutive grey levels with fewer than 10 pixels each
 
 
 @dataclass(frozen=True)
 class Found:
-    """What NBIS says about one print.
+    """Results of the NIST software for one print.
 
     Attributes:
-        minutiae: (n, 4) x, y, angle, reliability, in pixels of the image at 500 ppi.
-        kinds: (n,) ENDING or BIFURCATION.
-        template: for `Nbis.compare`.
-        quality: NFIQ 2 score, 0 to 100; NaN where it gives none.
+        minutiae: (n, 4) x, y (pixels of the image at 500 ppi), angle (radians) and reliability (0 to 1).
+        kinds: (n,) int64, ENDING or BIFURCATION.
+        template: ISO/IEC 19794-2:2005 record of the minutiae, for `Nbis.compare`.
+        quality: NFIQ 2 score, 0 to 100; NaN if the print is too small to judge.
     """
 
     minutiae: np.ndarray
@@ -44,10 +47,10 @@ class Found:
 
 
 class Nbis:
-    """One process's handle.
+    """Handle of the NIST software in one process.
 
     Raises:
-        UserError: `nbis-py` is not installed, or has no library for this machine.
+        UserError: if `nbis-py` is not installed or cannot run on this machine.
     """
 
     def __init__(self) -> None:
@@ -67,31 +70,37 @@ class Nbis:
         return self._nbis.new_nbis_extractor(settings)
 
     def extract(self, grey: np.ndarray) -> Found:
-        """Minutiae of the boosted image, quality of the image as it is; (H, W) uint8 at 500 ppi."""
+        """Find the minutiae and the quality of a print.
+
+        Minutiae are searched after `contrast_boost`. The quality is that of the original image.
+
+        Args:
+            grey: (H, W) uint8 at 500 ppi, ridges dark.
+        """
         found = self._boosted(grey)
         kinds = np.array([minutia.kind().value for minutia in found.get()], np.int64)
         return Found(_table(found), kinds, bytes(found.to_iso_19794_2_2005()), self.quality(grey))
 
     def minutiae(self, grey: np.ndarray) -> np.ndarray:
-        """The minutiae of `extract` alone: (n, 4) float32."""
+        """Find only the minutiae of `extract`: (H, W) uint8 at 500 ppi -> (n, 4) float32."""
         return _table(self._boosted(grey)).astype(np.float32)
 
     def template(self, grey: np.ndarray) -> bytes:
-        """The template of `extract` alone, in a fifth of the time; (H, W) uint8 at 500 ppi."""
+        """Compute only the template of `extract`, in a fifth of the time, for a print (H, W) uint8 at 500 ppi."""
         return bytes(self._boosted(grey).to_iso_19794_2_2005())
 
     def _boosted(self, grey: np.ndarray) -> Any:
         return self._detector.extract_minutiae(_png(contrast_boost(grey)))
 
     def quality(self, grey: np.ndarray) -> float:
-        """NFIQ 2 score of a print (H, W) uint8 at 500 ppi; nan where it shows too little to judge."""
+        """Return the NFIQ 2 score of a print (H, W) uint8 at 500 ppi; NaN if the print is too small to judge."""
         try:
             return float(self._judge.extract_minutiae(_png(grey)).quality().score)
-        except self._nbis.NbisError.Nfiq2ComputeFailed:  # too little print to judge
+        except self._nbis.NbisError.Nfiq2ComputeFailed:  # the print is too small
             return float("nan")
 
     def compare(self, first: bytes, second: bytes) -> int:
-        """Bozorth3's score of two templates."""
+        """Compare two templates of `extract` or `template` with Bozorth3; return the score, 0 or more."""
         for template in (first, second):
             if template not in self._loaded:
                 self._loaded[template] = self._detector.load_iso_19794_2_2005(template)
@@ -109,20 +118,20 @@ def _handle() -> Nbis:
 
 
 def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
-    """mindtct's minutiae of a print at any resolution: (n, 4) float32 x, y, angle, reliability in pixels of the image.
+    """Find the minutiae of a print with mindtct, at any resolution.
 
-    Those that it calls less reliable than RELIABLE are left out: a network that learns from them learns what is not
-    there.
+    Minutiae with a reliability below RELIABLE are dropped, because many of them do not exist.
 
     Args:
         grey: (H, W) uint8, ridges dark.
-        ppi: of the image.
+        ppi: resolution of the image, pixels per inch.
 
     Returns:
-        None of an image with a side below 1.6 mm, which cannot show a print.
+        (n, 4) float32 x, y (image pixels), angle (radians) and reliability. n is 0 for an image with a side below
+        1.6 mm.
 
     Raises:
-        UserError: `nbis-py` is not installed.
+        UserError: if `nbis-py` is not installed.
     """
     handle, known = _handle(), _at_500(grey, ppi)
     if min(known.shape) < SMALLEST:
@@ -134,10 +143,14 @@ def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
 
 
 def nfiq2(grey: np.ndarray, ppi: float) -> int:
-    """NFIQ 2 score of a print (H, W) uint8 at any resolution, 0 to 100; -1 where it shows too little to judge.
+    """Return the NFIQ 2 score of a print, 0 to 100; -1 if the print is too small to judge.
+
+    Args:
+        grey: (H, W) uint8, ridges dark.
+        ppi: resolution of the image, pixels per inch.
 
     Raises:
-        UserError: `nbis-py` is not installed.
+        UserError: if `nbis-py` is not installed.
     """
     handle, known = _handle(), _at_500(grey, ppi)
     score = handle.quality(known) if min(known.shape) >= SMALLEST else math.nan
@@ -158,7 +171,7 @@ def _png(grey: np.ndarray) -> bytes:
 
 
 def contrast_boost(grey: np.ndarray) -> np.ndarray:
-    """What `mindtct -b` does first: cuts the tails of the histogram off and stretches the rest over 0 to 255.
+    """Clip the tails of the histogram and stretch the rest to 0..255, as `mindtct -b` does: (H, W) uint8.
 
     Source: NBIS 5.0, User's Guide to NIST Biometric Image Software (NISTIR 7392), section on MINDTCT.
     """
@@ -173,6 +186,6 @@ def contrast_boost(grey: np.ndarray) -> np.ndarray:
 
 
 def _tail(few: np.ndarray) -> int | None:
-    """Where the first RUN of True begins."""
+    """Return the index of the first RUN consecutive true values, or None if there is no such run."""
     windows = np.convolve(few, np.ones(RUN, np.int64), "valid") == RUN if len(few) >= RUN else few[:0]
     return int(windows.argmax()) if windows.any() else None

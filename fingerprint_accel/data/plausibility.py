@@ -1,4 +1,4 @@
-"""What a print itself says about its resolution and its colours, beside what its owner says."""
+"""Check from the images whether the stated resolution is right, and whether prints are inverted."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ from PIL import Image, ImageFilter
 
 from fingerprint_accel.data.ridges import MM_PER_INCH, measure_ridges
 
-# Median distance of ridges of eight sets of adults' prints: 0.37 to 0.49 mm, the lowest of a generator.
+# Typical distance of ridges of adults, mm. The medians of eight sets of prints are 0.37 to 0.49 mm. The lowest is that
+# of a set of generated prints.
 RIDGE_PERIOD_MM = 0.46
-PERIODS_MM = (0.18, 1.1)  # so that prints of half or twice the stated resolution are measured too
-WINDOW_MM = 2.4
-LEAST_SHARE = 0.35  # of a window's energy around one frequency
-NEAR = 0.2  # of a usual resolution, as a share
-FEWEST_FOR_OUTLIERS = 5  # prints of a shard, below which none is called unlike the others
-LEAST_WINDOWS, MOST_WINDOWS = 4, 12
-CENTRE_WINDOWS = 4  # along each side of the middle part that is looked at first
-SET_TOLERANCE = 0.2  # of a set's median, which age and sex of its people may explain
-PRINT_TOLERANCE = 0.5  # of one print
-# Of sensors and archives. Ridges tell a resolution to a fifth at best: those closer together are left out.
+PERIODS_MM = (0.18, 1.1)  # range of ridge distances; it covers prints of half or twice the stated resolution
+WINDOW_MM = 2.4  # side of a window in which the ridge distance is measured, mm
+LEAST_SHARE = 0.35  # minimum share of the energy of a window around one frequency
+NEAR = 0.2  # largest deviation (natural logarithm) from a common resolution
+FEWEST_FOR_OUTLIERS = 5  # minimum number of prints in a shard for the search for outliers
+LEAST_WINDOWS, MOST_WINDOWS = 4, 12  # number of windows that are needed, and that are measured
+CENTRE_WINDOWS = 4  # side of the central part that is measured first, in windows
+SET_TOLERANCE = 0.2  # largest relative deviation of the median of a set; age and sex can explain it
+PRINT_TOLERANCE = 0.5  # largest relative deviation of one print
+# Common resolutions of sensors and archives. The ridge distance determines the resolution only to about 20 %, so
+# resolutions that lie closer together are left out.
 USUAL_PPI = (100, 200, 250, 300, 500, 800, 1000, 1200, 2000)
-DARK_PAPER = 0.2  # of the way from the dark to the bright lines of a print: what is darker is not paper
+DARK_PAPER = 0.2  # largest brightness of dark paper, on a scale from the dark (0) to the bright (1) lines of the print
 
 
 def ridge_period(grey: np.ndarray, ppi: float) -> float:
-    """Distance of the ridges of a print in mm, by its stated resolution; nan where too few are clear.
+    """Measure the distance of ridges in mm; NaN if the print has too few clear ridges.
 
     Args:
-        grey: (H, W) uint8.
-        ppi: as stated.
+        grey: (H, W) uint8 image of a print.
+        ppi: stated resolution of the image, pixels per inch.
     """
     window = WINDOW_MM / MM_PER_INCH * ppi
     top, left = (max(0, int(length / 2 - CENTRE_WINDOWS / 2 * window)) for length in grey.shape)
     bottom, right = (int(length / 2 + CENTRE_WINDOWS / 2 * window) + 1 for length in grey.shape)
-    found = _period(grey[top:bottom, left:right], ppi)  # the middle is enough for most prints, and takes less time
+    found = _period(grey[top:bottom, left:right], ppi)  # the central part is enough for most prints, and faster
     return _period(grey, ppi) if math.isnan(found) and (top or left) else found
 
 
 def _period(grey: np.ndarray, ppi: float) -> float:
-    # Shading is stronger than ridges where its period is longer: it goes first.
+    # Shading is stronger than ridges and would dominate the spectrum, so it is subtracted first.
     image = Image.fromarray(grey)
     shading = np.asarray(image.filter(ImageFilter.BoxBlur(RIDGE_PERIOD_MM / MM_PER_INCH * ppi)), np.float32)
     measured = measure_ridges(grey - shading, ppi, WINDOW_MM, PERIODS_MM, overlap=False, most=MOST_WINDOWS)
@@ -49,16 +51,27 @@ def _period(grey: np.ndarray, ppi: float) -> float:
 
 
 def likely_ppi(period: float, ppi: float) -> int:
-    """The resolution at which ridges that seem `period` mm apart at `ppi` would be as far apart as those of adults: a
-    usual one, or where none is near, to tens."""
+    """Estimate the true resolution of prints from the measured distance of their ridges.
+
+    Args:
+        period: distance of ridges measured with the resolution `ppi`, mm.
+        ppi: stated resolution, pixels per inch.
+
+    Returns:
+        Resolution at which ridges are as far apart as those of adults, pixels per inch. It is rounded to a common
+        resolution, or to a multiple of 10 if none is close.
+    """
     true = ppi * period / RIDGE_PERIOD_MM
     usual = min(USUAL_PPI, key=lambda usual: abs(math.log(usual / true)))
     return usual if abs(math.log(usual / true)) < NEAR else round(true / 10) * 10
 
 
 def is_inverted(grey: np.ndarray) -> bool:
-    """Whether ridges are light on dark paper, (H, W) uint8: both sides of the image and its corners are as dark as the
-    dark lines in its middle. A print that fills its image leaves no paper to tell, and counts as it is."""
+    """Tell whether an image (H, W) uint8 shows light ridges on dark background.
+
+    This is the case if the left and right edge and the four corners are as dark as the dark lines in the middle. A
+    print that fills the whole image has no visible background and counts as not inverted.
+    """
     height, width = grey.shape
     rim = max(4, min(height, width) // 32)
     if min(height, width) < 4 * rim:
@@ -72,35 +85,41 @@ def is_inverted(grey: np.ndarray) -> bool:
 
 
 def about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
-    """What the ridges of images without a resolution of their own say about the one that was given for them.
+    """Check the resolution given for a set of prints by their typical distance of ridges.
 
     Args:
-        periods: distance of the ridges of each print, mm, by that resolution.
-        ppi: the resolution.
+        periods: distance of ridges of each print, measured with the resolution `ppi`, mm.
+        ppi: resolution given for images that do not state their own, pixels per inch.
 
     Returns:
-        Nothing, or one note, under the path ".".
+        One note (path "." and text) if the resolution seems wrong; otherwise an empty list.
     """
     median = float(np.median(periods)) if periods else RIDGE_PERIOD_MM
     if abs(median / RIDGE_PERIOD_MM - 1) <= SET_TOLERANCE:
         return []
     note = (
-        f"ridges lie {median:.2f} mm apart, where those of adults have {RIDGE_PERIOD_MM}; if {ppi} ppi is a guess, "
-        f"import again with --ppi {likely_ppi(median, ppi)} --overwrite"
+        f"ridges lie {median:.2f} mm apart, but those of adults lie {RIDGE_PERIOD_MM} mm apart; "
+        f"if {ppi} ppi is a guess, import again with --ppi {likely_ppi(median, ppi)} --overwrite"
     )
     return [(".", note)]
 
 
 def outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
-    """Notes on prints whose ridges are unlike those of the others of a shard, which holds some of every part of a set.
+    """Find prints with an unusual distance of ridges among the prints of one shard.
 
-    `periods` are distances of ridges in mm by name; each note is a name and a text.
+    The prints of a shard are a random sample of the whole set and therefore represent it.
+
+    Args:
+        periods: name -> distance of ridges of each print, mm.
+
+    Returns:
+        Notes: name and text for each unusual print.
     """
     if len(periods) < FEWEST_FOR_OUTLIERS:
         return []
     median = float(np.median(list(periods.values())))
     return [
-        (name, f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f}; another ppi?")
+        (name, f"ridges unlike those of the others: {period:.2f} mm apart, not {median:.2f} mm; check the ppi")
         for name, period in periods.items()
         if abs(period / median - 1) > PRINT_TOLERANCE
     ]

@@ -1,4 +1,7 @@
-"""One print of a file on its canvas, in a worker process. Imports little, because every worker pays for it."""
+"""Read one print from a file and place it on a canvas.
+
+Worker processes of an import call these functions. The module imports little, because every worker process imports it.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,23 @@ from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.plausibility import is_inverted, ridge_period
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
-# (canvas (S, S) uint8, ppi) -> the same, enhanced. The filters live in `preprocess`, which stands after `data`, so
-# whoever asks for them passes the function in; it is a module's function, so that worker processes can be sent it.
+# Function that enhances a canvas: (S, S) uint8 and ppi -> (S, S) uint8. The filters are in `preprocess`, which `data`
+# must not import, so callers pass the function. It must be defined at module level, so that it can be pickled.
 Enhance = Callable[[np.ndarray, int], np.ndarray]
 INVERTED = "light ridges on dark paper: inverted"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files are to be understood; every verb that reads prints goes by it.
+    """Options for reading image files, shared by all commands that read prints.
 
     Attributes:
-        ppi: of images that do not state their own.
-        inverted: ridges are light on dark: "auto" looks at the paper of each print, "yes" and "no" say it for all.
-        mirror: images are seen from behind, as prints lifted with tape are; left becomes right.
-        raw_size: (height, width) of files of raw pixels.
-        xyt_kind: convention of `.xyt` files, see `templates.XYT_KINDS`; empty: each tells its own.
+        ppi: resolution of images that do not state their own, pixels per inch.
+        inverted: whether ridges are light on dark background: "yes", "no", or "auto" to detect it for each print.
+        mirror: flip images horizontally. Prints lifted with tape need this, because they show the finger from behind.
+        raw_size: (height, width) of files of raw pixels, or None.
+        xyt_kind: convention of `.xyt` minutiae files, "nist" or "m1" (see `templates.xyt_kind`); empty to detect it for
+            each file.
     """
 
     ppi: int = IMAGE_PPI
@@ -44,15 +48,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class PrintImage:
-    """A print as it lies on its image.
+    """One print as an image, before it is placed on a canvas.
 
     Attributes:
         grey: (H, W) uint8, ridges dark.
-        ppi: of the image.
-        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None where nothing states them.
-        quality: NFIQ 2 score that its file states, else -1.
-        notes: what is worth knowing of how it was read.
-        pages: of the file.
+        ppi: resolution of the image, pixels per inch.
+        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has none.
+        quality: NFIQ 2 score in the file, 0 to 100; -1 if there is none.
+        notes: remarks on how the print was read, for example that it was inverted.
+        pages: number of pages of the file.
     """
 
     grey: np.ndarray
@@ -66,16 +70,21 @@ class PrintImage:
 def open_print(
     path: Path, reading: Reading, record: int = 0, cut: int = 0, slap: int = 0, ppi: float = 0.0
 ) -> PrintImage:
-    """Reads one print of any file: upright, ridges dark, not mirrored.
+    """Read one print from a file of any supported format, and return it with dark ridges.
+
+    The image is inverted and mirrored if `reading` demands it.
 
     Args:
-        path: of the file.
-        reading: how to understand it.
-        record, cut, slap: as of `read_capture`.
-        ppi: where a name or list states it; it wins over the file.
+        path: path of the file.
+        reading: options for reading.
+        record: number of the record in a container file (a file with several images); 0 for an image file.
+        cut: position of the finger to cut out of a slap (an image of several fingers); 0 for an image of one finger.
+        slap: position code of a slap in an image file.
+        ppi: resolution stated by the file name or a csv, pixels per inch; 0 for none. It takes precedence over the
+            file.
 
     Raises:
-        ImageError: as of `read_capture`.
+        ImageError: if the print cannot be read, see `captures.read_capture`.
     """
     capture = read_capture(path, record, cut, slap=slap, ppi=ppi or reading.ppi, raw_size=reading.raw_size)
     known = ppi or capture.ppi or reading.ppi
@@ -87,7 +96,16 @@ def open_print(
 
 
 def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.0) -> PrintImage:
-    """Reads one print from an image (H, W) uint8, a file, or `file#record-finger`; arguments as of `open_print`."""
+    """Read one print from an array or a file.
+
+    Args:
+        image: (H, W) uint8 array, path of a file, or `file#record-finger` for one print of several.
+        reading: options for reading.
+        ppi: resolution of the image, pixels per inch; 0 for none. It takes precedence over the file.
+
+    Raises:
+        ImageError: if the print cannot be read, see `captures.read_capture`.
+    """
     if isinstance(image, np.ndarray):
         grey, notes = _turned(image, reading)
         return PrintImage(grey, ppi or reading.ppi, None, notes=tuple(notes))
@@ -96,7 +114,7 @@ def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.
 
 
 def _turned(grey: np.ndarray, reading: Reading) -> tuple[np.ndarray, list[str]]:
-    """(H, W) uint8 with dark ridges and not mirrored, and what was changed."""
+    """Invert and mirror an image (H, W) uint8 as the options demand; also return notes on the changes."""
     notes = []
     if reading.inverted == "yes" or (reading.inverted == "auto" and is_inverted(grey)):
         grey = 255 - grey
@@ -115,14 +133,14 @@ def _mirrored(minutiae: np.ndarray | None, width: int) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class Target:
-    """What the prints of a dataset look like, and what is found out about them.
+    """Format of the prints in a dataset, and measurements to make on import.
 
     Attributes:
-        ppi: resolution, pixels per inch.
-        canvas: side, pixels.
-        enhance: done once to every canvas.
-        find_minutiae: "mindtct" where no file states them.
-        nfiq2: also measure the NFIQ 2 score.
+        ppi: resolution of the canvases, pixels per inch.
+        canvas: side of the canvases, pixels.
+        enhance: function that enhances each canvas, or None.
+        find_minutiae: "mindtct" to find minutiae in prints without a minutiae file; empty for none.
+        nfiq2: measure the NFIQ 2 score of each print.
     """
 
     ppi: int
@@ -134,16 +152,21 @@ class Target:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A print to import.
+    """One print to import.
 
     Attributes:
-        path: of its file.
-        ppi: that a name or list states; 0 where the file or `Reading` decides.
-        minutiae: its minutiae file.
-        minutiae_reason: why that is not to be used, if so.
-        record, cut, slap: as of `captures.read_capture`.
-        position: of the finger; 0 where it is not known.
-        name, finger_key, impression, finger: as of `shard_writing.Record`, whose `source` is the name.
+        path: path of its file.
+        ppi: resolution stated by the file name or a csv, pixels per inch; 0 if none is stated.
+        minutiae: path of its minutiae file, or None.
+        minutiae_reason: why the minutiae file must not be used; empty if it can be used.
+        record: number of the record in a container file; 0 for an image file.
+        cut: position of the finger to cut out of a slap (an image of several fingers); 0 for an image of one finger.
+        slap: position code of a slap in an image file.
+        position: position code of the finger; 0 if unknown.
+        name: name of the print in the dataset.
+        finger_key: identifier of the finger.
+        impression: number of the impression.
+        finger: number of the finger in the dataset.
     """
 
     path: Path
@@ -162,10 +185,17 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a print: an image (canvas, canvas) uint8, or a reason; and a reason if its minutiae failed.
+    """Result of `prepare`: a print on its canvas, or the reason of the failure.
 
-    `period` is the distance of its ridges in mm, `quality` its NFIQ 2 score (-1: not known), `notes` what is worth
-    knowing of how it was read.
+    Attributes:
+        image: (canvas, canvas) uint8; None if the print cannot be used.
+        minutiae: (n, 4) float32 x, y, angle, quality in canvas pixels.
+        reason: why the print cannot be used; empty if it can.
+        minutiae_reason: why its minutiae cannot be used; empty if they can.
+        period: distance of ridges, mm; NaN if it could not be measured.
+        quality: NFIQ 2 score, 0 to 100; -1 if unknown.
+        notes: remarks on how the print was read.
+        pages: number of pages of the file.
     """
 
     image: np.ndarray | None
@@ -179,7 +209,7 @@ class Prepared:
 
 
 def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
-    """Reads and places one print; never raises for what a file holds."""
+    """Read one print and place it on a canvas. Faults of the file are returned as reasons and not raised."""
     minutiae_reason = file.minutiae_reason
     try:
         opened = open_print(file.path, reading, file.record, file.cut, file.slap, file.ppi)
@@ -204,10 +234,19 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
 
 
 def _found_out(opened: PrintImage, minutiae: np.ndarray | None, target: Target) -> tuple[np.ndarray, int]:
-    """Minutiae and NFIQ 2 score of a print: stated ones, or what NIST's programs find where that is wanted."""
+    """Return minutiae and NFIQ 2 score of a print, measured with the NIST programs where they are missing.
+
+    Args:
+        opened: the print.
+        minutiae: (n, 4) minutiae of the print, or None.
+        target: measurements to make.
+
+    Returns:
+        (n, 4) float32 minutiae in image pixels, and the score (-1 if unknown).
+    """
     quality = opened.quality
     if (minutiae is None and target.find_minutiae) or (target.nfiq2 and quality < 0):
-        from fingerprint_accel.data import nbis  # native code that few need
+        from fingerprint_accel.data import nbis  # optional dependency
 
         if minutiae is None and target.find_minutiae:
             minutiae = nbis.find_minutiae(opened.grey, opened.ppi)

@@ -1,4 +1,4 @@
-"""What has to be the same of all prints that one model sees."""
+"""Properties that all prints of one model must share."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from fingerprint_accel.errors import require
 
 @dataclass(frozen=True)
 class PrintInfo:
-    """Resolution (pixels per inch) and side (pixels) of prints, and whether they are stored enhanced."""
+    """Format of the prints in a dataset, or of the prints that a model was trained on.
+
+    Attributes:
+        ppi: resolution, pixels per inch.
+        canvas: side, pixels.
+        enhanced: whether the ridges were enhanced before the prints were stored.
+    """
 
     ppi: int
     canvas: int
     enhanced: bool = False
 
     def check_suits(self, wanted: PrintInfo, data: Path | str, synthetic: bool = False) -> None:
-        """Checks these prints against those that a model was trained on.
+        """Check that these prints have the format that a model was trained on.
 
         Args:
-            wanted: the prints that the model was trained on.
-            data: where these prints come from, for the message.
-            synthetic: `data` is a source (`synth:...`), not a dataset folder; its remedies are others.
+            wanted: format of the training prints of the model.
+            data: source of these prints, for the error message.
+            synthetic: whether `data` is a description of synthetic prints (`synth:...`) instead of a dataset folder.
 
         Raises:
-            UserError: they differ. The message names the remedy.
+            UserError: if the formats differ. The message names the remedy.
         """
         for what, option in (("ppi", "--dataset-ppi"), ("canvas", "--canvas")):
             ours, theirs = getattr(wanted, what), getattr(self, what)
             remedy = f"write {what}={ours} in it" if synthetic else f"import or `merge` it with {option} {ours}"
-            require(ours == theirs, f"{data}: {what} {theirs}, the model wants {ours}; {remedy}")
+            require(ours == theirs, f"{data}: {what} {theirs}, but the model needs {ours}; {remedy}")
         made = "make a dataset with `synth`, then `merge` it with --enhance"
-        remedy = made if synthetic else f"`merge {data} --enhance` makes them"
-        require(self.enhanced or not wanted.enhanced, f"{data}: the model wants enhanced prints; {remedy}")
+        remedy = made if synthetic else f"run `merge {data} --enhance`"
+        require(self.enhanced or not wanted.enhanced, f"{data}: the model needs enhanced prints; {remedy}")
         require(
             wanted.enhanced or not self.enhanced,
-            f"{data}: enhanced, the model wants prints as they are; import them again without --enhance",
+            f"{data}: enhanced, but the model needs prints without enhancement; import them again without --enhance",
         )

@@ -1,4 +1,4 @@
-"""Where an image holds ridges, and how far they lie apart: the peak of the local spectrum."""
+"""Find ridges and their distance in an image, by the peak of the local Fourier spectrum."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 MM_PER_INCH = 25.4
-FLAT = 6.0  # grey levels of standard deviation below which a window is paper
+FLAT = 6.0  # a window with a lower standard deviation is paper; grey levels
 
 
 @dataclass(frozen=True)
 class RidgeMap:
-    """Local spectra of an image.
+    """Ridges in the windows of an image.
 
     Attributes:
-        share: (rows, columns) float32, share of a window's energy around its strongest ridge frequency; 0 on paper.
-        period: (rows, columns) float32, distance of ridges there, pixels.
-        step: pixels between neighbouring windows; window (i, j) begins at pixel (i * step, j * step).
+        share: (rows, columns) float32, share of the energy of each window around its strongest ridge frequency; 0 on
+            paper.
+        period: (rows, columns) float32, distance of ridges in each window, pixels.
+        step: distance of neighbouring windows, pixels; window (i, j) starts at pixel (i * step, j * step).
     """
 
     share: np.ndarray
@@ -34,15 +35,15 @@ def measure_ridges(
     overlap: bool = True,
     most: int | None = None,
 ) -> RidgeMap:
-    """Finds the strongest frequency of every window.
+    """Find the strongest ridge frequency in each window of an image.
 
     Args:
-        grey: (H, W) uint8.
-        ppi: of the image.
+        grey: (H, W) uint8 or float32 image.
+        ppi: resolution of the image, pixels per inch.
         window_mm: side of a window, mm.
-        periods_mm: smallest and largest distance of ridges that is looked for, mm.
-        overlap: windows overlap by half; False takes a quarter of the time.
-        most: look at so many windows only, those of most contrast.
+        periods_mm: smallest and largest distance of ridges, mm.
+        overlap: let windows overlap by half of their side; without overlap the function takes a quarter of the time.
+        most: measure only this number of windows, those with the highest contrast. Default: all.
     """
     side = 2 * max(4, round(window_mm / 2 / MM_PER_INCH * ppi))
     step = side // 2 if overlap else side
@@ -62,10 +63,20 @@ def measure_ridges(
 
 
 def _strongest(tiles: np.ndarray, side: int, smallest: float, largest: float) -> tuple[np.ndarray, np.ndarray]:
-    """(n, side, side) float32 -> share of the energy around the strongest frequency (n,) and its period in pixels."""
+    """Find the strongest ridge frequency of each tile.
+
+    Args:
+        tiles: (n, side, side) float32 with mean 0.
+        side: side of a tile, pixels.
+        smallest: smallest period of ridges, pixels.
+        largest: largest period of ridges, pixels.
+
+    Returns:
+        (n,) share of the energy around the strongest frequency, and (n,) period of that frequency in pixels.
+    """
     taper, radius, band = _frequencies(side, smallest, largest)
-    half = np.abs(np.fft.rfft2(tiles * taper)) ** 2  # (n, side, side // 2 + 1): the other half mirrors it
-    mirrored = np.roll(half[:, ::-1, 1:2], 1, axis=1)  # frequencies beside the axis belong to both halves
+    half = np.abs(np.fft.rfft2(tiles * taper)) ** 2  # (n, side, side // 2 + 1); the other half is its mirror image
+    mirrored = np.roll(half[:, ::-1, 1:2], 1, axis=1)  # first column of the other half, a neighbour of the axis
     power = np.fft.fftshift(np.concatenate([mirrored, half], axis=2), axes=1)
     total = half.sum(axis=(1, 2)) + half[:, :, 1:].sum(axis=(1, 2)) - half[:, 0, 0]
     padded = np.pad(power, ((0, 0), (1, 1), (1, 1)))
@@ -85,11 +96,21 @@ def _strongest(tiles: np.ndarray, side: int, smallest: float, largest: float) ->
 
 @functools.lru_cache(maxsize=16)
 def _frequencies(side: int, smallest: float, largest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Taper (side, side); and of each frequency its length in cycles per pixel, and whether ridges may have it."""
+    """Return constants for tiles of one size.
+
+    Args:
+        side: side of a tile, pixels.
+        smallest: smallest period of ridges, pixels.
+        largest: largest period of ridges, pixels.
+
+    Returns:
+        (side, side) Hann window; (side, side // 2 + 2) absolute frequencies in cycles per pixel; and a bool mask of the
+        same shape, true for frequencies of ridges.
+    """
     hann = np.hanning(side + 1)[:side].astype(np.float32)
     vertical = np.fft.fftshift(np.fft.fftfreq(side))
     horizontal = np.arange(-1, side // 2 + 1) / side
     radius = np.hypot(vertical[:, None], horizontal[None, :]).astype(np.float32)
     band = (radius >= 1 / largest) & (radius <= 1 / smallest)
-    band[:, 0] = False  # the mirrored column only helps its neighbours
+    band[:, 0] = False  # the mirrored column only contributes to the sums of its neighbours
     return np.outer(hann, hann), radius, band

@@ -1,9 +1,13 @@
-"""Writing the dataset folder: Arrow shards as `datasets` saves them, and `fingerprint.json` beside them."""
+"""Write dataset folders: Arrow shards in the format of the library `datasets`, and their description.
+
+The description is the file `fingerprint.json`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,41 +17,43 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.encoding import encode
+from fingerprint_accel.data.encoding import ENCODINGS, encode
 from fingerprint_accel.data.truth import UNKNOWN, Truth
 from fingerprint_accel.durable import write_json
-from fingerprint_accel.errors import require
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, json_with
 
 FORMAT_VERSION = 1
-# what is known of the prints; files left out, and why; what is worth knowing of some prints
+# description of the dataset; rejected files with reasons; remarks on prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
-SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024  # shards at least, so that every core has work; prints in each
-BYTES_PER_RECORD_BATCH = 2**28  # of images, at most; an Arrow chunk must stay below 2 GiB
-MINUTIAE_BYTES = 1000  # of a print, roughly
+CARD = "README.md"  # see `dataset_card`
+# A large dataset has at least SHARDS shards, so that every core has work. A shard holds LEAST_ROWS to MOST_ROWS prints.
+SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024
+BYTES_PER_RECORD_BATCH = 2**28  # largest size of the images in a record batch; an Arrow chunk must stay below 2 GiB
+MINUTIAE_BYTES = 1000  # typical size of the minutiae of a print
 SHARD_NAMES = "data-{:05d}-of-{:05d}.arrow"
 DATASET = FolderKind(
     "a dataset folder",
     json_with(INFO, "format_version", "canvas", "sha256"),
-    # `synth` adds two files; `map` and `filter` of the library `datasets` leave caches beside the shards
+    # `synth` adds two files; `map` and `filter` of the library `datasets` write caches to the folder
     r"fingerprint\.json|dataset_info\.json|state\.json|rejected\.jsonl|notes\.jsonl|synthesis\.json|contact_sheet\.png"
-    r"|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
+    r"|README\.md|data-\d+-of-\d+\.arrow|cache-\w+\.arrow",
 )
 
 
 @dataclass(frozen=True)
 class Record:
-    """One print.
+    """One print to write to a dataset.
 
     Attributes:
-        image: (canvas, canvas) uint8, or bytes as `encode` makes them.
-        finger_key: the owner's id of the finger.
+        image: (canvas, canvas) uint8, or the bytes returned by `encoding.encode`.
+        finger_key: identifier of the finger, chosen by the owner of the data.
         impression: number of the impression.
-        source: where the print came from.
-        minutiae: (n, 4) x, y, angle, quality in canvas pixels.
-        truth: None where it is unknown.
-        finger: number that the dataset gives the finger.
-        nfiq2: NFIQ 2 score, 0 to 100; -1 where it is not known.
+        source: origin of the print, for example the path of its file.
+        minutiae: (n, 4) x, y (canvas pixels), angle (radians) and quality (0 to 1).
+        truth: ground truth of a synthetic print; None if it is unknown.
+        finger: number of the finger in the dataset.
+        nfiq2: NFIQ 2 score, 0 to 100; -1 if unknown.
     """
 
     image: np.ndarray | bytes
@@ -62,7 +68,19 @@ class Record:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `fingerprint.json` says; `enhanced` prints have been through the ridge filters once and for all."""
+    """Content of `fingerprint.json`, which describes a dataset folder.
+
+    Attributes:
+        format_version: Version of the folder's layout.
+        ppi: Resolution of the canvases in pixels per inch.
+        canvas: Side of the canvases in pixels.
+        encoding: `"raw"` or `"lz4"`, as in `decode_canvas`.
+        prints: Number of prints.
+        fingers: Number of fingers.
+        with_minutiae: Number of prints with at least one minutia.
+        sha256: Checksum of each shard by its name.
+        enhanced: Whether the canvases are stored after ridge enhancement.
+    """
 
     format_version: int
     ppi: int
@@ -74,9 +92,31 @@ class DatasetInfo:
     sha256: dict[str, str]
     enhanced: bool = False
 
+    @classmethod
+    def read(cls, folder: Path) -> DatasetInfo:
+        """Read the description of a dataset folder.
+
+        Raises:
+            UserError: The folder has none, or one that is damaged or of another version.
+        """
+        try:
+            info = cls(**json.loads((folder / INFO).read_text()))
+        except OSError as error:
+            raise UserError(f"{folder}: not a dataset folder (no {INFO}); make one with `import`") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / INFO}: damaged or of another version; import again") from error
+        if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
+            raise UserError(
+                f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
+            )
+        return info
+
 
 def rows_per_shard(rows: int, canvas: int) -> int:
-    """Prints in each shard of a dataset of `rows` prints: the same however many workers there are."""
+    """Return the number of prints in each shard of a dataset with `rows` prints.
+
+    The number does not depend on the number of workers, so that the written bytes do not either.
+    """
     return min(rows_per_record_batch(canvas), max(LEAST_ROWS, -(-rows // SHARDS)))
 
 
@@ -88,13 +128,19 @@ def write_shard(
     truth: bool = False,
     nfiq2: bool = False,
 ) -> dict[str, Any]:
-    """Writes one shard and says what is in it; only the prints of one record batch are in memory.
+    """Write one shard. Only the prints of one record batch are in memory at a time.
 
     Args:
         path: file to write.
         records: the prints.
-        canvas, encoding: of their images.
-        truth, nfiq2: as in `schema`.
+        canvas: side of the images, pixels.
+        encoding: encoding of the images, "raw" or "lz4".
+        truth: write the columns of the ground truth.
+        nfiq2: write the column of the NFIQ 2 scores.
+
+    Returns:
+        Facts about the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae) and `fingers`
+        (sorted numbers of the fingers).
     """
     records, at_once = iter(records), rows_per_record_batch(canvas)
     rows = with_minutiae = 0
@@ -119,22 +165,28 @@ def publish_dataset(
     truth: bool = False,
     nfiq2: bool = False,
 ) -> None:
-    """Writes what stands beside finished shards, as `Dataset.save_to_disk` does; those without a print are deleted.
+    """Complete a dataset folder: write its metadata beside the finished shards, and delete empty shards.
+
+    The metadata are those of `Dataset.save_to_disk` in the library `datasets`, and `fingerprint.json`.
 
     Args:
-        folder: that they lie in.
-        names: of the shards.
-        facts: of each, as `write_shard` returns them, with its sha256.
-        ppi, canvas, encoding, enhanced: of the prints.
-        truth, nfiq2: as in `schema`.
+        folder: folder that contains the shards.
+        names: file names of the shards.
+        facts: facts about each shard as returned by `write_shard`, and its checksum `sha256`.
+        ppi: resolution of the prints, pixels per inch.
+        canvas: side of the prints, pixels.
+        encoding: encoding of the images, "raw" or "lz4".
+        enhanced: whether the ridges of the prints are enhanced.
+        truth: whether there are columns of the ground truth.
+        nfiq2: whether there is a column of NFIQ 2 scores.
 
     Raises:
-        UserError: none holds a print.
+        UserError: if all shards are empty.
     """
-    import datasets  # takes a second
+    import datasets  # the import takes a second
 
     filled = {name: known for name, known in zip(names, facts, strict=True) if known["rows"]}
-    require(bool(filled), f"{folder}: no print to write")
+    require(bool(filled), f"{folder}: no print to write; give at least one print")
     for name in names:
         if name not in filled:
             (folder / name).unlink()
@@ -166,7 +218,12 @@ def publish_dataset(
 
 @cache
 def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
-    """Columns of a dataset, with `truth` also those of `Truth`, with `nfiq2` also NFIQ 2 scores."""
+    """Return the Arrow schema of a dataset.
+
+    Args:
+        truth: add the columns `pose` and `contact` of the ground truth, see `truth.Truth`.
+        nfiq2: add a column of NFIQ 2 scores.
+    """
     columns = {
         "image": pa.binary(),
         "finger": pa.int32(),
@@ -183,7 +240,7 @@ def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
 
 
 def rows_per_record_batch(canvas: int) -> int:
-    """Prints that lie together in a shard, at most."""
+    """Return the largest number of prints in an Arrow record batch; `canvas` is their side in pixels."""
     return max(1, min(MOST_ROWS, BYTES_PER_RECORD_BATCH // canvas**2))
 
 

@@ -1,9 +1,8 @@
-"""The dataset folder, read through zero-copy views of its memory-mapped shards."""
+"""Read dataset folders through zero-copy views of memory-mapped Arrow shards."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -11,32 +10,40 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.encoding import ENCODINGS
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
-from fingerprint_accel.data.shard_writing import FORMAT_VERSION, DatasetInfo
+from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
-CHECKED_AT_ONCE = 2**26  # bytes of minutiae, checked in 10 ms on opening; more are only checked as they are read
-RESIDENT = 2**30  # bytes of mapped files that may lie in this process's resident memory
+CHECKED_AT_ONCE = 2**26  # bytes of minutiae that are checked on opening, which takes 10 ms; more are checked on reading
+RESIDENT = 2**30  # limit of mapped files in the resident memory of this process, bytes
 
 
 class Shards:
-    """An open dataset folder. Images and minutiae stay in the memory-mapped files until they are read.
+    """Dataset folder opened for reading; use `open_dataset` to create an instance.
+
+    Images and minutiae stay in the memory-mapped files until they are read.
+
+    Args:
+        folder: path of the dataset folder.
+        info: contents of its `fingerprint.json`.
+        files: its shards, memory-mapped.
+        tables: contents of its shards.
 
     Attributes:
-        folder: where it lies.
-        info: ppi, canvas, encoding and counts.
-        fingers: (N,) int32 dense finger id of each row.
-        impressions: (N,) int64.
-        key_of_finger: the owner's id of each dense finger id.
-        minutia_count: (N,) int32.
-        most_minutiae: of any print.
-        has_truth: whether there are the columns `pose` and `contact`, of some prints at least.
-        has_nfiq2: whether there is the column `nfiq2`, with -1 where the score is not known.
-        larger_than_memory: the files are larger than the memory that this process may use.
+        folder: path of the dataset folder.
+        info: resolution, canvas, encoding and counts of the dataset.
+        table: Arrow table of all rows.
+        fingers: (N,) int32 number of the finger of each print, from 0 to the number of fingers - 1.
+        impressions: (N,) int64 impression number of each print.
+        key_of_finger: finger key (identifier chosen by the owner of the data) of each finger number.
+        minutia_count: (N,) int32 number of minutiae of each print.
+        most_minutiae: largest number of minutiae of a print.
+        has_truth: whether the dataset has the columns `pose` and `contact`; they may be unknown for some prints.
+        has_nfiq2: whether the dataset has the column `nfiq2`; the score is -1 where it is unknown.
+        larger_than_memory: whether the files are larger than the memory that this process may use.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, files: list[MappedFile], tables: list[pa.Table]) -> None:
@@ -60,11 +67,11 @@ class Shards:
         self.most_minutiae = int(self.minutia_count.max(initial=0))
         if sum(values.nbytes for _, values in stored) <= CHECKED_AT_ONCE:
             for rows in [rows for rows, values in stored if not plausible(values)]:
-                self.minutiae(np.arange(rows.start, rows.stop))  # raises for the one at fault
+                self.minutiae(np.arange(rows.start, rows.stop))  # raises an error that names the print
         size = sum(map(len, files))
         self.larger_than_memory = size > memory_of_machine()
         self._unmaps = size > RESIDENT
-        if self._unmaps:  # opening has touched some of every record batch
+        if self._unmaps:  # opening has loaded pages of every record batch
             self._unmap()
         self._resident_before = resident_files()
         if self.larger_than_memory:
@@ -75,21 +82,24 @@ class Shards:
         return len(self.fingers)
 
     def _numbers(self, column: str) -> np.ndarray:
-        """(N,); not by `to_numpy`, which imports pandas."""
+        """Return a numeric column as an array (N,), without `to_numpy`, which would import pandas."""
         return np.concatenate([np.from_dlpack(chunk) for chunk in self.table[column].chunks])
 
     def _keys(self) -> list[str]:
-        """The key in the first row of each finger; not by `pa.array`, which imports pandas too."""
+        """Return the key of each finger, read from the first row of the finger.
+
+        The method avoids `pa.array`, which would import pandas.
+        """
         first = np.full(self.info.fingers, len(self), np.int64)
         np.minimum.at(first, self.fingers, np.arange(len(self)))
         rows = pa.Array.from_buffers(pa.int64(), len(first), [None, pa.py_buffer(first)])
         return self.table["finger_key"].combine_chunks().take(rows).to_pylist()
 
     def _minutia_index(self, tables: list[pa.Table]) -> list[tuple[slice, np.ndarray]]:
-        """Where each row's minutiae start, counted in float32 from the start of its file.
+        """Compute where the minutiae of each row are stored: file, offset in the file and count.
 
         Returns:
-            Rows whose minutiae lie together, and these as a flat view of the file.
+            For each record batch its range of rows, and the minutiae of these rows as a flat view of the file.
         """
         together = []
         self._minutia_file = np.empty(len(self), np.int32)
@@ -112,10 +122,13 @@ class Shards:
         return together
 
     def _truth_views(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Poses (n, 3) float32 and packed contacts (n, CONTACT_BYTES) uint8 of each record batch, as views of the file.
+        """Return views of the ground truth in the files, one pair of arrays for each record batch.
+
+        Returns:
+            Poses (n, 3) float32 and packed contact masks (n, CONTACT_BYTES) uint8.
 
         Raises:
-            UserError: columns that `ShardWriter` does not write.
+            UserError: if the columns have an unexpected type or size.
         """
         views = []
         for poses, contacts in zip(self.table["pose"].chunks, self.table["contact"].chunks, strict=True):
@@ -123,23 +136,25 @@ class Shards:
             offsets = np.frombuffer(contacts.buffers()[1], np.int32)[contacts.offset : contacts.offset + rows + 1]
             fits = pa.types.is_fixed_size_list(poses.type) and poses.type.list_size == 3
             if not fits or poses.type.value_type != pa.float32() or (np.diff(offsets) != CONTACT_BYTES).any():
-                raise UserError(f"{self.folder}: columns pose and contact of another kind; make it again with `synth`")
+                raise UserError(
+                    f"{self.folder}: the columns pose and contact have an unknown type; make it again with `synth`"
+                )
             pose = np.frombuffer(poses.values.buffers()[1], np.float32)[3 * poses.offset :][: 3 * rows]
             contact = np.frombuffer(contacts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
             views.append((pose.reshape(rows, 3), contact.reshape(rows, CONTACT_BYTES)))
         return views
 
     def nfiq2(self) -> np.ndarray:
-        """(N,) int16 NFIQ 2 score of each print, 0 to 100; -1 where it is not known, everywhere without the column."""
+        """Return the NFIQ 2 score of each print, (N,) int16 from 0 to 100; -1 where it is unknown."""
         return self._numbers("nfiq2") if self.has_nfiq2 else np.full(len(self), -1, np.int16)
 
     def image(self, row: int) -> np.ndarray:
-        """(canvas, canvas) uint8, one print; a view without a copy where the encoding is raw."""
+        """Return the image of one print, (canvas, canvas) uint8; a view without a copy if the encoding is raw."""
         chunk, place = self._place(row)
         return chunk.image(chunk.stored(place))
 
     def stored(self, row: int) -> bytes:
-        """One print as it lies in the file: encoded."""
+        """Return the encoded bytes of the image of one print."""
         chunk, place = self._place(row)
         return chunk.stored(place).tobytes()
 
@@ -148,12 +163,15 @@ class Shards:
         return self._images[number], row - int(self._chunk_start[number])
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
-        """Copies prints into `out`; fastest when `rows` ascend.
+        """Read the images of prints into a buffer. It is fastest if the rows are in ascending order.
 
         Args:
-            rows: (B,) int64.
-            out: (B, canvas, canvas) uint8, contiguous.
-            seconds: what reading (`disk`) and decoding (`decode`) take is added to it.
+            rows: (B,) int64 rows of the dataset.
+            out: (B, canvas, canvas) uint8 contiguous buffer to fill.
+            seconds: if given, the time for reading is added to its entry `disk` and the time for decoding to `decode`.
+
+        Raises:
+            UserError: if a print is damaged.
         """
         flat = out.reshape(len(rows), -1)
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
@@ -165,18 +183,25 @@ class Shards:
             ascending = np.empty_like(flat)
             self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
-        # pages mapped into this process stay near RESIDENT bytes, however large the files are
+        # keep the resident memory near RESIDENT bytes, however large the files are
         if self._unmaps and resident_files() - self._resident_before > RESIDENT:
             self._unmap()
 
     def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
-        """Ascending chunk of each row -> every chunk that occurs, and which rows are its."""
+        """Group rows by record batch.
+
+        Args:
+            chunks: (B,) index of the record batch of each row, ascending.
+
+        Yields:
+            Index of each record batch that occurs, and the slice of its rows.
+        """
         bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=len(self._images)))
         for start, stop in itertools.pairwise(bounds.tolist()):
             yield int(chunks[start]), slice(start, stop)
 
     def wanted(self, rows: np.ndarray) -> None:
-        """Has the system fetch the images of ascending `rows` (B,) in the background."""
+        """Tell the operating system to load the images of ascending `rows` (B,) from disk in the background."""
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
         for chunk, here in self._by_chunk(chunks):
             self._images[chunk].wanted(rows[here] - self._chunk_start[chunk])
@@ -186,14 +211,19 @@ class Shards:
             file.unmap_pages()
 
     def minutiae(self, rows: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Minutiae of prints, padded with zeros: (B, M, 4) float32 and their numbers (B,) int64.
+        """Read the minutiae of prints.
 
         Args:
-            rows: (B,) int64.
-            out: (B, M, 4) float32 to fill, M at least `most_minutiae`; default: made to the measure of these rows.
+            rows: (B,) int64 rows of the dataset.
+            out: (B, M, 4) float32 buffer to fill, where M is at least `most_minutiae`. Default: a new array, where M is
+                the largest number of minutiae of these prints.
+
+        Returns:
+            (B, M, 4) float32 x, y (canvas pixels), angle (radians) and quality, padded with zeros; and (B,) int64
+            number of minutiae of each print.
 
         Raises:
-            UserError: minutiae that are not finite, or out of range.
+            UserError: if minutiae are not finite or out of range.
         """
         counts = self.minutia_count[rows].astype(np.int64)
         if out is None:
@@ -212,12 +242,12 @@ class Shards:
         return out, counts
 
     def truth(self, rows: np.ndarray, pose: np.ndarray, contact: np.ndarray) -> None:
-        """Copies what is known exactly of prints.
+        """Read the ground truth of synthetic prints into buffers.
 
         Args:
-            rows: (B,) int64.
-            pose: (B, 3) float32 to fill, with NaN where it is unknown.
-            contact: (B, GRID, GRID) bool to fill, with False where it is unknown.
+            rows: (B,) int64 rows of the dataset.
+            pose: (B, 3) float32 buffer for rotation (radians) and shift (canvas pixels); NaN for unknown poses.
+            contact: (B, GRID, GRID) bool buffer for contact masks; False for unknown masks.
         """
         if not self.has_truth:
             pose[:], contact[:] = np.nan, False
@@ -231,7 +261,7 @@ class Shards:
         contact[:] = unpack_contact(packed)
 
     def truth_known(self, rows: np.ndarray) -> np.ndarray:
-        """(B,) bool: whether pose and contact of the prints `rows` (B,) int64 are known."""
+        """Tell for which prints `rows` (B,) int64 the ground truth is known: (B,) bool."""
         if not self.has_truth:
             return np.zeros(len(rows), bool)
         return np.concatenate([~np.isnan(poses[:, 0]) for poses, _ in self._truths])[rows]
@@ -245,42 +275,37 @@ class Shards:
 
 
 def _dense(fingers: np.ndarray, count: int) -> np.ndarray:
-    """fingers (N,) of `count` different numbers -> (N,) int32 in 0..count-1; an import may leave some numbers out."""
+    """Renumber fingers (N,) without gaps: (N,) int32 in 0..count-1.
+
+    Numbers are missing if an import has rejected all prints of a finger.
+    """
     if fingers.max(initial=-1) >= count:
         fingers = np.unique(fingers, return_inverse=True)[1]
     return fingers.astype(np.int32)
 
 
 def open_dataset(folder: Path | str) -> Shards:
-    """Opens a dataset folder.
+    """Open a dataset folder.
 
     Raises:
-        UserError: not a dataset folder, another format version, or a shard that is missing, cut off or in another
-            encoding than the folder's; minutiae that are not finite or out of range, where they are few enough to look.
+        UserError: if the folder is not a dataset folder or has another format version, or if a shard is missing,
+            damaged or has another encoding. Also if minutiae are not finite or out of range; in large datasets this is
+            checked only when they are read.
     """
     folder = Path(folder)
-    try:
-        info = DatasetInfo(**json.loads((folder / "fingerprint.json").read_text()))
-    except OSError as error:
-        raise UserError(f"{folder}: not a dataset folder (no fingerprint.json); make one with `import`") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'fingerprint.json'}: damaged or of another version; import again") from error
-    if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
-        raise UserError(
-            f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
-        )
+    info = DatasetInfo.read(folder)
     files, tables = [], []
     for name in info.sha256:
         try:
             files.append(MappedFile(folder / name))
             tables.append(pa.ipc.open_stream(files[-1].buffer).read_all())
             for column in {"image", "minutiae", "pose", "contact"}.intersection(tables[-1].column_names):
-                tables[-1][column].validate(full=True)  # a wrong offset would lead out of the file
+                tables[-1][column].validate(full=True)  # wrong offsets would cause reads outside the file
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"{folder / name}: missing or damaged ({str(error)[:80]}); copy or import it again"
             ) from error
     rows = sum(map(len, tables))
     if rows != info.prints:
-        raise UserError(f"{folder}: holds {rows} prints, fingerprint.json says {info.prints}; import it again")
+        raise UserError(f"{folder}: holds {rows} prints, but fingerprint.json says {info.prints}; import it again")
     return Shards(folder, info, files, tables)

@@ -1,4 +1,7 @@
-"""Several fingers on one image: finds them, and cuts the distal phalanx of each out."""
+"""Find the fingers on a slap (one image of several fingers), and cut out their fingertips.
+
+A fingertip is the part of a finger above the last joint, the distal phalanx.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,34 @@ from fingerprint_accel.data.image_record import RecordError
 from fingerprint_accel.data.ridges import MM_PER_INCH, RidgeMap, measure_ridges
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-WINDOW_MM = 1.6
-PERIODS_MM = (0.3, 0.65)
-# A distal phalanx as it lies on a sensor or card, mm. Rolled prints and thumbs are the widest.
+WINDOW_MM = 1.6  # side of a window in which ridges are measured, mm
+PERIODS_MM = (0.3, 0.65)  # smallest and largest distance of ridges, mm
+# Size of a distal phalanx on a sensor or card, mm. Rolled prints and thumbs are the widest.
 LEAST_WIDTH, LARGEST_WIDTH = 7.0, 34.0
 LEAST_HEIGHT, LARGEST_HEIGHT = 9.0, 38.0
-LEAST_FILL = 0.55  # share of its box that a finger covers; an ellipse covers 0.79
-LEVELS = np.arange(0.30, 0.86, 0.04)  # shares of energy at which the image is cut into parts
-LEAST_TWO_MM = 28.0  # width of two little fingers side by side
-DISTAL_SHARE = 0.45  # of the energy: ridges of a distal phalanx have more, those of lower phalanges less
-GROWTH = 3  # entries of the map by which a high level wears a finger off
-LEAST_ABOVE_CREASE, LEAST_BELOW_CREASE = 13.0, 3.0  # mm
-CREASE_BELOW = 7.0  # mm from where ridges grow weaker
-LEAST_STEP = 0.12  # by which the share of energy falls at the crease
-MARGIN_MM = 1.0  # around a finger that is cut out
-INTRUDER = 0.6  # of the smallest finger's area: what is smaller is a piece of another print
+LEAST_FILL = 0.55  # minimum share of its box that a finger covers; an ellipse covers 0.79
+LEVELS = np.arange(0.30, 0.86, 0.04)  # thresholds of the share of energy that split the image into components
+LEAST_TWO_MM = 28.0  # minimum width of an image of two fingers side by side, mm
+DISTAL_SHARE = 0.45  # share of energy that separates ridges of a distal phalanx (more) from lower phalanges (less)
+GROWTH = 3  # number of map entries by which fingers are grown, because a high threshold shrinks them
+LEAST_ABOVE_CREASE, LEAST_BELOW_CREASE = 13.0, 3.0  # minimum length of the finger on both sides of the crease, mm
+CREASE_BELOW = 7.0  # largest distance of the crease from the place where ridges become weaker, mm
+LEAST_STEP = 0.12  # minimum decrease of the share of energy at the crease
+MARGIN_MM = 1.0  # margin around a finger that is cut out, mm
+INTRUDER = 0.6  # a component smaller than this share of the smallest finger is a part of another print
 
 
 @dataclass(frozen=True)
 class Finger:
-    """A finger on an image: `mask` (rows, columns) bool of the ridge map, and its box in entries of the map."""
+    """One finger on a ridge map (the result of `ridges.measure_ridges`).
+
+    Attributes:
+        mask: (rows, columns) bool, entries of the map that the finger covers.
+        left: left edge of its bounding box, map entries.
+        top: top edge of its bounding box, map entries.
+        right: right edge of its bounding box (exclusive), map entries.
+        bottom: bottom edge of its bounding box (exclusive), map entries.
+    """
 
     mask: np.ndarray
     left: int
@@ -41,13 +52,13 @@ class Finger:
 
     @property
     def area(self) -> int:
-        """Entries of the map that it covers."""
+        """Number of map entries that the finger covers."""
         return int(self.mask.sum())
 
     def is_above(self, other: Finger) -> bool:
-        """Whether `other` lies where the lower phalanges of this finger would."""
+        """Tell whether `other` lies where the lower phalanges of this finger are expected."""
         rows, columns = np.nonzero(self.mask)
-        # the main axis leans as the finger does; that of a round print means nothing
+        # The main axis gives the inclination of the finger. A round print has no reliable axis.
         spread = np.cov(rows, columns)
         lean = spread[0, 1] / spread[0, 0] if spread[0, 0] > 1.3 * spread[1, 1] else 0.0
         down = (other.top + other.bottom) / 2 - rows.mean()
@@ -56,19 +67,19 @@ class Finger:
 
 
 def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box], list[np.ndarray]]:
-    """Finds the distal phalanges on an image and cuts them out, from left to right.
+    """Find the fingertips (distal phalanges) on an image, and cut them out from left to right.
 
     Args:
         grey: (H, W) uint8, ridges dark.
-        ppi: of the image.
-        expected: number of fingers.
+        ppi: resolution of the image, pixels per inch.
+        expected: number of fingers on the image.
 
     Returns:
-        Boxes (left, top, right, bottom) in pixels, and for each box (h, w) uint8 with white in place of neighbouring
-        fingers.
+        Boxes (left, top, right, bottom) in pixels, and the image (h, w) uint8 of each box. Other fingers in a box are
+        covered with white.
 
     Raises:
-        RecordError: another number of fingers was found.
+        RecordError: if the expected number of fingers was not found.
     """
     measured = measure_ridges(grey, ppi, WINDOW_MM, PERIODS_MM)
     fingers = _expected(measured, ppi, expected)
@@ -86,24 +97,45 @@ def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box],
 
 
 def holds_several_fingers(grey: np.ndarray, ppi: float) -> bool:
-    """Whether an image (H, W) uint8 shows fingers side by side; takes no time where it is too narrow for two."""
+    """Tell whether an image (H, W) uint8 shows several fingers side by side.
+
+    Images that are too narrow for two fingers are decided by their width, without any measurement.
+    """
     if grey.shape[1] / ppi * MM_PER_INCH < LEAST_TWO_MM:
         return False
     measured = measure_ridges(grey, ppi, WINDOW_MM, PERIODS_MM)
     smooth = _box_mean(measured.share)
     at_levels = [_fingers(smooth, ppi / MM_PER_INCH / measured.step, level) for level in LEVELS]
     best = max(at_levels, key=lambda fingers: _ridges(fingers, smooth))
-    # pieces of a print that has the shape of no finger, as at another resolution, are not fingers
+    # If the ppi is wrong, a print can break into pieces that look like fingers. They cover few of its ridges.
     return len(best) > 1 and sum(finger.area for finger in best) >= 0.5 * (smooth > DISTAL_SHARE).sum()
 
 
 def _ridges(fingers: list[Finger], share: np.ndarray) -> float:
-    """How much there is of the ridges of distal phalanges; lower phalanges, whose ridges are weaker, do not count."""
+    """Score how well fingers cover the ridges of fingertips; larger is better.
+
+    Ridges of lower phalanges are weaker than DISTAL_SHARE and reduce the score.
+
+    Args:
+        fingers: the fingers.
+        share: (rows, columns) share of energy of the ridge map.
+    """
     return sum(float((share[finger.mask] - DISTAL_SHARE).sum()) for finger in fingers)
 
 
 def _expected(measured: RidgeMap, ppi: float, expected: int) -> list[Finger]:
-    """The fingers, from left to right, at the level that shows this number of them and most of their ridges."""
+    """Find the expected number of fingers on a ridge map, and sort them from left to right.
+
+    Several thresholds are tried. The one whose fingers cover most of the ridges is used.
+
+    Args:
+        measured: ridge map of the image.
+        ppi: resolution of the image, pixels per inch.
+        expected: number of fingers.
+
+    Raises:
+        RecordError: if no threshold gives the expected number of fingers.
+    """
     smooth = _box_mean(measured.share)
     best, most, found = [], 0.0, 0
     for level in LEVELS:
@@ -118,12 +150,17 @@ def _expected(measured: RidgeMap, ppi: float, expected: int) -> list[Finger]:
             best, most = fingers[:expected], ridges
     if not best:
         plural = "" if expected == 1 else "s"
-        raise RecordError(f"{expected} finger{plural} expected on the image, {found} found")
+        raise RecordError(f"{expected} finger{plural} expected on the image, {found} found: check position and ppi")
     return sorted(_grown(best, smooth > DISTAL_SHARE), key=lambda finger: finger.left + finger.right)
 
 
 def _grown(fingers: list[Finger], ridges: np.ndarray) -> list[Finger]:
-    """Fingers that a high level has worn off, spread over the ridges around them and not over each other."""
+    """Grow fingers over adjacent ridges without overlap, because a high threshold shrinks them.
+
+    Args:
+        fingers: the fingers.
+        ridges: (rows, columns) bool, map entries with strong ridges.
+    """
     masks = [finger.mask for finger in fingers]
     for _ in range(GROWTH):
         taken = np.logical_or.reduce(masks)
@@ -137,7 +174,15 @@ def _finger(mask: np.ndarray) -> Finger:
 
 
 def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
-    """Parts of the map above a level that have the shape of a distal phalanx and no other above them."""
+    """Find connected components of the ridge map that have the shape of a fingertip.
+
+    Components below another fingertip are lower phalanges and are dropped.
+
+    Args:
+        share: (rows, columns) share of energy of the ridge map.
+        per_mm: map entries per mm.
+        level: threshold of the share of energy.
+    """
     labels = connected_parts(_without_lines(share > level))
     found = []
     for label in np.unique(labels[labels > 0]):
@@ -156,7 +201,16 @@ def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
 
 
 def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndarray:
-    """A part of the map without what lies under the crease, where ridges are weaker: the lower phalanges."""
+    """Remove the lower phalanges, below the crease of the finger joint, from a component.
+
+    The crease is found by the decrease of ridge strength from top to bottom. Without a clear decrease the component is
+    returned unchanged.
+
+    Args:
+        mask: (rows, columns) bool, the component.
+        share: (rows, columns) share of energy of the ridge map.
+        per_mm: map entries per mm.
+    """
     rows = np.flatnonzero(mask.any(axis=1))
     width = mask.sum(axis=1)[rows]
     strength = (share * mask).sum(axis=1)[rows] / np.maximum(1, width)
@@ -166,7 +220,7 @@ def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndar
         step = np.median(strength[max(0, row - 2 * least) : row]) - np.median(strength[row : row + least])
         if step > best:
             best, cut = step, row
-    if cut:  # ridges grow weaker before the crease, and are weakest in it
+    if cut:  # ridges become weaker before the crease and are weakest at the crease
         cut += int(strength[cut : cut + round(CREASE_BELOW * per_mm)].argmin())
         mask = mask.copy()
         mask[rows[cut] :] = False
@@ -174,7 +228,7 @@ def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndar
 
 
 def _without_lines(mask: np.ndarray) -> np.ndarray:
-    """A mask without what is thinner than five entries: print and handwriting on cards, frames."""
+    """Remove lines thinner than five entries from a mask, such as frames and handwriting on cards."""
     worn = _box_mean(_box_mean(mask) > 0.999) > 0.999
     return _spread(_spread(worn)) & mask
 
@@ -188,11 +242,11 @@ def _box(finger: Finger, measured: RidgeMap, shape: tuple[int, ...], ppi: float)
 
 
 def _box_mean(values: np.ndarray) -> np.ndarray:
-    """(rows, columns) -> mean of each entry and its eight neighbours."""
+    """Average each entry with its eight neighbours: (rows, columns) -> (rows, columns)."""
     mean: np.ndarray = around(values.astype(np.float32)).mean(axis=0)
     return mean
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:
-    """(rows, columns) bool: also the neighbours of each entry."""
+    """Dilate a mask (rows, columns) bool by one entry in all eight directions."""
     return np.logical_or.reduce(around(mask))

@@ -1,7 +1,8 @@
-"""Minutiae files: ISO/IEC 19794-2:2005, :2011 and on-card compact, INCITS 378-2004 and -2009, `.xyt`, `.min`, `.mnt`.
+"""Read and write minutiae files (templates).
 
-All end up as the same array: x and y in image pixels from the top left, angle in radians counter-clockwise from +x
-with y up, quality 0..1.
+Supported formats are ISO/IEC 19794-2:2005, :2011 and on-card compact, INCITS 378-2004 and -2009, `.xyt`, `.min` and
+`.mnt`. Minutiae of all formats are returned in one representation: x and y in image pixels from the top left corner,
+angle in radians counter-clockwise from +x with y up, and quality from 0 to 1.
 """
 
 from __future__ import annotations
@@ -26,42 +27,44 @@ from fingerprint_accel.data.minutiae_record import (
 )
 from fingerprint_accel.durable import write_file
 
-CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # three bytes per minutia and nothing else: the suffix must tell
-UNSIGNED_SUFFIXES = (".mnt", *CARD_SUFFIXES)  # of files that may begin with anything
-# in the order in which they are taken, where an image has several
+CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # on-card files, which only the suffix identifies
+UNSIGNED_SUFFIXES = (".mnt", *CARD_SUFFIXES)  # files that may start with any bytes
+# in order of preference, if an image has several minutiae files
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", *CARD_SUFFIXES, ".xyt", ".min", ".mnt")
-WRAPPER = 1024  # bytes in which a record is looked for behind a CBEFF header
-MOST_MINUTIAE = 255  # that a view of ISO/IEC 19794-2 holds
-# Of x, y, angle and quality. JPEG and WSQ store the sides of an image in 16 bits, ISO/IEC 19794-2 places in 14; a side
-# of 65,535 pixels is 3.3 m at 500 ppi. Minutiae beyond the image but below this are dropped with what the canvas cuts.
+WRAPPER = 1024  # number of bytes that are searched for the start of a record after a CBEFF header
+MOST_MINUTIAE = 255  # largest number of minutiae in a view of ISO/IEC 19794-2
+# Largest plausible absolute value of x, y, angle and quality. JPEG and WSQ store the size of an image in 16 bits, and
+# ISO/IEC 19794-2 stores positions in 14 bits. Smaller values outside the image are dropped when the print is placed on
+# its canvas.
 LARGEST = 65535
 IMPLAUSIBLE = f"minutiae that are not finite or above {LARGEST}"
 _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.]+)\s*:", re.MULTILINE)
 
 
 def plausible(values: np.ndarray) -> bool:
-    """Whether values of minutiae, of any shape, are all finite and none is above LARGEST; makes no copy."""
-    # comparisons with nan are false, and the extremes of an array that holds nan are nan
+    """Tell whether all values of an array of minutiae are finite and at most LARGEST in magnitude."""
+    # The minimum of an array with NaN is NaN, and comparisons with NaN are false. This makes no copy of the array.
     return values.size == 0 or bool(values.min() >= -LARGEST and values.max() <= LARGEST)
 
 
 def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: str = "") -> Template:
-    """Reads a minutiae file of any known format.
+    """Read a minutiae file of any supported format.
 
     Args:
-        path: the file; its content decides for binary formats, its suffix for text.
-        image_height: pixels, for formats that count y from the bottom.
-        position: finger position that the image shows, to choose from a record of several fingers; 0: not known.
-        xyt_kind: of `.xyt` files, see `XYT_KINDS`; empty: as this file alone tells.
+        path: path of the file. Binary formats are recognised by content, text formats by suffix.
+        image_height: height of the image in pixels, for formats that count y from the bottom.
+        position: position code of the finger, which selects one of several fingers in a record; 0 if unknown.
+        xyt_kind: convention of an `.xyt` file, one of `XYT_KINDS`; empty to detect it from this file.
 
     Raises:
-        TemplateError: damaged, of no known format, of several fingers or views, or with numbers that no print can have.
+        TemplateError: if the file is damaged, has an unknown format, holds several fingers or views to choose from, or
+            contains implausible numbers.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise TemplateError(f"cannot be read ({error.strerror})") from error
-    start = data[:WRAPPER].find(MAGIC)  # behind a CBEFF header, if there is one
+    start = data[:WRAPPER].find(MAGIC)  # a CBEFF header may come first
     suffix = path.suffix.lower()
     try:
         if start >= 0:
@@ -76,24 +79,28 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
     except TemplateError:
         raise
     except (struct.error, IndexError, ValueError) as error:
-        raise TemplateError(f"damaged minutiae file ({error})") from error
-    raise TemplateError("no known minutiae format")
+        raise TemplateError(f"damaged minutiae file ({error}); copy it again") from error
+    raise TemplateError("no known minutiae format; export it as ISO/IEC 19794-2")
 
 
 XYT_KINDS = ("nist", "m1")
 
 
 def xyt_kind(files: Iterable[Path | str]) -> str:
-    """Which of two conventions `.xyt` files of one origin follow: "nist" as mindtct writes by itself, "m1" as with -m1.
+    """Detect which convention the `.xyt` files of one origin follow.
+
+    The files do not state their convention. Files of `mindtct -m1` store angles in units of two degrees, so that all
+    numbers are below 180. The default output of mindtct stores degrees, and almost every print has an angle of 180 or
+    more. One such angle in any file therefore decides for all files.
 
     Args:
-        files: paths, or texts of files; they are read until one decides. Damaged ones do not count.
+        files: paths or texts of the files. They are read until one decides; damaged files are skipped.
 
-    Nothing in a file names its kind, but `-m1` counts angles in units of two degrees, which stay below 180; those of a
-    whole print never all do otherwise. Short files can, so that one file at or above 180 decides for all.
+    Returns:
+        "nist" for the default output of mindtct, "m1" for that of `mindtct -m1`.
     """
     for file in files:
-        with contextlib.suppress(OSError, ValueError):  # a TemplateError too
+        with contextlib.suppress(OSError, ValueError):  # TemplateError is a ValueError
             text = file.read_text("ascii", "replace") if isinstance(file, Path) else file
             if any(row[2] >= 180 for row in _xyt_rows(text)):
                 return "nist"
@@ -103,12 +110,21 @@ def xyt_kind(files: Iterable[Path | str]) -> str:
 def _xyt_rows(text: str) -> list[list[float]]:
     rows = [[float(word) for word in line.split()[:4]] for line in text.splitlines() if line.strip()]
     if any(len(row) < 3 for row in rows):
-        raise TemplateError("lines must hold x y theta [quality]")
+        raise TemplateError("lines must contain x y theta [quality]")
     return rows
 
 
 def _read_xyt(text: str, image_height: int, kind: str) -> Template:
-    """Plain: y from the bottom, degrees. M1: y from the top, units of two degrees, the other way along the ridge."""
+    """Parse an `.xyt` file.
+
+    The convention "nist" counts y from the bottom, and its angles are degrees in the opposite direction along the
+    ridge. The convention "m1" counts y from the top, and its angles have units of two degrees.
+
+    Args:
+        text: contents of the file.
+        image_height: height of the image, pixels.
+        kind: "nist", "m1", or empty to detect the convention from this file.
+    """
     rows = _xyt_rows(text)
     if not rows:
         return Template(NO_MINUTIAE, 0, 0)
@@ -122,22 +138,26 @@ def _read_xyt(text: str, image_height: int, kind: str) -> Template:
 
 
 def _read_mnt(text: str) -> Template:
-    """What flx and FingerNet use: a name or count, `[count] width height`, then lines `x y radians [quality]`."""
+    """Parse an `.mnt` file, the format of flx and FingerNet.
+
+    The first line is a name or a count, the second line `[count] width height`. Each further line is a minutia
+    `x y radians [quality]`.
+    """
     lines = [line.split() for line in text.splitlines()]
     if len(lines) < 2:
-        raise TemplateError("no line of sizes")
+        raise TemplateError("no second line with width and height")
     width, height = (int(word) for word in lines[1][-2:])
     rows = [[*(float(word) for word in line[:4]), 0.0][:4] for line in lines[2:] if line and line[0] != "X"]
     if any(len(row) < 4 for row in rows):
-        raise TemplateError("lines must hold x y angle [quality]")
+        raise TemplateError("lines must contain x y angle [quality]")
     return Template(_checked(np.array(rows).reshape(-1, 4)), width, height)
 
 
 def _checked(table: np.ndarray) -> np.ndarray:
-    """(n, 4) float64 as in a text file -> the same as float32.
+    """Convert minutiae of a text file (n, 4) from float64 to float32.
 
     Raises:
-        TemplateError: a number that is not finite, or greater than any image is large.
+        TemplateError: if a number is not finite or above LARGEST in magnitude.
     """
     if not plausible(table):
         row = int(np.flatnonzero(~(np.abs(table) <= LARGEST).all(axis=1))[0])
@@ -146,14 +166,17 @@ def _checked(table: np.ndarray) -> np.ndarray:
 
 
 def _read_min(text: str) -> Template:
-    """y from the top; directions in steps of 11.25 degrees, clockwise from straight up."""
+    """Parse a `.min` file, a text format of mindtct.
+
+    The file counts y from the top. Its angles are steps of 11.25 degrees, clockwise from straight up.
+    """
     size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
     if size is None:
         raise TemplateError("no line 'Image (w,h)'")
     announced = re.search(r"(\d+) Minutiae Detected", text)
     rows = [[float(word) for word in match] for match in _MIN_LINE.findall(text)]
     if announced is not None and int(announced[1]) != len(rows):
-        raise TemplateError(f"{announced[1]} minutiae announced, {len(rows)} that can be read")
+        raise TemplateError(f"damaged: {announced[1]} minutiae announced, {len(rows)} that can be read")
     table = _checked(np.array(rows).reshape(-1, 4))
     angle = np.radians((90 - table[:, 2] * 11.25) % 360)
     minutiae = np.stack([table[:, 0], table[:, 1], angle, table[:, 3]], axis=1).astype(np.float32)
@@ -161,23 +184,33 @@ def _read_min(text: str) -> Template:
 
 
 def write_template(path: Path, minutiae: np.ndarray, width: int, height: int, ppi: int) -> None:
-    """Writes minutiae as the suffix says: `.xyt` as mindtct does, `.iso` as ISO/IEC 19794-2:2005; whole or not at all.
+    """Write a minutiae file: `.xyt` as mindtct does, any other suffix as ISO/IEC 19794-2:2005.
+
+    The file is written completely or not at all. Coordinates are rounded to whole pixels.
 
     Args:
-        path: the file.
-        minutiae: (n, 4) x, y, angle, quality, as everywhere; rounded to whole pixels.
-        width, height: of their image, pixels.
-        ppi: of their image.
+        path: file to write.
+        minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        ppi: resolution of the image, pixels per inch.
     """
     data = xyt_bytes(minutiae, height) if path.suffix == ".xyt" else iso_bytes(minutiae, width, height, ppi)
     write_file(path, data)
 
 
 def iso_bytes(minutiae: np.ndarray, width: int, height: int, ppi: int) -> bytes:
-    """A record of ISO/IEC 19794-2:2005 with one view; of more than 255 minutiae those of best quality.
+    """Encode minutiae as a record of ISO/IEC 19794-2:2005 with one view.
 
-    The kind of minutia (ending or bifurcation), the finger and the sensor are not stated. Angles are rounded to 1.4
-    degrees, qualities to 1 %; 0 would mean that none is stated, so 1 is the lowest.
+    If there are more than 255 minutiae, those of the best quality are kept. The record does not state the type of a
+    minutia (ending or bifurcation), the finger or the sensor. Angles are rounded to 1.4 degrees and qualities to 1 %.
+    The lowest quality is 1 %, because 0 means that no quality is stated.
+
+    Args:
+        minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        ppi: resolution of the image, pixels per inch.
     """
     best = minutiae[np.argsort(-minutiae[:, 3], kind="stable")[:MOST_MINUTIAE]]
     x, y = (np.clip(best[:, axis].round(), 0, 2**14 - 1).astype(int) for axis in (0, 1))
@@ -192,10 +225,15 @@ def iso_bytes(minutiae: np.ndarray, width: int, height: int, ppi: int) -> bytes:
 
 
 def xyt_bytes(minutiae: np.ndarray, image_height: int) -> bytes:
-    """Lines `x y theta quality` as mindtct writes them: y from the bottom, degrees along the ridge the other way.
+    """Encode minutiae as the contents of an `.xyt` file, in the default format of mindtct.
 
-    `xyt_kind` takes a file without an angle from 180 on for one of `mindtct -m1`. In such a file one angle is given a
-    whole turn more, which is the same direction.
+    Each line is `x y theta quality`. y is counted from the bottom, and theta is the angle of the opposite direction
+    along the ridge in degrees. If all angles are below 180, `xyt_kind` would take the file for one of `mindtct -m1`. In
+    this case 360 is added to one angle, which does not change its direction.
+
+    Args:
+        minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).
+        image_height: height of the image, pixels.
     """
     theta = (np.degrees(minutiae[:, 2]) - 180).round().astype(int) % 360
     if len(theta) and (theta < 180).all():

@@ -1,4 +1,4 @@
-"""Every file below a folder, with what it seems to be: nothing is passed over without a reason."""
+"""List all files below a folder with their kind, or with the reason why they are skipped."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fingerprint_accel.data.minutiae_record import MAGIC as MINUTIAE_MAGIC
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.templates import UNSIGNED_SUFFIXES, WRAPPER
 
-# Files with these suffixes are taken for images without a look inside; decoding tells.
+# Files with these suffixes count as images without being opened. Decoding finds those that are not.
 IMAGE_SUFFIXES = frozenset((
     ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc",
     ".gif", ".pgm", ".ppm", ".pnm", ".webp", ".wsq",
 ))  # fmt: skip
-# What network storage, desktops and cameras leave in folders of images.
+# Folders that network storage, desktops and cameras create among images.
 SYSTEM_FOLDERS = frozenset(
     ["@eadir", "#recycle", "@recycle", ".@__thumb", "$recycle.bin", "__macosx", "lost+found", ".thumbnails", ".cache"]
 )
@@ -30,7 +30,13 @@ IMAGE, CONTAINER, TEMPLATE = "image", "container", "template"
 
 @dataclass(frozen=True)
 class Met:
-    """A file below the folder: its path relative to it, what it is, or the reason why it is nothing to import."""
+    """One file below a folder.
+
+    Attributes:
+        path: path relative to the folder.
+        kind: IMAGE, CONTAINER (a file with several images) or TEMPLATE (a minutiae file); empty if it is skipped.
+        reason: why the file is skipped; empty if it is not.
+    """
 
     path: str
     kind: str = ""
@@ -38,17 +44,19 @@ class Met:
 
 
 def walk(folder: Path, raw_bytes: int = 0) -> Iterator[Met]:
-    """Every file below a folder, in sorted order. Links are followed where they lead out of the folder, each once.
+    """Iterate over all files below a folder in sorted order.
+
+    Links are followed if they lead out of the folder, each target once.
 
     Args:
-        folder: to look through.
-        raw_bytes: size of files of raw pixels; 0 where there are none.
+        folder: folder to search.
+        raw_bytes: size of files of raw pixels, bytes; 0 if there are no such files.
     """
     yield from _walk(folder, "", os.path.realpath(folder), set(), False, raw_bytes)
 
 
 def is_nothing_to_read(reason: str) -> bool:
-    """Whether a file was passed over because it is no print and was never meant to be one, or is read elsewhere."""
+    """Tell whether a file was skipped because it is not a print, or is read under another path."""
     return reason.startswith((SYSTEM, NO_IMAGE, SEEN_LINK, SPECIAL))
 
 
@@ -70,16 +78,22 @@ def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, ra
             yield Met(_shown(path), reason=SYSTEM)
         elif _shown(path) != path:
             yield Met(_shown(path), reason="its name is not UTF-8: rename it, for example with convmv")
-        elif not entry.is_file():  # to open a pipe is to wait for ever
+        elif not entry.is_file():  # opening a named pipe would block forever
             yield Met(path, reason=SPECIAL)
         else:
             yield _kind(found, at, path, raw_bytes)
 
 
 def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str:
-    """Why a link is passed over; empty if it leads to something new."""
+    """Return why a link is not followed; an empty string if it leads to a new target outside the folder.
+
+    Args:
+        entry: the link.
+        root: real path of the folder that is searched.
+        seen: targets of links that were followed; a new target is added.
+    """
     target = os.path.realpath(entry.path)
-    if not os.path.exists(target):  # noqa: PTH110  (no path objects for a million names)
+    if not os.path.exists(target):  # noqa: PTH110  (path objects are slow for a million names)
         return "a broken link"
     if target == root or target.startswith(root + os.sep):
         return f"{SEEN_LINK} is read anyway"
@@ -92,9 +106,14 @@ def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str
 
 
 def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
-    """Whether an image lies beside entry `at` of a sorted folder, with its name but for the suffix."""
+    """Tell whether a folder contains an image with the same name as entry `at`, except for the suffix.
+
+    Args:
+        found: entries of the folder, sorted by name.
+        at: index of the entry.
+    """
     start = os.path.splitext(found[at].name)[0] + "."  # noqa: PTH122
-    for step in (-1, 1):  # names that begin alike stand together
+    for step in (-1, 1):  # names with the same start are neighbours in the sorted folder
         other = at + step
         while 0 <= other < len(found) and found[other].name.startswith(start):
             if found[other].name[len(start) - 1 :].lower() in IMAGE_SUFFIXES:
@@ -104,12 +123,19 @@ def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
 
 
 def _kind(found: list[os.DirEntry[str]], at: int, path: str, raw_bytes: int) -> Met:
-    """What entry `at` of a sorted folder is."""
+    """Determine the kind of entry `at` of a sorted folder.
+
+    Args:
+        found: the entries of the folder.
+        at: index of the entry.
+        path: path of the entry relative to the folder that is searched.
+        raw_bytes: size of files of raw pixels, bytes; 0 if there are no such files.
+    """
     entry = found[at]
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
     if suffix in IMAGE_SUFFIXES:
         return Met(path, IMAGE)
-    # .iso is a suffix of image records too: what lies beside no image may be one
+    # The suffix .iso is also used for image records. A file without an image beside it may be one, so it is opened.
     if suffix in TEMPLATE_SUFFIXES and (suffix in UNSIGNED_SUFFIXES or _has_image(found, at)):
         return Met(path, TEMPLATE)
     try:
@@ -125,9 +151,9 @@ def _kind(found: list[os.DirEntry[str]], at: int, path: str, raw_bytes: int) -> 
         return Met(path, IMAGE)
     if suffix in TEMPLATE_SUFFIXES or MINUTIAE_MAGIC in head[:WRAPPER]:
         return Met(path, TEMPLATE)
-    return Met(path, reason=f"{NO_IMAGE} ({suffix or 'no suffix'})" if head else "empty file")
+    return Met(path, reason=f"{NO_IMAGE} ({suffix or 'no suffix'})" if head else "empty file: copy it again")
 
 
 def _shown(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 become question marks."""
+    """Convert a path to printable text: bytes that are not UTF-8 become replacement characters."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

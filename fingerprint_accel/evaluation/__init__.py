@@ -1,0 +1,1 @@
+"""Evaluate a model on a dataset and write the report."""

@@ -1,4 +1,4 @@
-"""Where to draw the line: similarities at which a stated share of non-mated comparisons pass."""
+"""Calibration of a model: similarity thresholds for given false match rates, measured on a dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
 from fingerprint_accel.extraction.centring import as_text, centred, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
-from fingerprint_accel.extraction.model_card import compared
+from fingerprint_accel.extraction.model_card import METRICS, compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.curve import resolvable, sorted_curve
 from fingerprint_accel.metrics.protocols import score_protocol
@@ -29,14 +29,16 @@ from fingerprint_accel.training.data import PrintSource
 
 PROTOCOL = "all-pairs"
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
-DIGITS = 10_000  # thresholds are rounded up to four digits, so that the rate holds for what is kept
+DIGITS = 10_000  # thresholds are rounded up to four digits, so that the stored threshold keeps its FMR
 BATCH = 64
-MOST_PRINTS = 10_000  # that are compared as they are
-FEWEST_FINGERS = 20  # from which `calibrate_command` centres: the mean of fewer is more of them than of the sensor
+MOST_PRINTS = 10_000
+"""Largest number of prints that are compared as they are."""
+FEWEST_FINGERS = 20
+"""Smallest number of fingers for centring: the mean of fewer depends more on the fingers than on the sensor."""
 
 
 def has_synthetic(prints: PrintSource) -> bool:
-    """Whether any of the prints was made, not taken: a `source` that starts with "synthetic", or a generator's."""
+    """Return whether any print is synthetic: from a generator, or with a `source` that starts with "synthetic"."""
     if not isinstance(prints, Subset):
         return True
     return bool(pc.any(pc.starts_with(prints.shards.table["source"].take(prints.rows), "synthetic")).as_py())
@@ -51,24 +53,29 @@ def calibrate(
     progress: bool = True,
     center: bool = False,
 ) -> Calibration:
-    """Measures thresholds and keeps them in the notes of the model.
+    """Measure thresholds, and store them in the notes of the model.
 
     Args:
-        extractor: the model; its `notes` get the record, and lose what older exports kept in its place.
-        prints: of fingers that the model was not trained on, as the model wants them.
-        source: what the record calls them.
-        most: prints to compare as they are, about.
-        most_posed: likewise best over the usual poses; 0 leaves that out. Default 500 on a CPU and 2000 on a GPU, as
-            embedding takes as many times as long as there are poses.
-        progress: shows progress bars.
-        center: also take the mean template of the prints away from every template from now on. The mean of a few
-            fingers is more of them than of the sensor; `FEWEST_FINGERS` is a sensible least number.
+        extractor: the model. The calibration is stored in its `notes` and replaces the notes of older exports.
+        prints: prints of fingers that the model was not trained on, on canvases that fit the model.
+        source: name of the prints in the calibration.
+        most: approximate number of prints to compare as they are.
+        most_posed: approximate number of prints to compare in several poses; 0 skips this. The default is 500 on a CPU
+            and 2000 on a GPU, because embedding time grows with the number of poses.
+        progress: show progress bars.
+        center: also store the mean template of the prints, which the model then subtracts from every template. The mean
+            of few fingers depends more on the fingers than on the sensor, see `FEWEST_FINGERS`.
+
+    Returns:
+        The calibration.
 
     Raises:
-        UserError: as `measure`.
+        UserError: as in `measure`.
     """
     for name in (NOTE, *LOOSE_NOTES):
-        extractor.notes.pop(name, None)  # what is measured is the model without a centre of before
+        extractor.notes.pop(name, None)  # an earlier centre must not affect the measurement
+    if center:
+        extractor.notes.pop(METRICS, None)  # they were measured without this centre
     cells, branches = extractor.cells, len(extractor.model.branch_dims) if center else 0
     embeddings, fingers = embedded(extractor, prints, UPRIGHT, most, progress)
     ways = [measure(embeddings, fingers, cells, branches)]
@@ -84,7 +91,7 @@ def calibrate(
 
 
 def sample_of_fingers(fingers: np.ndarray, most: int) -> np.ndarray:
-    """Rows of all prints, or of a seeded choice of fingers with about `most` prints, at least two fingers."""
+    """Return the rows of all prints, or of a seeded random choice of at least two fingers with about `most` prints."""
     if len(fingers) <= most:
         return np.arange(len(fingers))
     sizes = np.bincount(fingers)
@@ -96,14 +103,17 @@ def sample_of_fingers(fingers: np.ndarray, most: int) -> np.ndarray:
 def embedded(
     extractor: FingerprintExtractor, prints: PrintSource, poses: Poses, most: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, P, D) float32 embeddings and (N,) fingers of prints to calibrate on.
+    """Embed prints for a calibration.
 
     Args:
-        extractor: the model, which works in float32 unless its `bf16` is set.
-        prints: to embed.
-        poses: to embed them in.
-        most: prints, about; beyond, a fixed choice of whole fingers.
-        progress: shows a progress bar.
+        extractor: the model, which computes in float32 unless its `bf16` is set.
+        prints: prints to embed.
+        poses: poses in which each print is embedded.
+        most: approximate number of prints; of larger sets, a fixed choice of fingers is taken.
+        progress: show a progress bar.
+
+    Returns:
+        Embeddings, (N, P, D) float32, and the finger of each print, (N,).
     """
     rows = sample_of_fingers(prints.labels, most)
     parts = []
@@ -119,22 +129,22 @@ def embedded(
 
 
 def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: int = 0) -> Way:
-    """Error rates and thresholds of one way of comparing, over all pairs of prints.
+    """Measure error rates and thresholds over all pairs of prints, for one way of comparing.
 
     Args:
-        embeddings: (N, P, D) float32 of unit length, the print as it is first.
-        fingers: (N,) of each print.
-        cells: of dense templates, else 0.
-        branches: of the network where its templates are to be centred, else 0. Each half of the fingers is then centred
-            by the mean of the other half. A mean that the fingers themselves are in pushes them apart: the similarity
-            of two of F fingers would be lower by about 1 / F, and a threshold measured so would accept too much.
+        embeddings: (N, P, D) float32 embeddings of unit length, with the unchanged print as the first pose.
+        fingers: (N,) finger of each print.
+        cells: number of cells of dense templates; 0 for other templates.
+        branches: number of branches of the network if its templates are centred, else 0. Each half of the fingers is
+            then centred by the mean of the other half. If the fingers contributed to their own mean, the similarity of
+            two of F fingers would be lower by about 1 / F, and the threshold would accept too many comparisons.
 
     Raises:
-        UserError: no mated or no non-mated pair, or an embedding that is not finite.
+        UserError: there is no mated or no non-mated pair, or an embedding is not finite.
     """
 
-    def scored(vectors: np.ndarray, whose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = score_protocol(PROTOCOL, vectors, whose, np.zeros_like(whose), cells=cells)
+    def scored(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = score_protocol(PROTOCOL, vectors, labels, np.zeros_like(labels), cells=cells)
         return scores.mated, scores.nonmated
 
     poses = embeddings.shape[1]
@@ -154,7 +164,7 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
 
 
 def halves(fingers: np.ndarray) -> list[np.ndarray]:
-    """Two (N,) bool: each print in one of them, whole fingers, the large ones and the small ones shared out alike."""
+    """Split the prints by finger into two (N,) bool masks, with equally many large and small fingers in each."""
     values, codes, sizes = np.unique(fingers, return_inverse=True, return_counts=True)
     rank = np.empty(len(values), np.int64)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(values))
@@ -163,17 +173,18 @@ def halves(fingers: np.ndarray) -> list[np.ndarray]:
 
 
 def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: int) -> Way:
-    """Error rates and thresholds of scores; rates that the comparisons cannot resolve are left out.
+    """Compute error rates and thresholds of scores, without FMRs that the comparisons cannot resolve.
 
     Args:
-        mated, nonmated: similarities of all comparisons.
-        fingers: (N,) of each print.
-        poses: in which prints were compared.
+        mated: similarities of the mated comparisons.
+        nonmated: similarities of the non-mated comparisons.
+        fingers: (N,) finger of each print.
+        poses: number of poses in which prints were compared.
     """
     curve = sorted_curve(mated, nonmated)
     lowest = {f"{rate:g}": curve.threshold_at_fmr(rate) for rate in RATES if resolvable(rate, len(nonmated))}
     thresholds = {rate: math.ceil(value * DIGITS) / DIGITS for rate, value in lowest.items()}
-    exact = mated.astype(np.float64)  # as `decisions` compares
+    exact = mated.astype(np.float64)  # the precision in which `decisions` compares
     return Way(
         poses=poses,
         prints=len(fingers),
@@ -187,15 +198,16 @@ def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: i
 
 
 def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, source: str) -> None:
-    """Calibrates a model on the validation fingers of its run, in a small share of the time that training has taken.
+    """Calibrate a model on the validation fingers of its run, in a small fraction of the training time.
 
-    Poses are tried where that is cheap, on a GPU or with few prints for a model that aligns them, and where it leads to
-    decisions, which synthetic prints do not. Prints of which nothing can be measured leave the model uncalibrated.
+    Prints are also compared in several poses if that is cheap: on a GPU, or with few prints if the model aligns prints.
+    Synthetic prints are compared as they are only, because they give no decisions. If the prints do not suffice for a
+    calibration, a message is printed and the model stays uncalibrated.
 
     Args:
-        extractor: the model; its `notes` get the record.
-        validation: the prints.
-        source: what the record calls them.
+        extractor: the model; the calibration is stored in its `notes`.
+        validation: validation prints.
+        source: name of the prints in the calibration.
     """
     gpu = extractor.device.type != "cpu"
     posed = 0 if has_synthetic(validation) else 2000 if gpu else 100 if extractor.alignment_network is not None else 0
@@ -206,11 +218,17 @@ def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, s
 
 
 def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool = True) -> None:
-    """Calibrates a model, centred where there are fingers enough unless `center` is False, writes it, and prints what
-    was measured.
+    """Calibrate a model, write it, and print the measured rates.
+
+    Args:
+        model: run folder, exported model folder, checkpoint folder or bundled model.
+        dataset: dataset folder.
+        out: model folder to write; None updates `model`.
+        center: also store the mean template, if the dataset has at least `FEWEST_FINGERS` fingers.
 
     Raises:
-        UserError: a model or dataset that cannot be used, no mated or no non-mated pair, or no place to write to.
+        UserError: the model or the dataset cannot be used, there is no mated or no non-mated pair, or the model cannot
+            be updated in place.
     """
     saved, folder = _place(model, dataset, out)
     shards = open_dataset(dataset)
@@ -227,20 +245,19 @@ def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool 
         extractor.save_pretrained(folder, half=saved.half)
     print(f"\n{summary(found)}\n\ncalibrated: {folder}")
     if center and not enough:
-        few = f"{shards.info.fingers} fingers are too few for the mean of a sensor's prints; it takes {FEWEST_FINGERS}"
-        print(f"templates are not centred: {few}")
+        print(f"templates are not centred: the dataset has {shards.info.fingers} fingers, {FEWEST_FINGERS} are needed")
     for warning in _warnings(found, shards):
         print(f"warning: {warning}", file=sys.stderr)
 
 
 def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Path]:
-    """What to open and where to write."""
+    """Return the model to open and the folder to write."""
     saved = find_model(model)
     if out is not None:
         check_folder(out, MODEL, inputs=[dataset])
         return saved, out
     if not Path(model).exists():
-        raise UserError(f"{model}: comes with the package and stays as it is; give --out FOLDER for a calibrated copy")
+        raise UserError(f"{model}: a bundled model is not changed; give --out FOLDER for a calibrated copy")
     if (saved.folder / "config.json").is_file():
         return saved, saved.folder
     if Path(model).resolve() == saved.folder.resolve():
@@ -254,7 +271,7 @@ def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Pat
 
 
 def summary(found: Calibration) -> str:
-    """One column for each way of comparing."""
+    """Return a table with one column for each way of comparing."""
     names = ["prints", "fingers", "mated comparisons", "non-mated comparisons", "EER"]
     before = ["EER before centring"] if found.center else []
     columns = [["", *names, *before, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
@@ -273,17 +290,17 @@ def summary(found: Calibration) -> str:
 
 
 def _warnings(found: Calibration, shards: Shards) -> list[str]:
-    """What keeps `compare` and its like from deciding by these thresholds."""
+    """Return the reasons why `compare`, `search` and `demo` do not decide by these thresholds."""
     warnings = []
     if found.synthetic:
         warnings.append(
-            f"{shards.folder}: synthetic prints; their thresholds do not hold on real fingers, so that compare, search "
-            "and demo show no decision"
+            f"{shards.folder}: these prints are synthetic; their thresholds do not hold on real fingers, so compare, "
+            "search and demo show no decision"
         )
     fewest = min(way.nonmated for way in found.ways)
     if not resolvable(RATES[0], fewest):
         needed = round(1 / RATES[0])
         warnings.append(
-            f"{shards.folder}: {fewest} non-mated comparisons are too few for a threshold; it takes {needed}"
+            f"{shards.folder}: {fewest} non-mated comparisons are too few for a threshold; {needed} are needed"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""Error rates of parts of a dataset, told apart by the `source` of their prints or by their NFIQ 2 scores."""
+"""Error rates of groups of prints, by the `source` of the prints or by their NFIQ 2 scores."""
 
 from __future__ import annotations
 
@@ -9,32 +9,46 @@ import numpy as np
 
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.metrics.bootstrap import Interval, bootstrap_scores
 from fingerprint_accel.metrics.curve import sorted_curve
-from fingerprint_accel.metrics.protocols import Scores
+from fingerprint_accel.metrics.protocols import Pairs, Scores
 from fingerprint_accel.metrics.verification import sensible_fmr
+from fingerprint_accel.metrics.weighted_curves import WeightedCurves
 
-FEWEST, MOST = 2, 12  # values that a part of the source takes to be looked at unasked
+FEWEST, MOST = 2, 12  # numbers of different values of a folder of the source that makes groups by default
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
 ACROSS = "across"
-BY_NFIQ2 = "nfiq2"  # in place of a regular expression
-NFIQ2 = "NFIQ 2 of the worse print"  # what these groups are told apart by
-BANDS = {20: "0-20", 40: "21-40", 60: "41-60", 80: "61-80", 100: "81-100"}  # highest score of each
-NOT_SCORED = "(no score)"  # comes before digits: a comparison with such a print counts here
+BY_NFIQ2 = "nfiq2"
+"""Value of `by` that groups prints by their NFIQ 2 score."""
+NFIQ2 = "NFIQ 2 of the worse print"
+"""Title of the groups by NFIQ 2 score."""
+BANDS = {20: "0-20", 40: "21-40", 60: "41-60", 80: "61-80", 100: "81-100"}
+"""Names of the bands of NFIQ 2 scores, by the highest score of each band."""
+NOT_SCORED = "(no score)"  # sorts before digits, so that a comparison with such a print counts here
+MOST_NONMATED = 20_000
+"""Non-mated scores per group that its intervals use at most: there may be dozens of groups."""
 Table = list[tuple[str, ...]]
-"""Rows of cells, the first row being the header."""
+"""Rows of cells; the first row is the header."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Comparisons of prints that are both of one group, or, as `ACROSS`, of two; by NFIQ 2, of prints the worse of
-    which is of this group.
+    """Error rates of the comparisons within one group of prints.
+
+    The group `ACROSS` has the comparisons between prints of two groups. With groups by NFIQ 2 score, a comparison
+    belongs to the group of its worse print.
 
     Attributes:
-        name: what the prints have in common.
-        prints: of the group.
-        mated, nonmated: number of comparisons.
-        eer: of these comparisons alone; None without both kinds.
-        fmr, fnmr: at the threshold that all comparisons together give at the stated FMR; None without comparisons.
+        name: name of the group.
+        prints: number of prints in the group.
+        mated: number of mated comparisons.
+        nonmated: number of non-mated comparisons.
+        eer: EER of these comparisons; None unless there are mated and non-mated ones.
+        fmr: FMR at the threshold of the breakdown; None without non-mated comparisons.
+        fnmr: FNMR at the threshold of the breakdown; None without mated comparisons.
+        eer_interval_95: 95 % interval of the EER, by bootstrap over fingers; None unless there is an EER.
+        fmr_interval_95: 95 % interval of the FMR; None unless there is an EER.
+        fnmr_interval_95: 95 % interval of the FNMR; None unless there is an EER.
     """
 
     name: str
@@ -44,17 +58,20 @@ class Group:
     eer: float | None
     fmr: float | None
     fnmr: float | None
+    eer_interval_95: Interval | None = None
+    fmr_interval_95: Interval | None = None
+    fnmr_interval_95: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Groups by one part of the source.
+    """Error rates of all groups of one grouping.
 
     Attributes:
-        by: what they are told apart by.
-        threshold_fmr: FMR of all comparisons together at the threshold at which groups' FMR and FNMR are stated.
-        threshold: that threshold, the lowest similarity accepted.
-        groups: in order of name, `ACROSS` last.
+        by: name of the grouping.
+        threshold_fmr: FMR of all comparisons of the test at `threshold`.
+        threshold: threshold of the FMR and FNMR of all groups, the lowest similarity that is accepted.
+        groups: groups in order of name, `ACROSS` last.
     """
 
     by: str
@@ -63,32 +80,36 @@ class Breakdown:
     groups: list[Group]
 
     def title(self) -> str:
-        """What `table` holds."""
-        at = f"the threshold that gives all together an FMR of {100 * self.threshold_fmr:g} % ({self.threshold:.3f})"
-        return f"by {self.by}; FNMR and FMR at {at}"
+        """Return a heading for `table`."""
+        at = f"threshold {self.threshold:.3f}, where all comparisons together have FMR {100 * self.threshold_fmr:g} %"
+        return f"By {self.by}, with 95 % intervals. FNMR and FMR at {at}."
 
     def table(self) -> Table:
-        """A line for each group; a dash where it has no comparison of a kind."""
+        """Return one row for each group; a dash stands for a rate without comparisons."""
         rows: Table = [("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")]
         for group in self.groups:
             counts = (f"{count:,}" for count in (group.prints, group.mated, group.nonmated))
-            rates = ((group.eer, 2), (group.fnmr, 2), (group.fmr, 3))
-            shown = ("-" if rate is None else f"{rate:.{digits}%}" for rate, digits in rates)
-            rows.append((group.name, *counts, *shown))
+            rates = (
+                _shown(group.eer, group.eer_interval_95, 2),
+                _shown(group.fnmr, group.fnmr_interval_95, 2),
+                _shown(group.fmr, group.fmr_interval_95, 3),
+            )
+            rows.append((group.name, *counts, *rates))
         return rows
 
 
 def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
-    """Name of each print's group, by what they are told apart by.
+    """Return the group of each print, (N,), for each grouping by its name.
 
     Args:
         shards: the dataset.
-        by: regular expression that is searched in each source, its first group (or all of it) is the name; "nfiq2":
-            bands of the NFIQ 2 score; empty: the folders of the source, each that takes 2 to 12 values (of synthetic
-            prints quality and pattern class), and the bands where prints have scores.
+        by: regular expression that is searched in the source of each print. Its first group, or the whole match if it
+            has no group, names the group of the print. "nfiq2" groups by bands of the NFIQ 2 score. By default there is
+            a grouping for each folder of the source that has 2 to 12 different values (quality and pattern class for
+            synthetic prints), and one by NFIQ 2 score if prints have scores.
 
     Raises:
-        UserError: not a regular expression, a source in which it is not found, or a dataset without scores.
+        UserError: `by` is not a regular expression, does not match a source, or needs scores that are missing.
     """
     if by == BY_NFIQ2:
         return {NFIQ2: nfiq2_bands(known_nfiq2(shards, f"--by {by}"))}
@@ -111,10 +132,14 @@ def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
 
 
 def known_nfiq2(shards: Shards, option: str) -> np.ndarray:
-    """(N,) int16 scores as of `Shards.nfiq2`.
+    """Return the (N,) int16 NFIQ 2 scores of a dataset, as `Shards.nfiq2` does.
+
+    Args:
+        shards: the dataset.
+        option: command-line option that needs the scores, for the error message.
 
     Raises:
-        UserError: no print has one; the line begins with the option that needs them.
+        UserError: no print has a score.
     """
     scores = shards.nfiq2()
     if (scores < 0).all():
@@ -123,12 +148,13 @@ def known_nfiq2(shards: Shards, option: str) -> np.ndarray:
 
 
 def nfiq2_bands(scores: np.ndarray) -> np.ndarray:
-    """scores (N,) -> (N,) names of their bands."""
+    """Return the (N,) names of the bands of (N,) NFIQ 2 scores."""
     names = np.array([NOT_SCORED, *BANDS.values()], dtype=object)
     return names[np.where(scores < 0, 0, 1 + np.searchsorted(list(BANDS), scores))]
 
 
 def _matches(pattern: str, sources: list[str]) -> np.ndarray:
+    """Return what a regular expression finds in each source."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -143,38 +169,63 @@ def _matches(pattern: str, sources: list[str]) -> np.ndarray:
 
 
 def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
-    """Error rates within each group, and of comparisons across groups.
+    """Compute the error rates of each group, and of the comparisons across groups.
 
-    By NFIQ 2 no comparison is across groups: the quality of a comparison is that of the worse print (Grother and
-    Tabassi 2007, "Performance of Biometric Quality Measures").
+    With groups by NFIQ 2 score there is no comparison across groups, because the quality of a comparison is that of its
+    worse print (Grother and Tabassi 2007, "Performance of Biometric Quality Measures").
 
     Args:
-        scores: of all comparisons.
+        scores: scores of all comparisons.
         names: (N,) group of every print.
-        by: what the groups are told apart by.
+        by: name of the grouping.
     """
     values, codes = np.unique(names, return_inverse=True)
     rate = sensible_fmr(len(scores.nonmated)) or 0.1
     threshold = sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(rate)
     both = codes[scores.pairs.mated], codes[scores.pairs.nonmated]  # (n, 2) each
-    if by == NFIQ2:  # names are in the order of their bands
+    if by == NFIQ2:  # the order of the names is that of the bands
         mated_of, nonmated_of = (pair.min(axis=1) for pair in both)
-    else:  # -1 where they differ
+    else:  # -1 if the groups differ
         mated_of, nonmated_of = (np.where(pair[:, 0] == pair[:, 1], pair[:, 0], -1) for pair in both)
     groups = []
     for code, name in [*enumerate(values.tolist()), (-1, ACROSS)]:
-        mated, nonmated = scores.mated[mated_of == code], scores.nonmated[nonmated_of == code]
-        if code < 0 and not len(mated) and not len(nonmated):
+        mated, nonmated = mated_of == code, nonmated_of == code
+        if code < 0 and not mated.any() and not nonmated.any():
             continue
-        usable = np.isfinite(mated).any() and np.isfinite(nonmated).any()
-        group = Group(
-            name=name,
-            prints=int((codes == code).sum()) if code >= 0 else len(codes),
-            mated=len(mated),
-            nonmated=len(nonmated),
-            eer=sorted_curve(mated, nonmated).eer()[0] if usable else None,
-            fmr=float((nonmated >= threshold).mean()) if len(nonmated) else None,
-            fnmr=float((mated < threshold).mean()) if len(mated) else None,
-        )
-        groups.append(group)
+        pairs = Pairs(scores.pairs.mated[mated], scores.pairs.nonmated[nonmated], int(nonmated.sum()))
+        part = Scores(scores.mated[mated], scores.nonmated[nonmated], pairs, scores.fingers)
+        groups.append(_group(name, int((codes == code).sum()) if code >= 0 else len(codes), part, threshold))
     return Breakdown(by, rate, threshold, groups)
+
+
+def _group(name: str, prints: int, scores: Scores, threshold: float) -> Group:
+    """Compute the error rates of one group."""
+    mated, nonmated = scores.mated, scores.nonmated
+    eer, intervals = None, []
+    if np.isfinite(mated).any() and np.isfinite(nonmated).any():
+        eer = sorted_curve(mated, nonmated).eer()[0]
+        intervals = bootstrap_scores(
+            scores,
+            [WeightedCurves.eer, lambda curves: curves.fmr(threshold), lambda curves: curves.fnmr(threshold)],
+            most_nonmated=MOST_NONMATED,
+        )
+    return Group(
+        name,
+        prints,
+        len(mated),
+        len(nonmated),
+        eer,
+        float((nonmated >= threshold).mean()) if len(nonmated) else None,
+        float((mated < threshold).mean()) if len(mated) else None,
+        *intervals,
+    )
+
+
+def _shown(rate: float | None, interval: Interval | None, digits: int) -> str:
+    """Format a rate and its interval: `2.83% (1.20 to 4.51)`."""
+    if rate is None:
+        return "-"
+    if interval is None:
+        return f"{rate:.{digits}%}"
+    low, high = (f"{100 * end:.{digits}f}" for end in interval)
+    return f"{rate:.{digits}%} ({low} to {high})"

@@ -1,4 +1,4 @@
-"""The training run that a model comes from: where it lies, and its course as a picture."""
+"""The training run of a model: its folder, and a plot of its loss and validation EER."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Columns = dict[str, np.ndarray]
 
 
 def find_run(model: Path) -> Path | None:
-    """The run folder that a model belongs to, or None for a model without its run.
+    """Return the run folder of a model, or None if the model lies outside of a run folder.
 
     Args:
-        model: run folder, a checkpoint inside one, or its `model/` folder.
+        model: run folder, a checkpoint folder in it, or its `model/` folder.
     """
     place = model.resolve()
     places = [place]
@@ -35,14 +35,14 @@ def find_run(model: Path) -> Path | None:
 
 
 def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
-    """Reads a run's records; damaged lines are skipped, and so are losses of windows without a single update.
+    """Read the records of a run. Damaged lines, and losses of windows in which every update was skipped, are ignored.
 
     Args:
-        metrics_jsonl: of a run.
+        metrics_jsonl: file of the run.
 
     Returns:
-        (N,) `step`, `loss`, and those of `SCHEDULES` that were recorded, of the training records; (M,) `step` and
-        `eer`, from 0 to 1, of the validations. In the order of their steps; NaN where a record does not tell.
+        Columns of the training records, (N,): `step`, `loss`, and the recorded ones of `SCHEDULES`. Columns of the
+        validation records, (M,): `step` and `eer`, from 0 to 1. Both are sorted by step. Missing values are NaN.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for line in metrics_jsonl.read_text(errors="replace").splitlines():
@@ -66,14 +66,15 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
 
 
 def _number(record: dict[str, Any], name: str) -> float:
+    """Return a finite number of a record, or NaN."""
     value = record.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about sqrt(N) of N values, shorter at both ends; NaNs are left out.
+    """Return the mean over a centred window of about sqrt(N) of N values, without NaN.
 
-    A centred window does not lag behind the curve as an exponential mean does.
+    The window is shorter at both ends. Unlike an exponential mean, a centred window does not lag behind the curve.
     """
     known = np.isfinite(values)
     kernel = np.ones(2 * int(math.sqrt(len(values)) / 2) + 1)
@@ -83,7 +84,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def training_png(metrics_jsonl: Path) -> bytes | None:
-    """Loss, and validation EER where there is one, over optimizer steps, as PNG; None without training records."""
+    """Return a plot of loss and validation EER over optimizer steps as PNG, or None without training records."""
     train, validation = read_history(metrics_jsonl)
     if not np.isfinite(train["loss"]).any():
         return None
@@ -102,14 +103,14 @@ def training_png(metrics_jsonl: Path) -> bytes | None:
 
 
 def _draw_loss(axes: Axes, train: Columns) -> None:
-    """Every record light, their mean strong, and schedules faint on scales of their own."""
+    """Draw all recorded losses, their smoothed course, and the schedules on scales of their own."""
     step, loss = train["step"], train["loss"]
     axes.plot(step, loss, color=BLUE, alpha=0.3, linewidth=1, label="recorded")
     axes.plot(step, smoothed(loss), color=BLUE, linewidth=2, marker="." if len(step) < 3 else "", label="smoothed")
     axes.set(ylabel="loss", title="Training loss")
     lines = axes.get_lines()
     shares = axes.twinx()
-    shares.set(ylim=(-0.02, 1.6), yticks=[])  # leaves the top to the legend
+    shares.set(ylim=(-0.02, 1.6), yticks=[])  # leaves room for the legend at the top
     for name in [name for name in SCHEDULES if name in train]:
         highest = np.nanmax(train[name])
         if highest > 0:
@@ -120,6 +121,7 @@ def _draw_loss(axes: Axes, train: Columns) -> None:
 
 
 def _draw_eer(axes: Axes, validation: Columns) -> None:
+    """Draw the validation EER, and mark the lowest one."""
     best = int(np.nanargmin(validation["eer"]))
     step, eer = validation["step"][best], validation["eer"][best]
     axes.plot(validation["step"], 100 * validation["eer"], "o-", color=ORANGE, markersize=4)

@@ -1,4 +1,7 @@
-"""Whether a model was trained on the fingers it is tested on: error rates on those say nothing about others."""
+"""Overlap of the test set with the data that a model was trained on.
+
+Error rates on fingers of the training data do not predict error rates on other fingers.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,22 @@ from fingerprint_accel.models.saved_model import BUNDLED, bundled_models
 from fingerprint_accel.synthesis.skin import finger_name
 from fingerprint_accel.synthesis.source import is_source, parse_source
 
-BAND = 12  # rows in the middle of a canvas that are looked at first: about a page of memory
-SLOW = 20_000  # prints from which on progress is shown
+BAND = 12  # rows in the middle of a canvas that are compared first: about a page of memory
+SLOW = 20_000  # number of prints from which a progress bar is shown
 MOST_ANCESTORS = 10
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What a training set has in common with the test set.
+    """Overlap of one training set with the test set.
 
     Attributes:
-        training: its dataset folder or source, as the run names it.
-        known: whether it could be looked at.
-        fingers: test fingers whose key a finger has that was trained on (held-out fingers do not count).
-        prints: test prints that were trained on, by their exact image; None where canvases differ or none is stored.
-        by_session: sessions were held out for validation, so that training and validation prints share fingers.
+        training: dataset folder or source of the training set, as configured in the run.
+        known: whether the training set could be opened.
+        fingers: number of test fingers with the key of a finger that was trained on, without validation fingers.
+        prints: number of test prints with exactly the image of a print that was trained on; None if the canvases differ
+            or the training set does not store images.
+        by_session: whether the run held out sessions, so that its training and validation sets share fingers.
     """
 
     training: str
@@ -45,12 +49,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of every training set in a model's history, newest first.
+    """Overlap of every training set of a model and of its ancestors with the test set.
 
     Attributes:
-        sets: as far as the history is known.
-        complete: whether the history could be followed to random weights.
-        test_fingers, test_prints: size of the test set.
+        sets: overlap of each known training set, the newest first.
+        complete: whether all ancestors are known, back to random weights.
+        test_fingers: number of fingers of the test set.
+        test_prints: number of prints of the test set.
     """
 
     sets: list[Shared] = field(default_factory=list)
@@ -60,43 +65,45 @@ class Overlap:
 
     @property
     def found(self) -> bool:
-        """Whether anything is in common."""
+        """Whether any finger or print is in common."""
         return any(shared.fingers or shared.prints for shared in self.sets)
 
     @property
     def known(self) -> bool:
-        """Whether every training set could be looked at."""
+        """Whether all training sets are known and could be opened."""
         return self.complete and all(shared.known for shared in self.sets)
 
     def sentence(self) -> str:
-        """One line for the table and the page."""
+        """Return a summary in one line."""
         parts = []
         for shared in self.sets:
             if shared.prints:
-                what = f"{shared.prints:,} of {self.test_prints:,} prints were trained on"
-                parts.append(f"{what}, {shared.fingers:,} of {self.test_fingers:,} finger keys in common")
+                prints = f"the model was trained on {shared.prints:,} of {self.test_prints:,} prints"
+                parts.append(f"{prints}, {shared.fingers:,} of {self.test_fingers:,} finger keys in common")
             elif shared.fingers:
-                same = "and no print is the same" if shared.prints == 0 else "prints not comparable"
+                same = "no print in common" if shared.prints == 0 else "prints cannot be compared"
                 parts.append(f"{shared.fingers:,} of {self.test_fingers:,} finger keys in common, {same}")
                 parts[-1] += "; the run held out sessions, not fingers" if shared.by_session else ""
             else:
-                parts.append("nothing in common" if shared.known else "not at hand")
+                parts.append("nothing in common" if shared.known else "training data not found")
             parts[-1] += f" ({shared.training})"
         if not self.complete:
-            parts.append("not stated" if not parts else "earlier training not known")
+            parts.append("training data not recorded" if not parts else "earlier training data not recorded")
         sentence = "; ".join(parts)
         return f"WARNING: {sentence}" if self.found else sentence if self.known else f"unknown: {sentence}"
 
     def values(self) -> dict[str, Any]:
-        """For `metrics.json`."""
+        """Return the overlap for `metrics.json`."""
         return {**asdict(self), "found": self.found, "known": self.known}
 
 
 def training_overlap(model: Path | str, shards: Shards) -> Overlap:
-    """Looks up what a model was trained on, as far as its run and those it started from are there, and compares.
+    """Compare the test set with the training sets of a model and of the models that it was initialized from.
+
+    Training sets are found through the run folders; without them the overlap is unknown.
 
     Args:
-        model: bundled model, run folder, checkpoint, or exported folder.
+        model: bundled model, run folder, checkpoint folder or exported model folder.
         shards: the test set.
     """
     sets: list[Shared] = []
@@ -118,15 +125,15 @@ def training_overlap(model: Path | str, shards: Shards) -> Overlap:
         place = config.model.init_from
     name = Path(place).name
     if not complete and name in bundled_models() and (str(place) == name or Path(place).parent == BUNDLED):
-        sets.append(Shared(f"bundled model {name}; its card names the prints", known=False))
+        sets.append(Shared(f"bundled model {name}: see its model card", known=False))
         complete = True
     return Overlap(sets, complete, shards.info.fingers, len(shards))
 
 
 def _compare(config: Config, shards: Shards) -> Shared:
-    """One training set with the test set."""
+    """Compare the training set of one run with the test set."""
     prints, by_session = None, False
-    if is_source(config.data):  # a synthetic finger has the same name wherever it is made
+    if is_source(config.data):  # synthetic fingers are named by their seed and number
         spec = parse_source(config.data)
         numbers = range(spec.first, spec.first + spec.fingers)
         keys = {finger_name(spec.seed, number, spec.style.siblings) for number in numbers}
@@ -144,13 +151,13 @@ def _compare(config: Config, shards: Shards) -> Shared:
 
 
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:
-    """Test prints that are, byte for byte, among the training prints; None where canvases are of different kinds.
+    """Count the test prints that are byte-identical to a training print; None if the kinds of canvases differ.
 
-    One pass over each: of every training print only a band is read, unless it equals that of a test print.
+    Each set is read once. Of a training print, only a band is read unless the band equals that of a test print.
 
     Args:
         training: the training set.
-        trained: (N,) bool, its rows that were trained on.
+        trained: (N,) bool, rows of the training set that were trained on.
         shards: the test set.
     """
     ours, theirs = training.info, shards.info

@@ -1,12 +1,12 @@
-"""Comparisons and searches that a file lists: pairs of names in a csv, or a benchmark of flx.
+"""Files that list comparisons and searches: a csv with pairs of names, or a benchmark file of flx.
 
-flx writes prints as {"array_subject": [...], "array_impression": [...]}. A benchmark for verification holds two such
-lists, `array_sample1` and `array_sample2`. One for identification is a list of folds, each with a `gallery` and
-`probes` and, for every probe, whether it is `mated`.
+flx stores prints as {"array_subject": [...], "array_impression": [...]}. A verification benchmark has two such lists,
+`array_sample1` and `array_sample2`. An identification benchmark is a list of folds. Each fold has a `gallery`,
+`probes`, and a list `mated` with one value for each probe.
 
-flx counts subjects and impressions from 0 and calls the file of subject 0, impression 0 `1_1`. A dataset whose lowest
-finger is 0 is taken to count fingers from 0 as flx does, any other from 1; likewise its impressions. Of keys like 12_5
-(NIST SD4: pair and finger) the first number counts.
+flx counts subjects and impressions from 0, and the file of subject 0, impression 0 is called `1_1`. If the lowest
+finger of a dataset is 0, the dataset is assumed to count fingers from 0, otherwise from 1. The same holds for
+impressions. In keys such as 12_5 (NIST SD4: pair and finger), the first number is the subject.
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ from fingerprint_accel.metrics.protocols import Pairs
 YES, NO = ("1", "true", "yes", "mated"), ("0", "false", "no", "non-mated")
 HEADER = "reference,probe[,mated]"
 SAMPLES = ("array_sample1", "array_sample2")
-WRONG = (KeyError, TypeError, ValueError, OverflowError)  # what values of another form raise
+WRONG = (KeyError, TypeError, ValueError, OverflowError)  # raised by values of another form
 
 
 def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
-    """Reads a list of comparisons, or the folds of a benchmark of flx for identification.
+    """Read a list of comparisons, or the folds of an identification benchmark of flx.
 
-    A csv has the columns reference, probe and, if wanted, mated (1 or 0, which must agree with the dataset). Names are
-    FINGER/IMPRESSION or, where it is unique, the `source` of a print. A file that ends in .json is a benchmark of flx.
-    What is listed twice counts twice.
+    A csv has the columns reference, probe and optionally mated (1 or 0, which must agree with the dataset). Prints are
+    named FINGER/IMPRESSION, or by their `source` if it is unique. A file that ends in .json is a benchmark of flx. A
+    comparison that is listed twice counts twice.
 
     Args:
-        file: to read.
-        shards: the dataset whose prints it names.
+        file: file to read.
+        shards: dataset of the named prints.
+
+    Returns:
+        Comparisons, or folds of an identification test.
 
     Raises:
-        UserError: a file that cannot be read, a print that the dataset lacks, a print compared with itself, a finger
-            that is enrolled twice, no mated or no non-mated comparison, no mated search, or a `mated` that the dataset
-            contradicts.
+        UserError: the file cannot be read, names a print that the dataset does not have, compares a print with itself,
+            enrols a finger twice, has no mated or no non-mated comparison or no mated search, or its column `mated`
+            contradicts the dataset.
     """
     claimed = None
     if file.suffix.lower() == ".json":
@@ -60,22 +63,28 @@ def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
         pairs = np.stack([_rows(file, table[column], names, shards) for column in ("reference", "probe")], axis=1)
         claimed = _claims(file, table)
     if not len(pairs):
-        raise UserError(f"{file}: lists no comparison")
+        raise UserError(f"{file}: no comparison in this file")
     itself = np.flatnonzero(pairs[:, 0] == pairs[:, 1])
     if len(itself):
-        raise UserError(f"{file}: comparison {itself[0] + 1} compares a print with itself; take it out")
+        raise UserError(f"{file}: comparison {itself[0] + 1} compares a print with itself; remove this line")
     mated = shards.fingers[pairs[:, 0]] == shards.fingers[pairs[:, 1]]
     if claimed is not None and (claimed != mated).any():
         number = int(np.flatnonzero(claimed != mated)[0])
-        fingers = "one finger" if mated[number] else "two fingers"
-        raise UserError(f"{file}: comparison {number + 1} says mated {int(claimed[number])}, but the dataset {fingers}")
+        fingers = "the same finger" if mated[number] else "different fingers"
+        raise UserError(
+            f"{file}: comparison {number + 1} has mated {int(claimed[number])}, but in the dataset its prints are of "
+            f"{fingers}; correct the column mated"
+        )
     for kind, there in (("mated", mated.any()), ("non-mated", not mated.all())):
         if not there:
-            raise UserError(f"{file}: lists no {kind} comparison among {len(pairs):,}; error rates need both kinds")
+            raise UserError(
+                f"{file}: none of {len(pairs):,} comparisons is {kind}; error rates need mated and non-mated ones"
+            )
     return Pairs(pairs[mated], pairs[~mated], int((~mated).sum()))
 
 
 def _read_csv(file: Path) -> pa.Table:
+    """Read a csv of comparisons; all of its known columns are strings."""
     texts = dict.fromkeys(("reference", "probe", "mated"), pa.string())
     try:
         table = pyarrow.csv.read_csv(
@@ -83,24 +92,24 @@ def _read_csv(file: Path) -> pa.Table:
         )
     except OSError as error:
         reason = "no such file" if not file.exists() else str(error)[:80]
-        raise UserError(f"{file}: cannot be read ({reason}); give --pairs-file a csv or json") from error
+        raise UserError(f"{file}: cannot be read ({reason}); give a csv or json file to --pairs-file") from error
     except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: not a csv of comparisons ({str(error)[:80]}); the header is {HEADER}") from error
+        raise UserError(f"{file}: not a csv of comparisons ({str(error)[:80]}); its header must be {HEADER}") from error
     for column in ("reference", "probe"):
         if column not in table.column_names:
-            raise UserError(f"{file}: no column {column}; the header is {HEADER}")
+            raise UserError(f"{file}: no column {column}; the header must be {HEADER}")
     return table
 
 
 def _names(shards: Shards) -> pa.Array:
-    """(2N,) FINGER/IMPRESSION of every row, then its source."""
+    """Return (2N,) names: FINGER/IMPRESSION of every row, followed by the source of every row."""
     table = shards.table
     keys = pc.binary_join_element_wise(table["finger_key"], pc.cast(table["impression"], pa.string()), "/")
     return pa.concat_arrays([*keys.cast(pa.string()).chunks, *table["source"].cast(pa.string()).chunks])
 
 
 def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) -> np.ndarray:
-    """(n,) int64 row of each name."""
+    """Return the (n,) int64 row of each name."""
     count = len(shards)
     place = pc.fill_null(pc.index_in(wanted, value_set=names), -1).to_numpy().astype(np.int64)
     unknown = np.flatnonzero(place < 0)
@@ -109,7 +118,7 @@ def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) 
         name = wanted[int(unknown[0])].as_py()
         raise UserError(
             f"{file}: comparison {unknown[0] + 1}: {shards.folder} has no print {name!r}{others}; "
-            f"names are FINGER/IMPRESSION ({names[0]}) or sources ({names[count]})"
+            f"write FINGER/IMPRESSION ({names[0]}) or a source ({names[count]})"
         )
     by_source = np.flatnonzero(place >= count)
     if len(by_source):
@@ -123,7 +132,7 @@ def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) 
 
 
 def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
-    """(n,) bool: what the column `mated` says, if there is one."""
+    """Return the column `mated` as (n,) bool, or None if there is no such column."""
     if "mated" not in table.column_names:
         return None
     words = pc.utf8_lower(pc.utf8_trim_whitespace(table["mated"]))
@@ -136,59 +145,62 @@ def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
 
 
 def _read_json(file: Path) -> Any:
+    """Read a JSON file."""
     try:
         return json.loads(file.read_text())
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give --pairs-file a csv or json") from error
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}); give a csv or json file to --pairs-file"
+        ) from error
     except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from error
+        raise UserError(f"{file}: not a JSON file ({error}); give a benchmark file of flx, or a .csv") from error
 
 
 def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
-    """(n, 2) int64 rows of the comparisons that a benchmark for verification lists."""
+    """Return the (n, 2) int64 rows of the comparisons in a verification benchmark."""
     try:
         both = np.stack([_numbers(values[sample]) for sample in SAMPLES], axis=1)
     except WRONG as error:
         raise UserError(
-            f"{file}: not a verification benchmark of flx; it holds array_sample1 and array_sample2, "
-            "each with array_subject and array_impression of one length"
+            f"{file}: not a verification benchmark of flx; it must have array_sample1 and array_sample2, "
+            "each with array_subject and array_impression of equal length"
         ) from error
     return _flx_rows(file, both.reshape(-1, 2), shards).reshape(-1, 2)
 
 
 def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
-    """References and probes of every fold of a benchmark for identification."""
+    """Return references and probes of every fold of an identification benchmark."""
     try:
         parts = [
             (_numbers(fold["gallery"]), _numbers(fold["probes"]), np.array(fold["mated"], bool)) for fold in values
         ]
     except WRONG as error:
         raise UserError(
-            f"{file}: not an identification benchmark of flx; every fold holds gallery, probes and mated"
+            f"{file}: not an identification benchmark of flx; every fold must have gallery, probes and mated"
         ) from error
     folds = []
     for number, (gallery, probes, mated) in enumerate(parts, 1):
         references, searched = _flx_rows(file, gallery, shards), _flx_rows(file, probes, shards)
         if not len(references) or not len(searched):
-            raise UserError(f"{file}: fold {number} has no reference or no probe")
+            raise UserError(f"{file}: fold {number} has no reference or no probe; remove this fold")
         enrolled = shards.fingers[references]
         if len(np.unique(enrolled)) < len(enrolled):
-            raise UserError(f"{file}: fold {number} enrols a finger twice; give one reference of each")
+            raise UserError(f"{file}: fold {number} enrols a finger twice; list one reference for each finger")
         if not np.array_equal(np.isin(shards.fingers[searched], enrolled), mated):
-            raise UserError(f"{file}: fold {number}: `mated` contradicts the gallery")
+            raise UserError(f"{file}: fold {number}: `mated` contradicts the gallery; correct it")
         folds.append((references, searched))
     if not any(mated.any() for *_, mated in parts):
-        raise UserError(f"{file}: none of the searches that are listed is mated; identification rates need some")
+        raise UserError(f"{file}: none of the listed searches is mated; identification rates need mated searches")
     return folds
 
 
 def _numbers(prints: dict[str, list[int]]) -> np.ndarray:
-    """(n, 2) subject and impression of prints as flx writes them."""
+    """Return the (n, 2) subjects and impressions of prints as flx counts them."""
     return np.array([prints["array_subject"], prints["array_impression"]], np.int64).T
 
 
 def _flx_rows(file: Path, numbers: np.ndarray, shards: Shards) -> np.ndarray:
-    """(n,) int64 rows of prints by flx's numbers (n, 2)."""
+    """Return the (n,) int64 rows of prints with the given (n, 2) subjects and impressions of flx."""
     found = [re.fullmatch(r"(\d{1,9})(?:_\d+)?", key) for key in shards.key_of_finger]
     fingers = np.array([int(match[1]) if match else -1 for match in found], np.int64)
     if (fingers < 0).any() or len(np.unique(fingers)) < len(fingers):

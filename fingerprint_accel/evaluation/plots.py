@@ -1,4 +1,4 @@
-"""DET and ROC curves, score histograms and CMC, in colours that all can tell apart (Okabe and Ito)."""
+"""DET, ROC and CMC curves and score histograms, in the colour-blind safe palette of Okabe and Ito."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import FMRS, Metrics
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-SIZE = (5.6, 4.6)  # inches; the page shows two side by side
-POINTS = 4000  # of a curve, at most, for each kind of score
+SIZE = (5.6, 4.6)  # inches; the page shows two plots side by side
+POINTS = 4000  # largest number of points of a curve, for each kind of score
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as a file."""
+    """Return a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
 def _panel(title: str) -> tuple[Figure, Axes]:
+    """Return an empty plot."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot(title=title)
-    axes.set_prop_cycle(color=[BLUE, GREEN])  # this model, the other one
+    axes.set_prop_cycle(color=[BLUE, GREEN])  # the evaluated model, the other model
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", alpha=0.25)
     return figure, axes
 
 
 def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
-    """The panel as PNG, with a legend and with some of its axes in percent."""
+    """Add a legend, show some axes in percent, and return the plot as PNG."""
     for axis in percent:
         axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axis.set_minor_formatter(NullFormatter())
@@ -48,11 +49,11 @@ def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
 
 
 def curve_pngs(scores: Mapping[str, Scores], metrics: Metrics) -> dict[str, bytes]:
-    """`det` and `roc` of one model or two, as PNG; rates of zero lie on the edge.
+    """Return the plots `det` and `roc` of one or two models as PNG files. Rates of zero are drawn at the edge.
 
     Args:
-        scores: by name of the model, the evaluated one first.
-        metrics: of the first.
+        scores: scores by name of the model, the evaluated model first.
+        metrics: error rates of the evaluated model.
     """
     lowest_fmr, lowest_fnmr, lowest = 0.5 / metrics.nonmated, 0.5 / metrics.mated, 1.0
     det, axes = _panel("Detection error trade-off (DET)")
@@ -80,7 +81,7 @@ def curve_pngs(scores: Mapping[str, Scores], metrics: Metrics) -> dict[str, byte
 
 
 def histogram_png(scores: Scores, metrics: Metrics) -> bytes:
-    """Shares of mated and non-mated scores by similarity, as PNG; failed comparisons are left out."""
+    """Return a histogram of mated and non-mated scores as a PNG file, without failed comparisons."""
     both = [values[np.isfinite(values)] for values in (scores.nonmated, scores.mated)]
     low, high = min(values.min() for values in both), max(values.max() for values in both)
     bins = np.linspace(low, high if high > low else low + 1e-3, 61).tolist()
@@ -96,17 +97,17 @@ def histogram_png(scores: Scores, metrics: Metrics) -> bytes:
 
 
 def cmc_png(searches: Mapping[str, Searches]) -> bytes:
-    """Share of searches with the mated reference among the k most similar, over k, as PNG.
+    """Return the cumulative match characteristic of one or two models as a PNG file.
 
     Args:
-        searches: by name of the model, the evaluated one first.
+        searches: closed-set searches by name of the model, the evaluated model first.
     """
     figure, axes = _panel("Cumulative match characteristic (CMC)")
     for name, shown in searches.items():
         rates = shown.cmc()
         marker = "o" if len(rates) <= 20 else ""
         axes.plot(np.arange(1, len(rates) + 1), rates, marker=marker, markersize=4, label=name)
-    last, enrolled = len(rates), shown.enrolled  # the same for both
+    last, enrolled = len(rates), shown.enrolled  # equal for both models
     lowest = min(shown.cmc(1)[0] for shown in searches.values())
     axes.set(xlim=(0.5, last + 0.5), ylim=(max(0.0, lowest - max(0.02, 0.5 * (1 - lowest))), 1.005))
     axes.set(xlabel=f"rank, of {enrolled:,} references", ylabel="identification rate")

@@ -1,10 +1,11 @@
-"""The report page: one HTML file with everything inside."""
+"""The report page: one HTML file that contains all of its pictures."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.history import find_run, training_png
 from fingerprint_accel.evaluation.plots import cmc_png, curve_pngs, histogram_png
-from fingerprint_accel.evaluation.results import Evaluation, Rows, percent, threshold_text
+from fingerprint_accel.evaluation.results import HEADER, Evaluation, Rows, percent, threshold_text
 from fingerprint_accel.metrics.identification import FPIRS
 from fingerprint_accel.metrics.verification import DEFINITIONS
 
@@ -30,19 +31,24 @@ section{background:#fff;border:1px solid var(--line);border-radius:8px;padding:1
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(11rem,100%),1fr));gap:.8rem;margin:1rem 0}
 .card{background:#fff;border:1px solid var(--line);border-radius:8px;padding:.7rem 1rem}
 .card b{display:block;font-size:1.7rem;line-height:1.2;color:var(--blue);font-weight:650}
-.card span{color:var(--soft);font-size:13px}
+.card span{display:block;color:var(--soft);font-size:13px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1rem}
 .grid>div{min-width:0}img{max-width:100%;height:auto;display:block}.grid>div>img{width:100%}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;max-width:46rem}table.wide{max-width:none}
 td,th{padding:.28rem .8rem .28rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:600;font-size:13px}
-td:first-child{white-space:nowrap}td.n,th.n{text-align:right;padding-right:0;padding-left:.8rem;font-variant-numeric:tabular-nums}
+td:first-child{width:14rem}
+td:first-child,.rates td,.rates th{white-space:nowrap}.scroll+.scroll{margin-top:1rem}
+td.n,th.n{text-align:right;padding-right:0;padding-left:.8rem;font-variant-numeric:tabular-nums}
 .note{background:#fff6dd;border-left:4px solid #E69F00;padding:.5rem .8rem;border-radius:4px}
 .warning{background:#fdeae3;border-left:4px solid #D55E00;padding:.5rem .8rem;border-radius:4px}
 figure{margin:0;min-width:0}figure div{display:flex;gap:.4rem}
 figure img{width:calc(50% - .2rem);border:1px solid var(--line);border-radius:4px}
 figcaption{font-size:13px;color:var(--soft);margin-top:.2rem}
 dt{font-weight:600}dd{margin:0 0 .5rem;color:var(--soft)}p{margin:.4rem 0}
+@media(max-width:40rem){main{padding:1rem .5rem}section{padding:.8rem}table{font-size:13px}
+td,th{padding-right:.4rem}td.n,th.n{padding-left:.4rem}td:first-child{width:35%;white-space:normal}
+.rates td,.rates th{white-space:normal;overflow-wrap:normal}.rates td:first-child{width:auto}}
 """
 SHOWN = 4
 THUMBNAIL = 240  # pixels
@@ -51,18 +57,27 @@ SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 1000 wide
 
 
 def model_name(model: Path) -> str:
-    """What to call a model: its folder's name, that of its run for RUN/model."""
-    place = model.absolute()
+    """Return a short name of a model: the name of its folder, or of its run for `RUN/model`.
+
+    A checkpoint of a run is called `RUN-step-00000100`.
+    """
+    place = Path(os.path.abspath(model))  # noqa: PTH100  (without `..`, but links keep their names)
+    if place.parent.name == "checkpoints":
+        return f"{place.parents[1].name}-{place.name}"
     return place.parent.name if place.name == "model" else place.name
 
 
 def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[str, bytes]:
-    """PNG files by name: `det`, `roc`, `scores`, `cmc`, `samples`, and `training` where the model lies in a run that
-    has records."""
+    """Draw the pictures of the report as PNG files.
+
+    Returns:
+        Files by name: `det`, `roc`, `scores`, `cmc` and `samples`, and `training` if the model belongs to a run with
+        training records.
+    """
     name, rival = model_name(model), evaluation.rival
     scores, closed = {name: evaluation.scores}, {name: evaluation.closed}
     if rival is not None:
-        other = rival.name if rival.name != name else f"{name} (the other)"
+        other = rival.name if rival.name != name else f"{name} (other model)"
         scores[other], closed[other] = rival.scores, rival.closed
     sheet = contact_sheet(shards, SAMPLED_FINGERS, columns=SAMPLED_IMPRESSIONS).convert("L")
     sheet.thumbnail((SAMPLES_WIDTH, 4 * SAMPLES_WIDTH))
@@ -84,33 +99,40 @@ def _png(image: Image.Image) -> bytes:
 
 
 def embedded(png: bytes) -> str:
-    """A picture as an address that holds it."""
+    """Return a data URL that contains a picture."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: bool = False) -> str:
-    """Rows of cells; all but the first column to the right; with `header` the first row is one."""
+    """Return an HTML table.
+
+    Args:
+        rows: cells of each row.
+        header: the first row is the header, and all columns but the first hold numbers and are aligned right.
+    """
+    align = " class=n" if header else ""
     lines = []
     for number, (first, *others) in enumerate(rows):
         tag = "th" if header and number == 0 else "td"
-        cells = "".join(f"<{tag} class=n>{html.escape(text)}</{tag}>" for text in others)
+        cells = "".join(f"<{tag}{align}>{html.escape(text)}</{tag}>" for text in others)
         lines.append(f"<tr><{tag}>{html.escape(first)}</{tag}>{cells}</tr>")
-    return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
+    kind = f' class="rates{" wide" if len(rows[0]) > len(HEADER) else ""}"' if header else ""
+    return f'<div class="scroll"><table{kind}>' + "".join(lines) + "</table></div>"
 
 
 def section(title: str, *parts: str) -> str:
-    """A box with a heading; empty without parts."""
+    """Return a box with a heading, or nothing if it has no content."""
     content = "".join(parts)
     return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
 
 
 def side_by_side(*parts: str) -> str:
-    """Next to each other where there is room."""
+    """Return parts that stand side by side if the page is wide enough."""
     return '<div class="grid">' + "".join(f"<div>{part}</div>" for part in parts if part) + "</div>"
 
 
 def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest: bool) -> str:
-    """The pairs with the highest or lowest finite scores, as pictures."""
+    """Return pictures of the pairs of prints with the highest or the lowest scores, without failed comparisons."""
     signed = np.where(np.isfinite(scores), -scores if highest else scores, np.inf)
     few = min(SHOWN, int(np.isfinite(signed).sum()))
     order = np.argpartition(signed, few - 1)[:few]
@@ -126,40 +148,46 @@ def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest
 
 
 SYNTHETIC = (
-    "These prints are synthetic: the numbers compare models and settings; they are not accuracies on real fingers."
+    "These prints are synthetic. The error rates compare models and settings; they do not predict error rates on real "
+    "fingers."
 )
 
 
 def is_synthetic(shards: Shards) -> bool:
-    """Whether the first prints say that they were made, not taken: a `source` that starts with "synthetic"."""
+    """Return whether the first 100 prints are synthetic, which means that their `source` starts with "synthetic"."""
     return all(source.startswith("synthetic") for source in shards.table["source"].slice(0, 100).to_pylist())
 
 
 def _cards(evaluation: Evaluation) -> str:
-    """The numbers to remember."""
-    metrics, closed, opened = evaluation.metrics, evaluation.closed, evaluation.open
-    low, high = map(percent, evaluation.eer_interval)
-    cards = [("EER", metrics.eer, f"95 %: {low} to {high}; {threshold_text(metrics.eer_threshold)}")]
+    """Return the most important rates with their intervals and thresholds."""
+    metrics, closed, intervals = evaluation.metrics, evaluation.closed, evaluation.intervals
+    cards = [("EER", metrics.eer, intervals.eer, f"threshold {threshold_text(metrics.eer_threshold)}")]
     if metrics.fnmr_at_fmr:
         fmr = min(rate for rate in metrics.fnmr_at_fmr if rate >= 1e-3)
-        more = f"{threshold_text(metrics.thresholds[fmr])}; {metrics.nonmated:,} non-mated comparisons"
-        cards.append((f"FNMR at FMR {100 * fmr:g} %", metrics.fnmr_at_fmr[fmr], more))
-    among = f"{int(closed.is_mated.sum()):,} searches among {closed.enrolled:,}"
-    cards.append(("rank-1 identification", closed.identified(1), among))
+        more = f"threshold {threshold_text(metrics.thresholds[fmr])}; {metrics.nonmated:,} non-mated comparisons"
+        cards.append(
+            (f"FNMR at FMR {100 * fmr:g} %", metrics.fnmr_at_fmr[fmr], intervals.fnmr_at_fmr[fmr], more),
+        )
+    among = f"{int(closed.is_mated.sum()):,} searches among {closed.enrolled:,} references"
+    cards.append(("rank-1 identification", closed.identified(1), intervals.identified[1], among))
     for fpir in FPIRS:
-        found = opened.fnir(fpir)
+        found = evaluation.open.fnir(fpir)
         if found is not None:
-            more = f"{threshold_text(found[1])}; {opened.enrolled:,} fingers enrolled"
-            cards.append((f"FNIR at FPIR {100 * fpir:g} %", found[0], more))
+            more = f"threshold {threshold_text(found[1])}; {evaluation.open.enrolled:,} references"
+            cards.append((f"FNIR at FPIR {100 * fpir:g} %", found[0], intervals.fnir[fpir], more))
             break
+    failed = f"{evaluation.failed:,} of {evaluation.prints:,} prints"
+    cards.append(("failure to acquire (FTA)", evaluation.failed / evaluation.prints, intervals.failed, failed))
     boxes = (
-        f'<div class="card"><span>{name}</span><b>{percent(rate)}</b><span>{more}</span></div>'
-        for name, rate, more in cards
+        f'<div class="card"><span>{name}</span><b>{percent(rate)}</b>'
+        f"<span>95 %: {100 * low:.2f} to {100 * high:.2f}<br>{more}</span></div>"
+        for name, rate, (low, high), more in cards
     )
     return f'<div class="cards">{"".join(boxes)}</div>'
 
 
 def _notes(shards: Shards, evaluation: Evaluation) -> str:
+    """Return notices about synthetic prints, and about prints that the model was trained on."""
     notes = f'<p class="note">{SYNTHETIC}</p>' if is_synthetic(shards) else ""
     overlap = evaluation.overlap
     if overlap is not None and overlap.found:
@@ -168,14 +196,14 @@ def _notes(shards: Shards, evaluation: Evaluation) -> str:
 
 
 def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Shards, evaluation: Evaluation) -> str:
-    """The page.
+    """Return the report page.
 
     Args:
-        title: on top.
-        facts: what was evaluated, name and value.
-        pictures: PNG files as `draw_pictures` makes them.
-        shards: dataset, for pictures of the hardest comparisons.
-        evaluation: what was found.
+        title: title of the page.
+        facts: model, dataset, settings and origin of the report, as name and value.
+        pictures: PNG files, as returned by `draw_pictures`.
+        shards: the dataset, for pictures of the hardest comparisons.
+        evaluation: results to show.
     """
 
     def picture(name: str, alt: str) -> str:
@@ -188,30 +216,34 @@ def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Sha
         picture("scores", "score histogram"),
         picture("cmc", "CMC curve"),
     )
-    numbers = side_by_side(
-        "<h2>Verification</h2>" + table(evaluation.verification_rows()),
-        "<h2>Identification</h2>" + table(evaluation.identification_rows()),
+    groups = "".join(
+        f"<p>{html.escape(part.title())}.</p>{table(part.table(), True)}" for part in evaluation.breakdowns
     )
-    groups = "".join(f"<p>{html.escape(part.title())}</p>{table(part.table(), True)}" for part in evaluation.breakdowns)
     definitions = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in DEFINITIONS.items())
     sections = [
         section("Curves", curves),
-        f"<section>{numbers}</section>",
-        section(f"Against {rival.name}", table(rival.table(), True)) if rival else "",
+        section("Verification", table(evaluation.verification_rates(), True), table(evaluation.verification_facts())),
+        section(
+            "Identification", table(evaluation.identification_rates(), True), table(evaluation.identification_facts())
+        ),
+        section(f"Comparison with {rival.name}", table(rival.table(), True)) if rival else "",
         section("Groups", groups),
         section("Training", picture("training", "loss and validation EER over steps")),
         section(
             "Samples of the evaluated data",
-            "<p>One row per finger, one column per impression.</p>",
+            "<p>Each row shows the impressions of one finger.</p>",
             picture("samples", "prints of some fingers"),
         ),
-        section("Least similar prints of one finger", extreme_pairs(shards, scores.pairs.mated, scores.mated, False)),
         section(
-            "Most similar prints of different fingers",
+            "Mated comparisons with the lowest similarity",
+            extreme_pairs(shards, scores.pairs.mated, scores.mated, False),
+        ),
+        section(
+            "Non-mated comparisons with the highest similarity",
             extreme_pairs(shards, scores.pairs.nonmated, scores.nonmated, True),
         ),
         section(
-            "What was evaluated",
+            "How this report was made",
             table(facts),
             f"<p>Protocol {html.escape(evaluation.protocol)}: {html.escape(evaluation.definition)}.</p>",
         ),

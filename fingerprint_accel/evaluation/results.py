@@ -1,4 +1,4 @@
-"""What one evaluation found, as rows to print and as values to keep."""
+"""Results of one evaluation, as tables for readers and as values for `metrics.json`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fingerprint_accel.evaluation.groups import Breakdown, Table
+from fingerprint_accel.evaluation.intervals import Intervals
 from fingerprint_accel.evaluation.overlap import Overlap
-from fingerprint_accel.metrics.bootstrap import Difference
+from fingerprint_accel.metrics.bootstrap import METHOD, Difference, Interval
 from fingerprint_accel.metrics.identification import FPIRS, RANKS, Searches
 from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import DEFINITIONS, FMRS, TAR_FARS, Metrics
 from fingerprint_accel.text import aligned
 
 Rows = list[tuple[str, str]]
+"""Rows of name and value."""
 KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}
+HEADER = ("rate", "value", "95 % interval", "threshold")
+NEEDS = "needs "  # begins the note of a rate that the test cannot resolve
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another model on the same comparisons."""
+    """Results of another model on the same comparisons.
+
+    Attributes:
+        name: name of the model.
+        scores: its scores.
+        closed: its closed-set searches.
+        differences: differences of the rates of both models.
+    """
 
     name: str
     scores: Scores
@@ -28,7 +39,7 @@ class Rival:
     differences: list[Difference]
 
     def table(self) -> Table:
-        """Rates of both models, difference in percentage points with its interval, and what the interval says."""
+        """Return rates of both models, and their difference in percentage points with its interval and verdict."""
         rows: Table = [("", "this model", self.name, "difference, points", "")]
         for row in self.differences:
             low, high = row.interval
@@ -39,28 +50,31 @@ class Rival:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was measured.
+    """All results of an evaluation.
 
     Attributes:
-        protocol, definition: which comparisons were made, by name and in words.
-        scores, metrics: of verification.
-        eer_interval: 95 % bootstrap interval of the EER over fingers.
-        closed, open: searches of identification.
-        failed: prints from which nothing could be extracted.
-        prints: in all.
-        breakdowns: by parts of the source.
-        overlap: with the training data, where it was looked for.
-        rival: another model, where one was given.
-        poses: in which prints were compared, the best of which counts; 1: as they are.
+        protocol: name of the protocol.
+        definition: description of the comparisons.
+        scores: scores of the verification test.
+        metrics: error rates of the verification test.
+        closed: searches of the closed-set identification test.
+        open: searches of the open-set identification test.
+        intervals: 95 % intervals of the rates.
+        failed: number of prints that failed to acquire.
+        prints: number of all prints.
+        breakdowns: error rates of groups of prints.
+        overlap: fingers and prints in common with the training data, if it was determined.
+        rival: results of another model, if there is one.
+        poses: number of poses in which prints were compared; 1 if prints were compared as they are.
     """
 
     protocol: str
     definition: str
     scores: Scores
     metrics: Metrics
-    eer_interval: tuple[float, float]
     closed: Searches
     open: Searches
+    intervals: Intervals
     failed: int
     prints: int
     breakdowns: list[Breakdown] = field(default_factory=list)
@@ -68,52 +82,73 @@ class Evaluation:
     rival: Rival | None = None
     poses: int = 1
 
-    def verification_rows(self) -> Rows:
-        """Rates by name; a dash where the comparisons cannot resolve one."""
-        metrics = self.metrics
-        low, high = self.eer_interval
-        rows = [
-            ("EER", at_threshold(metrics.eer, metrics.eer_threshold)),
-            ("EER, 95 % interval over fingers", f"{percent(low)} to {percent(high)}"),
-        ]
+    def verification_rates(self) -> Table:
+        """Return the rates of the verification test with their intervals and thresholds, below `HEADER`."""
+        metrics, intervals = self.metrics, self.intervals
+        rows: Table = [HEADER, _row("EER", metrics.eer, intervals.eer, metrics.eer_threshold)]
         for fmr in FMRS:
-            text = f"- (needs {round(1 / fmr):,} non-mated)"
+            name = f"FNMR at FMR {100 * fmr:g} %{KNOWN_AS.get(fmr, '')}"
             if fmr in metrics.fnmr_at_fmr:
-                text = at_threshold(metrics.fnmr_at_fmr[fmr], metrics.thresholds[fmr])
-            rows.append((f"FNMR at FMR {100 * fmr:g} %{KNOWN_AS.get(fmr, '')}", text))
+                rows.append(
+                    _row(name, metrics.fnmr_at_fmr[fmr], intervals.fnmr_at_fmr.get(fmr), metrics.thresholds[fmr])
+                )
+            else:
+                rows.append((name, "-", f"{NEEDS}{round(1 / fmr):,} non-mated", "-"))
+        return [
+            *rows,
+            _row("ZeroFMR", metrics.zero_fmr, None, metrics.zero_fmr_threshold),
+            _row("failure to acquire (FTA)", self.failed / self.prints, intervals.failed, None),
+        ]
+
+    def identification_rates(self) -> Table:
+        """Return the rates of the identification tests with their intervals and thresholds, below `HEADER`."""
+        rows: Table = [HEADER]
+        for rank in RANKS:
+            if rank == 1 or rank < self.closed.enrolled:
+                name, interval = f"rank-{rank} identification", self.intervals.identified.get(rank)
+                rows.append(_row(name, self.closed.identified(rank), interval, None))
+        for fpir in FPIRS:
+            name, found = f"FNIR at FPIR {100 * fpir:g} %", self.open.fnir(fpir)
+            if found is None:
+                rows.append((name, "-", f"{NEEDS}{round(1 / fpir)} non-mated searches", "-"))
+            else:
+                rows.append(_row(name, found[0], self.intervals.fnir.get(fpir), found[1]))
+        return rows
+
+    def verification_facts(self) -> Rows:
+        """Return the numbers of the verification test that are not rates."""
+        metrics = self.metrics
         poses = f", best of {self.poses} poses" if self.poses > 1 else ""
-        rows += [
-            ("ZeroFMR", at_threshold(metrics.zero_fmr, metrics.zero_fmr_threshold)),
+        return [
             ("d'", "-" if metrics.d_prime is None else f"{metrics.d_prime:.2f}"),
             ("comparisons", f"{metrics.mated:,} mated, {metrics.nonmated:,} non-mated{poses}"),
             ("smallest resolvable FMR", f"{100 * metrics.smallest_fmr:.2g} %"),
+            ("prints that failed to acquire", f"{self.failed:,} of {self.prints:,}"),
         ]
-        if self.failed:
-            share = f"{self.failed:,} of {self.prints:,} prints ({percent(self.failed / self.prints)})"
-            rows.append(("failure to extract", f"{share}, counted as never matching"))
-        return rows
 
-    def identification_rows(self) -> Rows:
-        """Likewise of the searches, and what is in common with the training data."""
-        rows = []
-        searches = f" ({int(self.closed.is_mated.sum()):,} searches among {self.closed.enrolled:,} references)"
-        for rank in RANKS:
-            if rank == 1 or rank < self.closed.enrolled:
-                text = f"{percent(self.closed.identified(rank))}{searches if rank == 1 else ''}"
-                rows.append((f"rank-{rank} identification", text))
-        nonmated = int((~self.open.is_mated).sum())
-        for fpir in FPIRS:
-            found = self.open.fnir(fpir)
-            missing = f"- (needs {round(1 / fpir)} non-mated searches, there are {nonmated})"
-            rows.append((f"FNIR at FPIR {100 * fpir:g} %", missing if found is None else at_threshold(*found)))
+    def identification_facts(self) -> Rows:
+        """Return the numbers of searches, and what the prints have in common with the training data."""
+        closed, mated = self.closed, int(self.open.is_mated.sum())
+        rows = [
+            ("closed-set searches", f"{int(closed.is_mated.sum()):,} among {closed.enrolled:,} references"),
+            (
+                "open-set searches",
+                f"{mated:,} mated, {len(self.open.rank) - mated:,} non-mated among {self.open.enrolled:,} references",
+            ),
+        ]
         if self.overlap is not None:
             rows.append(("in common with training data", self.overlap.sentence()))
         return rows
 
     def text(self, groups: bool = False) -> str:
-        """Everything for the terminal, but for FMRs that are not resolved; groups only where they are asked for."""
-        resolved = [row for row in self.verification_rows() if "(needs" not in row[1]]
-        parts = [aligned(resolved + self.identification_rows())]
+        """Return all results for the terminal, without rates that the test cannot resolve.
+
+        Args:
+            groups: also the error rates of groups.
+        """
+        rates = [*self.verification_rates(), *self.identification_rates()[1:]]
+        resolved = [row for row in rates if not row[2].startswith(NEEDS)]
+        parts = [aligned(resolved, words=1), aligned([*self.verification_facts(), *self.identification_facts()])]
         if self.rival is not None:
             parts.append(aligned(self.rival.table(), words=1))
         for part in self.breakdowns if groups else []:
@@ -121,8 +156,8 @@ class Evaluation:
         return "\n\n".join(parts)
 
     def values(self) -> dict[str, Any]:
-        """For `metrics.json`."""
-        metrics, rival = self.metrics, self.rival
+        """Return all results for `metrics.json`."""
+        metrics, intervals, rival = self.metrics, self.intervals, self.rival
         return {
             "protocol": self.protocol,
             "protocol_definition": self.definition,
@@ -134,9 +169,16 @@ class Evaluation:
             "thresholds": {f"{fmr:g}": finite(metrics.thresholds.get(fmr)) for fmr in FMRS},
             "tar": {f"{far:g}": metrics.tar.get(far) for far in TAR_FARS},
             "tar_thresholds": {f"{far:g}": finite(metrics.thresholds.get(far)) for far in TAR_FARS},
-            "eer_interval_95": list(self.eer_interval),
+            "interval_method": METHOD,
+            "eer_interval_95": intervals.eer,
+            "fnmr_at_fmr_interval_95": {f"{fmr:g}": intervals.fnmr_at_fmr.get(fmr) for fmr in FMRS},
             "nonmated_possible": self.scores.pairs.nonmated_possible,
-            "failed_to_extract": self.failed,
+            "failure_to_acquire": {
+                "prints": self.prints,
+                "failed": self.failed,
+                "rate": self.failed / self.prints,
+                "interval_95": intervals.failed,
+            },
             "identification": self._identification_values(),
             "breakdowns": [asdict(breakdown) for breakdown in self.breakdowns],
             "training_data": self.overlap and self.overlap.values(),
@@ -145,7 +187,8 @@ class Evaluation:
         }
 
     def _identification_values(self) -> dict[str, Any]:
-        mated = self.open.is_mated
+        """Return the results of the identification tests for `metrics.json`."""
+        mated, intervals = self.open.is_mated, self.intervals
         found = {f"{fpir:g}": self.open.fnir(fpir) for fpir in FPIRS}
         return {
             "closed_set": {
@@ -153,6 +196,7 @@ class Evaluation:
                 "searches": int(self.closed.is_mated.sum()),
                 "searches_possible": self.closed.possible,
                 "rank": {str(rank): self.closed.identified(rank) for rank in RANKS},
+                "rank_interval_95": {str(rank): intervals.identified.get(rank) for rank in RANKS},
                 "cmc": self.closed.cmc().tolist(),
             },
             "open_set": {
@@ -160,26 +204,33 @@ class Evaluation:
                 "mated_searches": int(mated.sum()),
                 "nonmated_searches": int((~mated).sum()),
                 "fnir": {fpir: each and each[0] for fpir, each in found.items()},
+                "fnir_interval_95": {f"{fpir:g}": intervals.fnir.get(fpir) for fpir in FPIRS},
                 "fnir_thresholds": {fpir: each and finite(each[1]) for fpir, each in found.items()},
             },
         }
 
 
-def at_threshold(rate: float, threshold: float) -> str:
-    """A rate with the lowest similarity accepted: `2.83% (threshold 0.412)`."""
-    return f"{percent(rate)} ({threshold_text(threshold)})"
+def _row(name: str, rate: float, interval: Interval | None, threshold: float | None) -> tuple[str, ...]:
+    """Return one row of a table of rates; a dash stands for an interval or a threshold that does not exist."""
+    shown = "-" if threshold is None else threshold_text(threshold)
+    return name, percent(rate), "-" if interval is None else interval_text(interval), shown
+
+
+def interval_text(interval: Interval) -> str:
+    """Format an interval: (0.012, 0.0283) becomes `1.20% to 2.83%`."""
+    return f"{percent(interval[0])} to {percent(interval[1])}"
 
 
 def threshold_text(threshold: float) -> str:
-    """`threshold 0.412`, unless nothing is accepted."""
-    return f"threshold {threshold:.3f}" if math.isfinite(threshold) else "no threshold"
+    """Format a threshold, or `none` if no score is accepted."""
+    return f"{threshold:.3f}" if math.isfinite(threshold) else "none"
 
 
 def finite(value: float | None) -> float | None:
-    """None for what JSON cannot hold: no score of any comparison is a threshold that accepts nothing."""
+    """Replace an infinite threshold, which accepts nothing and which JSON cannot store, by None."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def percent(share: float) -> str:
-    """0.0283 -> 2.83%."""
+    """Format a share: 0.0283 becomes `2.83%`."""
     return f"{share:.2%}"

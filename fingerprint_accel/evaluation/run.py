@@ -1,27 +1,26 @@
-"""One evaluation: embeddings, comparisons, error rates, files to read."""
+"""The evaluation of a model on a dataset, and the report that it writes."""
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from fingerprint_accel import __version__
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.durable import write_file, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.groups import breakdown, groupings, known_nfiq2
+from fingerprint_accel.evaluation.intervals import Intervals
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs_file
+from fingerprint_accel.evaluation.provenance import Provenance
 from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.model_card import compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
-from fingerprint_accel.metrics.bootstrap import bootstrap_eer, compare_scores
+from fingerprint_accel.metrics.bootstrap import compare_scores
 from fingerprint_accel.metrics.identification import Fold, Searches, first_enrolled, half_enrolled, search
 from fingerprint_accel.metrics.protocols import (
     PROTOCOLS,
@@ -32,11 +31,14 @@ from fingerprint_accel.metrics.protocols import (
     score_protocol,
 )
 from fingerprint_accel.metrics.verification import compute_metrics
+from fingerprint_accel.models.saved_model import BUNDLED
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with
 
 SAMPLED_PAIRS = 100_000
+REPORTS = Path("evaluation")
+"""Folder of the evaluations that are written without `--out`."""
 FOLDER = FolderKind(
-    "a folder of an evaluation",
+    "an evaluation folder",
     json_with("metrics.json", "protocol", "eer", "definitions"),
     r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep)\.png",
     whole=False,
@@ -45,20 +47,20 @@ FOLDER = FolderKind(
 
 @dataclass(frozen=True)
 class Extras:
-    """What an evaluation does beyond the usual.
+    """Optional settings of an evaluation.
 
     Attributes:
-        pairs: mated, and non-mated, comparisons of the protocol `sampled`; None: `SAMPLED_PAIRS`.
-        seed: of that sample.
-        pairs_file: list of comparisons in place of a protocol, or a benchmark of flx, also for identification.
-        by: how prints are grouped, as of `groupings`.
-        against: another model, for the same comparisons.
-        minimum_quality: prints below count as failures to extract.
-        minimum_nfiq2: prints with a lower NFIQ 2 score, or none, likewise.
-        poses: compare best over the usual poses of the model, as `compare` does, in place of prints as they are.
+        pairs: number of mated and of non-mated comparisons of the protocol `sampled`; None means `SAMPLED_PAIRS`.
+        seed: seed of that sample.
+        pairs_file: file that lists the comparisons to make instead of those of a protocol, or a benchmark file of flx.
+        by: grouping of the prints, as in `groupings`.
+        against: another model to evaluate on the same comparisons.
+        minimum_quality: prints of lower quality, from 0 to 1, count as failures to acquire.
+        minimum_nfiq2: prints with a lower NFIQ 2 score, or without one, count as failures to acquire.
+        poses: compare prints in the usual poses of the model and take the highest similarity, as `compare` does.
 
     Raises:
-        UserError: a quality or score out of range.
+        UserError: a quality or a score is out of range.
     """
 
     pairs: int | None = None
@@ -75,13 +77,13 @@ class Extras:
         require(0 <= self.minimum_nfiq2 <= 100, f"--minimum-nfiq2 {self.minimum_nfiq2}: must lie between 0 and 100")
 
     def poses_of(self, extractor: FingerprintExtractor) -> Poses:
-        """What is tried at comparison with a model."""
+        """Return the poses in which a model compares prints."""
         return extractor.usual_poses if self.poses else UPRIGHT
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which comparisons and searches are made; `pairs` where a list or sample says so."""
+    """Comparisons and searches to make; `pairs` is None if the protocol defines the comparisons."""
 
     protocol: str
     definition: str
@@ -97,7 +99,7 @@ class _Plan:
         batch_size: int,
         extracted: np.ndarray | None,
     ) -> tuple[Scores, Searches, Searches]:
-        """Embeds all prints; scores, and searches of the closed and the open set."""
+        """Embed all prints; return the scores, the closed-set searches and the open-set searches."""
         embeddings, cells = extractor.extract(shards, poses=poses, batch_size=batch_size), extractor.cells
         if self.pairs is None:
             prints = (embeddings, shards.fingers, shards.impressions)
@@ -111,19 +113,20 @@ class _Plan:
 
 
 def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
+    """Determine the comparisons and searches of an evaluation."""
     if protocol not in PROTOCOLS:
-        raise UserError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if extras.pairs is not None and (protocol != "sampled" or extras.pairs < 1):
-        raise UserError(f"--pairs {extras.pairs}: must be at least 1, and goes with --protocol sampled")
+        raise UserError(f"--pairs {extras.pairs}: must be at least 1, and needs --protocol sampled")
     file, prints = extras.pairs_file, (shards.fingers, shards.impressions)
     closed, half = [first_enrolled(*prints)], [half_enrolled(*prints)]
     definition, pairs = PROTOCOLS[protocol], None
     if file is not None:
         listed = read_pairs_file(file, shards)
         if isinstance(listed, Pairs):
-            return _Plan("list", f"the comparisons that {file} lists", listed, closed, half)
+            return _Plan("list", f"the comparisons listed in {file}", listed, closed, half)
         closed = half = listed
-        definition += f"; identification as {file} says"
+        definition += f"; identification as listed in {file}"
     if protocol == "sampled":
         pairs = sampled_comparisons(*prints, extras.pairs or SAMPLED_PAIRS, extras.seed)
         definition += f" (seed {extras.seed})"
@@ -133,14 +136,14 @@ def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
 def evaluate(
     extractor: FingerprintExtractor, shards: Shards, protocol: str, batch_size: int = 64, extras: Extras | None = None
 ) -> Evaluation:
-    """Embeds a dataset, compares its prints and searches them.
+    """Embed the prints of a dataset, and run verification and identification tests.
 
     Args:
         extractor: the model.
         shards: the dataset.
-        protocol: a key of `PROTOCOLS`; a list of comparisons in `extras` wins.
-        batch_size: prints at a time.
-        extras: what else to do.
+        protocol: key of `PROTOCOLS`; a list of comparisons in `extras` takes precedence.
+        batch_size: number of prints that are embedded together.
+        extras: optional settings.
 
     Raises:
         UserError: the dataset does not fit a model, or has too few fingers for the protocol.
@@ -156,15 +159,16 @@ def evaluate(
     if extras.against is not None and other is not None:
         theirs, their_closed, _ = plan.carry_out(other, shards, extras.poses_of(other), batch_size, extracted)
         rival = Rival(model_name(extras.against), theirs, their_closed, compare_scores(scores, theirs))
+    failed = np.zeros(len(shards), bool) if extracted is None else ~extracted
     return Evaluation(
         protocol=plan.protocol,
         definition=plan.definition,
         scores=scores,
         metrics=compute_metrics(scores.mated, scores.nonmated),
-        eer_interval=bootstrap_eer(scores),
         closed=closed,
         open=opened,
-        failed=0 if extracted is None else int((~extracted).sum()),
+        intervals=Intervals.measured(scores, closed, opened, failed),
+        failed=int(failed.sum()),
         prints=len(shards),
         breakdowns=[breakdown(scores, groups, by) for by, groups in names.items()],
         overlap=training_overlap(extractor.origin, shards) if extractor.origin else None,
@@ -174,7 +178,7 @@ def evaluate(
 
 
 def _extracted(extractor: FingerprintExtractor, shards: Shards, batch_size: int, extras: Extras) -> np.ndarray | None:
-    """(N,) bool, prints good enough; None where no least quality is asked for."""
+    """Return the prints of sufficient quality, (N,) bool, or None if no quality is required."""
     extracted = None
     if extras.minimum_nfiq2 > 0:
         extracted = known_nfiq2(shards, f"--minimum-nfiq2 {extras.minimum_nfiq2}") >= extras.minimum_nfiq2
@@ -185,11 +189,13 @@ def _extracted(extractor: FingerprintExtractor, shards: Shards, batch_size: int,
 
 
 def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
+    """Return the model, the dataset and the settings as rows of name and value."""
     config, preparation = extractor.model.config, extractor.preprocess_config
-    window = f"{preparation.crop} of {extractor.canvas} pixels, seen at {preparation.size}"
+    window = f"{preparation.crop} of {extractor.canvas} pixels, resized to {preparation.size}"
+    place = Path(extractor.origin)
     rows = [
-        ("model", extractor.origin),
-        ("network", f"DeepPrint {config.variant}, {config.trunk}, {config.embedding_dim} numbers"),
+        ("model", f"bundled model {place.name}" if place.parent == BUNDLED else extractor.origin),
+        ("network", f"DeepPrint {config.variant}, {config.trunk}, {config.embedding_dim} dimensions"),
         ("preparation", f"{window}{', ridges enhanced' if preparation.enhance or extractor.enhanced else ''}"),
         ("dataset", str(shards.folder)),
         ("prints", f"{len(shards):,}"),
@@ -203,22 +209,42 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
         without = int((shards.nfiq2() < 0).sum())
         rows.append(("NFIQ 2", f"at least {extras.minimum_nfiq2}; {without:,} prints have no score and count as below"))
     if extractor.cells:
-        rows.append(("similarity", f"over the cells that both prints show, of {extractor.cells}"))
+        rows.append(("similarity", f"over the cells that both prints show, of {extractor.cells} cells"))
     if extras.against is not None:
-        rows.append(("compared with", str(extras.against)))
-    versions = f"fingerprint_accel {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    return [*rows, ("versions", versions)]
+        rows.append(("other model", str(extras.against)))
+    return rows
+
+
+def default_out(model: Path, dataset: Path) -> Path:
+    """Return the folder of an evaluation that is written without `--out`: `evaluation/MODEL-on-DATASET`."""
+    return REPORTS / f"{model_name(model)}-on-{dataset.resolve().name}"
 
 
 def evaluate_command(
-    model: Path, dataset: Path, protocol: str, out: Path, batch_size: int, extras: Extras | None = None
+    model: Path,
+    dataset: Path,
+    protocol: str,
+    out: Path | None,
+    batch_size: int,
+    extras: Extras | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Evaluates and writes `metrics.json`, `report.html` and its pictures into `out`; prints a table.
+    """Evaluate a model, write `metrics.json`, `report.html` and its pictures, and print a table.
+
+    Args:
+        model: run folder, checkpoint folder, exported model folder or bundled model.
+        dataset: dataset folder.
+        protocol: key of `PROTOCOLS`.
+        out: folder to write; None means `default_out`.
+        batch_size: number of prints that are embedded together.
+        extras: optional settings.
+        overwrite: replace an evaluation in `out`.
 
     Raises:
-        UserError: a model, dataset or list that cannot be used.
+        UserError: `out` exists and `overwrite` is not set, or a model, dataset or list cannot be used.
     """
-    check_folder(out, FOLDER, inputs=[dataset])
+    out = default_out(model, dataset) if out is None else out
+    check_folder(out, FOLDER, overwrite, inputs=[dataset])
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
     extras = extras or Extras()
@@ -227,11 +253,11 @@ def evaluate_command(
     evaluation = evaluate(extractor, shards, protocol, batch_size, extras)
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
-    values = {**evaluation.values(), "facts": dict(facts)}
-    write_json(out / "metrics.json", values)
-    (out / "training.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
+    origin = Provenance.of_this_process()
+    write_json(out / "metrics.json", {**origin.values(), **evaluation.values(), "facts": dict(facts)})
+    (out / "training.png").unlink(missing_ok=True)  # the evaluation that is replaced may have had one
     for name, png in pictures.items():
         write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"
-    write_file(out / "report.html", report_html(title, facts, pictures, shards, evaluation))
+    write_file(out / "report.html", report_html(title, [*facts, *origin.rows()], pictures, shards, evaluation))
     print(f"\n{evaluation.text(groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")

@@ -1,0 +1,1 @@
+"""Embed prints with a trained model; compare, enroll, search, calibrate and export."""

@@ -1,8 +1,9 @@
-"""Search in a gallery too large to be compared with as a whole: FAISS names candidates, which are compared exactly.
+"""Approximate search in large galleries: a FAISS index selects candidates, and their similarities are computed exactly.
 
-FAISS (Douze et al. 2024, arXiv 2401.08281) groups the references into cells and keeps each in one byte per number; a
-search looks into the cells nearest to the probe. The index lies in the gallery's folder and is memory-mapped; its name
-is that of the gallery's files that it has read, so that one that is cut off, or made by two at once, never lies.
+The FAISS index (Douze et al. 2024, arXiv 2401.08281) groups the references into cells and stores each number of an
+embedding in one byte. A search visits only the cells nearest to the probe. The index is a memory-mapped file in the
+gallery folder. Its name is a hash of the names of the gallery files that it covers, and these names contain checksums.
+An index can therefore never be used with other files than those it was built from.
 """
 
 from __future__ import annotations
@@ -15,49 +16,58 @@ import numpy as np
 
 from fingerprint_accel.durable import draft_of
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.extraction.gallery import RESCORED, Gallery, Hits
+from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_files import INDEXES, changing, part_files
+from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 
-REFERENCES_PER_CELL = 39  # below, FAISS warns that cells are badly placed
-TRAINED_ON = 64  # references per cell, at most
-SHARE_OF_CELLS = 4  # a search looks into one in so many, and into FEWEST_CELLS at least
+REFERENCES_PER_CELL = 39  # minimum; with fewer, FAISS warns that there are too few training points
+TRAINED_ON = 64  # maximum number of references per cell from which the cell centres are computed
+SHARE_OF_CELLS = 4  # a search visits one in `SHARE_OF_CELLS` cells, but at least `FEWEST_CELLS`
 FEWEST_CELLS = 32
-CANDIDATES = 20  # compared exactly, for each that is asked for
+CANDIDATES = 20  # candidates that are compared exactly, for each reference to return
 
 
 class ApproximateSearch:
-    """A gallery with its index, which is made or brought up to date first; `added` references were not in it yet.
+    """Search a gallery with a FAISS index; the constructor builds the index or adds new references to it.
 
     Args:
-        gallery: to search.
-        quick: looks into `FEWEST_CELLS` cells, however many there are. That finds references which are about as similar
-            as prints of one finger can be; all prints of a gallery can be searched in it in little time.
+        gallery: gallery to search.
+        quick: visit only `FEWEST_CELLS` cells of the index, whatever the size of the gallery. This reliably finds only
+            references that are about as similar as prints of one finger, but it is fast enough to search for every
+            print of a large gallery.
+
+    Attributes:
+        added: number of references that the constructor added to the index.
 
     Raises:
-        UserError: FAISS is not installed, an empty gallery, or an index that is damaged.
+        UserError: if FAISS is not installed, the gallery is empty, or the index is damaged.
     """
 
     def __init__(self, gallery: Gallery, quick: bool = False) -> None:
         try:
             import faiss
         except ImportError as error:
-            raise UserError("--index needs FAISS: pip install 'fingerprint_accel[faiss]'") from error
+            raise UserError("an index needs FAISS: pip install 'fingerprint-accel[faiss]'") from error
         self.gallery, self._quick = gallery, quick
         self._faiss: Any = faiss
-        require(len(gallery) > 0, f"{gallery.folder}: no print is enrolled yet")
+        enrolled = len(gallery) > 0
+        require(enrolled, f"{gallery.folder}: no print is enrolled yet; add prints with `fingerprint-accel enroll`")
         self.added = self._bring_up_to_date()
         self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
         self._index.nprobe = max(FEWEST_CELLS, 0 if quick else self._index.nlist // SHARE_OF_CELLS)
 
     def search(self, probes: np.ndarray, k: int = 10, among: np.ndarray | None = None) -> Hits:
-        """The k references most similar to each probe, as far as they lie in the cells that are looked into.
+        """Find the k references that are most similar to each probe, among the candidates that the index selects.
 
-        Arguments and errors are those of `Gallery.search`; similarities are exact.
+        The similarities are exact, but references outside the visited cells of the index are missed. If fewer than k
+        references are found, the last entries have row 0 and similarity -1. Arguments and errors are those of
+        `Gallery.search`, without `device`.
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery) if among is None else int(among.sum()))
         hypotheses = probes[:, None] if probes.ndim == 2 else probes
-        again = self.gallery.cells or hypotheses.shape[1] > 1  # the index ranks by dot products of the first
+        # The index ranks by the dot product of the first pose, so masked similarity and poses need more candidates.
+        again = self.gallery.cells or hypotheses.shape[1] > 1
         wanted = max(CANDIDATES * k, RESCORED if again and not self._quick else 0)
         first = np.ascontiguousarray(hypotheses[:, 0])
         settings = None
@@ -65,9 +75,10 @@ class ApproximateSearch:
             chosen = self._faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
             settings = self._faiss.SearchParametersIVF(sel=chosen, nprobe=self._index.nprobe)
         _, candidates = self._index.search(first, min(wanted, len(self.gallery)), params=settings)
-        return self.gallery.best(hypotheses, candidates, k)  # fewer than asked for where cells of the index are small
+        return rescored(self.gallery.vectors, hypotheses, candidates, k, self.gallery.cells)
 
     def _bring_up_to_date(self) -> int:
+        """Build the index or add new references to it; return the number of references added."""
         *older, name = self._names()
         folder = self.gallery.folder
         if (folder / name).exists():
@@ -82,7 +93,7 @@ class ApproximateSearch:
         try:
             self._faiss.write_index(index, str(temporary))
             with changing(folder):
-                # templates of a print that was deleted meanwhile must not come back in an index
+                # A print may have been deleted during the build. Its embedding must not remain in an index.
                 there = {path.name for path in part_files(folder)}
                 gone = not there.issuperset(self.gallery.part_names)
                 require(not gone, f"{folder}: prints were deleted during the search; search again")
@@ -95,7 +106,11 @@ class ApproximateSearch:
         return int(index.ntotal - before)
 
     def _names(self) -> list[str]:
-        """Of an index of the gallery's first file, of its first two, and so on; each is that of their content."""
+        """Return the name of an index that covers the first file of the gallery, the first two files, and so on.
+
+        An index that covers only the first files can be extended, because enrolment only appends files. Deleting prints
+        changes the names of files and deletes all indexes.
+        """
         names, files = [], hashlib.sha256()
         for part in self.gallery.part_names:
             files.update(part.encode())
@@ -103,7 +118,7 @@ class ApproximateSearch:
         return names
 
     def _trained(self) -> Any:
-        """An empty index whose cells lie where references do, a seeded sample of them."""
+        """Create an empty index, with cell centres computed from a seeded sample of the references."""
         count = len(self.gallery)
         cells = max(1, min(round(2 * math.sqrt(count)), count // REFERENCES_PER_CELL))
         index = self._faiss.index_factory(self.gallery.dims, f"IVF{cells},SQ8", self._faiss.METRIC_INNER_PRODUCT)
@@ -116,4 +131,4 @@ class ApproximateSearch:
         try:
             return self._faiss.read_index(str(path), flags)
         except RuntimeError as error:
-            raise UserError(f"{path}: damaged; delete it, and the next search makes it again") from error
+            raise UserError(f"{path}: damaged; delete it, and the next search builds it again") from error

@@ -1,7 +1,8 @@
-"""`fingerprint-accel extract`: the embeddings of a whole dataset, shard by shard, resumable.
+"""Extract the embeddings of a whole dataset, shard by shard, for `fingerprint-accel extract`.
 
-Shards and the batches they are cut into have a fixed size, and on a CPU each batch is computed by one thread: the same
-bytes on any number of threads, processes and machines.
+An interrupted extraction resumes from its finished shards. Shards and batches have a fixed size, and on a CPU each
+batch is computed by one thread. The output therefore does not depend on the number of threads, processes or machines of
+the same kind.
 """
 
 from __future__ import annotations
@@ -46,24 +47,25 @@ from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
 
-BATCHES_PER_SHARD = 64  # enough for the cores of a CPU; a shard is soon done, and its canvases fit in memory
+BATCHES_PER_SHARD = 64  # enough batches for all cores of a CPU, few enough that the canvases of a shard fit in memory
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is kept of a print.
+    """Options of an extraction.
 
     Attributes:
-        template: how embeddings are stored.
-        length: numbers to keep, the first of each branch; 0 for all.
-        minimum_quality: prints below count as failure to extract.
-        batch_size: prints at a time; 0 for `BATCH_ON_CPU` or `BATCH_ON_GPU`.
-        bf16: run the network in bf16.
-        inverted, mirror: of image files, as of `print_file.Reading`.
+        template: storage format of the embeddings.
+        length: number of values to keep of each embedding, in equal parts from each branch of the network; 0 for all.
+        minimum_quality: minimum quality of a print, 0 to 1; prints below it count as failures to extract.
+        batch_size: number of prints per batch; 0 for `BATCH_ON_CPU` or `BATCH_ON_GPU`.
+        bf16: run the network in bfloat16.
+        inverted: whether image files show light ridges on a dark background: "yes", "no", or "auto" to detect it.
+        mirror: whether image files are mirrored.
 
     Raises:
-        UserError: a number out of range.
+        UserError: if a number is out of range.
     """
 
     template: Kind = "float32"
@@ -94,20 +96,24 @@ def extract_all(
     overwrite: bool = False,
     progress: bool = True,
 ) -> ExtractionSummary:
-    """Embeds every print of a dataset, or of a folder of images; goes on from what the same call has left.
+    """Embed every print of a dataset or of a folder of images, and write the embeddings to a folder.
+
+    If an earlier call with the same arguments was interrupted, its finished shards are kept.
 
     Args:
         data: dataset folder, or folder of images.
         out: folder to write.
-        model: as of `FingerprintExtractor.from_pretrained`.
-        ppi: of images, pixels per inch; a dataset knows its own.
-        options: what is kept of a print.
-        cluster, device: what does the work, as of `executors.open_workers`.
-        overwrite: replace `out` if it is a folder of embeddings, and shards that another call has left.
-        progress: shows a progress bar.
+        model: name of a bundled model, or path of a model; see `FingerprintExtractor.from_pretrained`.
+        ppi: resolution of images that do not state theirs, pixels per inch; ignored for a dataset.
+        options: options of the extraction.
+        cluster: address or scheduler file of a Dask cluster; empty for this machine. See `executors.open_workers`.
+        device: "cpu", "cuda", or "auto" for all GPUs if there are any.
+        overwrite: replace an existing folder of embeddings at `out`, and unfinished shards of other arguments.
+        progress: show a progress bar.
 
     Raises:
-        UserError: as `Work`, `executors.open_workers` and `jobs.run`.
+        UserError: if the model or the prints are missing or do not fit each other, if an option is not possible with
+            the model, or if `out` must not be replaced.
     """
     started = time.perf_counter()
     check_folder(out, FOLDER, inputs=[data, *([model] if Path(model).exists() else [])])
@@ -118,7 +124,10 @@ def extract_all(
 
 
 class ExtractJob(Job):
-    """An extraction, shard by shard; arguments as of `extract_all`, with the device of the workers."""
+    """The extraction as a `Job`, one task per shard.
+
+    The arguments are those of `extract_all`, except `device`, which is the device of the workers: "cpu" or "cuda".
+    """
 
     label, kind, pattern = "extracting", FOLDER, SHARD_NAMES
 
@@ -126,7 +135,7 @@ class ExtractJob(Job):
         if not options.batch_size:
             options = dataclasses.replace(options, batch_size=BATCH_ON_CPU if device == "cpu" else BATCH_ON_GPU)
         self._settings = data, model, ppi, options, device
-        open_work.cache_clear()  # what lies there may have changed since another call
+        open_work.cache_clear()  # the files may have changed since an earlier call in this process
         self.work = work = open_work(*self._settings)
         self.arguments: dict[str, Any] = {
             "data": str(data.resolve()),
@@ -145,12 +154,12 @@ class ExtractJob(Job):
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """As of `Job`."""
+        """Return a function that embeds the prints of one shard and writes them to a file; see `Job.task`."""
         start = shard * self._per_shard
         return functools.partial(_write_shard, self._settings, range(start, start + self.sizes[shard]))
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """As of `Job`."""
+        """Write the list of prints, the list of failures and `config.json` beside the shards; see `Job.publish`."""
         prints, template, extractor = self.work.prints, self.work.format, self.work.extractor
         pq.write_table(prints.table, folder / PRINTS)
         failed = [
@@ -182,8 +191,18 @@ class ExtractJob(Job):
 
 
 class DatasetPrints:
-    """The prints of a dataset folder: `finger` (N,) int32, `impression` (N,) int64, a `table` of N rows that says what
-    they are, and a `digest` that tells them from others."""
+    """The prints of a dataset folder.
+
+    Args:
+        folder: dataset folder.
+        extractor: the model; the dataset must have its resolution and canvas size.
+
+    Attributes:
+        finger: (N,) int32, finger of each print.
+        impression: (N,) int64, impression number of each print.
+        table: table of N rows with the columns `source` and `finger_key`.
+        digest: hash that changes if the dataset changes.
+    """
 
     def __init__(self, folder: Path, extractor: FingerprintExtractor) -> None:
         self.shards = open_dataset(folder)
@@ -193,7 +212,11 @@ class DatasetPrints:
         self.digest = file_sha256(folder / INFO)[:16]
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
-        """(n, canvas, canvas) uint8, and nothing that failed."""
+        """Read the canvases of some rows.
+
+        Returns:
+            (n, canvas, canvas) uint8, ridges dark; and an empty dictionary, because no print of a dataset can fail.
+        """
         side = self.shards.info.canvas
         canvases = np.empty((len(rows), side, side), np.uint8)
         self.shards.read(np.arange(rows.start, rows.stop), canvases)
@@ -201,7 +224,19 @@ class DatasetPrints:
 
 
 class ImageFolder:
-    """The images below a folder, in the order of their paths, as `DatasetPrints`; finger and impression are -1."""
+    """The prints in the image files below a folder, ordered by path; has the same interface as `DatasetPrints`.
+
+    Args:
+        folder: folder of image files; subfolders are included.
+        reading: how the image files are interpreted.
+        extractor: the model that the canvases are prepared for.
+
+    Attributes:
+        finger: (N,) int32, -1 for all prints.
+        impression: (N,) int64, -1 for all prints.
+        table: table of N rows with the column `source`, the path of each print.
+        digest: hash that changes if a file changes.
+    """
 
     def __init__(self, folder: Path, reading: Reading, extractor: FingerprintExtractor) -> None:
         require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
@@ -216,7 +251,12 @@ class ImageFolder:
         self.digest = state_of_files(folder / name.as_py() for name in self._prints["path"])
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
-        """(n, canvas, canvas) uint8, white where there is no print, and the reasons by row."""
+        """Read some rows and place them on canvases.
+
+        Returns:
+            (n, canvas, canvas) uint8, ridges dark, white for prints that cannot be read; and the reason for each row
+            that cannot be read.
+        """
         some = self._prints.slice(rows.start, len(rows)).select(["path", "record", "cut"]).to_pylist()
         files = [ImageFile(self.folder / row["path"], record=row["record"], cut=row["cut"]) for row in some]
         canvases = np.full((len(rows), self.target.canvas, self.target.canvas), 255, np.uint8)
@@ -230,9 +270,13 @@ class ImageFolder:
 
 
 class Work:
-    """What a process needs to extract: the network on its device, the prints, options and the format of templates.
+    """Everything that a process needs to embed prints: model, prints, options and template format.
 
-    Raises UserError where model or prints are missing or do not fit each other, or the model cannot give the length.
+    The arguments are those of `extract_all`, except `device`, which is the device of the model.
+
+    Raises:
+        UserError: if the model or the prints are missing or do not fit each other, or if the model cannot produce
+            embeddings of the requested length.
     """
 
     def __init__(self, data: Path, model: str, ppi: int, options: Options, device: str) -> None:
@@ -241,19 +285,24 @@ class Work:
         extractor.bf16 = options.bf16
         dims = extractor.model.config.embedding_dim
         length, branches = options.length or dims, len(extractor.model.branch_dims)
-        halves = ", half of each branch" if branches > 1 else ""
+        halves = f" and be divisible by {branches}, the number of branches of the model" if branches > 1 else ""
         fits = branches <= length <= dims and length % branches == 0
-        require(fits, f"--length {length}: the model gives {dims} numbers{halves}")
+        require(fits, f"--length {length}: must lie between {branches} and {dims}{halves}")
         require(
             not extractor.cells or length == dims,
-            f"--length {length}: the model is dense, and its templates of {dims} numbers cannot be cut",
+            f"--length {length}: templates of a dense model cannot be shortened; leave out --length",
         )
         self.format = TemplateFormat(options.template, length, extractor.cells)
         is_dataset, reading = (data / INFO).exists(), Reading(ppi, options.inverted, options.mirror)
         self.prints = DatasetPrints(data, extractor) if is_dataset else ImageFolder(data, reading, extractor)
 
     def embed(self, rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Templates (n, ...), quality (n,) float32, and reasons by row for those that failed."""
+        """Embed some rows.
+
+        Returns:
+            Templates (n, ...) in the storage format, zero for failed prints; quality (n,) float32, 0 to 1; and the
+            reason for each row that failed.
+        """
         canvases, reasons = self.prints.read(rows)
         batches = torch.from_numpy(canvases).split(self.options.batch_size)
 
@@ -273,11 +322,11 @@ class Work:
         return templates, quality, reasons
 
 
-open_work = functools.lru_cache(maxsize=1)(Work)  # once in a process
+open_work = functools.lru_cache(maxsize=1)(Work)  # a process opens the model only once
 
 
 def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, path: Path) -> Facts:
-    """Embeds some rows, in a worker."""
+    """Embed some rows in a worker process, write them to `path`, and return the failed rows with their reasons."""
     work = open_work(*settings)
     templates, quality, reasons = work.embed(rows)
     here = slice(rows.start, rows.stop)

@@ -1,8 +1,9 @@
-"""What a model decides by: thresholds with the prints that they were measured on, kept in its notes as one record.
+"""Calibration of a model: its decision thresholds, its error rates, and the prints that they were measured on.
 
-A threshold holds for prints like those that it was measured on. Different real fingers are more alike to a network than
-different synthetic ones, so a threshold from synthetic prints accepts far more of them than it claims; such a record is
-kept and shown, but nothing is decided by it.
+The calibration is stored in the notes of a model, in its `config.json`. A threshold is valid only for prints similar to
+those that it was measured on. Non-mated comparisons of real fingers have higher similarities than those of synthetic
+fingers, so a threshold from synthetic prints would produce many more false matches than its FMR promises. A calibration
+on synthetic prints is stored and shown, but never used for decisions.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from typing import Any
 
 from fingerprint_accel.errors import UserError
 
-NOTE = "calibration"  # its name among a model's notes
+NOTE = "calibration"  # key in the notes of a model
 LOOSE_NOTES = ("eer", "thresholds", "eer_with_poses", "thresholds_with_poses", "measured_on")
-"""Notes of older exports, which the record replaces. They do not say whether the prints were synthetic."""
-REMEDY = "`fingerprint-accel calibrate MODEL DATASET` measures thresholds on real prints"
+"""Keys of older models, which `NOTE` replaces. They do not record whether the prints were synthetic."""
+REMEDY = "measure thresholds on real prints with `fingerprint-accel calibrate MODEL DATASET`"
 
 
 @dataclass(frozen=True)
 class Way:
-    """Error rates of one way of comparing.
+    """Error rates and thresholds of one comparison method.
+
+    The methods are: one embedding per print, or the highest similarity over several poses of each print.
 
     Attributes:
-        poses: in which prints were compared, the best of which counts; 1: as they are.
-        prints, fingers: that took part.
-        mated, nonmated: number of comparisons.
+        poses: number of poses in which each print was embedded; the best similarity counts.
+        prints: number of prints that were compared.
+        fingers: number of fingers that they show.
+        mated: number of mated comparisons.
+        nonmated: number of non-mated comparisons.
         eer: equal error rate.
-        thresholds: lowest similarity accepted, by FMR ("0.001": 0.41); only rates that `nonmated` can resolve.
-        fnmr: at these thresholds, by the same names.
-        eer_before: of the same comparisons without the centre; None where there is no centre.
+        thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}. FMRs that need more
+            non-mated comparisons are left out.
+        fnmr: FNMR at each threshold, by the same keys.
+        eer_before: equal error rate of the same comparisons without centring; None if the templates are not centred.
     """
 
     poses: int
@@ -45,15 +51,15 @@ class Way:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The record.
+    """Calibration record of a model.
 
     Attributes:
-        source: name of the dataset.
-        synthetic: whether any of its prints was synthetic.
-        protocol: which prints were compared.
-        ways: prints as they are, and best over poses where that was measured.
-        center: mean template of the prints, as `centring.as_text` writes it, which the model takes away from every
-            template; empty: none. The rates hold behind it.
+        source: name of the dataset that it was measured on.
+        synthetic: whether any print of the dataset was synthetic.
+        protocol: description of the pairs that were compared.
+        ways: error rates of each comparison method that was measured.
+        center: mean template of the prints, encoded by `centring.as_text`; empty for none. The model subtracts it from
+            every template, and the error rates were measured with it.
     """
 
     source: str
@@ -64,7 +70,11 @@ class Calibration:
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Calibration | None:
-        """The record among a model's notes, or None; UserError where it cannot be read."""
+        """Read the calibration from the notes of a model; return None if there is none.
+
+        Raises:
+            UserError: if the calibration cannot be read.
+        """
         values = notes.get(NOTE)
         if values is None:
             return None
@@ -75,27 +85,27 @@ class Calibration:
             raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
 
     def values(self) -> dict[str, Any]:
-        """For the notes."""
+        """Return the record as a dictionary for the notes of a model."""
         return asdict(self)
 
     def way(self, poses: int) -> Way | None:
-        """Rates of comparing in so many poses, where they were measured."""
+        """Return the error rates for this number of poses, or None if they were not measured."""
         return next((way for way in self.ways if way.poses == poses), None)
 
 
 def center_of(notes: dict[str, Any]) -> str:
-    """The centre among a model's notes, as `centring.as_text` writes it; empty where it has none."""
+    """Return the mean template stored in the notes of a model, encoded by `centring.as_text`; empty for none."""
     record = notes.get(NOTE)
     return str(record.get("center") or "") if isinstance(record, dict) else ""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What decisions rest on.
+    """Thresholds that may be used for decisions, and an explanation for the user.
 
     Attributes:
-        thresholds: lowest similarity accepted, by FMR; empty where nothing may be decided.
-        line: where they come from; or why there are none, and what to do about it.
+        thresholds: lowest similarity that counts as a match, by FMR; empty if no decision is possible.
+        line: sentence that names the source of the thresholds, or the reason why there are none with a remedy.
     """
 
     thresholds: dict[str, float]
@@ -103,21 +113,25 @@ class Basis:
 
 
 def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
-    """The thresholds that a model with these notes may decide by where prints are compared in so many poses: 1 is as
-    they are, 0 is poses for which no model keeps thresholds.
+    """Return the thresholds of a model that apply to a comparison method.
+
+    Args:
+        notes: notes of the model.
+        poses: number of poses in which prints are compared; 1 for one embedding per print, 0 for poses that no
+            calibration covers.
 
     Raises:
-        UserError: a calibration that cannot be read.
+        UserError: if the calibration cannot be read.
     """
     found = Calibration.from_notes(notes)
     if found is None:
-        older = "the thresholds do not say what they were measured on, so " if "thresholds" in notes else ""
-        return _none(f"{older}the model is not calibrated on real fingers")
+        older = "the model does not record which prints its thresholds were measured on"
+        return _none(older if "thresholds" in notes else "the model is not calibrated on real fingers")
     if found.synthetic:
         return _none("the thresholds come from synthetic prints and do not hold on real fingers")
     way = found.way(poses)
     if way is None:
-        return _none(f"not calibrated for comparing prints {'as they are' if poses == 1 else 'best over these poses'}")
+        return _none(f"not calibrated for {'one embedding per print' if poses == 1 else 'the best over these poses'}")
     if not way.thresholds:
         return _none(f"calibrated on {way.nonmated:,} non-mated comparisons, too few for a threshold")
     measured = f"thresholds measured on {found.source}, {found.protocol}, {way.nonmated:,} non-mated comparisons"

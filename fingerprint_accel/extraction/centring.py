@@ -1,8 +1,8 @@
-"""The mean template of a sensor's prints, which is taken away from every template before it is scaled to unit length.
+"""Centring: subtract the mean template of a sensor from every template before it is scaled to unit length.
 
-What all prints of a sensor have in common says nothing about the finger and makes strangers look alike. `calibrate`
-measures the mean and keeps it in the record that holds the thresholds, because these were measured behind it: one file
-is replaced by one rename, and no kill leaves the thresholds of one mean with another.
+The templates of all prints of a sensor share a common part, which raises the similarity of different fingers.
+`fingerprint-accel calibrate` measures the mean template. It is stored in the same record as the thresholds, because
+they are valid only together. A single rename replaces the record, so a kill cannot separate them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ import torch.nn.functional as F
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.similarity import mask_of, per_cell
 
-FEWEST_OF_A_CELL = 10  # prints that show a cell; the mean of fewer is more of their fingers than of the sensor
+FEWEST_OF_A_CELL = 10  # minimum number of prints for the mean of a cell; fewer would mainly describe their fingers
 
 
 def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
-    """(N, D) float32 of unit length -> (D,) float32, their mean.
+    """Compute the mean of templates.
 
-    Of dense templates it is the mean of each cell over the prints that have it, once they are scaled as
-    `similarity.per_cell` does; a cell that fewer than `FEWEST_OF_A_CELL` prints have is zero.
+    For dense templates, each cell is averaged over the prints that show it, after scaling by `similarity.per_cell`. A
+    cell that fewer than `FEWEST_OF_A_CELL` prints show is zero.
+
+    Args:
+        embeddings: (N, D) float32 of unit length.
+        cells: number of cells of dense templates, else 0.
+
+    Returns:
+        (D,) float32.
     """
     if not cells:
         return np.asarray(embeddings.mean(axis=0, dtype=np.float64), np.float32)
@@ -34,10 +41,19 @@ def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
 
 
 def centred(embeddings: torch.Tensor, center: torch.Tensor | None, branches: int, cells: int) -> torch.Tensor:
-    """(N, D) float32 of unit length -> the same with `center`, (D,) of `mean_template` or None, subtracted.
+    """Subtract the mean template from templates, and scale them to unit length again.
 
-    Each of the network's `branches` is scaled by itself, so that all keep their weight. `cells` is that of dense
-    templates, whose absent cells stay zero; else 0.
+    The part of each branch of the network is scaled separately, so that all branches keep the same weight. Cells of
+    dense templates that a print does not show remain zero.
+
+    Args:
+        embeddings: (N, D) float32 of unit length.
+        center: (D,) float32, mean template; None returns the templates unchanged.
+        branches: number of branches of the network.
+        cells: number of cells of dense templates, else 0.
+
+    Returns:
+        (N, D) float32 of unit length.
     """
     if center is None:
         return embeddings
@@ -51,18 +67,22 @@ def centred(embeddings: torch.Tensor, center: torch.Tensor | None, branches: int
 
 
 def as_text(center: np.ndarray) -> str:
-    """A mean template for the notes of a model: little-endian float32 in base64."""
+    """Encode a mean template (D,) as base64 text of little-endian float32, for the notes of a model."""
     return base64.b64encode(center.astype("<f4").tobytes()).decode()
 
 
 @functools.lru_cache(maxsize=8)
 def from_text(text: str, dims: int, device: torch.device) -> torch.Tensor:
-    """What `as_text` has made of a mean template of `dims` numbers; UserError for something else, or not finite."""
+    """Decode a mean template that `as_text` encoded; return (dims,) float32 on `device`.
+
+    Raises:
+        UserError: if the text does not contain `dims` finite numbers.
+    """
     try:
         center = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     except ValueError:
         center = np.empty(0, np.float32)
     if len(center) != dims or not np.isfinite(center).all():
-        raise UserError(f"the model's centre cannot be read (it takes {dims} numbers); calibrate the model again")
-    with torch.inference_mode(False):  # who asks first may differentiate later, or export
+        raise UserError(f"the centre of the model cannot be read ({dims} numbers expected); calibrate the model again")
+    with torch.inference_mode(False):  # the cached tensor may later be used in autograd or export
         return torch.from_numpy(center).to(device)

@@ -1,4 +1,4 @@
-"""Two prints, one number, and what the number means."""
+"""Comparison of two prints: similarity, best pose, and decisions at the thresholds of the model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fingerprint_accel.preprocess.geometric import Pose
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two prints as they compared best.
+    """Result of comparing two prints.
 
     Attributes:
-        similarity: of their embeddings, -1 to 1.
-        canvases: (2, S, S) uint8, reference and probe as the network was given them.
-        pose: lays the probe on the reference.
-        tried: how many poses.
-        verdicts: for each false match rate of the model, what the similarity says, see `decisions`.
-        basis: what the verdicts rest on, or why there are none.
+        similarity: similarity of the embeddings in the best pose, -1 to 1.
+        canvases: (2, S, S) uint8, reference and probe on their canvases, ridges dark.
+        pose: pose that resamples the probe canvas so that it overlays the reference canvas.
+        tried: number of poses in which each print was embedded.
+        verdicts: name and decision for each FMR of the model, see `decisions`.
+        basis: source of the thresholds, or the reason why there are no decisions.
     """
 
     similarity: float
@@ -34,7 +34,7 @@ class Comparison:
     basis: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """What to print, as names and texts."""
+        """Return the similarity and the decisions as (name, text) rows to print."""
         poses = f" (best of {self.tried} poses)" if self.tried > 1 else ""
         return [("similarity", f"{self.similarity:.3f}{poses}"), *self.verdicts]
 
@@ -47,9 +47,18 @@ def compare_prints(
     tried: Poses | None = None,
     probe_ppi: int = 0,
 ) -> Comparison:
-    """Compares two prints in every pose that is `tried`, and keeps the best one.
+    """Compare two prints in several poses, and return the best pose with its similarity and the decisions.
 
-    Arguments and errors are those of `FingerprintExtractor.compare`; `probe_ppi` is that of the probe, 0 for `ppi`.
+    Args:
+        extractor: the model.
+        reference: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
+        probe: image to compare with the reference, likewise.
+        ppi: resolution of the images, pixels per inch.
+        tried: poses to try; None for the usual poses of the model.
+        probe_ppi: resolution of the probe, pixels per inch; 0 for `ppi`.
+
+    Raises:
+        UserError: if an image shows no print, or too small a part of one.
     """
     tried = tried or extractor.usual_poses
     canvases = np.stack([extractor.on_canvas(reference, ppi), extractor.on_canvas(probe, probe_ppi or ppi)])
@@ -63,7 +72,15 @@ def compare_prints(
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:
-    """Rows to print: for each false match rate of `thresholds` ("0.001": 0.41) whether a similarity reaches it."""
+    """Decide at each threshold whether a similarity is a match.
+
+    Args:
+        value: the similarity.
+        thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}.
+
+    Returns:
+        (name, decision) rows to print, highest FMR first.
+    """
     rows = []
     for rate, threshold in sorted(thresholds.items(), key=lambda item: -float(item[0])):
         verdict = "match" if value >= threshold else "no match"

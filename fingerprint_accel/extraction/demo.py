@@ -1,4 +1,7 @@
-"""A page to drop prints on: comparison of two, search in a gallery. Served to this machine, without any other."""
+"""Web page of `fingerprint-accel demo`: compares two prints and searches a gallery.
+
+Only this machine can open the page, and the page loads nothing from other machines.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,33 @@ from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.extraction.search import columns, details, find, open_gallery
 
 HOST = "127.0.0.1"
-# The browser then asks nobody but us, whatever the page says.
+# With this policy the browser contacts only this server, even if the page refers to other hosts.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {display: none !important}"
 
 
 class Demo:
-    """What the page does, without the page. All raise UserError for a file that is missing or holds no print."""
+    """The functions behind the web page, independent of gradio.
+
+    All methods raise a UserError for a file that is missing or shows no print.
+
+    Args:
+        extractor: the model.
+    """
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
 
     def canvas(self, file: str | None, ppi: float) -> PIL.Image.Image | None:
-        """A print as the network is given it, with its minutiae where the model finds such."""
+        """Draw a print on its canvas, with minutiae if the model has a minutia branch.
+
+        Args:
+            file: image file; None if no file was dropped.
+            ppi: resolution of the image, pixels per inch.
+
+        Returns:
+            The picture; None without a file.
+        """
         if file is None:
             return None
         canvas = self.extractor.on_canvas(file, _resolution(ppi))
@@ -48,7 +65,17 @@ class Demo:
         return canvas_picture(canvas, minutiae)
 
     def compare(self, reference: str | None, probe: str | None, ppi: float, poses: bool) -> tuple[str, PIL.Image.Image]:
-        """Similarity and decisions as Markdown, and the picture of the pair."""
+        """Compare two image files.
+
+        Args:
+            reference: image file; None if no file was dropped.
+            probe: image file to compare with the reference; None if no file was dropped.
+            ppi: resolution of both images, pixels per inch.
+            poses: try several poses; otherwise compare one embedding of each print.
+
+        Returns:
+            Similarity and decisions as Markdown, and a picture of the pair.
+        """
         if reference is None or probe is None:
             raise UserError("drop two prints first")
         found = compare_prints(self.extractor, reference, probe, _resolution(ppi), None if poses else UPRIGHT)
@@ -59,7 +86,18 @@ class Demo:
         return f"## similarity {value}\n\n{table}{found.basis}", PIL.Image.open(io.BytesIO(png))
 
     def search(self, folder: str, probe: str | None, ppi: float, top: float) -> tuple[list[list[Any]], str]:
-        """Rows of `search.columns`, with what else is known behind the name; and what was searched, as Markdown."""
+        """Search a gallery for the prints that are most similar to an image file.
+
+        Args:
+            folder: gallery folder.
+            probe: image file; None if no file was dropped.
+            ppi: resolution of the image, pixels per inch.
+            top: number of prints to return.
+
+        Returns:
+            One row per print found, with the columns of `search.columns`; the last column also contains person, finger
+            and source, as far as they are stored. And a description of the search as Markdown.
+        """
         if probe is None:
             raise UserError("drop a print first")
         gallery = open_gallery(Path(folder.strip()), self.extractor)
@@ -70,15 +108,15 @@ class Demo:
 
 
 def _resolution(ppi: float) -> int:
-    require(bool(ppi) and ppi > 0, "give the resolution of the prints, pixels per inch, for example 500")
+    require(bool(ppi) and ppi > 0, "the resolution must be above 0; enter the pixels per inch, for example 500")
     return round(ppi)
 
 
 def import_gradio() -> Any:
-    """gradio, with everything off that asks other machines.
+    """Import gradio with all network access to other machines disabled, and return the module.
 
     Raises:
-        UserError: it is not installed.
+        UserError: if gradio is not installed.
     """
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", HF_HUB_DISABLE_TELEMETRY="1")
     try:
@@ -88,7 +126,13 @@ def import_gradio() -> Any:
 
 
 def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
-    """The page, as gradio's Blocks."""
+    """Build the web page as a `gradio.Blocks`.
+
+    Args:
+        gradio: the gradio module.
+        demo: functions behind the page.
+        gallery: initial text of the field for the gallery folder.
+    """
     drop = functools.partial(gradio.File, file_types=sorted(IMAGE_SUFFIXES), type="filepath", height=110)
     shown = functools.partial(gradio.Image, interactive=False, buttons=[], height=380)
     told = functools.partial(_told, gradio)
@@ -101,7 +145,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
             + ". Drop images of one print each, ridges dark."
         )
         ppi = gradio.Number(500, label="resolution, pixels per inch", precision=0, elem_id="ppi")
-        retyped = [ppi.blur, ppi.submit]  # not at every digit
+        retyped = [ppi.blur, ppi.submit]  # `change` would fire at every digit
         with gradio.Tab("Compare two"):
             with gradio.Row():
                 files, canvases = [], []
@@ -109,9 +153,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
                     with gradio.Column():
                         files.append(drop(label=name, elem_id=name))
                         canvases.append(shown(label=f"{name} on its canvas", elem_id=f"{name}-canvas"))
-            poses = gradio.Checkbox(
-                True, label=f"try turns and shifts too ({len(extractor.usual_poses)} poses)", elem_id="poses"
-            )
+            poses = gradio.Checkbox(True, label=f"try several poses ({len(extractor.usual_poses)})", elem_id="poses")
             button = gradio.Button("Compare", variant="primary", elem_id="compare")
             verdict = gradio.Markdown(elem_id="verdict")
             pair = shown(show_label=False, elem_id="pair", height=None)
@@ -122,8 +164,8 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
             with gradio.Row():
                 with gradio.Column():
                     probe = drop(label="print", elem_id="unknown")
-                    folder = gradio.Textbox(gallery, label="gallery folder, see `enroll`", elem_id="gallery")
-                    top = gradio.Number(10, label="how many to show", precision=0, minimum=1, elem_id="top")
+                    folder = gradio.Textbox(gallery, label="gallery folder, created by `enroll`", elem_id="gallery")
+                    top = gradio.Number(10, label="number of results", precision=0, minimum=1, elem_id="top")
                     look = gradio.Button("Search", variant="primary", elem_id="search")
                 canvas = shown(label="print on its canvas", elem_id="unknown-canvas")
             searched = gradio.Markdown(elem_id="searched")
@@ -134,7 +176,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
 
 
 def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, with a user's mistake shown on the page instead of raised."""
+    """Wrap a function so that the page shows the message of a `UserError`."""
 
     def act(*arguments: Any) -> Any:
         try:
@@ -146,10 +188,14 @@ def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StaysHere:
-    """ASGI middleware: the page answers this machine alone, and may load nothing from others.
+    """ASGI middleware that refuses requests of pages from other hosts, and adds a content security policy.
 
-    Requests count as this machine's if they name it: a page elsewhere whose name was made to lead here (DNS rebinding)
-    sends its own name as Host, and a form on such a page sends its Origin.
+    The `Host` and `Origin` headers of a request must name this machine. This stops DNS rebinding: a foreign web page
+    whose host name resolves to 127.0.0.1 sends its own name as `Host`, and a form on a foreign page sends its `Origin`.
+
+    Args:
+        app: ASGI application to protect.
+        port: port that the application is served at.
     """
 
     def __init__(self, app: Any, port: int) -> None:
@@ -177,7 +223,7 @@ class StaysHere:
     async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
         kind = "http.response"
         if scope["type"] == "websocket":
-            await receive()  # the request to connect, which is answered by refusing
+            await receive()  # the connect message, which ASGI requires to be read before the answer
             kind = "websocket.http.response"
             if kind not in scope.get("extensions", {}):
                 await send({"type": "websocket.close", "code": 1008})
@@ -190,10 +236,15 @@ class StaysHere:
 
 
 def serve(gradio: Any, page: Any, port: int) -> str:
-    """Serves the page from a thread; returns its address.
+    """Serve the page from a background thread, and return its address.
+
+    Args:
+        gradio: the gradio module.
+        page: the `gradio.Blocks` that `build` returned.
+        port: port on 127.0.0.1; 0 for any free port.
 
     Raises:
-        UserError: the port is taken.
+        UserError: if the port cannot be used.
     """
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -201,15 +252,15 @@ def serve(gradio: Any, page: Any, port: int) -> str:
             free.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: cannot be used ({error}); choose another") from error
-        port = free.getsockname()[1]  # 0 asks for any
+        port = free.getsockname()[1]  # for port 0 the system chooses one
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        # Around gradio's own middleware: that for CORS would answer preflight requests to any host.
+        # The guard must wrap the middleware of gradio, whose CORS layer answers preflight requests to any host.
         app.middleware_stack = StaysHere(app.middleware_stack, port)
         yield
 
-    # gradio's own fonts are fetched from Google
+    # The default fonts of gradio are loaded from Google.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=HOST,
@@ -226,22 +277,28 @@ def serve(gradio: Any, page: Any, port: int) -> str:
 
 
 def demo_command(model: str, gallery: Path | None, port: int) -> None:
-    """Opens the model, builds the page and serves it until Ctrl-C or another signal.
+    """Open the model, build the page, and serve it until Ctrl-C or another signal.
+
+    Args:
+        model: name of a bundled model, or path of a model.
+        gallery: gallery folder that the search tab starts with; None for none.
+        port: port on 127.0.0.1; 0 for any free port.
 
     Raises:
-        UserError: gradio is not installed, no such model, a gallery of another model, or a port that is taken.
-        SystemExit: a signal came; no dropped print is left.
+        UserError: if gradio is not installed, the model is missing, the gallery was filled by another model, or the
+            port cannot be used.
+        SystemExit: after a signal; all dropped prints have been deleted.
     """
     with dropped_prints() as dropped:
-        os.environ["GRADIO_TEMP_DIR"] = str(dropped)  # gradio reads it when it is imported, and later
+        os.environ["GRADIO_TEMP_DIR"] = str(dropped)  # gradio reads it at import and later
         gradio = import_gradio()
         extractor = open_extractor(model)
         if gallery is not None:
             open_gallery(gallery, extractor)
         page = build(gradio, Demo(extractor), "" if gallery is None else str(gallery))
         address = serve(gradio, page, port)
-        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        print(f"{address}  (press Ctrl-C to stop)", flush=True)
         try:
             page.block_thread()
         finally:
-            page.close(verbose=False)  # so that no upload arrives after the folder is removed
+            page.close(verbose=False)  # no upload may arrive after the folder is deleted

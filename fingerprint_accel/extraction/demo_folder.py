@@ -1,4 +1,7 @@
-"""Where the demo keeps dropped prints: a folder for their owner alone that is gone when the demo ends."""
+"""Temporary folder for the prints that a user drops on the demo page.
+
+Only the owner can read the folder. It is deleted when the demo ends.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,22 @@ from types import FrameType
 from typing import Any, NoReturn
 
 PREFIX = "fingerprint-accel-demo-"
-# What ends a process unless it is caught, except Ctrl-C, which has Python's handler, and faults of the process itself.
+# Signals that end a process by default, except SIGINT, which Python handles, and faults such as SIGSEGV.
 _NAMES = ("HUP", "QUIT", "ABRT", "USR1", "USR2", "ALRM", "TERM", "XCPU", "VTALRM", "PROF", "IO", "PWR", "STKFLT")
 ENDING = tuple(getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signal, f"SIG{name}"))
 
 
 @contextlib.contextmanager
 def dropped_prints() -> Iterator[Path]:
-    """Yields a folder of mode 0700 that is removed in the end, also by a signal; first removes what killed demos left.
+    """Create a temporary folder of mode 0700, and delete it on exit or when a signal ends the process.
 
-    A signal that is ignored, as under nohup, stays ignored.
+    Folders that killed demos left behind are deleted first. Signals that are ignored, as under nohup, remain ignored.
+
+    Yields:
+        The folder.
 
     Raises:
-        SystemExit: a signal came; its code is 128 plus the number of the signal.
+        SystemExit: after a signal, with the code 128 + number of the signal.
     """
     remove_leftovers()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
@@ -43,14 +49,17 @@ def dropped_prints() -> Iterator[Path]:
             os.close(lock)
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: not installed by Python, which cannot put it back
+            if handler is not None:  # None means that the handler was not set by Python, so it cannot be restored
                 signal.signal(number, handler)
 
 
 def remove_leftovers() -> None:
-    """Removes this user's folders of demos that run no longer: nobody locks them."""
+    """Delete folders that killed demos of this user left behind.
+
+    A running demo holds a lock on its folder, so folders without a lock belong to no running demo.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # locked by a running demo, on a disk without locks, or gone already
+        with contextlib.suppress(OSError):  # locked by a running demo, a file system without locks, or deleted
             if folder.lstat().st_uid != os.getuid():
                 continue
             lock = _open(folder)
@@ -62,17 +71,17 @@ def remove_leftovers() -> None:
 
 
 def _new_folder() -> tuple[Path, int]:
-    """A folder, and the descriptor that locks it for as long as this process lives."""
+    """Create and lock a folder; return it with the file descriptor that holds the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         with contextlib.suppress(FileNotFoundError):
             lock = _open(folder)
-            with contextlib.suppress(OSError):  # a disk without locks: there no demo takes a folder for a leftover
+            with contextlib.suppress(OSError):  # without file locks, `remove_leftovers` deletes nothing either
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.exists():
                 return folder, lock
             os.close(lock)
-        # another demo, starting up, removed the folder before it was locked
+        # Another demo deleted the folder at its start, before this process could lock it. Try again.
 
 
 def _open(folder: Path) -> int:
@@ -85,7 +94,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _ignore_signals() -> None:
-    """A second signal must not interrupt the removal."""
+    """Ignore all signals, so that a second signal cannot interrupt the deletion of the folder."""
     for number in (signal.SIGINT, *ENDING):
         if signal.getsignal(number) is not None:
             signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,9 @@
-"""The embeddings of a whole dataset on disk.
+"""Read the folder of embeddings that `fingerprint-accel extract` writes.
 
-`embeddings-*.safetensors` hold numbers, a row for each print in the dataset's order; `prints.parquet` says where each
-came from, `failed.jsonl` which of them could not be embedded and why, `config.json` what made them.
+- `embeddings-*.safetensors`: templates, quality, finger and impression, one row per print in the order of the dataset.
+- `prints.parquet`: source of each print.
+- `failed.jsonl`: prints that could not be embedded, with reasons.
+- `config.json`: model, template format, options and checksums.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from fingerprint_accel.extraction.template_formats import TemplateFormat
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.text import aligned
 
-FORMAT_VERSION = 2  # 1 had all rows in one file, embeddings.safetensors, and is read too
+FORMAT_VERSION = 2  # version 1 has a single file embeddings.safetensors; it can be read too
 PRINTS, FAILED, CONFIG = "prints.parquet", "failed.jsonl", "config.json"
 SHARD_NAMES = "embeddings-{:05d}-of-{:05d}.safetensors"
 FOLDER = FolderKind(
@@ -34,15 +36,17 @@ FOLDER = FolderKind(
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Prints of a dataset as `fingerprint-accel extract` has left them.
+    """Embeddings of N prints.
 
     Attributes:
-        folder: where they lie.
-        templates: (N, ...) as stored, in `format`.
-        finger, impression: (N,) int32 and int64, -1 where they are not known.
-        quality: (N,) float32, 0 to 1.
-        failed: (N,) bool, failure to extract.
-        config: what `config.json` says.
+        folder: folder that they were read from.
+        templates: (N, ...) templates in their storage format; use `vectors` for float32 embeddings.
+        finger: (N,) int32, finger of each print; -1 if unknown.
+        impression: (N,) int64, impression number of each print; -1 if unknown.
+        quality: (N,) float32, quality of each print, 0 to 1.
+        failed: (N,) bool, true for prints that could not be embedded.
+        format: storage format of `templates`.
+        config: contents of `config.json`.
     """
 
     folder: Path
@@ -55,16 +59,16 @@ class Embeddings:
     config: dict[str, Any]
 
     def vectors(self) -> np.ndarray:
-        """(N, D) float32 of unit length; zeros where the extraction failed."""
+        """Decode the templates; return (N, D) float32 of unit length, zero for prints that could not be embedded."""
         found = self.format.decode(self.templates)
         return np.where(self.failed[:, None], np.float32(0), found)
 
 
 def open_embeddings(folder: Path | str) -> Embeddings:
-    """Opens what `fingerprint-accel extract` has written.
+    """Open a folder of embeddings that `fingerprint-accel extract` wrote.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: if the folder is missing or damaged.
     """
     folder = Path(folder)
     try:
@@ -81,13 +85,22 @@ def open_embeddings(folder: Path | str) -> Embeddings:
             failed[json.loads(line)["row"]] = True
         return Embeddings(folder, templates, finger, impression, quality, failed, template, config)
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
-        raise UserError(f"{folder}: no embeddings, or damaged ({str(error)[:80]}); `extract` makes them") from error
+        raise UserError(f"{folder}: no embeddings, or damaged ({str(error)[:80]}); `extract` writes them") from error
 
 
 class ExtractionSummary:
-    """What an extraction did, read from its folder: `quality` (N,) float32, and `failed`, how many prints by reason.
+    """Summary of an extraction, read from the folder of embeddings.
 
-    `made` is how many prints this run embedded, in so many seconds; the others were there.
+    Args:
+        out: folder of embeddings.
+        template: storage format of the templates.
+        made: number of prints that this call embedded; the other prints come from an interrupted call.
+        seconds: duration of this call, seconds.
+
+    Attributes:
+        quality: (N,) float32, quality of each print, 0 to 1.
+        failed: number of prints that could not be embedded, by reason.
+        megabytes: size of the folder, MB.
     """
 
     def __init__(self, out: Path, template: TemplateFormat, made: int, seconds: float) -> None:
@@ -102,7 +115,7 @@ class ExtractionSummary:
         self.megabytes = sum(path.stat().st_size for path in out.iterdir()) / 1e6
 
     def table(self) -> str:
-        """The summary as aligned text."""
+        """Return the summary as a text table."""
         prints, failed = len(self.quality), self.failed.total()
         low, median, high = np.percentile(self.quality, [10, 50, 90])
         speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
@@ -118,7 +131,7 @@ class ExtractionSummary:
         return aligned(rows)
 
     def show(self) -> None:
-        """Prints the table, and where to find what failed."""
+        """Print the table and, if prints failed, the path of the list of failures."""
         print(self.table())
         if self.failed:
-            print(f"prints that failed and reasons: {self.out / FAILED}")
+            print(f"failed prints with reasons: {self.out / FAILED}")

@@ -1,4 +1,4 @@
-"""Enrolment: prints of any mixture of files, folders, lists and datasets, embedded and put into a gallery."""
+"""Enrolment: embed the prints of image files, folders, csv files and datasets, and add them to a gallery."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from fingerprint_accel.similarity import fused
 
 @dataclass(frozen=True)
 class Wanted:
-    """How `enroll` takes prints.
+    """Options of an enrolment.
 
     Attributes:
-        names: regular expression that reads the names of images, as of `layouts.NamePattern`.
-        key: fields of ANSI/NIST files that name the person.
-        person: whose prints all of them are; empty: as files, names and lists state.
-        fuse: one template for each finger.
-        skip_bad: go on behind a print that cannot be enrolled.
-        replace: as of `Gallery.append`.
-        batch_size: prints at a time.
+        names: regular expression that extracts finger, subject and position from file names; see `layouts.NamePattern`.
+        key: fields of ANSI/NIST files that identify the person, for example "1.009".
+        person: person of all prints; empty to take the person from files, file names or csv files.
+        fuse: store one template per finger instead of one per print.
+        skip_bad: skip prints that cannot be enrolled; otherwise the first one raises a UserError.
+        replace: replace enrolled prints of the same name; see `Gallery.append`.
+        batch_size: number of prints per batch.
     """
 
     names: str = ""
@@ -50,8 +50,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What came of it: templates enrolled, those among them that replaced others, and those that were there already;
-    prints embedded, prints skipped; other files and records met, and templates in the gallery."""
+    """Result of an enrolment.
+
+    Attributes:
+        new: number of templates that were added, including those that replaced others.
+        replaced: number of templates that replaced an enrolled one.
+        there: number of templates that were already enrolled.
+        prints: number of prints that were embedded.
+        skipped: number of prints that could not be enrolled.
+        others: number of files and records that do not show a finger.
+        total: number of templates in the gallery.
+    """
 
     new: int
     replaced: int
@@ -62,19 +71,27 @@ class Enrolled:
     total: int
 
     def told(self, fuse: bool) -> str:
-        """In one line."""
+        """Return a summary of one line; `fuse` states whether templates are fused."""
         what = f"fingers enrolled from {self.prints:,} prints" if fuse else "prints enrolled"
-        more = [f"{self.replaced:,} replaced others"] if self.replaced else []
-        more += [f"{self.there:,} were there already"] if self.there else []
+        more = [f"{self.replaced:,} replaced"] if self.replaced else []
+        more += [f"{self.there:,} already enrolled"] if self.there else []
         noted = f" ({', '.join(more)})" if more else ""
-        text = f"{self.new:,} {what}{noted}, {self.total:,} in all"
+        text = f"{self.new:,} {what}{noted}, {self.total:,} in the gallery"
         text += f"; {self.skipped:,} skipped" if self.skipped else ""
-        return text + (f"; {self.others:,} other files or records passed over" if self.others else "")
+        return text + (f"; {self.others:,} other files or records ignored" if self.others else "")
 
 
 @dataclass(frozen=True)
 class _Print:
-    """A print to enrol: what is known of it, its finger, and its file or its row of a dataset."""
+    """A print to enrol.
+
+    Attributes:
+        known: record that the gallery stores.
+        finger: name of the finger; prints of the same name are fused.
+        file: image file; None for a print of a dataset.
+        shards: dataset; None for a file.
+        row: row in the dataset.
+    """
 
     known: Known
     finger: str
@@ -85,7 +102,14 @@ class _Print:
 
 @dataclass
 class _Found:
-    """Prints to enrol; how many were skipped, and how many files and records show no finger."""
+    """Collects the prints to enrol.
+
+    Attributes:
+        wanted: options of the enrolment.
+        prints: prints to enrol, in order.
+        skipped: number of prints that could not be enrolled.
+        others: number of files and records that do not show a finger.
+    """
 
     wanted: Wanted
     prints: list[_Print] = field(default_factory=list)
@@ -93,14 +117,14 @@ class _Found:
     others: int = 0
 
     def refuse(self, line: str) -> None:
-        """A print that cannot be enrolled: the end, or a line."""
+        """Raise a UserError with this message or, with `skip_bad`, print the message and count the print."""
         if not self.wanted.skip_bad:
             raise UserError(f"{line}; --skip-bad enrols the others")
         tqdm.write(f"skipped: {line}", sys.stderr)
         self.skipped += 1
 
     def add_listing(self, listing: Listing) -> None:
-        """Files and records."""
+        """Add the prints of listed files and records."""
         for path, reason in listing.rejected:
             if is_nothing_to_read(reason) or shows_no_finger(reason):
                 self.others += 1
@@ -110,14 +134,14 @@ class _Found:
         for row in listing.table.to_pylist():
             path = listing.root / row["path"]
             name = join_name(str(path), row["record"], row["cut"])
-            is_named = row["finger_key"] != row["path"]  # else nothing tells the finger but the folder
+            is_named = row["finger_key"] != row["path"]  # otherwise the folder stands for the finger
             finger = row["finger_key"] if is_named else str(path.parent if path.parent.name else Path.cwd().name)
             file = ImageFile(path, row["ppi"], record=row["record"], cut=row["cut"], slap=row["slap"], name=name)
             person = self.wanted.person or row["person"]
             self.prints.append(_Print(Known(name, person, row["position"], name), finger, file))
 
     def add_dataset(self, folder: Path, extractor: FingerprintExtractor) -> None:
-        """All prints of a dataset, named FINGER/IMPRESSION."""
+        """Add all prints of a dataset folder, named FINGER/IMPRESSION."""
         shards = open_dataset(folder)
         extractor.check_dataset(shards)
         keys, sources = (shards.table[column].to_pylist() for column in ("finger_key", "source"))
@@ -129,17 +153,18 @@ class _Found:
 def enroll_prints(
     gallery: Path, paths: Sequence[Path], extractor: FingerprintExtractor, ppi: int, wanted: Wanted
 ) -> Enrolled:
-    """Embeds prints and adds them to a gallery, all of them or, with `skip_bad`, all that can be; makes the gallery.
+    """Embed prints and add them to a gallery, which is created if necessary.
 
     Args:
-        gallery: its folder.
-        paths: images, containers, folders of them, csv files as of `import --layout csv`, dataset folders.
+        gallery: gallery folder.
+        paths: image files, ANSI/NIST files, folders of them, csv files of `import --layout csv`, or dataset folders.
         extractor: the model.
-        ppi: of images that do not state theirs, pixels per inch.
-        wanted: how.
+        ppi: resolution of images that do not state theirs, pixels per inch.
+        wanted: options of the enrolment.
 
     Raises:
-        UserError: a print that cannot be enrolled, without `skip_bad`; or nothing to enrol. The gallery is as before.
+        UserError: if a print cannot be enrolled and `skip_bad` is not set, or if there is nothing to enrol. The gallery
+            is not changed then.
     """
     found = _listed(paths, extractor, wanted)
     embeddings, prints = _embedded(found, extractor, ppi)
@@ -154,7 +179,7 @@ def enroll_prints(
 
 
 def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Wanted) -> _Found:
-    """The prints of everything that was given, in its order."""
+    """List the prints of all paths, in order."""
     found = _Found(wanted)
     for group in _runs_of_files(paths):
         try:
@@ -174,8 +199,11 @@ def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Want
 
 
 def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
-    """Folders and csv files one by one, other files that follow each other together: their records are numbered by
-    transactions, and two may have one number."""
+    """Group the paths: each folder and csv file alone, and consecutive other files as one list.
+
+    The files of a list are read together, because ANSI/NIST records are named by transaction numbers, and two files may
+    have the same number.
+    """
     run: list[Path] = []
     for path in paths:
         if path.is_dir() or path.suffix.lower() == ".csv":
@@ -191,7 +219,14 @@ def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
 
 @torch.inference_mode()
 def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple[np.ndarray, list[_Print]]:
-    """Templates (n, D) float32 of the prints that can be enrolled, and these; at least one."""
+    """Embed the prints that can be enrolled.
+
+    Returns:
+        Embeddings (n, D) float32 of unit length, and the n prints.
+
+    Raises:
+        UserError: if none of the prints can be enrolled, or one cannot and `skip_bad` is not set.
+    """
     batches, kept, canvases = [], list[_Print](), list[np.ndarray]()
     for each in tqdm(found.prints, desc="extracting", unit="print"):
         try:
@@ -204,12 +239,16 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
             batches.append(extractor(images).cpu().numpy())
             canvases = []
     if not batches:
-        raise UserError("none of the prints could be enrolled: see the reasons above")
+        raise UserError("none of the prints could be enrolled; see the reasons above")
     return np.concatenate(batches), kept
 
 
 def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarray:
-    """(S, S) uint8; UserError where a print cannot be enrolled."""
+    """Read a print; return its canvas (S, S) uint8, ridges dark.
+
+    Raises:
+        UserError: if the print cannot be enrolled.
+    """
     if each.file is not None:
         return extractor.on_canvas(each.file, ppi)
     assert each.shards is not None, "a print comes from a file or from a dataset"
@@ -219,7 +258,12 @@ def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarr
 
 
 def _fused(embeddings: np.ndarray, prints: list[_Print], cells: int) -> tuple[np.ndarray, list[Known]]:
-    """`fused_by_finger`, and what is known of each finger: what all of its prints say."""
+    """Fuse the embeddings (n, D) of each finger.
+
+    Returns:
+        Templates (F, D) float32, and the record of each finger. Person and position are stored if all prints of the
+        finger agree on them.
+    """
     templates, fingers = fused_by_finger(embeddings, [each.finger for each in prints], cells)
     of_finger: dict[str, list[Known]] = {finger: [] for finger in fingers}
     for each in prints:
@@ -233,8 +277,16 @@ def _fused(embeddings: np.ndarray, prints: list[_Print], cells: int) -> tuple[np
 
 
 def fused_by_finger(embeddings: np.ndarray, fingers: list[str], cells: int) -> tuple[np.ndarray, list[str]]:
-    """embeddings (N, D) float32 of unit length, and the finger of each print -> (F, D), one template for each finger
-    (see `similarity.fused`), and the F fingers in the order in which they come first."""
+    """Fuse the embeddings of each finger into one template; see `similarity.fused`.
+
+    Args:
+        embeddings: (N, D) float32 of unit length.
+        fingers: name of the finger of each print.
+        cells: number of cells of dense templates, else 0.
+
+    Returns:
+        Templates (F, D) float32, and the names of the F fingers in order of first occurrence.
+    """
     rows: dict[str, list[int]] = {}
     for row, finger in enumerate(fingers):
         rows.setdefault(finger, []).append(row)

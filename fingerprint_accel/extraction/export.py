@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX and `torch.export`, preparation included, checked against the original."""
+"""Export a model with its preprocessing to ONNX or `torch.export`, and compare the file with the original model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import mark
 from fingerprint_accel.preprocess.geometric import turned_and_shifted, upright
 
-OPSET = 20  # the first with a bilinear GridSample that runtimes agree on
+OPSET = 20  # the first opset whose bilinear GridSample gives the same results in all runtimes
 LARGEST_BATCH = 4096
-TRIED = (1, 3, 8)  # batch sizes that an exported file is checked with
-ROUNDS = 5
-KIND = "exported model"  # in the files, so that they may be replaced
+TRIED = (1, 3, 8)  # batch sizes for which an exported file is checked
+ROUNDS = 5  # timed runs
+KIND = "exported model"  # mark in the files, by which a later export recognises that it may replace them
 
 
 class Embedder(nn.Module):
-    """Network and preparation of an extractor in one graph: upright, without loops over the batch."""
+    """Preprocessing, alignment, network and centring of an extractor as one traceable module.
+
+    Prints are embedded in a single pose. There is no loop over the batch, so the batch size can be dynamic.
+
+    Args:
+        extractor: the model.
+    """
 
     center: torch.Tensor | None
 
@@ -41,40 +47,67 @@ class Embedder(nn.Module):
         self.branches, self.cells = len(extractor.model.branch_dims), extractor.cells
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, canvas, canvas) uint8, ridges dark -> (B, D) float32 of unit length."""
+        """Embed canvases.
+
+        Args:
+            images: (B, canvas, canvas) uint8, ridges dark.
+
+        Returns:
+            (B, D) float32 of unit length.
+        """
         pose = upright(1, self.crop, images.device).repeated(images.shape[0])
         inputs = self.preprocessor.pixels(images, pose)
         if self.alignment_network is None:
             output = self.model(inputs)
-        else:  # as `extractor.alignment` does
+        else:  # the same operations as in `FingerprintExtractor.alignment`
             pose = turned_and_shifted(self.alignment_network.transform(inputs), self.crop)
             output = self.model.describe(self.preprocessor.pixels(images, pose))
         return centred(output.embedding, self.center, self.branches, self.cells)
 
 
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
-    """The graph of an extractor, for any number of prints at once."""
+    """Trace an extractor with `torch.export`, with a dynamic batch size of up to `LARGEST_BATCH`."""
     embedder = Embedder(extractor).cpu().eval()
     example = torch.zeros(2, extractor.canvas, extractor.canvas, dtype=torch.uint8)
     with torch.no_grad():
-        embedder(example)  # tables that are kept between calls must hold numbers before they are traced
+        embedder(example)  # fills cached tables, which would otherwise contain traced tensors
         batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
         return torch.export.export(embedder, (example,), dynamic_shapes=({0: batch},))
 
 
 def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Writes an extractor's graph, see `traced`, to a `torch.export` file, which `torch.export.load` opens without this
-    package, and checks it. Returns size, difference from the original and speed, in words."""
+    """Write a `torch.export` file and compare it with the original model.
+
+    `torch.export.load` opens the file without this package.
+
+    Args:
+        extractor: the original model.
+        program: graph of the model, from `traced`.
+        path: file to write.
+
+    Returns:
+        Text with the size of the file, the largest difference from the original and the time per print.
+    """
     torch.export.save(program, path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
     return _checked(extractor, path, lambda images: module(torch.from_numpy(images)).detach().numpy())
 
 
 def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """`save_torch` for an ONNX file with input `images` and output `embeddings`, checked with onnxruntime.
+    """Write an ONNX file and compare it with the original model in onnxruntime.
+
+    The file has the input `images`, (N, canvas, canvas) uint8, and the output `embeddings`, (N, D) float32.
+
+    Args:
+        extractor: the original model.
+        program: graph of the model, from `traced`.
+        path: file to write.
+
+    Returns:
+        Text with the size of the file, the largest difference from the original and the time per print.
 
     Raises:
-        UserError: onnx, onnxscript or onnxruntime is missing.
+        UserError: if onnx, onnxscript or onnxruntime is not installed.
     """
     try:
         runtime: Any = importlib.import_module("onnxruntime")
@@ -100,7 +133,13 @@ def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedPro
 
 
 def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndarray], np.ndarray]) -> str:
-    """Runs an exported file and the original on random canvases, in batches of several sizes."""
+    """Run an exported file and the original model on random canvases, and describe size, difference and speed.
+
+    Args:
+        extractor: the original model.
+        path: exported file.
+        run: function that embeds canvases (N, canvas, canvas) uint8 with the exported file.
+    """
     extractor = extractor.cpu()
 
     def original(images: np.ndarray) -> np.ndarray:
@@ -111,13 +150,13 @@ def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndar
         images = generator.integers(0, 256, (count, extractor.canvas, extractor.canvas), np.uint8)
         largest = max(largest, float(np.abs(run(images) - original(images)).max()))
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):  # in turns, so that other work of the machine meets both
+    for _ in range(ROUNDS):  # alternately, so that other load on the machine affects both equally
         for function, found in zip((run, original), times, strict=True):
             started = time.perf_counter()
             function(images)
             found.append(1000 * (time.perf_counter() - started) / len(images))
     ours, theirs = map(statistics.median, times)
     return (
-        f"{path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {largest:.1e}; {ours:.1f} ms a print in "
-        f"batches of {TRIED[-1]}, PyTorch {theirs:.1f}"
+        f"{path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {largest:.1e}; {ours:.1f} ms per print "
+        f"in batches of {TRIED[-1]}, PyTorch {theirs:.1f} ms"
     )

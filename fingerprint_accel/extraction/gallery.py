@@ -1,24 +1,20 @@
-"""A gallery: embeddings of known prints on disk, with names, searched exactly by blocked matrix products.
+"""A gallery: a folder with the embeddings and names of enrolled prints.
 
-A gallery is a folder of Arrow files. Every file is one enrolment, whole or absent. Its name holds the beginning of its
-SHA-256, and its schema what `gallery.json` says. So neither a kill nor a full disk nor two enrolments at once leave a
-folder that cannot be used. Files are memory-mapped: opening costs nothing, and a gallery may be larger than memory.
-To delete a print, its file is written again without it.
+A gallery consists of Arrow files, one for each enrolment. A file appears under its final name only when it is complete.
+Its name contains the beginning of its SHA-256, and its schema contains a copy of `gallery.json`. A kill, a full disk or
+two simultaneous enrolments therefore cannot damage a gallery. The files are memory-mapped, so opening a gallery is fast
+and a gallery may be larger than memory. Deleting a print rewrites the file that contains it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-import unicodedata
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from fingerprint_accel.data.layouts import position_name
@@ -38,40 +34,31 @@ from fingerprint_accel.extraction.gallery_files import (
     positions_in,
     read_facts,
     settled_parts,
+    vectors_in,
 )
+from fingerprint_accel.extraction.gallery_matches import conflicts, first_of_name, having
+from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, nearest, rescored
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.similarity import masked_similarity
 
-BLOCK = 65_536  # references compared at a time
-CELL = 128  # references of which only the best is looked at first
-PROBES = 256  # compared at a time
-RESCORED = 1000  # candidates of a probe with several hypotheses that are compared with all of them
-SAME = 0.9999  # similarity from which two embeddings are of one image: other hardware rounds otherwise
-
-
-@dataclass(frozen=True)
-class Hits:
-    """References of each probe, best first: `similarity` (M, k) float32 and `row` (M, k) int64 in the gallery. Equal
-    similarities come in any order."""
-
-    similarity: np.ndarray
-    row: np.ndarray
+BLOCK = 65_536  # references read at a time
 
 
 class Gallery:
-    """Embeddings of a gallery folder, and what is known of each print.
+    """A folder of enrolled prints: one embedding per print, its name, and optionally its person and finger position.
+
+    Prints are numbered by rows, in the order of the files.
 
     Args:
-        folder: an existing gallery.
+        folder: folder of an existing gallery; `open_or_create` creates one.
 
     Attributes:
-        dims: length of an embedding.
-        model: what made the embeddings, in words; probes must come from the same.
-        cells: of dense templates, which are compared over the cells that both prints have; 0 for others.
-        part_names: of its files, in the order of their rows; a name is that of its content.
+        dims: dimension of the embeddings.
+        model: identity of the model that computed the embeddings; probes must come from the same model.
+        cells: number of cells of dense templates (see `similarity.masked_similarity`); 0 for other templates.
+        part_names: names of the Arrow files in row order; each name contains a checksum of the file.
 
     Raises:
-        UserError: not a gallery, or a file of it is cut off.
+        UserError: if the folder is not a gallery, or one of its files is damaged.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -84,17 +71,23 @@ class Gallery:
         self._open_parts()
 
     def _open_parts(self) -> None:
-        """Opens the files that are there now."""
+        """Open the current files of the folder."""
         parts = settled_parts(self.folder, self.dims)
         self.part_names, self._parts = [name for name, _ in parts], [part for _, part in parts]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
     def create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Makes an empty gallery, by a rename: a kill leaves a gallery or nothing.
+        """Create an empty gallery; a killed process leaves either a complete gallery or nothing.
+
+        Args:
+            folder: path of the new gallery; it must not exist, or must be empty.
+            dims: dimension of the embeddings.
+            model: identity of the model that computes the embeddings, see `FingerprintExtractor.identity`.
+            cells: number of cells of dense templates, else 0.
 
         Raises:
-            UserError: the folder exists and is not empty.
+            UserError: if the folder exists and is not empty.
         """
         folder = Path(folder)
         check_folder(folder, KIND)
@@ -102,7 +95,7 @@ class Gallery:
         with tempfile.TemporaryDirectory(".tmp", f".{folder.name}.", folder.parent) as staged:
             write_json(Path(staged) / FACTS, as_facts(dims, model, cells))
             try:
-                Path(staged).rename(folder)  # takes the place of an empty folder, and of no other
+                Path(staged).rename(folder)  # replaces an empty folder, and fails for any other
             except OSError as error:
                 if folder.exists():
                     raise UserError(f"{folder}: exists already; choose another folder") from error
@@ -112,118 +105,106 @@ class Gallery:
 
     @classmethod
     def open_or_create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Opens a gallery, or makes an empty one; raises UserError where the folder holds something else."""
+        """Open a gallery, or create an empty one if the folder is missing or empty; arguments as for `create`.
+
+        Raises:
+            UserError: if the folder contains anything other than a gallery of this model.
+        """
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             check_folder(folder, KIND)
-            return cls(folder)
+            gallery = cls(folder)
+            gallery.check_model(model)
+            return gallery
         return cls.create(folder, dims, model, cells)
+
+    def check_model(self, identity: str) -> None:
+        """Raise a UserError unless the embeddings come from the model with this `FingerprintExtractor.identity`."""
+        require(
+            self.model == identity,
+            f"{self.folder}: filled by another model ({self.model}, not {identity}); give the model that filled it "
+            "(--model), or another gallery",
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def append(self, embeddings: np.ndarray, prints: Sequence[str | Known], replace: bool = False) -> int:
-        """Enrols prints: all of them, or none. Prints that are enrolled already, by name and embedding, are passed
-        over, so that an enrolment can be repeated after a kill. Returns how many were new or replaced others.
+        """Enrol prints: either all of them or none.
+
+        Prints that are already enrolled with the same name and embedding are skipped, so an enrolment can be repeated
+        after a kill.
 
         Args:
             embeddings: (N, D) float32 of unit length.
-            prints: N, what is known of each, or its name alone.
-            replace: prints of other images, or of which other things are known, take the place of those of the same
-                name.
+            prints: name of each print, or its `Known` record with name, person, finger position and source.
+            replace: replace an enrolled print of the same name if its image or its record differs.
+
+        Returns:
+            Number of prints that were added, including those that replaced others.
 
         Raises:
-            UserError: a print of another image has the name of one, and `replace` is not set; two of `prints` share a
-                name; or another process has been writing to the gallery for a minute.
+            UserError: if an enrolled print has the same name but another image, and `replace` is not set; if two
+                different prints in `prints` have the same name; if the embeddings have another shape; or if another
+                process keeps the gallery locked for a minute.
         """
-        assert embeddings.shape == (len(prints), self.dims), "one name and one embedding per print"
+        require(
+            embeddings.shape == (len(prints), self.dims),
+            f"{self.folder}: {len(prints)} names need embeddings ({len(prints)}, {self.dims}), not {embeddings.shape}",
+        )
         known = [Known(each) if isinstance(each, str) else each for each in prints]
         with changing(self.folder):
-            self._open_parts()  # another enrolment may have come between
-            new = self._first_of_name(embeddings, known)
-            replaced = self._meet(embeddings, known, new, replace)
-            if replaced and not replace:
-                name = known_in(self._parts[replaced[0][0]], replaced[0][1]).name
+            self._open_parts()  # another process may have changed the gallery
+            new = first_of_name(embeddings, known)
+            replaced = conflicts(self._parts, embeddings, known, new, replace)
+            rows = np.flatnonzero(np.concatenate([np.empty(0, bool), *replaced]))
+            if len(rows) and not replace:
                 raise UserError(
-                    f"{name}: enrolled already, from another image; --replace puts this one in its place, "
-                    f"`remove {self.folder} --name` deletes it"
+                    f"{self.names(rows[:1])[0]}: already enrolled from another image; --replace replaces it, "
+                    f"`fingerprint-accel remove {self.folder} --name` deletes it"
                 )
             if new.any():
                 added = new_part(
                     embeddings[new], [each for each, is_new in zip(known, new, strict=True) if is_new], self._facts
                 )
-                self._change(self._masks(replaced), [added])
+                self._change(replaced, [added])
             if not (self.folder / FACTS).is_file():
                 write_file(self.folder / FACTS, self._facts)
         return int(new.sum())
 
-    def _first_of_name(self, embeddings: np.ndarray, known: list[Known]) -> np.ndarray:
-        """(N,) bool: False for a print that is listed before; two prints of one name are a UserError."""
-        first, new = dict[str, int](), np.ones(len(known), bool)
-        for row, each in enumerate(known):
-            before = first.setdefault(each.name, row)
-            if before != row:
-                same = bool(embeddings[before] @ embeddings[row] >= SAME)
-                require(same, f"{each.name}: two prints of this name; enrol them by two commands, or rename one")
-                new[row] = False
-        return new
-
-    def _meet(
-        self, embeddings: np.ndarray, known: list[Known], new: np.ndarray, replace: bool
-    ) -> list[tuple[int, int]]:
-        """Clears `new` where a print of that name and that embedding is enrolled, with `replace` one of which the same
-        is known; file and row of the prints that have the name of one that is new."""
-        wanted = pa.array([each.name for each in known], pa.string())
-        row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}
-        met = []
-        for number, part in enumerate(self._parts):
-            rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
-            vectors = self._part(number)
-            for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
-                place = row_of[name]
-                met.append((number, row, place))
-                is_same = vectors[row] @ embeddings[place] >= SAME
-                if is_same and not (replace and known_in(part, row) != known[place]):
-                    new[place] = False
-        return [(number, row) for number, row, place in met if new[place]]
-
     def remove(self, person: str = "", names: Iterable[str] = ()) -> int:
-        """Deletes all prints of a person, or the prints of some names, for good: files that hold them are written again
-        without them, and indexes are deleted. A kill leaves all of them or none. Returns how many prints were deleted.
+        """Delete all prints of a person, or the prints with the given names.
+
+        The files that contain these prints are rewritten without them, and search indexes are deleted. After a kill,
+        either all of the prints are deleted or none.
+
+        Args:
+            person: person to delete; empty to delete by name.
+            names: names of prints to delete; ignored if `person` is given.
+
+        Returns:
+            Number of prints that were deleted.
 
         Raises:
-            UserError: no such person, or no print of one of the names; then nothing is deleted. Or another process has
-                been writing to the gallery for a minute.
+            UserError: if the person or one of the names is not enrolled (nothing is deleted then), or if another
+                process keeps the gallery locked for a minute.
         """
         column = "person" if person else "name"
-        wanted = {unicodedata.normalize("NFC", name) for name in ([person] if person else names)}
         with changing(self.folder):
-            delete_drafts(self.folder)  # a killed enrolment may have left prints of this person
+            delete_drafts(self.folder)  # files of killed enrolments may contain prints of this person
             self._open_parts()
-            masks, found = [], set[str]()
-            for part in self._parts:
-                is_wanted = np.zeros(len(part), bool)
-                if column in part.schema.names:
-                    values = pc.utf8_normalize(part[column], form="NFC")
-                    is_wanted = pc.is_in(values, value_set=pa.array(sorted(wanted), pa.string())).to_numpy(
-                        zero_copy_only=False
-                    )
-                    found |= set(values.filter(pa.array(is_wanted)).to_pylist())
-                masks.append(is_wanted)
-            missing = sorted(wanted - found)
+            masks, missing = having(self._parts, column, [person] if person else names)
             require(not missing, f"{self.folder}: no print of {column} {', '.join(missing[:3])} is enrolled")
             self._change(masks, [])
         return sum(int(mask.sum()) for mask in masks)
 
-    def _masks(self, rows: list[tuple[int, int]]) -> list[np.ndarray]:
-        """File and row of some prints -> (n,) bool for each file."""
-        masks = [np.zeros(len(part), bool) for part in self._parts]
-        for number, row in rows:
-            masks[number][row] = True
-        return masks
-
     def _change(self, gone: list[np.ndarray], added: list[pa.RecordBatch]) -> None:
-        """Adds files, and writes those again that hold prints that are gone; the lock is held."""
+        """Add files, and rewrite files without some of their prints; the caller must hold the lock.
+
+        Args:
+            gone: for each file (n,) bool, true for prints to delete.
+            added: contents of the new files.
+        """
         touched = [number for number, mask in enumerate(gone) if mask.any()]
         new = []
         for number in touched:
@@ -236,21 +217,27 @@ class Gallery:
         self._open_parts()
 
     def known(self, rows: np.ndarray) -> list[Known]:
-        """What is known of the print of each row."""
+        """Return the record (name, person, finger position, source) of each row in `rows` (n,)."""
         parts = np.searchsorted(self._starts, rows, side="right") - 1
         return [
             known_in(self._parts[part], int(row - self._starts[part])) for part, row in zip(parts, rows, strict=True)
         ]
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Name of each row."""
+        """Return the name of each row in `rows` (n,)."""
         return [known.name for known in self.known(rows)]
 
     def of_position(self, position: int) -> np.ndarray:
-        """(N,) bool: prints of this finger position, and those whose position is not known.
+        """Select the prints that may show a finger position, for the argument `among` of `search`.
+
+        Args:
+            position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger.
+
+        Returns:
+            (N,) bool, true for prints of this position and for prints of unknown position.
 
         Raises:
-            UserError: there is none.
+            UserError: if there is no such print.
         """
         known = np.concatenate([np.empty(0, np.int16), *(positions_in(part) for part in self._parts)])
         among = (known == position) | (known == 0)
@@ -259,101 +246,53 @@ class Gallery:
         return among
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """rows (n,) -> (n, D) float32, read from the files."""
+        """Read the embeddings of `rows` (n,) from the files; return (n, D) float32."""
         found = np.empty((len(rows), self.dims), np.float32)
         of_row = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(of_row).tolist():
             here = of_row == number
-            found[here] = self._part(number)[rows[here] - self._starts[number]]
+            found[here] = vectors_in(self._parts[number])[rows[here] - self._starts[number]]
         return found
 
-    def _part(self, number: int) -> np.ndarray:
-        """(n, D) float32, a view of the file."""
-        return np.from_dlpack(self._parts[number]["embedding"].flatten()).reshape(-1, self.dims)
-
     def check_probes(self, probes: np.ndarray) -> None:
-        """Raises UserError where probes are not (M, D) or (M, H, D)."""
+        """Raise a UserError unless probes have the shape (M, D) or (M, P, D), where D is `dims`."""
         require(
             probes.ndim in (2, 3) and probes.shape[-1] == self.dims,
-            f"{self.folder}: holds embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}",
+            f"{self.folder}: contains embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}; "
+            "use the model that filled the gallery",
         )
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """First row, and (n, D) float32 view of the file, of some references at a time."""
-        for number, start in enumerate(self._starts[:-1]):
-            flat = self._part(number)
-            for first in range(0, len(flat), BLOCK):
-                yield int(start) + first, flat[first : first + BLOCK]
+        """Iterate over all references in blocks.
 
-    @torch.inference_mode()
+        Yields:
+            The first row of a block, and its embeddings (n, D) float32 as a view of the mapped file.
+        """
+        for part, start in zip(self._parts, self._starts[:-1], strict=True):
+            vectors = vectors_in(part)
+            for first in range(0, len(vectors), BLOCK):
+                yield int(start) + first, vectors[first : first + BLOCK]
+
     def search(
         self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu", among: np.ndarray | None = None
     ) -> Hits:
-        """The k references most similar to each probe; exact.
+        """Find the k references that are most similar to each probe, by exact search.
 
         Args:
-            probes: (M, D) float32 of unit length; or (M, H, D), hypotheses of each, as `extract` gives them for poses:
-                the first finds `RESCORED` candidates, or k, which are compared with the best of all.
-            k: how many, at most as many as there are references.
-            device: where the products are computed.
-            among: (N,) bool, the references to compare with; None for all.
+            probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe, as `extract` returns them.
+                With poses, the first pose selects `RESCORED` candidates (or k if k is larger), and only these are
+                compared in all poses; the best pose counts.
+            k: number of references to return; lowered to the number of references that are searched.
+            device: where the matrix products are computed.
+            among: (N,) bool, true for the references to search; None for all.
 
         Raises:
-            UserError: an empty gallery, or probes of another length.
+            UserError: if the gallery is empty, or the probes have another dimension.
         """
-        require(len(self) > 0, f"{self.folder}: no print is enrolled yet")
+        require(len(self) > 0, f"{self.folder}: no print is enrolled yet; add prints with `fingerprint-accel enroll`")
         self.check_probes(probes)
         k = min(k, len(self) if among is None else int(among.sum()))
         if probes.ndim == 3:
-            return self.best(probes, self.search(probes[:, 0], max(k, RESCORED), device, among).row, k)
-        parts = [self._search(part.to(device), k, among) for part in torch.from_numpy(probes).split(PROBES)]
-        similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
-        return Hits(similarity, row)
-
-    def best(self, probes: np.ndarray, candidates: np.ndarray, k: int) -> Hits:
-        """The k references most similar to each probe (M, H, D), the best of its hypotheses counting, among those rows
-        that `candidates` (M, n) names, -1 for none. Where these are fewer than k, the last have row 0, similarity -1.
-        """
-        similarity, row = np.full((len(probes), k), -1, np.float32), np.zeros((len(probes), k), np.int64)
-        for number, (hypotheses, rows) in enumerate(zip(probes, candidates, strict=True)):
-            rows = np.sort(rows[rows >= 0])  # files are read in order
-            scores = masked_similarity(self.vectors(rows), hypotheses, self.cells).max(axis=1)
-            best = np.argsort(-scores, kind="stable")[:k]
-            similarity[number, : len(best)], row[number, : len(best)] = scores[best], rows[best]
-        return Hits(similarity, row)
-
-    def _search(self, probes: torch.Tensor, k: int, among: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
-        best = probes.new_full((len(probes), k), -torch.inf)
-        rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
-        for start, references in self.blocks():
-            numbers = torch.arange(start, start + len(references), device=probes.device)
-            if among is not None:
-                here = np.flatnonzero(among[start : start + len(references)])
-                references, numbers = references[here], numbers[torch.from_numpy(here).to(probes.device)]
-            scores = masked_similarity(probes, _tensor(references).to(probes.device), self.cells)
-            found, place = _top(scores, min(k, scores.shape[1]))
-            best, order = torch.cat([best, found], dim=1).topk(k, dim=1)
-            rows = torch.cat([rows, numbers[place]], dim=1).gather(1, order)
-        return best, rows
-
-
-def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`scores.topk(k)` along the last dimension, faster: the k largest lie in the k cells with the largest maxima."""
-    count = scores.shape[1]
-    whole = count // CELL * CELL
-    if k * CELL * 4 > whole:
-        return scores.topk(k, dim=1)
-    cells = scores[:, :whole].unflatten(1, (-1, CELL))
-    chosen = cells.amax(dim=2).topk(k, dim=1).indices  # (M, k)
-    index = (chosen[:, :, None] * CELL + torch.arange(CELL, device=scores.device)).flatten(1)
-    rest = torch.arange(whole, count, device=scores.device).expand(len(scores), -1)
-    index = torch.cat([index, rest], dim=1)
-    found, place = scores.gather(1, index).topk(k, dim=1)
-    return found, index.gather(1, place)
-
-
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    """A view of a file that is only read; torch would warn that it could be written."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(values)
+            candidates = self.search(probes[:, 0], max(k, RESCORED), device, among).row
+            return rescored(self.vectors, probes, candidates, k, self.cells)
+        return nearest(self.blocks, probes, k, self.cells, device, among)

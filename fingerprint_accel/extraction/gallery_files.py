@@ -1,7 +1,10 @@
-"""The files of a gallery folder: what the gallery is, and Arrow files of prints. Imports no torch.
+"""Files of a gallery folder: `gallery.json` with the facts of the gallery, and Arrow files of prints.
 
-Files are added by one rename. Where files also replace others, `changes.json` names both first: from then on the change
-counts, and whoever finds it there completes it. So a kill leaves the gallery of before or the one of after.
+A single new file is added by a rename. A change that also deletes files is first written to `changes.json`. If a kill
+interrupts it after that, the next process that opens the gallery completes it. A gallery is therefore never left
+half-changed.
+
+This module does not import torch, so that commands which only check files start fast.
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ FORMAT_VERSION = 1
 FACTS = "gallery.json"
 CHANGES = "changes.json"
 INDEXES = "index-*.faiss"
-DRAFTS = ".*.tmp"  # of `durable.draft_of` and `durable.write_file`
+DRAFTS = ".*.tmp"  # unfinished files of `durable.draft_of` and `durable.write_file`
 PART_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
 PATIENCE = 60.0  # seconds to wait for another command to write its files
 
 
 class Known(NamedTuple):
-    """What a gallery keeps of a print beside its template.
+    """Record of a print in a gallery, without its embedding.
 
     Attributes:
-        name: what a search answers with; no two prints of a gallery share it.
-        person: whose print it is; empty: not known.
-        position: of the finger, ANSI/NIST code; 0: not known.
-        source: where the print comes from; empty: not known.
+        name: name of the print, unique in the gallery.
+        person: person to whom the print belongs; empty if unknown.
+        position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger; 0 if unknown.
+        source: path or description of the original print; empty if unknown.
     """
 
     name: str
@@ -46,17 +49,26 @@ class Known(NamedTuple):
 
 
 def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
-    """What `gallery.json` and every file of prints say of a gallery."""
+    """Return the contents of `gallery.json`, which every file of prints also contains in its metadata.
+
+    Args:
+        dims: dimension of the embeddings.
+        model: identity of the model that computes the embeddings.
+        cells: number of cells of dense templates, else 0.
+    """
     return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """What `gallery.json` or, where that is lost, a file of prints says of a gallery; None where neither does."""
+    """Read the facts of a gallery (see `as_facts`); return None if the folder is not a gallery.
+
+    If `gallery.json` is missing or damaged, they are read from the metadata of the first file of prints.
+    """
     for path in (folder / FACTS, *part_files(folder)[:1]):
         try:
             text = path.read_text() if path.name == FACTS else _open(path).schema.metadata[b"gallery"]
             facts = json.loads(text)
-            return as_facts(int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0)))  # 0 in older galleries
+            return as_facts(int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0)))  # missing in old files
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             continue
     return None
@@ -66,17 +78,23 @@ KIND = FolderKind("a gallery folder", lambda folder: read_facts(folder) is not N
 
 
 def part_files(folder: Path) -> list[Path]:
-    """The files of prints, oldest first."""
+    """List the files of prints in a gallery folder, oldest first."""
     return sorted(path for path in folder.glob("part-*") if PART_NAME.fullmatch(path.name))
 
 
 def part_number(name: str) -> int:
-    """Place of a file of prints among the others."""
+    """Return the sequence number in the name of a file of prints."""
     return int(name[5:11])
 
 
 def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: str) -> pa.RecordBatch:
-    """(N, D) float32 and N prints -> what a file of prints holds; `facts` as in `gallery.json`."""
+    """Build the contents of a file of prints.
+
+    Args:
+        embeddings: (N, D) float32.
+        prints: record of each print.
+        facts: contents of `gallery.json` as text.
+    """
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
     name, person, position, source = zip(*prints, strict=True)
     columns = {
@@ -90,25 +108,35 @@ def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: str) -> pa.
 
 
 def read_part(path: Path, dims: int) -> pa.RecordBatch:
-    """Opens a file of prints, memory-mapped; raises UserError where it is damaged or of another length than `dims`."""
+    """Open a file of prints with memory mapping.
+
+    Raises:
+        UserError: if the file is damaged, or its embeddings do not have `dims` numbers.
+    """
     try:
         batch = _open(path).get_batch(0)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again") from error
     if batch.schema.field("embedding").type.list_size != dims:
-        raise UserError(f"{path}: belongs to another gallery")
+        raise UserError(f"{path}: belongs to another gallery; move it out of this folder")
     return batch
 
 
 def known_in(part: pa.RecordBatch, row: int) -> Known:
-    """What a file of prints says of one; older files hold names alone."""
+    """Return the record of a print in a file; columns that are missing in older files have their default values."""
     return Known(*(part[column][row].as_py() for column in Known._fields if column in part.schema.names))
 
 
 def positions_in(part: pa.RecordBatch) -> np.ndarray:
-    """(n,) int16: finger positions of the prints of a file, 0 where they are not known."""
+    """Return the finger position code of each print in a file, (n,) int16; 0 if unknown."""
     stated = "position" in part.schema.names
     return np.from_dlpack(part["position"]) if stated else np.zeros(len(part), np.int16)
+
+
+def vectors_in(part: pa.RecordBatch) -> np.ndarray:
+    """Return the embeddings of the prints of a file, (n, D) float32, as a view of the mapped memory."""
+    dims = part.schema.field("embedding").type.list_size
+    return np.from_dlpack(part["embedding"].flatten()).reshape(-1, dims)
 
 
 def _open(path: Path) -> Any:
@@ -117,10 +145,10 @@ def _open(path: Path) -> Any:
 
 @contextlib.contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Holds the lock of a gallery in which no change is unfinished.
+    """Hold the lock of a gallery while its files are changed; first complete a change that a kill interrupted.
 
     Raises:
-        UserError: another process has been writing to it for a minute.
+        UserError: if another process holds the lock for longer than `PATIENCE`.
     """
     with exclusive_lock(folder / ".lock", f"{folder}: another command is changing it; try again later", PATIENCE):
         _complete(folder)
@@ -128,7 +156,18 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 def settled_parts(folder: Path, dims: int) -> list[tuple[str, pa.RecordBatch]]:
-    """Names of the files of prints, oldest first, and these opened: all of one moment, no change between them."""
+    """Open all files of prints in a consistent state, even if another process changes the gallery at the same time.
+
+    Args:
+        folder: gallery folder.
+        dims: dimension of the embeddings.
+
+    Returns:
+        Name and contents of each file, oldest first.
+
+    Raises:
+        UserError: if a file is damaged or belongs to another gallery.
+    """
     while True:
         files = part_files(folder)
         if (folder / CHANGES).exists():
@@ -139,22 +178,22 @@ def settled_parts(folder: Path, dims: int) -> list[tuple[str, pa.RecordBatch]]:
         except UserError:
             if all(path.exists() for path in files):
                 raise
-            continue  # replaced meanwhile
+            continue  # another process replaced a file; try again
         if files == part_files(folder):
             return parts
 
 
 def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: Sequence[str] = ()) -> None:
-    """Puts new files of prints into a gallery whose lock is held, and takes files away: all of it, or nothing.
+    """Add and delete files of prints in one atomic change; the caller must hold the lock.
 
-    Where files go, everything goes that was made of them: indexes, and drafts.
+    If files are deleted, search indexes and unfinished files are deleted too, because they may contain the same prints.
 
     Args:
-        folder: of the gallery.
-        new: number and content of each file; without `gone` a single one.
-        gone: names of files.
+        folder: gallery folder.
+        new: sequence number and contents of each new file; at most one if no file is deleted.
+        gone: names of the files to delete.
     """
-    assert gone or len(new) <= 1, "several files appear together only by a list of changes"
+    assert gone or len(new) <= 1, "several files can be added atomically only through changes.json"
     drafts: dict[str, str] = {}
     try:
         for number, batch in new:
@@ -178,13 +217,17 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
 
 
 def delete_drafts(folder: Path) -> None:
-    """Deletes what killed commands have left half-made in a gallery whose lock is held."""
+    """Delete the unfinished files that killed commands left behind; the caller must hold the lock."""
     for path in folder.glob(DRAFTS):
         path.unlink(missing_ok=True)
 
 
 def _complete(folder: Path) -> None:
-    """Does what `changes.json` says, if it is there; the lock is held."""
+    """Complete the change in `changes.json`, if there is one; the caller must hold the lock.
+
+    Raises:
+        UserError: if a new file of the change is missing.
+    """
     try:
         changes = json.loads((folder / CHANGES).read_text())
     except FileNotFoundError:
@@ -192,7 +235,7 @@ def _complete(folder: Path) -> None:
     for draft, name in changes["new"].items():
         if not (folder / name).exists():
             there = (folder / draft).exists()
-            require(there, f"{folder / CHANGES}: names {draft}, which is not there; restore the gallery from a copy")
+            require(there, f"{folder / CHANGES}: {draft} is missing; restore the gallery from a copy")
             (folder / draft).rename(folder / name)
     fsync_path(folder)
     for name in changes["gone"]:

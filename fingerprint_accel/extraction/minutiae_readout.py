@@ -1,4 +1,4 @@
-"""Minutiae from the map that the minutia branch draws: its peaks, with direction and score."""
+"""Extract minutiae with position, direction and score from the minutia maps that a network predicts."""
 
 from __future__ import annotations
 
@@ -19,45 +19,51 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import write_template
 from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
-from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.inputs import Image, read_image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
-DIRECTIONS, COARSELY = 180, 5  # tried for each peak; every fifth of them while peaks are looked for
-UNTRAINED = "minutia_map_untrained"  # a note of a model whose map decoder never learned
-APART = 2.5  # map pixels: of two peaks nearer than this the weaker one is dropped
-FAINT = 1e-6  # of a peak: what its neighbours have at least, for their logarithm
+DIRECTIONS, COARSELY = 180, 5  # number of directions; the search for peaks uses only every fifth
+UNTRAINED = "minutia_map_untrained"  # note of a model whose minutia decoder was not trained
+APART = 2.5  # minimum distance of two minutiae, map pixels; of two closer ones, the weaker one is dropped
+FAINT = 1e-6  # lower bound of the neighbours of a peak, relative to the peak, so that their logarithms are finite
 FOLDER = FolderKind(
-    "a folder that `minutiae` has written",
+    "a folder of minutiae",
     json_with("minutiae.json", "format", "model"),
     r"minutiae\.json|.*\.(xyt|iso)",
     whole=False,
 )
-THRESHOLD = 0.2  # of the score: best F1 of a trained model (docs/evaluation.md)
+THRESHOLD = 0.2  # minimum score of a minutia; for precision and recall see docs/extraction.md
 
 
 @functools.lru_cache(maxsize=4)
 def _shapes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(DIRECTIONS, 6): channels of a minutia of each direction, scaled to length 1; (DIRECTIONS,): their lengths."""
+    """Return the channel weights of a minutia of each direction.
+
+    Returns:
+        Weights (DIRECTIONS, 6) scaled to unit length, and their lengths (DIRECTIONS,) before scaling.
+    """
     shapes = direction_weights(torch.arange(DIRECTIONS, device=device) * (2 * math.pi / DIRECTIONS)).T
     lengths = shapes.norm(dim=1)
     return shapes / lengths[:, None], lengths
 
 
 def read_map(minutia_map: torch.Tensor, threshold: float = THRESHOLD) -> np.ndarray:
-    """Minutiae of one minutia map, `preprocess.minutia_map` backwards.
+    """Extract minutiae from one minutia map; the inverse of `preprocess.minutia_map.minutia_maps`.
 
-    Each pixel is explained by one minutia: of the direction whose six channels are most like the pixel's, as strong as
-    fits them best. Local maxima of the strength are minutiae. Their place between pixels, and the strength there,
-    follow from parabolas through the logarithms of three neighbours along each axis, which is exact for a Gaussian.
+    For each pixel, the function finds the direction whose channel weights match the six channels of the pixel best, and
+    the strength of a minutia of this direction. Local maxima of the strength are minutiae. A parabola through the
+    logarithms of three neighbouring values along each axis gives the position and the strength between pixels. This is
+    exact for a Gaussian.
 
     Args:
-        minutia_map: (6, M, M).
-        threshold: least strength; a minutia of a true map has 1.
+        minutia_map: (6, M, M) in 0..1.
+        threshold: minimum strength; a minutia in a map of the ground truth has the strength 1.
 
     Returns:
-        (n, 4) float32 x, y in map pixels (the centre of the first is 0.5), angle in radians, strength cut to 1; the
-        strongest first. Of minutiae nearer than APART one is found.
+        (n, 4) float32, strongest minutia first: x and y in map pixels (the centre of the first pixel is 0.5), angle in
+        radians, strength clipped to 1. Only the strongest of several minutiae within `APART` is returned.
     """
     shapes, lengths = _shapes(minutia_map.device)
     values = minutia_map.float()
@@ -80,7 +86,7 @@ def read_map(minutia_map: torch.Tensor, threshold: float = THRESHOLD) -> np.ndar
 
 
 def _strongest(minutiae: np.ndarray) -> np.ndarray:
-    """(n, 4) -> (m, 4), m <= n: the strongest first, without those nearer than APART to a stronger one."""
+    """Sort minutiae (n, 4) by strength, and drop those within `APART` of a stronger one; return (m, 4)."""
     kept: list[np.ndarray] = []
     for one in minutiae[np.argsort(-minutiae[:, 3], kind="stable")]:
         if all(math.hypot(*(one[:2] - other[:2])) >= APART for other in kept):
@@ -89,7 +95,11 @@ def _strongest(minutiae: np.ndarray) -> np.ndarray:
 
 
 def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Parabola through the logarithms of (before, 1, after): where its summit is, at most 0.5 away, and how high."""
+    """Fit a parabola through the logarithms of the values (before, 1, after) at the positions (-1, 0, 1).
+
+    Returns:
+        Position of the maximum, between -0.5 and 0.5, and its height (a logarithm).
+    """
     before, after = (side.clamp(FAINT, 1).log() for side in (before, after))
     bend = (before + after).clamp_max(-FAINT)
     offset = ((before - after) / (2 * bend)).clamp(-0.5, 0.5)
@@ -100,12 +110,18 @@ def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, to
 def minutiae_on_canvases(
     extractor: FingerprintExtractor, canvases: torch.Tensor, threshold: float = THRESHOLD
 ) -> list[np.ndarray]:
-    """canvases (B, canvas, canvas) uint8, ridges dark -> for each (n, 4) float32 x, y in canvas pixels, angle, score.
+    """Find the minutiae of prints on canvases.
 
-    Scores lie between `threshold` and 1; the surest minutia is first.
+    Args:
+        extractor: a model with a trained minutia branch.
+        canvases: (B, canvas, canvas) uint8, ridges dark.
+        threshold: minimum score of a minutia, 0 to 1.
+
+    Returns:
+        For each print (n, 4) float32, highest score first: x and y in canvas pixels, angle in radians, score.
 
     Raises:
-        UserError: the model has no minutia branch.
+        UserError: if the model has no trained minutia branch.
     """
     check_draws_minutiae(extractor)
     inputs = extractor.preprocessor.images(canvases.to(extractor.device))
@@ -126,19 +142,22 @@ def read_minutiae(
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[np.ndarray]:
-    """Minutiae of prints, in order.
+    """Find the minutiae of the prints of a dataset or of images.
 
     Args:
-        extractor: a model with a minutia branch.
-        prints, ppi, batch_size, progress: as of `FingerprintExtractor.extract`.
-        threshold: least score.
+        extractor: a model with a trained minutia branch.
+        prints: an opened dataset; or image files, PIL images, or uint8 arrays (H, W) or (H, W, 3), ridges dark.
+        ppi: resolution of the images, pixels per inch; ignored for a dataset.
+        threshold: minimum score of a minutia, 0 to 1.
+        batch_size: number of prints per batch.
+        progress: show a progress bar.
 
     Returns:
-        For each (n, 4) float32 x, y, angle in radians counter-clockwise from +x with y up, score 0 to 1; the surest
-        first. x and y are pixels of the image as it is in its file, of a dataset those of its canvas.
+        For each print (n, 4) float32, highest score first: x, y, angle, score. x and y are pixels of the original
+        image, or canvas pixels for a dataset. The angle is in radians, counter-clockwise from +x with y up.
 
     Raises:
-        UserError: the model has no minutia branch, or as `FingerprintExtractor.extract`.
+        UserError: if the model has no trained minutia branch, or if the prints cannot be read or do not fit the model.
     """
     check_draws_minutiae(extractor)
     batches = extractor.batches(prints, ppi, batch_size, progress)
@@ -149,15 +168,15 @@ def read_minutiae(
 
 
 def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae: np.ndarray) -> np.ndarray:
-    """(n, 4) on the canvas of an image -> (m, 4), those that lie on the image, in its pixels."""
-    opened = open_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
+    """Convert minutiae (n, 4) from canvas pixels to image pixels, and drop those outside the image; return (m, 4)."""
+    opened = read_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
     moved = find_frame(opened.grey, opened.ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
     height, width = opened.grey.shape
     return moved[((moved[:, :2] >= 0) & (moved[:, :2] < (width, height))).all(axis=1)]
 
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
-    """Raises UserError where a model draws no minutia map, or has not learned to."""
+    """Raise a UserError if a model has no trained minutia branch."""
     name = extractor.origin or "the model"
     require(
         UNTRAINED not in extractor.notes,
@@ -166,15 +185,19 @@ def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
     )
     require(
         extractor.model.config.needs_minutia_maps,
-        f"{name}: variant {extractor.model.config.variant} draws no minutiae; give a model with a minutia branch, "
-        "trained with --model.variant TexMinu",
+        f"{name}: variant {extractor.model.config.variant} has no minutia branch; give a model that was trained with "
+        "--model.variant TexMinu",
     )
 
 
 def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray], facts: dict[str, Any]) -> None:
-    """Writes the minutiae of image files, as of `read_minutiae`: one file per image, called as its stem.
+    """Write the minutiae of image files, one file per image with the same stem, and `minutiae.json`.
 
-    `facts` are kept beside them: "format" ("xyt" or "iso"), "ppi" of the images, and "model", which found the minutiae.
+    Args:
+        folder: folder to write to.
+        images: image files.
+        minutiae: minutiae of each image, from `read_minutiae`.
+        facts: contents of `minutiae.json`: "format" ("xyt" or "iso"), "ppi" of the images, and "model".
     """
     write_json(folder / "minutiae.json", facts)
     for image, found in zip(images, minutiae, strict=True):

@@ -1,6 +1,6 @@
-"""The page that goes with an exported model: what it is, how to use it, what it was made of, and what was measured.
+"""The model card: `README.md` of an exported model, for readers and for hubs.
 
-Its front matter is for model hubs: https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
+The front matter follows https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
 """
 
 from __future__ import annotations
@@ -15,17 +15,26 @@ from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import NOTE, Calibration, Way
 
-METRICS = "metrics"  # their name among a model's notes
-TASK = "image-feature-extraction"
+METRICS = "metrics"
+"""Name of the note that lists measured metrics."""
+PIPELINE = "image-feature-extraction"
+"""Task of the model on hubs."""
+TASK = {"type": "fingerprint-verification", "name": "Fingerprint verification"}
+"""Task of the metrics."""
 DATASET_TYPE = "fingerprints"
+INTERVAL = "interval_95"
+"""Argument of a metric that has its 95 % interval."""
+RATES = ("eer", "fmr", "fnmr", "fnir", "fta")
+"""Metrics that are shares, shown in percent."""
 TAGS = ["fingerprint", "biometrics", "embedding", "deepprint", "pytorch"]
 CARD = """---
 {front_matter}---
 
 # {title}
 
-Fixed-length fingerprint embedding, {dims} numbers of unit length; compare two by their dot product.
-Canvases: {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Written by fingerprint_accel {version}.
+This model maps an image of a fingerprint to an embedding of fixed length: {dims} numbers of unit length.
+{similarity}
+It works on canvases of {canvas} x {canvas} pixels at {ppi} ppi{enhanced}. Written by fingerprint_accel {version}.
 
 ```python
 from fingerprint_accel import FingerprintExtractor
@@ -35,19 +44,24 @@ embeddings = extractor.extract(["a.png", "b.png"], ppi=500)  # (2, {dims}) float
 print(extractor.compare("a.png", "b.png", ppi=500))
 ```
 """
+PLAIN = "The similarity of two prints is the dot product of their embeddings."
+DENSE = (
+    "The embedding has a part for each cell of a grid over the finger. The similarity of two prints is computed over\n"
+    "the cells that both prints show; `extractor.compare` does so."
+)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that was measured.
+    """One measured metric of a model.
 
     Attributes:
-        dataset: what it was measured on.
-        metric: identifier, such as "eer" or "fnmr".
-        value: the number, a share where it is a rate: 0.01 for 1 %.
-        name: for people; default the identifier.
-        dataset_type: identifier of the dataset.
-        args: settings of the measurement, such as the FMR of an FNMR.
+        dataset: name of the dataset.
+        metric: identifier of the metric, such as "eer" or "fnmr".
+        value: value of the metric; rates are shares, so that 0.01 means 1 %.
+        name: name of the metric for readers; the default is the identifier.
+        dataset_type: identifier of the dataset, or of its kind.
+        args: settings of the measurement, such as the FMR of an FNMR, and `interval_95`.
     """
 
     dataset: str
@@ -59,11 +73,18 @@ class Metric:
 
 
 def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: bool, notes: dict[str, Any]) -> str:
-    """Markdown for a model exported to a folder called `name`; `notes` become a list of facts, and tables of metrics
-    and of the calibration.
+    """Return the card of a model as Markdown with YAML front matter.
+
+    Args:
+        name: name of the model folder.
+        model: configuration of the network.
+        ppi: resolution of the canvases, pixels per inch.
+        canvas: side of the canvases, pixels.
+        enhanced: whether the ridges of the canvases are enhanced.
+        notes: notes of the model. Metrics and the calibration become tables, other notes a list of facts.
 
     Raises:
-        UserError: metrics or a calibration that cannot be read.
+        UserError: the metrics or the calibration cannot be read.
     """
     metrics, calibration = _noted_metrics(notes), Calibration.from_notes(notes)
     measured = metrics + (_calibration_metrics(calibration) if calibration else [])
@@ -71,6 +92,7 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
         front_matter=_front_matter(name, notes, measured),
         title=f"DeepPrint {model.variant} ({model.trunk})",
         dims=model.embedding_dim,
+        similarity=DENSE if model.variant.endswith("Dense") else PLAIN,
         canvas=canvas,
         ppi=ppi,
         enhanced=", ridges enhanced as `import --enhance` does" if enhanced else "",
@@ -80,22 +102,23 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
     facts = "".join(
         f"- {key.replace('_', ' ')}: {value}\n" for key, value in notes.items() if key not in (NOTE, METRICS)
     )
+    facts = f"## Facts\n\n{facts}" if facts else ""
     parts = [text, facts, metrics and _metrics_section(metrics), calibration and _calibration_section(calibration)]
     return "\n".join(part for part in parts if part)
 
 
 def _noted_metrics(notes: dict[str, Any]) -> list[Metric]:
-    """Those that a release keeps with its model: a list of the fields of `Metric`."""
+    """Return the metrics among the notes of a model, each of which has the fields of `Metric`."""
     try:
         return [Metric(**{**values, "value": float(values["value"])}) for values in notes.get(METRICS) or []]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"the model's metrics cannot be read ({error}); give a list of dataset, metric and value"
+            f"the metrics of the model cannot be read ({error}); each needs dataset, metric and value"
         ) from error
 
 
 def _calibration_metrics(calibration: Calibration) -> list[Metric]:
-    """EER and FNMR of every way of comparing that a model was calibrated for."""
+    """Return EER and FNMR of each way of comparing prints that the model was calibrated for."""
     found = []
     kind = f"synthetic-{DATASET_TYPE}" if calibration.synthetic else DATASET_TYPE
     for way in calibration.ways:
@@ -108,26 +131,30 @@ def _calibration_metrics(calibration: Calibration) -> list[Metric]:
 
 
 def compared(poses: int) -> str:
-    """How prints were compared, in words."""
+    """Describe how prints were compared in a number of poses."""
     return "as they are" if poses == 1 else f"best of {poses} poses"
 
 
 def _front_matter(name: str, notes: dict[str, Any], metrics: list[Metric]) -> str:
-    """YAML; the licence is the first word of the note of that name, and `model-index` holds the metrics by dataset."""
+    """Return the YAML that hubs read.
+
+    The license is the beginning of the note `licence`, up to a comma. `model-index` has the metrics by dataset.
+    """
     facts: dict[str, Any] = {
         "license": str(notes.get("licence", "unknown")).split(",")[0].lower(),
         "library_name": "fingerprint_accel",
-        "pipeline_tag": TASK,
+        "pipeline_tag": PIPELINE,
         "tags": TAGS,
     }
     by_dataset: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for metric in metrics:
-        entry = {"type": metric.metric, "value": metric.value, "name": metric.name or metric.metric}
+        entry: dict[str, Any] = {"type": metric.metric, "value": metric.value, "name": metric.name or metric.metric}
         args = {"args": metric.args} if metric.args else {}
-        by_dataset.setdefault((metric.dataset_type, metric.dataset), []).append({**entry, **args})
+        entry = {**entry, **args, "verified": False}  # nobody but its maker has measured it
+        by_dataset.setdefault((metric.dataset_type, metric.dataset), []).append(entry)
     results = [
         {
-            "task": {"type": TASK, "name": "fingerprint verification"},
+            "task": dict(TASK),
             "dataset": {"type": kind, "name": dataset},
             "metrics": measured,
         }
@@ -139,32 +166,48 @@ def _front_matter(name: str, notes: dict[str, Any], metrics: list[Metric]) -> st
 
 
 def _metrics_section(metrics: list[Metric]) -> str:
-    """Numbers that a release keeps with its model, as Markdown; rates are shares."""
-    rows = [f"| {metric.dataset} | {metric.name or metric.metric} | {metric.value:.4g} |" for metric in metrics]
-    head = "## Results\n\nRates are shares: 0.01 is 1 %.\n\n| dataset | metric | value |\n|---|---|--:|"
-    return "\n".join([head, *rows]) + "\n"
+    """Return a table of the metrics, with a row for each dataset and a column for each metric."""
+    names = list(dict.fromkeys(metric.name or metric.metric for metric in metrics))
+    datasets: dict[str, dict[str, str]] = {}
+    for metric in metrics:
+        datasets.setdefault(metric.dataset, {})[metric.name or metric.metric] = _shown(metric)
+    rows = [f"| {name} | {' | '.join(found.get(each, '') for each in names)} |" for name, found in datasets.items()]
+    head = ["## Results", "", f"| dataset | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+    intervals = "In parentheses: 95 % intervals, by bootstrap over fingers.\n"
+    note = ["", intervals] if any(INTERVAL in metric.args for metric in metrics) else [""]
+    return "\n".join([*head, *rows, *note])
+
+
+def _shown(metric: Metric) -> str:
+    """Format the value of a metric and its interval: `1.11 % (0.00 to 2.86)`."""
+    if metric.metric not in RATES:
+        return f"{metric.value:.4g}"
+    low, high = metric.args.get(INTERVAL, (None, None))
+    interval = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})"
+    return f"{100 * metric.value:.2f} %{interval}"
 
 
 def _calibration_section(calibration: Calibration) -> str:
-    """Rates and thresholds as Markdown."""
+    """Return the rates and thresholds of a calibration."""
     rows = ["| compared | prints | fingers | mated | non-mated | EER | FMR | threshold | FNMR |"]
     rows.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for way in calibration.ways:
         rows += [f"| {' | '.join(cells)} |" for cells in _rows(way)]
     kind = "synthetic prints" if calibration.synthetic else "prints"
-    told = f"Measured on {kind} of `{calibration.source}`, protocol {calibration.protocol}."
+    basis = f"Measured on {kind} of `{calibration.source}`, protocol {calibration.protocol}."
     if calibration.center:
-        told += "\nTemplates are centred: the mean template of these prints is subtracted from each."
+        basis += "\nTemplates are centred: the mean template of these prints is subtracted from every template."
     if calibration.synthetic:
-        told += (
-            "\nThe thresholds do not hold on real fingers, which are more alike to the network than synthetic ones:"
-            "\n`compare`, `search` and `demo` decide nothing by them. `fingerprint-accel calibrate` measures others."
+        basis += (
+            "\nThe thresholds do not hold on real fingers, because the network gives different real fingers a higher"
+            "\nsimilarity than different synthetic fingers. Therefore `compare`, `search` and `demo` show no decision."
+            "\n`fingerprint-accel calibrate` measures thresholds on your own prints."
         )
-    return f"## Calibration\n\n{told}\n\n" + "\n".join(rows) + "\n"
+    return f"## Calibration\n\n{basis}\n\n" + "\n".join(rows) + "\n"
 
 
 def _rows(way: Way) -> list[list[str]]:
-    """A line for each rate; what they share stands in the first."""
+    """Return one row for each FMR of a way of comparing; the first row also has the counts."""
     counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
     shared = [compared(way.poses), *counts, f"{way.eer:.2%}"]
     rates = [

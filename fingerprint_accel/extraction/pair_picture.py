@@ -1,4 +1,4 @@
-"""Two prints in one picture: side by side, and the probe laid on the reference in the pose that compared best."""
+"""Draw pictures of prints: a compared pair side by side and overlaid, or a single print with its minutiae."""
 
 from __future__ import annotations
 
@@ -19,20 +19,31 @@ from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.outputs import PICTURE, mark
 from fingerprint_accel.preprocess.geometric import Pose, resample, upright
 
-REFERENCE, PROBE = (0.0, 0.447, 0.698), (0.835, 0.369, 0.0)  # blue and vermilion of Okabe and Ito
-FINER = 2  # picture pixels to one of the canvas
-SCALE_MM = 5
+REFERENCE, PROBE = (
+    (0.0, 0.447, 0.698),
+    (0.835, 0.369, 0.0),
+)  # blue and vermilion of Okabe and Ito's palette
+FINER = 2  # picture pixels per canvas pixel
+SCALE_MM = 5  # length of the scale bar, mm
 
 
 def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
-    """Reference in blue, probe in red on its place, both overlaid, with similarity and decisions, as PNG.
+    """Draw a compared pair: the reference in blue, the probe in red in its best pose, and both overlaid.
 
-    `names` are those of reference and probe; ppi and window of the `extractor` that compared them are shown.
+    The picture also shows the similarity, the decisions, a scale bar and the outline of the network input.
+
+    Args:
+        comparison: result of `compare_prints`.
+        names: names of reference and probe, for the titles.
+        extractor: the model that compared the prints.
+
+    Returns:
+        Contents of a PNG file.
     """
     reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
     probe = _ink(comparison.canvases[1], comparison.pose)
     pictures = [_tinted(reference, REFERENCE), _tinted(probe, PROBE)]
-    pictures.append(pictures[0] * pictures[1])  # as two inks on one paper
+    pictures.append(pictures[0] * pictures[1])  # a product mixes the colours as two inks on paper do
     titles = [
         f"reference {_short(names[0])}\nas it is",
         f"probe {_short(names[1])}\n{in_words(comparison.pose, extractor.ppi)}",
@@ -54,8 +65,16 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
 
 
 def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PIL.Image.Image:
-    """canvas (S, S) uint8 -> the print, with minutiae (n, 4) x, y in canvas pixels, angle, score as circles with a
-    stroke in their direction: the surer, the stronger they are drawn."""
+    """Draw a print, and its minutiae as circles with a stroke in their direction.
+
+    Args:
+        canvas: (S, S) uint8, ridges dark.
+        minutiae: (n, 4) x and y in canvas pixels, angle in radians, score in 0..1; minutiae of low score are drawn
+            pale. None draws no minutiae.
+
+    Returns:
+        RGB picture of `FINER` times the size of the canvas.
+    """
     size = FINER * len(canvas)
     picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
     draw = PIL.ImageDraw.Draw(picture)
@@ -69,7 +88,12 @@ def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PI
 
 
 def in_words(pose: Pose, ppi: float) -> str:
-    """How a print is moved by a pose: `turned 10° left, moved 2.0 mm right`, or `as it is`."""
+    """Describe the rotation and shift of a pose as text, for example "turned 10° left, moved 2.0 mm right".
+
+    Args:
+        pose: pose of one print, without an elastic part.
+        ppi: resolution of the canvas, pixels per inch.
+    """
     matrix, shift = pose.matrix[0], pose.shift[0]
     degrees = round(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
     x, y = (-(matrix.T @ shift) * (MM_PER_INCH / ppi)).tolist()
@@ -84,19 +108,23 @@ def in_words(pose: Pose, ppi: float) -> str:
 
 
 def _ink(canvas: np.ndarray, pose: Pose) -> np.ndarray:
-    """(S, S) uint8 -> the whole of it in a pose, (FINER * S, FINER * S) float32, 0 for white and 1 for black."""
+    """Resample a whole canvas (S, S) uint8 in a pose.
+
+    Returns:
+        (FINER * S, FINER * S) float32, 0 for white and 1 for black.
+    """
     ink = 1 - torch.from_numpy(canvas)[None, None].float() / 255
     whole = Pose(pose.matrix, pose.shift, None, float(len(canvas)))
     return resample(ink, whole, FINER * len(canvas))[0, 0].numpy()
 
 
 def _tinted(ink: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
-    """(H, W) -> (H, W, 3): ink of a colour on white paper."""
+    """Colour ink (H, W) in 0..1 on white paper; return (H, W, 3) RGB in 0..1."""
     return 1 - ink[:, :, None] * (1 - np.array(colour, np.float32))
 
 
 def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
-    """What the network sees of the canvas, and a scale."""
+    """Draw the outline of the network input and a scale bar."""
     side, crop = extractor.canvas, extractor.preprocess_config.crop
     start = (side - crop) / 2
     axes.add_patch(Rectangle((start, start), crop, crop, fill=False, edgecolor="0.5", linestyle=":"))
@@ -106,7 +134,7 @@ def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
 
 
 def _write(figure: Figure, comparison: Comparison) -> None:
-    """Similarity, and below it the decisions side by side with what they rest on."""
+    """Write the similarity, the decisions and the source of the thresholds above the pictures."""
     (_, value), *verdicts = comparison.rows()
     figure.text(0.012, 0.955, f"similarity {value}", fontsize=16, weight="bold", va="top")
     figure.text(0.012, 0.845 if verdicts else 0.885, comparison.basis, fontsize=8.5, va="top", color="0.3")
@@ -117,5 +145,5 @@ def _write(figure: Figure, comparison: Comparison) -> None:
 
 
 def _short(name: str) -> str:
-    """A name that fits over a picture."""
+    """Shorten a name so that it fits above a picture."""
     return name if len(name) <= 34 else f"{name[:16]}…{name[-16:]}"

@@ -1,7 +1,7 @@
-"""Poses at comparison: a print is embedded turned and shifted in several ways, and the best agreement counts.
+"""Poses for comparisons: a print is embedded with several rotations and shifts, and the best similarity counts.
 
-The network sees a square around the middle of the contact. Two touches of a finger have different middles and turns;
-what training has not taught the network to ignore, trying it out does.
+The input of the network is a square around the centre of the contact area. Two impressions of a finger differ in their
+contact area and their rotation. Comparing several poses makes up for differences to which the network is not invariant.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from fingerprint_accel.similarity import masked_similarity
 
 @dataclass(frozen=True)
 class Poses:
-    """Hypotheses, turns and shifts to try, in every combination; the print as it is comes first.
+    """Set of poses: all combinations of alignments, rotations and shifts, the pose without rotation and shift first.
 
     Attributes:
-        degrees: turns besides 0, counter-clockwise.
-        shift_mm: also moves the window to eight places around the middle, by so much along each axis; 0 tries none.
-        hypotheses: so many poses that the alignment network finds most probable; 1 takes its best.
+        degrees: rotations to try in addition to 0, degrees counter-clockwise.
+        shift_mm: shift of the network input along each axis, mm. The unshifted and the eight shifted positions are
+            tried; 0 tries no shifts.
+        hypotheses: number of alignments to try, the most probable ones that the alignment network finds.
 
     Raises:
-        UserError: a turn of 0, or a number out of range.
+        UserError: if a rotation is 0, or a number is out of range.
     """
 
     degrees: tuple[float, ...] = ()
@@ -37,7 +38,7 @@ class Poses:
     hypotheses: int = 1
 
     def __post_init__(self) -> None:
-        require(all(self.degrees), "poses: 0 degrees is tried anyway; name other turns")
+        require(all(self.degrees), "poses: 0 degrees is always tried; leave it out of the rotations")
         require(self.shift_mm >= 0, "poses: shift_mm must not be negative")
         require(self.hypotheses >= 1, "poses: hypotheses must be at least 1")
 
@@ -45,7 +46,16 @@ class Poses:
         return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
 
     def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
-        """Turns and shifts, each as a pose of one print; `crop` is the side of the network's window, canvas pixels."""
+        """List the combinations of rotations and shifts.
+
+        Args:
+            crop: side of the network input, canvas pixels.
+            ppi: resolution of the canvas, pixels per inch.
+            device: device of the poses.
+
+        Returns:
+            One `Pose` of a single print per combination; the first has neither rotation nor shift.
+        """
         step = self.shift_mm * ppi / MM_PER_INCH
         places = sorted(itertools.product((0.0, -step, step), repeat=2), key=lambda place: place != (0.0, 0.0))
         found = []
@@ -57,17 +67,28 @@ class Poses:
 
 
 UPRIGHT = Poses()
+"""A single pose, without rotation and shift."""
 USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
-"""What touches differ by."""
+"""Poses for models without an alignment network; they cover the usual differences between impressions of a finger."""
 ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
-"""What an alignment network errs by."""
+"""Poses for models with an alignment network; they cover its usual errors."""
 DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
-"""The same for dense embeddings."""
+"""Poses for dense models, which also have an alignment network."""
 
 
 def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> tuple[float, int, int]:
-    """Two prints in P poses, (P, D) float32 of unit length -> their `similarity`, and the pose of each, as in
-    `FingerprintExtractor.forward`, where it was reached; one of the two is 0, the print as it is."""
+    """Compare two prints in several poses, and find the best pair of poses.
+
+    Only pairs in which one of the two prints is in pose 0 are compared, as in `similarity.similarity`.
+
+    Args:
+        reference: (P, D) float32 of unit length, the templates of one print in P poses.
+        probe: (P, D) float32, likewise.
+        cells: number of cells of dense templates, else 0.
+
+    Returns:
+        The best similarity, and the number of the pose of the reference and of the probe.
+    """
     turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
     turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]
     i, j = int(turned_reference.argmax()), int(turned_probe.argmax())

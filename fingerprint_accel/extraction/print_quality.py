@@ -1,9 +1,10 @@
-"""How much a print has to compare by, 0 to 1: area with clear ridges, and how strongly the network answers to it.
+"""Quality of prints, 0 to 1, computed from the area of clear ridges and the norm of the embedding.
 
-Ridges are looked for by the structure tensor of the canvas (Kass and Witkin 1987; for prints: Bazen and Gerez 2002):
-where all gradients of a neighbourhood lie along one line, and alternate about as often as ridges do. The length of an
-embedding before it is scaled to unit length is larger for prints that the network recognises (Meng et al. 2021,
-"MagFace"); noise has long embeddings as well, so that both are needed.
+Ridges are detected with the structure tensor (Kass and Witkin 1987; for fingerprints: Bazen and Gerez 2002). A place
+shows ridges if all gradients in its neighbourhood are parallel to one line and the spatial frequency is that of ridges.
+
+The norm of an embedding before normalisation is larger for prints that the network recognises well (Meng et al. 2021,
+"MagFace"). Noise can have a large norm too, so the quality combines both measures.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from fingerprint_accel.data.canvas import CanvasError, ridge_mask
 from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.preprocess.coarse import local_means
 
-CELL_MM = 0.68  # side of a cell: about a ridge and a half; neighbourhoods have three cells to a side
-RIDGES_PER_MM = (1.0, 3.0)  # what can be ridges; usual prints have about 2
-CLEAR_CONTRAST = 0.08  # standard deviation of the ink, 0 to 1, from which more contrast is no better
-NOISE = 1e-6  # square of a deviation, below which there is nothing
-AMPLE_AREA = 200.0  # mm^2 of clear ridges, from which more is no better
-STEEPNESS = 4  # of the answer's curve
+CELL_MM = 0.68  # side of a cell, about one and a half ridge periods; a neighbourhood is 3 x 3 cells
+RIDGES_PER_MM = (1.0, 3.0)  # range of spatial frequencies that count as ridges; about 2 is usual
+CLEAR_CONTRAST = 0.08  # standard deviation of the ink (0 to 1) above which more contrast does not count
+NOISE = 1e-6  # added to squared gradients and variances, so that blank areas do not divide by 0
+AMPLE_AREA = 200.0  # mm^2 of clear ridges above which more area does not count
+STEEPNESS = 4  # exponent of the relative norm
 
 
 def _filters() -> torch.Tensor:
-    """(3, 1, 5, 5): slope along x, along y, and brightness, of the picture averaged over 3 x 3 pixels."""
+    """Return filters (3, 1, 5, 5) for x gradient, y gradient and value of an image, smoothed over 3 x 3 pixels."""
     mean = torch.tensor([0.0, 1, 1, 1, 0]) / 3
     slope = torch.tensor([-1.0, -1, 0, 1, 1]) / 6
     return torch.stack([torch.outer(mean, slope), torch.outer(slope, mean), torch.outer(mean, mean)])[:, None]
@@ -36,14 +37,14 @@ def _filters() -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RidgeField:
-    """Ridges of some prints on a grid of cells.
+    """Clarity and direction of the ridges of B prints, on a grid of n x n cells.
 
     Attributes:
-        clear: (B, n, n) float32, 0 to 1: how surely there are ridges, by coherence and contrast.
-        flow: (B, 2, n, n) float32, cosine and sine of twice the direction of the ridges, counter-clockwise from +x with
-            y up; their length is the coherence, 0 to 1.
-        contrast: (B, n, n) float32, standard deviation of the ink, which is 0 to 1.
-        cell: side of a cell, pixels.
+        clear: (B, n, n) float32, clarity of the ridges in each cell, 0 to 1: the product of coherence and contrast.
+        flow: (B, 2, n, n) float32, cosine and sine of twice the ridge direction, times the coherence (0 to 1). The
+            direction is counter-clockwise from +x with y up.
+        contrast: (B, n, n) float32, standard deviation of the ink, where 0 is white and 1 is black.
+        cell: side of a cell, canvas pixels.
     """
 
     clear: torch.Tensor
@@ -53,9 +54,14 @@ class RidgeField:
 
 
 def ridge_field(images: torch.Tensor, ppi: int) -> RidgeField:
-    """images (B, S, S) uint8, ridges dark -> where their ridges are, and which way they run."""
+    """Measure clarity and direction of the ridges with the structure tensor.
+
+    Args:
+        images: (B, S, S) uint8, ridges dark.
+        ppi: resolution of the images, pixels per inch.
+    """
     ink = images.bitwise_not()[:, None].float().mul_(1 / 255)
-    x, y, value = F.conv2d(ink, _filters().to(ink.device), stride=2).unbind(1)  # every second place is enough
+    x, y, value = F.conv2d(ink, _filters().to(ink.device), stride=2).unbind(1)  # every second pixel is enough
     cell = max(1, round(CELL_MM / MM_PER_INCH * ppi / 2))
     products = torch.stack([x * x, y * y, x * y, value, value * value], dim=1)
     xx, yy, xy, mean, square = local_means(products, cell, cells=3).unbind(1)  # (B, cells, cells) each
@@ -65,16 +71,23 @@ def ridge_field(images: torch.Tensor, ppi: int) -> RidgeField:
     are_ridges = (per_mm > RIDGES_PER_MM[0]) & (per_mm < RIDGES_PER_MM[1])
     contrast = variance.sqrt()
     clear = coherence * (contrast / CLEAR_CONTRAST).clamp_max(1) * are_ridges
-    # Ridges run across the gradient, which turns the doubled angle by half a circle; y of the canvas points down.
+    # Ridges are perpendicular to the gradient, so the doubled angle changes by 180 degrees. Canvas y points down.
     flow = torch.stack([yy - xx, 2 * xy], dim=1) / (energy + NOISE)[:, None]
     return RidgeField(clear, flow, contrast, 2 * cell)
 
 
 def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
-    """images (B, canvas, canvas) uint8, ridges dark -> (B,) float32, mm^2 of clear ridges.
+    """Measure the area of clear ridges in the central square of each print, in mm^2.
 
-    Every place of the square of `window` pixels in the middle, which the network sees, counts by coherence and
-    contrast.
+    Each cell counts with its clarity, so that faint ridges contribute less than their area.
+
+    Args:
+        images: (B, canvas, canvas) uint8, ridges dark.
+        ppi: resolution of the images, pixels per inch.
+        window: side of the square, pixels; normally that of the network input.
+
+    Returns:
+        (B,) float32.
     """
     edge = (images.shape[-1] - window) // 2
     field = ridge_field(images[:, edge : edge + window, edge : edge + window], ppi)
@@ -82,9 +95,14 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
 
 
 def contact_area(canvas: np.ndarray, ppi: int) -> float:
-    """canvas (S, S) uint8 -> mm^2 on which the finger has touched: how large the print is, however faint.
+    """Measure the area that the finger touched, in mm^2.
 
-    `ridge_area` weighs places by how clear their ridges are: a faint whole print has as little of it as a patch.
+    Unlike `ridge_area`, this counts faint ridges fully. It therefore distinguishes a faint complete print from a small
+    part of a print.
+
+    Args:
+        canvas: (S, S) uint8, ridges dark.
+        ppi: resolution of the canvas, pixels per inch.
     """
     try:
         mask, block = ridge_mask(canvas, ppi)
@@ -94,12 +112,15 @@ def contact_area(canvas: np.ndarray, ppi: int) -> float:
 
 
 def print_quality(area: torch.Tensor, norm: torch.Tensor, usual_norm: float | None) -> torch.Tensor:
-    """(B,) float32, 0 to 1: the geometric mean of what there is to see and of what the network saw in it.
+    """Compute the quality of prints as the geometric mean of a score for the ridge area and a score for the norm.
 
     Args:
-        area: (B,) of clear ridges, mm^2, see `ridge_area`.
-        norm: (B,) length of the embeddings before they are scaled to unit length.
-        usual_norm: the median of that over usual prints; None where it is unknown, then the area alone counts.
+        area: (B,) area of clear ridges, mm^2, from `ridge_area`.
+        norm: (B,) norm of the embeddings before normalisation.
+        usual_norm: median norm of typical prints; None if unknown, then the quality is the score for the area.
+
+    Returns:
+        (B,) float32, 0 to 1.
     """
     seen = (area / AMPLE_AREA).clamp_max(1)
     if usual_norm is None:

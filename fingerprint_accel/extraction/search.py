@@ -1,4 +1,4 @@
-"""Search: the references of a gallery that are most like a print, and what is known of them."""
+"""Search a gallery for the prints that are most similar to an image, for `fingerprint-accel search` and the demo."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fingerprint_accel.extraction.gallery_files import Known
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
-    """A gallery that this model has filled; raises UserError where it is none, or another model's."""
+    """Open a gallery whose embeddings were computed by this model.
+
+    Raises:
+        UserError: if the folder is not a gallery, or another model filled it.
+    """
     gallery = Gallery(folder)
-    if gallery.model != extractor.identity:
-        raise UserError(
-            f"{folder}: filled by another model ({gallery.model}, not {extractor.identity}); "
-            "give --model the one that filled it, or another gallery"
-        )
+    gallery.check_model(extractor.identity)
     return gallery
 
 
@@ -33,15 +33,24 @@ def _basis(extractor: FingerprintExtractor) -> Basis:
 
 
 def columns(extractor: FingerprintExtractor) -> list[str]:
-    """Names of what `find` tells of a comparison; "match at FMR" only for a model that may decide."""
+    """Return the names of the columns of the rows that `find` returns.
+
+    The column "match at FMR" exists only if the model has thresholds that may be used for decisions.
+    """
     return ["rank", "similarity", *(["match at FMR"] if _basis(extractor).thresholds else []), "name"]
 
 
 def position_code(text: str) -> int:
-    """Finger position code of `--position`: `7`, `left_index`; 0 for an empty text.
+    """Convert the text of `--position` to a finger position code of ANSI/NIST-ITL.
+
+    Args:
+        text: code or name of a finger position, for example "7" or "left_index"; may be empty.
+
+    Returns:
+        The code; 0 for an empty text.
 
     Raises:
-        UserError: it is not one finger.
+        UserError: if the text is not the position of a single finger.
     """
     if not text:
         return 0
@@ -49,7 +58,7 @@ def position_code(text: str) -> int:
         code = finger_position(text)
     except LayoutError as error:
         raise UserError(f"--position {text}: {error}") from error
-    require(code > 0 and code in SINGLE_FINGERS, f"--position {text}: must be one finger, as 7 or left_index")
+    require(code > 0 and code in SINGLE_FINGERS, f"--position {text}: must be one finger, for example 7 or left_index")
     return code
 
 
@@ -62,20 +71,28 @@ def find(
     indexed: bool = False,
     position: int = 0,
 ) -> tuple[list[list[Any]], list[Known], list[str]]:
-    """Searches a gallery for the references most similar to an image.
+    """Search a gallery for the references that are most similar to an image.
 
-    With `indexed` only those that an index by FAISS proposes are compared. With `position` only prints of that finger
-    position are, and prints whose position is not known. The best candidates of a dense model are compared again, with
-    the probe in every pose of `search_poses`.
+    With a dense model, the best candidates are compared again with the probe in all poses of
+    `FingerprintExtractor.search_poses`.
+
+    Args:
+        extractor: the model that filled the gallery.
+        gallery: gallery to search.
+        probe: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
+        ppi: resolution of the probe, pixels per inch.
+        top: number of references to return.
+        indexed: compare only candidates from a FAISS index; see `ApproximateSearch`.
+        position: finger position code; only prints of this position and of unknown position are compared. 0 for all.
 
     Returns:
-        A row of `columns` for each reference, best first; "match at FMR" is the lowest false match rate of the model's
-        thresholds at which it passes, "-" for none. What is known of each. And two lines: what was searched in which
-        time, and what decisions rest on.
+        Three lists. The first has one row per reference, best first, with the columns of `columns`; "match at FMR" is
+        the lowest FMR at whose threshold the reference matches, or "-". The second has the record of each reference.
+        The third has two lines of text: a description of the search, and the source of the thresholds.
 
     Raises:
-        UserError: an image without a print or with too little of one, an empty gallery or one without a print of that
-            position, `top` below 1, or an index without FAISS.
+        UserError: if the image shows no print or too small a part of one, if the gallery has no print to compare with,
+            if `top` is below 1, or if FAISS is needed but not installed.
     """
     require(top >= 1, f"--top {top}: must be at least 1")
     among = gallery.of_position(position) if position and len(gallery) else None
@@ -95,17 +112,25 @@ def find(
     for value, each in zip(hits.similarity[0].tolist(), known, strict=True):
         passed = next((f"{rate:g}" for rate, threshold in thresholds if value >= threshold), "-")
         rows.append([len(rows) + 1, f"{value:.3f}", *([passed] if thresholds else []), each.name])
-    how = "searched by index among" if index else "compared with"
+    how = "searched with an index:" if index else "compared with"
     count = f"{len(gallery):,} prints"
     if among is not None:
-        count = f"{int(among.sum()):,} of {count}, those of the {_words(position)} or of unknown position,"
-    rates = "; the rates are those of one comparison" if thresholds else ""
+        count = f"{int(among.sum()):,} of {count} (position {_words(position)} or unknown)"
+    rates = "; each FMR is that of a single comparison" if thresholds else ""
     return rows, known, [f"{how} {count} in {milliseconds:.0f} ms{rates}", basis.line]
 
 
 def details(known: list[Known]) -> tuple[list[str], list[list[str]]]:
-    """Titles and texts of what is known of references beside their names: person, finger and source, those of them that
-    any of the references has; a source that is the name says nothing more."""
+    """Format the person, finger and source of references as table columns.
+
+    Columns that are empty for all references are left out. A source that is equal to the name counts as empty.
+
+    Args:
+        known: record of each reference.
+
+    Returns:
+        Titles of the columns, and one row of texts per reference, with "-" for an empty value.
+    """
     told = {
         "person": [each.person for each in known],
         "finger": [_words(each.position) for each in known],

@@ -1,8 +1,7 @@
-"""Smaller templates: embeddings cut to their first numbers, in 8 bits, or as sign bits.
+"""Storage formats of templates: shortened embeddings, 8-bit integers, and sign bits.
 
-Dense templates (see `similarity`) keep their mask: a cell of zeros stays one, and no other becomes one.
-
-docs/evaluation.md says what each costs in error rates.
+Dense templates (see `similarity`) keep their mask: cells that are zero remain zero, and no other cell becomes zero. For
+the error rates of each format, see docs/extraction.md.
 """
 
 from __future__ import annotations
@@ -17,14 +16,24 @@ from fingerprint_accel.similarity import mask_of
 
 Kind = Literal["float32", "int8", "binary"]
 DTYPES = {"float32": np.float32, "int8": np.int8, "binary": np.uint8}
-CLIP = 6.0  # standard deviations, 1 / sqrt(D), at which int8 is full: of real prints' numbers 2 in 100,000 are larger
-DENSE_CLIP = 12.0  # of dense templates: a print that shows a quarter of the cells has numbers twice as large
+# Largest value that int8 can store, in units of the standard deviation 1 / sqrt(D). In templates of real prints, 2 in
+# 100,000 values are larger. In a dense template that shows a quarter of the cells, the values are twice as large.
+CLIP = 6.0
+DENSE_CLIP = 12.0
 
 
 def shortened(embeddings: np.ndarray, length: int, branches: int = 1) -> np.ndarray:
-    """(N, D) float32, branches side by side -> (N, length): the first numbers of each branch, scaled to unit length.
+    """Shorten embeddings to the first numbers of each branch, and scale them to unit length.
 
-    Rows of zeros stay zeros. From Kusupati et al. 2022, "Matryoshka Representation Learning".
+    Rows of zeros remain zero. See Kusupati et al. 2022, "Matryoshka Representation Learning".
+
+    Args:
+        embeddings: (N, D) float32, the parts of the branches side by side.
+        length: total number of values to keep, a multiple of `branches`.
+        branches: number of branches of the network.
+
+    Returns:
+        (N, length) float32.
     """
     parts = embeddings.reshape(len(embeddings), branches, -1)[:, :, : length // branches]
     norm = np.linalg.norm(parts, axis=2, keepdims=True) * np.float32(branches**0.5)
@@ -33,16 +42,16 @@ def shortened(embeddings: np.ndarray, length: int, branches: int = 1) -> np.ndar
 
 @dataclass(frozen=True)
 class TemplateFormat:
-    """How an embedding is stored.
+    """Storage format of embeddings.
 
     Attributes:
-        kind: float32; int8, numbers times `scale`; binary, a bit for each number, 1 where it is above 0, and for
-            dense templates a bit for each cell behind them, 1 where it is present.
-        length: numbers of an embedding.
-        cells: of dense templates, 0 for others.
+        kind: "float32"; "int8" for the numbers times `scale`, rounded; or "binary" for one bit per number, 1 if it is
+            above 0. For dense templates, "binary" appends one bit per cell, 1 if the print shows the cell.
+        length: number of values in an embedding.
+        cells: number of cells of dense templates, else 0.
 
     Raises:
-        UserError: binary, and not a multiple of 8 numbers.
+        UserError: if the kind is unknown, or if it is "binary" and the length is not a multiple of 8.
     """
 
     kind: Kind
@@ -50,7 +59,7 @@ class TemplateFormat:
     cells: int = 0
 
     def __post_init__(self) -> None:
-        require(self.kind in DTYPES, f"--template {self.kind}: there are {', '.join(DTYPES)}")
+        require(self.kind in DTYPES, f"--template {self.kind}: must be one of {', '.join(DTYPES)}")
         require(
             self.kind != "binary" or self.length % 8 == 0,
             f"--template binary: packs 8 numbers in a byte; give a --length that is a multiple of 8, not {self.length}",
@@ -58,17 +67,20 @@ class TemplateFormat:
 
     @property
     def scale(self) -> float:
-        """What an int8 template is divided by to get the embedding; one for all prints, so that integers compare."""
+        """Factor from embeddings to int8 templates; 1 for other kinds.
+
+        It is the same for all prints, so the integers of two templates can be compared directly.
+        """
         return 127 * self.length**0.5 / (DENSE_CLIP if self.cells else CLIP) if self.kind == "int8" else 1.0
 
     @property
     def bytes(self) -> int:
-        """Of one template."""
+        """Size of a template in bytes."""
         columns = self.length // 8 + -(-self.cells // 8) if self.kind == "binary" else self.length
         return columns * np.dtype(DTYPES[self.kind]).itemsize
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """(N, length) float32 of unit length -> rows as they are stored."""
+        """Convert embeddings (N, length) float32 of unit length to rows in this storage format."""
         if self.kind == "int8":
             return np.clip(np.rint(self._kept(embeddings * self.scale)), -127, 127).astype(np.int8)
         if self.kind == "binary":
@@ -77,19 +89,22 @@ class TemplateFormat:
         return embeddings.astype(np.float32, copy=False)
 
     def _kept(self, values: np.ndarray) -> np.ndarray:
-        """(N, length) about to be rounded, so changed that no present cell of a dense template rounds to zeros."""
+        """Change scaled values (N, length) so that no cell that a dense template shows is rounded to zero.
+
+        If all values of a cell would be rounded to 0, its largest value is replaced by 1 or -1.
+        """
         if not self.cells:
             return values
         grid = values.reshape(len(values), self.cells, -1)
         largest = np.abs(grid).max(axis=2, keepdims=True)
-        lost = (largest > 0) & (largest <= 0.5)  # 0.5 is rounded to 0
+        lost = (largest > 0) & (largest <= 0.5)  # `np.rint` rounds 0.5 to 0
         return np.where(lost & (np.abs(grid) == largest), np.sign(grid), grid).reshape(values.shape)
 
     def decode(self, templates: np.ndarray) -> np.ndarray:
-        """Rows as they are stored -> (N, length) float32 of unit length: what `search` and `similarity` compare.
+        """Convert rows in this storage format to embeddings (N, length) float32 of unit length.
 
-        Two binary templates then have the similarity 1 - 2 * (bits that differ) / length; dense ones the same over the
-        bits of the cells that both have.
+        The dot product of two decoded binary templates is 1 - 2 * h / length if h bits differ. For dense binary
+        templates, `similarity.masked_similarity` gives the same over the bits of the cells that both prints show.
         """
         if self.kind == "float32":
             return templates

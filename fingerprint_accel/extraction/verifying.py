@@ -1,4 +1,4 @@
-"""`fingerprint-accel verify`: compares files with the checksums that were taken when they were written."""
+"""Check files against the checksums that were stored when they were written, for `fingerprint-accel verify`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
 from fingerprint_accel.extraction.gallery_files import FACTS, part_files
 
-MOST_THREADS = 4  # hashing lets go of the interpreter; a disk is the limit soon
+MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with more threads the disk is the limit
 
 
 def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
-    """Compares every file of a folder that has a checksum with it; returns how many files and bytes these are.
+    """Check every file of a folder that has a stored checksum.
 
     Args:
         folder: dataset, gallery, folder of embeddings, exported model, checkpoint, or run folder with its checkpoints.
-        progress: shows a progress bar.
+        progress: show a progress bar.
+
+    Returns:
+        Number of files and number of bytes that were checked.
 
     Raises:
-        UserError: files that are missing or have changed since they were written, by name; or no checksum.
+        UserError: if a file is missing or differs from its checksum, or if the folder has no checksums.
     """
     expected = dict(_checksums(folder))
     require(
         bool(expected),
-        f"{folder}: holds no checksums; give a dataset, a gallery, embeddings, a model, a checkpoint or a run folder, "
+        f"{folder}: holds no checksums; give a dataset, gallery, folder of embeddings, model, checkpoint or run folder "
         "written by this version",
     )
     for path in expected:
@@ -55,7 +58,7 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
 
 
 def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files and their SHA-256, or the beginning of it, as they were taken when the folder was written."""
+    """Yield each file that has a stored checksum, with its SHA-256 or the beginning of it."""
     for name in (INFO, CONFIG, "state.json"):  # a dataset; embeddings or an exported model; a checkpoint
         for file, digest in _read(folder / name).get("sha256", {}).items():
             yield folder / file, digest

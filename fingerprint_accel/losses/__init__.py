@@ -1,0 +1,1 @@
+"""Identity, center, minutia-map and contrastive losses, also with classes sharded over processes."""

@@ -1,8 +1,7 @@
-"""What draws the prints of a finger together: center loss and contrastive loss.
+"""Losses that pull the prints of a finger together: center loss and supervised contrastive loss.
 
-Center loss: Wen et al. 2016 (ECCV). Contrastive loss: InfoNCE (van den Oord, Li and Vinyals 2018, arXiv 1807.03748),
-with every other print of the finger as a positive, the mean outside the logarithm (Khosla et al. 2020, arXiv
-2004.11362, equation 2).
+Center loss: Wen et al. 2016 (ECCV). Contrastive loss: InfoNCE (van den Oord, Li and Vinyals 2018, arXiv 1807.03748)
+with all other prints of the finger as positives (Khosla et al. 2020, arXiv 2004.11362, equation 2).
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from torch import nn
 from fingerprint_accel.losses.exchange import gather, gather_with_gradient, rank_and_world_size
 from fingerprint_accel.similarity import masked_similarity
 
-_UNIT = 2.0**30  # fixed-point unit: integer sums do not depend on the order of their terms
+_UNIT = 2.0**30  # unit of fixed-point numbers, whose sums do not depend on the order of the terms
 
 
 class CenterLoss(nn.Module):
-    """Squared distance to the centre of the own finger, mean over the batch.
+    """Mean squared distance of embeddings to the centre of their finger.
 
-    Centres start at zero: from there every unit-length embedding is equally far, so a centre pulls only once its prints
-    have moved it. They are buffers, not parameters, and move by `update`.
+    Centres are buffers, not parameters; `update` moves them. They start at zero, where the loss has no effect, because
+    all embeddings have unit length.
 
     Args:
-        dim: length D of the embedding.
-        classes: number C of training fingers.
-        rate: share of the way to the mean of its prints that a centre moves in one update.
+        dim: length of the embedding, D.
+        classes: number of training fingers, C.
+        rate: step size with which a centre moves to the mean of its prints.
     """
 
     def __init__(self, dim: int, classes: int, rate: float = 0.01) -> None:
@@ -35,26 +34,26 @@ class CenterLoss(nn.Module):
         self.register_buffer("centers", torch.zeros(classes, dim))
 
     def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
-        """embedding (B, D), finger (B,) -> () mean squared distance."""
+        """Return the mean squared distance, (), for embeddings (B, D) of fingers (B,)."""
         return (embedding - self.centers[finger]).square().sum(dim=1).mean()
 
     @torch.no_grad()
     def update(self, embedding: torch.Tensor, finger: torch.Tensor, skip: torch.Tensor | None = None) -> None:
-        """c_j <- c_j + rate * (mean of the x_i with y_i = j  -  c_j) for every finger j among the prints.
+        """Move the centre c_j of each finger j in the batch by rate * (mean of its embeddings - c_j).
 
-        Wen et al. divide by 1 + n_j where this divides by n_j: their centre moves n_j / (1 + n_j) as far. Sums are
-        taken in fixed point, so that prints in another order, or from other ranks, give the same bits; shapes are
-        static, so that the host never waits for the device.
+        Wen et al. divide the sum of the n_j embeddings by 1 + n_j instead of n_j. Sums use fixed-point numbers, so that
+        the bits do not depend on the order of the prints or the number of ranks. All shapes are static, so that the
+        host never waits for the device.
 
         Args:
-            embedding: (N, D), of unit length, of all micro-batches and ranks.
-            finger: (N,) their fingers.
-            skip: () bool; True leaves the centres as they are.
+            embedding: (N, D) of unit length, from all micro-batches and ranks.
+            finger: (N,) class labels.
+            skip: () bool; if True, the centres do not change.
         """
         fixed = (embedding.float() * _UNIT).round().to(torch.int64)
         ranked, order = finger.sort()
         changes = (ranked[1:] != ranked[:-1]).to(torch.int64)
-        slot = torch.cat([changes.new_zeros(1), changes.cumsum(0)])  # (N,) 0, 1, ... per distinct finger
+        slot = torch.cat([changes.new_zeros(1), changes.cumsum(0)])  # (N,) index of the distinct finger
         sums = torch.zeros_like(fixed).index_add_(0, slot, fixed[order])
         counts = torch.zeros_like(slot).index_add_(0, slot, torch.ones_like(slot))
         mean = (sums[slot].float() / _UNIT) / counts[slot, None]
@@ -62,20 +61,21 @@ class CenterLoss(nn.Module):
         new = old + self.rate * (mean - old)
         if skip is not None:
             new = torch.where(skip, old, new)
-        self.centers.index_copy_(0, ranked, new)  # rows of one finger are equal: whichever is written last
+        self.centers.index_copy_(0, ranked, new)  # duplicate rows of a finger are equal, so their order does not matter
 
 
 def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0) -> torch.Tensor:
-    """Mean over the prints of this rank of -log softmax(similarities to all other prints)[own finger].
+    """Compute the supervised contrastive loss of the prints of this rank against the prints of all ranks.
 
-    Prints of all ranks are compared with. A print that is alone with its finger counts as 0. The mean over ranks of the
-    loss, and of its gradients as DDP takes it, is that of the whole micro-batch in one process.
+    A print without another print of its finger has the loss 0. DDP averages losses and gradients over ranks. This
+    average equals the loss and gradient of the whole micro-batch in one process.
 
     Args:
-        embedding: (B, D) float32, of unit length.
+        embedding: (B, D) float32 of unit length.
         finger: (B,) int64 class labels.
-        temperature: by which similarities are divided.
-        cells: of a dense embedding; then the loss is the mean of that of cosines and that of masked similarities.
+        temperature: divisor of the similarities.
+        cells: number of cells of dense embeddings, else 0. For dense embeddings the result is the mean of the losses
+            with plain cosines and with masked similarities.
 
     Returns:
         () float32.
@@ -92,8 +92,15 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
 
 
 def _info_nce(similarity: torch.Tensor, mated: torch.Tensor, itself: torch.Tensor) -> torch.Tensor:
-    """similarity, mated, itself (B, N) -> (), mean over the prints of this rank."""
-    others = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)  # finite: a batch of one has no others
+    """Compute InfoNCE averaged over the prints of this rank.
+
+    Args:
+        similarity: (B, N) similarities divided by the temperature.
+        mated: (B, N) bool, pairs of different prints of one finger.
+        itself: (B, N) bool, pairs of a print with itself.
+    """
+    # A finite value instead of -inf, because a batch of one has no other print.
+    others = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)
     mates = mated.sum(dim=1)
     to_mates = (similarity * mated).sum(dim=1) / mates.clamp(min=1)
     return ((others.logsumexp(dim=1) - to_mates) * (mates > 0)).mean()

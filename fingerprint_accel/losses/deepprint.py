@@ -1,10 +1,7 @@
-"""DeepPrint's training objective (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and what dense variants and alignment
-networks learn besides.
-"""
+"""Training loss of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901), dense variants and alignment networks."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,20 +9,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from fingerprint_accel.config import LossConfig
+from fingerprint_accel.errors import require
 from fingerprint_accel.losses.attraction import CenterLoss, contrastive_loss
 from fingerprint_accel.losses.exchange import gather
 from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
 from fingerprint_accel.models.alignment import aligned, pose_loss
-from fingerprint_accel.models.deepprint import Output
+from fingerprint_accel.models.deepprint import DeepPrint, Output
 
 
 class LossParts(NamedTuple):
-    """A loss and what it is made of.
+    """A loss and its terms.
 
     Attributes:
-        total: () what is minimised.
-        parts: () each term before its weight, detached.
+        total: () loss to minimise.
+        parts: the unweighted terms by name, () each, detached.
     """
 
     total: torch.Tensor
@@ -33,36 +31,31 @@ class LossParts(NamedTuple):
 
 
 class DeepPrintLoss(nn.Module):
-    """Identity head, center loss and contrastive loss on each branch, minutia-map loss on the minutia branch.
+    """Training objective of a `DeepPrint` network.
 
-    total = sum over branches (w_identity * cross-entropy + w_center * center loss + w_contrastive * contrastive loss)
-    + w_map * map loss + w_mask * mask loss + w_pose * pose loss. Every term is a mean over the batch, so the mean over
-    micro-batches or ranks of one size is the loss of the whole batch; but the contrastive loss compares prints of one
-    micro-batch, over all ranks, so its mean over micro-batches is not. Everything is computed in float32, under
-    autocast too.
+    Each branch has an identity head, a center loss and a contrastive loss. Networks with a minutia branch add a
+    minutia-map loss, dense networks a mask loss, and networks with an alignment network a pose loss. The total is the
+    sum of all terms, each times its weight in `config`.
+
+    Every term is a mean over the batch. The mean over processes is therefore the loss of the whole batch, and so is the
+    mean over micro-batches of one size. Only the contrastive loss is not: it compares the prints of one micro-batch.
+    Everything is computed in float32, under autocast too.
+
+    The module has parameters, the identity heads, which the optimizer needs. Centres are buffers: call
+    `update_centers` after each optimizer step.
 
     Args:
-        config: head, weights and rates.
-        branch_dims: length of the embedding by branch name.
-        num_fingers: number of training fingers.
-        dropout: on the embedding, in front of the softmax head.
-        has_map: the network has a minutia-map decoder.
-        cells: of a dense network.
+        config: Head, weights and rates.
+        model: Network whose outputs are compared with their targets.
+        num_fingers: Number of training fingers, `open_dataset(folder).info.fingers` for a whole dataset.
     """
 
-    def __init__(
-        self,
-        config: LossConfig,
-        branch_dims: dict[str, int],
-        num_fingers: int,
-        dropout: float = 0.2,
-        has_map: bool = False,
-        cells: int = 0,
-    ) -> None:
+    def __init__(self, config: LossConfig, model: DeepPrint, num_fingers: int) -> None:
         super().__init__()
-        self.config, self.has_map, self.cells = config, has_map, cells
-        self.heads = nn.ModuleDict({name: self._head(dim, num_fingers, dropout) for name, dim in branch_dims.items()})
-        with_centers = branch_dims if config.center_weight > 0 else {}  # else they would only take room
+        self.config, self.has_map, self.cells = config, model.config.needs_minutia_maps, model.config.cells
+        dims, dropout = model.branch_dims, model.config.dropout
+        self.heads = nn.ModuleDict({name: self._head(dim, num_fingers, dropout) for name, dim in dims.items()})
+        with_centers = dims if config.center_weight > 0 else {}  # else they would only take room
         self.centers = nn.ModuleDict({name: CenterLoss(dim, num_fingers) for name, dim in with_centers.items()})
 
     def _head(self, dim: int, classes: int, dropout: float) -> nn.Module:
@@ -74,7 +67,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def describes(self) -> bool:
-        """Whether anything is learned but where a finger lies."""
+        """Whether embeddings are trained, and not only the alignment network."""
         config = self.config
         weights = [config.identity_weight, config.center_weight, config.contrastive_weight]
         weights += [config.minutia_map_weight] if self.has_map else []
@@ -83,7 +76,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
-        """Those of which every process has a slice, by name of the branch."""
+        """Heads that are sharded over processes, by branch."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
 
     def forward(
@@ -96,18 +89,24 @@ class DeepPrintLoss(nn.Module):
         pose: torch.Tensor | None = None,
         contact: torch.Tensor | None = None,
     ) -> LossParts:
-        """The loss of a batch.
+        """Compute the loss of a batch. A target is needed where the weight of its term is above 0.
 
         Args:
-            output: of the network in training mode, batch of B.
+            output: Output of the network in training mode for B prints.
             finger: (B,) int64 class labels.
-            maps: (B, 6, M, M) true minutia maps, if there are any.
-            has_minutiae: (B,) bool, which of them to learn from; default all.
-            margin: of this step, a number or () float32; default `config.margin`. An argument, not a state: it follows
-                from the step.
-            pose: (B, 3) true poses as of `AlignmentNetwork.transform`; NaN where unknown.
-            contact: (B, N, N) share of each cell of the input that is in contact, before the network aligns it.
+            maps: (B, 6, M, M) true minutia maps, as `Preprocessor` returns them; for networks with a minutia branch and
+                dense networks.
+            has_minutiae: (B,) bool, prints whose minutiae are known, `batch.minutia_count > 0`. The others do not count
+                in the minutia-map loss.
+            margin: Margin of this step, a number or () float32; `config.margin` by default.
+            pose: (B, 3) true poses, as `Preprocessor.truth` returns them, NaN where unknown; for alignment networks.
+            contact: (B, N, N) share of each cell of the input that is in contact, as `Preprocessor.truth` returns it;
+                for dense networks.
+
+        Raises:
+            UserError: A target is missing although the weight of its term is above 0.
         """
+        self._check_targets(output, maps is not None and has_minutiae is not None, pose, contact)
         total = torch.zeros((), device=finger.device)
         parts: dict[str, torch.Tensor] = {}
         with torch.autocast(finger.device.type, enabled=False):
@@ -116,8 +115,7 @@ class DeepPrintLoss(nn.Module):
                 for name, embedding in output.branches.items()
                 for term, value in self._branch(name, embedding.float(), finger, margin).items()
             ]
-            if self.has_map and self.describes:
-                assert output.minutia_map is not None, "the minutia map is predicted in training mode only"
+            if self.has_map and self.describes and output.minutia_map is not None:
                 map_loss = minutia_map_loss(output.minutia_map.float(), maps, has_minutiae)
                 terms.append(("minutia_map", "minutia_map", map_loss))
             terms += [(term, term, value) for term, value in self._truths(output, pose, contact).items()]
@@ -126,14 +124,32 @@ class DeepPrintLoss(nn.Module):
                 parts[name] = value.detach()
         return LossParts(total, parts)
 
+    def _check_targets(
+        self, output: Output, has_maps: bool, pose: torch.Tensor | None, contact: torch.Tensor | None
+    ) -> None:
+        config = self.config
+        maps_wanted = self.has_map and self.describes and config.minutia_map_weight > 0
+        require(
+            not maps_wanted or output.minutia_map is not None,
+            "the network drew no minutia maps, which loss.minutia_map_weight needs: call model.train() first",
+        )
+        wanted = {
+            "maps and has_minutiae": (maps_wanted and not has_maps, "minutia_map_weight"),
+            "pose": (output.pose is not None and pose is None and config.pose_weight > 0, "pose_weight"),
+            "contact": (output.contact is not None and contact is None and config.mask_weight > 0, "mask_weight"),
+        }
+        for target, (is_missing, weight) in wanted.items():
+            value = getattr(config, weight)
+            require(not is_missing, f"loss.{weight} is {value:g}: give {target} to the loss, or set the weight to 0")
+
     def _truths(
         self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """What a print is known to show and how it is known to lie, against what the network says."""
+        """Return the alignment loss and the mask loss, where they apply."""
         terms = {}
         if output.pose is not None and self.config.pose_weight > 0:
-            known = pose if pose is not None else output.pose.angle.new_full((len(output.pose.angle), 3), math.nan)
-            terms["pose"] = pose_loss(output.pose, known)
+            assert pose is not None, "checked before"
+            terms["pose"] = pose_loss(output.pose, pose)
         if output.contact is not None:
             terms["mask"] = mask_loss(output.contact.float(), contact, output.transform)
         return terms
@@ -141,7 +157,10 @@ class DeepPrintLoss(nn.Module):
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Terms of one branch by name; identity and contrastive are means over the embedding and its beginnings."""
+        """Return the terms of one branch by name.
+
+        Identity and contrastive losses are averaged over embedding prefixes.
+        """
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
         terms = {"identity": self.heads[name](nested, finger, margin)}
@@ -157,28 +176,29 @@ class DeepPrintLoss(nn.Module):
     def update_centers(
         self, embeddings: dict[str, torch.Tensor], finger: torch.Tensor, skip: torch.Tensor | None = None
     ) -> None:
-        """Moves the class centres by the prints of all ranks; called once per optimizer step.
+        """Move the class centres towards the prints of all processes. Call it once per optimizer step.
+
+        It does nothing where `config.center_weight` is 0.
 
         Args:
-            embeddings: (N, D) by branch, of all micro-batches of this rank.
-            finger: (N,) their class labels.
-            skip: () bool; True leaves the centres as they are (an update that was skipped).
+            embeddings: (N, D) embeddings by branch, `Output.branches`, of all micro-batches of this process.
+            finger: (N,) int64 class labels of the prints.
+            skip: () bool; True leaves the centres as they are, for an update that was skipped.
         """
-        everyone = gather(finger)
-        for name, embedding in embeddings.items():
-            center = self.centers[name]
+        everyone = gather(finger) if len(self.centers) else finger
+        for name, center in self.centers.items():
             assert isinstance(center, CenterLoss)
-            center.update(gather(embedding), everyone, skip)
+            center.update(gather(embeddings[name].detach().float()), everyone, skip)
 
 
 def minutia_map_loss(
     predicted: torch.Tensor, maps: torch.Tensor | None, has_minutiae: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean squared error of minutia maps, mean over the whole batch; prints without minutiae count as 0.
+    """Compute the mean squared error of minutia maps over the whole batch. Prints without minutiae count as 0.
 
     Args:
         predicted: (B, 6, S, S) float32.
-        maps: (B, 6, M, M) or None, which gives 0 and keeps the decoder in the graph, as DDP needs. If M differs from S
+        maps: (B, 6, M, M) or None, which gives 0 and keeps the decoder in the graph, as DDP needs. If M differs from S,
             the prediction is resampled.
         has_minutiae: (B,) bool or None for all.
     """
@@ -195,12 +215,12 @@ def minutia_map_loss(
 def mask_loss(
     predicted: torch.Tensor, contact: torch.Tensor | None, transform: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Binary cross-entropy of the cells that a print shows, mean over cells and prints.
+    """Return the binary cross-entropy of the contact mask, averaged over cells and prints.
 
     Args:
-        predicted: (B, G, G) logits, of the aligned print.
-        contact: (B, N, N) share of each cell of the input that is in contact; None gives 0.
-        transform: (B, 3) by which the network aligned the input; None where it does not.
+        predicted: (B, G, G) contact logits of the aligned print.
+        contact: (B, N, N) share of each cell of the input that is in contact; the loss is 0 if None.
+        transform: (B, 3) alignment that the network applied to the input, or None.
     """
     if contact is None:
         return 0.0 * predicted.sum()

@@ -1,4 +1,4 @@
-"""What the processes of a training tell each other while a loss is computed. Without a process group: nothing."""
+"""Collective operations that losses need. Without a process group they do nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.distributed as dist
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Rank of this process, and how many processes there are."""
+    """Return the rank of this process and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes."""
+    """Return whether there are several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) on each rank -> (ranks * B, ...) of all, in order of rank; has no gradient."""
+    """Concatenate tensors (B, ...) of all ranks in rank order, without gradient."""
     return _gather(tensor) if is_distributed() else tensor
 
 
@@ -30,9 +30,9 @@ def _gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) on each rank -> (ranks * B, ...) of all, in order of rank; without a process group the tensor itself.
+    """Concatenate tensors (B, ...) of all ranks in rank order, with gradient.
 
-    The gradient of a row is the sum of what all ranks send back to it.
+    The gradient of a row is the sum of its gradients on all ranks.
     """
     return _exchange(tensor) if is_distributed() else tensor
 
@@ -42,7 +42,10 @@ def _exchange(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """`torch.distributed.nn.functional.all_gather`, which torch is giving up, with a backward that gloo has too."""
+    """All-gather with gradient.
+
+    It replaces the deprecated `torch.distributed.nn.functional.all_gather`. Its backward pass also works with gloo.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -57,7 +60,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def reduce(tensor: torch.Tensor, largest: bool = False) -> torch.Tensor:
-    """Sum over ranks, element by element, or the largest; changes `tensor` itself, and has no gradient."""
+    """Reduce a tensor over ranks in place, without gradient: the sum, or the maximum if `largest`."""
     return _reduce(tensor, largest) if is_distributed() else tensor
 
 
@@ -67,6 +70,9 @@ def _reduce(tensor: torch.Tensor, largest: bool) -> torch.Tensor:
 
 
 def talk_outside_compiled_code() -> None:
-    """To be called before losses are compiled; decorators would cost everybody the import of the compiler."""
+    """Exclude the collectives from compilation. Call this function before compiling losses.
+
+    Decorators would do the same, but importing the module would then import the compiler.
+    """
     for name in ("_gather", "_exchange", "_reduce"):
         globals()[name] = torch.compiler.disable(globals()[name])

@@ -1,7 +1,7 @@
-"""Identity head: turns unit-length embeddings into logits over the training fingers, and these into a loss.
+"""Identity head: classification loss over the training fingers, from embeddings of unit length.
 
-An embedding may be shorter than the head, the beginning of the whole: then the beginnings of the class vectors count
-(Kusupati et al. 2022, "Matryoshka Representation Learning", arXiv 2205.13147, the variant with tied weights).
+The head also accepts prefixes of the embedding. They are compared with prefixes of the class vectors (Kusupati et al.
+2022, "Matryoshka Representation Learning", arXiv 2205.13147, the variant with tied weights).
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ import torch.nn.functional as F
 from torch import nn
 
 ROWS_AT_ONCE = 1 << 16
-SOFTMAX_GAIN = 16.0  # e^16 = 9 million: a unit-length embedding can stand out among that many fingers
+SOFTMAX_GAIN = 16.0  # e^16 = 9 million, enough to separate that many fingers
 
 
 class IdentityHead(nn.Module):
-    """Softmax, ArcFace or CosFace head with all classes on this process; gives the loss.
+    """Softmax, ArcFace or CosFace head with all classes on this process. It returns the loss.
 
-    The softmax head is a fully connected layer with bias, as in DeepPrint (Engelsma, Cao and Jain 2019, arXiv
-    1909.09901). Embeddings have unit length, so the logits of a layer with the usual initial weights lie within +-0.6
-    and the loss starts flat. Weights and bias are therefore multiplied by a constant gain: the same family of
-    functions, with class vectors that turn `SOFTMAX_GAIN` times as fast. The others give the scaled cosine to one
-    direction per finger, with a margin on the right one.
+    The softmax head is a linear layer with bias, as in DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901).
+    Embeddings have unit length, so with the usual initialisation the logits lie within +-0.6 and the loss is flat. The
+    logits are therefore multiplied by the constant `SOFTMAX_GAIN`. ArcFace and CosFace use scaled cosines to one vector
+    per finger, with a margin on the true class.
 
     Args:
-        dim: length D of the embedding.
-        classes: number C of training fingers.
+        dim: length of the embedding, D.
+        classes: number of training fingers, C.
         kind: `softmax`; `arcface` adds the margin to the angle (Deng et al. 2019, arXiv 1801.07698); `cosface`
             subtracts it from the cosine (Wang et al. 2018, arXiv 1801.09414).
-        scale: multiplies the cosines.
-        margin: radians for arcface, cosine for cosface.
-        dropout: share of embedding entries dropped in training, for softmax.
-        label_smoothing: share of the target that is spread over all fingers.
+        scale: factor of the cosines.
+        margin: in radians for arcface, as a cosine for cosface.
+        dropout: dropout probability of embedding elements, for softmax.
+        label_smoothing: share of the target distribution that is spread over all fingers.
     """
 
     def __init__(
@@ -56,7 +55,10 @@ class IdentityHead(nn.Module):
     def logits(
         self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """embedding (B, D) of unit length, finger (B,) -> (B, C); `margin` in place of the head's own."""
+        """Return logits (B, C) for embeddings (B, D) of unit length and their classes (B,).
+
+        `margin` replaces the margin of the head.
+        """
         weight = self.weight[:, : embedding.shape[1]]
         if self.with_margin is None:
             return SOFTMAX_GAIN * F.linear(self.dropout(embedding), weight, self.bias)
@@ -68,7 +70,10 @@ class IdentityHead(nn.Module):
     def forward(
         self, embeddings: list[torch.Tensor], finger: torch.Tensor, margin: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean cross-entropy over the prints and over the given embeddings of each; arguments as of `ShardedHead`."""
+        """Return the cross-entropy, averaged over prints and over the given embeddings of each print.
+
+        Arguments are those of `ShardedHead.forward`.
+        """
         losses = [
             F.cross_entropy(self.logits(embedding, finger, margin), finger, label_smoothing=self.label_smoothing)
             for embedding in embeddings
@@ -77,7 +82,7 @@ class IdentityHead(nn.Module):
 
 
 def random_class_vectors(classes: int, dim: int, rows: slice = slice(None)) -> torch.Tensor:
-    """(rows, dim) of the `classes` random vectors that a head starts with, the same whichever rows are kept."""
+    """Return some rows of the initial class vectors (classes, dim). Values do not depend on the selected rows."""
     first, last, _ = rows.indices(classes)
     kept = torch.empty(last - first, dim)
     for begin in range(0, classes, ROWS_AT_ONCE):
@@ -89,14 +94,14 @@ def random_class_vectors(classes: int, dim: int, rows: slice = slice(None)) -> t
 
 
 def cosface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
-    """cos t - m."""
+    """Subtract the margin m from the cosine: cos t - m."""
     return cosine - margin
 
 
 def arcface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
-    """cos(t + m) where t + m <= pi, and cos t - m sin m beyond, so that it falls with t all the way.
+    """Add the margin m to the angle: cos(t + m) for t + m <= pi, else cos t - m sin m, which keeps it monotonic.
 
-    Written with the addition theorem: acos has an infinite slope at +-1. The clamp does the same for the sine.
+    The addition theorem replaces acos, whose derivative is infinite at +-1. The sine is clamped for the same reason.
     """
     sine = (1 - cosine.square()).clamp(min=1e-6).sqrt()
     cos, sin = (

@@ -1,8 +1,8 @@
-"""Identity head whose classes lie on all processes, each of which keeps a slice of them.
+"""Identity head whose class vectors are sharded over processes.
 
-A head that every process holds whole takes memory for all classes on each, and its gradients are sent around in every
-step. Here each process gathers the embeddings of all and scores them against its own classes (An et al. 2021, "Partial
-FC", arXiv 2010.05222): what is sent depends on the batch alone.
+A replicated head needs memory for all classes on each process, and each step communicates all of its gradients. Here
+each process gathers the embeddings of all processes and compares them with its own classes (An et al. 2021, "Partial
+FC", arXiv 2010.05222). The communication depends only on the batch size.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from fingerprint_accel.losses.sharded_softmax import Scoring, ShardedCrossEntrop
 
 
 def slice_of_classes(classes: int, rank: int, processes: int) -> slice:
-    """The classes of one process: slices follow each other and differ by one at most."""
+    """Return the classes of one process: consecutive slices whose sizes differ by at most one."""
     return slice(classes * rank // processes, classes * (rank + 1) // processes)
 
 
 class ShardedHead(nn.Module):
-    """Softmax, ArcFace or CosFace head, one slice of the classes per process; gives the loss, since no process has all
-    logits.
+    """Softmax, ArcFace or CosFace head with one slice of the classes per process. It returns the loss.
 
-    Loss and gradients are those of the head that is held whole, averaged over ranks. Class vectors and bias have their
-    whole gradient on the one process that has them: nothing may average them, and a norm of gradients has to be
-    summed over processes. Every rank has to call with as many prints as the others, in each step as many as it likes.
-    One process without a process group has all classes.
+    Loss and gradients equal those of a replicated head averaged over ranks. Class vectors and bias get their complete
+    gradient on the process that owns them. They must therefore not be averaged over ranks, and gradient norms must be
+    summed over processes. All ranks must pass the same number of prints in a call. Without a process group, this
+    process owns all classes.
 
-    With `sampling` below 1 an update compares each print with some of the classes only, among them those of all its
-    prints (An et al. 2022, "Killing Two Birds with One Stone", arXiv 2203.15565): `draw` before the first micro-batch
-    of an update, `put_back` after it. What the optimizer changes are the vectors in `drawn`; classes that were not
-    drawn stay as they are, and so does what it remembers of them.
+    With `sampling` below 1, an update compares prints with a random sample of the classes, which includes the classes
+    of all prints of the update (An et al. 2022, "Killing Two Birds with One Stone", arXiv 2203.15565). Call `draw`
+    before the first micro-batch of an update and `put_back` after the update. The optimizer changes the copies in
+    `drawn`. Classes outside the sample and their optimizer state do not change.
 
     Args:
-        dim: length D of the embedding.
-        classes: number C of training fingers.
-        kind: `softmax`, `arcface` or `cosface`, as in `losses.margin`.
-        scale: multiplies the cosines.
-        margin: radians for arcface, cosine for cosface.
-        dropout: share of embedding entries dropped in training, for softmax.
-        sampling: share of this process's classes that take part in an update.
-        filter_threshold: other fingers with a larger cosine to a print are left out of its sum, since they may be the
-            same finger under another name (An et al. 2022, section 3.3); 1 leaves none out.
+        dim: length of the embedding, D.
+        classes: number of training fingers, C.
+        kind: `softmax`, `arcface` or `cosface`; see `losses.margin`.
+        scale: factor of the cosines.
+        margin: in radians for arcface, as a cosine for cosface.
+        dropout: dropout probability of embedding elements, for softmax.
+        sampling: share of the classes of this process that take part in an update.
+        filter_threshold: wrong classes with a larger cosine are excluded, because they may be the same finger under
+            another key (An et al. 2022, section 3.3); 1 excludes none.
 
     Raises:
-        UserError: there are fewer classes than processes.
+        UserError: if there are fewer classes than processes.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class ShardedHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(self.weight))) if kind == "softmax" else None
         self.scoring = Scoring(SOFTMAX_GAIN if kind == "softmax" else scale, WITH_MARGIN.get(kind), filter_threshold)
         self.dropout = nn.Dropout(dropout if kind == "softmax" else 0.0)
-        self.drawn: dict[str, nn.Parameter] = {}  # not a part of the state: copies of rows
+        self.drawn: dict[str, nn.Parameter] = {}  # copies of rows, not part of the state dict
         if sampling < 1:
             self.drawn = {name: nn.Parameter(own.detach()[:0].clone()) for name, own in self.named_parameters()}
         self._drawn_rows = torch.empty(0, dtype=torch.int64)
@@ -80,12 +79,12 @@ class ShardedHead(nn.Module):
     def forward(
         self, embeddings: list[torch.Tensor], finger: torch.Tensor, margin: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean cross-entropy over the prints of all ranks and over the given embeddings of each.
+        """Return the cross-entropy, averaged over the prints of all ranks and over the embeddings of each print.
 
         Args:
-            embeddings: (B, D) and its beginnings (B, d), each of unit length and float32.
-            finger: (B,) int64 classes, of all C.
-            margin: in place of the head's own.
+            embeddings: the embedding (B, D) and optional prefixes (B, d), each float32 of unit length.
+            finger: (B,) int64 class labels in 0..C-1.
+            margin: replaces the margin of the head.
         """
         margin = self.margin if margin is None else margin
         lengths = [embedding.shape[1] for embedding in embeddings]
@@ -93,7 +92,7 @@ class ShardedHead(nn.Module):
         everyone, own = gather_with_gradient(mine), self._row_here(gather(finger))
         vectors: dict[str, torch.Tensor] = dict(self.named_parameters())
         if self.drawn:
-            assert len(self.drawn["weight"]), "draw() comes first"
+            assert len(self.drawn["weight"]), "call draw() first"
             vectors = {name: _leaf(drawn) for name, drawn in self.drawn.items()}
             slot = torch.searchsorted(self._drawn_rows, own).clamp(max=len(self._drawn_rows) - 1)
             own = torch.where(self._drawn_rows[slot] == own, slot, -1)
@@ -101,28 +100,29 @@ class ShardedHead(nn.Module):
         return ShardedCrossEntropy.apply(everyone, weight, bias, own, margin, lengths, self.scoring)
 
     def _row_here(self, finger: torch.Tensor) -> torch.Tensor:
-        """(N,) classes -> (N,) rows of this process's slice, -1 for those of others."""
+        """Map classes (N,) to rows of this process, -1 for classes of other processes."""
         row = finger - self.rows.start
         return torch.where((row >= 0) & (row < len(self.weight)), row, -1)
 
     def trained(self) -> list[nn.Parameter]:
-        """What gets gradients: everything, or what is drawn of it."""
+        """Return the parameters that get gradients: all class vectors, or the sampled copies."""
         return list(self.drawn.values()) if self.drawn else list(self.parameters())
 
     @torch.no_grad()
     def draw(self, finger: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Chooses at random the classes of the next update; does nothing without sampling.
+        """Sample the classes of the next update. Without sampling this method does nothing.
 
         Args:
-            finger: (M,) classes of all its prints, those of all micro-batches and ranks; they are always chosen.
-            optimizer: which is to know of them what it knows of the whole.
+            finger: (M,) classes of the prints of all micro-batches and ranks; they are always in the sample.
+            optimizer: optimizer whose state of the sampled rows is copied too.
         """
         if not self.drawn:
             return
         size = len(self.weight)
-        count = min(size, max(math.ceil(self.sampling * size), len(finger)))  # known without asking the device
+        # The size of the sample depends on shapes only, so the host need not wait for the device.
+        count = min(size, max(math.ceil(self.sampling * size), len(finger)))
         chance = torch.rand(size + 1, device=self.weight.device)
-        chance.index_fill_(0, self._row_here(finger) % (size + 1), 2.0)  # -1, of others, hits the last, which is no row
+        chance.index_fill_(0, self._row_here(finger) % (size + 1), 2.0)  # -1 maps to the extra last element
         self._drawn_rows = chance[:size].topk(count, sorted=False).indices.sort().values
         for name, drawn in self.drawn.items():
             whole = self.get_parameter(name)
@@ -135,7 +135,7 @@ class ShardedHead(nn.Module):
 
     @torch.no_grad()
     def put_back(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Writes what was drawn to where it came from, and what the optimizer remembers of it; frees the copies."""
+        """Copy the sampled rows and their optimizer state back, and free the copies."""
         for name, drawn in self.drawn.items():
             whole = self.get_parameter(name)
             whole.data.index_copy_(0, self._drawn_rows, drawn.data)
@@ -152,10 +152,10 @@ class ShardedHead(nn.Module):
 
 
 def _leaf(drawn: nn.Parameter) -> torch.Tensor:
-    """Stands for `drawn` in one graph and hands it the gradient.
+    """Return a leaf tensor that shares data with `drawn` and passes its gradient on.
 
-    A graph that is still alive insists on the shape that its leaves had, and `drawn` may change its shape from one
-    update to the next.
+    The shape of `drawn` can change between updates. An autograd graph that still exists requires leaves of constant
+    shape, so each graph gets its own leaf.
     """
 
     def hand_over(leaf: torch.Tensor) -> None:

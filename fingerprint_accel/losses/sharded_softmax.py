@@ -1,10 +1,11 @@
-"""Softmax cross-entropy over classes that lie on several processes.
+"""Softmax cross-entropy over classes that are sharded over processes.
 
-Each process scores all prints against its own classes. Two numbers per print, the largest logit and the sum of the
-exponentials, are reduced over processes, and with them every process knows the loss and the gradients of its part
+Each process computes the logits of all prints for its own classes. Two numbers per print are reduced over processes:
+the largest logit and the sum of exponentials. From them each process computes the loss and the gradients of its shard
 (An et al. 2021, "Partial FC: Training 10 Million Identities on a Single Machine", arXiv 2010.05222).
 
-Written out by hand, because the logits are by far the largest tensor: here they are made once and changed in place.
+The backward pass is written by hand. The logits are by far the largest tensor, and this way they are computed once and
+modified in place.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ WithMargin = Callable[[torch.Tensor, "float | torch.Tensor"], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How embeddings and class vectors become logits.
+    """How logits are computed from embeddings and class vectors.
 
     Attributes:
-        scale: multiplies what is below.
-        with_margin: for cosines, what the margin makes of the one to the own class. None: products with class vectors
-            as long as they are, and a bias.
-        filter_threshold: other classes with a larger cosine count as absent; 1 leaves all in.
+        scale: factor of the logits.
+        with_margin: function that applies the margin to the cosine of the true class. None selects dot products and a
+            bias instead of cosines.
+        filter_threshold: wrong classes with a larger cosine are excluded; 1 excludes none.
     """
 
     scale: float
@@ -39,12 +40,13 @@ class Scoring:
 
 @dataclass
 class _Part:
-    """What one part of the embeddings leaves for the backward pass.
+    """Tensors of one embedding prefix that the backward pass needs.
 
     Attributes:
-        logits: (N, R), exp(logit - largest logit of the print) after the forward pass.
-        inverse: (R,) 1 / length of class vectors, or None for plain products.
-        slope: (N, 1) derivative of the own logit by the own product or cosine, over `scale`.
+        logits: (N, R) exp(logit - largest logit of the print) after the forward pass.
+        inverse: (R,) reciprocal length of the class vectors, or None for dot products.
+        slope: (N, 1) derivative of the logit of the true class with respect to its cosine or product, divided by
+            `scale`.
     """
 
     logits: torch.Tensor
@@ -53,20 +55,20 @@ class _Part:
 
 
 class ShardedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of all prints over all classes, (), the same on every rank.
+    """Mean cross-entropy of all prints over all classes, (). The result is equal on all ranks.
 
-    Embeddings get the number of ranks times their gradient of this mean: DDP averages over ranks what follows from
-    them. Class vectors get their gradient as it is.
+    The gradient of the embeddings is multiplied by the number of ranks, because DDP averages over ranks. The gradient
+    of the class vectors is not scaled. The arguments are those of `apply`.
 
-    Args of `apply`:
-        everyone: (N, sum of lengths) embeddings of all ranks, the whole and its beginnings side by side.
+    Args:
+        everyone: (N, sum of lengths) embeddings of all ranks and their prefixes, concatenated.
         weight: (R, D) class vectors of this rank.
         bias: (R,) or None.
-        own: (N,) int64 row of the own class in `weight`, or -1 where another rank has it. Where no rank has it the
-            loss is NaN.
-        margin: of the own class.
-        lengths: of the parts of `everyone`, D first; the loss is the mean over parts.
-        scoring: how logits are made.
+        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has it. The loss is NaN if no rank
+            has it.
+        margin: Margin of the true class.
+        lengths: Lengths of the parts of `everyone`, D first. The loss is averaged over the parts.
+        scoring: How logits are computed.
     """
 
     @staticmethod
@@ -96,9 +98,10 @@ class ShardedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         everyone, weight, bias, own, sums = ctx.saved_tensors
-        assert ctx.parts, "backward runs once: logits are changed in place"
+        assert ctx.parts, "backward can run only once, because logits are modified in place"
         here, slot = own >= 0, own.clamp(min=0)[:, None]
-        rows = gradient * ctx.scale / sums.numel() / sums[..., None]  # (P, N, 1); exponentials are not normalised
+        # (P, N, 1); dividing by the sums normalises the exponentials that the forward pass left
+        rows = gradient * ctx.scale / sums.numel() / sums[..., None]
         to_everyone, to_weight, to_bias = [], torch.empty(0), None if bias is None else torch.zeros_like(bias)
         for embedding, row, total in zip(everyone.split(ctx.lengths, dim=1), rows, sums, strict=True):
             part = ctx.parts.pop(0)
@@ -108,7 +111,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
             to_vectors = logits.T @ (embedding * row)  # (R, d)
             if to_bias is not None:
                 to_bias += logits.T @ row[:, 0]
-            if part.inverse is not None:  # of the direction; what is left along the vector itself does nothing
+            if part.inverse is not None:  # gradient of the normalisation: remove the component along the vector
                 along = torch.einsum("rd,rd->r", to_vectors, vectors) * part.inverse.square()
                 to_vectors.addcmul_(vectors, along[:, None], value=-1).mul_(part.inverse[:, None])
                 logits.mul_(part.inverse)
@@ -128,7 +131,7 @@ def _score(
     margin: float | torch.Tensor,
     scoring: Scoring,
 ) -> _Part:
-    """Logits (N, R) of embeddings (N, d) against the beginnings of the class vectors (R, D)."""
+    """Compute logits (N, R) of embeddings (N, d) with prefixes of the class vectors (R, D)."""
     vectors = weight[:, : embedding.shape[1]]
     logits = embedding @ vectors.T
     if scoring.with_margin is None:

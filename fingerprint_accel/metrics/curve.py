@@ -1,11 +1,11 @@
 """FMR and FNMR as functions of the threshold, exact with ties (ISO/IEC 19795-1).
 
-Scores are similarities. A comparison is accepted when its score is at or above the threshold: FMR is the share of
-non-mated comparisons accepted, FNMR the share of mated comparisons rejected. A score of -infinity stands for a
-comparison with a print from which nothing could be extracted: it is rejected at every threshold, so that the rates are
-the generalised ones of ISO/IEC 19795-1 (GFMR, GFNMR).
+Scores are similarities. A comparison is accepted if its score is at or above the threshold. FMR is the share of
+non-mated comparisons that are accepted. FNMR is the share of mated comparisons that are rejected. A score of -infinity
+marks a comparison with a print that failed to acquire. It is rejected at every threshold, so the rates are generalised
+rates in the sense of ISO/IEC 19795-1 (GFMR, GFNMR).
 
-A leaf module: it imports numpy and the package's errors only.
+A leaf module: it imports numpy and the errors of this package only.
 """
 
 from __future__ import annotations
@@ -18,45 +18,38 @@ import numpy as np
 from fingerprint_accel.errors import UserError
 
 FAILED = -np.inf
+"""Score of a comparison with a print that failed to acquire."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """FMR and FNMR as step functions of the threshold, over sorted scores.
+    """FMR and FNMR as step functions of the threshold.
 
     Attributes:
-        mated: (n,) sorted scores.
-        nonmated: (m,) sorted scores, of the same type.
-        mated_below: (n + 1,) weight, a whole number, of the mated scores before each position.
-        nonmated_below: (m + 1,) likewise.
+        mated: (n,) mated scores in ascending order.
+        nonmated: (m,) non-mated scores in ascending order, of the same type.
     """
 
     mated: np.ndarray
     nonmated: np.ndarray
-    mated_below: np.ndarray
-    nonmated_below: np.ndarray
-
-    @classmethod
-    def of(cls, mated: np.ndarray, nonmated: np.ndarray) -> Curve:
-        """Of sorted scores that count once each."""
-        return cls(mated, nonmated, np.arange(len(mated) + 1), np.arange(len(nonmated) + 1))
 
     def fmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """Share of non-mated weight at or above each threshold."""
-        total = self.nonmated_below[-1]
-        share: np.ndarray = (total - self.nonmated_below[_position(self.nonmated, threshold)]) / total
+        """Return the share of non-mated scores at or above each threshold."""
+        total = len(self.nonmated)
+        share: np.ndarray = (total - _position(self.nonmated, threshold)) / total
         return share
 
     def fnmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """Share of mated weight below each threshold."""
-        share: np.ndarray = self.mated_below[_position(self.mated, threshold)] / self.mated_below[-1]
+        """Return the share of mated scores below each threshold."""
+        share: np.ndarray = _position(self.mated, threshold) / len(self.mated)
         return share
 
     def eer(self) -> tuple[float, float]:
-        """Equal error rate, and the neighbouring operating point's threshold at which FMR and FNMR differ least.
+        """Return the equal error rate, and the threshold of the nearest operating point.
 
-        FNMR - FMR never falls as the threshold rises, so the crossing is found by bisection. Where failures to extract
-        keep FNMR above FMR at every threshold there is none, and the lowest FNMR stands for it.
+        FNMR - FMR never falls as the threshold rises, so the crossing is found by bisection. The EER lies on the
+        straight line between the two neighbouring operating points. If failures to acquire keep FNMR above FMR at every
+        threshold, there is no crossing, and the lowest FNMR is returned.
         """
         after = min(self._crossing(self.mated), self._crossing(self.nonmated))
         before = max(_previous(self.mated, after), _previous(self.nonmated, after))
@@ -70,24 +63,26 @@ class Curve:
         return (fmr_b if gap_b == 0 else fmr_a + share * (fmr_b - fmr_a)), nearest
 
     def _crossing(self, scores: np.ndarray) -> float:
-        """Lowest of `scores` used as a threshold at which FNMR >= FMR; infinity when there is none."""
+        """Return the lowest of `scores` that as a threshold gives FNMR >= FMR, or infinity."""
         found = bisect_left(range(len(scores)), True, key=lambda i: bool(self.fnmr(scores[i]) >= self.fmr(scores[i])))
         return float(scores[found]) if found < len(scores) else float("inf")
 
     def fnmr_at_fmr(self, rate: float) -> tuple[float, float]:
-        """Lowest FNMR with FMR <= `rate`, and the non-mated score above which the threshold lies (-inf: accept all)."""
-        total = self.nonmated_below[-1]
-        accepted = np.floor(rate * total + 1e-9)
-        position = int(np.searchsorted(self.nonmated_below, total - accepted, side="left"))
+        """Return the lowest FNMR with FMR <= `rate`, and the highest non-mated score that has to be rejected.
+
+        The score is -infinity if no non-mated score has to be rejected.
+        """
+        total = len(self.nonmated)
+        position = total - int(np.floor(rate * total + 1e-9))
         highest_rejected = float(self.nonmated[position - 1]) if position > 0 else FAILED
         rejected = np.searchsorted(self.mated, self.mated.dtype.type(highest_rejected), side="right")
-        return float(self.mated_below[rejected] / self.mated_below[-1]), highest_rejected
+        return float(rejected / len(self.mated)), highest_rejected
 
     def threshold_at_fmr(self, rate: float) -> float:
-        """The threshold of `fnmr_at_fmr`: the lowest similarity to accept.
+        """Return the threshold of `fnmr_at_fmr`: the lowest similarity that is accepted.
 
-        That is the next number above the highest non-mated score rejected, in the scores' own precision; where none has
-        to be rejected, the lowest score of all comparisons that did not fail.
+        It is the next number above the highest non-mated score that has to be rejected, in the precision of the scores.
+        If none has to be rejected, it is the lowest score of all comparisons that did not fail.
         """
         rejected = self.fnmr_at_fmr(rate)[1]
         if rejected == FAILED:
@@ -96,14 +91,15 @@ class Curve:
         return float(np.nextafter(self.nonmated.dtype.type(rejected), self.nonmated.dtype.type(np.inf)))
 
     def operating_points(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every operating point from accepting nothing (threshold infinity) to accepting everything, or some of them.
+        """Return operating points, from accepting nothing (threshold infinity) to accepting everything.
 
         Args:
-            most: about how many to choose of each kind of score, dense where errors are rare; None gives all.
+            most: approximate number of points to choose for each kind of score, densely where errors are rare. None
+                returns every point.
 
         Returns:
-            fmr (rising from 0), fnmr (falling from 1) and thresholds (falling): one entry per distinct score and one
-            for infinity.
+            FMR (rising from 0), FNMR (falling from 1) and thresholds (falling), with one entry for each distinct score
+            and one for infinity.
         """
         chosen = [self.mated[_ranks(len(self.mated), most)], self.nonmated[::-1][_ranks(len(self.nonmated), most)]]
         scores = np.unique(np.concatenate(chosen))
@@ -112,33 +108,33 @@ class Curve:
 
 
 def sorted_curve(mated: np.ndarray, nonmated: np.ndarray) -> Curve:
-    """Sorts the scores of the two kinds of comparison.
+    """Sort mated and non-mated scores into a curve.
 
     Raises:
-        UserError: a score that is NaN or +infinity, no score of one kind, or only failed comparisons of one kind.
+        UserError: a score is NaN or +infinity, there is no score of one kind, or all comparisons of one kind failed.
     """
     dtype = np.result_type(mated, nonmated)
     dtype = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
     both = [np.sort(np.asarray(scores, dtype).ravel()) for scores in (mated, nonmated)]
     for name, scores in zip(("mated", "non-mated"), both, strict=True):
         if not len(scores):
-            raise UserError(f"no {name} scores: error rates need comparisons of both kinds")
+            raise UserError(f"no {name} scores: error rates need mated and non-mated comparisons")
         if np.isnan(scores[-1]):  # NaN sorts last
             raise UserError(f"{int(np.isnan(scores).sum())} of {len(scores)} {name} scores are NaN")
         if scores[-1] == np.inf:
             raise UserError(f"{int(np.isposinf(scores).sum())} of {len(scores)} {name} scores are infinite")
         if scores[-1] == FAILED:
-            raise UserError(f"nothing could be extracted for any of the {len(scores)} {name} comparisons")
-    return Curve.of(*both)
+            raise UserError(f"all {len(scores)} {name} comparisons include a print that failed to acquire")
+    return Curve(*both)
 
 
 def resolvable(rate: float, count: int) -> bool:
-    """Whether that many comparisons can show an error rate: at least 1/rate of them."""
+    """Return whether `count` comparisons can show an error rate, which takes at least 1/rate of them."""
     return count * rate >= 1 - 1e-9
 
 
 def _ranks(count: int, most: int | None) -> np.ndarray:
-    """Ranks from 0 to count - 1: all, or about `most` of them, half of them evenly spaced, half by their logarithm."""
+    """Return ranks from 0 to count - 1: all, or about `most`, half of them evenly spaced and half logarithmically."""
     if most is None or count <= most:
         return np.arange(count)
     even = np.linspace(0, count - 1, most // 2)
@@ -147,11 +143,11 @@ def _ranks(count: int, most: int | None) -> np.ndarray:
 
 
 def _position(scores: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
-    """Number of sorted scores below each threshold."""
+    """Return the number of sorted scores below each threshold."""
     return np.searchsorted(scores, np.asarray(threshold, scores.dtype), side="left")
 
 
 def _previous(scores: np.ndarray, threshold: float) -> float:
-    """Highest of the sorted scores below `threshold`, or -infinity."""
+    """Return the highest of the sorted scores below `threshold`, or -infinity."""
     position = int(_position(scores, threshold))
     return float(scores[position - 1]) if position else FAILED

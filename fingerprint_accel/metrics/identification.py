@@ -1,6 +1,6 @@
-"""Searching one print among many: closed set and open set (ISO/IEC 19795-1).
+"""Identification tests: searches of one print among many, closed-set and open-set (ISO/IEC 19795-1).
 
-Similarities are computed block by block; nothing of the size of all pairs of prints is held.
+Similarities are computed block by block, so memory does not grow with the number of pairs of prints.
 """
 
 from __future__ import annotations
@@ -18,67 +18,75 @@ from fingerprint_accel.similarity import similarity
 FPIRS = (0.01, 0.1)
 RANKS = (1, 5, 10)
 MAX_COMPARISONS = 2_000_000_000
-"""Comparisons of one identification test at most; beyond, an even, seeded sample of the probes searches."""
-BLOCK_BYTES = 2**27  # of similarities, and of probes' embeddings, at a time
-SLOW = 50_000_000  # comparisons from which on progress is shown
-SEED = 2382  # of who is enrolled, fixed, so that two models meet the same searches
+"""Most comparisons of one identification test. Larger tests search a seeded random sample of the probes."""
+BLOCK_BYTES = 2**27
+"""Size of the similarities, and of the embeddings of probes, that are held at a time."""
+SLOW = 50_000_000
+"""Number of comparisons from which a progress bar is shown."""
+SEED = 2382  # fixed, so that every model is tested with the same searches
 Fold = tuple[np.ndarray, np.ndarray]
-"""Rows that are enrolled, one of a finger, and rows that are searched among them."""
+"""Rows of the enrolled references, one for each finger, and rows of the probes."""
 
 
 @dataclass(frozen=True)
 class Searches:
-    """What was found by searching each probe among the references.
+    """Results of searching M probes among the references.
 
     Attributes:
-        rank: (M,) int64, 1 for the most similar reference; 0 where the probe's finger is not enrolled. Among equal
-            similarities the mated one counts as last. A search that failed has a rank behind all references.
-        mated: (M,) float32 similarity to the mated reference; -infinity where there is none or extraction failed.
-        best_other: (M,) float32 highest similarity to a reference of another finger, likewise.
-        enrolled: number of references; of the first fold, where there are several.
-        possible: searches that the test defines; above M when they were sampled.
+        rank: (M,) int64 rank of the mated reference, 1 for the most similar one, 0 if the finger of the probe is not
+            enrolled. If similarities are equal, the mated reference counts as the last of them. A failed search has a
+            rank after all references.
+        mated: (M,) float32 similarity to the mated reference; -infinity if there is none or the search failed.
+        best_other: (M,) float32 highest similarity to a reference of another finger; -infinity if the search failed.
+        fingers: (M,) finger of each probe.
+        enrolled: number of references, of the first fold if there are several folds.
+        possible: number of searches that the test defines; larger than M if they were sampled.
     """
 
     rank: np.ndarray
     mated: np.ndarray
     best_other: np.ndarray
+    fingers: np.ndarray
     enrolled: int
     possible: int
 
     @property
     def is_mated(self) -> np.ndarray:
-        """(M,) bool: whether the probe's finger is enrolled."""
+        """(M,) bool, whether the finger of each probe is enrolled."""
         return self.rank > 0
 
     def identified(self, rank: int) -> float:
-        """Share of mated searches with the mated reference among the `rank` most similar ones (closed set)."""
+        """Return the share of mated searches whose mated reference is among the `rank` most similar ones."""
         return float((self.rank[self.is_mated] <= rank).mean())
 
     def cmc(self, most: int = 50) -> np.ndarray:
-        """(K,) `identified` at rank 1 to K, K <= `most`: the cumulative match characteristic."""
+        """Return `identified` at ranks 1 to K, with K <= `most`: the cumulative match characteristic."""
         ranks = np.sort(self.rank[self.is_mated])
         at = np.arange(1, min(most, self.enrolled) + 1)
         return np.searchsorted(ranks, at, side="right") / len(ranks)
 
     def fnir(self, fpir: float) -> tuple[float, float] | None:
-        """Lowest FNIR with FPIR at most `fpir` (open set), and the lowest similarity accepted there; None where there
-        are too few non-mated searches.
+        """Return the lowest FNIR with FPIR at most `fpir` (open set), and its threshold.
 
-        A mated search fails where the mated reference stays below the threshold; a non-mated one gives a false positive
-        where any reference reaches it. The length of the candidate list is not limited.
+        A mated search fails if its mated reference is below the threshold. A non-mated search is a false positive if
+        any reference is at or above the threshold. The length of the candidate list is not limited.
+
+        Returns:
+            FNIR as a share and the lowest accepted similarity, or None if there are too few non-mated searches.
         """
         mated, nonmated = self.mated[self.is_mated], self.best_other[~self.is_mated]
         if not len(mated) or not resolvable(fpir, len(nonmated)):
             return None
-        curve = Curve.of(np.sort(mated), np.sort(nonmated))
+        curve = Curve(np.sort(mated), np.sort(nonmated))
         return curve.fnmr_at_fmr(fpir)[0], curve.threshold_at_fmr(fpir)
 
 
 def first_enrolled(fingers: np.ndarray, impressions: np.ndarray) -> Fold:
-    """The closed set: the lowest impression of every finger is enrolled, all others are searched.
+    """Return the fold of a closed-set test: the first impression of each finger is enrolled, the others are searched.
 
     Args:
-        fingers, impressions: (N,) of every print.
+        fingers: (N,) finger of every print.
+        impressions: (N,) impression number of every print; the lowest number of a finger is its first impression.
     """
     order = np.lexsort((impressions, fingers))
     references = order[np.unique(np.asarray(fingers)[order], return_index=True)[1]]
@@ -86,8 +94,15 @@ def first_enrolled(fingers: np.ndarray, impressions: np.ndarray) -> Fold:
 
 
 def half_enrolled(fingers: np.ndarray, impressions: np.ndarray, seed: int = SEED) -> Fold:
-    """The open set: as `first_enrolled`, but only a seeded half of the fingers is enrolled, so that the searches of the
-    others are non-mated."""
+    """Return the fold of an open-set test: like `first_enrolled`, but only half of the fingers are enrolled.
+
+    The searches of the other fingers are non-mated.
+
+    Args:
+        fingers: (N,) finger of every print.
+        impressions: (N,) impression number of every print.
+        seed: seed of the choice of fingers.
+    """
     references, probes = first_enrolled(fingers, impressions)
     return np.sort(np.random.default_rng(seed).permutation(references)[: (len(references) + 1) // 2]), probes
 
@@ -99,34 +114,34 @@ def search(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Searches:
-    """Searches the probes of every fold among its references; what is found is taken together.
+    """Search the probes of every fold among its references, and pool the results of all folds.
 
     Args:
-        embeddings: (N, D) float32, any length above 0; (N, P, D) in P poses, of which the best counts.
-        fingers: (N,) of every print.
-        folds: who is searched among whom.
-        extracted: (N,) bool, False for prints from which nothing could be extracted. Default: all were.
-        cells: of dense templates, as in `similarity`; others have 0.
+        embeddings: (N, D) float32 of any length above 0, or (N, P, D) in P poses, of which the most similar one counts.
+        fingers: (N,) finger of every print.
+        folds: references and probes of each part of the test.
+        extracted: (N,) bool, False for prints that failed to acquire. By default none failed.
+        cells: number of cells of dense templates, as in `similarity`; 0 for other templates.
 
     Raises:
-        UserError: an embedding that is not finite or has no direction.
+        UserError: an embedding is not finite, or is zero.
     """
     vectors, fingers = unit_vectors(embeddings, extracted, cells), np.asarray(fingers)
     found = [_search_fold(vectors, fingers, references, probes, cells) for references, probes in folds]
-    rank, mated, best_other = (np.concatenate(part) for part in zip(*found, strict=True))
-    return Searches(rank, mated, best_other, len(folds[0][0]), sum(len(probes) for _, probes in folds))
+    rank, mated, best_other, searched = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Searches(rank, mated, best_other, searched, len(folds[0][0]), sum(len(probes) for _, probes in folds))
 
 
 def _search_fold(
     vectors: np.ndarray, fingers: np.ndarray, references: np.ndarray, probes: np.ndarray, cells: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`rank`, `mated` and `best_other` of `Searches`, by blocks of matrix products."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return `rank`, `mated`, `best_other` and `fingers` of `Searches`, computed by blocks of matrix products."""
     if len(probes) * len(references) > MAX_COMPARISONS:
         kept = np.random.default_rng(SEED).permutation(len(probes))[: max(1, MAX_COMPARISONS // len(references))]
         probes = np.sort(probes[kept])
     order = np.argsort(fingers[references])
     place = np.minimum(np.searchsorted(fingers[references][order], fingers[probes]), len(order) - 1)
-    mate = order[place]  # (M,) position among the references, where the probe's finger is enrolled
+    mate = order[place]  # (M,) position of the mated reference, if there is one
     enrolled = fingers[references][mate] == fingers[probes]
     gallery = vectors[references]
     rank = np.zeros(len(probes), np.int64)
@@ -144,4 +159,4 @@ def _search_fold(
             scores[lines[known], mate[here][known]] = FAILED
             best_other[here] = scores.max(axis=1)
             bar.update(len(scores))
-    return rank, mated, best_other
+    return rank, mated, best_other, fingers[probes]

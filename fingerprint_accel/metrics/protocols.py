@@ -1,7 +1,7 @@
-"""Which prints are compared with which, and the similarity of every such pair.
+"""Protocols that define which prints are compared, and the similarities of these comparisons.
 
-A leaf module: it imports numpy, `similarity` and the package's errors only, so that the training loop may use it for
-validation.
+A leaf module: it imports numpy, `similarity` and the errors of this package only, so that the training loop may use it
+for validation.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ PROTOCOLS = {
     "non-mated = first impression of each finger against the first of every other finger, once",
     "all-pairs": "mated = every pair of impressions of a finger, once; "
     "non-mated = every pair of impressions of different fingers, once",
-    "sampled": "a seeded sample of all-pairs in which every finger takes part equally often, in mated comparisons as "
-    "far as its impressions reach",
+    "sampled": "a seeded sample of all-pairs in which every finger takes part equally often, if it has enough "
+    "impressions for its mated comparisons",
 }
 MAX_NONMATED = 20_000_000
-"""Non-mated comparisons made at most; beyond, a fixed sample in which every print takes part about equally often."""
+"""Most non-mated comparisons. Larger tests use a fixed sample in which every print occurs about equally often."""
 _BLOCK = 1024
-_SAMPLE_SEED = 2382  # fixed, so that two models meet the same comparisons
+_SAMPLE_SEED = 2382  # fixed, so that every model is tested with the same comparisons
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Comparisons as row numbers of the dataset, lower row first.
+    """Comparisons, as row numbers of the dataset with the lower row first.
 
     Attributes:
-        mated: (n, 2) int64, pairs of the same finger.
-        nonmated: (m, 2) int64, pairs of different fingers.
-        nonmated_possible: how many non-mated comparisons the protocol defines; above m when they were sampled.
+        mated: (n, 2) int64 pairs of prints of one finger.
+        nonmated: (m, 2) int64 pairs of prints of two fingers.
+        nonmated_possible: number of non-mated comparisons that the protocol defines; larger than m if they were
+            sampled.
     """
 
     mated: np.ndarray
@@ -45,13 +46,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Scores:
-    """Similarity of every compared pair; higher is more alike, -infinity where nothing could be extracted.
+    """Similarities of all comparisons of a test; -infinity for comparisons with a print that failed to acquire.
 
     Attributes:
-        mated: (n,) float32.
-        nonmated: (m,) float32.
-        pairs: the compared rows, in the order of the scores.
-        fingers: (N,) finger of every row.
+        mated: (n,) float32 similarities of the mated comparisons.
+        nonmated: (m,) float32 similarities of the non-mated comparisons.
+        pairs: rows of the compared prints, in the order of the scores.
+        fingers: (N,) finger of every print of the dataset.
     """
 
     mated: np.ndarray
@@ -61,16 +62,16 @@ class Scores:
 
 
 def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max_nonmated: int = MAX_NONMATED) -> Pairs:
-    """Lists the comparisons of `fvc` or `all-pairs`; for `sampled` see `sampled_comparisons`.
+    """List the comparisons of `fvc` or `all-pairs`; see `sampled_comparisons` for `sampled`.
 
     Args:
-        protocol: a key of `PROTOCOLS`.
+        protocol: key of `PROTOCOLS`.
         fingers: (N,) finger of every print.
-        impressions: (N,) impression number of every print; the lowest of a finger is its first.
-        max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
+        impressions: (N,) impression number of every print; the lowest number of a finger is its first impression.
+        max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
 
     Raises:
-        UserError: an unknown protocol, fewer than two fingers, or no finger with two impressions.
+        UserError: the protocol is unknown, there are fewer than two fingers, or no finger has two impressions.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
     found = [_ordered(*block) for block in _blocks(fingers, rows, possible, max_nonmated)]
@@ -78,10 +79,16 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
 
 
 def sampled_comparisons(fingers: np.ndarray, impressions: np.ndarray, count: int, seed: int = 0) -> Pairs:
-    """Up to `count` mated and `count` non-mated comparisons of `all-pairs`; every finger takes part equally often.
+    """Draw up to `count` mated and `count` non-mated comparisons of `all-pairs`, equally many for every finger.
+
+    Args:
+        fingers: (N,) finger of every print.
+        impressions: (N,) impression number of every print.
+        count: largest number of comparisons of each kind.
+        seed: seed of the sample.
 
     Raises:
-        UserError: `count` below 1, fewer than two fingers, or no finger with two impressions.
+        UserError: `count` is below 1, there are fewer than two fingers, or no finger has two impressions.
     """
     if count < 1:
         raise UserError(f"--pairs {count}: must be at least 1")
@@ -97,18 +104,18 @@ def score_pairs(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Scores:
-    """Cosine similarity of listed comparisons, the best over poses where there are some.
+    """Compute the cosine similarity of listed comparisons, the highest over poses if there are several.
 
     Args:
-        embeddings: (N, D) float32, any length above 0; (N, P, D) in P poses, the print as it is first.
-        pairs: to compare.
+        embeddings: (N, D) float32 of any length above 0, or (N, P, D) in P poses with the unchanged print first.
+        pairs: comparisons to make.
         fingers: (N,) finger of every print.
-        extracted: (N,) bool, False for prints from which nothing could be extracted; their comparisons score -infinity
-            and their embeddings are not looked at. Default: all were.
-        cells: of dense templates, as in `similarity`; others have 0.
+        extracted: (N,) bool, False for prints that failed to acquire. Their comparisons score -infinity and their
+            embeddings are ignored. By default none failed.
+        cells: number of cells of dense templates, as in `similarity`; 0 for other templates.
 
     Raises:
-        UserError: an embedding that is not finite or has no direction.
+        UserError: an embedding is not finite, or is zero.
     """
     vectors = unit_vectors(embeddings, extracted, cells)
     mated, nonmated = (pair_similarity(vectors, vectors, rows, cells) for rows in (pairs.mated, pairs.nonmated))
@@ -124,18 +131,19 @@ def score_protocol(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Scores:
-    """Cosine similarity of every comparison of `fvc` or `all-pairs`, by blocks of matrix products.
+    """Compute the cosine similarity of every comparison of `fvc` or `all-pairs`, by blocks of matrix products.
 
     Args:
-        protocol: a key of `PROTOCOLS`.
-        embeddings: as `score_pairs`.
+        protocol: key of `PROTOCOLS`.
+        embeddings: embeddings, as in `score_pairs`.
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
-        max_nonmated: bound on the non-mated comparisons, see `MAX_NONMATED`.
-        extracted, cells: as `score_pairs`.
+        max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
+        extracted: prints that did not fail to acquire, as in `score_pairs`.
+        cells: number of cells of dense templates, as in `score_pairs`.
 
     Raises:
-        UserError: as `comparisons`; an embedding that is not finite or has no direction.
+        UserError: as in `comparisons`; or an embedding is not finite, or is zero.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
     vectors = unit_vectors(embeddings, extracted, cells)
@@ -153,25 +161,25 @@ def score_protocol(
 
 
 def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows that take part in non-mated comparisons, the mated pairs, and the number of non-mated pairs."""
+    """Return the rows for non-mated comparisons, the mated pairs, and the number of possible non-mated pairs."""
     if protocol not in PROTOCOLS:
-        raise UserError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     fingers, impressions = np.asarray(fingers), np.asarray(impressions)
     order = np.lexsort((impressions, fingers))  # by finger, then impression, then row
     starts = np.flatnonzero(np.diff(fingers[order], prepend=fingers[order[:1]] - 1)) if len(order) else order
     sizes = np.diff(starts, append=len(order))
     if len(starts) < 2:
-        raise UserError(f"{protocol}: non-mated comparisons need prints of two fingers, the dataset has {len(starts)}")
+        raise UserError(f"{protocol}: non-mated comparisons need at least two fingers; the dataset has {len(starts)}")
     mated = _mated(order, starts, sizes)
     if not len(mated):
-        raise UserError(f"{protocol}: mated comparisons need a finger with two impressions, the dataset has none")
+        raise UserError(f"{protocol}: mated comparisons need a finger with two impressions; the dataset has none")
     if protocol == "fvc":
         return np.sort(order[starts]), mated, len(starts) * (len(starts) - 1) // 2
     return np.arange(len(order)), mated, len(order) * (len(order) - 1) // 2 - len(mated)
 
 
 def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(n, 2) all pairs within each finger; fingers of one size are done together."""
+    """Return all pairs within each finger, (n, 2). Fingers with equally many impressions are handled together."""
     found = []
     for size in np.unique(sizes[sizes > 1]):
         members = order[starts[sizes == size][:, None] + np.arange(size)]  # (fingers, size)
@@ -186,11 +194,11 @@ def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarr
 def _blocks(
     fingers: np.ndarray, rows: np.ndarray, possible: int, max_nonmated: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Non-mated pairs as two blocks of rows and a (len(first), len(second)) mask of the pairs meant.
+    """Yield non-mated pairs as two blocks of rows and a (len(first), len(second)) mask of the pairs to compare.
 
-    Covers every pair of `rows`, or a fixed sample that ends with the block in which it reaches `max_nonmated`. The
-    sample shuffles the rows on a ring and compares each block with the next few, so every print meets about the same
-    number of others and the cost is that of the comparisons drawn, not of all possible ones.
+    The blocks cover every pair of `rows`, or a fixed sample that ends with the block in which it reaches
+    `max_nonmated`. The sample shuffles the rows on a ring and compares each block with the next few blocks. So every
+    print is compared equally often, and the cost grows with the size of the sample only.
     """
     fingers = np.asarray(fingers)
     if possible <= max_nonmated:
@@ -215,8 +223,10 @@ def _blocks(
 
 
 def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Some of (n, 2) `mated` pairs, in their order: of each finger `count` by the number of fingers, rounded up or down
-    at random, as far as it has so many."""
+    """Draw some of the (n, 2) mated pairs, and keep their order.
+
+    Each finger gets `count` / number of fingers pairs, rounded up or down at random, or all pairs if it has fewer.
+    """
     generator = np.random.default_rng(seed)
     _, finger = np.unique(fingers[mated[:, 0]], return_inverse=True)
     of_finger = np.bincount(finger)
@@ -229,12 +239,12 @@ def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int)
 
 
 def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(m, 2) pairs of prints of different fingers, without repetition; m is `count`, or all there are.
+    """Draw (m, 2) pairs of prints of different fingers without repetition; m is `count`, or the number of all pairs.
 
-    The fingers lie shuffled on a ring, and in each round every finger is compared with the one at a certain distance,
-    so that it takes part twice; the distances come in random order, and which impressions meet is drawn. When every two
-    fingers have met, the rounds begin again with other impressions. Numbers of comparisons of two fingers differ by two
-    at most, unless a finger has too few impressions.
+    The fingers are shuffled on a ring. In each round every finger is compared with the finger at a certain distance, so
+    that it takes part twice. The distances come in random order, and the impressions are drawn at random. When all
+    pairs of fingers were compared, the rounds start again with other impressions. The numbers of comparisons of any two
+    fingers differ by at most two, unless a finger has too few impressions.
     """
     generator = np.random.default_rng(seed)
     rows = np.argsort(fingers, kind="stable")
@@ -265,12 +275,13 @@ def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndar
 
 
 def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: int = 0) -> np.ndarray:
-    """(N, D) or (N, P, D) embeddings of unit length; NaN for prints from which nothing could be extracted.
+    """Scale (N, D) or (N, P, D) embeddings to unit length; prints that failed to acquire become NaN.
 
-    Dense ones keep the length of other poses relative to the first: a print that is shifted loses cells, even all.
+    In dense templates, other poses keep their length relative to the first pose, because a shifted print may lose some
+    or all of its cells.
     """
     vectors = np.array(embeddings, np.float32)
-    lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would hold all squares
+    lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would store all squares
     if cells and vectors.ndim == 3:
         finite = np.isfinite(lengths).all(axis=1, keepdims=True)
         lengths = np.where(finite, lengths[:, :1], np.float32(np.nan))
@@ -284,6 +295,6 @@ def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: in
 
 
 def failed_never_match(scores: np.ndarray) -> np.ndarray:
-    """Puts -infinity for NaN, in place: comparisons with a print from which nothing could be extracted."""
+    """Replace NaN by -infinity in place: scores of comparisons with a print that failed to acquire."""
     scores[np.isnan(scores)] = -np.inf
     return scores

@@ -1,8 +1,9 @@
-"""Error rates of a verification test, from its scores (ISO/IEC 19795-1; FVC: Maio et al. 2002, "FVC2000", IEEE TPAMI
-24(3)).
+"""Error rates of a verification test, computed from its scores.
 
-A leaf module: it imports numpy, torch, `curve`, `protocols` and the package's errors only, so that the training loop
-may use it.
+Terms follow ISO/IEC 19795-1; EER and ZeroFMR follow FVC (Maio et al. 2002, "FVC2000", IEEE TPAMI 24(3)).
+
+A leaf module: it imports numpy, torch, `curve`, `protocols` and the errors of this package only, so that the training
+loop may use it.
 """
 
 from __future__ import annotations
@@ -19,50 +20,68 @@ from fingerprint_accel.metrics.protocols import score_protocol
 FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
 VALIDATION_NONMATED = 4_000_000
-SENSIBLE = 10  # false matches on which a rate that models are compared by rests at least
+SENSIBLE = 10
+"""Smallest number of false matches on which a rate that compares two models may rest."""
 DEFINITIONS = {
-    "Threshold": "The lowest similarity that is accepted. At FMR f (and TAR at FAR f, ZeroFMR, FNIR at FPIR f) it is "
-    "the next number above the highest non-mated score that has to be rejected; at the EER it is the score of the "
-    "nearest operating point. It holds for prints like the evaluated ones, compared in the same way.",
-    "FMR": "False match rate: share of non-mated comparisons with a score at or above the threshold.",
-    "FNMR": "False non-match rate: share of mated comparisons with a score below the threshold.",
-    "EER": "Equal error rate: where FMR = FNMR, on the straight line between the two neighbouring operating points of "
-    "the step curve between which FNMR - FMR changes sign.",
-    "FNMR at FMR f": "Lowest FNMR with FMR at most f. FMR100 and FMR1000 are its names at 1 % and 0.1 %; ZeroFMR is "
-    "the lowest FNMR with FMR = 0 on these comparisons. TAR at FAR f is 1 - FNMR at FMR f.",
-    "d'": "Distance of the means of mated and non-mated scores, in units of the root of their mean variance.",
-    "Resolvability": "A rate at FMR = f is given only with at least 1/f non-mated comparisons. That is the least at "
-    "which a single false match is visible; by the rule of 3, no false match in n comparisons shows at 95 % "
-    "confidence only that FMR is below 3/n.",
-    "Failure to extract": "A comparison with a print from which nothing could be extracted never matches: rejected if "
-    "it is mated, not accepted if it is not. All rates include such comparisons (ISO/IEC 19795-1: generalised rates).",
-    "Rank-k identification rate": "Closed set: share of searches with the mated reference among the k most similar "
-    "ones; among equal similarities the mated one counts as last. Enrolled: the first impression of every finger. "
-    "Searched: the others.",
-    "FNIR at FPIR f": "Open set: lowest share of mated searches whose mated reference stays below the threshold, with "
-    "at most a share f of non-mated searches in which any reference reaches it. Half of the fingers are enrolled.",
+    "Mated, non-mated": "A mated comparison compares two impressions of one finger. A non-mated comparison compares "
+    "impressions of two fingers.",
+    "Threshold": "A comparison is accepted if its similarity is at or above the threshold. At FMR f (likewise at TAR "
+    "at FAR f, ZeroFMR and FNIR at FPIR f) the threshold is the next number above the highest non-mated score that has "
+    "to be rejected. At the EER it is the score of the nearest operating point. A threshold holds for prints like the "
+    "evaluated ones, compared in the same way.",
+    "FMR": "False match rate: the share of non-mated comparisons that are accepted.",
+    "FNMR": "False non-match rate: the share of mated comparisons that are rejected.",
+    "EER": "Equal error rate: the value at which FMR and FNMR are equal. It is interpolated linearly between the two "
+    "neighbouring operating points.",
+    "FNMR at FMR f": "The lowest FNMR with FMR at most f. FMR100 and FMR1000 are other names for the FNMR at FMR 1 % "
+    "and 0.1 %. ZeroFMR is the lowest FNMR without any false match. TAR at FAR f is 1 - FNMR at FMR f.",
+    "FTA, FTE": "Failure-to-acquire rate: the share of prints from which no template was made, here because their "
+    "quality is below the limit that was set. Every print serves as a reference and as a probe, so the same share is "
+    "the failure-to-enrol rate (FTE). A comparison with such a print never matches. Mated comparisons with it count as "
+    "false non-matches, and searches with it or for it fail: all rates are generalised rates (GFMR, GFNMR).",
+    "95 % interval": "Percentile bootstrap: the evaluation is repeated 1,000 times with fingers drawn at random with "
+    "replacement, and the interval holds the middle 95 % of the rates. In identification the enrolled references stay "
+    "the same and the fingers of the searches are drawn. A rate of 0 % or 100 % has an interval without width, which "
+    "does not mean that it is certain: see rule of 3. ZeroFMR rests on a single score and has no interval.",
+    "Rule of 3": "If no error occurs in n independent attempts, the true error rate is below 3/n with 95 % confidence. "
+    "A rate at FMR f needs at least 1/f non-mated comparisons; with fewer, no rate is shown.",
+    "d'": "Difference of the means of mated and non-mated scores, divided by the root of the mean of their variances. "
+    "It is positive if mated scores are higher on average. Comparisons that failed are left out.",
+    "Rank-k identification rate": "Closed-set identification: the share of searches whose mated reference is among the "
+    "k most similar references. If similarities are equal, the mated reference counts as the last of them. The first "
+    "impression of every finger is enrolled and all other impressions are searched.",
+    "FNIR at FPIR f": "Open-set identification: the lowest share of mated searches whose mated reference is below the "
+    "threshold (false-negative identification rate), at a threshold at which at most a share f of non-mated searches "
+    "returns any reference (false-positive identification rate). Half of the fingers are enrolled.",
 }
+"""Definitions that the report shows, by term."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Error rates, as shares; None where the non-mated comparisons cannot resolve the rate (see `DEFINITIONS`).
+    """Error rates of a verification test, as shares.
+
+    A rate is None if there are too few non-mated comparisons to resolve it (see `DEFINITIONS`).
 
     Attributes:
         eer: equal error rate.
-        eer_threshold: score of the operating point next to it.
+        eer_threshold: score of the operating point nearest to the EER.
         fmr100: lowest FNMR with FMR <= 1 %.
         fmr1000: lowest FNMR with FMR <= 0.1 %.
         zero_fmr: lowest FNMR with FMR = 0.
         mated: number of mated comparisons.
         nonmated: number of non-mated comparisons.
-        mated_mean, mated_std, nonmated_mean, nonmated_std: moments of the scores, failed comparisons left out.
-        d_prime: distance of the two means in units of the root of the mean variance; None where all scores are equal.
-        smallest_fmr: 1 / nonmated, the smallest rate that is resolved.
-        fnmr_at_fmr: lowest FNMR by FMR of `FMRS`, resolvable ones only.
-        thresholds: lowest similarity accepted, by FMR of `fnmr_at_fmr`; TAR at FAR has the same.
-        zero_fmr_threshold: likewise of `zero_fmr`.
-        tar: 1 - lowest FNMR by FAR, resolvable FARs only.
+        mated_mean: mean of the mated scores, without failed comparisons.
+        mated_std: standard deviation of the mated scores, without failed comparisons.
+        nonmated_mean: mean of the non-mated scores, without failed comparisons.
+        nonmated_std: standard deviation of the non-mated scores, without failed comparisons.
+        d_prime: `mated_mean - nonmated_mean`, divided by the root of the mean variance. It is negative if non-mated
+            scores are higher on average, and None if all scores of each kind are equal.
+        smallest_fmr: 1 / nonmated, the smallest FMR that the test can resolve.
+        fnmr_at_fmr: lowest FNMR for each FMR of `FMRS` that the test can resolve.
+        thresholds: lowest accepted similarity for each FMR of `fnmr_at_fmr`; TAR at FAR has the same threshold.
+        zero_fmr_threshold: lowest accepted similarity of `zero_fmr`.
+        tar: 1 - lowest FNMR for each FAR of `TAR_FARS` that the test can resolve.
     """
 
     eer: float
@@ -85,14 +104,14 @@ class Metrics:
 
 
 def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
-    """All error rates of a set of scores; O(n log n), exact with ties.
+    """Compute all error rates of a set of scores in O(n log n), exact with ties.
 
     Args:
-        mated: (n,) similarities, -infinity where nothing could be extracted.
-        nonmated: (m,) likewise.
+        mated: (n,) similarities of mated comparisons, -infinity for a comparison with a print that failed to acquire.
+        nonmated: (m,) similarities of non-mated comparisons, likewise.
 
     Raises:
-        UserError: a score that is NaN or +infinity, or no score of one kind.
+        UserError: a score is NaN or +infinity, or there is no score of one kind.
     """
     curve = sorted_curve(mated, nonmated)
     eer, threshold = curve.eer()
@@ -113,7 +132,7 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
         mated_std=mated_std,
         nonmated_mean=nonmated_mean,
         nonmated_std=nonmated_std,
-        d_prime=abs(mated_mean - nonmated_mean) / spread if spread > 0 else None,
+        d_prime=(mated_mean - nonmated_mean) / spread if spread > 0 else None,
         smallest_fmr=1 / count,
         fnmr_at_fmr=rates,
         thresholds={fmr: curve.threshold_at_fmr(fmr) for fmr in rates},
@@ -123,25 +142,30 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
 
 
 def sensible_fmr(nonmated: int) -> float | None:
-    """The smallest of `FMRS` at which at least `SENSIBLE` of so many comparisons are false matches; None: no such."""
+    """Return the smallest FMR of `FMRS` that rests on at least `SENSIBLE` false matches, or None.
+
+    Args:
+        nonmated: number of non-mated comparisons.
+    """
     return next((fmr for fmr in reversed(FMRS) if resolvable(fmr / SENSIBLE, nonmated)), None)
 
 
 def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: int = 0) -> dict[str, float | None]:
-    """EER and TAR@FAR over all pairs of prints, for the training loop.
+    """Compute EER and TAR@FAR over all pairs of prints, for the training loop.
 
-    Exact up to `VALIDATION_NONMATED` non-mated pairs (about 2,800 prints); beyond, over that many, a fixed sample.
+    The rates are exact up to `VALIDATION_NONMATED` non-mated pairs (about 2,800 prints). For larger sets, a fixed
+    sample of that many pairs is compared.
 
     Args:
-        embeddings: (N, D) on any device.
+        embeddings: (N, D) embeddings on any device.
         fingers: (N,) finger of each print.
-        cells: of dense templates, as in `similarity`; others have 0.
+        cells: number of cells of dense templates, as in `similarity`; 0 for other templates.
 
     Returns:
-        `eer`, `tar@far=0.01`, `tar@far=0.001`, `tar@far=0.0001` (None where not resolvable), `mated`, `nonmated`.
+        `eer`, `tar@far=0.01`, `tar@far=0.001`, `tar@far=0.0001` (None if not resolvable), `mated`, `nonmated`.
 
     Raises:
-        UserError: fewer than two fingers, no finger with two prints, or an embedding that is not finite.
+        UserError: there are fewer than two fingers, no finger has two prints, or an embedding is not finite.
     """
     labels = fingers.cpu().numpy()
     vectors = embeddings.detach().float().cpu().numpy()
@@ -153,8 +177,8 @@ def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: i
 
 
 def _moments(sorted_scores: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of the comparisons that did not fail."""
+    """Return mean and standard deviation of the comparisons that did not fail."""
     made = sorted_scores[np.searchsorted(sorted_scores, sorted_scores.dtype.type(-np.inf), side="right") :]
     if made[0] == made[-1]:
-        return float(made[0]), 0.0  # exactly, so that constant scores have no spread
+        return float(made[0]), 0.0  # exactly 0, which rounding in `std` might miss
     return float(made.mean(dtype=np.float64)), float(made.std(dtype=np.float64))

@@ -1,0 +1,1 @@
+"""DeepPrint and its dense variants: trunks, heads, alignment networks and saved models."""

@@ -1,7 +1,7 @@
-"""The alignment network in front of the `Loc` variants: where on its canvas a finger lies, and how it is turned.
+"""The alignment network of the `Loc` variants, which predicts the position and rotation of the finger.
 
-DeepPrint regresses one pose (Jaderberg et al. 2015; Engelsma, Cao and Jain 2019). Here the network answers with a
-probability for each place and each angle, so that an unclear print can name two places.
+DeepPrint regresses one pose (Jaderberg et al. 2015; Engelsma, Cao and Jain 2019). The network of this module predicts a
+probability for each position and each angle, so that it can return several hypotheses for an ambiguous print.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import nn
 
 from fingerprint_accel.models.backbones import Residual, compact_stem
 
-PLACES, REACH = 24, 1.2  # bins along each axis, and how far they reach from the middle, in half sides of the input
-ANGLES, TURN = 36, math.pi / 2  # bins, and the largest rotation to either side, radians
-SPREAD = 0.8  # bins, standard deviation of the target around the truth
-NEAR = 2  # bins around the best one that its mean is taken over
-APART = 3  # bins by which two hypotheses differ at least
+PLACES, REACH = 24, 1.2  # bins along each axis; range to either side in units of half the input side
+ANGLES, TURN = 36, math.pi / 2  # bins of the rotation; range to either side in radians
+SPREAD = 0.8  # standard deviation of the training target, bins
+NEAR = 2  # a hypothesis is the mean over so many bins around a peak
+APART = 3  # smallest distance of two hypotheses, bins
 
 
 class PoseLogits(NamedTuple):
-    """What the alignment network says of a batch.
+    """Output of the alignment network for a batch.
 
     Attributes:
-        place: (B, PLACES, PLACES) logits of the shift: rows along y, columns along x.
+        place: (B, PLACES, PLACES) logits of the shift; rows are y, columns are x.
         angle: (B, ANGLES) logits of the rotation.
     """
 
@@ -35,15 +35,17 @@ class PoseLogits(NamedTuple):
 
 
 def bin_centres(count: int, reach: float, device: torch.device) -> torch.Tensor:
-    """(count,) centres of `count` bins between -reach and reach."""
+    """Return the centres of `count` equal bins between -reach and reach, (count,)."""
     return (torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (2 * reach / count) - reach
 
 
 class AlignmentNetwork(nn.Module):
-    """Predicts rotation and shift of each print and resamples the print accordingly. Starts as the identity.
+    """Predict rotation and shift of each print and resample the print accordingly.
+
+    An untrained network predicts the identity.
 
     Args:
-        norm: "batch" or "group".
+        norm: normalisation layers, "batch" or "group".
     """
 
     WIDTH, SIDE = 24, 160
@@ -65,26 +67,29 @@ class AlignmentNetwork(nn.Module):
         self.head = nn.Sequential(nn.Linear(48 * 100, 256), nn.ReLU(inplace=True), last)
 
     def logits(self, image: torch.Tensor) -> PoseLogits:
-        """image (B, 1, S, S) -> logits over shifts and rotations, float32."""
+        """Return float32 logits over shifts and rotations for images (B, 1, S, S)."""
         if image.shape[-1] > self.SIDE:
             image = _smaller(image, self.SIDE)
         place, angle = self.head(self.features(image)).float().split([PLACES**2, ANGLES], dim=1)
         return PoseLogits(place.unflatten(1, (PLACES, PLACES)), angle)
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 1, S, S) -> (B, 3): rotation in radians, shift along x and y in half sides.
+        """Return the most probable transform of images (B, 1, S, S).
 
-        The best hypothesis; in training mode with the gradient of `expected`.
+        In training mode its gradient is that of `expected`.
+
+        Returns:
+            (B, 3): rotation in radians, shift along x and y in units of half the input side.
         """
         return best_or_mean(self.logits(image), self.training)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 1, S, S) -> the same, aligned."""
-        return aligned(image, self.transform(image), "bicubic")  # ridges are 3 pixels wide: bilinear would blur them
+        """Align images (B, 1, S, S)."""
+        return aligned(image, self.transform(image), "bicubic")  # bilinear blurs ridges, which are 3 pixels wide
 
 
 class FlxAlignmentNetwork(nn.Module):
-    """The alignment network of flx: four convolutions without activations, and one pose without bounds."""
+    """Alignment network of flx: four convolutions without activations that regress one unbounded pose."""
 
     SIDE = 128
 
@@ -102,18 +107,18 @@ class FlxAlignmentNetwork(nn.Module):
         self.head = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 1, S, S) -> the same, aligned."""
+        """Align images (B, 1, S, S)."""
         small = _smaller(image, self.SIDE)
         return aligned(image, self.head(self.features(small).flatten(1)).float(), "bilinear")
 
 
 def _smaller(image: torch.Tensor, side: int) -> torch.Tensor:
-    # on a CPU, torch scales with antialiasing in float32 only
+    # antialiased interpolation on a CPU supports float32 only
     return F.interpolate(image.float(), size=(side, side), mode="bilinear", antialias=True).to(image.dtype)
 
 
 def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Tensor:
-    """image (B, 1, S, S), transform (B, 3) as of `AlignmentNetwork.transform` -> (B, 1, S, S), resampled."""
+    """Resample images (B, 1, S, S) by transforms (B, 3) in the format of `AlignmentNetwork.transform`."""
     angle, shift_x, shift_y = transform.unbind(1)
     with torch.autocast(image.device.type, enabled=False):
         rows = [
@@ -125,7 +130,7 @@ def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Te
 
 
 def expected(found: PoseLogits) -> torch.Tensor:
-    """Mean pose over all bins, (B, 3) as of `AlignmentNetwork.transform`."""
+    """Return the mean transform over all bins, (B, 3) in the format of `AlignmentNetwork.transform`."""
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
     centres = bin_centres(PLACES, REACH, place.device)
     x, y = place.sum(dim=1) @ centres, place.sum(dim=2) @ centres
@@ -133,8 +138,11 @@ def expected(found: PoseLogits) -> torch.Tensor:
 
 
 def best_or_mean(found: PoseLogits, training: bool) -> torch.Tensor:
-    """The best hypothesis, (B, 3); in training mode with the gradient of the mean over all bins, since that of a peak
-    does not reach beyond the bins around it."""
+    """Return the most probable transform, (B, 3).
+
+    In training mode the gradient is that of the mean over all bins. The gradient of a peak would reach only the bins
+    around it.
+    """
     best = hypotheses(found, 1)[0][:, 0]
     if not training:
         return best
@@ -143,20 +151,21 @@ def best_or_mean(found: PoseLogits, training: bool) -> torch.Tensor:
 
 
 def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable poses: peaks of the place at the most probable angle.
+    """Return the most probable transforms: peaks of the shift at the most probable angle.
 
-    A peak is the mean over the bins around the most probable bin. The next peak is looked for elsewhere. An untrained
-    network, for which all bins are alike, answers with the identity.
+    A peak is the mean over the bins around the most probable bin. The next peak is searched outside this window. For an
+    untrained network, whose bins are equally probable, the result is the identity.
 
     Args:
-        found: of the network.
-        count: H, how many.
+        found: output of the network.
+        count: number of hypotheses, H.
 
     Returns:
-        (B, H, 3) as of `AlignmentNetwork.transform`, and (B, H) the probability around each.
+        Transforms (B, H, 3) in the format of `AlignmentNetwork.transform`, and the probability mass (B, H) around each
+        peak.
     """
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
-    flat = place.flatten(1).amax(1) * PLACES**2 < 1.5  # (B,) no peak
+    flat = place.flatten(1).amax(1) * PLACES**2 < 1.5  # (B,) whether the distribution has no peak
     index = torch.arange(PLACES, device=place.device)
     near_angle = (torch.arange(ANGLES, device=angle.device) - angle.argmax(1)[:, None]).abs() <= NEAR
     turn = (angle * near_angle) @ bin_centres(ANGLES, TURN, angle.device) / (angle * near_angle).sum(dim=1)
@@ -176,12 +185,12 @@ def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the bins against a bell around the true pose, mean over the batch.
+    """Return the cross-entropy between the bins and a Gaussian around the true transform, averaged over the batch.
 
     Args:
-        found: of the network.
-        truth: (B, 3) as of `AlignmentNetwork.transform`; what lies beyond the bins counts at their edge. Prints with
-            NaN count as 0.
+        found: output of the network.
+        truth: (B, 3) in the format of `AlignmentNetwork.transform`. Values outside the bins are clamped to the border.
+            The loss of prints with NaN is 0.
 
     Returns:
         () float32.
@@ -197,7 +206,7 @@ def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _bell(value: torch.Tensor, count: int, reach: float) -> torch.Tensor:
-    """value (B,) -> (B, count), shares of the bins around it."""
+    """Return the target distribution over bins around values (B,), (B, count)."""
     step = 2 * reach / count
     value = value.clamp(-reach + step / 2, reach - step / 2)
     off = (bin_centres(count, reach, value.device) - value[:, None]) / (step * SPREAD)

@@ -1,6 +1,4 @@
-"""The compact trunk, a small residual network of ours: the stem that both branches share and the body of each branch;
-and the minutia-map decoder of both trunks.
-"""
+"""The compact trunk, a small residual network, and the minutia-map decoder that all trunks use."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ ORIENTATIONS = 6  # channels of the minutia map
 
 
 class MapDecoder(nn.Module):
-    """Minutia map from stem features of any size: (B, C, h, w) -> (B, 6, S, S).
+    """Predict a minutia map from features of any size: (B, C, h, w) -> (B, 6, S, S).
 
     Args:
-        channels: of the features.
-        hidden: channels of the two hidden widths.
-        side: S, pixels.
-        plain: without activations, as in flx.
+        channels: number of input channels, C.
+        hidden: number of channels of the hidden layers.
+        side: side of the map, S, pixels.
+        plain: leave out activations, as flx does.
     """
 
     def __init__(self, channels: int, hidden: tuple[int, int], side: int, plain: bool = False) -> None:
@@ -39,7 +37,7 @@ class MapDecoder(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         maps = self.features(features)
-        if maps.shape[-1] == self.side + 1:  # DeepPrint's own size: 299 pixels in, 129 out, last row and column dropped
+        if maps.shape[-1] == self.side + 1:  # DeepPrint's input of 299 pixels gives 129; drop the last row and column
             return maps[..., :-1, :-1]
         return F.interpolate(maps, size=(self.side, self.side), mode="bilinear", align_corners=False)
 
@@ -49,13 +47,13 @@ def _normalisation(kind: str, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut that averages before it drops pixels (He et al. 2016 and 2019)."""
+    """Residual block of two 3 x 3 convolutions. The shortcut averages before it downsamples (He et al. 2016, 2019)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
         shrink = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
         last = _normalisation(norm, outputs)
-        nn.init.zeros_(last.weight)  # starts as the shortcut
+        nn.init.zeros_(last.weight)  # the block starts as its shortcut
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
             _normalisation(norm, outputs),
@@ -70,7 +68,7 @@ class Residual(nn.Module):
 
 
 def compact_stem(width: int, norm: str) -> nn.Sequential:
-    """(B, 1, S, S) -> (B, 2 * width, S / 4, S / 4)."""
+    """Make the stem of the compact trunk: (B, 1, S, S) -> (B, 2 * width, S / 4, S / 4)."""
     return nn.Sequential(
         nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False),
         _normalisation(norm, width),
@@ -80,7 +78,7 @@ def compact_stem(width: int, norm: str) -> nn.Sequential:
 
 
 def compact_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Of the compact trunk, as of `trunks.trunk_parts`."""
+    """Return the factories of the compact trunk; see `trunks.trunk_parts`."""
     width, norm = config.width, config.norm
     hidden = (width, max(8, width // 4))
 
@@ -93,7 +91,7 @@ def compact_parts(config: ModelConfig, dims: int) -> TrunkParts:
         ]
 
     def branch() -> nn.Sequential:
-        layers = *body(), nn.AdaptiveAvgPool2d(4), nn.Flatten()  # a 4 x 4 grid keeps where on the print things are
+        layers = *body(), nn.AdaptiveAvgPool2d(4), nn.Flatten()  # a 4 x 4 grid preserves positions on the print
         return nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(8 * width * 16, dims))
 
     return TrunkParts(

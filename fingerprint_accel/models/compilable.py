@@ -1,8 +1,11 @@
-"""Layers in the words in which a GPU or its compiler makes the fewest passes over memory; results differ by rounding.
+"""Layers that read memory fewer times when they are compiled or run on a GPU. Results differ only by rounding.
 
-In torch's words, a compiler reads the output of every activation again in the backward pass, beside its input from
-which it could be had, and scatters the gradient of a maximum into a picture of zeros; and a GPU takes ten times as long
-for the average of neighbours as for reading them, and several times as long for a convolution of one channel.
+The standard layers have these costs:
+
+- ReLU: the compiled backward pass reads the output of the activation in addition to its input.
+- Max pooling: the backward pass scatters gradients into a tensor of zeros.
+- 3 x 3 average pooling: a GPU takes ten times as long as for reading the input.
+- Convolution of one channel: a GPU takes several times as long as a matrix product.
 """
 
 from __future__ import annotations
@@ -15,22 +18,22 @@ from torch import nn
 
 
 def layout_of(features: torch.Tensor) -> torch.memory_format:
-    """In which order (B, C, h, w) lies in memory."""
+    """Return the memory format of a tensor (B, C, h, w)."""
     last = features.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 class ReLU(nn.ReLU):
-    """The larger of a number and 0."""
+    """ReLU whose compiled backward pass reads only its input."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_dynamo_compiling():
-            return torch.where(features <= 0, 0.0, features)  # what is no number stays none
+            return torch.where(features <= 0, 0.0, features)  # `<=` rather than `>`, so that NaN stays NaN
         return F.relu(features, self.inplace)
 
 
 class StridedMaxPool(nn.MaxPool2d):
-    """(B, C, h, w) -> (B, C, (h - 1) // 2, (w - 1) // 2): the largest number of every other 3 x 3 window."""
+    """3 x 3 max pooling with stride 2: (B, C, h, w) -> (B, C, (h - 1) // 2, (w - 1) // 2)."""
 
     def __init__(self) -> None:
         super().__init__(3, stride=2)
@@ -43,10 +46,12 @@ class StridedMaxPool(nn.MaxPool2d):
 
 
 class StemConv(nn.Conv2d):
-    """(B, 1, S, S) -> (B, C, (S - 1) // 2, (S - 1) // 2): 3 x 3, every other place; a product of matrices on a GPU.
+    """3 x 3 convolution with stride 2 of one channel: (B, 1, S, S) -> (B, C, (S - 1) // 2, (S - 1) // 2).
+
+    On a GPU it is computed as a matrix product.
 
     Args:
-        channels: C.
+        channels: number of output channels, C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -56,14 +61,14 @@ class StemConv(nn.Conv2d):
         return self.as_product(image) if image.is_cuda else super().forward(image)
 
     def as_product(self, image: torch.Tensor) -> torch.Tensor:
-        """The same; nine numbers and seven zeros a place, because GPUs multiply by eights."""
+        """Compute the convolution as a matrix product; rows are padded from 9 to 16 for tensor cores."""
         places = image.unfold(2, 3, 2).unfold(3, 3, 2).flatten(4)[:, 0]  # (B, h, w, 9)
         kernel = F.pad(self.weight.flatten(1), (0, 7))
         return F.linear(F.pad(places, (0, 7)), kernel, self.bias).permute(0, 3, 1, 2)
 
 
 class AvgPool3x3(nn.AvgPool2d):
-    """(B, C, h, w) -> the same shape: means of 3 x 3 places, of those that there are at the edges."""
+    """3 x 3 average pooling with stride 1; averages at the border exclude the padding."""
 
     def __init__(self) -> None:
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
@@ -76,7 +81,7 @@ class AvgPool3x3(nn.AvgPool2d):
 
 
 class _AvgPool3x3(torch.autograd.Function):
-    """Sums of neighbours, which are their own gradient, over how many there are."""
+    """Average pooling as sums of shifted tensors. The sum is its own adjoint, so the backward pass uses it too."""
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
@@ -88,7 +93,7 @@ class _AvgPool3x3(torch.autograd.Function):
 
 
 def _sums(values: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) -> the same shape: of 3 x 3 places."""
+    """Sum over 3 x 3 windows: (B, C, h, w) -> the same shape."""
     height, width = values.shape[2:]
     padded = F.pad(values, (1, 1, 1, 1))
     along = sum((padded[..., shift : shift + width] for shift in (1, 2)), padded[..., :width])
@@ -96,14 +101,18 @@ def _sums(values: torch.Tensor) -> torch.Tensor:
 
 
 def _places(values: torch.Tensor) -> torch.Tensor:
-    """(h, w): how many of 3 x 3 places there are around each of `values` (B, C, h, w)."""
+    """Return the number of pixels inside the image in each 3 x 3 window, (h, w)."""
     sides = [torch.arange(side, device=values.device) for side in values.shape[2:]]
     rows, columns = (3 - (side == 0).int() - (side == len(side) - 1).int() for side in sides)
     return (rows[:, None] * columns).to(values.dtype)
 
 
 class _Largest(torch.autograd.Function):
-    """Keeps where in its window each maximum was, and asks the windows around each place whether it was there."""
+    """Max pooling that saves the position of each maximum in its window as int8.
+
+    The backward pass gathers: each input pixel checks the up to four windows that contain it. Gathering needs no atomic
+    additions and no tensor of zeros.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
@@ -135,8 +144,10 @@ class _Largest(torch.autograd.Function):
 
 
 def _spread(windows: torch.Tensor, size: torch.Size, up: int, left: int, elsewhere: int) -> torch.Tensor:
-    """(B, C, h, w), a value per window -> (B, C, *size): that of the window at each place, or of its neighbour above or
-    to the left."""
+    """Expand one value per window to pixels: (B, C, h, w) -> (B, C, *size).
+
+    Each pixel gets the value of the window that starts at it, or of the window above (`up`) or to the left (`left`).
+    """
     height, width = windows.shape[2:]
     doubled = windows[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
     below, right = size[0] - 2 * height - 2 * up, size[1] - 2 * width - 2 * left

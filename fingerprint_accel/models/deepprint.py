@@ -1,7 +1,7 @@
 """DeepPrint in its six variants (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and the dense variants.
 
-The dense variants are as FDD (Pan, Duan, Feng and Zhou 2023, arXiv 2311.18576) and DMD (2024, arXiv 2405.01199): a grid
-of short vectors on the aligned print, compared where both prints are.
+The dense variants follow FDD (Pan, Duan, Feng and Zhou 2023, arXiv 2311.18576) and DMD (2024, arXiv 2405.01199). Their
+embedding is a grid of short vectors on the aligned print. Two prints are compared over the cells that both show.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
 
 @dataclass(frozen=True)
 class Output:
-    """What the network says of a batch; branches that a variant lacks are None.
+    """Output of the network for a batch. Fields that a variant does not have are None.
 
     Attributes:
-        texture: (B, D_t) float32, unit length, from the texture branch.
-        minutia: (B, D_m) float32, unit length, from the minutia branch.
-        minutia_map: (B, 6, S, S) predicted minutia map, only in training mode.
-        norm: (B,) float32, mean length of the branches' embeddings before they were scaled, not in training mode.
-        dense: (B, D) float32, unit length, cell after cell of the grid; a cell that the print does not show is zero.
-        contact: (B, G, G) logits of the cells that the print shows, with `dense`.
-        pose: what the alignment network says of the input; None from `describe`, and where it is not trained.
-        transform: (B, 3) the pose that the print was described in, as of `AlignmentNetwork.transform`.
+        texture: (B, D_t) float32 of unit length, embedding of the texture branch.
+        minutia: (B, D_m) float32 of unit length, embedding of the minutia branch.
+        minutia_map: (B, 6, S, S) predicted minutia map; only in training mode.
+        norm: (B,) float32 mean length of the branch embeddings before normalisation; only in evaluation mode.
+        dense: (B, D) float32 of unit length, the vectors of all grid cells in row-major order. Cells that the print
+            does not show are zero.
+        contact: (B, G, G) contact logits of the cells; dense variants only.
+        pose: output of the alignment network; None if it is not trained, and None from `describe`.
+        transform: (B, 3) alignment that was applied, in the format of `AlignmentNetwork.transform`.
     """
 
     texture: torch.Tensor | None = None
@@ -46,23 +47,23 @@ class Output:
 
     @property
     def branches(self) -> dict[str, torch.Tensor]:
-        """Embeddings by branch name, texture first."""
+        """Embeddings of the branches by name, texture first."""
         present = {"texture": self.texture, "minutia": self.minutia, "dense": self.dense}
         return {name: value for name, value in present.items() if value is not None}
 
     @property
     def embedding(self) -> torch.Tensor:
-        """(B, D) float32, unit length: the branches side by side, each weighing the same."""
+        """Concatenated branch embeddings with equal weight, (B, D) float32 of unit length."""
         parts = list(self.branches.values())
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
 class DeepPrint(nn.Module):
-    """Prints to unit-length embeddings.
+    """Network that maps prints to embeddings of unit length.
 
-    A shared stem feeds a texture branch and a minutia branch; the minutia branch also learns to draw the minutia map.
-    Dense variants have one branch whose embedding keeps its place on the finger, and which draws the map as well.
-    `Loc` variants align the print first.
+    A shared stem feeds a texture branch and a minutia branch. The minutia branch also predicts the minutia map. Dense
+    variants have a single branch, whose embedding consists of one vector per grid cell, and which also predicts the
+    map. `Loc` variants align the print first.
 
     Args:
         config: variant, trunk and sizes.
@@ -98,12 +99,12 @@ class DeepPrint(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Of the trunk, those that are made of several layers."""
+        """Blocks of the trunk that consist of several layers."""
         return [block for part in self._trunk for block in _blocks(part)]
 
     @property
     def regions(self) -> list[nn.Module]:
-        """What is compiled by itself: the blocks of a part that has several, each kind once, or else the part."""
+        """Modules to compile separately: the blocks of each part, or the whole part if it has at most one block."""
         found: list[nn.Module] = [part for part in (self.alignment, self.minutia_map) if part is not None]
         for part in self._trunk:
             blocks = _blocks(part)
@@ -116,7 +117,7 @@ class DeepPrint(nn.Module):
         return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> DeepPrint:
-        """As any module, but what is frozen keeps its statistics too."""
+        """Set the training mode as `nn.Module.train`; frozen parts stay in evaluation mode."""
         super().train(mode)
         config = self.config
         frozen: list[nn.Module | None] = []
@@ -126,7 +127,7 @@ class DeepPrint(nn.Module):
             frozen.append(self.stem)
         if config.trunk_frozen:
             frozen += [self.minutia_stem, self.minutia_map]
-            head = 1 if config.cells else 2  # dropout and embedding layer, or both in one
+            head = 1 if config.cells else 2  # a dense head is one module; else dropout and linear layer
             for branch in (self.texture_branch, self.minutia_branch):
                 frozen += list(branch[:-head]) if branch is not None else []
         for part in frozen:
@@ -135,7 +136,10 @@ class DeepPrint(nn.Module):
         return self
 
     def forward(self, image: torch.Tensor) -> Output:
-        """image (B, 1, S, S) float32 -> embeddings; in training mode the minutia map, else the embeddings' length."""
+        """Compute embeddings of images (B, 1, S, S) float32.
+
+        In training mode the output also has the minutia map, in evaluation mode the norm.
+        """
         if self.alignment is None:
             return self.describe(image)
         if isinstance(self.alignment, FlxAlignmentNetwork):
@@ -152,19 +156,19 @@ class DeepPrint(nn.Module):
         return self.config.alignment_frozen or self.config.trunk_frozen
 
     def locate(self, image: torch.Tensor) -> Output:
-        """As `forward`, but only what the alignment network says. For variants that have one, of ours."""
+        """Run only the alignment network, for variants with an `AlignmentNetwork`; see `Output.pose`."""
         assert isinstance(self.alignment, AlignmentNetwork)
         return Output(pose=self.alignment.logits(image))
 
     def align(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 1, S, S) -> the same, as the alignment network turns and shifts it, if there is one."""
+        """Align images (B, 1, S, S); without an alignment network return them unchanged."""
         if self.alignment is None:
             return image
         upright: torch.Tensor = self.alignment(image)
         return upright
 
     def describe(self, image: torch.Tensor) -> Output:
-        """As `forward`, of an image (B, 1, S, S) that is aligned already."""
+        """Compute embeddings of images (B, 1, S, S) that are already aligned; see `forward`."""
         texture = minutia = dense = maps = contact = drawn_from = None
         features = self._run(self.stem, image)
         norms = []
@@ -190,11 +194,15 @@ class DeepPrint(nn.Module):
         return forward_checkpointed(part, features) if checkpointing else part(features)
 
     def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 1, S, S) float32 -> (B, 6, map_size, map_size), the minutia map alone, in any mode.
+        """Predict only the minutia map, in training or evaluation mode, for configurations with `needs_minutia_maps`.
 
-        Only for networks with `needs_minutia_maps`.
+        Args:
+            image: (B, 1, S, S) float32.
+
+        Returns:
+            (B, 6, map_size, map_size).
         """
-        assert self.minutia_map is not None, "a variant that draws no minutia map"
+        assert self.minutia_map is not None, "this variant has no minutia map"
         features = self.stem(self.align(image))
         if self.config.cells and self.texture_branch is not None:
             features = self.texture_branch[: self.map_after](features)
@@ -208,23 +216,24 @@ def _blocks(part: nn.Sequential) -> list[nn.Module]:
 
 
 def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts the cells that a print shows side by side and scales the whole to unit length; other cells are zero.
+    """Set cells outside the contact to zero, concatenate all cells and normalise to unit length.
 
     Args:
-        vectors: (B, G, G, D).
-        contact: (B, G, G) logits. Where none is above 0, the largest counts, so that no embedding is empty.
+        vectors: (B, G, G, D) vectors of the cells.
+        contact: (B, G, G) contact logits; cells above 0 are kept. If no logit is above 0, the cell with the largest
+            one is kept, so that no embedding is zero.
 
     Returns:
-        (B, G * G * D) float32 of unit length, row by row, and (B,) the length before.
+        Embeddings (B, G * G * D) float32 in row-major order, and their lengths (B,) before normalisation.
     """
-    logits = contact.detach().float().flatten(1)  # the mask is learned by its own loss
+    logits = contact.detach().float().flatten(1)  # detached: the mask has its own loss
     shown = logits >= logits.amax(dim=1, keepdim=True).clamp(max=0.0)
     cells = vectors.float().flatten(1, 2) * shown[:, :, None]
     return _unit(cells.flatten(1))
 
 
 def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, D) -> (B, D) float32 of unit length, and (B,) the length before."""
+    """Normalise embeddings (B, D) in float32; return them and their lengths (B,) before normalisation."""
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.float()
         return F.normalize(embedding, dim=1), embedding.detach().norm(dim=1)

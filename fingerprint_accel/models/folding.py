@@ -1,4 +1,4 @@
-"""Batch normalisations folded into the convolutions before them: the same network for inference, in less time."""
+"""Folds batch normalisations into the preceding convolutions, which makes inference faster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A network in evaluation mode without the batch normalisations that follow a convolution.
+    """Return a copy of a network in which batch normalisations are folded into the preceding convolutions.
 
-    Outputs differ by rounding. What is not folded is shared with `network`, not copied.
+    Outputs differ by rounding. Parts without such a pair are shared with `network`, not copied.
 
     Args:
-        network: whose children run in the order in which they are listed, wherever a batch normalisation is among them.
+        network: network in evaluation mode. Modules that contain a batch normalisation must run their children in the
+            order in which they are registered.
     """
     assert not network.training, "statistics of a batch cannot be folded"
     shared = {id(part): part for part in network.modules() if not any(_pairs(module) for module in part.modules())}
@@ -29,7 +30,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
-    """Names of children that are a convolution and of those right behind, where that is its batch normalisation."""
+    """Return the names of child pairs (convolution, batch normalisation) that follow each other."""
     children = list(parent.named_children())
     return [
         (name, following)
@@ -39,6 +40,6 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 def _after(normalisation: nn.BatchNorm2d) -> nn.Module:
-    """What a batch normalisation does besides: timm's have the activation within."""
+    """Return the activation inside a batch normalisation of timm, or the identity."""
     behind = [child for _, child in normalisation.named_children()]
     return nn.Sequential(*behind) if behind else nn.Identity()

@@ -1,6 +1,7 @@
-"""Less memory for more time: features inside a block are computed again in the backward pass instead of being kept.
+"""Gradient checkpointing: the backward pass recomputes the features inside a block instead of storing them.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174; `torch.utils.checkpoint`.
+This saves memory and takes more time. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost",
+arXiv 1604.06174; `torch.utils.checkpoint`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Running statistics stay as they are: the second pass over the same batch must not count twice.
+    """Keep the running statistics of batch normalisations unchanged.
 
-    They are still read, because the second pass has to save the tensors that the first one saved.
+    The recomputation sees the same batch again, which must not be counted twice. The layers stay in training mode,
+    because the recomputation must save the same tensors as the first pass.
     """
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [(part.momentum, part.num_batches_tracked) for part in norms]
@@ -31,9 +33,10 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
 
 
 def forward_checkpointed(blocks: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
-    """blocks(features), but only what passes between blocks is kept for the backward pass.
+    """Apply blocks, and store only the features between blocks for the backward pass.
 
-    Layers that stand alone are called as they are: nothing would be saved, and none inside a block is random.
+    Single layers are called directly, because checkpointing them saves nothing. No block contains random layers, so the
+    random state is not preserved.
     """
 
     def compute(block: nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,11 @@
-"""Trunk of DeepPrint: Inception v4 (Engelsma, Cao and Jain 2019, "Learning a Fixed-Length Fingerprint Representation",
-arXiv 1909.09901), with modules (Szegedy et al. 2016) from timm. Imported only where it is used: timm takes seconds.
+"""The Inception v4 trunk of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901; Szegedy et al. 2016).
 
-Weights and their names are timm's. What is done with them differs in order alone: the 1 x 1 convolutions with which the
-branches of a block begin run as one, which reads the block's features once instead of four times, and the average over
-neighbours comes behind its convolution, where there are a quarter to an eighth of the channels.
+The blocks come from timm, and weights have timm's names. This module is imported on demand, because importing timm
+takes seconds.
+
+Two changes make the blocks faster without changing the result beyond rounding. The 1 x 1 convolutions at the start of
+the branches run as one convolution, which reads the features once instead of four times. The average pooling runs
+after its 1 x 1 convolution, where there are four to eight times fewer channels.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ except RuntimeError as error:  # timm imports torchvision
 
 
 def _steps(branch: Iterable[Any]) -> list[nn.Module]:
-    """A branch that begins with a 1 x 1 convolution, as that convolution, its normalisation and the rest."""
+    """Return a branch as a list: its first 1 x 1 convolution, the batch normalisation, and the other layers."""
     first, *behind = branch
     return [first.conv, first.bn, *behind]
 
 
 def _branches(features: torch.Tensor, *branches: list[nn.Module]) -> list[torch.Tensor]:
-    """(B, C, h, w) -> what each branch makes of it, where each begins with a 1 x 1 convolution: these run as one."""
+    """Apply branches to features (B, C, h, w). Their first layers, 1 x 1 convolutions, run as one convolution."""
     convolutions: list[Any] = [branch[0] for branch in branches]
-    biases = [convolution.bias for convolution in convolutions]  # where batch normalisations are folded in
+    biases = [convolution.bias for convolution in convolutions]  # None unless batch normalisations are folded
     bias = None if biases[0] is None else torch.cat(biases)
     together = F.conv2d(features, torch.cat([convolution.weight for convolution in convolutions]), bias)
     found = []
@@ -66,13 +68,13 @@ def _branches(features: torch.Tensor, *branches: list[nn.Module]) -> list[torch.
 
 
 def _averaged(branch: Iterable[Any]) -> list[nn.Module]:
-    """An average over neighbours and a 1 x 1 convolution, the other way round."""
+    """Return a pooling branch as a list with the pooling after the 1 x 1 convolution; both are linear and commute."""
     average, block = branch
     return [block.conv, average, block.bn]
 
 
 def _tuned(blocks: nn.Sequential) -> nn.Sequential:
-    """The same with pools that say what they do in fewer passes over memory."""
+    """Replace pooling layers by equivalent ones that read memory fewer times."""
     for parent in list(blocks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.MaxPool2d):
@@ -83,14 +85,14 @@ def _tuned(blocks: nn.Sequential) -> nn.Sequential:
 
 
 class StemB(Mixed4a):
-    """(B, 160, 73, 73) -> (B, 192, 71, 71)."""
+    """Second block of the stem: (B, 160, 73, 73) -> (B, 192, 71, 71)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat(_branches(features, _steps(self.branch0), _steps(self.branch1)), dim=1)
 
 
 class BlockA(InceptionA):
-    """(B, 384, h, w) -> the same shape."""
+    """Inception-A block: (B, 384, h, w) -> the same shape."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         branches = [_steps(branch) for branch in ([self.branch0], self.branch1, self.branch2)]
@@ -98,13 +100,13 @@ class BlockA(InceptionA):
 
 
 class BlockB(InceptionB):
-    """(B, 1024, h, w) -> the same shape."""
+    """Inception-B block: (B, 1024, h, w) -> the same shape."""
 
     forward = BlockA.forward
 
 
 class ShrinkB(ReductionB):
-    """(B, 1024, 17, 17) -> (B, 1536, 8, 8)."""
+    """Reduction-B block: (B, 1024, 17, 17) -> (B, 1536, 8, 8)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         found = _branches(features, _steps(self.branch0), _steps(self.branch1))
@@ -112,7 +114,7 @@ class ShrinkB(ReductionB):
 
 
 class BlockC(InceptionC):
-    """(B, 1536, h, w) -> the same shape."""
+    """Inception-C block: (B, 1536, h, w) -> the same shape."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         third = [self.branch2_0, self.branch2_1, self.branch2_2]
@@ -126,7 +128,7 @@ _block: Any = partial(ConvNormAct, padding=0, norm_kwargs={"eps": 1e-3}, act_lay
 
 
 def inception_stem() -> nn.Sequential:
-    """(B, 1, 299, 299) -> (B, 384, 35, 35)."""
+    """Make the stem of Inception v4: (B, 1, 299, 299) -> (B, 384, 35, 35)."""
     first = _block(1, 32, kernel_size=3, stride=2)
     first.conv = StemConv(32)
     second, third = _block(32, 32, kernel_size=3), _block(32, 64, kernel_size=3, padding=1)
@@ -134,7 +136,7 @@ def inception_stem() -> nn.Sequential:
 
 
 def inception_body() -> list[nn.Module]:
-    """(B, 384, 35, 35) -> (B, 1536, 8, 8): rest of Inception v4."""
+    """Make the blocks of Inception v4 after the stem: (B, 384, 35, 35) -> (B, 1536, 8, 8)."""
     blocks = [
         *[BlockA(_block) for _ in range(4)],
         ReductionA(_block),
@@ -146,7 +148,10 @@ def inception_body() -> list[nn.Module]:
 
 
 def inception_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Of Inception v4, as of `trunks.trunk_parts`; `flx` has no activations in minutia branch and map decoder."""
+    """Return the factories of Inception v4; see `trunks.trunk_parts`.
+
+    The trunk `flx` has no activations in the minutia branch and the map decoder, like the networks of flx.
+    """
     plain = config.trunk == "flx"
 
     def texture() -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Trained networks on disk, exported or as checkpoints of a run: found by name or place, read, and written."""
+"""Reads and writes trained networks on disk: bundled models, exported models and checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = FolderKind(
     r"model\.safetensors|config\.json|README\.md",
 )
 EMA_FILE = "ema.safetensors"
-RENAMED = {  # parts of the names of tensors before 0.1.0
+RENAMED = {  # old parts of tensor names, in files written before 0.1.0
     "localization.localization.": "alignment.features.",
     "localization.fc_loc.": "alignment.head.",
 }
@@ -40,16 +40,16 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A network on disk and the prints that it was made for.
+    """A trained network on disk, with the format of the prints that it expects.
 
     Attributes:
-        folder: where it lies.
-        model: its configuration.
-        preprocess: configuration of the preparation.
+        folder: folder of the model or checkpoint.
+        model: configuration of the network.
+        preprocess: configuration of the preprocessing.
         ppi: resolution of the canvases, pixels per inch.
         canvas: side of the canvases, pixels.
-        enhanced: whether it wants prints that are stored enhanced.
-        notes: facts kept with it.
+        enhanced: whether the network expects prints that were stored with enhanced ridges.
+        notes: further facts stored with the model, such as its calibration.
     """
 
     folder: Path
@@ -62,19 +62,19 @@ class SavedModel:
 
     @property
     def half(self) -> bool:
-        """Whether its matrices are stored in 16 bits."""
+        """Whether weights are stored as float16."""
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
     def load_into(self, network: torch.nn.Module, other_head: bool = False) -> None:
-        """Copies the weights into a network of the same configuration: their moving average where it was kept.
+        """Load the weights into a network. The moving average of the weights is loaded if it was stored.
 
         Args:
-            network: the network.
-            other_head: parts that only one of the two has are left out, see `starts`.
+            network: network to load into.
+            other_head: skip tensors that only one of the two networks has; see `starts`.
 
         Raises:
-            UserError: the file is missing, damaged, or of another network.
+            UserError: if the file is missing or damaged, or does not fit the network.
         """
         file = self.folder / EMA_FILE
         if not file.is_file():
@@ -93,41 +93,44 @@ class SavedModel:
 
     @property
     def prints(self) -> PrintInfo:
-        """What the prints are like that it was trained on."""
+        """Format of the prints that the network was trained on."""
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     def starts(self, model: ModelConfig) -> bool:
-        """Whether these weights are only the start of another variant: one that aligns starts from one that does not,
-        or the other way round, and a dense one takes the trunk of a texture branch."""
+        """Whether a network of another variant can be initialised from a part of these weights.
+
+        This holds for the same variant with and without alignment, and for a dense variant that takes the trunk of a
+        texture variant.
+        """
         ours, theirs = (variant.removeprefix("Loc") for variant in (self.model.variant, model.variant))
         return (ours, theirs) == ("Tex", "Dense") or (ours == theirs and self.model.variant != model.variant)
 
     def check_fits(self, model: ModelConfig) -> None:
-        """Raises UserError, naming the knobs, where a network of another configuration would take these weights."""
+        """Raise UserError with the options to change if a network of this configuration cannot load these weights."""
         ours, theirs = asdict(self.model), asdict(model)
         shape: tuple[str, ...] = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
         if self.starts(model):
             shape = ("trunk", "width", "norm")
         differing = [f"--model.{name.replace('_', '-')} {ours[name]}" for name in shape if ours[name] != theirs[name]]
         start = f"to start from it give {' '.join(differing)}"
-        require(not differing, f"{self.folder}: another network than configured; {start}")
+        require(not differing, f"{self.folder}: the network differs from the configured one; {start}")
 
 
 def todays_names(tensors: dict[str, T]) -> dict[str, T]:
-    """Tensors by name, as an earlier version may have stored them -> the same by today's names."""
+    """Replace tensor names of earlier versions by the current ones."""
     for old, new in RENAMED.items():
         tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a file by name, from its header."""
+    """Read the shapes of all tensors of a safetensors file from its header."""
     with safe_open(file, framework="pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
 
 def checkpoint_names(run: Path) -> list[str]:
-    """Names of the complete checkpoints of a run folder, oldest first."""
+    """Return the names of the complete checkpoints of a run folder, oldest first."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
@@ -135,7 +138,7 @@ def checkpoint_names(run: Path) -> list[str]:
 
 
 def read_pointer(path: Path) -> str | None:
-    """The checkpoint that `best.json` or `latest.json` names, or None without such a file."""
+    """Return the checkpoint name stored in `best.json` or `latest.json`, or None if the file does not exist."""
     if not path.is_file():
         return None
     try:
@@ -145,16 +148,19 @@ def read_pointer(path: Path) -> str | None:
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is not damaged, or None. Its name, not `latest.json`, decides: the
-    rename that completes a checkpoint comes before the pointer."""
+    """Return the newest intact checkpoint of a run folder, or None.
+
+    The folder names decide, not `latest.json`: a checkpoint is complete once it is renamed, and `latest.json` is
+    written after that.
+    """
     folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
     return next((folder for folder in folders if damage(folder) is None), None)
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, as far as names, lengths and headers of its files tell; None if nothing.
+    """Check the files of a checkpoint by name, length and header; return what is wrong, or None.
 
-    A number that has changed inside a tensor is not found.
+    Changed values inside a tensor are not detected.
     """
     name = next((name for name in FILES if not (folder / name).is_file()), None)
     if name is not None:
@@ -173,16 +179,19 @@ def damage(folder: Path) -> str | None:
 
 
 def bundled_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """Return the names of the models in the package."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def find_model(place: Path | str) -> SavedModel:
-    """Opens a bundled model by its name, an exported folder, a run folder (its best checkpoint, else the newest), or a
-    checkpoint folder. A folder of that name wins over a bundled model.
+    """Find a model by name or path.
+
+    Args:
+        place: name of a bundled model, exported model folder, checkpoint folder, or run folder. Of a run folder the
+            best checkpoint is used, else the newest. A folder takes precedence over a bundled model of the same name.
 
     Raises:
-        UserError: none of these, or a damaged one.
+        UserError: if there is no model, or it is damaged.
     """
     path = Path(place)
     if not path.exists() and str(place) in bundled_models():
@@ -200,7 +209,7 @@ def find_model(place: Path | str) -> SavedModel:
 
 
 def _best_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run folder; the newest where none was validated, or the best one is damaged."""
+    """Return the best checkpoint of a run folder; the newest one if there is no best one or it is damaged."""
     best = read_pointer(run / "best.json")
     if best is not None:
         wrong = damage(run / "checkpoints" / best)
@@ -208,9 +217,9 @@ def _best_checkpoint(run: Path) -> Path:
             return run / "checkpoints" / best
     newest = find_checkpoint(run)
     if newest is None:
-        raise UserError(f"{run}: a run without a whole checkpoint; train it first")
+        raise UserError(f"{run}: the run has no intact checkpoint; train it first")
     if best is not None:
-        print(f"{run}: the best checkpoint, {best}, is not whole ({wrong}); taking {newest.name}", file=sys.stderr)
+        print(f"{run}: the best checkpoint, {best}, cannot be used ({wrong}); using {newest.name}", file=sys.stderr)
     return newest
 
 
@@ -248,7 +257,7 @@ def _checkpoint(path: Path, config_file: Path) -> SavedModel:
 
 
 def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
-    """Notes of an exported model that was made from this checkpoint, else none: both are one model."""
+    """Return the notes of an exported model if it was made from this checkpoint, else no notes."""
     try:
         notes = dict(json.loads((export / "config.json").read_text())["notes"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -257,10 +266,10 @@ def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
 
 
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
-    """Writes an exported model, `model.safetensors`, `config.json` and `README.md`; replaces the folder as a whole.
+    """Write an exported model: `model.safetensors`, `config.json` and `README.md`. The folder is replaced atomically.
 
     Raises:
-        UserError: `folder` is something else than a model folder.
+        UserError: if `folder` exists and is not a model folder.
     """
     check_folder(folder, MODEL)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -271,13 +280,13 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (temporary / "README.md").write_text(card)
     for file in temporary.iterdir():
-        file.chmod(0o644)  # safetensors leaves its files to their owner alone
+        file.chmod(0o644)  # safetensors creates files that only their owner can read
         fsync_path(file)
     put_in_place(temporary, folder, MODEL)
 
 
 def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
-    """Replaces `config.json` and `README.md` of an exported model, each as a whole; its weights are not touched."""
+    """Replace `config.json` and `README.md` of an exported model atomically; the weights stay as they are."""
     with contextlib.suppress(OSError, ValueError, KeyError):  # models of earlier versions have no checksum
         config = {**config, "sha256": json.loads((folder / "config.json").read_text())["sha256"]}
     for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):

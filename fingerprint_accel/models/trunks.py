@@ -1,5 +1,8 @@
-"""The trunks by name, and the head of the dense variants. A new trunk is a module with a function like those below, a
-line here, and its name in `config.Trunk`."""
+"""Registry of trunks, and the head of the dense variants.
+
+To add a trunk, write a module with a function that returns `TrunkParts`, add a line to `TRUNKS`, and add the name to
+`config.Trunk`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import nn
 
 from fingerprint_accel.config import ModelConfig
 
-TRUNKS = {  # module and function; a module is imported when its trunk is made: timm takes seconds
+TRUNKS = {  # module:function; modules are imported on demand, because importing timm takes seconds
     "inception_v4": "fingerprint_accel.models.inception:inception_parts",
     "compact": "fingerprint_accel.models.backbones:compact_parts",
     "vit_small": "fingerprint_accel.models.vit:vit_parts",
@@ -22,18 +25,18 @@ TRUNKS = {  # module and function; a module is imported when its trunk is made: 
 
 
 class TrunkParts(NamedTuple):
-    """Functions that make the parts of a network; those that its variant lacks are never called.
+    """Factories for the parts of a network. `DeepPrint` calls only those that its variant needs.
 
     Attributes:
-        stem: (B, 1, S, S) -> features that all branches share.
-        texture: features -> (B, dims).
-        minutia_stem: features -> features, which the minutia map is drawn from too.
-        minutia_map: (side) those -> (B, 6, side, side).
-        minutia: those -> (B, dims).
-        body: features -> (B, channels, h, w), for the cells of a dense head.
-        channels: of the body.
-        dense_map: (side) what the first `map_after` blocks of the body give -> (B, 6, side, side).
-        map_after: number of blocks.
+        stem: makes the stem that all branches share: (B, 1, S, S) -> features.
+        texture: makes the texture branch: stem features -> (B, dims).
+        minutia_stem: makes the first part of the minutia branch: stem features -> minutia features.
+        minutia_map: makes the decoder of the minutia map for a map side: minutia features -> (B, 6, side, side).
+        minutia: makes the rest of the minutia branch: minutia features -> (B, dims).
+        body: makes the blocks in front of a dense head: stem features -> (B, channels, h, w).
+        channels: number of channels that the body returns.
+        dense_map: makes the map decoder of dense variants; its input is the output of the first `map_after` blocks.
+        map_after: number of body blocks in front of the map decoder.
     """
 
     stem: Callable[[], nn.Sequential]
@@ -48,20 +51,27 @@ class TrunkParts(NamedTuple):
 
 
 def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Parts of the trunk that `config.trunk` names, for branches with `dims` numbers each."""
+    """Return the factories of the trunk named by `config.trunk`.
+
+    Args:
+        config: configuration of the model.
+        dims: embedding length of each branch.
+    """
     module, _, function = TRUNKS[config.trunk].partition(":")
     parts: TrunkParts = getattr(importlib.import_module(module), function)(config, dims)
     return parts
 
 
 class DenseHead(nn.Module):
-    """(B, C, h, w) -> a vector and a logit for each cell of a grid: (B, G, G, D) and (B, G, G).
+    """Predict a vector and a contact logit for each cell of a grid.
+
+    Maps features (B, C, h, w) to vectors (B, G, G, D) and logits (B, G, G).
 
     Args:
-        channels: C.
-        grid: G, cells along each side.
-        dims: D, numbers of each cell.
-        dropout: in front of the vectors.
+        channels: number of input channels, C.
+        grid: number of cells along each side, G.
+        dims: length of the vector of a cell, D.
+        dropout: dropout probability in front of the vectors.
     """
 
     def __init__(self, channels: int, grid: int, dims: int, dropout: float) -> None:

@@ -1,8 +1,9 @@
-"""Trunk of vision transformers (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929), with
-patches and blocks from timm. Imported only where it is used: timm takes seconds.
+"""Vision transformer trunks (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929).
 
-Positions are fixed waves and tokens are averaged, as in Beyer et al. 2022, "Better plain ViT baselines for
-ImageNet-1k", arXiv 2205.01580; so there is no class token, and every input size works.
+Patch embedding and blocks come from timm. This module is imported on demand, because importing timm takes seconds.
+
+Position embeddings are fixed sines and cosines, and tokens are averaged, as in Beyer et al. 2022, "Better plain ViT
+baselines for ImageNet-1k", arXiv 2205.01580. There is no class token, and every input size works.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from fingerprint_accel.models.backbones import MapDecoder
 from fingerprint_accel.models.trunks import TrunkParts
 
 PATCH = 16  # pixels
-HEADS = {"vit_small": 6, "vit_base": 12}  # of attention, each of 2 * width channels
+HEADS = {"vit_small": 6, "vit_base": 12}  # attention heads; each has 2 * width channels
 
 
 def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Of a vision transformer, as of `trunks.trunk_parts`: a third of its twelve blocks in the stem, the rest in each
-    branch."""
+    """Return the factories of a vision transformer; see `trunks.trunk_parts`.
+
+    Four of the twelve blocks are in the stem. Each branch has the other eight.
+    """
     heads = HEADS[config.trunk]
-    channels = 2 * config.width * heads  # D, of every token
+    channels = 2 * config.width * heads  # D, length of a token
 
     def blocks(count: int) -> list[nn.Module]:
         made = [Block(channels, heads, qkv_bias=True) for _ in range(count)]
         for layer in [part for block in made for part in block.modules() if isinstance(part, nn.Linear)]:
-            nn.init.normal_(layer.weight, std=0.02)  # trunc_normal_ refuses tensors without memory
+            nn.init.normal_(layer.weight, std=0.02)  # trunc_normal_ does not support meta tensors
             nn.init.zeros_(layer.bias)
         return [*made]
 
@@ -56,10 +59,10 @@ def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
 
 
 class Patches(nn.Module):
-    """(B, 1, S, S) -> (B, N, D): tokens of patches, row by row, with their places; margins are filled up with 0.
+    """Embed patches and add position embeddings: (B, 1, S, S) -> (B, N, D), row by row. The input is zero-padded.
 
     Args:
-        channels: D.
+        channels: length of a token, D.
     """
 
     def __init__(self, channels: int) -> None:
@@ -73,7 +76,7 @@ class Patches(nn.Module):
 
 
 class Grid(nn.Module):
-    """(B, h * h, D) -> (B, D, h, h): tokens put back where their patches are."""
+    """Reshape tokens to a feature map: (B, h * h, D) -> (B, D, h, h)."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         side = math.isqrt(tokens.shape[1])
@@ -81,7 +84,7 @@ class Grid(nn.Module):
 
 
 class Mean(nn.Module):
-    """(B, N, D) -> (B, D)."""
+    """Average over tokens: (B, N, D) -> (B, D)."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.mean(dim=1)

@@ -1,0 +1,1 @@
+"""Augment, enhance and normalise whole batches of prints on the device."""

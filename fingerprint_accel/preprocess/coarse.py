@@ -1,7 +1,8 @@
-"""Local means on a grid of cells, and back to pixels: what varies slowly over a print is computed on few numbers.
+"""Local means on a coarse grid of cells, and bilinear upsampling back to pixels.
 
-Everything here is additions, multiplications and small matrix products, which CPU kernels compute with the same bits
-wherever in a batch a print stands.
+Local statistics vary slowly over a print, so the coarse grid is enough and much cheaper than full resolution.
+The functions use only additions, multiplications and small matrix products. CPU kernels compute these with the same
+bits at every position in a batch, so the result for a print does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-CACHED = 1 << 19  # pixels of a picture, per thread, that CPU caches hold together with what is made of them
+CACHED = 1 << 19  # pixels per thread for which an image and its intermediate results fit into the CPU caches
 
 
 def chunks(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
-    """Cuts `count` pictures of `pixels` each into runs that stay in the caches of a CPU; one run on other devices, and
-    for export, where `count` may be any."""
+    """Split a batch into slices that fit into the CPU caches.
+
+    On other devices, and during export, where the batch size is dynamic, there is one slice.
+
+    Args:
+        count: number of images in the batch.
+        pixels: number of pixels of one image.
+        device: device of the batch.
+    """
     if device.type != "cpu" or torch.compiler.is_exporting():
         yield slice(0, count)
         return
@@ -27,7 +35,10 @@ def chunks(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
 
 
 def cell_sums(values: torch.Tensor, cell: int) -> torch.Tensor:
-    """(..., S, S) -> (..., n, n) sums over cells of `cell` x `cell` pixels; the last row and column may be cut off."""
+    """Sum over cells of `cell` x `cell` pixels: (..., S, S) -> (..., n, n).
+
+    The cells of the last row and column are smaller if `cell` does not divide S.
+    """
     for dim in (-2, -1):
         if cell > 1:
             parts = [_every(values, cell, dim, first) for first in range(cell)]
@@ -38,7 +49,7 @@ def cell_sums(values: torch.Tensor, cell: int) -> torch.Tensor:
 
 
 def cell_means(values: torch.Tensor, cell: int) -> torch.Tensor:
-    """(..., S, S) -> (..., n, n) means over cells of `cell` x `cell` pixels."""
+    """Average over cells of `cell` x `cell` pixels: (..., S, S) -> (..., n, n)."""
     if cell == 1:
         return values
     size = values.shape[-1]
@@ -47,21 +58,26 @@ def cell_means(values: torch.Tensor, cell: int) -> torch.Tensor:
 
 
 def local_means(values: torch.Tensor, cell: int, cells: int, rounds: int = 1) -> torch.Tensor:
-    """(..., S, S) -> (..., n, n) means over windows of `cells` (odd) cells to a side, cut off at the border.
+    """Average over a sliding window around each cell: (..., S, S) -> (..., n, n).
 
-    With more rounds, the means are averaged again over the same windows.
+    Args:
+        values: images.
+        cell: side of a cell, pixels.
+        cells: side of the window, cells; odd. Windows are clipped at the border.
+        rounds: how many times the average is applied.
     """
     window = _window(values.shape[-1], cell, cells, rounds, values.device)
     return window @ cell_sums(values, cell) @ window.T
 
 
 def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
-    """(B, C, n, n) at the centres of cells -> (B, C, size, size), bilinear."""
+    """Upsample values at cell centres to pixels with bilinear interpolation: (B, C, n, n) -> (B, C, size, size)."""
     if cell == 1:
         return coarse
     if coarse.device.type != "cpu" or torch.compiler.is_exporting():
         return F.interpolate(coarse, scale_factor=cell, mode="bilinear", align_corners=False)[..., :size, :size]
-    # torch's kernel is not vectorised for one channel; rows of equal phase are, and take a fifth of its time
+    # The bilinear kernel of torch is not vectorised for one channel. Interpolating all pixels of the same phase at
+    # once is, and takes a fifth of the time.
     padded = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
     wide = coarse.new_empty(*padded.shape[:-1], size)
     grown = coarse.new_empty(*coarse.shape[:-2], size, size)
@@ -73,29 +89,29 @@ def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
 
 
 def _every(values: torch.Tensor, step: int, dim: int, first: int) -> torch.Tensor:
-    """values[first::step] along `dim`, which is -1 or -2."""
+    """Return the view values[first::step] along `dim`, which is -1 or -2."""
     return values[..., first::step] if dim == -1 else values[..., first::step, :]
 
 
 def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) -> torch.Tensor:
-    """Values at pixel `phase` of the first `count` cells; `padded` has the centres of cells, and one more before."""
+    """Interpolate at pixel `phase` of the first `count` cells; `padded` holds one extra cell in front."""
     offset = (phase + 0.5) / cell - 0.5
     low = 0 if offset < 0 else 1
     return torch.lerp(padded.narrow(dim, low, count), padded.narrow(dim, low + 1, count), offset + 1 - low)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
+@torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
-    """(n,) pixels along one side of each cell."""
+    """Return the width of each cell in pixels, (n,)."""
     edges = torch.arange(0, size + cell, cell, device=device).clamp_max(size)
     return edges.diff().float()
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
+@torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _window(size: int, cell: int, cells: int, rounds: int, device: torch.device) -> torch.Tensor:
-    """(n, n): sums over cells along one side -> means over windows of cells."""
+    """Return the matrix (n, n) that maps cell sums along one axis to window means."""
     counts = _counts(size, cell, device)
     place = torch.arange(len(counts), device=device)
     band = ((place[:, None] - place).abs() <= cells // 2).float()

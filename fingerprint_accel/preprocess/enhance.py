@@ -1,11 +1,11 @@
-"""Ridge enhancement by a bank of oriented filters at several ridge widths.
+"""Ridge enhancement with a bank of oriented Gabor filters at several ridge widths.
 
-The idea is that of the flx project: the strongest answer of the bank marks ridges, the strongest answer of its negative
-marks valleys, and where neither answers there is no print.
+The method follows flx. The largest response of the bank marks ridges. The largest response of the negated bank marks
+valleys. Pixels where both responses are small are background.
 
-Wide ridges need few pixels: each ridge width is filtered on a picture that is shrunk until its ridges are GRID pixels
-apart, and the strongest answers are resampled to the input. Filters then stay small at any resolution, and all of it
-costs a sixth of one dense bank at full size.
+Wide ridges need fewer pixels. For each ridge width the image is first downsampled so that the ridge period is GRID
+pixels, and the responses are upsampled again. The filters therefore stay small at every resolution. This costs a sixth
+of filtering at full resolution.
 """
 
 from __future__ import annotations
@@ -24,29 +24,36 @@ from fingerprint_accel.random import steady, steady_mean
 PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
 ORIENTATIONS = 16
 SCALES = (0.6, 1.0, 1 / 0.6)
-GRID = 4.67  # pixels from ridge to ridge on the picture that is filtered: bicubic resampling still carries them
+GRID = 4.67  # ridge period of the downsampled image, pixels; bicubic resampling preserves waves of this length
 REACH = 1.2  # half side of a filter, in ridge periods
-LOSS = 1.08  # what two resamplings take from waves of GRID pixels
+LOSS = 1.08  # factor by which down- and upsampling damp a wave with a period of GRID pixels
 
 
 class Enhancer(nn.Module):
-    """Multi-scale Gabor ridge/valley filter bank (Gabor filters on prints: Hong, Wan and Jain 1998).
+    """Enhance ridges with a multi-scale Gabor filter bank (Hong, Wan and Jain 1998).
 
     Args:
-        period: usual distance between ridges, pixels of the input.
+        period: typical distance between ridges, input pixels.
     """
 
     def __init__(self, period: float) -> None:
         super().__init__()
         self.rates = [min(1.0, GRID / (scale * period)) for scale in SCALES]
         for i, scale in enumerate(SCALES):
-            gain = 1.0 if self.rates[i] == 1 else LOSS / self.rates[i]  # as if the whole picture had been filtered
+            gain = 1.0 if self.rates[i] == 1 else LOSS / self.rates[i]  # matches the response at full resolution
             bank = gain * gabor_bank(scale * period * self.rates[i])
             self.register_buffer(f"bank{i}", bank, persistent=False)
         self.cell = max(1, round(period / 2.8))
 
     def forward(self, ink: torch.Tensor) -> torch.Tensor:
-        """ink (B, 1, S, S) in 0..1 -> (B, 1, S, S) in 0..1: ridges bright, valleys and background dark."""
+        """Enhance a batch.
+
+        Args:
+            ink: (B, 1, S, S) in 0..1, ridges bright.
+
+        Returns:
+            (B, 1, S, S) in 0..1, ridges bright, valleys and background dark.
+        """
         runs = chunks(ink.shape[0], 8 * ink.shape[-1] ** 2, ink.device)
         return torch.cat([self._enhanced(ink[rows]) for rows in runs])
 
@@ -60,7 +67,7 @@ class Enhancer(nn.Module):
         return steady(torch.sigmoid, (ridge - valley).mul_(slope)).mul_(print_mask)
 
     def _strongest(self, ink: torch.Tensor) -> torch.Tensor:
-        """ink (B, 1, S, S) -> (B, 2, S, S): the strongest answer to ridges and to valleys, at least 0."""
+        """Return the largest ridge and valley responses over all filters: (B, 1, S, S) -> (B, 2, S, S), at least 0."""
         size = ink.shape[-1]
         best = ink.new_zeros(ink.shape[0], 2, size, size)
         for i, rate in enumerate(self.rates):
@@ -72,18 +79,18 @@ class Enhancer(nn.Module):
 
 
 def _extremes(picture: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-    """picture (B, 1, s, s) -> (B, 2, s, s): the largest answer of the bank, and the negative of the smallest."""
+    """Return the largest response and the negated smallest response: (B, 1, s, s) -> (B, 2, s, s)."""
     side, taps = picture.shape[-1], bank.shape[-1]
     padded = F.pad(picture, (taps // 2,) * 4, mode="replicate")
     strips = []
-    for rows in chunks(side, 24 * side, picture.device):  # for the caches' sake again
+    for rows in chunks(side, 24 * side, picture.device):  # strips fit into the CPU caches
         answer = F.conv2d(padded[:, :, rows.start : rows.stop + taps - 1], bank)  # (B, ORIENTATIONS, rows, s)
         strips.append(torch.stack([answer.amax(dim=1), -answer.amin(dim=1)], dim=1))
     return torch.cat(strips, dim=2)
 
 
 def gabor_bank(period: float) -> torch.Tensor:
-    """(ORIENTATIONS, 1, K, K) even filters of unit norm for ridges `period` pixels apart."""
+    """Return even Gabor filters of unit norm for a ridge period of `period` pixels, (ORIENTATIONS, 1, K, K)."""
     half = max(1, int(period * REACH))
     axis = torch.arange(-half, half + 1, dtype=torch.float32)
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
@@ -93,7 +100,7 @@ def gabor_bank(period: float) -> torch.Tensor:
         along, across = x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)
         envelope = torch.exp(-0.5 * ((along / (0.7 * period)) ** 2 + (across / (0.45 * period)) ** 2))
         even = envelope * torch.cos(2 * math.pi * across / period)
-        even = even - envelope * even.sum() / envelope.sum()  # blind to brightness
+        even = even - envelope * even.sum() / envelope.sum()  # zero mean: a constant image gives no response
         filters.append(even / even.square().sum().sqrt())
     return torch.stack(filters)[:, None]
 
@@ -103,12 +110,13 @@ def _resize(picture: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def enhance_canvas(image: np.ndarray, ppi: int) -> np.ndarray:
-    """Ridge enhancement of one canvas, before it is stored: an enhanced dataset costs nothing to read and nothing in
-    training. One print at a time on one thread, so that its bytes do not depend on other prints.
+    """Enhance the ridges of one canvas before it is stored, so that training need not do it.
+
+    The function processes one print on one thread, so that the result does not depend on other prints.
 
     Args:
         image: (S, S) uint8, ridges dark.
-        ppi: its resolution, pixels per inch.
+        ppi: resolution of the image, pixels per inch.
 
     Returns:
         (S, S) uint8, ridges dark.

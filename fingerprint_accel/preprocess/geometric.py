@@ -1,4 +1,4 @@
-"""Pose: one resampling from canvas to network input, for pixels and minutiae alike."""
+"""Geometric augmentation: one resampling from the canvas to the network input, for pixels and minutiae."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from fingerprint_accel.config import AugmentConfig
 from fingerprint_accel.preprocess.coarse import cell_means
 from fingerprint_accel.random import between, steady, uniforms
 
-CONTROL_POINTS = 6  # along each side, of the elastic distortion
+CONTROL_POINTS = 6  # of the elastic distortion, along each side
 ROTATION, TRANSLATION, SCALE, ELASTIC, ELASTIC_SIZE = range(5)  # random streams
 DRAWN = ((ROTATION, 1), (TRANSLATION, 2), (SCALE, 1), (ELASTIC, 2 * CONTROL_POINTS**2), (ELASTIC_SIZE, 1))
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where each input pixel comes from: canvas = centre + matrix @ u + shift + elastic(u), in canvas pixels.
+    """Map from input pixels to canvas pixels: canvas = centre + matrix @ u + shift + elastic(u).
 
-    `u` is the position in the input, scaled to canvas pixels, from its centre.
+    `u` is the position relative to the centre of the input, in canvas pixels.
 
     Attributes:
-        matrix: (B, 2, 2).
-        shift: (B, 2), x and y.
-        elastic: (B, 2, CONTROL_POINTS, CONTROL_POINTS) displacement of the control points, or None; it is bicubic
-            between them.
+        matrix: (B, 2, 2) rotation and scale.
+        shift: (B, 2) translation along x and y, canvas pixels.
+        elastic: (B, 2, CONTROL_POINTS, CONTROL_POINTS) displacement of a control grid, or None. Displacements between
+            control points are interpolated bicubically.
         crop: side of the input in canvas pixels.
     """
 
@@ -42,43 +42,50 @@ class Pose:
         return Pose(self.matrix[rows], self.shift[rows], elastic, self.crop)
 
     def repeated(self, count: int) -> Pose:
-        """The pose of one print for `count` prints; views."""
+        """Expand the pose of one print to `count` prints, without a copy."""
         elastic = None if self.elastic is None else self.elastic.expand(count, -1, -1, -1)
         return Pose(self.matrix.expand(count, -1, -1), self.shift.expand(count, -1), elastic, self.crop)
 
     def within(self, outer: Pose) -> Pose:
-        """This pose of a picture that is itself taken in another pose; neither elastic."""
+        """Return the composition `outer` after this pose. Elastic parts are not supported."""
         shift = (outer.matrix @ self.shift[:, :, None])[:, :, 0] + outer.shift
         return Pose(outer.matrix @ self.matrix, shift, None, self.crop)
 
     def inverse(self) -> Pose:
-        """What undoes this pose; not elastic."""
+        """Return the inverse map. Elastic parts are not supported."""
         back = _inverse(self.matrix)
         return Pose(back, -(back @ self.shift[:, :, None])[:, :, 0], None, self.crop)
 
 
 def upright(count: int, crop: float, device: torch.device) -> Pose:
-    """The pose that only crops the centre of the canvas."""
+    """Return the pose that crops the centre of the canvas without rotation or shift."""
     matrix = torch.eye(2, device=device).expand(count, 2, 2)
     return Pose(matrix, torch.zeros(count, 2, device=device), None, crop)
 
 
 def turned_and_shifted(transform: torch.Tensor, crop: float) -> Pose:
-    """transform (B, 3), rotation in radians and shift in half sides of the input -> the pose that does it."""
+    """Make a pose from rotation and shift.
+
+    Args:
+        transform: (B, 3) rotation in radians; shift along x and y in units of half the input side.
+        crop: side of the input in canvas pixels.
+    """
     cos, sin = transform[:, 0].cos(), transform[:, 0].sin()
     matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
     return Pose(matrix, transform[:, 1:] * (crop / 2), None, crop)
 
 
 def pose_left(pose: Pose, truth: torch.Tensor) -> torch.Tensor:
-    """What is left to be turned and shifted on an input that was itself taken in a pose.
+    """Return the transform that aligns a finger on an input that was itself taken in a pose.
+
+    The result is the training target of the alignment network.
 
     Args:
-        pose: of the input on the canvas; its elastic part is left out.
-        truth: (B, 3) rotation in radians, shift in canvas pixels: of the upright finger on the canvas.
+        pose: pose of the input on the canvas; its elastic part is ignored.
+        truth: (B, 3) pose of the finger on the canvas: rotation in radians, shift in canvas pixels.
 
     Returns:
-        (B, 3) rotation in radians, shift in half sides of the input, as of `turned_and_shifted`.
+        (B, 3) transform in the format of `turned_and_shifted`.
     """
     angle = truth[:, 0] - torch.atan2(pose.matrix[:, 1, 0], pose.matrix[:, 0, 0])
     shift = (_inverse(pose.matrix) @ (truth[:, 1:] - pose.shift)[:, :, None])[:, :, 0] / (pose.crop / 2)
@@ -86,7 +93,7 @@ def pose_left(pose: Pose, truth: torch.Tensor) -> torch.Tensor:
 
 
 def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
-    """One random pose per key (B,)."""
+    """Draw one random pose for each key (B,)."""
     limit = math.radians(config.rotation_degrees)
     drawn = uniforms(keys, DRAWN)
     angle = between(drawn[ROTATION][:, 0], -limit, limit)
@@ -102,21 +109,21 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # whoever asks first: others may differentiate or export
+@torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _bicubic(size: int, device: torch.device) -> torch.Tensor:
-    """(size, CONTROL_POINTS): shares of the control points along one side in each pixel along it."""
-    points = torch.eye(CONTROL_POINTS, device=device)[None, :, :, None]  # one picture, a channel per point
+    """Return bicubic weights of the control points for each pixel along one axis, (size, CONTROL_POINTS)."""
+    points = torch.eye(CONTROL_POINTS, device=device)[None, :, :, None]  # one image with one channel per control point
     along = F.interpolate(points, size=(size, 1), mode="bicubic", align_corners=True)
     return along[0, :, :, 0].T.contiguous()
 
 
 def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
-    """(B, 2, S, S): x and y on the canvas of every input pixel, from its centre, in units of `unit` canvas pixels."""
+    """Return the canvas coordinates of all input pixels, (B, 2, S, S), relative to the centre in units of `unit`."""
     axis = (torch.arange(size, device=pose.shift.device) + 0.5) * (pose.crop / size) - pose.crop / 2
     along_x = (pose.matrix[:, :, :1] * axis + pose.shift[:, :, None]) / unit  # (B, 2, S)
     along_y = pose.matrix[:, :, 1:] * axis / unit
     source = along_x[:, :, None, :] + along_y[:, :, :, None]
-    if pose.elastic is not None:  # the map from control points to pixels is the same along x and y, and linear
+    if pose.elastic is not None:  # bicubic interpolation is separable, so two matrix products replace it
         weights = _bicubic(size, source.device)
         rows = (pose.elastic / unit @ weights.T).flatten(0, 1)  # (B * 2, CONTROL_POINTS, S)
         source.flatten(0, 1).baddbmm_(weights.expand(len(rows), -1, -1), rows)
@@ -124,14 +131,22 @@ def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
 
 
 def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
-    """ink (B, 1, H, W), 0 where there is none -> (B, 1, size, size), in one bilinear `grid_sample`.
+    """Resample images in a pose with one bilinear `grid_sample`.
 
-    Inputs much coarser than the canvas are averaged down first, so that ridges do not alias.
+    If the input is much coarser than the canvas, the canvas is first averaged down, so that ridges do not alias.
+
+    Args:
+        ink: (B, 1, H, W), 0 for background.
+        pose: map from input to canvas.
+        size: side of the result, pixels.
+
+    Returns:
+        (B, 1, size, size), 0 outside the canvas.
     """
     canvas = ink.shape[-1]
     factor = max(1, int(pose.crop / size + 0.25))
     ink = cell_means(ink, factor)
-    covered = ink.shape[-1] * factor  # canvas pixels that the averaged picture covers
+    covered = ink.shape[-1] * factor  # canvas pixels covered by the averaged image
     grid = _sources(pose, size, covered / 2)
     if covered > canvas:
         grid += canvas / covered - 1
@@ -139,7 +154,7 @@ def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
 
 
 def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
-    """position (B, M, 2) in canvas pixels from the input's centre -> (B, M, 2) elastic displacement there."""
+    """Return the elastic displacement at positions (B, M, 2), in canvas pixels relative to the centre of the input."""
     assert pose.elastic is not None
     place = ((position / pose.crop + 0.5) * size - 0.5).clamp(0, size - 1)
     low = place.floor().clamp_max(size - 2)
@@ -150,19 +165,22 @@ def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """matrix (B, 2, 2) -> (B, 2, 2), written out: the library's inverse makes the host wait for the device."""
+    """Invert matrices (B, 2, 2) in closed form, because `torch.linalg.inv` synchronises with the device."""
     (a, b), (c, d) = (row.unbind(1) for row in matrix.unbind(1))
     adjugate = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2)
     return adjugate / (a * d - b * c)[:, None, None]
 
 
 def _turned(point: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """point (B, M, 2), matrix (B, 2, 2) -> (B, M, 2); never in TF32, which would turn directions by degrees."""
+    """Multiply points (B, M, 2) by matrices (B, 2, 2) without TF32, whose rounding changes angles by degrees."""
     return (matrix[:, None] * point[:, :, None]).sum(dim=-1)
 
 
 def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
-    """point (B, M, 2) canvas pixels -> (B, M, 2) input pixels: inverts the pose by fixed-point iteration."""
+    """Map points (B, M, 2) from canvas pixels to input pixels.
+
+    The elastic part has no closed inverse, so it is inverted by fixed-point iteration.
+    """
     target = point - canvas / 2 - pose.shift[:, None]
     inverse = _inverse(pose.matrix)
     position = _turned(target, inverse)
@@ -173,16 +191,16 @@ def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.
 
 
 def move_minutiae(minutiae: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
-    """Carries minutiae through the transform that `resample` applies to the pixels.
+    """Apply to minutiae the transform that `resample` applies to pixels.
 
     Args:
-        minutiae: (B, M, 4) x, y in canvas pixels (the centre of the first pixel is 0.5), angle, quality.
-        pose: the transform.
+        minutiae: (B, M, 4) x, y in canvas pixels (the centre of the first pixel is 0.5), angle in radians, quality.
+        pose: map from input to canvas.
         canvas: side of the canvas, pixels.
         size: side of the input, pixels.
 
     Returns:
-        (B, M, 4) in input pixels; the angle follows a short step along the minutia's direction.
+        (B, M, 4) in input pixels. The new angle is the direction of a short transformed step along the old angle.
     """
     point, angle = minutiae[..., :2], minutiae[..., 2]
     step = torch.stack([steady(torch.cos, angle), -steady(torch.sin, angle)], dim=-1)

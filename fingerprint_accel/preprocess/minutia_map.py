@@ -1,5 +1,8 @@
-"""Minutia maps: six pictures of where minutiae lie, one per direction (Cao and Jain 2019, "Automated Latent Fingerprint
-Recognition", IEEE TPAMI 41(4); used by Engelsma, Cao and Jain 2019)."""
+"""Minutia maps: six heat maps of minutia positions, one per range of directions.
+
+Cao and Jain 2019, "Automated Latent Fingerprint Recognition", IEEE TPAMI 41(4). DeepPrint uses them as an auxiliary
+training target (Engelsma, Cao and Jain 2019, arXiv 1909.09901).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from fingerprint_accel.random import steady
 
 CHANNELS = 6
 MAP_SIZE = 128  # side, pixels, as in DeepPrint
-FAR = -30.0  # logarithm of the faintest part of a Gaussian: denormal numbers slow a CPU down and show nowhere
+FAR = -30.0  # smallest exponent of a Gaussian; smaller values would be denormal numbers, which are slow on CPUs
 
 
 def minutia_maps(
@@ -22,18 +25,18 @@ def minutia_maps(
     sigma: float = 1.5,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Draws a Gaussian per minutia into the channels nearest its direction, as one product of separable factors.
+    """Draw a Gaussian for each minutia into the channels of similar direction.
 
-    Channel k stands for direction k * 60 degrees and gets exp(-d / (2 * (pi / 6)^2)) of a minutia that is turned by
-    d radians from it.
+    Channel k represents the direction k * 60 degrees. A minutia whose direction differs by d radians contributes with
+    the weight exp(-d / (2 * (pi / 6)^2)). Gaussians are separable, so a batched matrix product draws all of them.
 
     Args:
-        minutiae: (B, M, 4) x, y in input pixels, angle (radians), quality.
-        count: (B,) int64, how many of the M are there.
+        minutiae: (B, M, 4) x, y in input pixels, angle in radians, quality.
+        count: (B,) int64 number of valid minutiae of each print.
         size: side of the input, pixels.
-        map_size: side of the map.
-        sigma: of the Gaussian, map pixels.
-        dtype: of the maps and of the factors that they are multiplied from.
+        map_size: side of the map, pixels.
+        sigma: standard deviation of the Gaussian, map pixels.
+        dtype: data type of the product and of the result.
 
     Returns:
         (B, 6, map_size, map_size) in 0..1.
@@ -51,7 +54,7 @@ def minutia_maps(
 
 
 def direction_weights(angle: torch.Tensor) -> torch.Tensor:
-    """angle (..., M) radians -> (..., 6, M): what a minutia of that direction gives to each channel."""
+    """Return the weight of each minutia in each channel: angles (..., M) in radians -> (..., 6, M)."""
     centres = torch.arange(CHANNELS, device=angle.device)[:, None] * (2 * math.pi / CHANNELS)
     turn = torch.remainder(angle[..., None, :] - centres + math.pi, 2 * math.pi) - math.pi
     return steady(torch.exp, turn.abs() / (-2 * (math.pi / CHANNELS) ** 2))

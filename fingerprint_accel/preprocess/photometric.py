@@ -1,4 +1,4 @@
-"""Quality: what pressure, skin, sensor and a bad touch do to a print. Ink is 0 (none) to 1 (dark)."""
+"""Photometric augmentation: ridge thickness, contrast, gain, occlusion and noise. Ink is 0 (none) to 1 (dark)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fingerprint_accel.random import between, steady, steady_mean, uniforms
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 DRAWN = ((CONTRAST, 1), (GAIN, 1), (THICKNESS, 1), (NOISE, 1), (NOISE_PLACE, 2), (OCCLUSION, 5))
 TILE = 512
-CELLS = 64  # at least, along a side: the soft edge of a missing patch is drawn on a coarser grid
+CELLS = 64  # at least this many along a side; the soft edge of an occlusion is drawn on a coarse grid
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is done to each print; None where the configuration says 0.
+    """Parameters of the degradation of each print. A parameter is None if its option is 0.
 
     Attributes:
-        thickness: (B, 1, 1, 1) blend with the local maximum (above 0) or minimum (below).
-        contrast: (B, 1, 1, 1) factor around the print's mean.
-        gain: (B, 1, 1, 1) factor.
-        contact: (B, 1, n, n) share of the ink that is left, in cells of `_cell(S)` pixels.
-        noise: (B, 1, 1, 1) standard deviation.
-        corner: (B, 2) row and column of the noise tile where the print's window begins.
+        thickness: (B, 1, 1, 1) blending factor with the local maximum (above 0) or the local minimum (below 0).
+        contrast: (B, 1, 1, 1) factor applied to the difference from the mean.
+        gain: (B, 1, 1, 1) factor applied to all pixels.
+        contact: (B, 1, n, n) share of the ink that remains, in cells of `_cell(S)` pixels.
+        noise: (B, 1, 1, 1) standard deviation of the noise.
+        corner: (B, 2) row and column of the noise tile at which the window of the print starts.
     """
 
     thickness: torch.Tensor | None
@@ -43,14 +43,17 @@ class Quality:
 
 
 def noise_tile(seed: int, size: int) -> torch.Tensor:
-    """(TILE + size - 1, same) standard normal noise that repeats after TILE; every print takes a random window."""
+    """Make a tile of standard normal noise with period TILE, (TILE + size - 1, TILE + size - 1).
+
+    Each print takes a random window of the tile.
+    """
     tile = torch.randn(TILE, TILE, generator=torch.Generator().manual_seed(seed))
     around = torch.arange(TILE + size - 1) % TILE
     return tile[around[:, None], around]
 
 
 def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Quality:
-    """One random quality per key (B,), for inputs of `size` pixels."""
+    """Draw random degradation parameters for each key (B,), for inputs of `size` x `size` pixels."""
     drawn = uniforms(keys, DRAWN)
 
     def draw(stream: int, low: float, high: float) -> torch.Tensor:
@@ -71,10 +74,19 @@ def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Qual
 
 
 def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Tensor:
-    """ink (B, 1, S, S) -> the same prints, taken worse or otherwise, 0 to 1. `tile` is `noise_tile(seed, S)`."""
+    """Degrade prints.
+
+    Args:
+        ink: (B, 1, S, S) in 0..1.
+        quality: parameters of the degradation.
+        tile: `noise_tile(seed, S)`.
+
+    Returns:
+        (B, 1, S, S) in 0..1.
+    """
     size = ink.shape[-1]
     scale = torch.ones_like(ink[:, :, :1, :1])
-    if quality.thickness is not None:  # thinner is thicker of the negative, so one maximum serves both
+    if quality.thickness is not None:  # erosion is dilation of the negative image, so one maximum filter does both
         scale = torch.where(quality.thickness > 0, 1.0, -1.0)
     ink = ink * scale
     if quality.thickness is not None:
@@ -95,7 +107,7 @@ def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Te
 
 
 def _maximum(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """The largest of each value and its two neighbours along `dim`."""
+    """Apply a maximum filter of three pixels along `dim`."""
     last = values.shape[dim] - 1
     largest = values.clone()
     largest.narrow(dim, 0, last).clamp_(min=values.narrow(dim, 1, last))
@@ -108,8 +120,16 @@ def _cell(size: int) -> int:
 
 
 def _contact(place: torch.Tensor, share: float, size: int) -> torch.Tensor:
-    """place (B, 5) in [0, 1) -> (B, 1, n, n): 0 inside one soft-edged ellipse per print that covers up to `share` of
-    the picture."""
+    """Draw one occlusion per print: an ellipse with a soft edge.
+
+    Args:
+        place: (B, 5) random numbers in [0, 1): area, aspect ratio, angle and centre.
+        share: largest area of the ellipse, as a share of the input.
+        size: side of the input, pixels.
+
+    Returns:
+        (B, 1, n, n), 0 inside the ellipse and 1 outside.
+    """
     area = place[:, 0] * share * 4  # in units of half sides squared
     stretch = steady(torch.exp, place[:, 1] * 2 - 1)
     radius_x, radius_y = (area / math.pi * stretch).sqrt(), (area / math.pi / stretch).sqrt()

@@ -1,4 +1,4 @@
-"""From uint8 canvases on the device to the network's input."""
+"""Preprocessing on the device: from uint8 canvases to the input of the network."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from fingerprint_accel.random import sample_keys
 from fingerprint_accel.synthesis.geometry import cell_shares
 
 MM_PER_INCH = 25.4
-WINDOW = 0.11  # inch: six ridges
-CELLS = 32  # along each side of the input, of the contact that a network learns from
-SHARE = 0.35  # of the usual darkness of a print's cells, that a cell in contact has at least
-DARKNESS = 0.02  # that it has at least in any print, 0 for white and 1 for black
-CELL = 4  # pixels; statistics vary slowly, so they are computed on a coarser grid
-LIMIT = 3.0
+WINDOW = 0.11  # side of the normalisation window, inches; about six ridges
+CELLS = 32  # cells along each side of the contact mask that the network is trained with
+SHARE = 0.35  # a cell counts as contact above this share of the typical darkness of the print
+DARKNESS = 0.02  # a cell below this mean darkness is never contact; 0 is white, 1 is black
+CELL = 4  # pixels; local statistics vary slowly, so they are computed on a coarser grid
+LIMIT = 3.0  # standard deviations at which normalised values are clipped
 
 
 def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torch.Tensor:
-    """Subtracts the local mean and divides by the local standard deviation.
+    """Subtract the local mean and divide by the local standard deviation.
 
     Args:
         ink: (B, 1, S, S) in 0..1.
         window: side of the neighbourhood, pixels.
-        floor: standard deviation that is always added, so that an empty background stays near 0.
+        floor: added to the standard deviation, so that the background stays near 0.
 
     Returns:
         (B, 1, S, S) between -1 and 1, ridges positive.
@@ -51,20 +51,20 @@ def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torc
 
 @torch.no_grad()
 def contact_grid(contact: torch.Tensor, pose: Pose, cells: int, canvas: int) -> torch.Tensor:
-    """How much of each cell of the network's input is in contact.
+    """Return the share of each cell of the network input that the finger touches.
 
     Args:
-        contact: (B, GRID, GRID) bool or 0..1, over the canvas (`Batch.contact`, `ink_contact`).
-        pose: in which the input is taken; its elastic part is left out.
-        cells: along each side of the input.
+        contact: (B, GRID, GRID) bool or 0..1, contact on the canvas (see `Batch.contact` and `ink_contact`).
+        pose: pose of the input; its elastic part is ignored.
+        cells: number of cells along each side of the input.
         canvas: side of the canvas, pixels.
 
     Returns:
-        (B, cells, cells) float32 in 0..1; 0 beyond the canvas.
+        (B, cells, cells) float32 in 0..1; 0 outside the canvas.
     """
-    unit = canvas / GRID  # of the contact's cells, canvas pixels
+    unit = canvas / GRID  # side of a cell of `contact`, canvas pixels
     in_cells = Pose(pose.matrix, pose.shift / unit, None, pose.crop / unit)
-    samples = max(1, math.ceil(2 * in_cells.crop / cells))  # along a cell: two for each cell of the contact
+    samples = max(1, math.ceil(2 * in_cells.crop / cells))  # along each side of a cell; two per cell of `contact`
     with torch.autocast(contact.device.type, enabled=False):
         taken = resample(contact[:, None].float(), in_cells, cells * samples)
         return cell_means(taken, samples)[:, 0].clamp_(0, 1)
@@ -72,12 +72,12 @@ def contact_grid(contact: torch.Tensor, pose: Pose, cells: int, canvas: int) -> 
 
 @torch.no_grad()
 def ink_contact(images: torch.Tensor) -> torch.Tensor:
-    """The contact of prints without truth, read from their ink: an import leaves white beyond the print.
+    """Estimate from the ink which parts of the canvas the finger touches.
 
-    A cell counts where its mean darkness is above a share of what cells of this print have, so that faint prints count
-    and what a sensor leaves beside the skin does not; gaps of a cell are closed. On 48 synthetic prints of each kind
-    (`optical` clean and default, all sensors default, poor and mixed) the mean intersection over union with the truth
-    is 0.96, 0.95, 0.94, 0.92 and 0.94.
+    Imported prints have a white background. A cell is contact if its mean darkness exceeds a share of the typical
+    darkness of the print. The threshold is relative, so that it works for faint prints and ignores sensor background.
+    Gaps of one cell are closed. The mean intersection over union with the true contact is 0.92 to 0.96 on synthetic
+    prints (48 prints for each quality).
 
     Args:
         images: (B, S, S) uint8 canvases, ridges dark.
@@ -89,23 +89,26 @@ def ink_contact(images: torch.Tensor) -> torch.Tensor:
     shares = cell_shares(size, images.device) / size
     with torch.autocast(images.device.type, enabled=False):
         darkness = shares @ (images.bitwise_not().float() / 255) @ shares.T
-        usual = darkness.square().sum(dim=(1, 2)) / darkness.sum(dim=(1, 2)).clamp_min(1e-6)  # dark cells count most
+        # mean darkness of the cells, weighted by darkness
+        usual = darkness.square().sum(dim=(1, 2)) / darkness.sum(dim=(1, 2)).clamp_min(1e-6)
         there = darkness > (SHARE * usual).clamp_min(DARKNESS)[:, None, None]
         grown = F.max_pool2d(F.pad(there[:, None].float(), (1, 1, 1, 1)), 3, 1, 1)
         return -F.max_pool2d(-grown, 3, 1)[:, 0] > 0
 
 
 class Preprocessor(nn.Module):
-    """Crops, augments, enhances and normalises whole batches. Has no parameters and no state worth saving.
+    """Crop, augment, enhance and normalise batches of canvases on the device.
+
+    The module has no parameters, and nothing of it is saved in checkpoints.
 
     Args:
-        config: what to do.
+        config: options of the preprocessing and the augmentation.
         canvas: side of the canvases, pixels.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         ppi: resolution of the canvases, pixels per inch.
 
     Raises:
-        UserError: the crop is larger than the canvas.
+        UserError: if the crop is larger than the canvas.
     """
 
     tile: torch.Tensor
@@ -120,10 +123,10 @@ class Preprocessor(nn.Module):
         self.enhancer = Enhancer(PERIOD * self.input_ppi) if config.enhance else None
 
     def compile(self) -> None:
-        """Compiles what is done per pixel; call it when the module is on its device.
+        """Compile the per-pixel operations. Call this method after moving the module to its device.
 
-        On a CPU it stays as it is: there the compiled chain takes 1.5 to 1.9 times as long, and the end of a batch may
-        get other bits than its middle.
+        On a CPU it does nothing: the compiled code takes 1.5 to 1.9 times as long there, and its results depend on the
+        position of a print in the batch.
         """
         if self.tile.device.type == "cpu":
             return
@@ -132,7 +135,7 @@ class Preprocessor(nn.Module):
 
     @property
     def compiled(self) -> bool:
-        """Whether `compile` has been called, on a GPU."""
+        """Whether the per-pixel operations are compiled."""
         return "pixels" in vars(self)
 
     @torch.no_grad()
@@ -144,10 +147,19 @@ class Preprocessor(nn.Module):
         strength: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A batch on the device -> (B, 1, S, S) input, and (B, 6, M, M) minutia maps if asked for.
+        """Prepare a batch for the network.
 
-        The augmentation of a print depends on the seed, its epoch and its index, not on the batch it is in;
-        `strength`, 0 to 1, multiplies every amplitude. `dtype` is that of both answers.
+        The augmentation of a print depends on the seed, the epoch and the index of the print, not on the batch.
+
+        Args:
+            batch: batch on the device.
+            augment: apply the augmentation.
+            maps: also draw minutia maps.
+            strength: factor in 0..1 applied to every augmentation amplitude.
+            dtype: data type of the result.
+
+        Returns:
+            Network input (B, 1, S, S), and minutia maps (B, 6, M, M) or None.
         """
         config, device = self.config, batch.image.device
         with torch.autocast(device.type, enabled=False):
@@ -163,11 +175,11 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def truth(self, batch: Batch, augment: bool, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """How the prints lie on the input that `forward` makes of them, and what they show.
+        """Return the training targets of the alignment network for the input that `forward` makes.
 
         Returns:
-            (B, 3) rotation in radians and shift in half sides by which the finger would stand upright in the middle,
-            NaN where unknown; and (B, CELLS, CELLS) share of each part of the input that is in contact.
+            (B, 3) transform that aligns the finger: rotation in radians, shift in units of half the input side; NaN
+            where unknown. And (B, CELLS, CELLS) share of each cell of the input that is in contact.
         """
         with torch.autocast(batch.image.device.type, enabled=False):
             pose, contact = self._pose(batch, augment, strength), ink_contact(batch.image)
@@ -186,14 +198,23 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def images(self, images: torch.Tensor, pose: Pose | None = None, quality: Quality | None = None) -> torch.Tensor:
-        """(B, H, W) uint8 canvases -> (B, 1, S, S) float32 input; upright, or in `pose`; as they are, or degraded."""
+        """Prepare canvases without a `Batch`.
+
+        Args:
+            images: (B, H, W) uint8 canvases, ridges dark.
+            pose: pose of the input; default: the centre of the canvas, upright.
+            quality: degradation; default: none.
+
+        Returns:
+            (B, 1, S, S) float32.
+        """
         with torch.autocast(images.device.type, enabled=False):
             if pose is None:
                 pose = upright(len(images), float(self.config.crop), images.device)
             return self._inputs(images, pose, quality, torch.float32)
 
     def _inputs(self, images: torch.Tensor, pose: Pose, quality: Quality | None, dtype: torch.dtype) -> torch.Tensor:
-        """(B, H, W) uint8 -> (B, 1, S, S), a few prints at a time where that is faster."""
+        """Prepare canvases (B, H, W) in chunks that fit into the CPU caches; returns (B, 1, S, S)."""
         size = self.config.size
         inputs = torch.empty(len(images), 1, size, size, dtype=dtype, device=images.device)
         for rows in chunks(len(images), max(size**2, self.canvas**2 // 4), images.device):
@@ -201,7 +222,8 @@ class Preprocessor(nn.Module):
         return inputs
 
     def pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None = None) -> torch.Tensor:
-        """(B, H, W) uint8 -> (B, 1, S, S) float32, all prints at once: what is compiled and exported."""
+        """Apply all per-pixel operations to canvases (B, H, W) uint8; returns (B, 1, S, S). This method is compiled and
+        exported."""
         ink = resample(_ink(images), pose, self.config.size)
         if quality is not None:
             ink = degrade(ink, quality, self.tile)
@@ -213,5 +235,5 @@ class Preprocessor(nn.Module):
 
 
 def _ink(images: torch.Tensor) -> torch.Tensor:
-    """(B, H, W) uint8, ridges dark -> (B, 1, H, W) float32, 0 for white and 1 for black."""
+    """Convert canvases (B, H, W) uint8 with dark ridges to ink (B, 1, H, W) float32, 0 for white and 1 for black."""
     return images.bitwise_not()[:, None].float().mul_(1 / 255)

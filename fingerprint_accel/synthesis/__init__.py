@@ -1,0 +1,1 @@
+"""Generate synthetic fingers and their impressions as batched tensor operations."""

@@ -1,6 +1,6 @@
-"""One touch of a finger as a sensor sees it, and where its minutiae come to lie.
+"""Renders impressions of synthetic fingers with the positions of their minutiae.
 
-Everything is a pure function of the finger and of the key of the impression.
+An impression is a pure function of the finger and the key of the impression.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from fingerprint_accel.synthesis.skin import UNIT, Masters, Minutiae, packed
 from fingerprint_accel.synthesis.touch import ROWS, STRIPES, Touch, noise_tiles
 from fingerprint_accel.synthesis.workers import each, join
 
-FADE_MM = 2.0  # beyond the skin's border everything fades to white, as after an import
+FADE_MM = 2.0  # distance from the skin at which the background becomes white, as in imported prints
 
 
 @dataclass(frozen=True)
 class Prints:
-    """Impressions as a dataset holds them.
+    """Rendered impressions in the format of a dataset.
 
     Attributes:
         image: (B, canvas, canvas) uint8, ridges dark.
         minutiae: (B, M, 4) float32 x, y (canvas pixels), angle (radians), quality; padded with zeros.
-        count: (B,) int64.
-        skin: (B, canvas, canvas) bool, where the finger touched the sensing area.
+        count: (B,) int64 number of minutiae.
+        skin: (B, canvas, canvas) bool, pixels where the finger touches the sensing area.
         pose: (B, 3) float32, see `Touch.pose`.
     """
 
@@ -41,25 +41,35 @@ class Prints:
 
     @property
     def contact(self) -> torch.Tensor:
-        """(B, GRID, GRID) bool, cells of the canvas of which `skin` covers at least half."""
+        """Cells of the canvas of which the contact covers at least half, (B, GRID, GRID) bool."""
         return contact_cells(self.skin)
 
 
 def impression_keys(seed: int, fingers: torch.Tensor, impressions: torch.Tensor) -> torch.Tensor:
-    """fingers (B,), impressions (B,) int64 from 0 -> (B,) int64 key of each impression."""
+    """Return the random key of each impression.
+
+    Args:
+        seed: random seed.
+        fingers: (B,) int64 finger numbers.
+        impressions: (B,) int64 impression numbers, from 0.
+
+    Returns:
+        (B,) int64.
+    """
     return sample_keys(seed, impressions, fingers)
 
 
 def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Style) -> Prints:
-    """Impressions of fingers, on the masters' device.
+    """Render impressions on the device of the masters.
 
-    A GPU makes them together; on a CPU each has the same bits in any batch.
+    A GPU renders them as one batch. On a CPU they are rendered one by one, so that the bits of an impression do not
+    depend on the batch.
 
     Args:
-        masters: the fingers.
-        which: (B,) int64, index of the finger of each impression.
+        masters: masters of the fingers.
+        which: (B,) int64 index into `masters` for each impression.
         keys: (B,) int64, see `impression_keys`.
-        style: sensors, quality, resolution.
+        style: sensors, quality and resolution.
     """
     if which.device.type == "cpu":
         pairs = list(zip(which.split(1), keys.split(1), strict=True))
@@ -69,7 +79,10 @@ def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Sty
 
 @torch.no_grad()
 def _render(fingers: Masters, keys: torch.Tensor, style: Style) -> Prints:
-    """One impression of each finger. `source` is which point of its master a pixel shows, as `grid_sample` has it."""
+    """Render one impression of each finger.
+
+    `source` is the point of the master that each pixel shows, in the coordinates of `grid_sample`.
+    """
     touch = Touch(fingers.size, keys, style)
     move_x, move_y, depth, pressure, dry, shade = touch.fields().unbind(1)
     move_x = move_x + touch.sensor["jitter"] * normal(keys, ROWS, style.canvas)[:, :, None]
@@ -82,11 +95,11 @@ def _render(fingers: Masters, keys: torch.Tensor, style: Style) -> Prints:
     white, grain = noise_tiles(style.ppi, keys.device)
     coarse = touch.noise(grain, "grain_x", "grain_y")
     inside = ((x > touch.left) & (x < touch.right)) & ((y > touch.bottom) & (y < touch.top))
-    loss = dry * torch.where(coarse > 0, 0.2 * coarse, 1.5 * coarse)  # dry skin breaks ridges, it does not fill valleys
+    loss = dry * torch.where(coarse > 0, 0.2 * coarse, 1.5 * coarse)  # dry skin breaks ridges but does not fill valleys
     height = (height - 127) / UNIT + pressure + loss - 0.1
     ink = torch.sigmoid(touch.sensor["sharpness"] * height) * torch.sigmoid(depth / 0.12)
     uneven = 0.35 * touch.sensor["texture"] * (1 + coarse.roll(97, 2)).clamp(0, 2)
-    ink = ink * (1 - uneven) * touch.scratches(x, y)  # what of the ridges touches the sensor, 0..1
+    ink = ink * (1 - uneven) * touch.scratches(x, y)  # share of the pixel that touches the sensor, 0..1
     specks = (coarse.roll(211, 1) - 2.6).clamp_min(0) * touch.sensor["specks"] * touch.severity
     ink = _blurred(ink + specks, touch.sensor["blur"])
     image = _grey(touch, ink, depth, shade, touch.noise(white, "noise_x", "noise_y"), inside)
@@ -102,12 +115,13 @@ def _grey(
     fine: torch.Tensor,
     inside: torch.Tensor,
 ) -> torch.Tensor:
-    """(B, canvas, canvas) uint8: what the sensor makes of ink, on a background that fades to white."""
+    """Convert ink to grey levels of the sensor on a background that fades to white, (B, canvas, canvas) uint8."""
     sensor = touch.sensor
     skin = torch.sigmoid((depth + 0.3) / 0.5)
     grey = 255 - sensor["contrast"] * ink - sensor["halo"] * touch.severity * skin
     grey = grey + sensor["vignette"] * shade + sensor["noise"] * fine
-    stripes = normal(mix(touch.keys % 64), STRIPES, touch.style.canvas)[:, None, :]  # 64 devices
+    device = mix(touch.keys % 64)  # one of 64 devices, each with its own fixed pattern
+    stripes = normal(device, STRIPES, touch.style.canvas)[:, None, :]
     grey = grey + sensor["stripes"] * stripes
     inverted = touch.draw["slip_angle"] < sensor["inverted"]
     grey = torch.where(inverted, 510 - sensor["contrast"] - grey, grey)
@@ -118,19 +132,20 @@ def _grey(
 def _minutiae(
     touch: Touch, own: Minutiae, source: torch.Tensor, maps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minutiae of the fingers where they come to lie; those that did not touch, or off the sensor, are dropped.
+    """Map the minutiae of the fingers to the canvas and drop those outside the contact or the sensor.
 
     Args:
-        touch: the touches.
-        source: (B, canvas, canvas, 2), as in `_render`.
-        own: of the finger of each touch.
-        maps: (B, 3, canvas, canvas) depth inside the contact (mm), dryness, and whether the sensor sees the pixel.
+        touch: parameters of the touches.
+        own: minutiae of the finger of each touch.
+        source: (B, canvas, canvas, 2), see `_render`.
+        maps: (B, 3, canvas, canvas) distance inside the contact border (mm), dryness, and whether the pixel lies inside
+            the sensing area.
 
     Returns:
-        (B, M, 4) rows as in a dataset, (B,) counts.
+        Minutiae (B, M, 4) in the format of a dataset, and their numbers (B,).
     """
     canvas = touch.style.canvas
-    longest = _longest(own.count, own.rows.shape[1])  # not of all fingers: an angle's last bit depends on the length
+    longest = _longest(own.count, own.rows.shape[1])  # per call: the last bit of an angle depends on the length
     position, angle = own.rows[:, :longest, :2], own.rows[:, :longest, 2].contiguous()
     step = 0.15 * torch.stack([angle.cos(), angle.sin()], dim=-1)
     start, ahead = _on_canvas(touch, torch.cat([position, position + step], dim=1), source).chunk(2, dim=1)
@@ -148,12 +163,21 @@ def _minutiae(
 
 
 def _longest(count: torch.Tensor, there: int) -> int:
-    """Room that the fullest of a batch needs; on a GPU what is there, rather than waiting for the device."""
+    """Return the largest count of the batch. On a GPU return `there`, to avoid a synchronisation."""
     return max(1, int(count.max())) if count.device.type == "cpu" else there
 
 
 def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """position (B, M, 2) mm on the finger -> (B, M, 2) canvas pixels, y down: where `source` looks that position up."""
+    """Map positions on the finger to the canvas by inverting `source` with a fixed-point iteration.
+
+    Args:
+        touch: parameters of the touches.
+        position: (B, M, 2) finger coordinates, mm.
+        source: (B, canvas, canvas, 2), see `_render`.
+
+    Returns:
+        (B, M, 2) canvas pixels, y down.
+    """
     canvas = touch.style.canvas
     looked_up = source.permute(0, 3, 1, 2)  # (B, 2, canvas, canvas)
     cos, sin = touch.angle[:, 0].cos(), touch.angle[:, 0].sin()
@@ -163,8 +187,8 @@ def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> to
 
     across, up = position.unbind(-1)
     x, y = turned(across - touch.spot_x[:, 0], up - touch.spot_y[:, 0])
-    x, y = x - touch.shift_x[:, 0], y - touch.shift_y[:, 0]  # mm, from the middle of the canvas
-    for _ in range(6):  # the distortion is mild: what is missing shrinks several times in each round
+    x, y = x - touch.shift_x[:, 0], y - touch.shift_y[:, 0]  # mm from the centre of the canvas
+    for _ in range(6):  # converges fast, because the distortion is small
         where = torch.stack([x, -y], dim=-1)[:, :, None] * (2 / (canvas * touch.mm))
         found = F.grid_sample(looked_up, where, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
         found_x, found_y = found[:, 0] * (WIDTH / 2 / PIXELS_PER_MM), found[:, 1] * (-HEIGHT / 2 / PIXELS_PER_MM)
@@ -174,7 +198,7 @@ def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> to
 
 
 def _blurred(ink: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Mixes in a 3 x 3 binomial blur."""
+    """Blend an image with its 3 x 3 binomial blur."""
     padded = F.pad(ink[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     soft = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16

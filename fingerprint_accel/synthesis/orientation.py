@@ -1,8 +1,8 @@
-"""How ridges run: pattern class, singular points and the orientation field of a finger.
+"""Pattern class, singular points and orientation field of a synthetic finger.
 
-Loops and deltas are zeros and poles of a complex function (Sherlock and Monro 1993), their surroundings bent at random
-(Vizcaya and Gerhardt 1996); arches are a field of slopes (Cappelli, Maio and Maltoni 2002). Shares of the classes:
-Wilson, Candela and Watson 1994, as SFinGe uses them.
+Cores and deltas are zeros and poles of a complex function (Sherlock and Monro 1993). Random functions bend the field
+around them (Vizcaya and Gerhardt 1996). Arches use a field of slopes (Cappelli, Maio and Maltoni 2002). The shares of
+the classes are those of Wilson, Candela and Watson 1994, as in SFinGe.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from fingerprint_accel.synthesis.geometry import HEIGHT, WIDTH, frame, smooth_fi
 
 CLASSES = ("arch", "tented arch", "left loop", "right loop", "whorl", "double loop")
 SHARES = (0.037, 0.029, 0.338, 0.317, 0.209, 0.070)
-"""Natural shares; a quarter of the whorls (27.9 % together) are double loops."""
+"""Natural shares of the classes. Double loops are a quarter of all whorls (27.9 %)."""
 ARCH, TENTED, LEFT, RIGHT, WHORL, DOUBLE = range(6)
 # random streams
 CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(14)
 SINGULARITIES = 4  # two loops, two deltas
-STRAIGHTENED = 0.7  # share of a loop's lean that is taken away at its core
-FAR = 1e3  # mm: where singular points are put that a class does not have
+STRAIGHTENED = 0.7  # factor by which a loop is straightened near its core
+FAR = 1e3  # position in mm of singular points that a class does not have
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What makes the flow of N fingers.
+    """Ridge flow of N fingers.
 
     Attributes:
-        kind: (N,) int64, index into `CLASSES`.
+        kind: (N,) int64 pattern class, index into `CLASSES`.
         size: (N,) relative size of the finger, about 1.
-        points: (N, 4, 2) mm: two loops (cores), two deltas.
-        present: (N, 4) bool, which of them the class has.
-        field: (N, H, W) radians: direction of the ridges, counter-clockwise from +x, modulo pi.
+        points: (N, 4, 2) positions of two cores and two deltas, mm.
+        present: (N, 4) bool, whether the class has the singular point.
+        field: (N, H, W) ridge direction in radians, counter-clockwise from +x, modulo pi.
     """
 
     kind: torch.Tensor
@@ -46,18 +46,18 @@ class Pattern:
 
 
 def pattern_classes(keys: torch.Tensor) -> torch.Tensor:
-    """keys (N,) -> (N,) int64 pattern class with natural shares."""
+    """Draw pattern classes with natural shares: keys (N,) -> (N,) int64."""
     bounds = torch.tensor(SHARES, device=keys.device).cumsum(0)[:-1]
     return torch.bucketize(uniform(keys, CLASS, 1)[:, 0], bounds, right=True)
 
 
 def finger_size(keys: torch.Tensor) -> torch.Tensor:
-    """keys (N,) -> (N,) relative size of the finger, about 1."""
+    """Draw the relative sizes of fingers: keys (N,) -> (N,), about 1."""
     return 1 + 0.09 * normal(keys, SIZE, 1)[:, 0]
 
 
 def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions (N, 4, 2) in mm and presence (N, 4) of the upper core, lower core, left delta and right delta."""
+    """Draw the upper core, lower core, left delta and right delta: positions (N, 4, 2) in mm and presence (N, 4)."""
     core = normal(keys, CORE, 2) * torch.tensor([0.7, 1.0], device=keys.device) + torch.tensor(
         [0.0, 1.2], device=keys.device
     )
@@ -86,7 +86,7 @@ def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor)
 
 
 def _openings(points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """(N, 2) radians: where each core opens to, the direction in which a ridge runs straight out of it."""
+    """Return the direction in radians in which a ridge leaves each core in a straight line, (N, 2)."""
     weight = torch.tensor([0.5, 0.5, -0.5, -0.5], device=points.device) * present
     openings = []
     for core in range(2):
@@ -98,21 +98,21 @@ def _openings(points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 def _bends(keys: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sizes and phases (N, 4, 2) of the first two waves that bend the angle around each singular point.
+    """Draw amplitudes and phases (N, 4, 2) of two waves that bend the field around each singular point.
 
-    Around a core the first wave straightens the loop: ridges inside it run side by side, those over it turn faster.
+    Around a core the first wave straightens the loop: ridges inside the loop become parallel.
     """
     size = uniform(keys, BEND, 2 * SINGULARITIES, -1, 1).view(-1, SINGULARITIES, 2)
     size = size * torch.tensor([0.18, 0.12], device=keys.device)
     phase = uniform(keys, BEND_PHASE, 2 * SINGULARITIES, 0, 2 * math.pi).view(-1, SINGULARITIES, 2)
-    apart = (points[:, 0] - points[:, 1]).norm(dim=1, keepdim=True)  # two close cores leave no room for straight loops
+    apart = (points[:, 0] - points[:, 1]).norm(dim=1, keepdim=True)  # loops between two close cores cannot be straight
     size[:, :2, 0] = uniform(keys, STRAIGHT, 2, 0.30, 0.65) * apart / (apart + 1.5)
     phase[:, :2, 0] = math.pi - _openings(points, present) + 0.3 * phase[:, :2, 0].cos()
     return size, phase
 
 
 def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
-    """(N, H, W): half the bent angle around every core, less that around every delta."""
+    """Sum half the bent angle around each core and subtract it for each delta, (N, H, W)."""
     x, y = frame(points.device)
     total = torch.zeros(len(points), HEIGHT, WIDTH, device=points.device)
     for number in range(SINGULARITIES):
@@ -129,7 +129,7 @@ def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phas
 
 
 def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """(N, H, W): the turn that makes the ridges of a whorl close around its cores instead of spiralling out of them."""
+    """Return the rotation of the field that turns spirals around the cores of whorls into rings, (N, H, W)."""
     x, y = frame(points.device)
     middle = points[:, :2].mean(dim=1)
     apart = middle[:, None] - points[:, 2:]
@@ -142,18 +142,18 @@ def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, pre
 
 
 def _straightening(kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """(N, H, W): the turn that lets a loop leave its core nearly straight down, before it bends to its side."""
+    """Return the rotation of the field that makes a loop leave its core nearly straight down, (N, H, W)."""
     x, y = frame(points.device)
     loop = (kind == LEFT) | (kind == RIGHT)
     lean = torch.where(loop, _openings(points, present)[:, 0] + math.pi / 2, 0.0)[:, None, None]
     lean = torch.remainder(lean + math.pi, 2 * math.pi) - math.pi
     core = points[:, 0, :, None, None]
     distance = (x - core[:, 0]).square() + (y - core[:, 1]).square()
-    return -0.5 * STRAIGHTENED * lean * torch.exp(-distance / (2 * 5.0**2))  # half a turn of the ridges turns a core
+    return -0.5 * STRAIGHTENED * lean * torch.exp(-distance / (2 * 5.0**2))  # a core turns by twice as much
 
 
 def _slopes(keys: torch.Tensor) -> torch.Tensor:
-    """(N, H, W): the hill of an arch, steepest at some height, flatter above and flat below."""
+    """Return the orientation field of arches, which is steepest at a random height, (N, H, W)."""
     x, y = frame(keys.device)
     draw = uniform(keys, SLOPE, 5)[:, :, None, None]
     top, steep = 2.5 * draw[:, 0] - 1.0, 0.9 + 0.9 * draw[:, 1]
@@ -166,7 +166,7 @@ def _slopes(keys: torch.Tensor) -> torch.Tensor:
 
 
 def make_pattern(keys: torch.Tensor) -> Pattern:
-    """keys (N,) int64, one per finger -> its class, singular points and orientation field."""
+    """Draw class, singular points and orientation field for the key of each finger (N,) int64."""
     kind = pattern_classes(keys)
     size = finger_size(keys)
     points, present = _singular_points(keys, kind, size)

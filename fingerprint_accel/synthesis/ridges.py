@@ -1,9 +1,11 @@
-"""Ridges grow out of noise: every pixel is filtered along its own direction and at its own ridge period, squashed, and
-filtered again (Cappelli, Maio and Maltoni 2002).
+"""Ridge pattern of a synthetic finger by iterative filtering of noise (Cappelli, Maio and Maltoni 2002).
 
-Instead of a bank of Gabor kernels, one kernel per direction, the filter is steered (Freeman and Adelson 1991): its
-angular profile in the frequency plane is a short Fourier series, so a few inverse transforms give the answer of the
-filter in every direction at once, without blending between neighbours.
+Each pixel is filtered with its own direction and ridge period, passed through a saturating function, and filtered
+again.
+
+The filter is steerable (Freeman and Adelson 1991). Its angular profile in the frequency plane is a short Fourier
+series, so a few inverse transforms give the response for every direction. A bank of Gabor kernels would need one
+convolution per direction and interpolation between them.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from fingerprint_accel.synthesis.geometry import HEIGHT, PIXELS_PER_MM, WIDTH, f
 from fingerprint_accel.synthesis.orientation import Pattern
 
 ROUNDS = 14
-ANGULAR_WIDTH = 0.30  # radians, standard deviation of the filter's angular profile
-RADIAL_WIDTH = 0.26  # standard deviation of its radial profile, in the logarithm of the frequency
-HARMONICS = 5  # of twice the angle: the next would count 1 %
+ANGULAR_WIDTH = 0.30  # standard deviation of the angular profile of the filter, radians
+RADIAL_WIDTH = 0.26  # standard deviation of the radial profile, natural logarithm of the frequency
+HARMONICS = 5  # multiples of twice the angle; the weight of the next one would be 1 %
 GAIN = 2.5
 NOISE, PERIOD, PERIOD_WAVES = range(20, 23)  # random streams
 
 
 def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """(N, H, W) mm between ridges: finer around the core, coarser towards the joint, larger on larger fingers."""
+    """Draw the ridge period in mm, (N, H, W): smaller near the core, larger near the joint and on large fingers."""
     x, y = frame(keys.device)
     draw = normal(keys, PERIOD, 3, 2.2)
     base = 0.455 * (1 + 0.045 * draw[:, 0]) * pattern.size**0.6
@@ -40,7 +42,7 @@ def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logarithm of the frequency (cycles per mm) and its direction (y up), (H, W / 2 + 1)."""
+    """Return the log frequency (cycles per mm) and the direction (y up) of each Fourier coefficient, (H, W / 2 + 1)."""
     down = torch.fft.fftfreq(HEIGHT, device=device, dtype=torch.float64)[:, None]
     right = torch.fft.rfftfreq(WIDTH, device=device, dtype=torch.float64)[None]
     radius = torch.hypot(down, right) * PIXELS_PER_MM
@@ -50,7 +52,7 @@ def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 @lru_cache(maxsize=8)
 def _angular(device: torch.device, odd: bool) -> torch.Tensor:
-    """(2 * orders, H, W / 2 + 1): cosines, then sines of the multiples of the direction, weighted."""
+    """Return the weighted angular Fourier series of the filter: cosines, then sines, (2 * orders, H, W / 2 + 1)."""
     angle = _frequency(device)[1].double()
     weights = [math.exp(-((order * ANGULAR_WIDTH) ** 2) / 2) * (1.0 if order else 0.5) for order in _orders(odd)]
     weights += [weight for weight, order in zip(weights, _orders(odd), strict=True) if order]
@@ -62,13 +64,13 @@ def _orders(odd: bool) -> list[int]:
 
 
 def _waves(angle: torch.Tensor, odd: bool) -> list[torch.Tensor]:
-    """Cosines, then sines of the multiples of an angle; of `normal_angle`, how much of each part makes the filter."""
+    """Return cosines, then sines, of the multiples of an angle. For `normal_angle` they are the steering weights."""
     orders = _orders(odd)
     return [torch.cos(order * angle) for order in orders] + [torch.sin(order * angle) for order in orders if order]
 
 
 class RidgeFilter:
-    """The filter of N fingers, ready to be applied again and again.
+    """Steerable ridge filter of N fingers, which can be applied repeatedly.
 
     Args:
         field: (N, H, W) ridge direction, radians.
@@ -86,7 +88,10 @@ class RidgeFilter:
         self.even = _waves(self.normal_angle, odd=False)
 
     def _steered(self, spectrum: torch.Tensor, steering: list[torch.Tensor], odd: bool) -> torch.Tensor:
-        """spectrum (N, H, W / 2 + 1) -> (N, H, W). One part at a time, so that it stays in the cache of a CPU."""
+        """Steer and sum the filter responses: spectrum (N, H, W / 2 + 1) -> (N, H, W).
+
+        Terms are added one by one, so that they stay in the CPU cache.
+        """
         fine, coarse = (spectrum * band for band in self.bands)
         total = torch.zeros_like(self.coarse)
         for angular, steer in zip(_angular(spectrum.device, odd), steering, strict=True):
@@ -95,27 +100,27 @@ class RidgeFilter:
         return total
 
     def real(self, ridges: torch.Tensor) -> torch.Tensor:
-        """(N, H, W) -> (N, H, W): the even filter's answer."""
+        """Apply the even filter to images (N, H, W)."""
         return self._steered(torch.fft.rfft2(ridges), self.even, odd=False)
 
     def analytic(self, ridges: torch.Tensor) -> torch.Tensor:
-        """(N, H, W) -> (N, H, W) complex: its argument is the phase of the ridges along `normal_angle`."""
+        """Return the analytic signal, (N, H, W) complex. Its argument is the ridge phase along `normal_angle`."""
         spectrum = torch.fft.rfft2(ridges)
         odd = self._steered(spectrum * -1j, _waves(self.normal_angle, odd=True), odd=True)
         return torch.complex(self._steered(spectrum, self.even, odd=False), odd)
 
 
 def grow(keys: torch.Tensor, pattern: Pattern, period: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
-    """The ridges of N fingers as an analytic signal.
+    """Generate the ridges of N fingers as an analytic signal.
 
     Args:
-        keys: (N,) int64.
-        pattern: how ridges run.
+        keys: (N,) int64 key of each finger.
+        pattern: ridge flow.
         period: (N, H, W) ridge period, mm.
-        rounds: of filtering; more rounds, fewer minutiae.
+        rounds: number of filter iterations; more iterations give fewer minutiae.
 
     Returns:
-        (N, H, W) complex64; the real part is the height of the skin, zeros of the whole are the minutiae.
+        (N, H, W) complex64. The real part is the height of the skin. The zeros of the signal are the minutiae.
     """
     bank = RidgeFilter(pattern.field, period)
     ridges = uniform(keys, NOISE, HEIGHT * WIDTH, -1, 1).view(-1, HEIGHT, WIDTH)

@@ -1,6 +1,6 @@
-"""Sensors: in what ranges each kind renders a touch.
+"""Sensor types with the ranges of their rendering parameters.
 
-Grey levels count from 0 (black) to 255, the bare sensor, as an import leaves it.
+Grey levels run from 0 (black) to 255 (background), as in imported prints.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from fingerprint_accel.errors import require
 
 Range = tuple[float, float]
 PARAMETERS = (
-    "width",  # of the sensing area, mm
-    "height",
-    "contrast",  # grey levels from valley to ridge
+    "width",  # width of the sensing area, mm
+    "height",  # height of the sensing area, mm
+    "contrast",  # difference of valley and ridge, grey levels
     "sharpness",  # slope of ridge edges
     "blur",  # 0 to 1: share of a 3 x 3 binomial blur at 300 ppi
-    "noise",  # grey levels, standard deviation
-    "stripes",  # grey levels of fixed column pattern
-    "vignette",  # grey levels of slow shading
-    "halo",  # grey levels by which skin darkens the valleys
+    "noise",  # standard deviation of the noise, grey levels
+    "stripes",  # fixed pattern noise of the columns, grey levels
+    "vignette",  # slow shading, grey levels
+    "halo",  # darkening of valleys by skin, grey levels
     "specks",  # strength of dirt around the print
     "texture",  # relative variation of ink along a ridge
-    "jitter",  # mm by which rows of a swept sensor are misplaced
-    "pressure",  # added to the pressure of the touch: ridges thicker
-    "inverted",  # chance that ridges come out bright
+    "jitter",  # displacement of the rows of a swipe sensor, mm
+    "pressure",  # added to the pressure of the touch; larger values give thicker ridges
+    "inverted",  # probability that ridges are bright
 )
 SENSORS: dict[str, dict[str, Range]] = {
     "optical": {
@@ -66,32 +66,32 @@ DEFAULT = ("optical", "capacitive", "thermal", "ink")
 
 @lru_cache(maxsize=16)
 def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
-    """(sensors, parameters, 2) float32: lowest and highest value of every parameter."""
+    """Return the lowest and highest value of each parameter, (sensors, parameters, 2) float32."""
     return torch.tensor([[SENSORS[name][parameter] for parameter in PARAMETERS] for name in names], device=device)
 
 
 QUALITIES = {"clean": (0.15, 0.3), "default": (0.4, 1.3), "poor": (0.9, 1.6), "mixed": (0.15, 1.6)}
-"""Severity of what goes wrong at a touch is drawn from these ranges."""
+"""Ranges of the severity of disturbances."""
 PARTIAL_SHARES = {"clean": 0.0, "default": 0.0, "poor": 0.0, "mixed": 0.4}
 """Share of partial touches."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """What fingers and impressions look like.
+    """Options for the appearance of synthetic impressions.
 
     Attributes:
-        sensors: names of `SENSORS`; every impression is taken by one of them.
-        quality: name of `QUALITIES`.
+        sensors: names from `SENSORS`. Each impression is rendered by a random one of them.
+        quality: name from `QUALITIES`.
         ppi: resolution, pixels per inch.
         canvas: side of an impression, pixels.
-        siblings: so many fingers in a row have the same class, ridge flow, ridge period and creases, and differ in
-            their ridges alone; who tells them apart reads minutiae.
-        partial: share of touches that show a part of the finger: its tip, its lower half, one side, or what a narrow
-            window leaves. Default: the quality's, `PARTIAL_SHARES`.
+        siblings: size of a family of consecutive fingers. Fingers of a family have the same pattern class, ridge flow,
+            ridge period and creases, so that only minutiae distinguish them.
+        partial: share of touches that show only a part of the finger: the tip, the lower half, one side, or a narrow
+            window. Default: the share of the quality, see `PARTIAL_SHARES`.
 
     Raises:
-        UserError: an unknown sensor or quality, or a size out of range.
+        UserError: if a sensor or quality is unknown or a size is out of range.
     """
 
     sensors: tuple[str, ...] = DEFAULT
@@ -103,7 +103,7 @@ class Style:
 
     @property
     def partial_share(self) -> float:
-        """Share of partial touches, as given or as the quality has it."""
+        """Share of partial touches: the given value, or the default of the quality."""
         return PARTIAL_SHARES[self.quality] if self.partial is None else self.partial
 
     def __post_init__(self) -> None:
@@ -113,5 +113,5 @@ class Style:
         require(self.quality in QUALITIES, f"quality {self.quality!r}: unknown; there are {', '.join(QUALITIES)}")
         require(150 <= self.ppi <= 1000, f"ppi {self.ppi}: must lie between 150 and 1000")
         require(0 <= self.partial_share <= 1, f"partial {self.partial}: a share of the touches, from 0 to 1")
-        require(self.siblings >= 1, f"siblings {self.siblings}: must be at least 1, a finger for itself")
+        require(self.siblings >= 1, f"siblings {self.siblings}: must be at least 1")
         require(64 <= self.canvas <= 2048, f"canvas {self.canvas}: must lie between 64 and 2048")

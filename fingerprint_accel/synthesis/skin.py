@@ -1,5 +1,4 @@
-"""From the ridge signal to a master: its exact minutiae, what a finger has besides ridges, and all of it in one byte a
-pixel."""
+"""Masters of synthetic fingers: ridges with pores, incipient ridges and creases, and their exact minutiae."""
 
 from __future__ import annotations
 
@@ -14,11 +13,12 @@ from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import grow, period_field
 from fingerprint_accel.synthesis.workers import each, join
 
-CREASES = 4  # at most, per finger
+CREASES = 4  # largest number per finger
 CREASE, CREASE_COUNT, ROUGH, PORES, PORE_DEPTH, INCIPIENT, INCIPIENT_PLACE = range(40, 47)  # random streams
-EDGE = 4  # pixels at the border of a master without minutiae: there the noise wraps around
-UNIT = 120.0  # grey levels of a master from the middle of a slope to the top of a ridge
-PAIR_MM, TWIN_MM = 0.55, 0.4  # a short break, a ridge end counted twice: closer than that nobody sees two minutiae
+EDGE = 4  # border in pixels without minutiae, because the filters wrap around
+UNIT = 120.0  # grey levels from the mean height to the top of a ridge
+# Two opposite minutiae closer than PAIR_MM are a short ridge break. Two equal minutiae closer than TWIN_MM are one.
+PAIR_MM, TWIN_MM = 0.55, 0.4
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Minutiae:
     """Minutiae of N fingers, padded to the largest number M.
 
     Attributes:
-        rows: (N, M, 3) x to the right and y up in mm, and the angle in radians, counter-clockwise from +x, towards the
-            side with one ridge more (ISO/IEC 19794-2: along an ending ridge, into the fork of a bifurcation).
-        count: (N,) int64, how many of the M are there.
+        rows: (N, M, 3) x to the right and y up in mm, and the angle in radians, counter-clockwise from +x. The angle
+            follows ISO/IEC 19794-2: along an ending ridge, and into the fork of a bifurcation.
+        count: (N,) int64 number of valid rows.
     """
 
     rows: torch.Tensor
@@ -37,12 +37,12 @@ class Minutiae:
 
 @dataclass(frozen=True)
 class Masters:
-    """Fingers, ready to leave impressions.
+    """Masters of N fingers, from which impressions are rendered.
 
     Attributes:
-        ridges: (N, H, W) uint8, height of the skin: 7 in a valley, 247 on a ridge; in the frame of `geometry`.
-        minutiae: what a person would mark; those under a crease are left out.
-        kind: (N,) int64, index into `orientation.CLASSES`.
+        ridges: (N, H, W) uint8 height of the skin, 7 in a valley and 247 on a ridge; coordinates as in `geometry`.
+        minutiae: visible minutiae; minutiae in a crease are excluded.
+        kind: (N,) int64 pattern class, index into `orientation.CLASSES`.
         size: (N,) relative size of the finger.
     """
 
@@ -55,33 +55,36 @@ class Masters:
         return len(self.ridges)
 
     def __getitem__(self, fingers: slice | torch.Tensor) -> Masters:
-        """Some of them; views for a slice, copies for (B,) indices."""
+        """Select fingers by a slice (returns views) or by indices (B,) (returns copies)."""
         minutiae = Minutiae(self.minutiae.rows[fingers], self.minutiae.count[fingers])
         return Masters(self.ridges[fingers], minutiae, self.kind[fingers], self.size[fingers])
 
 
 def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
-    """fingers (N,) int64 -> (N,) int64 key of each: all that a finger depends on."""
+    """Return the random key of each finger: numbers (N,) int64 -> (N,) int64."""
     return sample_keys(seed, torch.full_like(fingers, -1), fingers)
 
 
 def finger_name(seed: int, number: int, siblings: int = 1) -> str:
-    """Under which a finger is stored: the same name, the same finger. Names sort like numbers.
+    """Return the finger key under which a synthetic finger is stored. Equal keys mean equal fingers.
 
-    The first of a family is the finger that the number means alone; the others say whose siblings they are.
+    Keys sort like numbers. With `siblings` above 1, fingers other than the first of a family get a suffix, because
+    they differ from the finger with this number and without siblings.
     """
     return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
 
 
 def make_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
-    """fingers (N,) int64 numbers -> their masters, on the same device.
+    """Generate the masters of fingers on the device of `fingers`.
 
-    A GPU makes them together; on a CPU each has the same bits in any batch.
+    A GPU generates them as one batch. On a CPU they are generated one by one, so that the bits of a finger do not
+    depend on the batch.
 
     Args:
-        seed: with the number it decides all about a finger.
-        fingers: the numbers.
-        siblings: of so many numbers in a row, all have the class, ridge flow, ridge period and creases of the first.
+        seed: random seed. Seed and number determine the finger.
+        fingers: (N,) int64 finger numbers.
+        siblings: size of a family of consecutive numbers. All fingers of a family have the pattern class, ridge flow,
+            ridge period and creases of the first one.
     """
     both = torch.stack([finger_keys(seed, fingers), finger_keys(seed, fingers // siblings * siblings)], dim=1)
     if fingers.device.type == "cpu":
@@ -107,14 +110,14 @@ def _make(both: torch.Tensor) -> Masters:
 
 
 def _pores(keys: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
-    """(N, H, W): how much sweat pores take from the ridges."""
+    """Return the depth of sweat pores in the ridges, (N, H, W)."""
     depth = uniform(keys, PORE_DEPTH, 1, 0.0, 0.9)[:, :, None]
     there = uniform(keys, PORES, HEIGHT * WIDTH).view_as(height) > 0.955
     return depth * there * (height - 0.5).clamp_min(0) * 2
 
 
 def _with_incipient_ridges(keys: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
-    """Thin, broken ridges in the valleys of some places on some fingers."""
+    """Add incipient ridges: thin, broken ridges in the valleys of some regions of some fingers."""
     draw = uniform(keys, INCIPIENT, 2)[:, :, None]
     strength = 1.1 * (draw[:, :1] > 0.8) * (0.4 + 0.6 * draw[:, 1:])
     place = smooth_field(normal(keys, INCIPIENT_PLACE, 99).view(-1, 11, 9), HEIGHT, WIDTH)
@@ -124,7 +127,7 @@ def _with_incipient_ridges(keys: torch.Tensor, height: torch.Tensor) -> torch.Te
 
 
 def _creases(keys: torch.Tensor) -> torch.Tensor:
-    """(N, H, W) in 0..1: folds of the skin, most of them across the finger."""
+    """Draw creases, most of them across the finger, (N, H, W) in 0..1."""
     x, y = frame(keys.device)
     number = uniform(keys, CREASE_COUNT, 1)[:, 0]
     rough = 0.16 * smooth_field(normal(keys, ROUGH, 64 * 52).view(-1, 64, 52), HEIGHT, WIDTH)
@@ -143,15 +146,18 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
 
 
 def _corners(values: torch.Tensor) -> torch.Tensor:
-    """(N, H, W) -> (4, N, H - 1, W - 1): the corners of every 2 x 2 cell, counter-clockwise with y up."""
+    """Return the corners of every 2 x 2 cell, counter-clockwise with y up: (N, H, W) -> (4, N, H - 1, W - 1)."""
     return torch.stack([values[:, 1:, :-1], values[:, 1:, 1:], values[:, :-1, 1:], values[:, :-1, :-1]])
 
 
 def _windings(signal: torch.Tensor, normal_angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turns of the phase around every cell (N, H - 1, W - 1), and its four corners with signs that agree.
+    """Return the winding number of the phase around each 2 x 2 cell, and the corner values with consistent signs.
 
-    The direction of the ridges is known modulo pi only; where it points the other way the signal is conjugated. Cells
-    in which no choice of signs fits (cores and deltas) count as 0.
+    The ridge direction is only defined modulo pi. At corners with the opposite direction the signal is conjugated.
+    Cells without a consistent choice of signs contain a core or delta; their winding number is set to 0.
+
+    Returns:
+        Winding numbers (N, H - 1, W - 1) and complex corner values (4, N, H - 1, W - 1).
     """
     cosines, sines = _corners(normal_angle.cos()), _corners(normal_angle.sin())
     signs = (cosines[0] * cosines + sines[0] * sines).sign()
@@ -159,21 +165,21 @@ def _windings(signal: torch.Tensor, normal_angle: torch.Tensor) -> tuple[torch.T
     fits = (agree > 0).all(dim=0)
     real, imaginary = _corners(signal.real), _corners(signal.imag) * signs
     next_real, next_imaginary = real.roll(-1, 0), imaginary.roll(-1, 0)
-    left = real * next_imaginary - next_real * imaginary  # how often the polygon crosses the positive real axis
+    left = real * next_imaginary - next_real * imaginary  # count crossings of the positive real axis
     up = (imaginary <= 0) & (next_imaginary > 0) & (left > 0)
     down = (imaginary > 0) & (next_imaginary <= 0) & (left < 0)
     return (up.sum(dim=0) - down.sum(dim=0)) * fits, torch.complex(real, imaginary)
 
 
 def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
-    """Lists the zeros of an analytic signal.
+    """Find minutiae as the zeros of an analytic signal.
 
-    Around a zero the phase of the ridges winds once; there a ridge ends or forks (Larkin and Fletcher 2007, "A coherent
+    The ridge phase winds once around a zero, where a ridge ends or forks (Larkin and Fletcher 2007, "A coherent
     framework for fingerprint analysis: are fingerprints holograms?", Optics Express 15(14)).
 
     Args:
         signal: (N, H, W) complex64, see `ridges.grow`.
-        normal_angle: (N, H, W) radians, direction along which its phase grows.
+        normal_angle: (N, H, W) direction in radians along which the phase increases.
     """
     winding, corners = _windings(signal, normal_angle)
     winding[:, :EDGE], winding[:, -EDGE:], winding[:, :, :EDGE], winding[:, :, -EDGE:] = 0, 0, 0, 0
@@ -181,7 +187,7 @@ def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
     sign = winding[finger, row, column]
     count = torch.bincount(finger, minlength=len(signal))
     lower_left, lower_right, upper_right, upper_left = corners[:, finger, row, column]
-    # the zero of the plane through the corners: value = mean + slope_x * u + slope_y * v
+    # fit a plane to the corners, value = mean + slope_x * u + slope_y * v, and solve for its zero
     mean = (lower_left + lower_right + upper_right + upper_left) / 4
     slope_x = (lower_right + upper_right - lower_left - upper_left) / 2
     slope_y = (upper_left + upper_right - lower_left - lower_right) / 2
@@ -198,7 +204,7 @@ def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
 
 
 def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
-    """Drops what a person would not mark: minutiae in a crease, short breaks, and one of two that coincide."""
+    """Drop minutiae that a human examiner would not mark: in creases, at short breaks, and duplicates."""
     position, (x, y, direction) = minutiae.rows[..., :2], minutiae.rows.unbind(-1)
     there = torch.arange(x.shape[1], device=x.device) < minutiae.count[:, None]
     column = (x * PIXELS_PER_MM + WIDTH / 2).long().clamp(0, WIDTH - 1)
@@ -216,6 +222,6 @@ def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
 
 
 def packed(rows: torch.Tensor, keep: torch.Tensor, most: int) -> torch.Tensor:
-    """rows (N, M, K), keep (N, M) bool -> (N, most, K): those that are kept in front, zeros behind."""
+    """Move the kept rows to the front and pad with zeros: rows (N, M, K), keep (N, M) bool -> (N, most, K)."""
     order = torch.argsort(~keep, dim=1, stable=True)[:, :most, None]
     return torch.take_along_dim(rows * keep[..., None], order, dim=1)

@@ -1,7 +1,8 @@
-"""Endless training data from nothing: masters stay on the device, every step renders new impressions of them.
+"""Synthetic training data that is rendered during training, without a dataset folder.
 
-Takes the place of a dataset folder: `--data synth:fingers=20000`. Which finger and impression comes when follows the
-same order as prints from shards, so runs resume exactly and do not depend on the number of processes.
+`--data synth:fingers=20000` selects it. The masters stay on the device, and each step renders new impressions. The
+order of fingers and impressions is that of `data.order`, so runs resume exactly and do not depend on the number of
+processes.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from fingerprint_accel.synthesis.skin import Masters, Minutiae, make_masters
 from fingerprint_accel.synthesis.workers import join
 
 PREFIX = "synth:"
-CHUNK = 32  # masters made at a time, per process
-MOST_MINUTIAE = 512  # of a master; while processes exchange them, all are padded to so many
+CHUNK = 32  # masters that a process makes at a time
+MOST_MINUTIAE = 512  # per master; rows are padded to this number before processes exchange them
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """What `--data synth:fingers=20000,impressions=8,...` says.
+    """Parsed form of `--data synth:fingers=20000,impressions=8,...`.
 
     Attributes:
-        fingers: to train on.
-        impressions: of each finger per epoch; new ones in every epoch.
-        seed: of the fingers and impressions.
+        fingers: number of training fingers.
+        impressions: impressions of each finger per epoch. Every epoch renders new ones.
+        seed: seed of fingers and impressions.
         first: number of the first finger.
-        style: sensors (joined by +), quality, ppi, canvas, siblings.
+        style: sensors, quality, ppi, canvas, siblings and share of partial touches.
     """
 
     fingers: int
@@ -49,15 +50,15 @@ class SourceSpec:
 
 
 def is_source(data: str) -> bool:
-    """Whether `--data` names a synthetic source rather than a folder."""
+    """Return whether `--data` names synthetic data instead of a folder."""
     return data.startswith(PREFIX)
 
 
 def parse_source(data: str) -> SourceSpec:
-    """Reads `synth:fingers=20000,impressions=8,seed=1,first=0,quality=default,sensors=optical+ink,ppi=300,canvas=320`.
+    """Parse `synth:fingers=20000,impressions=8,seed=1,first=0,quality=default,sensors=optical+ink,ppi=300,canvas=320`.
 
     Raises:
-        UserError: a key or value that does not fit; the message shows how it is written.
+        UserError: if a key or value is invalid. The message shows the format.
     """
     numbers: dict[str, int] = {}
     looks: dict[str, str | int | float | tuple[str, ...]] = {}
@@ -83,7 +84,7 @@ def parse_source(data: str) -> SourceSpec:
 
 
 def _gathered(masters: Masters, gather: Callable[[torch.Tensor], torch.Tensor], count: int) -> Masters:
-    """The first `count` masters of all ranks."""
+    """Gather the masters of all ranks and return the first `count`."""
     own = masters.minutiae
     rows = F.pad(own.rows, (0, 0, 0, MOST_MINUTIAE - own.rows.shape[1]))
     tensors = masters.ridges, masters.kind, masters.size, own.count, rows
@@ -93,11 +94,11 @@ def _gathered(masters: Masters, gather: Callable[[torch.Tensor], torch.Tensor], 
 
 @dataclass(frozen=True)
 class SyntheticPrints:
-    """Impressions of some fingers, rendered when asked for; the counterpart of `data.loader.Subset`.
+    """Synthetic prints that are rendered on demand, with the interface of `data.loader.Subset`.
 
     Attributes:
-        spec: what they look like.
-        masters: the fingers, on the device.
+        spec: options of the prints.
+        masters: masters of the fingers, on the device.
         numbers: (F,) int64 number of each finger, on the device.
     """
 
@@ -106,11 +107,11 @@ class SyntheticPrints:
     numbers: torch.Tensor
 
     def __getitem__(self, fingers: slice) -> SyntheticPrints:
-        """Those of some of the fingers; views."""
+        """Return the prints of some of the fingers, without a copy."""
         return SyntheticPrints(self.spec, self.masters[fingers], self.numbers[fingers])
 
     def __len__(self) -> int:
-        """Prints per epoch."""
+        """Number of prints per epoch."""
         return len(self.masters) * self.spec.impressions
 
     @property
@@ -120,32 +121,32 @@ class SyntheticPrints:
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int64 finger of each print, dense."""
+        """Class index of each print, (N,) int64."""
         return np.arange(len(self)) // self.spec.impressions
 
     @property
     def with_minutiae(self) -> int:
-        """Number of prints that have minutiae: the generator places some on every finger."""
+        """Number of prints with minutiae, which is all of them."""
         return len(self)
 
     @property
     def info(self) -> PrintInfo:
-        """Resolution and size of the prints."""
+        """Resolution and canvas size of the prints."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
 
     @property
     def identity(self) -> str:
-        """What decides which fingers these are and how they look."""
+        """Text of all options that determine the prints. A resumed run compares it."""
         knobs = vars(self.spec) | vars(self.spec.style)
         return ",".join(f"{name}={value}" for name, value in knobs.items() if name != "style")
 
     def read(self, samples: np.ndarray, epochs: np.ndarray, truth: bool = False) -> Batch:
-        """Renders prints on the masters' device.
+        """Render prints on the device of the masters.
 
         Args:
-            samples: (B,) int64 in 0..N-1.
-            epochs: (B,) int64; an epoch has its own impressions.
-            truth: also gives pose and contact.
+            samples: (B,) int64 indices in 0..N-1.
+            epochs: (B,) int64 epochs; each epoch has its own impressions.
+            truth: also return pose and contact.
         """
         index, epoch = (torch.from_numpy(values).to(self.numbers.device) for values in (samples, epochs))
         which, impression = index // self.spec.impressions, index % self.spec.impressions
@@ -164,18 +165,18 @@ class SyntheticPrints:
         position: int = 0,
         truth: bool = False,
     ) -> RenderLoader:
-        """Endless micro-batches of one process, as `data.loader.Subset.loader`."""
+        """Return an endless loader of micro-batches for one process; see `data.loader.Subset.loader`."""
         return RenderLoader(self, order, batch_size, rank, processes, position, truth)
 
 
 @dataclass
 class RenderLoader:
-    """Endless micro-batches, rendered one after the other. Use as a context manager, then iterate.
+    """Endless iterator of rendered micro-batches. Use it as a context manager.
 
     Attributes:
-        prints, order, batch_size, rank, processes, position, truth: as of `data.loader.Subset.loader`.
-        waited: seconds spent on rendering batches after the first; 0 on a GPU, where rendering is work like any other
-            and the host's clock shows how far ahead of it the host is.
+        prints, order, batch_size, rank, processes, position, truth: see `data.loader.Subset.loader`.
+        waited: seconds spent on rendering on a CPU, without the first batch. It is 0 on a GPU, where rendering runs
+            asynchronously and cannot be timed by the host.
     """
 
     prints: SyntheticPrints
@@ -189,7 +190,7 @@ class RenderLoader:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The same, by stage."""
+        """Time spent waiting, by stage."""
         return {"render": self.waited}
 
     def __enter__(self) -> RenderLoader:
@@ -205,7 +206,7 @@ class RenderLoader:
             samples, epochs = self.order.take(position + self.rank * self.batch_size, self.batch_size)
             batch = self.prints.read(samples, epochs, self.truth)
             on_cpu = batch.image.device.type == "cpu"
-            if on_cpu and position > self.position:  # the first batch also readies the device
+            if on_cpu and position > self.position:  # the first batch includes initialisation
                 self.waited += time.perf_counter() - start
             position += self.batch_size * self.processes
             yield batch
@@ -219,14 +220,17 @@ def open_source(
     processes: int = 1,
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[SyntheticPrints, SyntheticPrints | None]:
-    """Fingers to train on, and others to validate on: the same on every rank; each rank makes its share.
+    """Make training fingers and validation fingers. Each rank makes a part, and all ranks get all fingers.
 
     Args:
-        data: see `parse_source`.
-        held_out: validation fingers as a share of the training fingers, at least two; 0 for none.
-        device: where the fingers are made and stay.
-        rank, processes: which share is this process's.
-        gather: concatenates tensors of all ranks along the first dimension; needed with several processes.
+        data: value of `--data`, see `parse_source`.
+        held_out: number of validation fingers as a share of the training fingers, at least two; 0 for none.
+        device: device of the masters.
+        rank, processes: rank of this process and number of processes.
+        gather: concatenates a tensor of all ranks along the first dimension; required for several processes.
+
+    Returns:
+        Training prints, and validation prints or None.
     """
     spec = parse_source(data)
     validation = max(2, round(held_out * spec.fingers)) if held_out > 0 else 0
@@ -238,7 +242,7 @@ def open_source(
             mine = chunk[torch.arange(rank * share, (rank + 1) * share, device=device).clamp(max=len(chunk) - 1)]
             made = make_masters(spec.seed, mine, spec.style.siblings)
             if processes > 1:
-                assert gather is not None, "several processes exchange their masters"
+                assert gather is not None, "gather is required for several processes"
                 made = _gathered(made, gather, len(chunk))
             parts.append(made)
             bar.update(len(chunk))

@@ -1,7 +1,8 @@
-"""A finger touches a sensor: where, turned how, stretched and pressed how.
+"""Model of a finger that touches a sensor: position, rotation, distortion, pressure and dryness.
 
-Plastic distortion follows Cappelli, Maio and Maltoni 2001 ("Modelling plastic distortion in fingerprint images"): a
-middle that sticks, an edge that moves with the finger, skin stretched in between; a smooth random field lies on top.
+Plastic distortion follows Cappelli, Maio and Maltoni 2001 ("Modelling plastic distortion in fingerprint images"). The
+centre of the contact sticks to the sensor, the border moves with the finger, and the skin in between is stretched. A
+smooth random displacement is added.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ TOUCH = (
     "severity", "sensor", "angle", "x", "y", "width", "height", "square", "pressure", "gradient", "dry", "wet",
     "torsion", "slip", "slip_angle", "grip", "window_x", "window_y", "noise_x", "noise_y", "grain_x", "grain_y",
 )  # fmt: skip
-POINTS = 35  # control points along each side of the slow fields
-TILE = 512  # pixels, side of the noise that every impression takes a window of
+POINTS = 35  # control points along each side of the smooth fields
+TILE = 512  # side of the noise tiles in pixels; each impression uses a random window
 DRAWS, SENSOR_DRAWS, BORDER, ELASTIC, PRESSURE, DRYNESS, BLOTS, SHADE, STRIPES, ROWS, SCRATCH = range(60, 71)  # streams
-PARTIAL = 71  # stream
+PARTIAL = 71  # random stream
 PARTIAL_DRAWS = ("chosen", "kind", "away", "smaller", "narrow", "width", "height")
 TIP, LOW, SIDE, WINDOW = range(4)  # kinds of partial touch
-KIND_SHARES = (0.50, 0.15, 0.20)  # of the first three
-FINGER_END = 13.5  # mm above the middle of an average finger: nothing touches beyond its tip
-SCRATCHES = 2  # at most
-MIDDLE_MM = (0.0, 0.3)  # of the mean contact of whole touches, in the frame of the finger
+KIND_SHARES = (0.50, 0.15, 0.20)  # shares of TIP, LOW and SIDE; the rest is WINDOW
+FINGER_END = 13.5  # tip of an average finger in mm above its centre; nothing beyond it touches
+SCRATCHES = 2  # largest number per impression
+MIDDLE_MM = (0.0, 0.3)  # mean centre of the contact of complete touches, finger coordinates
 
 
 @lru_cache(maxsize=4)
 def noise_tiles(ppi: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(TILE, TILE) standard noise twice: independent pixels, and grain of about a fifth of a millimetre."""
+    """Return two tiles of standard normal noise, (TILE, TILE): white noise, and grain with a size of about 0.2 mm."""
     keys = mix(torch.arange(2 * TILE, device=device) + 2382)
     white, other = normal(keys, 0, TILE).double().split(TILE)
     frequency = torch.fft.fftfreq(TILE, device=device, dtype=torch.float64)
@@ -44,27 +45,27 @@ def noise_tiles(ppi: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 class Touch:
-    """B touches; tensors are (B, 1, 1) unless said otherwise, lengths in mm.
+    """Parameters of B touches. Tensors have the shape (B, 1, 1) unless stated otherwise; lengths are in mm.
 
     Args:
         size: (B,) relative size of each finger.
         keys: (B,) int64 keys of the impressions.
-        style: sensors, quality, resolution.
+        style: sensors, quality and resolution.
 
     Attributes:
-        draw: uniform numbers in 0..1 by the names in `TOUCH`.
-        sensor: what the sensor does, by the names in `sensors.PARAMETERS`.
-        severity: of everything that goes wrong.
-        angle: radians by which the finger is turned, counter-clockwise.
-        spot_x, spot_y: the point of the finger in the middle of the contact.
-        shift_x, shift_y: the middle of the canvas, seen from the middle of the contact.
+        draw: uniform random numbers in 0..1 by the names in `TOUCH`.
+        sensor: sensor parameters by the names in `sensors.PARAMETERS`.
+        severity: strength of all disturbances.
+        angle: rotation of the finger in radians, counter-clockwise.
+        spot_x, spot_y: centre of the contact, finger coordinates.
+        shift_x, shift_y: centre of the canvas relative to the centre of the contact.
         left, right, bottom, top: edges of the sensing area on the canvas.
     """
 
     def __init__(self, size: torch.Tensor, keys: torch.Tensor, style: Style) -> None:
         self.keys, self.style = keys, style
         self.device = keys.device
-        self.mm = 25.4 / style.ppi  # side of a pixel
+        self.mm = 25.4 / style.ppi  # side of a pixel, mm
         draws = uniform(keys, DRAWS, len(TOUCH))
         self.draw = {name: draws[:, i, None, None] for i, name in enumerate(TOUCH)}
         low, high = QUALITIES[style.quality]
@@ -79,7 +80,7 @@ class Touch:
         return (2 * self.draw[name] - 1) * size
 
     def _place(self, size: torch.Tensor) -> None:
-        """Which part of the finger touches, how it is turned, and where the sensing area ends."""
+        """Choose contact area, rotation and the position of the sensing area."""
         strong = self.severity
         self.angle = self._signed("angle", 0.38) * strong.clamp(max=1.2)
         spot = (0.5 + strong).clamp(max=1.6)
@@ -98,7 +99,7 @@ class Touch:
             half = extent / 2
             off = self._signed(name, 3.2) * strong.clamp(max=1.2)
             low, high = torch.maximum(off - half, -reach), torch.minimum(off + half, reach)
-            middle = (low + high) / 2  # goes to the middle of the canvas
+            middle = (low + high) / 2  # becomes the centre of the canvas
             limits.append((off - half - middle, off + half - middle, middle))
         self.left, self.right, self.shift_x = limits[0]
         self.bottom, self.top, self.shift_y = limits[1]
@@ -106,8 +107,16 @@ class Touch:
     def _partial(
         self, size: torch.Tensor, width: torch.Tensor, height: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turns a share of the touches into partial ones: of the tip, low on the finger, rolled to a side, or seen
-        through a narrow window. Takes the sensing area's width and height in mm and returns them.
+        """Replace a share of the touches by partial ones.
+
+        The kinds are: the fingertip, the lower part of the finger, one side, or a narrow sensor.
+
+        Args:
+            size: relative size of each finger.
+            width, height: size of the sensing area, mm.
+
+        Returns:
+            The new width and height.
         """
         draws = uniform(self.keys, PARTIAL, len(PARTIAL_DRAWS))
         draw = {name: draws[:, i, None, None] for i, name in enumerate(PARTIAL_DRAWS)}
@@ -132,8 +141,11 @@ class Touch:
         return width, height
 
     def pose(self) -> torch.Tensor:
-        """(B, 3) float32: how each print has to be turned and shifted so that its finger stands upright in the middle
-        of the canvas: rotation in radians, and shift along x and y in canvas pixels, as in `geometric.Pose`."""
+        """Return the transform that puts each finger upright into the centre of the canvas.
+
+        Returns:
+            (B, 3) float32: rotation in radians, shift along x and y in canvas pixels; see `geometric.Pose`.
+        """
         cos, sin = self.angle.cos(), self.angle.sin()
         across, up = MIDDLE_MM[0] - self.spot_x, MIDDLE_MM[1] - self.spot_y
         x = across * cos - up * sin - self.shift_x
@@ -141,25 +153,33 @@ class Touch:
         return torch.stack([-self.angle, x / self.mm, -y / self.mm], dim=1).flatten(1).float()
 
     def grid(self, points: int, over: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (1, 1, points) and y (1, points, 1) in mm of a grid over the canvas, `over` steps beyond its ends."""
+        """Return grid coordinates over the canvas in mm, x (1, 1, points) and y (1, points, 1).
+
+        The grid extends `over` steps beyond the canvas on each side.
+        """
         half = (self.style.canvas - 1) / 2 * self.mm
         step = 2 * half / (points - 1 - 2 * over)
         axis = (torch.arange(points, device=self.device) - over) * step - half
         return axis[None, None, :], -axis[None, :, None]
 
     def _slow(self, stream: int, points: int, count: int = 1) -> torch.Tensor:
-        """(B, count, POINTS, POINTS) smooth random values with `points` random numbers along each side."""
+        """Draw smooth random fields (B, count, POINTS, POINTS) from `points` random values along each side."""
         values = normal(self.keys, stream, count * points * points).view(-1, count, points, points)
         return smooth_field(values, POINTS, POINTS)
 
     def skin_frame(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Canvas mm -> mm along the axes of the finger, from the middle of the contact."""
+        """Convert canvas coordinates to finger axes, relative to the centre of the contact; mm."""
         x, y = x + self.shift_x, y + self.shift_y
         cos, sin = self.angle.cos(), self.angle.sin()
         return x * cos + y * sin, y * cos - x * sin
 
     def fields(self) -> torch.Tensor:
-        """(B, 6, canvas, canvas): displacement x and y, depth inside the contact (mm), pressure, dryness, shading."""
+        """Draw the smooth fields of each touch.
+
+        Returns:
+            (B, 6, canvas, canvas): displacement along x and y in mm, distance inside the contact border in mm,
+            pressure, dryness, shading.
+        """
         x, y = self.grid(POINTS, over=1)
         u, v = self.skin_frame(x, y)
         strong = self.severity
@@ -189,14 +209,14 @@ class Touch:
         return smooth_field(slow, self.style.canvas, self.style.canvas)
 
     def noise(self, tile: torch.Tensor, across: str, down: str) -> torch.Tensor:
-        """(B, canvas, canvas): a window of a repeating tile per impression."""
+        """Return a random window of a periodic tile for each impression, (B, canvas, canvas)."""
         axis = torch.arange(self.style.canvas, device=self.device)
         rows = (axis[None] + (self.draw[down][:, :, 0] * TILE).long()) % TILE
         columns = (axis[None] + (self.draw[across][:, :, 0] * TILE).long()) % TILE
         return tile[rows[:, :, None], columns[:, None, :]]
 
     def scratches(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B, canvas, canvas) in 0..1: what is left of the ink under scratches and hairs."""
+        """Return the share of the ink that remains under scratches and hairs, (B, canvas, canvas) in 0..1."""
         left: torch.Tensor = torch.ones(1, device=self.device)
         for line in range(SCRATCHES):
             draw = uniform(self.keys, SCRATCH * 1000 + line, 6)[:, :, None, None]

@@ -1,7 +1,8 @@
-"""Fingers and impressions one by one on the cores of a CPU, and together again.
+"""Runs a function for each finger or impression on one CPU thread and joins the results.
 
-Kernels share their work out by the number of threads, and a sum can come out with another last bit. So each item is
-computed by one thread, and threads take turns over items: the same bits in any batch, on any number of cores.
+The kernels of torch divide their work by the number of threads, which can change the last bit of a sum. Here each item
+is computed by a single thread, and several items run in parallel. The results therefore do not depend on the batch or
+the number of cores.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ Result = TypeVar("Result")
 
 
 def _single() -> None:
-    """Gives the calling thread one thread; asking first, because torch sets up a thread's number when first asked."""
+    """Set the number of torch threads of the calling thread to one.
+
+    The getter is called first, because torch initialises the number on the first call and would override the setting.
+    """
     torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -31,12 +35,12 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(workers, "synthesis", initializer=_single)
     for ready in [pool.submit(together.wait) for _ in range(workers)]:
         ready.result()
-    torch.set_num_threads(workers)  # threads that others start later take the number that was set last
+    torch.set_num_threads(workers)  # threads that start later inherit the last value that was set
     return pool
 
 
 def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """[function(item) for item in items], each on one thread, as many at a time as torch has threads."""
+    """Apply a function to each item, each on one thread, with as many items in parallel as torch has threads."""
     workers = torch.get_num_threads()
     if workers == 1:
         return [function(item) for item in items]
@@ -44,8 +48,10 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 
 
 def join(parts: Sequence[Result]) -> Result:
-    """Batches as one: dataclasses of tensors, or of such dataclasses. What is shorter along the second dimension is
-    padded with zeros."""
+    """Concatenate batches, which are (nested) dataclasses of tensors.
+
+    Tensors are padded with zeros along the second dimension if their sizes differ.
+    """
 
     def together(values: list[Any]) -> Any:
         if not isinstance(values[0], torch.Tensor):

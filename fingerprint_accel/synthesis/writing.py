@@ -1,4 +1,4 @@
-"""`fingerprint-accel synth`: a dataset folder of fingers that nobody has, made in parallel and resumable."""
+"""Writes a dataset folder of synthetic prints (`fingerprint-accel synth`), in parallel and resumable."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from fingerprint_accel import __version__
+from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.inspection import save_contact_sheet
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.shard_writing import (
@@ -40,27 +41,27 @@ from fingerprint_accel.synthesis.skin import finger_name, make_masters
 from fingerprint_accel.text import aligned
 
 DEFAULT_STYLE = Style()
-ARGUMENTS = "synthesis.json"  # in the dataset folder: what it was made with
+ARGUMENTS = "synthesis.json"  # file in the dataset folder with the arguments
 CONTACT_SHEET = "contact_sheet.png"
 PIXELS_AT_ONCE = 2**24  # 163 prints of 320 x 320; a GPU needs about 200 bytes for each pixel
-FINGERS_AT_ONCE = {"cpu": 1, "cuda": 64}  # enough to fill a GPU; on a CPU one, so that their bits never vary
+FINGERS_AT_ONCE = {"cpu": 1, "cuda": 64}  # 64 fill a GPU; one on a CPU, so that bits do not depend on the batch
 MOST_FINGERS, MOST_IMPRESSIONS, LAST_FINGER = 10**7, 2**15 - 1, 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the bytes of a synthetic dataset depend on.
+    """Arguments that determine the bytes of a synthetic dataset.
 
     Attributes:
-        fingers: how many, numbered from `first_finger`.
-        impressions: of each finger, numbered from 0.
-        seed: with a finger's number it decides all about the finger.
+        fingers: number of fingers.
+        impressions: number of impressions of each finger.
+        seed: random seed. Seed and finger number determine the finger.
         first_finger: number of the first finger.
-        style: of the impressions.
+        style: appearance of the impressions.
         device: "cpu" or "cuda".
 
     Raises:
-        UserError: a number out of range.
+        UserError: if a number is out of range.
     """
 
     fingers: int
@@ -82,16 +83,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class SynthesisSummary:
-    """What a synthesis did.
+    """Summary of a synthesis.
 
     Attributes:
-        out: the dataset folder.
-        info: of the dataset.
-        classes: fingers by pattern class.
+        out: dataset folder.
+        info: contents of `fingerprint.json`.
+        classes: number of fingers by pattern class.
         minutiae: (N,) number of minutiae of each print.
         megabytes: size of the dataset folder.
-        made: prints that this run made; the others were there.
-        seconds: that this run took.
+        made: number of prints that this call rendered. A resumed call renders only the missing ones.
+        seconds: duration of this call.
     """
 
     out: Path
@@ -104,7 +105,7 @@ class SynthesisSummary:
 
     @classmethod
     def of(cls, out: Path, made: int, seconds: float) -> SynthesisSummary:
-        """Reads from a finished dataset folder what is worth saying."""
+        """Read the summary from a finished dataset folder."""
         shards = open_dataset(out)
         sources = shards.table["source"].filter(pc.equal(shards.table["impression"], 0))
         counts = pc.value_counts(sources).to_pylist()
@@ -114,7 +115,7 @@ class SynthesisSummary:
         return cls(out, shards.info, classes, minutiae, size, made, seconds)
 
     def table(self) -> str:
-        """The summary as aligned text."""
+        """Format the summary as an aligned table."""
         low, median, high = np.percentile(self.minutiae, [0, 50, 100]).astype(int)
         speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
         rows = [("fingers", f"{self.info.fingers}"), ("impressions", f"{self.info.prints}")]
@@ -142,28 +143,28 @@ def write_synthetic_dataset(
     overwrite: bool = False,
     progress: bool = True,
 ) -> SynthesisSummary:
-    """Writes a dataset folder of synthetic prints; goes on from what an interrupted call with these arguments has left.
+    """Write a dataset folder of synthetic prints. A call with the same arguments resumes an interrupted one.
 
-    The prints depend on nothing but fingers, impressions, seed, style and first_finger, and on whether a CPU or a GPU
-    makes them. Finger i of a seed is the same however many fingers there are.
+    The prints are determined by the arguments `fingers` to `first_finger` and by the kind of device (CPU or GPU).
+    Finger i of a seed does not depend on the number of fingers.
 
     Args:
-        out: dataset folder to make.
-        fingers: how many, numbered from `first_finger`.
-        impressions: of each finger, numbered from 0.
-        seed: same seed, same fingers; datasets of different seeds have no finger in common.
-        style: sensors, quality, share of partial touches, ppi, canvas.
+        out: dataset folder to create.
+        fingers: number of fingers.
+        impressions: number of impressions of each finger.
+        seed: random seed. Different seeds give different fingers.
+        style: sensors, quality, share of partial touches, ppi and canvas.
         first_finger: number of the first finger.
-        workers: processes on a CPU; 0 for one per core, 1 for this process alone. A script that asks for more needs
-            `if __name__ == "__main__":` around the call.
-        cluster: Dask scheduler whose workers take their place, see `executors.open_workers`.
-        device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if there are any.
-        overwrite: replace `out` if it is a dataset folder, and shards that another call has left.
-        progress: shows a progress bar.
+        workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
+            needs `if __name__ == "__main__":` around the call.
+        cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
+        device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if available.
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of another call.
+        progress: show a progress bar.
 
     Raises:
-        UserError: a number out of range, no such device, too little room on the disk, a worker that was killed, `out`
-            exists, or shards of another call lie beside it.
+        UserError: if a number is out of range, the device does not exist, the disk has too little space, a worker was
+            killed, `out` exists, or there are unfinished shards of another call.
     """
     started = time.perf_counter()
     out = Path(out)
@@ -175,7 +176,7 @@ def write_synthetic_dataset(
 
 
 class SynthJob(Job):
-    """A synthesis, shard by shard; a shard holds all impressions of some fingers, drawn from everywhere."""
+    """Job that renders a synthetic dataset. A shard holds all impressions of a random subset of the fingers."""
 
     label, kind, pattern = "making", DATASET, SHARD_NAMES
 
@@ -191,22 +192,24 @@ class SynthJob(Job):
         self.sizes = [len(fingers) * plan.impressions for fingers in self._fingers]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """As of `Job`."""
+        """See `Job.task`."""
         return functools.partial(_write_shard, self.plan, self._fingers[shard])
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """As of `Job`."""
+        """See `Job.publish`."""
         style = self.plan.style
         publish_dataset(folder, self.names, facts, style.ppi, style.canvas, truth=True)
         write_json(folder / ARGUMENTS, self.arguments)
+        origin = origin_of("synth", self.arguments, ["fingerprint_accel", "torch"], synthetic=True)
+        write_dataset_card(folder, origin, truth=True)
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
 
 
 def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
-    """Makes all impressions of some fingers and writes them in an order shuffled over the fingers."""
+    """Render all impressions of some fingers and write them in random order."""
     before = torch.get_num_threads()
     if plan.device == "cpu":
-        torch.set_num_threads(1)  # a process for each core
+        torch.set_num_threads(1)  # there is one process per core
     try:
         rows = [row for some in _rendered(plan, fingers) for row in some]
     finally:
@@ -216,8 +219,8 @@ def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
 
 
 def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[Record]]:
-    """All impressions of some fingers, which are numbered from `first_finger`. A GPU makes fingers together."""
-    at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints that are rendered together
+    """Render all impressions of some fingers in groups. Numbers in `fingers` are relative to `first_finger`."""
+    at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints per call of `render`
     every = torch.arange(plan.impressions, device=plan.device)
     numbers = torch.from_numpy(fingers).to(plan.device) + plan.first_finger
     for group in numbers.split(FINGERS_AT_ONCE[plan.device]):
@@ -233,7 +236,7 @@ def _records(plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], i
     images, minutiae, counts, poses = (
         values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
     )
-    contacts = np.packbits(prints.contact.flatten(1).cpu().numpy(), axis=1)  # as `pack_contact`
+    contacts = np.packbits(prints.contact.flatten(1).cpu().numpy(), axis=1)  # format of `pack_contact`
     found = []
     for i, (finger, kind, impression) in enumerate(zip(fingers, kinds, impressions, strict=True)):
         key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)

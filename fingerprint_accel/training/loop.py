@@ -20,6 +20,7 @@ from fingerprint_accel.training.pace import forecast
 from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
 from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
+from fingerprint_accel.training.run_folder import resume_advice
 from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
@@ -50,7 +51,7 @@ def train(run: Run) -> Progress:
     )  # fmt: skip
     run.module.train()
     with (
-        PreemptionMonitor(accelerator, training.timeout, progress.step) as monitor,
+        PreemptionMonitor(accelerator, training.timeout, run.folder, progress.step) as monitor,
         Reporter(run, progress) as reporter,
         loader,
     ):
@@ -119,11 +120,9 @@ def _finished(run: Run, progress: Progress) -> bool:
 
 
 def _stop(run: Run, progress: Progress, name: str) -> NoReturn:
-    # If a rank exited earlier, the launcher would kill rank 0 while it writes the checkpoint.
-    run.accelerator.wait_for_everyone()
-    line = f"stopped by {name} after step {progress.step} of {run.steps}, checkpoint saved"
-    remedy = "run the same command with --resume auto to continue"
-    raise Stopped(f"{line}; {remedy}" if run.accelerator.is_main_process else "")
+    run.accelerator.wait_for_everyone()  # a rank that ends earlier has the launcher end the one that saves
+    line = f"stopped by {name} after step {progress.step} of {run.steps} and saved"
+    raise Stopped(f"{line}; {resume_advice(run.folder)}" if run.accelerator.is_main_process else "")
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,14 +1,14 @@
-"""Stops all ranks at the same step after a signal, and ends the run if a rank is lost.
+"""End a run early: stop signals, after which all ranks end the same step, and detection of lost ranks.
 
-A thread on each rank exchanges the status of its rank with the other threads four times a second, over a gloo group of
-its own. This happens on the host, so that no step waits for a device or for another rank. After a signal to one rank,
-the threads hold every rank at the end of its current step, find the latest of these steps, and let all ranks run to the
-end of the step after it. A held rank cannot block another one: it has contributed its gradients to all steps so far,
-and the threads answer for ranks that are busy.
+A thread on each rank exchanges the status of all ranks four times a second over its own gloo group, so that training
+steps never wait for it. If one rank has received a signal, the threads hold each rank at the end of its step, find the
+latest of these steps, and let all ranks run to the end of the step after it. A rank that is held has already taken part
+in the collectives of all steps so far, so the other ranks can finish theirs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,12 +24,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from fingerprint_accel.errors import LOST, LostProcessError
+from fingerprint_accel.training.run_folder import resume_advice
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TICK = 0.25  # seconds between two exchanges
 GONE = "another process of the run is gone (killed, out of memory, or its machine was lost)"
-FAREWELL = 10.0  # seconds for the error of a failed rank to reach the others, so that they can name it
-GRACE = 3.0  # seconds for the training thread to end before the process is terminated
+FAREWELL = 10.0  # seconds to exchange the status once more after training has failed, to find out which rank failed
+GRACE = 3.0  # seconds for the training thread to end by itself before the process is ended
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Status:
     """Status of a rank.
 
     Attributes:
-        stop: Name of the signal that the rank received, or "".
-        failed: The error that ended its training, or "".
-        done: Whether the rank has finished its last step.
+        stop: Name of the signal that it has received.
+        failed: The error that has ended its training.
+        done: Whether it has finished all steps.
     """
 
     stop: str = ""
@@ -47,24 +49,27 @@ class Status:
 
 
 class PreemptionMonitor:
-    """Watches for stop signals and lost ranks during training. Use it as a context manager in the main thread.
+    """Watch for stop signals and lost ranks during training. A context manager for the main thread.
 
     Args:
         accelerator: Accelerator of the run.
         timeout: Seconds without an answer after which a rank counts as lost.
-        step: Number of optimizer steps done before.
+        folder: Run folder, to look for a checkpoint to resume from.
+        step: Number of optimizer steps that are already done.
 
     Attributes:
-        signal: Name of the signal that stops the run; the same on all ranks.
+        signal: Name of the signal that stops the run, the same on all ranks.
 
     Raises:
-        LostProcessError: On exit, in place of the error of this rank, if another rank caused it.
+        LostProcessError: On exit, instead of the error that ended training, if another rank is the cause.
     """
 
-    def __init__(self, accelerator: Accelerator, timeout: int, step: int = 0) -> None:
+    def __init__(self, accelerator: Accelerator, timeout: int, folder: Path, step: int = 0) -> None:
         self.rank, self.processes, self.timeout = accelerator.process_index, accelerator.num_processes, timeout
+        self.folder = folder
         self.signal = ""
         self._own_signal = ""
+        self._acknowledged = False
         self._passed, self._target = step, 0
         self._held = False
         self._turn = threading.Condition()
@@ -103,9 +108,17 @@ class PreemptionMonitor:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._own_signal = signal.Signals(number).name
+        self._acknowledge(self._own_signal)
+
+    def _acknowledge(self, name: str) -> None:
+        """Write one line on rank 0. print() is not safe here, because a signal may interrupt another print()."""
+        if self.rank == 0 and not self._acknowledged:
+            self._acknowledged = True
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{name}: stopping after the current step, then saving a checkpoint\n".encode())
 
     def stop_here(self, step: int) -> bool:
-        """Return whether training ends after this step. All ranks call this at the end of each step."""
+        """Return whether training ends after this step. All ranks call it at the end of each step."""
         if self._thread is None:
             self.signal = self._own_signal
             return bool(self.signal)
@@ -115,7 +128,7 @@ class PreemptionMonitor:
             return step == self._target
 
     def _poll(self) -> None:
-        """Exchange statuses in the thread until all ranks are done, or a rank failed or is lost."""
+        """Exchange the status of all ranks until all are done, or one has failed or is lost."""
         try:
             while True:
                 words = self._tell(Status(self._own_signal) if not self._leaving.is_set() else self._word)
@@ -128,19 +141,20 @@ class PreemptionMonitor:
                     return
                 stop = next((word.stop for word in words if word.stop), "")
                 if stop and not self._target:
+                    self._acknowledge(stop)
                     self._agree(stop)
                 time.sleep(TICK)
-        except RuntimeError as error:  # gloo lost a connection, or a rank did not answer in time
+        except RuntimeError as error:  # a connection of gloo was lost, or a rank did not answer in time
             self._end(self._silence() if _is_timeout(error) else GONE)
 
     def _tell(self, word: Any) -> list[Any]:
-        """Return the `word` of every rank, in order of rank."""
+        """Return `word` of every rank, in order of rank."""
         words: list[Any] = [None] * self.processes
         dist.all_gather_object(words, word, group=self._group)
         return words
 
     def _agree(self, name: str) -> None:
-        """Agree on the step after which all ranks stop. No rank can pass it, because all are held until then."""
+        """Set the step after which all ranks stop. No rank can begin a later one, because all are held meanwhile."""
         with self._turn:
             self._held = True
             passed = self._passed
@@ -150,16 +164,13 @@ class PreemptionMonitor:
             self._turn.notify_all()
 
     def _line(self, what: str) -> str:
-        return (
-            f"rank {self.rank}: {what}, after step {self._passed} of this one; run the same command with --resume auto "
-            "to continue from the last checkpoint"
-        )
+        return f"rank {self.rank}: {what}, after step {self._passed} of this rank; {resume_advice(self.folder)}"
 
     def _silence(self) -> str:
         return f"another process of the run has not answered within {self.timeout} s"
 
     def _end(self, what: str) -> None:
-        """Terminate this process if its training thread waits for ranks that will never answer."""
+        """End this process if its training thread waits for ranks that will not answer."""
         self._lost = self._line(what)
         with self._turn:
             self._held = False

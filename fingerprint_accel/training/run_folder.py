@@ -1,4 +1,4 @@
-"""Checks before a run folder is written: no other files, no second run, and no processes that train separately."""
+"""Check run folders, trackers and launches before training, and hold the lock of a run folder during training."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import broadcast_object_list
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.models.saved_model import MODEL
+from fingerprint_accel.models.saved_model import MODEL, checkpoint_names
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock
 from fingerprint_accel.ranks import launched_rank_and_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SECTIONS = ("reading:", "preprocess:", "model:", "loss:", "training:")  # lines by which a config.yaml is recognised
+SECTIONS = ("reading:", "preprocess:", "model:", "loss:", "training:")  # sections of config.yaml
 
 
 def _is_run(folder: Path) -> bool:
@@ -39,11 +40,13 @@ RUN = FolderKind(
 
 
 def check_run_folder(config: Config) -> None:
-    """Check `--out` before any work is done.
+    """Check `--out` and `--training.tracker` before the work begins.
 
     Raises:
-        UserError: If it is missing, contains files that are not of a run, or is inside the training data.
+        UserError: The run folder is missing, is another kind of folder, or lies in the training data. A tracker is
+            unknown or not installed.
     """
+    trackers(config)
     if not config.out:
         raise UserError("no run folder: give --out a new folder")
     out = Path(config.out)
@@ -51,14 +54,42 @@ def check_run_folder(config: Config) -> None:
     check_folder(out / "model", MODEL)
 
 
-@contextlib.contextmanager
-def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the lock of a run folder. The main process acquires it for all processes.
+def trackers(config: Config) -> list[str]:
+    """Return the names in `--training.tracker`: none, one, or several with commas between them.
 
     Raises:
-        UserError: On all processes, if another run holds the lock.
+        UserError: A tracker is unknown or not installed. Accelerate would leave it out with a warning.
     """
-    refusal = f"{folder}: another run writes to it; wait until that run has ended, or choose another --out"
+    text = config.training.tracker
+    if text == "none":
+        return []
+    names = [name.strip() for name in text.split(",")]
+    known, installed = ["all", *sorted(LOGGER_TYPE_TO_CLASS)], ["all", *map(str, get_available_trackers())]
+    for name in names:
+        require(name in known, f"--training.tracker {text}: {name!r} is unknown; choose none, {', '.join(known)}")
+    missing = [name for name in names if name not in installed]
+    packages = " ".join(missing)
+    require(not missing, f"--training.tracker {text}: not installed; pip install {packages}, or leave it out")
+    return names
+
+
+def resume_advice(folder: Path) -> str:
+    """Return how to resume a run that ends early, or that it has not saved a checkpoint."""
+    names = checkpoint_names(folder)
+    if not names:
+        return "nothing was saved yet"
+    return f"to resume from {names[-1]}, run the same command with --resume auto"
+
+
+@contextlib.contextmanager
+def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of a run folder. The main process holds it for all processes.
+
+    Raises:
+        UserError: Another run holds the lock. All processes raise this error.
+        KeyboardInterrupt: Ctrl-C. The message says how to resume.
+    """
+    refusal = f"{folder}: another run is writing to it; wait until it ends, stop it, or choose another --out"
     with contextlib.ExitStack() as stack:
         found = [""]
         if accelerator.is_main_process:
@@ -69,35 +100,35 @@ def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes > 1:
             broadcast_object_list(found)
         require(not found[0], found[0])
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(resume_advice(folder)) from None
 
 
 def check_launch(seen: int) -> None:
-    """Check that the launched processes form one run.
+    """Compare the number of processes that Accelerate sees with the number that was launched.
 
-    Otherwise each of them would train the same run alone. That happens with a configuration for several GPUs on a
-    machine without a GPU, and with `srun python`.
+    They differ with a configuration for several GPUs on a machine without GPUs, or after `srun python`. Each process
+    would then train the whole run by itself.
 
     Args:
         seen: Number of processes of the run according to Accelerate.
 
     Raises:
-        UserError: If this process is alone in its run, but was launched as one of several.
+        UserError: Accelerate sees one process, but several were launched.
     """
     launched = max(launched_rank_and_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
     if seen == 1 and launched > 1:
         raise UserError(
-            f"launched as {launched} processes, but Accelerate sees one: each would train alone. Without a usable "
-            "GPU, launch with ACCELERATE_USE_CPU=true or --config_file recipes/hardware/cpu.yaml; under srun, start "
-            "`accelerate launch` once per machine (recipes/hardware/slurm.sh)"
+            f"launched as {launched} processes, but Accelerate sees one, so each would train by itself. On CPUs, set "
+            "ACCELERATE_USE_CPU=true or give --config_file recipes/hardware/cpu.yaml. Under srun, start one "
+            "`accelerate launch` per machine (recipes/hardware/slurm.sh)"
         )
 
 
 def _tasks_of_slurm() -> int:
-    """Return the number of tasks of this SLURM job step, or 1.
-
-    A batch script has SLURM_NTASKS although it is a single process, so that this variable alone does not count.
-    """
+    """Return the number of tasks of this SLURM job step. In a batch script SLURM_NTASKS is set, but it runs alone."""
     step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
     if not step and os.environ.get("SLURM_PROCID", "0") != "0":
         step = os.environ.get("SLURM_NTASKS", "")

@@ -32,7 +32,7 @@ from fingerprint_accel.training.data import PrintSource, open_data, sibling_labe
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.optimizer import make_optimizer, moving_average
-from fingerprint_accel.training.run_folder import check_launch
+from fingerprint_accel.training.run_folder import check_launch, trackers
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ def make_accelerator(config: Config) -> Accelerator:
     no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(no_fp16_here)
-    AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
-    plugin = fsdp_plugin(config)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    plugin, log_with = fsdp_plugin(config), trackers(config)
     try:
         accelerator = Accelerator(
             mixed_precision=None if training.precision == "auto" else training.precision,
@@ -132,7 +132,7 @@ def make_accelerator(config: Config) -> Accelerator:
                 num_steps=training.gradient_accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
             ),
             fsdp_plugin=plugin,
-            log_with=None if training.tracker == "none" else training.tracker,
+            log_with=log_with or None,
             project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
@@ -143,13 +143,10 @@ def make_accelerator(config: Config) -> Accelerator:
     except ValueError as error:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
-        raise UserError(f"--training.tracker {training.tracker}: {error}") from error
-    # An accelerate config may set fp16 for a CPU. Accelerate only warns about a tracker that is not installed.
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Accelerate refuses this configuration ({reason}); run `accelerate config` again") from error
+    # an accelerate config may ask for fp16 on a CPU
     require(accelerator.mixed_precision != "fp16" or accelerator.device.type != "cpu", no_fp16_here)
-    missing = (
-        f"--training.tracker {training.tracker}: not installed; run pip install {training.tracker}, or leave it out"
-    )
-    require(training.tracker == "none" or bool(accelerator.log_with), missing)
     check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)
@@ -215,10 +212,8 @@ def set_up(config: Config) -> Run:
     model = DeepPrint(config.model)
     if config.model.init_from:
         _init_from(model, config, train)
-    dropout, cells = config.model.dropout, config.model.cells
-    loss = DeepPrintLoss(config.loss, model.branch_dims, train.classes, dropout, model.config.needs_minutia_maps, cells)
-    bare = TrainingModule(model, loss)
-    if not accelerator.is_fsdp2:  # FSDP needs contiguous weights
+    bare = TrainingModule(model, DeepPrintLoss(config.loss, model, train.classes))
+    if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
         bare = bare.to(memory_format=torch.channels_last)
     keep_from_ddp(bare, accelerator.distributed_type)
     note = compile_parts(bare, training, accelerator.device)

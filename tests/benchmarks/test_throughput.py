@@ -170,9 +170,9 @@ DIM_15 = ["--model.variant", "Tex", "--model.embedding-dim", "15"]
         (["--compile", "yes"], "--compile yes: there are no, default, reduce-overhead, max-autotune"),
         (["--seconds", "0"], "--seconds 0: must be above 0"),
         (["--seconds", "soon"], "invalid float value: 'soon'"),
-        (["--compare", "flx"], "--compare flx: there is `reference` only"),
+        (["--compare", "flx"], "--compare flx: only `reference` exists"),
         (["--compare", "reference", "--batch-sizes", "8,16"], "--compare takes one combination"),
-        (["--compare", "reference", "--stages", "read"], "--compare has stages of its own"),
+        (["--compare", "reference", "--stages", "read"], "--compare has its own stages"),
         (["--out", "speed.txt"], "--out speed.txt: must be a file that ends in .json"),
         ([*DIM_15, "--variants", "Tex,TexMinu"], "model.embedding_dim must be even for TexMinu"),
     ],
@@ -231,9 +231,10 @@ def test_flops_without_memory_are_those_of_a_real_step():
         preprocess=PreprocessConfig(crop=64, size=64),
     )
     model = DeepPrint(config.model, 32)
-    loss = DeepPrintLoss(config.loss, model.branch_dims, 5, 0.2, has_map=True)
+    loss = DeepPrintLoss(config.loss, model, 5)
     image, maps, finger = torch.randn(6, 1, 64, 64), torch.zeros(6, 6, 32, 32), torch.arange(6) % 5
-    real = flops_of(lambda: loss(model(image), finger, maps).total.backward())
+    there = torch.ones(6, dtype=torch.bool)
+    real = flops_of(lambda: loss(model(image), finger, maps, there).total.backward())
     assert training_flops(config, classes=5) == real / 6
 
 

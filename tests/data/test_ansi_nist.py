@@ -97,7 +97,7 @@ def test_what_is_no_finger_says_so():
         "an entire joint image or fingertip, not a print of a finger",
         "a face or body part (record type 10)",
         "a sole or toe (position 65)",
-        "16 bits per pixel (field 14.012)",
+        "16 bits per pixel (field 14.012): only 8 can be read",
         "",
     ]
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from shard_writer import ShardWriter
 
-from fingerprint_accel.data.encoding import decode, encode
+from fingerprint_accel.data.encoding import decode, decode_canvas, encode
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
@@ -30,8 +30,22 @@ def test_there_and_back(encoding):
         stored = encode(image, encoding)
         np.testing.assert_array_equal(decode(pa.py_buffer(stored), encoding, SIDE), image)
         np.testing.assert_array_equal(decode(pa.py_buffer(encode(image.T, encoding)), encoding, SIDE), image.T)
-    with pytest.raises(ValueError, match=r"orrupt|belong"):
+    with pytest.raises(ValueError, match=r"orrupt|bytes instead of"):
         decode(pa.py_buffer(stored[: len(stored) // 2]), encoding, SIDE)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "lz4"])
+def test_bytes_of_a_row_become_an_array_of_its_own(encoding):
+    image = images(3)[1]
+    stored = encode(image, encoding)
+    found = decode_canvas(stored, SIDE, encoding)
+    np.testing.assert_array_equal(found, image)
+    found[:] = 0  # it may be written to
+    np.testing.assert_array_equal(decode_canvas(stored, SIDE, encoding), image)
+    with pytest.raises(UserError, match=f"not a canvas of 32 x 32 pixels in encoding {encoding}"):
+        decode_canvas(stored, 32, encoding)
+    with pytest.raises(UserError, match="encoding 'png': must be one of raw, lz4"):
+        decode_canvas(stored, SIDE, "png")
 
 
 @pytest.mark.parametrize("encoding", ["raw", "lz4"])
@@ -67,6 +81,6 @@ def test_an_older_folder_opens(tmp_path):
 
 
 def test_unknown_encoding(tmp_path):
-    with pytest.raises(UserError, match="--encoding zip: there are raw, lz4"):
+    with pytest.raises(UserError, match="--encoding zip: unknown; there are raw, lz4"):
         ShardWriter(tmp_path / "set", 300, SIDE, encoding="zip")
     assert list(tmp_path.iterdir()) == []

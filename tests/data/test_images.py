@@ -153,7 +153,7 @@ def test_every_cut_of_every_format_is_an_image_or_a_reason(tmp_path):
 
 def test_a_tiff_without_its_tags_is_damaged_and_a_text_is_no_image(tmp_path):
     for name, data, reason in (
-        ("cut.tif", b"II*\0\xff\xff\0\0" + bytes(500), "damaged: what tells its size is missing"),
+        ("cut.tif", b"II*\0\xff\xff\0\0" + bytes(500), "damaged: the header is incomplete"),
         ("text.tif", b"<html>404</html>", "not an image"),
     ):
         (tmp_path / name).write_bytes(data)

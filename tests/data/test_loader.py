@@ -14,6 +14,7 @@ from fingerprint_accel.data.loader import ANNOUNCED, TrainingLoader, subset_of_f
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.training_loader import training_loader
 from fingerprint_accel.errors import UserError
 
 
@@ -68,6 +69,31 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(subset):
     alone = list(global_batches(1))
     for processes in (2, 3, 8):
         assert list(global_batches(processes)) == alone
+
+
+def test_a_loader_in_one_call(subset, prints):
+    """Of a dataset or of some fingers, for any number of processes, from any position on."""
+
+    def rows(data, count, **options):
+        with training_loader(data, **options) as loader:
+            return [sorted(batch.index.tolist()) for batch, _ in zip(loader, range(count), strict=False)]
+
+    whole = open_dataset(prints)
+    epoch = rows(whole, 4, batch_size=24, seed=4)
+    assert sorted(row for index in epoch for row in index) == list(range(96))
+    assert rows(whole, 4, batch_size=24, seed=5) != epoch
+    assert rows(whole, 2, batch_size=24, seed=4, position=48) == epoch[2:]
+    ranks = [rows(whole, 4, batch_size=12, seed=4, rank=rank, processes=2) for rank in (0, 1)]
+    assert [sorted(first + second) for first, second in zip(*ranks, strict=True)] == epoch
+    assert rows(subset, 3, batch_size=16, seed=4) == [sorted(index) for index, *_ in batches(subset, 3, batch_size=16)]
+    with training_loader(whole, 8, samples_per_class=4, truth=True) as loader:
+        batch = next(iter(loader))
+        assert sorted(np.unique(batch.finger, return_counts=True)[1]) == [4, 4]
+        assert batch.pose.shape == (8, 3)
+    with pytest.raises(UserError, match="batch_size 6 is not a multiple of samples_per_class 4"):
+        training_loader(whole, 6, samples_per_class=4)
+    with pytest.raises(UserError, match="prints: no prints to train on; select some fingers"):
+        training_loader(subset_of_fingers(whole, np.zeros(24, bool)), 6)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

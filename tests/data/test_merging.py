@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from shard_writer import ShardWriter
 
-from fingerprint_accel.data.merging import MergeOptions, merge, renumbered
+from fingerprint_accel.data.merged_keys import renumbered
+from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
@@ -85,6 +86,32 @@ def test_merging_keeps_fingers_apart(source, tmp_path):
             np.testing.assert_array_equal(found[key, impression][0], picture(row + impression))
 
 
+def test_fingers_are_selected_by_their_keys(source, tmp_path):
+    other = dataset(tmp_path / "two", ["finger 9", "anna/7"], first=100)
+    merge([source, other], tmp_path / "test", MergeOptions(keep="finger [02468]|anna/.*"), **QUIET)
+    merge([source, other], tmp_path / "train", MergeOptions(drop="finger [02468]|anna/.*"), **QUIET)
+    test, train = contents(tmp_path / "test"), contents(tmp_path / "train")
+    assert {key for key, _ in test} == {*(f"finger {n}" for n in (0, 2, 4, 6, 8)), "anna/7"}
+    assert {key for key, _ in train} == {*(f"finger {n}" for n in (1, 3, 5, 7)), "one/finger 9", "two/finger 9"}
+    merge([source, other], tmp_path / "all", **QUIET)
+    assert_same_prints(contents(tmp_path / "all"), {**test, **train})
+    assert sorted(set(open_dataset(tmp_path / "test").fingers)) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (MergeOptions(drop="anna"), "--drop 'anna': no finger key matches; .* such as 'finger 0'"),
+        (MergeOptions(keep="[0-9"), r"--keep '\[0-9': not a regular expression"),
+        (MergeOptions(keep="finger 1", drop="finger .*"), "no finger is left"),
+    ],
+)
+def test_a_selection_that_selects_nothing(source, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        merge([source], tmp_path / "out", options, **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_prefixed_key_meets_no_other(tmp_path):
     one = dataset(tmp_path / "one", ["a", "one/a"])
     two = dataset(tmp_path / "two", ["a"])
@@ -108,6 +135,19 @@ def test_renumbering():
     impression = np.array([5, 1, 3, 5, 1, 2, 4])
     origin = np.array([0, 0, 0, 1, 1, 1, 1])
     assert renumbered(finger, impression, origin).tolist() == [5, 1, 3, 7, 6, 2, 4]
+
+
+def test_impressions_above_16_bits_collide_with_no_other_finger():
+    finger, impression = np.array([0, 0, 1, 1]), np.array([2**16, 2**17, 0, 2**16])
+    origin = np.array([0, 0, 1, 1])
+    assert renumbered(finger, impression, origin).tolist() == impression.tolist(), "all of them differ"
+    dates = np.array([20190401120000, 20190401120000, 20190401120000, 2**62])
+    assert renumbered(finger, dates, origin).tolist() == [20190401120000, 20190401120001, 20190401120000, 2**62]
+
+
+def test_no_number_after_the_largest_impression():
+    with pytest.raises(UserError, match=f"impression {2**63 - 1}: no higher number is left"):
+        renumbered(np.zeros(2, np.int64), np.full(2, 2**63 - 1), np.array([0, 1]))
 
 
 def test_impressions_as_large_as_dates_are_joined(tmp_path):
@@ -148,10 +188,11 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
         assert len(str(caught.value).splitlines()) == 1
 
     out = tmp_path / "out"
+    refused("no source: give at least one dataset folder", [], out)
     refused("gone: not a dataset folder", [source, tmp_path / "gone"], out)
     refused("lies in the source", [source], source / "out")
     refused("lies in the source", [source], source, overwrite=True)
-    refused("holds the source", [source], tmp_path, overwrite=True)
+    refused("contains the source", [source], tmp_path, overwrite=True)
     refused("given 2 times", [source, source], out)
     refused("--dataset-ppi 7: must lie", [source], out, MergeOptions(ppi=7))
     refused("--canvas 7: must lie", [source], out, MergeOptions(canvas=7))
@@ -162,13 +203,13 @@ def test_mistakes_name_the_remedy(source, tmp_path, monkeypatch):
     refused("no fingerprint.json beside its shards", [source], out)
     (tmp_path / "elsewhere.json").rename(info)
     (tmp_path / "empty").mkdir()
-    refused("empty: not a dataset folder; if it holds images, `import` makes one of them", [tmp_path / "empty"], out)
+    refused("empty: not a dataset folder; if it holds images, import them with `import`", [tmp_path / "empty"], out)
     enhanced = dataset(tmp_path / "enhanced", ["x"], enhanced=True)
-    refused(f"{enhanced}: enhanced, but .*one is not; merge .*one with --enhance", [source, enhanced], out)
+    refused(f"{enhanced}: enhanced, but .*one is not; first merge .*one with --enhance", [source, enhanced], out)
     refused("enhanced already; leave out --enhance", [enhanced], out, MergeOptions(enhance=lambda image, ppi: image))
     full = SimpleNamespace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    refused(r"0.0 GB needed, 0.0 GB are free; make room", [source], out)
+    refused(r"0.0 GB needed, but only 0.0 GB are free; free some space", [source], out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "enhanced", "one"]
     full.free = 70_000
     merge([source], out, MergeOptions(encoding="lz4"), **QUIET)  # what lz4 saves counts

@@ -88,8 +88,8 @@ def test_a_merge_keeps_scores(tmp_path):
 
 
 def test_inspect_shows_the_median(tmp_path):
-    assert "NFIQ 2                  median 40, known of 3 (75%)" in describe(
+    assert "NFIQ 2                  median 40, scores of 3 prints (75%)" in describe(
         open_dataset(scored(tmp_path / "some", [40, 12, -1, 90]))
     )
-    assert "NFIQ 2                  known of 0 (0%)" in describe(open_dataset(scored(tmp_path / "none", [-1])))
+    assert "NFIQ 2                  scores of 0 prints (0%)" in describe(open_dataset(scored(tmp_path / "none", [-1])))
     assert "NFIQ" not in describe(open_dataset(dataset(tmp_path / "plain", ["x"])))

@@ -35,7 +35,8 @@ def test_every_file_is_something_or_has_a_reason(cupboard):
     assert met == {
         "a/1.png": IMAGE, "a/1.TIF": IMAGE, "a/1.jpx": IMAGE, "a/1.iso": TEMPLATE, "a/1.mnt": TEMPLATE,
         "a/1_4": IMAGE, "a/card.an2": CONTAINER, "a/card": CONTAINER, "a/wrong.dat": CONTAINER,
-        "a/photo.heic": "not an image (.heic)", "a/notes.txt": "not an image (.txt)", "a/empty": "empty file",
+        "a/photo.heic": "not an image (.heic)", "a/notes.txt": "not an image (.txt)",
+        "a/empty": "empty file: copy it again",
         "a/raw.bin": IMAGE, "a/Thumbs.db": SYSTEM, "a/.DS_Store": SYSTEM, "a/._1.png": SYSTEM,
         "a/@eaDir/1.png/SYNO.jpg": SYSTEM, "b/.thumbnails/2.png": SYSTEM, "b/2.png": IMAGE,
     }  # fmt: skip

@@ -112,7 +112,7 @@ def test_one_synthetic_print_among_many_is_enough(model, write_prints, tmp_path,
     assert "do not hold on real fingers" in (model / "README.md").read_text()
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(
-        f"warning: {shards.folder}: synthetic prints; their thresholds do not hold on real fingers"
+        f"warning: {shards.folder}: these prints are synthetic; their thresholds do not hold on real fingers"
     )
 
 
@@ -123,7 +123,7 @@ def test_too_few_comparisons_for_any_threshold_are_named(model, write_prints, tm
     calibrate_command(str(model), shards.folder, None)
     assert [way.thresholds for way in calibration_of(model).ways] == [{}, {}]
     warning = capsys.readouterr().err.splitlines()[-1]
-    assert warning == f"warning: {shards.folder}: 48 non-mated comparisons are too few for a threshold; it takes 100"
+    assert warning == f"warning: {shards.folder}: 48 non-mated comparisons are too few for a threshold; 100 are needed"
 
 
 def test_large_datasets_are_sampled_by_whole_fingers(model, ten_fingers, monkeypatch):
@@ -137,7 +137,7 @@ def test_large_datasets_are_sampled_by_whole_fingers(model, ten_fingers, monkeyp
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("small", "small: comes with the package and stays as it is; give --out FOLDER for a calibrated copy"),
+        ("small", "small: a bundled model is not changed; give --out FOLDER for a calibrated copy"),
         ("run/checkpoints/step-00000002", "a checkpoint is not changed; give its run folder, or --out FOLDER"),
         ("nowhere", "nowhere: no model here"),
     ],
@@ -166,7 +166,10 @@ def many_fingers(write_prints, tmp_path_factory):
 def test_the_mean_template_is_kept_and_thresholds_are_those_of_other_fingers(model, many_fingers, capsys):
     raw = FingerprintExtractor.from_pretrained(model)
     vectors = raw.extract(many_fingers, progress=False)
+    raw.notes["metrics"] = [{"dataset": "scans", "metric": "eer", "value": 0.1}]
+    raw.save_notes(model)
     calibrate_command(str(model), many_fingers.folder, None)
+    assert "metrics" not in FingerprintExtractor.from_pretrained(model).notes, "they are those of the model without"
     found, extractor = calibration_of(model), FingerprintExtractor.from_pretrained(model)
     np.testing.assert_allclose(extractor.center, vectors.mean(axis=0), atol=1e-6)
     assert extractor.identity != raw.identity
@@ -199,12 +202,16 @@ def test_the_mean_template_is_kept_and_thresholds_are_those_of_other_fingers(mod
 
 
 def test_a_model_is_not_centred_where_that_is_not_wanted_or_fingers_are_few(model, many_fingers, ten_fingers, capsys):
+    raw = FingerprintExtractor.from_pretrained(model)
+    raw.notes["metrics"] = [{"dataset": "scans", "metric": "eer", "value": 0.1}]
+    raw.save_notes(model)
     calibrate_command(str(model), many_fingers.folder, None, center=False)
     assert calibration_of(model).center == ""
+    assert "| scans | 10.00 % |" in (model / "README.md").read_text(), "templates are the same as before"
     assert "entring" not in capsys.readouterr().out
     calibrate_command(str(model), ten_fingers.folder, None)
     assert calibration_of(model).center == ""
-    assert "templates are not centred: 10 fingers are too few" in capsys.readouterr().out
+    assert "templates are not centred: the dataset has 10 fingers, 20 are needed" in capsys.readouterr().out
 
 
 def test_dense_models_are_calibrated_and_centred_in_poses(many_fingers):
@@ -270,7 +277,7 @@ def test_a_run_and_its_exported_model_say_the_same(run, ten_fingers, tmp_path):
         assert found[0] == found[1]
         sums.append((found[0], (run / "model" / "model.safetensors").read_bytes()))
         calibrate_command(str(run), ten_fingers.folder, None)
-    assert "not calibrated for comparing prints best over these poses" in sums[0][0]
+    assert "not calibrated for the best over these poses" in sums[0][0]
     assert sums[1][0] == "thresholds measured on fingers, all-pairs, 720 non-mated comparisons of 10 fingers"
     assert sums[0][1] == sums[1][1]
     checkpoint = find_model(run).folder

@@ -1,4 +1,4 @@
-"""Prints of low NFIQ 2 score as failures to extract, and error rates by bands of the score. Runs without nbis-py."""
+"""Prints of low NFIQ 2 score as failures to acquire, and error rates by bands of the score. Runs without nbis-py."""
 
 import json
 
@@ -30,14 +30,14 @@ def scored(tmp_path_factory):
     return open_dataset(folder)
 
 
-def test_prints_below_count_as_failures_to_extract(scored, tiny_model, monkeypatch):
+def test_prints_below_count_as_failures_to_acquire(scored, tiny_model, monkeypatch):
     extractor = FingerprintExtractor.from_pretrained(tiny_model)
     found = evaluate(extractor, scored, "all-pairs", extras=Extras(minimum_nfiq2=40))
     assert found.failed == 2, "39, and the one without a score"
     lost = np.isneginf(found.scores.mated)
     assert lost.tolist() == np.isin(found.scores.pairs.mated, (2, 3)).any(axis=1).tolist()
     assert (int(lost.sum()), int(np.isneginf(found.scores.nonmated).sum())) == (5, 2 * 36)
-    assert ("failure to extract", "2 of 40 prints (5.00%), counted as never matching") in found.verification_rows()
+    assert ("prints that failed to acquire", "2 of 40") in found.verification_facts()
     quality = np.full(40, 0.5)
     quality[[2, 7]] = 0.1
     monkeypatch.setattr(extractor, "quality", lambda shards, batch_size: quality)
@@ -84,7 +84,7 @@ def test_on_the_page_unasked_where_there_are_several_bands(scored, ten_fingers, 
     assert NFIQ2 in groupings(scored)
     assert NFIQ2 not in groupings(ten_fingers)
     evaluate_command(tiny_model, scored.folder, "all-pairs", tmp_path, 64, Extras(by="nfiq2", minimum_nfiq2=40))
-    assert "by NFIQ 2 of the worse print" in capsys.readouterr().out
+    assert "By NFIQ 2 of the worse print" in capsys.readouterr().out
     values = json.loads((tmp_path / "metrics.json").read_text())
     counts = {group["name"]: (group["prints"], group["mated"]) for group in values["breakdowns"][0]["groups"]}
     assert counts == {NOT_SCORED: (1, 3), "21-40": (2, 3), "41-60": (1, 0), "61-80": (36, 54)}

@@ -35,7 +35,7 @@ def test_counts_fingers_and_prints(run, write_prints, tmp_path):
     assert overlap.found
     assert overlap.known
     assert overlap.sentence() == (
-        f"WARNING: 4 of 12 prints were trained on, 2 of 4 finger keys in common ({tmp_path / 'train'})"
+        f"WARNING: the model was trained on 4 of 12 prints, 2 of 4 finger keys in common ({tmp_path / 'train'})"
     )
 
 
@@ -43,11 +43,9 @@ def test_same_names_of_other_fingers(run, write_prints, tmp_path):
     write_prints(tmp_path / "train", keys(1, 2, 3), seed=1)
     folder = run("run", tmp_path / "train", validation_fraction=0.0)
     overlap = training_overlap(folder, write_prints(tmp_path / "test", keys(3, 4)))
-    assert (
-        overlap.sentence() == f"WARNING: 1 of 2 finger keys in common, and no print is the same ({tmp_path / 'train'})"
-    )
+    assert overlap.sentence() == f"WARNING: 1 of 2 finger keys in common, no print in common ({tmp_path / 'train'})"
     overlap = training_overlap(folder, write_prints(tmp_path / "wide", keys(3, 4), side=80))
-    assert "prints not comparable" in overlap.sentence()
+    assert "prints cannot be compared" in overlap.sentence()
 
 
 def test_held_out_fingers_were_not_trained_on(run, write_prints, tmp_path):
@@ -87,7 +85,7 @@ def test_held_out_sessions_share_their_fingers(run, write_prints, tmp_path):
     held_out = {name: source for name, source in names.items() if split.validation[train.impressions == name[1]].all()}
     test = write_prints(tmp_path / "test", held_out)
     assert training_overlap(tmp_path / "run", test).sentence() == (
-        "WARNING: 6 of 6 finger keys in common, and no print is the same; the run held out sessions, not fingers "
+        "WARNING: 6 of 6 finger keys in common, no print in common; the run held out sessions, not fingers "
         f"({tmp_path / 'train'})"
     )
 
@@ -95,7 +93,7 @@ def test_held_out_sessions_share_their_fingers(run, write_prints, tmp_path):
 def test_a_missing_table_of_subjects_leaves_it_unknown(run, write_prints, tmp_path):
     train = write_prints(tmp_path / "train", keys(*range(10)))
     overlap = training_overlap(run("run", tmp_path / "train", split_by=str(tmp_path / "gone.csv")), train)
-    assert overlap.sentence() == f"unknown: not at hand ({tmp_path / 'train'})"
+    assert overlap.sentence() == f"unknown: training data not found ({tmp_path / 'train'})"
 
 
 def test_what_a_model_started_from_counts_too(run, write_prints, tmp_path):
@@ -108,17 +106,21 @@ def test_what_a_model_started_from_counts_too(run, write_prints, tmp_path):
     assert [(shared.fingers, shared.prints) for shared in overlap.sets] == [(0, 0), (1, 2)]
     lost = run("lost-run", tmp_path / "new", tmp_path / "gone", validation_fraction=0.0)
     assert training_overlap(lost, test).sentence() == (
-        f"unknown: nothing in common ({tmp_path / 'new'}); earlier training not known"
+        f"unknown: nothing in common ({tmp_path / 'new'}); earlier training data not recorded"
     )
 
 
 def test_unknown_is_said(run, write_prints, tmp_path, tiny_model):
     test = write_prints(tmp_path / "test", keys(1, 2))
     assert training_overlap(run("run", tmp_path / "moved"), test).sentence() == (
-        f"unknown: not at hand ({tmp_path / 'moved'})"
+        f"unknown: training data not found ({tmp_path / 'moved'})"
     )
-    assert training_overlap(tiny_model, test).sentence() == "unknown: not stated"
-    assert training_overlap("small", test).sentence().startswith("unknown: not at hand (bundled model small")
+    assert training_overlap(tiny_model, test).sentence() == "unknown: training data not recorded"
+    assert (
+        training_overlap("small", test)
+        .sentence()
+        .startswith("unknown: training data not found (bundled model small: see")
+    )
 
 
 def test_synthetic_sources_name_their_fingers(run, write_prints, tmp_path):

@@ -39,14 +39,17 @@ def test_csv_by_key_and_by_source(ten_fingers, tmp_path, mated):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("reference,probe\n", "lists no comparison"),
+        ("reference,probe\n", "no comparison in this file"),
         ("", "not a csv of comparisons"),
-        ("a,b\n1/0,1/1\n", "no column reference; the header is reference,probe"),
+        ("a,b\n1/0,1/1\n", "no column reference; the header must be reference,probe"),
         ("reference,probe\n1/0,1/1\n1/9,2/2\n99/0,2/2\n", r"comparison 2: .*no print '1/9' and 1 more; .* \(3/0\)"),
-        ("reference,probe\n1/0,1/1\n2/0,2/1\n", "lists no non-mated comparison among 2"),
-        ("reference,probe\n1/0,2/1\n", "lists no mated comparison among 1"),
+        ("reference,probe\n1/0,1/1\n2/0,2/1\n", "none of 2 comparisons is non-mated"),
+        ("reference,probe\n1/0,2/1\n", "none of 1 comparisons is mated"),
         ("reference,probe\n1/0,1/1\n2/0,2/0\n", "comparison 2 compares a print with itself"),
-        ("reference,probe,mated\n1/0,1/1,1\n1/0,2/0,1\n", "comparison 2 says mated 1, but the dataset two fingers"),
+        (
+            "reference,probe,mated\n1/0,1/1,1\n1/0,2/0,1\n",
+            "comparison 2 has mated 1, but in the dataset its prints are of different fingers",
+        ),
         ("reference,probe,mated\n1/0,1/1,maybe\n", "comparison 1: mated is 'maybe'; write 1 or 0"),
     ],
 )
@@ -106,9 +109,9 @@ def benchmark(numbers):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("{", "not JSON"),
-        ({"pairs": []}, "not a verification benchmark of flx; it holds array_sample1"),
-        (FLX | {"array_sample2": {"array_subject": [0], "array_impression": [1]}}, "of one length"),
+        ("{", "not a JSON file"),
+        ({"pairs": []}, "not a verification benchmark of flx; it must have array_sample1"),
+        (FLX | {"array_sample2": {"array_subject": [0], "array_impression": [1]}}, "of equal length"),
         (benchmark([[[0, 0], [0, 1]], [[10, 0], [1, 0]]]), r"no impression 0 of finger 11 \(flx's subject 10\)"),
         ([], "not a verification benchmark"),
     ],
@@ -142,7 +145,7 @@ def test_flx_searches(ten_fingers, tmp_path):
     [
         (fold([(0, 0), (0, 1)], [(0, 2)], [True]), "fold 1 enrols a finger twice"),
         (fold([(0, 0)], [(1, 2)], [True]), "fold 1: `mated` contradicts the gallery"),
-        (fold([(0, 0)], [(1, 2)], [False]), "json: none of the searches that are listed is mated"),
+        (fold([(0, 0)], [(1, 2)], [False]), "json: none of the listed searches is mated"),
         (fold([(0, 0)], [], []), "fold 1 has no reference or no probe"),
         ({"gallery": {}}, "not an identification benchmark of flx"),
     ],

@@ -86,7 +86,7 @@ def test_mistakes_are_named(gallery, tmp_path, monkeypatch):
     index.unlink()
     assert ApproximateSearch(gallery).added == 2000
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match=r"pip install 'fingerprint_accel\[faiss\]'"):
+    with pytest.raises(UserError, match=r"pip install 'fingerprint-accel\[faiss\]'"):
         ApproximateSearch(gallery)
 
 

@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on(model, prints, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             extract(prints, tmp_path / "out", model)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"unfinished shards of another command \(template float32 not int8\)"):
+    with pytest.raises(UserError, match=r"unfinished shards of another command \(template float32 there, int8 here\)"):
         extract(prints, tmp_path / "out", model, Options(template="int8", batch_size=1))
     assert extract(prints, tmp_path / "out", model).made == 32
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -114,7 +114,7 @@ def test_a_folder_of_images(model, prints, tmp_path):
     np.testing.assert_allclose(found.vectors()[[0, 2, 3]], wanted, atol=1e-5)
     failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     assert failed == [
-        {"row": 1, "source": "aa.png", "reason": "blank"},
+        {"row": 1, "source": "aa.png", "reason": "blank: the image has almost no contrast"},
         {"row": 4, "source": "more/d.png", "reason": "not an image"},
     ]
     assert not found.templates[[1, 4]].any()
@@ -142,7 +142,7 @@ def test_small_templates_and_a_floor(model, prints, tmp_path):
     np.testing.assert_allclose(norms, ~found.failed, atol=1e-6)
     assert summary.failed == {f"quality below {floor}": found.failed.sum()}
     for wrong, message in (
-        (Options(length=33), "--length 33: the model gives 32 numbers"),
+        (Options(length=33), "--length 33: must lie between 1 and 32"),
         (Options("binary", length=20), "a multiple of 8"),
     ):
         with pytest.raises(UserError, match=message):

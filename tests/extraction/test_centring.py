@@ -120,5 +120,5 @@ def test_a_model_keeps_its_centre_and_is_another_model_with_it(extractor, tmp_pa
 )
 def test_a_centre_that_cannot_be_read_is_named(text, extractor):
     extractor.notes = {"calibration": Calibration("scans", False, "all-pairs", center=text).values()}
-    with pytest.raises(UserError, match=r"centre cannot be read \(it takes 16 numbers\)"):
+    with pytest.raises(UserError, match=r"the centre of the model cannot be read \(16 numbers expected\)"):
         extractor(torch.from_numpy(images()))

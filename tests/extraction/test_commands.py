@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fingerprint_accel.cli.extraction import compare, enroll, search
+from fingerprint_accel.cli.extraction import compare
+from fingerprint_accel.cli.gallery import enroll, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
@@ -15,7 +16,7 @@ from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.poses import Poses
 
 MEASURED = "thresholds measured on scans, all-pairs, 2,880 non-mated comparisons of 10 fingers"
-REMEDY = "`fingerprint-accel calibrate MODEL DATASET` measures thresholds on real prints"
+REMEDY = "measure thresholds on real prints with `fingerprint-accel calibrate MODEL DATASET`"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_enroll_and_search(model, images, tmp_path, capsys):
     gallery = tmp_path / "known"
     enroll(gallery, images[:3], model, 300, batch_size=2)
     enroll(gallery, images[3:], model, 300, batch_size=64)
-    assert f"{gallery}: 2 prints enrolled, 5 in all" in capsys.readouterr().out
+    assert f"{gallery}: 2 prints enrolled, 5 in the gallery" in capsys.readouterr().out
     for image in images:
         search(gallery, image, model, 300, top=2)
         lines = capsys.readouterr().out.splitlines()
@@ -67,7 +68,7 @@ def test_enroll_and_search(model, images, tmp_path, capsys):
         assert lines[1] == f"   1       1.000          0.01  {image}"
         assert len(lines) == 6
         assert lines[-2].startswith("compared with 5 prints in ")
-        assert lines[-2].endswith("; the rates are those of one comparison")
+        assert lines[-2].endswith("; each FMR is that of a single comparison")
         assert lines[-1] == MEASURED
 
 
@@ -78,12 +79,9 @@ LOOSE = {"eer": 0.01, "thresholds": {"0.01": -1.0}, "thresholds_with_poses": {"0
     ("kept", "reason"),
     [
         ("nothing", "the model is not calibrated on real fingers"),
-        (
-            "loose",
-            "the thresholds do not say what they were measured on, so the model is not calibrated on real fingers",
-        ),
+        ("loose", "the model does not record which prints its thresholds were measured on"),
         ("synthetic", "the thresholds come from synthetic prints and do not hold on real fingers"),
-        ("no poses", "not calibrated for comparing prints best over these poses"),
+        ("no poses", "not calibrated for the best over these poses"),
         ("too few", "calibrated on 2,880 non-mated comparisons, too few for a threshold"),
     ],
 )
@@ -138,9 +136,9 @@ def test_an_empty_gallery_takes_prints_and_none_twice(model, images, tmp_path, c
     gallery = tmp_path / "known"
     Gallery.create(gallery, 16, open_extractor(model).identity)
     enroll(gallery, images[:2], model, 300, batch_size=2)
-    assert capsys.readouterr().out == f"{gallery}: 2 prints enrolled, 2 in all\n"
+    assert capsys.readouterr().out == f"{gallery}: 2 prints enrolled, 2 in the gallery\n"
     enroll(gallery, images[:3], model, 300, batch_size=3)
-    assert capsys.readouterr().out == f"{gallery}: 1 prints enrolled (2 were there already), 3 in all\n"
+    assert capsys.readouterr().out == f"{gallery}: 1 prints enrolled (2 already enrolled), 3 in the gallery\n"
 
 
 def test_a_dataset_is_enrolled_by_finger_and_impression(model, prints, tmp_path):
@@ -157,8 +155,8 @@ def test_the_prints_of_a_finger_are_fused(model, images, prints, tmp_path, capsy
     for _ in range(2):
         enroll(tmp_path / "known", [prints], model, 500, batch_size=64, fuse=True)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'known'}: 24 fingers enrolled from 96 prints, 24 in all"
-    assert lines[1].endswith("0 fingers enrolled from 96 prints (24 were there already), 24 in all")
+    assert lines[0] == f"{tmp_path / 'known'}: 24 fingers enrolled from 96 prints, 24 in the gallery"
+    assert lines[1].endswith("0 fingers enrolled from 96 prints (24 already enrolled), 24 in the gallery")
     gallery = Gallery(tmp_path / "known")
     keys = shards.table["finger_key"].to_pylist()
     assert sorted(gallery.names(np.arange(24))) == sorted(set(keys))

@@ -64,12 +64,12 @@ def test_what_the_page_does(extractor, images, gallery):
     assert rows[0] == [1, "1.000", "0.01", "second"]
     assert len(rows) == 2
     assert told.startswith("compared with 3 prints in ")
-    assert told.endswith(f"; the rates are those of one comparison\n\n{measured}")
+    assert told.endswith(f"; each FMR is that of a single comparison\n\n{measured}")
     assert columns(extractor) == ["rank", "similarity", "match at FMR", "name"]
     assert page.canvas(images[0], 300).size == (640, 640)
     for act, message in (
         (lambda: page.compare(images[0], None, 300, False), "drop two prints first"),
-        (lambda: page.canvas(images[0], 0), "give the resolution"),
+        (lambda: page.canvas(images[0], 0), "the resolution must be above 0"),
         (lambda: page.search("nowhere", images[0], 300, 2), "not a gallery folder"),
     ):
         with pytest.raises(UserError, match=message):
@@ -83,13 +83,13 @@ def test_the_page_decides_nothing_by_synthetic_prints(extractor, images, gallery
     why = "no decision: the thresholds come from synthetic prints and do not hold on real fingers"
     for poses in (False, True):
         text, _ = page.compare(images[0], images[1], 300, poses)
-        assert text.splitlines()[2].startswith(f"{why}; `fingerprint-accel calibrate MODEL DATASET`")
+        assert text.splitlines()[2].startswith(f"{why}; measure thresholds on real prints with")
         assert "match" not in text
     rows, told = page.search(gallery, images[1], 300, 2)
     assert rows[0] == [1, "1.000", "second"]
     assert columns(extractor) == ["rank", "similarity", "name"]
     assert told.splitlines()[2].startswith(why)
-    assert "rates" not in told
+    assert "FMR" not in told
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch):
@@ -239,7 +239,7 @@ def test_no_dropped_print_is_left(images, tmp_path, number, code):
 
     ended = starting.run(["-c", DEMO, tmp_path, "demo", "--port", port], timeout=240, meanwhile=drop_and_end)
     assert ended.returncode == code, ended.stderr
-    assert ended.stdout.startswith(f"{HERE}{port}  (Ctrl-C ends it)\n")
+    assert ended.stdout.startswith(f"{HERE}{port}  (press Ctrl-C to stop)\n")
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
 

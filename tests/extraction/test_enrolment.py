@@ -9,7 +9,8 @@ from PIL import Image
 from record_files import transaction, type_2, type_14
 from slap_images import slap
 
-from fingerprint_accel.cli.extraction import compare, enroll, extract, remove, search
+from fingerprint_accel.cli.extraction import compare, extract
+from fingerprint_accel.cli.gallery import enroll, remove, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.shards import open_dataset
@@ -68,7 +69,7 @@ def test_any_mixture_is_enrolled_and_what_is_known_is_kept(model, cupboard, prin
     gallery, listed = tmp_path / "known", tmp_path / "list.csv"
     enroll(gallery, [cupboard, listed, prints, tmp_path / "x.png"], model, 300, key=("2.018",), skip_bad=True)
     out, err = capsys.readouterr()
-    told = "103 prints enrolled (1 were there already), 103 in all; 1 skipped; 3 other files or records passed over"
+    told = "103 prints enrolled (1 already enrolled), 103 in the gallery; 1 skipped; 3 other files or records ignored"
     assert out == f"{gallery}: {told}\n"
     skipped = [line for line in err.replace("\r", "\n").splitlines() if "skipped" in line]
     assert len(skipped) == 1
@@ -132,7 +133,7 @@ def test_search_of_one_finger(model, cupboard, prints, tmp_path, capsys):
         search(gallery, f"{card}#3", model, 300, position=position)
         lines = capsys.readouterr().out.splitlines()
         assert sorted(line.split()[2] for line in lines[1:3]) == [f"{cupboard}/anna/1.png", f"{card}#4"]
-        told = "compared with 2 of 3 prints, those of the left index or of unknown position, in "
+        told = "compared with 2 of 3 prints (position left index or unknown) in "
         assert next(line for line in lines if line.startswith("compared")).startswith(told)
     for text in ("13", "left_nose", "0", "99"):
         with pytest.raises(UserError, match=f"--position {text}: "):
@@ -158,12 +159,12 @@ def test_the_same_name_again(model, cupboard, pictures, tmp_path, capsys):
     gallery, image = tmp_path / "known", cupboard / "anna" / "1.png"
     enroll(gallery, [cupboard / "anna"], model, 300)
     Image.fromarray(pictures[9]).save(image)
-    with pytest.raises(UserError, match=f"{image}: enrolled already, from another image; --replace"):
+    with pytest.raises(UserError, match=f"{image}: already enrolled from another image; --replace"):
         enroll(gallery, [cupboard / "anna"], model, 300)
     assert len(Gallery(gallery)) == 2
     capsys.readouterr()
     enroll(gallery, [cupboard / "anna"], model, 300, replace=True)
-    assert "1 prints enrolled (1 replaced others, 1 were there already), 2 in all" in capsys.readouterr().out
+    assert "1 prints enrolled (1 replaced, 1 already enrolled), 2 in the gallery" in capsys.readouterr().out
 
 
 def test_fused_templates_keep_what_all_their_prints_say(model, cupboard, tmp_path):
@@ -203,7 +204,7 @@ def test_a_patch_is_too_small_for_the_bundled_models(patch, prints, tmp_path, ca
     capsys.readouterr()
     enroll(gallery, [whole, small], "small", 300, skip_bad=True)
     out, err = capsys.readouterr()
-    assert out == f"{gallery}: 1 prints enrolled, 1 in all; 1 skipped\n"
+    assert out == f"{gallery}: 1 prints enrolled, 1 in the gallery; 1 skipped\n"
     assert f"skipped: {small}: too small: " in err
     with pytest.raises(UserError, match="too small"):
         search(gallery, small, "small", 300)

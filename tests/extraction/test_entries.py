@@ -7,7 +7,7 @@ from PIL import Image
 from record_files import iso_2011, transaction, type_4, type_14
 from slap_images import prints_of, slap
 
-from fingerprint_accel.cli.extraction import enroll, search
+from fingerprint_accel.cli.gallery import enroll, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.print_file import Reading
@@ -140,7 +140,7 @@ def test_what_holds_several_prints_is_named_by_every_entry(extractor, grey, tmp_
     hand, _ = slap(0)
     Image.fromarray(hand).save(tmp_path / "hand.png")
     for name, reason in (
-        ("two.an2", "holds 2 prints: name one, as two.an2#2 or two.an2#3"),
+        ("two.an2", "holds 2 prints: name one of them, for example two.an2#2 or two.an2#3"),
         ("hand.png", "several fingers"),
     ):
         with pytest.raises(UserError, match=reason):

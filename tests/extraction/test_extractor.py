@@ -73,7 +73,7 @@ def test_unusable_models_are_named(extractor, tmp_path):
 
 def test_a_dataset_of_another_scale_is_refused(prints):
     model = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=8)
-    with pytest.raises(UserError, match="ppi 300, the model wants 250; import or `merge` it with --dataset-ppi 250"):
+    with pytest.raises(UserError, match="ppi 300, but the model needs 250; import or `merge` it with --dataset-ppi"):
         FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=250, canvas=320).extract(
             open_dataset(prints)
         )
@@ -83,7 +83,7 @@ def test_enhanced_prints_and_others_are_not_mixed_up(extractor, prints, tmp_path
     """A model remembers what it was trained on, exported or not, and refuses the other kind with the remedy."""
     merge([prints], tmp_path / "enhanced", MergeOptions(enhance=halved), workers=1, progress=False)
     enhanced = open_dataset(tmp_path / "enhanced")
-    with pytest.raises(UserError, match="enhanced, the model wants prints as they are; import them again without"):
+    with pytest.raises(UserError, match="enhanced, but the model needs prints without enhancement; import them again"):
         extractor.extract(enhanced, progress=False)
     other = FingerprintExtractor(
         extractor.model.config, extractor.preprocess_config, ppi=300, canvas=320, enhanced=True
@@ -93,7 +93,7 @@ def test_enhanced_prints_and_others_are_not_mixed_up(extractor, prints, tmp_path
     assert "ridges enhanced" in (tmp_path / "model" / "README.md").read_text()
     again = FingerprintExtractor.from_pretrained(tmp_path / "model")
     assert len(again.extract(enhanced, progress=False)) == 96
-    with pytest.raises(UserError, match=f"the model wants enhanced prints; `merge {prints} --enhance` makes them"):
+    with pytest.raises(UserError, match=f"the model needs enhanced prints; run `merge {prints} --enhance`"):
         again.extract(open_dataset(prints), progress=False)
     values = json.loads((tmp_path / "model" / "config.json").read_text())
     del values["enhanced"]  # as a model exported before there were enhanced datasets
@@ -136,7 +136,7 @@ def test_images_are_embedded_as_their_import_is(extractor, prints, tmp_path):
 
 def test_an_image_without_a_print_is_named(extractor, tmp_path):
     Image.new("L", (300, 300), 255).save(tmp_path / "blank.png")
-    with pytest.raises(UserError, match=r"blank\.png: blank; give an image of one print"):
+    with pytest.raises(UserError, match=r"blank\.png: blank: the image has almost no contrast; give an image"):
         extractor.compare(tmp_path / "blank.png", tmp_path / "blank.png")
     with pytest.raises(UserError, match=r"nowhere\.png: cannot be read"):
         extractor.extract([tmp_path / "nowhere.png"], ppi=500, progress=False)

@@ -9,7 +9,9 @@ import torch
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery as module
-from fingerprint_accel.extraction.gallery import Gallery, _top
+from fingerprint_accel.extraction import gallery_search
+from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery_search import _top
 from fingerprint_accel.similarity import similarity
 
 
@@ -30,8 +32,8 @@ def filled(folder, *counts):
 @pytest.mark.parametrize("k", [1, 3, 60])
 def test_search_is_exact_across_files_blocks_and_probes(tmp_path, monkeypatch, k):
     monkeypatch.setattr(module, "BLOCK", 25)
-    monkeypatch.setattr(module, "PROBES", 7)
-    monkeypatch.setattr(module, "CELL", 2)
+    monkeypatch.setattr(gallery_search, "PROBES", 7)
+    monkeypatch.setattr(gallery_search, "CELL", 2)
     _, references = filled(tmp_path / "gallery", 40, 1, 19)
     gallery, probes = Gallery(tmp_path / "gallery"), unit(17, seed=9)
     hits = gallery.search(probes, k)
@@ -118,7 +120,7 @@ def test_an_enrolment_can_be_repeated(tmp_path):
 def test_another_image_of_a_name_is_refused_or_replaces_the_first(tmp_path):
     gallery, every = filled(tmp_path / "gallery", 5, 3)
     other = unit(2, seed=7)
-    with pytest.raises(UserError, match=r"0-1: enrolled already, from another image; --replace puts this one in its"):
+    with pytest.raises(UserError, match=r"0-1: already enrolled from another image; --replace replaces it"):
         gallery.append(other, ["new", "0-1"])
     assert len(Gallery(tmp_path / "gallery")) == 8, "all or none"
     assert gallery.append(other, ["new", "0-1"], replace=True) == 2
@@ -128,7 +130,7 @@ def test_another_image_of_a_name_is_refused_or_replaces_the_first(tmp_path):
     assert gallery.append(other, ["new", "0-1"], replace=True) == 0
     same = np.concatenate([unit(1, seed=9)] * 2)
     assert gallery.append(same, ["twice", "twice"]) == 1, "listed twice, enrolled once"
-    with pytest.raises(UserError, match="thrice: two prints of this name"):
+    with pytest.raises(UserError, match="thrice: two different prints have this name"):
         gallery.append(other, ["thrice", "thrice"])
 
 
@@ -142,6 +144,10 @@ def test_a_gallery_that_was_begun_can_be_gone_on_with(tmp_path, monkeypatch):
     folder.mkdir()  # all that a kill has left of one that was made otherwise
     assert len(Gallery.open_or_create(folder, 16, "tests")) == 0
     assert Gallery.open_or_create(folder, 16, "tests").append(unit(2), ["a", "b"]) == 2
+    with pytest.raises(
+        UserError, match=r"filled by another model \(tests, not others\); give the model that filled it"
+    ):
+        Gallery.open_or_create(folder, 16, "others")
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 
 
@@ -181,7 +187,7 @@ def dense(count, seed=0):
 
 def test_dense_templates_are_searched_by_masked_similarity(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 25)
-    monkeypatch.setattr(module, "PROBES", 7)
+    monkeypatch.setattr(gallery_search, "PROBES", 7)
     references, probes = dense(60), dense(17, seed=9)
     gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests", CELLS)
     for start in (0, 40):
@@ -222,3 +228,11 @@ def test_a_gallery_remembers_its_cells_and_older_ones_have_none(tmp_path):
     del facts["cells"]
     description.write_text(json.dumps(facts))
     assert Gallery(tmp_path / "gallery").cells == 0
+
+
+def test_embeddings_that_do_not_fit_their_names_are_refused(tmp_path):
+    gallery = Gallery.create(tmp_path / "gallery", 16, "tests")
+    for embeddings, names in ((unit(2), ["a"]), (unit(2)[:, :8], ["a", "b"])):
+        with pytest.raises(UserError, match=rf"{len(names)} names need embeddings \({len(names)}, 16\), not \(2, "):
+            gallery.append(embeddings, names)
+    assert len(gallery) == 0

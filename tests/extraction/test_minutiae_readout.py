@@ -134,7 +134,7 @@ def test_files_are_called_as_their_images(prints, tmp_path, kind, monkeypatch, c
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="small: its minutia map was not trained"):
         minutiae_verb([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 0.4)
-    with pytest.raises(UserError, match="2 images are called a"):
+    with pytest.raises(UserError, match="2 images are named a"):
         minutiae_verb([tmp_path / "a.png", tmp_path / "a.bmp"], "small", tmp_path, "xyt", 500, 0.4)
     with pytest.raises(UserError, match="--threshold 2: must be above 0"):
         minutiae_verb([tmp_path / "a.png"], "small", tmp_path, "xyt", 500, 2)

@@ -1,4 +1,4 @@
-"""The lines of docs/evaluation.md that put embeddings into other engines."""
+"""The lines of docs/extraction.md that put embeddings into other engines."""
 
 import json
 import re
@@ -16,7 +16,7 @@ COUNT, DIM, FAILED = 40, 16, 3
 
 def documented(engine: str) -> str:
     """The lines that import an engine."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extraction.md").read_text(), re.DOTALL)
     (lines,) = [block for block in blocks if block.startswith(f"import {engine}\n")]
     return lines
 

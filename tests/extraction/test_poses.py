@@ -26,7 +26,7 @@ def test_every_turn_and_shift_comes_once_and_the_print_as_it_is_first():
     places = {(round(float(pose.matrix[0, 1, 0]), 3), *pose.shift[0].tolist()) for pose in found}
     assert places == {(sin, x, y) for sin in (0, -0.259, 0.259) for x in (-30, 0, 30) for y in (-30, 0, 30)}
     assert len(Poses()) == 1
-    with pytest.raises(UserError, match="0 degrees is tried anyway"):
+    with pytest.raises(UserError, match="0 degrees is always tried"):
         Poses((0.0, 10.0))
 
 

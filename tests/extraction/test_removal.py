@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fingerprint_accel.cli.extraction import remove
+from fingerprint_accel.cli.gallery import remove
 from fingerprint_accel.durable import draft_of, file_sha256
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery_files

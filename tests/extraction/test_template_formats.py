@@ -97,5 +97,5 @@ def test_dense_binary_counts_the_bits_that_differ_in_common_cells():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="--length that is a multiple of 8, not 20"):
         TemplateFormat("binary", 20)
-    with pytest.raises(UserError, match="--template float16: there are float32, int8, binary"):
+    with pytest.raises(UserError, match="--template float16: must be one of float32, int8, binary"):
         TemplateFormat("float16", 16)

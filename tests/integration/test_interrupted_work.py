@@ -7,6 +7,7 @@ KILLS=10 in the environment kills each ten times instead of twice.
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -185,13 +186,16 @@ def test_ctrl_c_and_another_command(many_scans, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     lines = process.communicate(timeout=30)[1].replace("\r", "\n").strip().splitlines()
     assert process.returncode == 130
-    assert any("interrupted; the same command goes on from here" in line for line in lines)
+    kept = r"interrupted; [1-9]\d* of \d+ shards are finished; run the same command again to continue"
+    assert any(re.fullmatch(kept, line) for line in lines), lines[-30:]
     assert not any("Traceback" in line for line in lines), "\n".join(lines[-30:])
     (left,) = tmp_path.iterdir()
     words = ["import", str(many_scans), "--out", str(tmp_path / "set"), "--layout", "fvc", "--ppi", "400"]
     other = subprocess.run([sys.executable, "-c", MAIN, *words], capture_output=True, text=True)
     assert other.returncode == 2
-    assert other.stderr.startswith(f"error: {left}: unfinished shards of another command (ppi 500 not 400); end that")
+    assert other.stderr.startswith(
+        f"error: {left}: holds unfinished shards of another command (ppi 500 there, 400 here); stop"
+    )
     assert len(other.stderr.strip().splitlines()) == 1
 
 

@@ -61,10 +61,12 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(processes, moment, runs):
     told = {"step": 6, "validation": 4, "save": 5}[moment]  # in the save after step 4: too late for that step
     assert (stopped == told) if processes == 1 else (told <= stopped < 12)
     assert max(samples(folder, name, processes)) == stopped, "no rank has begun another step"
-    line = f"stopped by SIGTERM after step {stopped} of 12, checkpoint saved; run the same command with --resume auto"
-    assert [line in (folder / f"{name}.{rank}.err").read_text() for rank in range(processes)] == [True, False][
-        :processes
-    ]
+    saved = f"stopped by SIGTERM after step {stopped} of 12 and saved; to resume from step-{stopped:08d}, run the same"
+    noted = "SIGTERM: stopping after the current step, then saving a checkpoint"
+    texts = [(folder / f"{name}.{rank}.err").read_text() for rank in range(processes)]
+    for line in (noted, saved):
+        assert [text.count(line) for text in texts] == [1, 0][:processes]
+    assert texts[0].index(noted) < texts[0].index(saved)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -77,7 +79,9 @@ def test_a_lost_rank_ends_the_other_with_one_line(moment, runs):
     assert results[name]["seconds"] < 20, "the timeout of the run"
     (line,) = errors(folder, name, 1 - victim)
     assert line.startswith(f"error: rank {1 - victim}: another process of the run is gone (killed, out of memory")
-    assert line.endswith("run the same command with --resume auto to continue from the last checkpoint")
+    newest = f"step-{saved_steps(folder / name)[-1]:08d}" if saved_steps(folder / name) else None
+    advice = f"to resume from {newest}, run the same command with --resume auto" if newest else "nothing was saved yet"
+    assert line.endswith(advice)
     assert "Traceback" not in (folder / f"{name}.{1 - victim}.err").read_text()
 
 
@@ -94,7 +98,8 @@ def test_ctrl_c_stops_at_once(runs):
     assert results["ctrl-c"]["codes"] == [130, 130]
     assert results["ctrl-c"]["seconds"] < 20
     assert saved_steps(folder / "ctrl-c") == [3, 4]
-    assert "interrupted; run the same command with --resume auto" in (folder / "ctrl-c.0.err").read_text()
+    line = "interrupted; to resume from step-00000004, run the same command with --resume auto"
+    assert line in (folder / "ctrl-c.0.err").read_text().splitlines()
 
 
 def test_a_failed_rank_ends_the_other_with_one_line(runs):
@@ -191,5 +196,6 @@ def test_torchrun_passes_the_signal_on(prints, environment, tmp_path):
     text = (tmp_path / "err").read_text()
     assert "stopped by SIGTERM after step" in text
     (stopped,) = saved_steps(tmp_path / "run")
-    assert f"after step {stopped} of 5000, checkpoint saved" in text
+    assert f"after step {stopped} of 5000 and saved" in text
+    assert text.count("SIGTERM: stopping after the current step") == 1
     assert len(records.read_text().splitlines()) == stopped, "both ranks ended the same step"

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import network
 
 from fingerprint_accel.config import LossConfig
 from fingerprint_accel.errors import UserError
@@ -64,9 +65,9 @@ def test_without_mated_prints_it_is_zero_and_pulls_nowhere(count):
 
 
 def test_it_is_added_on_each_branch():
-    config = LossConfig(contrastive_weight=0.7, contrastive_temperature=0.2)
+    config = LossConfig(contrastive_weight=0.7, contrastive_temperature=0.2, minutia_map_weight=0.0)
     torch.manual_seed(0)
-    loss = DeepPrintLoss(config, {"texture": 8, "minutia": 8}, 3, dropout=0.0)
+    loss = DeepPrintLoss(config, network("TexMinu", 16), 3)
     output, finger = Output(unit(6, 8), unit(6, 8, seed=1)), torch.arange(6) % 3
     with torch.autocast("cpu", torch.bfloat16):
         result = loss(output, finger)
@@ -79,7 +80,7 @@ def test_it_is_added_on_each_branch():
 
 
 def test_it_is_off_by_default():
-    parts = DeepPrintLoss(LossConfig(), {"texture": 8}, 3)(Output(unit(6, 8)), torch.arange(6) % 3).parts
+    parts = DeepPrintLoss(LossConfig(), network(dropout=0.2), 3)(Output(unit(6, 8)), torch.arange(6) % 3).parts
     assert set(parts) == {"identity_texture", "center_texture"}
 
 

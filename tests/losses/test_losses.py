@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import network
 
 from fingerprint_accel.config import Config, LossConfig, ModelConfig
 from fingerprint_accel.errors import UserError
@@ -40,7 +41,7 @@ def test_the_margin_of_a_step_replaces_the_heads_own(kind):
 
     def measure(own, *given):
         torch.manual_seed(0)
-        loss = DeepPrintLoss(LossConfig(head=kind, margin=own), {"texture": 16}, 5, dropout=0.0)
+        loss = DeepPrintLoss(LossConfig(head=kind, margin=own), network("Tex", 16), 5)
         leaf = embedding.clone().requires_grad_()
         total = loss(Output(leaf), finger, None, None, *given).total
         total.backward()
@@ -91,7 +92,7 @@ def test_center_loss_is_the_mean_squared_distance():
 @pytest.mark.parametrize("head", ["softmax", "arcface", "cosface"])
 def test_micro_batches_average_to_the_whole_batch(head):
     torch.manual_seed(0)
-    loss = DeepPrintLoss(LossConfig(head=head), {"texture": 8, "minutia": 8}, 5, dropout=0.0, has_map=True)
+    loss = DeepPrintLoss(LossConfig(head=head), network("TexMinu", 16), 5)
     texture, minutia, maps = unit(12, 8), unit(12, 8, seed=1), torch.rand(12, 6, 16, 16)
     predicted, has = torch.rand(12, 6, 16, 16), torch.arange(12) % 3 > 0
     finger = torch.arange(12) % 5
@@ -104,12 +105,77 @@ def test_micro_batches_average_to_the_whole_batch(head):
 
 
 def test_default_weights_are_those_of_deepprint():
-    loss = DeepPrintLoss(LossConfig(), {"minutia": 8}, 5, dropout=0.0, has_map=True)
+    loss = DeepPrintLoss(LossConfig(), network("Minu"), 5)
     output = Output(None, unit(6, 8), torch.rand(6, 6, 16, 16))
-    result = loss(output, torch.arange(6) % 5, torch.rand(6, 6, 16, 16))
+    result = loss(output, torch.arange(6) % 5, torch.rand(6, 6, 16, 16), torch.ones(6, dtype=torch.bool))
     parts = result.parts
     expected = parts["identity_minutia"] + 0.125 * parts["center_minutia"] + 0.3 * parts["minutia_map"]
     torch.testing.assert_close(result.total, expected)
+
+
+TARGETS = {
+    "maps": torch.rand(4, 6, 16, 16),
+    "has_minutiae": torch.tensor([True, True, False, True]),
+    "pose": torch.zeros(4, 3),
+    "contact": torch.ones(4, 32, 32),
+}
+
+
+@pytest.mark.parametrize(
+    ("missing", "weight", "named"),
+    [
+        ("maps", "minutia_map_weight", "maps and has_minutiae"),
+        ("has_minutiae", "minutia_map_weight", "maps and has_minutiae"),
+        ("pose", "pose_weight", "pose"),
+        ("contact", "mask_weight", "contact"),
+    ],
+)
+def test_a_target_that_is_weighed_must_be_given(missing, weight, named):
+    """No term is dropped silently; weight 0 drops it, and then the target is not needed."""
+    torch.manual_seed(0)
+    model = network("LocDense", 64)
+    output, finger = model(torch.rand(4, 1, 64, 64)), torch.tensor([0, 0, 1, 2])
+    targets = {name: value for name, value in TARGETS.items() if name != missing}
+    with pytest.raises(UserError, match=f"loss.{weight} is 0.5: give {named} to the loss, or set the weight to 0"):
+        DeepPrintLoss(LossConfig(**{weight: 0.5}), model, 3)(output, finger, **targets)
+    torch.manual_seed(1)
+    without = DeepPrintLoss(LossConfig(**{weight: 0.0}), model, 3)
+    found = without(output, finger, **targets).total
+    torch.testing.assert_close(found, without(output, finger, **TARGETS).total)
+    torch.manual_seed(1)
+    assert DeepPrintLoss(LossConfig(**{weight: 0.5}), model, 3)(output, finger, **TARGETS).total > found + 1e-3
+
+
+def test_maps_need_a_network_in_training_mode():
+    model = network("TexMinu", 16).eval()
+    output = model(torch.rand(2, 1, 64, 64))
+    with pytest.raises(
+        UserError, match=r"drew no minutia maps, which loss\.minutia_map_weight needs: call model\.train"
+    ):
+        DeepPrintLoss(LossConfig(), model, 3)(output, torch.tensor([0, 1]), torch.rand(2, 6, 16, 16), torch.ones(2) > 0)
+
+
+def test_the_loss_has_the_shape_of_its_network():
+    """Heads, centres and dropout follow from the network; it is not a part of the loss."""
+    loss = DeepPrintLoss(LossConfig(), network("TexMinu", 24, dropout=0.4), 7)
+    shapes = {name: tuple(value.shape) for name, value in loss.state_dict().items()}
+    head = {"weight": (7, 12), "bias": (7,)}
+    both = ("texture", "minutia")
+    heads = {f"heads.{branch}.{name}": shape for branch in both for name, shape in head.items()}
+    assert shapes == {**heads, **{f"centers.{branch}.centers": (7, 12) for branch in both}}
+    assert [part.p for part in loss.modules() if isinstance(part, torch.nn.Dropout)] == [0.4, 0.4]
+
+
+def test_centres_move_by_embeddings_that_have_gradients():
+    """As a loop of one's own calls it: with the output of the network, and whether or not there are centres."""
+    for weight in (0.0, 0.125):
+        loss = DeepPrintLoss(LossConfig(center_weight=weight), network(), 3)
+        output = Output(unit(4, 8).requires_grad_())
+        loss.update_centers(output.branches, torch.tensor([0, 0, 1, 1]))
+        assert len(loss.centers) == (weight > 0)
+    centers = loss.centers["texture"].centers
+    torch.testing.assert_close(centers[0], 0.01 * output.texture[:2].detach().mean(dim=0))
+    assert not centers[2].any() and not centers.requires_grad
 
 
 def test_prints_without_minutiae_teach_no_map():
@@ -121,7 +187,7 @@ def test_prints_without_minutiae_teach_no_map():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_under_autocast(dtype):
-    loss = DeepPrintLoss(LossConfig(head="arcface"), {"texture": 8}, 5)
+    loss = DeepPrintLoss(LossConfig(head="arcface"), network(), 5)
     with torch.autocast("cpu", dtype):
         result = loss(Output(unit(6, 8).to(dtype)), torch.arange(6) % 5)
     assert result.total.dtype == torch.float32
@@ -132,10 +198,10 @@ def test_beginnings_learn_as_embeddings_of_their_own(head):
     """Identity and contrastive terms are means over the whole and its beginnings, each as if it were all there is."""
     embedding, finger, lengths = unit(12, 16), torch.arange(12) // 2, (4, 8)
     config = LossConfig(head=head, margin=0.2, contrastive_weight=1.0, matryoshka_dims=lengths)
-    loss = DeepPrintLoss(config, {"texture": 16}, 6, dropout=0.0)
+    loss = DeepPrintLoss(config, network("Tex", 16), 6)
     expected = {"identity": [], "contrastive": []}
     for length in (*lengths, 16):
-        alone = DeepPrintLoss(LossConfig(head=head, margin=0.2, contrastive_weight=1.0), {"texture": length}, 6, 0.0)
+        alone = DeepPrintLoss(LossConfig(head=head, margin=0.2, contrastive_weight=1.0), network("Tex", length), 6)
         weights = loss.heads["texture"].state_dict()
         alone.heads["texture"].load_state_dict({**weights, "weight": weights["weight"][:, :length]})
         parts = alone(Output(F.normalize(embedding[:, :length], dim=1)), finger).parts

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import network
 
 from fingerprint_accel.config import LossConfig
 from fingerprint_accel.errors import UserError
@@ -21,7 +22,7 @@ def unit(*shape, seed=0, dtype=torch.float64):
 
 def losses_and_gradients(config, embedding, finger, classes, margin=None):
     torch.manual_seed(0)
-    loss = DeepPrintLoss(config, {"texture": embedding.shape[1]}, classes, dropout=0.0)
+    loss = DeepPrintLoss(config, network("Tex", embedding.shape[1]), classes)
     leaf = embedding.clone().requires_grad_()
     result = loss(Output(leaf), finger, None, None, margin)
     result.total.backward()
@@ -143,8 +144,9 @@ def test_slices_make_up_the_whole(processes, monkeypatch):
 
 
 def test_there_are_no_centres_that_nobody_asked_for():
-    names = [list(DeepPrintLoss(LossConfig(center_weight=w), {"t": 4}, 5).state_dict()) for w in (0.0, 0.1)]
-    assert names == [["heads.t.weight", "heads.t.bias"], ["heads.t.weight", "heads.t.bias", "centers.t.centers"]]
+    names = [list(DeepPrintLoss(LossConfig(center_weight=w), network("Tex", 4), 5).state_dict()) for w in (0.0, 0.1)]
+    head = ["heads.texture.weight", "heads.texture.bias"]
+    assert names == [head, [*head, "centers.texture.centers"]]
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,10 @@ def test_sample_of_comparisons_is_fixed_fair_and_without_repetition():
 
 
 @pytest.mark.parametrize(
-    ("fingers", "problem"), [([0, 0, 0], "two fingers, the dataset has 1"), ([0, 1, 2], "two impressions")]
+    ("fingers", "problem"), [([0, 0, 0], "at least two fingers; the dataset has 1"), ([0, 1, 2], "two impressions")]
 )
 def test_datasets_without_comparisons(fingers, problem):
     with pytest.raises(UserError, match=problem):
         comparisons("all-pairs", np.array(fingers), np.arange(3))
-    with pytest.raises(UserError, match="no protocol named"):
+    with pytest.raises(UserError, match="unknown protocol"):
         comparisons("fvd", np.array([0, 0, 1]), np.arange(3))

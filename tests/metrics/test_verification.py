@@ -115,7 +115,7 @@ def test_fnmr_at_fmr_allows_exactly_that_many_false_matches():
         ([1, 1], [1, np.nan], "1 of 2 non-mated scores are NaN"),
         ([np.nan, -np.inf], [1], "1 of 2 mated scores are NaN"),
         ([1, np.inf], [0], "1 of 2 mated scores are infinite"),
-        ([-np.inf, -np.inf], [0], "nothing could be extracted for any of the 2 mated"),
+        ([-np.inf, -np.inf], [0], "all 2 mated comparisons include a print that failed"),
     ],
 )
 def test_unusable_scores(mated, nonmated, message):
@@ -137,6 +137,8 @@ def test_table_of_rates_by_hand():
 def test_d_prime():
     metrics = compute_metrics(np.array([1.0, 3.0]), np.array([-1.0, 1.0, -1.0, 1.0]))
     assert metrics.d_prime == pytest.approx(2.0)  # means 2 and 0, both variances 1
+    swapped = compute_metrics(np.array([-1.0, 1.0, -1.0, 1.0]), np.array([1.0, 3.0]))
+    assert swapped.d_prime == pytest.approx(-2.0), "a model that rates different fingers as more similar"
     for mated in (0.1, 0.2):
         constant = compute_metrics(np.full(7, mated), np.full(30, 0.1))
         assert constant.d_prime is None
@@ -144,7 +146,7 @@ def test_d_prime():
         assert constant.fnmr_at_fmr[0.1] == (1.0 if mated == 0.1 else 0.0)
 
 
-def test_failures_to_extract_count_as_never_matching():
+def test_comparisons_with_failures_to_acquire_never_match():
     """Generalised rates: the failed mated comparison is rejected, the failed non-mated ones are not accepted."""
     failed = -np.inf
     mated, nonmated = np.array([failed, 5.0, 6.0, 7.0]), np.array([failed, failed, 1.0, 2.0, *range(3, 9)])

@@ -1,4 +1,5 @@
 import itertools
+import math
 import typing
 from pathlib import Path
 
@@ -59,11 +60,14 @@ def test_texture_branch_is_inception_v4():
 def test_every_parameter_gets_a_gradient(variant, trunk):
     torch.manual_seed(0)
     model = DeepPrint(ModelConfig(variant=variant, trunk=trunk, embedding_dim=32, width=8, grid=4))
-    loss = DeepPrintLoss(LossConfig(), model.branch_dims, 5, 0.2, model.config.needs_minutia_maps, model.config.cells)
+    full = DeepPrintLoss(LossConfig(), model, 5)
+    without = DeepPrintLoss(LossConfig(minutia_map_weight=0, mask_weight=0), model, 5)  # DDP needs all gradients too
+    finger, has_minutiae = torch.tensor([0, 3]), torch.tensor([True, False])
     maps = torch.rand(2, 6, 128, 128) if model.config.needs_minutia_maps else None
-    for target in (maps, None):
+    truth = {"pose": torch.full((2, 3), math.nan), "contact": torch.ones(2, 32, 32)}
+    for loss, targets in ((full, {"maps": maps, **truth}), (without, {"pose": truth["pose"]})):
         output = model(torch.randn(2, 1, 128, 128))
-        loss(output, torch.tensor([0, 3]), target, torch.tensor([True, False])).total.backward()
+        loss(output, finger, has_minutiae=has_minutiae, **targets).total.backward()
         for name, parameter in itertools.chain(model.named_parameters(), loss.named_parameters()):
             assert parameter.grad is not None, name
             parameter.grad = None

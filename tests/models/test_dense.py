@@ -64,10 +64,10 @@ def test_every_weight_learns_from_prints_that_know_how_they_lie():
     for parameter in model.parameters():
         if not parameter.any():  # layers that start at zero hold back the gradients of those before them
             torch.nn.init.normal_(parameter, std=0.1)
-    loss = DeepPrintLoss(LossConfig(contrastive_weight=1.0), model.branch_dims, 3, 0.0, True, SMALL.cells)
-    finger = torch.tensor([0, 0, 1, 2])
+    loss = DeepPrintLoss(LossConfig(contrastive_weight=1.0), model, 3)
+    finger, known = torch.tensor([0, 0, 1, 2]), torch.ones(4, dtype=torch.bool)
     pose, contact = 0.1 * torch.randn(4, 3), (torch.rand(4, 32, 32) > 0.3).float()
-    result = loss(model(torch.rand(4, 1, 64, 64)), finger, torch.rand(4, 6, 32, 32), None, None, pose, contact)
+    result = loss(model(torch.rand(4, 1, 64, 64)), finger, torch.rand(4, 6, 32, 32), known, None, pose, contact)
     wanted = {"identity_dense", "center_dense", "contrastive_dense", "minutia_map", "pose", "mask"}
     assert set(result.parts) == wanted
     result.total.backward()

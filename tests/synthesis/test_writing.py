@@ -189,7 +189,7 @@ def test_mistakes(tmp_path, options, message):
 
 def test_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(UserError, match="torch finds no GPU here; take --device cpu"):
+    with pytest.raises(UserError, match="torch finds no GPU on this machine; use --device cpu"):
         write_synthetic_dataset(tmp_path / "set", 1, 1, device="cuda")
 
 

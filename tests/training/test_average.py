@@ -140,7 +140,8 @@ def test_heads_and_layers_learn_at_their_rates(tiny, tmp_path):
 def test_label_smoothing(head):
     torch.manual_seed(0)
     config = LossConfig(head=head, scale=8.0, margin=0.2, label_smoothing=0.1, center_weight=0.0)
-    loss = DeepPrintLoss(config, {"texture": 6}, 5, dropout=0.0)
+    network = DeepPrint(ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=6, dropout=0.0))
+    loss = DeepPrintLoss(config, network, 5)
     embedding, finger = F.normalize(torch.randn(4, 6), dim=1), torch.tensor([0, 3, 4, 3])
     logs = loss.heads["texture"].logits(embedding, finger).log_softmax(dim=1)
     own = logs.gather(1, finger[:, None])[:, 0]

@@ -44,7 +44,7 @@ def test_a_run_on_enhanced_prints(tiny, enhanced, prints, tmp_path):
     evaluate_command(run / "model", enhanced, "all-pairs", tmp_path / "report", 64)
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["mated"] == 24 * 6
     for model in (run, run / "model"):
-        with pytest.raises(UserError, match=r"the model wants enhanced prints; `merge .* --enhance`"):
+        with pytest.raises(UserError, match=r"the model needs enhanced prints; run `merge .* --enhance`"):
             evaluate_command(model, prints, "all-pairs", tmp_path / "other", 64)
     more = dataclasses.replace(config.training, steps=8)
     with pytest.raises(UserError, match="trained on enhanced True, this run has False"):

@@ -49,12 +49,3 @@ def test_an_accelerate_config_that_asks_for_fp16_on_a_cpu(monkeypatch, tmp_path)
     config = Config(data="nowhere", out=str(tmp_path), training=TrainingConfig(tracker="none"))
     with pytest.raises(UserError, match=r"fp16 needs a GPU; use --training.precision bf16 or no"):
         setup.make_accelerator(config)
-
-
-def test_a_tracker_that_is_not_installed(monkeypatch, tmp_path):
-    """Accelerate warns and goes on without it."""
-    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    monkeypatch.setattr("accelerate.tracking._available_trackers", [], raising=False)
-    config = Config(data="nowhere", out=str(tmp_path), training=TrainingConfig(tracker="wandb"))
-    with pytest.raises(UserError, match=r"--training.tracker wandb: not installed; run pip install wandb"):
-        setup.make_accelerator(config)

@@ -8,16 +8,18 @@ from types import SimpleNamespace
 import pytest
 import starting
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 
-from fingerprint_accel.config import Config
+from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint, find_model
 from fingerprint_accel.outputs import exclusive_lock
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import checkpoint as module
 from fingerprint_accel.training.checkpoint import Checkpoint, save_checkpoint
-from fingerprint_accel.training.run_folder import check_launch, check_run_folder, holding
+from fingerprint_accel.training.run_folder import check_launch, check_run_folder, holding, trackers
 
 ROOT = starting.ROOT
 LAUNCHES = {
@@ -74,7 +76,9 @@ def test_several_gpus_asked_for_where_there_is_none(prints, tmp_path):
     result = starting.run(words(prints, tmp_path / "run"), 2, environment)
     assert result.returncode == 2
     for line in result.stderr.strip().splitlines():
-        assert line.startswith("error: launched as 2 processes, but Accelerate sees one: each would train alone.")
+        assert line.startswith(
+            "error: launched as 2 processes, but Accelerate sees one, so each would train by itself."
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -87,9 +91,7 @@ def test_a_second_run_is_refused(processes, prints, tmp_path):
         errors = [line for line in result.stderr.splitlines() if "rror" in line]
         assert errors
         for line in errors:
-            assert line.startswith(
-                f"error: {tmp_path / 'run'}: another run writes to it; wait until that run has ended"
-            )
+            assert line.startswith(f"error: {tmp_path / 'run'}: another run is writing to it; wait until it ends")
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
     result = starting.run(words(prints, tmp_path / "run"), processes, environment)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -172,7 +174,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     spoil(run / "checkpoints" / "step-00000006", "cut off")
     capsys.readouterr()
     assert find_model(run).folder.name == "step-00000004"
-    assert "the best checkpoint, step-00000006, is not whole (damaged" in capsys.readouterr().err
+    assert "the best checkpoint, step-00000006, cannot be used (damaged" in capsys.readouterr().err
     run_training(dataclasses.replace(saving, resume="auto"))
     error = capsys.readouterr().err
     assert f"{run / 'checkpoints' / 'step-00000006'}: damaged" in error
@@ -190,3 +192,70 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
         UserError, match=r"no checkpoint is complete \(step-00000006: model.safetensors holds no tensor\)"
     ):
         run_training(dataclasses.replace(saving, resume="auto"))
+
+
+@pytest.mark.parametrize("names", [*sorted(LOGGER_TYPE_TO_CLASS), "tensorboard,wandb", "wandb, mlflow,tensorboard"])
+def test_trackers_that_are_not_installed_are_refused(names, monkeypatch, tmp_path):
+    """Before anything is written. Accelerate would warn and train without them."""
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    config = Config(data="nowhere", out=str(tmp_path / "run"), training=TrainingConfig(tracker=names))
+    packages = " ".join(names.replace(",", " ").split())
+    with pytest.raises(UserError) as caught:
+        run_training(config)
+    remedy = f"not installed; pip install {packages}, or leave it out"
+    assert str(caught.value) == f"--training.tracker {names}: {remedy}"
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
+    if "tensorboard" in names:
+        missing = packages.replace("tensorboard", "").split()
+        if not missing:
+            assert trackers(config) == ["tensorboard"]
+            return
+        with pytest.raises(UserError, match=f"pip install {' '.join(missing)}, or leave it out"):
+            check_run_folder(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", ["abacus", "", "tensorboard,", "tensorboard,none", "TensorBoard"])
+def test_unknown_trackers_are_refused(names, tmp_path):
+    config = Config(data="nowhere", out=str(tmp_path / "run"), training=TrainingConfig(tracker=names))
+    with pytest.raises(UserError, match="is unknown; choose none, all, aim, clearml, comet_ml, dvclive, mlflow"):
+        run_training(config)
+
+
+def test_several_trackers_record_a_run(tiny, monkeypatch, tmp_path):
+    """Accelerate hands every record to each of them."""
+    seen = []
+
+    class Notebook(GeneralTracker):
+        name, requires_logging_directory, tracker = "notebook", False, None
+        main_process_only = False
+
+        def __init__(self, run_name, **options):
+            super().__init__()
+
+        def store_init_configuration(self, values):
+            seen.append(values["training.tracker"])
+
+        def log(self, values, step=None, **options):
+            seen.append(step)
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", ["notebook", LoggerType.TENSORBOARD])
+    run_training(
+        dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, tracker="tensorboard, notebook"))
+    )
+    assert seen[:2] == ["tensorboard, notebook", 1]
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+def test_ctrl_c_names_the_checkpoint_if_there_is_one(tmp_path):
+    alone = SimpleNamespace(is_main_process=True, num_processes=1)
+    for saved, text in (
+        (False, "nothing was saved yet"),
+        (True, "to resume from step-00000004, run the same command with --resume auto"),
+    ):
+        if saved:
+            (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+        with pytest.raises(KeyboardInterrupt) as caught, holding(tmp_path, alone):
+            raise KeyboardInterrupt
+        assert str(caught.value) == text

@@ -119,12 +119,15 @@ def halved(image, ppi):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"ppi": 250}, "ppi 250, the model wants 300; import or `merge` it with --dataset-ppi 300"),
+        ({"ppi": 250}, "ppi 250, but the model needs 300; import or `merge` it with --dataset-ppi 300"),
         (
             {"canvas": 352},
-            "canvas 352, the model wants 320; import or `merge` it with --canvas 320",
+            "canvas 352, but the model needs 320; import or `merge` it with --canvas 320",
         ),
-        ({"enhance": halved}, "enhanced, the model wants prints as they are; import them again without --enhance"),
+        (
+            {"enhance": halved},
+            "enhanced, but the model needs prints without enhancement; import them again without --enhance",
+        ),
     ],
 )
 def test_other_prints_are_refused_with_the_words_of_evaluate(untrained, prints, tmp_path, options, problem):
@@ -142,11 +145,11 @@ def test_a_model_of_enhanced_prints_goes_on_with_such(untrained, prints, tmp_pat
     merge([prints], enhanced, MergeOptions(enhance=halved), workers=1, progress=False)
     set_up(untrained(enhanced, enhanced=True))
     assert refused(untrained(prints, enhanced=True)) == (
-        f"{prints}: the model wants enhanced prints; `merge {prints} --enhance` makes them"
+        f"{prints}: the model needs enhanced prints; run `merge {prints} --enhance`"
     )
     source = "synth:fingers=2,impressions=2"
     assert refused(untrained(source, enhanced=True)) == (
-        f"{source}: the model wants enhanced prints; make a dataset with `synth`, then `merge` it with --enhance"
+        f"{source}: the model needs enhanced prints; make a dataset with `synth`, then `merge` it with --enhance"
     )
 
 
@@ -155,7 +158,7 @@ def test_a_synthetic_source_is_checked_too(untrained):
     set_up(untrained(source))
     for knob, other, wanted in (("ppi", 250, 300), ("canvas", 352, 320)):
         data = f"{source},{knob}={other}"
-        problem = f"{knob} {other}, the model wants {wanted}; write {knob}={wanted} in it"
+        problem = f"{knob} {other}, but the model needs {wanted}; write {knob}={wanted} in it"
         assert refused(untrained(data)) == f"{data}: {problem}"
 
 

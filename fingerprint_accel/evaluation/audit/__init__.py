@@ -1,1 +1,1 @@
-"""What is wrong with a dataset: `fingerprint-accel inspect DATASET --audit`."""
+"""Audit of a dataset: `fingerprint-accel inspect DATASET --audit` lists prints that are probably wrong."""

@@ -1,4 +1,4 @@
-"""`fingerprint-accel inspect DATASET --audit`: looks for prints that are wrong, and lists them."""
+"""`fingerprint-accel inspect DATASET --audit`: finds prints that are probably wrong, and lists them."""
 
 from __future__ import annotations
 
@@ -39,16 +39,25 @@ from fingerprint_accel.outputs import check_file, check_picture, mark
 from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 
-LIST = "audit"  # kind of the list of suspects
-EXACT_UP_TO = 20_000  # prints, which are all compared with each other; beyond, an index proposes whom to compare
-MOST_MATES, OTHERS = 100, 8  # of a print that a search may find before and beside those of other keys
+LIST = "audit"
+"""Kind of the list of suspects, as in `outputs.mark`."""
+EXACT_UP_TO = 20_000
+"""Largest number of prints that are all compared with each other. In larger sets an index proposes comparisons."""
+MOST_MATES, OTHERS = 100, 8
+"""Results of each search: room for prints of the same finger, and for prints of other fingers."""
 BATCH = 256
-SOON = 2.0  # seconds of work, before which no progress bar is shown
+SOON = 2.0  # seconds after which a progress bar appears
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found: suspects, the worst of each kind first; `basis`, what that rests on; `quality` (N,) 0 to 1."""
+    """Results of an audit.
+
+    Attributes:
+        suspects: suspects, ordered by kind with the worst of each kind first.
+        basis: descriptions of the thresholds and of their basis.
+        quality: (N,) quality of each print, from 0 to 1.
+    """
 
     suspects: list[Suspect]
     basis: list[str]
@@ -56,15 +65,15 @@ class Audit:
 
 
 def audit_command(dataset: Path, model: str, out: Path) -> None:
-    """Audits a dataset, writes a contact sheet and a list of suspects, and prints a summary.
+    """Audit a dataset, write a contact sheet and a list of suspects, and print a summary.
 
     Args:
         dataset: dataset folder.
-        model: as of `FingerprintExtractor.from_pretrained`.
-        out: PNG file; the list has its name and ends in .jsonl.
+        model: model, as in `FingerprintExtractor.from_pretrained`.
+        out: PNG file to write. The list has the same name with the suffix .jsonl.
 
     Raises:
-        UserError: `out` cannot be written, or as `audit`.
+        UserError: `out` cannot be written, or as in `audit`.
     """
     listed = out.with_suffix(".jsonl")
     check_picture(out)
@@ -82,7 +91,7 @@ def audit_command(dataset: Path, model: str, out: Path) -> None:
 
 
 def summary(shards: Shards, found: Audit) -> str:
-    """Suspects by kind, and what they rest on, as text."""
+    """Return the numbers of suspects of each kind, and the basis of the audit, as text."""
     rows = [["suspects", "number", "prints"]]
     for kind, (words, _) in KINDS.items():
         those = [suspect for suspect in found.suspects if suspect.kind == kind]
@@ -92,16 +101,16 @@ def summary(shards: Shards, found: Audit) -> str:
 
 
 def audit(shards: Shards, model: str, work: Path, progress: bool = True) -> Audit:
-    """Looks for prints that are wrong.
+    """Find prints that are probably wrong.
 
     Args:
         shards: the dataset.
-        model: as of `FingerprintExtractor.from_pretrained`.
-        work: folder for embeddings and index, 4 KB a print.
-        progress: shows progress bars.
+        model: model, as in `FingerprintExtractor.from_pretrained`.
+        work: folder for embeddings and an index, 4 KB for each print.
+        progress: show progress bars.
 
     Raises:
-        UserError: a model that is missing or does not suit the prints, or a large dataset and no FAISS.
+        UserError: the model is missing or does not fit the prints, or the dataset is large and FAISS is not installed.
     """
     if len(shards) > EXACT_UP_TO and importlib.util.find_spec("faiss") is None:
         raise UserError(
@@ -148,7 +157,7 @@ def _labels(
     extractor: FingerprintExtractor,
     progress: bool,
 ) -> tuple[list[Suspect], list[str]]:
-    """Suspects whose keys are wrong, and what they rest on: prints first, then fingers without the prints at fault."""
+    """Return suspects with wrong finger keys and their basis: single prints, then fingers without these prints."""
     wrong = wrong_fingers(prints, bars, hits, split)
     outside = {row for suspect in [*split, *wrong] for row in suspect.rows[: suspect.at_fault]}
     doubtful = {row for suspect in copied if suspect.kind == "same-picture-two-fingers" for row in suspect.rows}
@@ -174,11 +183,11 @@ def _labels(
 
 
 def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reuse]:
-    """One pass over the canvases: digest of each, how its minutiae fit, (N, 2), and templates that were met before."""
+    """Read all canvases once: return their digests, the (N, 2) fit of their minutiae, and the reuse of templates."""
     digests: list[bytes] = []
     fits, reuse = np.full((len(shards), 2), np.nan), Reuse()
     side = shards.info.canvas
-    with tqdm(total=len(shards), desc="looking at prints", unit="print", delay=SOON, disable=not progress) as bar:
+    with tqdm(total=len(shards), desc="reading prints", unit="print", delay=SOON, disable=not progress) as bar:
         for start in range(0, len(shards), BATCH):
             rows = np.arange(start, min(start + BATCH, len(shards)))
             images = np.empty((len(rows), side, side), np.uint8)
@@ -194,8 +203,12 @@ def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reus
 
 
 def _mated(prints: Prints) -> tuple[list[Hit], np.ndarray]:
-    """Pairs of one finger that may be copies, with their similarity; and of every usable print that with the best of
-    its finger."""
+    """Compare the prints of each finger.
+
+    Returns:
+        Pairs that may be copies, with their similarity, and the highest similarity of each usable print to another
+        print of its finger.
+    """
     alike, best = [], []
     for finger, rows in enumerate(prints.rows_of):
         if len(rows) > 1:
@@ -216,7 +229,7 @@ def _hits(
     extractor: FingerprintExtractor,
     progress: bool,
 ) -> list[Hit]:
-    """Pairs of rows of different fingers from similarity `bar` on, the lower row first."""
+    """Return the pairs of rows of different fingers whose similarity is at least `bar`, with the lower row first."""
     count = len(fingers)
     gallery = Gallery.create(folder, embeddings.shape[1], extractor.identity, cells)
     gallery.append(embeddings, [str(row) for row in range(count)])
@@ -236,13 +249,13 @@ def _hits(
 
 
 def _about_templates(shards: Shards, suspects: list[Suspect]) -> list[str]:
-    """What to say where templates were looked at, or were not there."""
+    """Describe the basis of the suspects among minutia templates."""
     if not shards.info.with_minutiae:
-        return ["no print has minutiae, so that no template was looked at"]
+        return ["no print has minutiae, so no minutia template was checked"]
     wrong = sum(suspect.kind in ("template-off-ridges", "template-against-flow") for suspect in suspects)
     if wrong > shards.info.with_minutiae / 10:
         return [
-            f"{wrong:,} of {shards.info.with_minutiae:,} templates do not fit their prints: most likely they belong to "
-            "other images, or are read in another convention or resolution; import again (--minutiae, --xyt-kind)"
+            f"{wrong:,} of {shards.info.with_minutiae:,} minutia templates do not fit their prints; probably they "
+            "belong to other images, or have another convention or resolution: import again (--minutiae, --xyt-kind)"
         ]
-    return ["templates are measured by the ridges of their own print; many of those of other fingers pass unseen"]
+    return ["minutia templates are compared with the ridges of their print; many templates of other fingers also fit"]

@@ -1,4 +1,4 @@
-"""Prints whose finger keys are wrong, by what a model says of them."""
+"""Prints with wrong finger keys, found by the similarities of a model."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from fingerprint_accel.evaluation.audit.bars import Bars
 from fingerprint_accel.evaluation.audit.suspects import Groups, Suspect
 from fingerprint_accel.similarity import fused, mask_of, similarity
 
-LOW_QUALITY = 0.3  # of a print, 0 to 1, below which it may be unlike all others for that alone
-LEAST_SHARED = 0.5  # of the cells of a print that another one must show too, for them to be called unlike
-FEWEST_PRINTS = 3  # of a finger, so that two can agree against a third
-MOST_TO_SHOW = 4  # prints of each side of a finger that is two
+LOW_QUALITY = 0.3
+"""Quality, from 0 to 1, below which a print is not judged: it may match nothing because of its quality."""
+LEAST_SHARED = 0.5
+"""Share of the cells of a print that another print must show for a low similarity to count."""
+FEWEST_PRINTS = 3
+"""Smallest number of prints of a finger that is judged, so that two prints can agree against a third."""
+MOST_TO_SHOW = 4
+"""Number of prints that are shown beside the prints at fault."""
 
 Reconsider = Callable[[list[int], list[int]], np.ndarray]
-"""Rows (n) and rows (m) -> (n, m) similarity, best over poses: more work than comparing prints as they are."""
+"""Function from n rows and m rows to their (n, m) similarities, the highest over poses."""
 
 
 @dataclass(frozen=True)
 class Prints:
-    """What is known of N prints.
+    """Embeddings, fingers and qualities of N prints.
 
     Attributes:
-        embeddings: (N, D) float32 of unit length.
-        cells: of dense templates, else 0.
-        fingers: (N,) numbers.
-        quality: (N,) 0 to 1.
-        rows_of: rows of each finger.
+        embeddings: (N, D) float32 embeddings of unit length.
+        cells: number of cells of dense templates; 0 for other templates.
+        fingers: (N,) finger of each print.
+        quality: (N,) quality of each print, from 0 to 1.
+        rows_of: rows of the prints of each finger.
     """
 
     embeddings: np.ndarray
@@ -41,16 +45,16 @@ class Prints:
 
     @property
     def usable(self) -> np.ndarray:
-        """(N,) bool: of enough quality to be judged."""
+        """(N,) bool, whether the quality of each print is high enough for it to be judged."""
         return self.quality >= LOW_QUALITY
 
     def within(self, finger: int) -> np.ndarray:
-        """(n, n) similarity of the prints of a finger."""
+        """Return the (n, n) similarities of the prints of a finger."""
         mine = self.embeddings[self.rows_of[finger]]
         return similarity(mine, mine, self.cells)
 
     def overlap(self, rows: np.ndarray) -> np.ndarray:
-        """(n, n) share of the cells of the smaller of two prints that the other one shows too; 1 without cells."""
+        """Return the (n, n) shares of the cells of the smaller of two prints that both show; 1 without cells."""
         if not self.cells:
             return np.ones((len(rows), len(rows)))
         shown = mask_of(self.embeddings[rows], self.cells).astype(np.float32)
@@ -61,16 +65,16 @@ class Prints:
 def split_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider, progress: bool = False
 ) -> list[Suspect]:
-    """Fingers of which some impressions are unlike all others, while the others agree.
+    """Return fingers with impressions that match none of their other impressions, while the others agree.
 
-    Prints of low quality, and those that show another part of the finger, are not judged.
+    Prints of low quality, and prints that show another part of the finger, are not judged.
 
     Args:
-        prints: the dataset.
-        bars: what decides.
-        picture: (N,) number of each picture; copies of one do not agree for that.
-        reconsider: has the last word.
-        progress: shows a progress bar.
+        prints: the prints of the dataset.
+        bars: thresholds.
+        picture: (N,) number of each picture; copies of one picture do not count as agreeing.
+        reconsider: compares suspects in several poses, as a final check.
+        progress: show a progress bar.
     """
     found = []
     fingers = tqdm(prints.rows_of, desc="comparing within fingers", unit="finger", delay=2.0, disable=not progress)
@@ -88,15 +92,15 @@ def split_fingers(
             if usable and (overlap[np.ix_(part, main)].max(axis=1) >= LEAST_SHARED).all():
                 others = sorted(set(range(len(rows))) - set(part))
                 best = float(reconsider(rows[part].tolist(), rows[others].tolist()).max())
-                if best < bars.unlike:  # in poses, all prints look more alike
+                if best < bars.unlike:  # similarities over several poses are higher, hence the higher threshold
                     shown = [*rows[part].tolist(), *rows[main][:MOST_TO_SHOW].tolist()]
-                    why = f"similarity {best:.3f} at best with the {len(others)} other impressions"
+                    why = f"highest similarity {best:.3f} to the {len(others)} other impressions"
                     found.append(Suspect("two-fingers-one-key", tuple(shown), best, why, len(part)))
     return found
 
 
 def _parts(scores: np.ndarray, bar: float) -> list[list[int]]:
-    """(n, n) similarities -> rows in groups, between which no similarity reaches the bar."""
+    """Group rows by their (n, n) similarities, so that no similarity between two groups reaches `bar`."""
     groups = Groups(len(scores))
     for i, j in np.argwhere(np.triu(scores >= bar, 1)).tolist():
         groups.join(i, j)
@@ -104,23 +108,23 @@ def _parts(scores: np.ndarray, bar: float) -> list[list[int]]:
 
 
 def _agreeing(scores: np.ndarray, part: list[int], picture: np.ndarray, bar: float) -> int:
-    """How many pairs of a part are similar, and not copies of one picture."""
+    """Return the number of pairs of a group that are similar and not copies of one picture."""
     inner = scores[np.ix_(part, part)] >= bar
     return int(np.triu(inner & (picture[part, None] != picture[None, part]), 1).sum())
 
 
 Hit = tuple[int, int, float]
-"""Two rows of different fingers, and their similarity."""
+"""Two rows of different fingers and their similarity."""
 
 
 def wrong_fingers(prints: Prints, bars: Bars, hits: list[Hit], split: list[Suspect]) -> list[Suspect]:
-    """Prints that are unlike the others of their finger, and surely the same as one of another.
+    """Return prints that do not match the other prints of their finger, but match a print of another finger.
 
     Args:
-        prints: the dataset.
-        bars: what decides.
-        hits: of prints that are alike.
-        split: what `split_fingers` found.
+        prints: the prints of the dataset.
+        bars: thresholds.
+        hits: pairs of similar prints of different fingers.
+        split: result of `split_fingers`.
     """
     found: dict[int, Suspect] = {}
     known = {row for suspect in split for row in suspect.rows[: suspect.at_fault]}
@@ -142,21 +146,22 @@ def wrong_fingers(prints: Prints, bars: Bars, hits: list[Hit], split: list[Suspe
 
 
 def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
-    why = f"similarity {score:.3f} with that finger, {own:.3f} at best with its own"
+    """Return the suspect for a print of another finger."""
+    why = f"similarity {score:.3f} to that finger, at most {own:.3f} to its own finger"
     return Suspect("wrong-finger", (row, other), score, why, 1)
 
 
 def fingers_of_split(
     prints: Prints, bars: Bars, split: list[Suspect], references: np.ndarray, reference_of: np.ndarray
 ) -> list[Suspect]:
-    """The prints at fault of `split` whose own finger is in the dataset under another key, as `wrong_fingers`.
+    """Return prints at fault of `split` that match another finger of the dataset, as `wrong_fingers` does.
 
     Args:
-        prints: the dataset.
-        bars: what decides.
-        split: what `split_fingers` found.
-        references: (R, D) float32 of unit length, a template for each finger that has one.
-        reference_of: (R,) number of the finger.
+        prints: the prints of the dataset.
+        bars: thresholds.
+        split: result of `split_fingers`.
+        references: (R, D) float32 templates of unit length, one for each finger that has one.
+        reference_of: (R,) finger of each reference.
     """
     found = []
     for suspect in split:
@@ -172,7 +177,12 @@ def fingers_of_split(
 
 
 def references_of(prints: Prints, left_out: set[int]) -> tuple[np.ndarray, np.ndarray]:
-    """One template for each finger, (R, D), of its usable prints but those `left_out`, and the finger (R,) of each."""
+    """Return one template for each finger, (R, D), fused from its usable prints, and the (R,) fingers.
+
+    Args:
+        prints: the prints of the dataset.
+        left_out: rows that are not used.
+    """
     fingers, found = [], []
     for finger, rows in enumerate(prints.rows_of):
         kept = [row for row in rows.tolist() if row not in left_out and prints.usable[row]]
@@ -186,15 +196,15 @@ def references_of(prints: Prints, left_out: set[int]) -> tuple[np.ndarray, np.nd
 def joined_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, hits: list[Hit], outside: set[int], together: list[Hit]
 ) -> list[Suspect]:
-    """Keys that are surely one finger, a suspect for each group of them.
+    """Return groups of keys that are probably one finger.
 
     Args:
-        prints: the dataset.
-        bars: what decides.
-        picture: (N,) number of each picture: a copy under another key does not tell that both fingers are one.
-        hits: of prints that are alike.
-        outside: rows that do not belong to their finger, or may not.
-        together: a row of each of two fingers that are one by all their prints, and the similarity of these.
+        prints: the prints of the dataset.
+        bars: thresholds.
+        picture: (N,) number of each picture; a copy under another key does not show that two keys are one finger.
+        hits: pairs of similar prints of different fingers.
+        outside: rows that do not, or may not, belong to their finger.
+        together: pairs of fingers that match by all their prints together: one row of each, and the similarity.
     """
     sure = [
         (a, b, score)
@@ -219,5 +229,7 @@ def joined_fingers(
         rows = tuple(dict.fromkeys(row for a, b, _ in of_group for row in (a, b)))
         keys = len(set(prints.fingers[list(rows)].tolist()))
         score = of_group[0][2]
-        found.append(Suspect("one-finger-two-keys", rows, score, f"similarity {score:.3f} across {keys} keys"))
+        found.append(
+            Suspect("one-finger-two-keys", rows, score, f"similarity {score:.3f} between prints of {keys} keys")
+        )
     return found

@@ -1,7 +1,7 @@
-"""Prints that are one picture: byte for byte, or copied, compressed, cropped or brightened.
+"""Copies of one picture: equal pixels, or a picture that was compressed, cropped or brightened.
 
-Two touches of a finger differ by how skin is stretched. Their ridges do not lie on each other after any shift, so that
-their correlation stays low where that of two copies of a picture is near 1.
+Skin stretches differently at every touch, so no shift aligns the ridges of two impressions of a finger, and their
+correlation is low. The correlation of two copies of one picture is near 1.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.audit.suspects import Groups, Kind, Suspect
 from fingerprint_accel.synthesis.workers import each
 
-ALIKE = 0.9  # similarity from which two prints are looked at pixel by pixel
-COPY = 0.9  # correlation from which they are one picture
-RIDGES_MM = (0.3, 1.0)  # distances between ridges; finer is noise, coarser the shape of the contact
-AT_ONCE = 64  # pairs of pictures
-FINER = 8  # steps per pixel at which the best shift is looked for
+ALIKE = 0.9
+"""Similarity of embeddings from which the pixels of two prints are compared."""
+COPY = 0.9
+"""Correlation from which two prints count as one picture."""
+RIDGES_MM = (0.3, 1.0)  # ridge distances; finer structure is noise, coarser structure is the shape of the contact
+AT_ONCE = 64  # pairs of pictures that are compared together
+FINER = 8  # steps per pixel of the search for the best shift
 
 
 def digest(canvas: np.ndarray) -> bytes:
-    """Of the pixels of a canvas."""
+    """Return a digest of the pixels of a canvas."""
     return hashlib.blake2b(canvas.tobytes(), digest_size=16).digest()
 
 
 def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
-    """Correlation of the ridges of two canvases (S, S) uint8, -1 to 1, at the best shift to an eighth of a pixel."""
+    """Return the correlation of the ridges of two (S, S) uint8 canvases at the best shift, to an eighth of a pixel."""
     side, band = _band(len(first) // 2, ppi / 2)
     spectra = []
     for canvas in (first, second):
@@ -51,8 +53,8 @@ def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
-    """Side of the spectrum of a picture of `size` pixels, and (side, side) which of its frequencies ridges may have."""
-    side = 1 << (3 * size // 2 - 1).bit_length()  # shifts by more than half a picture may wrap around
+    """Return the side of the spectrum of a picture of `size` pixels, and a (side, side) mask of ridge frequencies."""
+    side = 1 << (3 * size // 2 - 1).bit_length()  # only shifts by more than half a picture wrap around
     frequency = np.fft.fftfreq(side)
     per_mm = np.hypot(frequency[:, None], frequency[None]) * ppi / MM_PER_INCH
     band = (per_mm > 1 / RIDGES_MM[1]) & (per_mm < 1 / RIDGES_MM[0])
@@ -62,16 +64,16 @@ def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
 def copies(
     shards: Shards, digests: Sequence[bytes], pairs: np.ndarray, progress: bool = True
 ) -> tuple[list[Suspect], np.ndarray]:
-    """Prints that are one picture.
+    """Find prints that are copies of one picture.
 
     Args:
         shards: the dataset.
-        digests: N, of each canvas.
-        pairs: (n, 2) rows that are alike by their embeddings.
-        progress: shows a progress bar.
+        digests: digests of all N canvases.
+        pairs: (n, 2) rows with similar embeddings.
+        progress: show a progress bar.
 
     Returns:
-        The suspects, and (N,) int64: a number for each picture.
+        The suspects, and the number of the picture of each print, (N,) int64.
     """
     groups = Groups(len(digests))
     first_of: dict[bytes, int] = {}
@@ -99,7 +101,7 @@ def copies(
         if len(rows) > 1:
             score = least.get(groups.find(rows[0]), 1.0)
             exact = len({digests[row] for row in rows}) == 1
-            why = "equal, pixel for pixel" if exact else f"ridges correlate by {score:.2f}"
+            why = "equal pixels" if exact else f"correlation of the ridges {score:.2f}"
             apart = len(set(shards.fingers[rows].tolist())) > 1
             kind: Kind = "same-picture-two-fingers" if apart else "same-picture-one-finger"
             found.append(Suspect(kind, tuple(rows), score, why))

@@ -1,4 +1,4 @@
-"""A picture of suspects: a line for each, with its prints side by side."""
+"""Contact sheet of suspects: one row for each suspect, with its prints side by side."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.audit.suspects import KINDS, Suspect
 from fingerprint_accel.outputs import PICTURE, mark
 
-MOST = 48  # suspects that are shown, as many of each kind as there is room for
-COLUMNS = 6  # prints of a suspect
-SIDE = 256  # of a print, pixels
-HEAD, LABEL = 26, 18  # lines of text over a suspect and over its prints, pixels
+MOST = 48  # largest number of suspects
+COLUMNS = 6  # largest number of prints of a suspect
+SIDE = 256  # pixels of a print
+HEAD, LABEL = 26, 18  # heights of the text above a suspect and above its prints, pixels
 AT_FAULT, OTHER = (176, 58, 0), (110, 110, 110)
 
 
 def shown(suspects: list[Suspect]) -> list[Suspect]:
-    """The worst of each kind, `MOST` in all; kinds with few leave their room to others."""
+    """Return the worst suspects of each kind, `MOST` in total; rare kinds leave room for the others."""
     kinds: dict[str, list[Suspect]] = {}
     for suspect in suspects:
         kinds.setdefault(suspect.kind, []).append(suspect)
@@ -32,7 +32,7 @@ def shown(suspects: list[Suspect]) -> list[Suspect]:
 
 
 def suspect_sheet(shards: Shards, suspects: list[Suspect]) -> bytes:
-    """Suspects as PNG; their minutiae are drawn where these are what is wrong."""
+    """Return the contact sheet as PNG. Minutiae are drawn for suspects among minutia templates."""
     lines = shown(suspects)
     width = SIDE * max([3, *(min(COLUMNS, len(suspect.rows)) for suspect in lines)])
     height = HEAD + LABEL + SIDE
@@ -59,7 +59,7 @@ def suspect_sheet(shards: Shards, suspects: list[Suspect]) -> bytes:
 
 
 def _picture(shards: Shards, row: int, suspect: Suspect) -> Image.Image:
-    """A print, with its minutiae where they are suspect."""
+    """Return a print, with its minutiae if the suspect is a minutia template."""
     picture = Image.fromarray(np.ascontiguousarray(shards.image(row))).convert("RGB")
     if suspect.kind.startswith("template"):
         draw_minutiae(ImageDraw.Draw(picture), shards, row, 0, 0)
@@ -67,7 +67,7 @@ def _picture(shards: Shards, row: int, suspect: Suspect) -> Image.Image:
 
 
 def _fitting(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, label: str) -> str:
-    """A label that is not wider than a print; its end is what tells prints apart."""
+    """Shorten a label to the width of a print. The end is kept, because it distinguishes prints."""
     while draw.textlength(label, font=font) > SIDE - 10:
         label = "…" + label.lstrip("…")[1:]
     return label

@@ -1,4 +1,4 @@
-"""What an audit finds."""
+"""Suspects: results of an audit."""
 
 from __future__ import annotations
 
@@ -22,51 +22,52 @@ Kind = Literal[
 ]
 KINDS: dict[Kind, tuple[str, str]] = {
     "same-picture-two-fingers": (
-        "the same picture under two fingers",
-        "find out whose print it is, and take the file away from the other finger",
+        "same picture under two fingers",
+        "find out which finger it shows, and remove the file from the other finger",
     ),
     "same-picture-one-finger": (
-        "the same picture twice under one finger",
+        "same picture twice under one finger",
         "keep one of the files",
     ),
     "one-finger-two-keys": (
-        "different fingers that are one",
-        "look at the prints; if they are of one finger, give them one key",
+        "one finger under several keys",
+        "look at the prints; if they show one finger, give them the same key",
     ),
     "wrong-finger": (
-        "a print that belongs to another finger",
-        "look at the prints; move the first one to the finger of the second",
+        "print of another finger",
+        "look at the prints; move the first print to the finger of the second",
     ),
     "two-fingers-one-key": (
-        "one finger that is two",
-        "look at the prints; give those named first another key, or leave them out",
+        "two fingers under one key",
+        "look at the prints; give the first prints another key, or leave them out",
     ),
     "template-off-ridges": (
-        "minutiae on paper",
-        "look whether the template is of another image, or its size or resolution is another",
+        "minutiae outside the print",
+        "check whether the template belongs to another image, or has another size or resolution",
     ),
     "template-against-flow": (
         "minutiae across the ridges",
-        "look whether the template is of another image, or of another convention (import --xyt-kind)",
+        "check whether the template belongs to another image, or has another convention (import --xyt-kind)",
     ),
     "template-reused": (
-        "one template for several prints",
-        "find out whose template it is; import the others without, or with --find-minutiae mindtct",
+        "one minutia template for several prints",
+        "find out which print it belongs to; import the others without it, or with --find-minutiae mindtct",
     ),
 }
-"""What each kind of suspect is, and what to do about it."""
+"""Description and remedy of each kind of suspect."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """Prints with which something is wrong.
+    """Prints that are probably wrong.
 
     Attributes:
-        kind: what.
-        rows: of the dataset.
-        score: how sure it is, see `why`.
+        kind: kind of the suspect.
+        rows: rows of the dataset.
+        score: score of the suspect, explained by `why`.
         why: the score in words.
-        at_fault: so many of the first rows are to be acted on, the others are there to compare; 0: any of them may be.
+        at_fault: number of rows at the start of `rows` that are at fault; the others are there for comparison. 0 means
+            that any of the rows may be at fault.
     """
 
     kind: Kind
@@ -77,12 +78,17 @@ class Suspect:
 
     @property
     def badness(self) -> float:
-        """Orders suspects of one kind: the worst have the highest."""
+        """Sort key of suspects of one kind; the worst suspect has the highest value."""
         low = ("two-fingers-one-key", "template-against-flow")
         return -self.score if self.kind in low else self.score
 
     def values(self, shards: Shards, quality: np.ndarray) -> dict[str, Any]:
-        """For a line of JSON; `quality` is (N,) of all prints, 0 to 1."""
+        """Return the suspect for a line of JSON.
+
+        Args:
+            shards: the dataset.
+            quality: (N,) quality of all prints, from 0 to 1.
+        """
         sources = shards.table["source"]
         prints = [
             {
@@ -100,25 +106,25 @@ class Suspect:
 
 
 class Groups:
-    """Numbers 0..count-1 that belong together, joined pair by pair (union-find)."""
+    """Groups of the numbers 0..count-1, joined pair by pair (union-find)."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
     def find(self, number: int) -> int:
-        """The number that stands for a group."""
+        """Return the number that represents the group of a number."""
         while self._parent[number] != number:
             self._parent[number] = self._parent[self._parent[number]]
             number = self._parent[number]
         return number
 
     def join(self, first: int, second: int) -> None:
-        """Makes two groups one; the lower number stands for it."""
+        """Join the groups of two numbers; the lowest number represents the result."""
         low, high = sorted((self.find(first), self.find(second)))
         self._parent[high] = low
 
     def of(self, numbers: Iterable[int]) -> list[list[int]]:
-        """The given numbers by group."""
+        """Return the given numbers, group by group."""
         found: dict[int, list[int]] = {}
         for number in numbers:
             found.setdefault(self.find(number), []).append(number)

@@ -1,8 +1,8 @@
-"""Minutiae that do not fit the print that they came with.
+"""Minutia templates that do not fit their print.
 
-A minutia is where a ridge ends or forks, and its direction is that of the ridge there. So minutiae lie where there is
-ink, and run along the flow that the structure tensor of the canvas tells. Those of another finger, a mirrored template,
-or one read in another convention lie anyhow.
+A minutia is the end or the fork of a ridge, and its direction is that of the ridge. So minutiae lie on ink, and their
+directions follow the ridge flow, which the structure tensor of the canvas gives. Minutiae of another finger, of a
+mirrored template, or read in another convention do not.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from fingerprint_accel.data.order import mix64
 from fingerprint_accel.evaluation.audit.suspects import Suspect
 from fingerprint_accel.extraction.print_quality import ridge_field
 
-FEWEST = 8  # minutiae, below which nothing is said
-PAPER = 0.03  # deviation of the ink, 0 to 1, below which a neighbourhood may be paper
-FAINT = 0.3  # and this share of that where the print is strongest: faint prints are no paper
-MOST_ON_PAPER = 0.5  # share of the minutiae
-LEAST_ALONG = 0.4  # agreement of directions
-PER_PIXEL, PER_RADIAN = 4, 500  # steps, to which places and angles of a template are rounded
-KEYS = 4  # of a template, by which those that share minutiae are found
-SHARED = 0.5  # of its keys, from which two templates are one
+FEWEST = 8  # smallest number of minutiae of a template that is judged
+PAPER = 0.03  # standard deviation of the ink, from 0 to 1, below which a neighbourhood may be paper
+FAINT = 0.3  # it is paper only below this share of the strongest contrast of the print, which may be faint
+MOST_ON_PAPER = 0.5  # largest share of minutiae on paper of a template that fits
+LEAST_ALONG = 0.4  # smallest agreement of directions of a template that fits
+PER_PIXEL, PER_RADIAN = 4, 500  # steps to which positions and angles of a template are rounded
+KEYS = 4  # number of keys of a template by which similar templates are found
+SHARED = 0.5  # share of common keys from which two templates count as one
 
 
 def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """How minutiae fit the ridges of their prints.
+    """Measure how well minutiae fit the ridges of their prints.
 
     Args:
-        images: (B, S, S) uint8, ridges dark.
-        ppi: of the images.
-        minutiae: (B, M, 4) x, y, angle, quality.
-        counts: (B,) of them that are there.
+        images: (B, S, S) uint8 canvases with dark ridges.
+        ppi: resolution of the canvases, pixels per inch.
+        minutiae: (B, M, 4) x, y, angle and quality.
+        counts: (B,) number of minutiae of each print.
 
     Returns:
-        (B, 2) float: the share of minutiae on paper, and how far the others run along the ridges: the mean cosine of
-        twice the angle between, weighted by how clear the flow is, 1 to -1. nan where there are fewer than `FEWEST`.
+        (B, 2) float: the share of minutiae on paper, and the agreement of the others with the direction of the ridges.
+        The agreement is the mean cosine of twice the angle between them, weighted by the clarity of the flow, from 1 to
+        -1. Values are NaN for prints with fewer than `FEWEST` minutiae.
     """
     field = ridge_field(images, ppi)
     flow, contrast = field.flow.numpy(), field.contrast.numpy()
@@ -58,21 +59,29 @@ def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray
 
 
 def misfits(fits: np.ndarray) -> list[Suspect]:
-    """`fits` (N, 2) of all prints, as `fit` gives them -> those whose minutiae lie on paper, or across the ridges."""
+    """Return the prints whose minutiae lie on paper or across the ridges, from the (N, 2) results of `fit`."""
     found = []
     for row, (paper, along) in enumerate(fits.tolist()):
         if paper > MOST_ON_PAPER:
-            why = f"{paper:.0%} of the minutiae are on paper"
+            why = f"{paper:.0%} of the minutiae are outside the print"
             found.append(Suspect("template-off-ridges", (row,), paper, why))
         elif along < LEAST_ALONG:
-            why = f"directions agree with the ridges by {along:.2f}; 1 is always, 0 is chance"
+            why = f"agreement of directions with the ridges {along:.2f} (1 is perfect, 0 is chance)"
             found.append(Suspect("template-against-flow", (row,), along, why))
     return found
 
 
 def keys_of(minutiae: np.ndarray) -> np.ndarray:
-    """(n, 4) minutiae, x, y, angle, quality -> (k,) uint64, ascending: keys that a template keeps where it is moved,
-    and cut at a border: of each two minutiae that follow each other, their angles and how they lie to each other."""
+    """Return keys of a template that do not change if it is moved, and partly remain if it is cut at a border.
+
+    Each key is a hash of two consecutive minutiae: their angles, and their relative position.
+
+    Args:
+        minutiae: (n, 4) x, y, angle and quality.
+
+    Returns:
+        (k,) uint64 keys in ascending order.
+    """
     keys = np.zeros(max(0, len(minutiae) - 1), np.uint64)
     if len(minutiae) < FEWEST:
         return keys[:0]
@@ -84,8 +93,10 @@ def keys_of(minutiae: np.ndarray) -> np.ndarray:
 
 
 class Reuse:
-    """Finds templates that several prints have, in time linear in prints: those that share one of the `KEYS` lowest
-    keys are compared with the first of them."""
+    """Finds templates that occur in several prints, in time linear in the number of prints.
+
+    Templates that share one of their `KEYS` lowest keys are compared with the first of them.
+    """
 
     def __init__(self) -> None:
         self._first: dict[int, int] = {}
@@ -93,7 +104,7 @@ class Reuse:
         self._of: dict[int, list[int]] = {}
 
     def add(self, row: int, minutiae: np.ndarray) -> None:
-        """Takes the (n, 4) minutiae of a print."""
+        """Add the (n, 4) minutiae of a print."""
         keys = keys_of(minutiae)
         lowest = keys[:KEYS].tolist()
         for first in {self._first[key] for key in lowest if key in self._first}:
@@ -107,11 +118,15 @@ class Reuse:
                 self._first.setdefault(key, row)
 
     def suspects(self, picture: np.ndarray) -> list[Suspect]:
-        """Templates that several prints have, which are not one `picture` (N,)."""
+        """Return templates that occur in several prints, unless these are copies of one picture.
+
+        Args:
+            picture: (N,) number of the picture of each print.
+        """
         found = []
         for rows in self._of.values():
             pictures = len(set(picture[rows].tolist()))
             if pictures > 1:
-                why = f"the same minutiae in {pictures} pictures"
+                why = f"same minutiae in {pictures} pictures"
                 found.append(Suspect("template-reused", tuple(rows), float(pictures), why))
         return found

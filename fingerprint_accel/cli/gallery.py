@@ -1,0 +1,140 @@
+"""Verbs for galleries of known prints: `enroll`, `search`, `remove`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from fingerprint_accel.cli.arguments import BatchSize, Flag, Gallery, Inverted, Key, Mirror, Model, Paths, Ppi, arg
+from fingerprint_accel.errors import require
+from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.text import aligned
+
+
+def enroll(
+    gallery: Gallery,
+    prints: Annotated[Paths, arg("PRINTS ...")],
+    model: Model = "small",
+    ppi: Ppi = 500,
+    batch_size: BatchSize = 64,
+    fuse: Flag = False,
+    names: Annotated[str, arg("REGEX", default="none")] = "",
+    key: Key = (),
+    person: Annotated[str, arg("PERSON", default="as stated by names, records or csv")] = "",
+    skip_bad: Flag = False,
+    replace: Flag = False,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
+) -> None:
+    """Add prints to a gallery, which is created if it is missing.
+
+    PRINTS can be image files, ANSI/NIST transactions, finger image records, folders of these, csv files as for `import
+    --layout csv`, and datasets. Prints are named after their files (a.png, card.an2#3-07), and prints of a dataset
+    FINGER/IMPRESSION. A gallery can only be used with the model that filled it.
+
+    One call adds all of its prints or none. It stops at a print that cannot be read, unless --skip-bad is given. A
+    print that is already enrolled is not added again. A different image with the same name is an error, unless
+    --replace is given.
+
+    Examples:
+      fingerprint-accel enroll known scans cards/anna.an2 --skip-bad
+      fingerprint-accel enroll known scans/anna-left-thumb --person anna --fuse
+      fingerprint-accel enroll known scans \\
+          --names "(?P<subject>[a-z]+)-(?P<position>[a-z_]+)-(?P<impression>[0-9]+)"
+
+    Args:
+        gallery: Gallery folder to create or extend.
+        prints: Files, folders, csv files and datasets.
+        fuse: Fuse the prints of each finger into one template, which is named after the finger.
+        names: Regular expression that reads person and finger from file names, as for `import`.
+        person: Person to whom all of these prints belong.
+        skip_bad: Skip prints that cannot be enrolled, and list each with its reason.
+        replace: Replace enrolled prints that have the same name.
+    """
+    from fingerprint_accel.data.print_file import Reading
+    from fingerprint_accel.extraction.enrolment import Wanted, enroll_prints
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.gallery_files import KIND
+    from fingerprint_accel.extraction.search import open_gallery
+
+    require(bool(prints), "no PRINTS given: name one or more files, folders or datasets")
+    require(ppi > 0, f"--ppi {ppi}: must be above 0")
+    check_folder(gallery, KIND, inputs=prints)
+    extractor = open_extractor(model)
+    extractor.reading = Reading(ppi, inverted, mirror)
+    if gallery.is_dir() and any(gallery.iterdir()):
+        open_gallery(gallery, extractor)  # checks the model before the work
+    wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
+    print(f"{gallery}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
+
+
+def search(
+    gallery: Gallery,
+    probe: Annotated[Positional[Path], arg("IMAGE")],
+    model: Model = "small",
+    ppi: Ppi = 500,
+    top: Annotated[int, arg("N")] = 10,
+    index: Flag = False,
+    inverted: Inverted = "auto",
+    mirror: Mirror = False,
+    position: Annotated[str, arg("POSITION", default="all fingers")] = "",
+) -> None:
+    """Find the prints of a gallery that are most similar to an image.
+
+    The image is compared with every print of the gallery. For galleries of a million prints and more, --index compares
+    it only with the candidates of an approximate index.
+
+    Examples:
+      fingerprint-accel search known unknown.png --top 5
+      fingerprint-accel search known unknown.png --position left_index
+
+    Args:
+        gallery: Gallery folder, made by `enroll`.
+        probe: Image of a fingerprint.
+        top: Number of prints to show.
+        index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]').
+        position: Compare only with this finger, 7 or left_index, and with prints without a known finger.
+    """
+    from fingerprint_accel.data.print_file import Reading
+    from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.search import columns, details, find, open_gallery, position_code
+
+    code = position_code(position)
+    extractor = open_extractor(model)
+    extractor.reading = Reading(ppi, inverted, mirror)
+    rows, known, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index, code)
+    titles = columns(extractor)
+    more, texts = details(known)
+    words_of = [["name", *more], *([each.name, *told_of] for each, told_of in zip(known, texts, strict=True))]
+    for (*cells, _), words in zip([titles, *rows], aligned(words_of).splitlines(), strict=True):
+        print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=False)), words]))
+    print("", *told, sep="\n")
+
+
+def remove(
+    gallery: Gallery,
+    person: Annotated[str, arg("PERSON", default="none")] = "",
+    name: Annotated[tuple[str, ...], arg("NAME ...", default="none")] = (),
+) -> None:
+    """Delete a person or single prints from a gallery.
+
+    The files of the gallery are rewritten without these prints, and its index is deleted. Names and templates are then
+    gone from the folder. If the command is killed, run it again. Copies and backups of the folder are not changed.
+
+    Examples:
+      fingerprint-accel remove known --person anna
+      fingerprint-accel remove known --name scans/anna-1.png card.an2#3-07
+
+    Args:
+        gallery: Gallery folder, made by `enroll`.
+        person: Person to delete, as shown by `search`.
+        name: Names of the prints to delete, as shown by `search`.
+    """
+    from fingerprint_accel.extraction.gallery import Gallery
+
+    require(bool(person) != bool(name), "give either --person or --name to choose the prints to delete")
+    known = Gallery(gallery)
+    count = known.remove(person, name)
+    print(f"{gallery}: {count:,} prints deleted, {len(known):,} left")

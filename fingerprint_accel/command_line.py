@@ -1,0 +1,119 @@
+"""Parse a command line with tyro and print help that keeps paragraphs and example commands. A leaf module."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import itertools
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
+from typing import Any, TextIO, TypeVar, get_type_hints
+
+import tyro
+
+T = TypeVar("T")
+HELP = {"-h", "--help"}
+KEPT = (" ", "- ", "accelerate ", "fingerprint-accel ", "pip ", "python ", "torchrun ")  # first words of whole lines
+PLACE = "DESCRIPTION"  # stands for the description in the help text that tyro prints
+
+
+def parse_command_line(
+    target: Callable[..., T],
+    description: str,
+    words: Sequence[str] | None = None,
+    default: T | None = None,
+    prog: str | None = None,
+    console_outputs: bool = True,
+) -> T:
+    """Call `target`, a function or a dataclass, with the options of a command line.
+
+    Args:
+        target: Function or dataclass. Its parameters are the options.
+        description: Text of `--help`, above the options. `fill` wraps it.
+        words: Command line without the program. Default: `sys.argv[1:]`.
+        default: Instance of `target` that holds the default values.
+        prog: Name of the program in the usage line.
+        console_outputs: Whether to print help and usage errors. Several processes of one launch print them once.
+
+    Raises:
+        SystemExit: Status 0 after `--help`, and status 2 for unknown or malformed options.
+    """
+    words = sys.argv[1:] if words is None else words
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    wants_help = bool(HELP.intersection(words))
+    if wants_help and dataclasses.is_dataclass(target):
+        _join_lines(target)
+    with _description(description) if wants_help else contextlib.nullcontext():
+        return tyro.cli(
+            target, prog=prog, description=PLACE, args=list(words), console_outputs=console_outputs,
+            config=(tyro.conf.DisallowNone,), **options,
+        )  # fmt: skip
+
+
+def fill(text: str, width: int) -> str:
+    """Wrap the paragraphs of a text. Indented lines, list items and commands stay as they are.
+
+    Args:
+        text: Paragraphs with an empty line between them.
+        width: Length of the longest line, in characters.
+    """
+    filled: list[str] = []
+    for paragraph in text.strip().split("\n\n"):
+        lines = paragraph.strip("\n").splitlines()
+        for kept, group in itertools.groupby(lines, lambda line: line.startswith(KEPT)):
+            block = list(group)
+            filled += block if kept else [textwrap.fill(" ".join(block), width, break_on_hyphens=False)]
+        filled.append("")
+    return "\n".join(filled[:-1])
+
+
+def _join_lines(cls: Any) -> None:
+    """Store the docstrings of a dataclass's fields as their help, in one line each. tyro would keep the line breaks."""
+    types = get_type_hints(cls)
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    except OSError:  # installed without its source code
+        return
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for statement, following in itertools.pairwise([*getattr(definition, "body", []), None]):
+        name = getattr(getattr(statement, "target", None), "id", "")
+        text = getattr(getattr(following, "value", None), "value", None)
+        if name in fields and isinstance(text, str):
+            fields[name].metadata = MappingProxyType({**fields[name].metadata, "help": " ".join(text.split())})
+        if dataclasses.is_dataclass(types.get(name)):
+            _join_lines(types[name])
+
+
+@contextlib.contextmanager
+def _description(text: str) -> Iterator[None]:
+    """Put a description into the help that tyro prints. tyro itself would join its lines and not wrap them."""
+    captured = _Captured(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(captured):
+            yield
+    finally:
+        width = min(shutil.get_terminal_size().columns, 100)
+        sys.stdout.write(captured.getvalue().replace(PLACE, fill(text, width), 1))
+
+
+class _Captured(io.StringIO):
+    """Text that is shown later. tyro chooses colours and box characters as for the stream that shows it."""
+
+    def __init__(self, shown: TextIO) -> None:
+        super().__init__()
+        self._shown = shown
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the stream that shows the text."""
+        return self._shown.encoding
+
+    def isatty(self) -> bool:
+        """Whether a terminal shows the text."""
+        return self._shown.isatty()

@@ -1,0 +1,269 @@
+"""The dataset card: `README.md` of a dataset folder, for readers and for hubs.
+
+The front matter follows https://github.com/huggingface/hub-docs/blob/main/datasetcard.md. The card has no date, and its
+bytes do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from fingerprint_accel.data.import_summary import kind_of
+from fingerprint_accel.data.shard_writing import CARD, INFO, REJECTED, DatasetInfo, schema
+from fingerprint_accel.data.truth import GRID
+
+SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
+"""Size categories of the hub, by the number of rows that each stays below."""
+MEANING = {
+    "image": "canvas of {canvas} x {canvas} uint8 pixels, row by row; 0 is black, ridges are dark{packed}",
+    "finger": "number of the finger in this dataset; numbers may have gaps",
+    "impression": "number of the impression of the finger",
+    "finger_key": "identifier of the finger that its owner uses",
+    "source": "origin of the print: the path of its image, or `synthetic/QUALITY/PATTERN` for a synthetic print",
+    "minutiae": "x, y, angle and quality of each minutia, one after the other; canvas pixels from the top left corner, "
+    "and radians counter-clockwise from the x axis",
+    "pose": "rotation (radians) and shift along x and y (canvas pixels) of the finger; NaN if unknown",
+    "contact": f"contact area: {GRID} x {GRID} cells of the canvas, one bit each; zeros if unknown",
+    "nfiq2": "NFIQ 2 quality score from 0 to 100; -1 if unknown",
+}
+PRIVACY = (
+    "**Fingerprints are personal data.** They identify people and cannot be changed. Store this dataset encrypted, "
+    "restrict access to it, and share it only if the law and the consent of the people allow it."
+)
+SYNTHETIC = (
+    "All prints are synthetic and show no finger of a person. Fingerprints are personal data: protect every dataset "
+    "that also contains prints of real fingers."
+)
+BODY = """
+# {title}
+
+Dataset of fingerprints, written by `fingerprint-accel {verb}` (fingerprint_accel {version}).
+
+{privacy}
+
+The licence is not known. Set `license` in the header of this file before you share the dataset.
+
+## Contents
+
+{contents}
+
+{rejected}## Columns
+
+{columns}
+
+## How it was made
+
+`fingerprint-accel {verb}`{sources}, with these options:
+
+{options}
+
+{versions}
+
+## How to open it
+
+With the library `datasets`:
+
+```python
+import numpy as np
+{pyarrow}from datasets import load_from_disk
+
+dataset = load_from_disk("FOLDER")  # this folder
+pixels = {pixels}
+image = np.frombuffer(pixels, np.uint8).reshape({canvas}, {canvas})
+```
+
+With fingerprint_accel:
+
+```python
+from fingerprint_accel.data.shards import open_dataset
+
+shards = open_dataset("FOLDER")
+image = shards.image(0)  # ({canvas}, {canvas}) uint8
+key = shards.key_of_finger[shards.fingers[0]]
+minutiae, counts = shards.minutiae(np.array([0]))
+```
+
+- `fingerprint-accel inspect FOLDER` shows counts and a contact sheet.
+- `fingerprint-accel verify FOLDER` compares the shards with their checksums.
+- `accelerate launch recipes/small.py --data FOLDER --out runs/small` trains on the dataset.
+"""
+PIXELS = {
+    "raw": 'dataset[0]["image"]',
+    "lz4": 'pa.Codec("lz4_raw").decompress(dataset[0]["image"], {canvas} * {canvas})',
+}
+"""Python expressions for the pixels of the first print, by encoding."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a dataset was made.
+
+    Attributes:
+        verb: command that made it: `import`, `merge` or `synth`.
+        options: options of the command by name, without folders of the user.
+        versions: version of each piece of software that made it.
+        sources: names of the source folders.
+        synthetic: whether all prints are synthetic.
+    """
+
+    verb: str
+    options: dict[str, Any]
+    versions: dict[str, str]
+    sources: Sequence[str] = field(default_factory=tuple)
+    synthetic: bool = False
+
+
+def origin_of(
+    verb: str, arguments: dict[str, Any], versions: Sequence[str], sources: Sequence[str] = (), synthetic: bool = False
+) -> Origin:
+    """Return the origin of a dataset from the arguments of the job that made it.
+
+    Args:
+        verb: command that made it.
+        arguments: arguments of the job, `Job.arguments`.
+        versions: names of the arguments that are versions.
+        sources: names of the source folders.
+        synthetic: whether all prints are synthetic.
+    """
+    known = {name: str(arguments[name]) for name in versions if arguments.get(name)}
+    options = {name: value for name, value in arguments.items() if name not in versions}
+    return Origin(verb, options, known, sources, synthetic)
+
+
+def write_dataset_card(folder: Path, origin: Origin, truth: bool = False, nfiq2: bool = False) -> None:
+    """Write the card of a dataset folder whose other files are complete.
+
+    Args:
+        folder: dataset folder.
+        origin: how the dataset was made.
+        truth: whether it has the columns `pose` and `contact`.
+        nfiq2: whether it has the column `nfiq2`.
+    """
+    info = DatasetInfo(**json.loads((folder / INFO).read_text()))
+    (folder / CARD).write_text(dataset_card(info, schema(truth, nfiq2), origin, _rejected(folder)))
+
+
+def dataset_card(info: DatasetInfo, columns: pa.Schema, origin: Origin, rejected: Counter[str] | None = None) -> str:
+    """Return the card of a dataset as Markdown with YAML front matter.
+
+    Args:
+        info: properties of the dataset.
+        columns: columns of the dataset.
+        origin: how the dataset was made.
+        rejected: number of rejected files for each reason; None for commands that reject nothing.
+    """
+    title = f"{info.prints:,} {'synthetic ' if origin.synthetic else ''}fingerprints of {info.fingers:,} fingers"
+    side = {"canvas": info.canvas}
+    packed = ", compressed as one lz4 block" if info.encoding == "lz4" else ""
+    body = BODY.format(
+        title=title,
+        verb=origin.verb,
+        version=origin.versions.get("fingerprint_accel", ""),
+        privacy=SYNTHETIC if origin.synthetic else PRIVACY,
+        contents=_contents(info, rejected),
+        rejected=_reasons(rejected) if rejected else "",
+        columns=_table(
+            ("column", "type", "meaning"),
+            [
+                (f"`{column.name}`", _type(column.type), MEANING[column.name].format(**side, packed=packed))
+                for column in columns
+            ],
+        ),
+        sources=" of " + ", ".join(f"`{source}`" for source in origin.sources) if origin.sources else "",
+        options=_table(("option", "value"), [(name, _text(value)) for name, value in origin.options.items()]),
+        versions="Versions: " + ", ".join(f"{name} {version}" for name, version in origin.versions.items()) + ".",
+        pyarrow="import pyarrow as pa\n" if info.encoding == "lz4" else "",
+        pixels=PIXELS[info.encoding].format(**side),
+        **side,
+    )
+    return f"---\n{_front_matter(title, info, columns, origin)}---\n{body}"
+
+
+def _front_matter(title: str, info: DatasetInfo, columns: pa.Schema, origin: Origin) -> str:
+    """Return the YAML that hubs read; without `configs` they would also take the JSON files for data."""
+    facts = {
+        "pretty_name": title,
+        "license": "other",
+        "license_name": "unknown",
+        "task_categories": ["image-feature-extraction"],
+        "tags": ["fingerprint", "biometrics", *(["synthetic"] if origin.synthetic else [])],
+        "size_categories": [next((name for most, name in SIZES.items() if info.prints < most), "100M<n<1B")],
+        "dataset_info": {"features": [_feature(column) for column in columns]},
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data-*.arrow"}]}],
+    }
+    return yaml.safe_dump(facts, sort_keys=False, width=120)
+
+
+def _feature(column: pa.Field) -> dict[str, Any]:
+    """Return a column in the form of `dataset_info`."""
+    if not pa.types.is_nested(column.type):
+        return {"name": column.name, "dtype": str(column.type)}
+    size = {"length": column.type.list_size} if pa.types.is_fixed_size_list(column.type) else {}
+    return {"name": column.name, "list": _scalar(column.type.value_type), **size}
+
+
+def _scalar(kind: pa.DataType) -> str:
+    """Return the name of a number type as `datasets` spells it."""
+    return {"float": "float32"}.get(str(kind), str(kind))
+
+
+def _type(kind: pa.DataType) -> str:
+    """Return the name of a type for readers."""
+    if not pa.types.is_nested(kind):
+        return _scalar(kind)
+    count = f" of {kind.list_size}" if pa.types.is_fixed_size_list(kind) else ""
+    return f"list{count} {_scalar(kind.value_type)}"
+
+
+def _contents(info: DatasetInfo, rejected: Counter[str] | None) -> str:
+    """Return the counts and properties of a dataset as a table."""
+    rows = [
+        ("prints", f"{info.prints:,}"),
+        ("fingers", f"{info.fingers:,}"),
+        ("prints with minutiae", f"{info.with_minutiae:,}"),
+        ("resolution", f"{info.ppi} ppi"),
+        ("canvas", f"{info.canvas} x {info.canvas} pixels ({info.canvas / info.ppi * 25.4:.1f} mm)"),
+        ("encoding of images", info.encoding),
+        ("ridges enhanced", "yes" if info.enhanced else "no"),
+        ("shards", f"{len(info.sha256):,}"),
+    ]
+    if rejected is not None:
+        rows.append(("rejected files", f"{rejected.total():,}"))
+    return _table(("", ""), rows)
+
+
+def _reasons(rejected: Counter[str]) -> str:
+    """Return the numbers of rejected files by reason."""
+    lines = "".join(f"- {reason}: {count:,}\n" for reason, count in sorted(rejected.items()))
+    return f"Rejected files by reason (`{REJECTED}` lists each of them):\n\n{lines}\n"
+
+
+def _rejected(folder: Path) -> Counter[str] | None:
+    """Count the rejected files of an import by reason."""
+    if not (folder / REJECTED).is_file():
+        return None
+    with (folder / REJECTED).open() as lines:
+        return Counter(kind_of(json.loads(line)["reason"]) for line in lines)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    """Return the value of an option for readers."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value in (None, "") else f"`{value}`" if isinstance(value, str) else str(value)

@@ -1,0 +1,98 @@
+"""Find enrolled prints by name or person in the files of a gallery, for enrolment and removal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fingerprint_accel.errors import require
+from fingerprint_accel.extraction.gallery_files import Known, known_in, vectors_in
+
+SAME = 0.9999  # minimum similarity of two embeddings of the same image; rounding differs between devices
+
+
+def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
+    """Find repetitions in a list of prints to enrol.
+
+    Args:
+        embeddings: (N, D) float32 of unit length.
+        known: record of each print.
+
+    Returns:
+        (N,) bool, false for repetitions of an earlier print.
+
+    Raises:
+        UserError: if two prints have the same name but different embeddings.
+    """
+    first, new = dict[str, int](), np.ones(len(known), bool)
+    for row, each in enumerate(known):
+        before = first.setdefault(each.name, row)
+        if before != row:
+            same = bool(embeddings[before] @ embeddings[row] >= SAME)
+            require(same, f"{each.name}: two different prints have this name; rename one of them")
+            new[row] = False
+    return new
+
+
+def conflicts(
+    parts: Sequence[pa.RecordBatch], embeddings: np.ndarray, known: Sequence[Known], new: np.ndarray, replace: bool
+) -> list[np.ndarray]:
+    """Find enrolled prints that have the name of a new print.
+
+    Entries of `new` are set to false, in place, for prints that are already enrolled: with the same embedding and, if
+    `replace` is set, with the same record.
+
+    Args:
+        parts: contents of the files of a gallery.
+        embeddings: (N, D) float32 of unit length, the prints to enrol.
+        known: record of each print to enrol.
+        new: (N,) bool, true for prints that are candidates for enrolment.
+        replace: whether a print with the same image but another record counts as new.
+
+    Returns:
+        For each file (n,) bool, true for prints that have the name of a print that remains new.
+    """
+    wanted = pa.array([each.name for each in known], pa.string())
+    row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}
+    met = []
+    for number, part in enumerate(parts):
+        rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
+        vectors = vectors_in(part)
+        for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
+            place = row_of[name]
+            met.append((number, row, place))
+            is_same = vectors[row] @ embeddings[place] >= SAME
+            if is_same and not (replace and known_in(part, row) != known[place]):
+                new[place] = False
+    masks = [np.zeros(len(part), bool) for part in parts]
+    for number, row, place in met:
+        masks[number][row] = new[place]
+    return masks
+
+
+def having(parts: Sequence[pa.RecordBatch], column: str, values: Iterable[str]) -> tuple[list[np.ndarray], list[str]]:
+    """Find prints by the value of a text column; text is compared in Unicode normalisation form NFC.
+
+    Args:
+        parts: contents of the files of a gallery.
+        column: "name" or "person".
+        values: texts to find.
+
+    Returns:
+        For each file (n,) bool, true for prints that have one of the values; and a sorted list of the values that no
+        print has.
+    """
+    wanted = {unicodedata.normalize("NFC", value) for value in values}
+    masks, found = [], set[str]()
+    for part in parts:
+        mask = np.zeros(len(part), bool)
+        if column in part.schema.names:
+            texts = pc.utf8_normalize(part[column], form="NFC")
+            mask = pc.is_in(texts, value_set=pa.array(sorted(wanted), pa.string())).to_numpy(zero_copy_only=False)
+            found |= set(texts.filter(pa.array(mask)).to_pylist())
+        masks.append(mask)
+    return masks, sorted(wanted - found)
