@@ -85,7 +85,8 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
             reason = f"{few}, and the model has none: finger keys are not judged"
             return Bars(never, never, never, -never, -never, [reason])
         (same, match, agree, apart), line = noted
-        return Bars(same, match, agree, apart, apart, [f"{few}; {line}", *_told(same, agree, apart, rate)])
+        lines = [f"{few}; those of the model are used, {line}", *_told(same, agree, apart, rate)]
+        return Bars(same, match, agree, apart, apart, lines)
     low = min(TAIL[1], max(TAIL[0], 1 / count))
     same, match, agree, unlike, usual = (
         tail(scores, (10 * low, low), target) for target in (rate, APART / count, AGREE, APART, 10 * APART)
@@ -96,7 +97,7 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
     ]
     if count < ENOUGH_FINGERS and noted is not None and noted[0][0] > same:
         same, match = noted[0][0], max(match, noted[0][1])
-        lines.append(f"{count} fingers are few, so the higher threshold of the model is used for two keys; {noted[1]}")
+        lines.append(f"{count} fingers are few, so the threshold of the model for two keys is used, {noted[1]}")
     # The best scores of wrong prints are mostly below `usual`, those of mated prints mostly above.
     gap = (best_mated < usual).sum() >= ((best_mated >= usual) & (best_mated < unlike)).sum()
     apart, mated = unlike, best_mated[best_mated >= (unlike if gap else usual)]
@@ -168,10 +169,10 @@ def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float,
         slope = (known[upper] - known[lower]) / math.log(lower / upper)
         return math.tanh(known[upper] + slope * math.log(upper / wanted))
 
-    kind = "synthetic prints, which differ from real ones" if found.synthetic else "prints"
+    kind = "synthetic prints" if found.synthetic else "prints"
     line = (
-        f"the thresholds of the model are used, measured on {way.nonmated:,} non-mated scores of {kind} "
-        f"({found.source}) and extrapolated below FMR {min(known):g}"
+        f"measured on {way.nonmated:,} non-mated scores of {kind} ({found.source}) and extrapolated below FMR "
+        f"{min(known):g}"
     )
     return (at(rate), at(rate), at(AGREE), at(APART)), line
 
