@@ -197,7 +197,13 @@ def enroll_prints(
 
 
 def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Wanted) -> _Found:
-    """Collect the prints of all paths (files, folders, csv files and datasets), in their order."""
+    """Collect the prints of all paths (files, folders, csv files and datasets), in their order.
+
+    Args:
+        paths: paths to read.
+        extractor: model that will embed the prints; datasets must have its format.
+        wanted: options of the enrolment.
+    """
     found = _Found(wanted)
     for group in _runs_of_files(paths):
         try:
@@ -267,7 +273,12 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
 
 
 def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarray:
-    """Read a print and return it as the canvas that the model needs: a square image (S, S) uint8, ridges dark.
+    """Read a print as the canvas that the model needs: a square image (S, S) uint8, ridges dark.
+
+    Args:
+        each: print to read.
+        extractor: model that will embed the print.
+        ppi: resolution of images that do not state theirs, pixels per inch.
 
     Raises:
         UserError: if the print cannot be enrolled.
