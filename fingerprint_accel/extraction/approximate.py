@@ -114,7 +114,7 @@ class ApproximateSearch:
         return int(index.ntotal - before)
 
     def _names(self) -> list[str]:
-        """Return the index file names for the first 1, 2, ..., n of the n gallery files.
+        """Return the file name of the index over the first n gallery files, for each n from 1 to the number of files.
 
         The name of an index is a hash of the names of the gallery files that it covers. An index that covers only the
         first files can be extended, because enrolment only appends files. Deleting prints renames files and deletes all

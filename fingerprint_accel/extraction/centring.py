@@ -24,7 +24,7 @@ FEWEST_OF_A_CELL = 10  # minimum number of prints for the mean of a cell; fewer 
 
 
 def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
-    """Compute the mean of templates.
+    """Compute the mean template of a set of prints.
 
     For dense templates, each cell is averaged over the prints that show it, after scaling by `similarity.per_cell`. A
     cell that fewer than `FEWEST_OF_A_CELL` (10) prints show is zero in the mean.

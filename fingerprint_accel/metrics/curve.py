@@ -142,9 +142,13 @@ def resolvable(rate: float, count: int) -> bool:
 
 
 def _ranks(count: int, most: int | None) -> np.ndarray:
-    """Choose positions from 0 to count - 1: all, or about `most`.
+    """Choose about `most` positions in a sorted list of `count` scores, to plot a curve with few points.
 
-    Half of the chosen positions are evenly spaced, the others are denser towards 0 (logarithmically spaced).
+    Half of the chosen positions are evenly spaced. The others are denser towards position 0 (logarithmically spaced).
+
+    Args:
+        count: number of scores.
+        most: approximate number of positions; None for all.
     """
     if most is None or count <= most:
         return np.arange(count)

@@ -193,17 +193,17 @@ def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
 def fingers_of_split(
     prints: Prints, bars: Bars, split: list[Suspect], references: np.ndarray, reference_of: np.ndarray
 ) -> list[Suspect]:
-    """Find the finger that the prints of `split` belong to: compare them with the templates of all other fingers.
+    """Find the finger that each print of `split` belongs to, by comparing it with one template of every other finger.
 
     Args:
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        split: result of `split_fingers`.
+        split: result of `split_fingers`: prints that do not match their own finger.
         references: (R, D) float32 templates of unit length, each fused from the prints of one finger.
         reference_of: (R,) finger of each template.
 
     Returns:
-        One suspect for each print that matches another finger, as in `wrong_fingers`.
+        One suspect (finding of the audit) for each print that matches another finger, as in `wrong_fingers`.
     """
     found = []
     for suspect in split:
