@@ -46,8 +46,6 @@ suppress_warnings = [
     "misc.highlighting_failure",  # an example of JSON may leave parts out as `...`
     "myst.header",  # GitHub shows a page whose first section is of the third level as well
     "ref.python",  # a name in a docstring may be that of several classes, such as a re-exported one
-    "toc.not_readable",  # pages that docs/index.md lists and that are not written yet
-    "toc.not_included",  # pages that docs/index.md does not list yet
 ]
 
 # Pages of modules that have been renamed would stay.
@@ -60,6 +58,7 @@ autodoc_inherit_docstrings = False  # docstrings of torch and the standard libra
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 add_module_names = False
+highlight_language = "none"  # of blocks without a language, which show output
 maximum_signature_line_length = 90
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -29,7 +29,8 @@ def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, Pr
         raise UserError(f"{config.data}: prints are enhanced already; leave out --preprocess.enhance")
     if reading.validation_data:
         validation = _all_of(reading.validation_data, train.info, config.data)
-    require(train.classes >= 2, f"{config.data}: has {train.classes} fingers to train on; add prints of others")
+    if train.classes < 2:
+        raise UserError(f"{config.data}: {train.classes} fingers to train on, needs two; add prints of other fingers")
     for line in filter(None, (note, _check_minutiae(train, config))):
         accelerator.print(line)
     return train, validation

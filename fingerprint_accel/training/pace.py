@@ -11,10 +11,10 @@ from fingerprint_accel.training.setup import Run
 
 WARM_UP, MEASURED = 2, 5  # steps that are not measured, and the step after which the measurement is reported
 EARLY = 60.0  # seconds after which a slow CPU run is reported at once
-REHEARSED = (2, 4)  # prints; the first rehearsal initialises the kernels, the second one is timed
+REHEARSED = (2, 4)  # prints; the first rehearsal also initialises the kernels, so that the second one counts
 SLOW_STEP = 10.0  # seconds of an estimated step that the user is told about
-HOPELESS = 12 * 3600.0  # seconds of an estimated run that is not worth starting
-QUICK = 20_000  # prints that the compact trunk trains on in less than HOPELESS on any CPU
+HOPELESS, HOPELESS_COMPACT = 3600.0, 12 * 3600.0  # seconds of an estimated run that is not worth starting on a CPU
+QUICK = 20_000  # prints that the compact trunk trains on in less than HOPELESS_COMPACT on any CPU
 
 
 def duration(seconds: float) -> str:
@@ -39,24 +39,29 @@ def forecast(run: Run, step: int, position: int) -> str:
     """
     training, model, left = run.config.training, run.config.model, run.steps - step
     compiles = run.accelerator.is_fsdp2 or training.compile != "no"
-    quick = model.trunk == "compact" and left * run.samples_per_step < QUICK
+    compact = model.trunk == "compact"
+    quick = compact and left * run.samples_per_step < QUICK
     if run.accelerator.device.type != "cpu" or compiles or quick or left < 1:
         return ""
     with rehearsal(run):
         for size in REHEARSED:
             start = time.perf_counter()
             rehearse(run, step, position, size)
-            per_print = (time.perf_counter() - start) / size
+            seconds = time.perf_counter() - start
+            if seconds > SLOW_STEP:  # slow enough to be told without a second rehearsal
+                break
+    per_print = seconds / size
     per_step = per_print * training.batch_size * training.gradient_accumulation_steps
-    if per_step < SLOW_STEP and left * per_step < HOPELESS:
+    hopeless = left * per_step > (HOPELESS_COMPACT if compact else HOPELESS)
+    if per_step < SLOW_STEP and not hopeless:
         return ""
     line = f"estimate for this CPU: about {duration(per_step)} per step, {duration(left * per_step)} for {left} steps"
-    if left * per_step < HOPELESS:
+    if not hopeless:
         return line
-    if model.trunk == "compact":
+    if compact:
         return f"warning: {line}; train on a GPU, or set fewer --training.epochs or --training.steps"
     return (
-        f"warning: {line}. Trunk {model.trunk} at {run.config.preprocess.size} pixels needs a GPU. On a CPU use "
+        f"warning: {line}. Trunk {model.trunk} at {run.config.preprocess.size} pixels is slow on a CPU. Use a GPU or "
         "recipes/finetune.py, or add --model.trunk compact --preprocess.crop 256 --preprocess.size 160"
     )
 

@@ -85,7 +85,7 @@ def test_held_out_sessions_share_their_fingers(run, write_prints, tmp_path):
     held_out = {name: source for name, source in names.items() if split.validation[train.impressions == name[1]].all()}
     test = write_prints(tmp_path / "test", held_out)
     assert training_overlap(tmp_path / "run", test).sentence() == (
-        "WARNING: 6 of 6 finger keys in common, and no print is the same; the run held out sessions, not fingers "
+        "WARNING: 6 of 6 finger keys in common, no print in common; the run held out sessions, not fingers "
         f"({tmp_path / 'train'})"
     )
 
@@ -93,7 +93,7 @@ def test_held_out_sessions_share_their_fingers(run, write_prints, tmp_path):
 def test_a_missing_table_of_subjects_leaves_it_unknown(run, write_prints, tmp_path):
     train = write_prints(tmp_path / "train", keys(*range(10)))
     overlap = training_overlap(run("run", tmp_path / "train", split_by=str(tmp_path / "gone.csv")), train)
-    assert overlap.sentence() == f"unknown: not at hand ({tmp_path / 'train'})"
+    assert overlap.sentence() == f"unknown: training data not found ({tmp_path / 'train'})"
 
 
 def test_what_a_model_started_from_counts_too(run, write_prints, tmp_path):

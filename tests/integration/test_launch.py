@@ -14,7 +14,9 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from fingerprint_accel.config import Config, parse
+from fingerprint_accel.config import Config, ReadingConfig, parse
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.splitting import split_prints
 from fingerprint_accel.recipe import run_training
 
 from .conftest import ROOT, TINY, launched
@@ -118,6 +120,27 @@ def test_two_processes_cross_validate(prints, environment, tmp_path):
     for row in found["folds"]:
         best = json.loads((tmp_path / "cv" / f"fold-{row['fold'][0]}" / "best.json").read_text())
         assert row["eer"] == pytest.approx(best["eer"], abs=5e-3), "random weights give scores that rounding reorders"
+
+
+def test_subjects_are_split_alike_by_two_processes_and_after_a_resume(prints, environment, tmp_path):
+    """Six subjects of four fingers, by a csv file."""
+    shards = open_dataset(prints)
+    table = tmp_path / "subjects.csv"
+    lines = [f"{key},{place // 4}" for place, key in enumerate(sorted(shards.key_of_finger))]
+    table.write_text("\n".join(["finger_key,subject", *lines]))
+    words = ["--data", prints, "--out", tmp_path / "run", "--reading.split-by", table]
+    split = split_prints(shards, ReadingConfig(validation_fraction=0.3, split_by=str(table)))
+    assert split.fingers == 4 * split.held_out > 0
+    result = launch("one process", "train_10k.py", environment, *words, "--training.steps", "6")
+    assert result.stdout.count(split.note()) == 1
+    resumed = [*words, "--resume", "auto", "--training.batch-size", "2"]
+    result = launch("two processes", "train_10k.py", environment, *resumed)
+    assert result.stdout.count(split.note()) == 1
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 13))
+    other = [ROOT / "recipes" / "train_10k.py", *TINY, *words[:-2], "--resume", "auto"]
+    result = starting.run(other, environment=environment)
+    assert result.returncode == 2
+    assert "use the same data, seed and options of the group reading" in result.stderr
 
 
 @pytest.mark.parametrize("recipe", LARGER)

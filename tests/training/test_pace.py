@@ -109,7 +109,7 @@ def test_a_trunk_that_is_too_slow_for_the_cpu_is_named_with_the_remedy(tiny):
     line = forecast(run, 0, 0)
     assert re.fullmatch(
         r"warning: estimate for this CPU: about [0-9.]+ \w+ per step, [0-9.]+ days for 100000000 steps\. "
-        r"Trunk vit_small at 64 pixels needs a GPU\. On a CPU use recipes/finetune\.py, or add "
+        r"Trunk vit_small at 64 pixels is slow on a CPU\. Use a GPU or recipes/finetune\.py, or add "
         r"--model\.trunk compact --preprocess\.crop 256 --preprocess\.size 160",
         line,
     )

@@ -102,7 +102,7 @@ def test_a_lock_is_there_while_the_run_is(tmp_path):
     alone = SimpleNamespace(is_main_process=True, num_processes=1)
     with holding(tmp_path / "run", alone):
         assert (tmp_path / "run" / "run.lock").exists()
-        with pytest.raises(UserError, match="another run writes to it"), holding(tmp_path / "run", alone):
+        with pytest.raises(UserError, match="another run is writing to it"), holding(tmp_path / "run", alone):
             raise AssertionError("two hold it")
 
 

@@ -89,7 +89,8 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
             reason = f"{few}, and the model has none: finger keys are not judged"
             return Bars(never, never, never, -never, -never, [reason])
         (same, match, agree, apart), line = noted
-        return Bars(same, match, agree, apart, apart, [f"{few}; {line}", *_told(same, agree, apart, rate)])
+        lines = [f"{few}; those of the model are used, {line}", *_told(same, agree, apart, rate)]
+        return Bars(same, match, agree, apart, apart, lines)
     low = min(TAIL[1], max(TAIL[0], 1 / count))
     same, match, agree, unlike, usual = (
         tail(scores, (10 * low, low), target) for target in (rate, APART / count, AGREE, APART, 10 * APART)
@@ -100,7 +101,7 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
     ]
     if count < ENOUGH_FINGERS and noted is not None and noted[0][0] > same:
         same, match = noted[0][0], max(match, noted[0][1])
-        lines.append(f"{count} fingers are few, so the higher threshold of the model is used for two keys; {noted[1]}")
+        lines.append(f"{count} fingers are few, so the threshold of the model for two keys is used, {noted[1]}")
     # The highest similarities of prints with wrong keys are mostly below `usual`, those of other prints mostly above.
     gap = (best_mated < usual).sum() >= ((best_mated >= usual) & (best_mated < unlike)).sum()
     apart, mated = unlike, best_mated[best_mated >= (unlike if gap else usual)]
@@ -180,7 +181,7 @@ def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float,
         rate: FMR of the thresholds `same` and `match`.
 
     Returns:
-        Thresholds (`same`, `match`, `agree`, `apart`) and a sentence that states their source; None if the model has no
+        Thresholds (`same`, `match`, `agree`, `apart`) and words that state their source; None if the model has no
         suitable calibration.
     """
     found = Calibration.from_notes(notes)
@@ -196,10 +197,10 @@ def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float,
         slope = (known[upper] - known[lower]) / math.log(lower / upper)
         return math.tanh(known[upper] + slope * math.log(upper / wanted))
 
-    kind = "synthetic prints, which differ from real ones" if found.synthetic else "prints"
+    kind = "synthetic prints" if found.synthetic else "prints"
     line = (
-        f"the thresholds of the model are used, measured on {way.nonmated:,} non-mated scores of {kind} "
-        f"({found.source}) and extrapolated below FMR {min(known):g}"
+        f"measured on {way.nonmated:,} non-mated scores of {kind} ({found.source}) and extrapolated below FMR "
+        f"{min(known):g}"
     )
     return (at(rate), at(rate), at(AGREE), at(APART)), line
 
