@@ -1,4 +1,8 @@
-"""Calibration of a model: similarity thresholds for given false match rates, measured on a dataset."""
+"""Calibration of a model: similarity thresholds for given false match rates, measured on a dataset.
+
+A mated comparison compares two prints of the same finger, a non-mated comparison compares prints of two fingers. Prints
+are compared either unchanged ("as they are") or in several poses (rotations and shifts), of which the best counts.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +33,19 @@ from fingerprint_accel.training.data import PrintSource
 
 PROTOCOL = "all-pairs"
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
-DIGITS = 10_000  # thresholds are rounded up to four digits, so that the stored threshold keeps its FMR
+DIGITS = 10_000  # thresholds are rounded up to four digits; rounding down could raise the FMR
 BATCH = 64
 MOST_PRINTS = 10_000
-"""Largest number of prints that are compared as they are."""
+"""Approximate largest number of prints that are compared in a single pose."""
 FEWEST_FINGERS = 20
-"""Smallest number of fingers for centring: the mean of fewer depends more on the fingers than on the sensor."""
+"""Smallest number of fingers for centring. The mean template of fewer depends mainly on the fingers."""
 
 
 def has_synthetic(prints: PrintSource) -> bool:
-    """Return whether any print is synthetic: from a generator, or with a `source` that starts with "synthetic"."""
+    """Return whether any of the prints is synthetic.
+
+    Prints of a generator are synthetic, and so are prints of a dataset with a `source` that starts with "synthetic".
+    """
     if not isinstance(prints, Subset):
         return True
     return bool(pc.any(pc.starts_with(prints.shards.table["source"].take(prints.rows), "synthetic")).as_py())
@@ -53,15 +60,16 @@ def calibrate(
     progress: bool = True,
     center: bool = False,
 ) -> Calibration:
-    """Measure thresholds, and store them in the notes of the model.
+    """Measure thresholds and error rates on prints, and store them in the notes of the model.
 
     Args:
-        extractor: the model. The calibration is stored in its `notes` and replaces the notes of older exports.
-        prints: prints of fingers that the model was not trained on, on canvases that fit the model.
-        source: name of the prints in the calibration.
-        most: approximate number of prints to compare as they are.
-        most_posed: approximate number of prints to compare in several poses; 0 skips this. The default is 500 on a CPU
-            and 2000 on a GPU, because embedding time grows with the number of poses.
+        extractor: model to calibrate. The calibration is stored in its `notes`, and replaces the keys that older
+            versions wrote.
+        prints: prints of fingers that the model was not trained on, in the format that the model needs.
+        source: name of the prints, to store in the calibration.
+        most: approximate largest number of prints to compare in a single pose.
+        most_posed: approximate largest number of prints to compare in several poses; 0 skips this. None means 500 on a
+            CPU and 2000 on a GPU, because embedding time grows with the number of poses.
         progress: show progress bars.
         center: also store the mean template of the prints, which the model then subtracts from every template. The mean
             of few fingers depends more on the fingers than on the sensor, see `FEWEST_FINGERS`.
@@ -70,7 +78,7 @@ def calibrate(
         The calibration.
 
     Raises:
-        UserError: as in `measure`.
+        UserError: if there is no mated or no non-mated pair, or an embedding is not finite.
     """
     for name in (NOTE, *LOOSE_NOTES):
         extractor.notes.pop(name, None)  # an earlier centre must not affect the measurement
@@ -91,7 +99,15 @@ def calibrate(
 
 
 def sample_of_fingers(fingers: np.ndarray, most: int) -> np.ndarray:
-    """Return the rows of all prints, or of a seeded random choice of at least two fingers with about `most` prints."""
+    """Choose the prints of a seeded random sample of fingers, so that there are about `most` prints.
+
+    Args:
+        fingers: (N,) int, number of the finger of each print.
+        most: approximate largest number of prints. At least two fingers are chosen.
+
+    Returns:
+        Rows of the chosen prints in ascending order; all rows if there are at most `most` prints.
+    """
     if len(fingers) <= most:
         return np.arange(len(fingers))
     sizes = np.bincount(fingers)
@@ -106,14 +122,15 @@ def embedded(
     """Embed prints for a calibration.
 
     Args:
-        extractor: the model, which computes in float32 unless its `bf16` is set.
+        extractor: model, which computes in float32 unless its `bf16` is set.
         prints: prints to embed.
         poses: poses in which each print is embedded.
-        most: approximate number of prints; of larger sets, a fixed choice of fingers is taken.
+        most: approximate largest number of prints. If there are more, the prints of a fixed sample of fingers are
+            embedded.
         progress: show a progress bar.
 
     Returns:
-        Embeddings, (N, P, D) float32, and the finger of each print, (N,).
+        Embeddings, (N, P, D) float32 in P poses, and the finger of each print, (N,).
     """
     rows = sample_of_fingers(prints.labels, most)
     parts = []
@@ -129,18 +146,18 @@ def embedded(
 
 
 def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: int = 0) -> Way:
-    """Measure error rates and thresholds over all pairs of prints, for one way of comparing.
+    """Measure error rates and thresholds over all pairs of prints.
 
     Args:
-        embeddings: (N, P, D) float32 embeddings of unit length, with the unchanged print as the first pose.
+        embeddings: (N, P, D) float32 embeddings of unit length in P poses, with the unchanged print as the first pose.
         fingers: (N,) finger of each print.
-        cells: number of cells of dense templates; 0 for other templates.
-        branches: number of branches of the network if its templates are centred, else 0. Each half of the fingers is
-            then centred by the mean of the other half. If the fingers contributed to their own mean, the similarity of
-            two of F fingers would be lower by about 1 / F, and the threshold would accept too many comparisons.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
+        branches: number of branches of the network if its templates are to be centred, else 0. Each half of the fingers
+            is then centred by the mean of the other half. If the fingers contributed to their own mean, the similarity
+            of two of F fingers would be lower by about 1 / F, and the threshold would accept too many comparisons.
 
     Raises:
-        UserError: there is no mated or no non-mated pair, or an embedding is not finite.
+        UserError: if there is no mated or no non-mated pair, or an embedding is not finite.
     """
 
     def scored(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +181,14 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
 
 
 def halves(fingers: np.ndarray) -> list[np.ndarray]:
-    """Split the prints by finger into two (N,) bool masks, with equally many large and small fingers in each."""
+    """Split the fingers into two halves, such that both contain equally many fingers with many and with few prints.
+
+    Args:
+        fingers: (N,) finger of each print.
+
+    Returns:
+        Two (N,) bool masks of the prints of each half.
+    """
     values, codes, sizes = np.unique(fingers, return_inverse=True, return_counts=True)
     rank = np.empty(len(values), np.int64)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(values))
@@ -173,13 +197,13 @@ def halves(fingers: np.ndarray) -> list[np.ndarray]:
 
 
 def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: int) -> Way:
-    """Compute error rates and thresholds of scores, without FMRs that the comparisons cannot resolve.
+    """Compute error rates and thresholds from similarities; FMRs that need more comparisons are left out.
 
     Args:
         mated: similarities of the mated comparisons.
         nonmated: similarities of the non-mated comparisons.
-        fingers: (N,) finger of each print.
-        poses: number of poses in which prints were compared.
+        fingers: (N,) finger of each print, for the counts.
+        poses: number of poses in which each print was compared.
     """
     curve = sorted_curve(mated, nonmated)
     lowest = {f"{rate:g}": curve.threshold_at_fmr(rate) for rate in RATES if resolvable(rate, len(nonmated))}
@@ -198,16 +222,16 @@ def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: i
 
 
 def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, source: str) -> None:
-    """Calibrate a model on the validation fingers of its run, in a small fraction of the training time.
+    """Calibrate a model on the validation fingers of its training run, in a small fraction of the training time.
 
     Prints are also compared in several poses if that is cheap: on a GPU, or with few prints if the model aligns prints.
-    Synthetic prints are compared as they are only, because they give no decisions. If the prints do not suffice for a
-    calibration, a message is printed and the model stays uncalibrated.
+    Synthetic prints are compared in a single pose only, because their thresholds are not used for decisions. If there
+    are too few prints, a message is printed and the model stays uncalibrated.
 
     Args:
-        extractor: the model; the calibration is stored in its `notes`.
+        extractor: model to calibrate; the calibration is stored in its `notes`.
         validation: validation prints.
-        source: name of the prints in the calibration.
+        source: name of the prints, to store in the calibration.
     """
     gpu = extractor.device.type != "cpu"
     posed = 0 if has_synthetic(validation) else 2000 if gpu else 100 if extractor.alignment_network is not None else 0
@@ -218,17 +242,17 @@ def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, s
 
 
 def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool = True) -> None:
-    """Calibrate a model, write it, and print the measured rates.
+    """Calibrate a model on a dataset, write the model, and print the measured rates.
 
     Args:
         model: run folder, exported model folder, checkpoint folder or bundled model.
         dataset: dataset folder.
-        out: model folder to write; None updates `model`.
+        out: model folder to write; None updates `model` in place.
         center: also store the mean template, if the dataset has at least `FEWEST_FINGERS` fingers.
 
     Raises:
-        UserError: the model or the dataset cannot be used, there is no mated or no non-mated pair, or the model cannot
-            be updated in place.
+        UserError: if the model or the dataset cannot be used, if there is no mated or no non-mated pair, or if `out` is
+            None and the model cannot be updated in place.
     """
     saved, folder = _place(model, dataset, out)
     shards = open_dataset(dataset)
@@ -251,7 +275,11 @@ def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool 
 
 
 def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Path]:
-    """Return the model to open and the folder to write."""
+    """Choose the model to open and the folder to write for `calibrate_command`.
+
+    Raises:
+        UserError: if there is no such model, `out` must not be written, or the model cannot be updated in place.
+    """
     saved = find_model(model)
     if out is not None:
         check_folder(out, MODEL, inputs=[dataset])
@@ -271,7 +299,7 @@ def _place(model: str, dataset: Path, out: Path | None) -> tuple[SavedModel, Pat
 
 
 def summary(found: Calibration) -> str:
-    """Return a table with one column for each way of comparing."""
+    """Return the measured rates as a text table, with one column for each number of poses."""
     names = ["prints", "fingers", "mated comparisons", "non-mated comparisons", "EER"]
     before = ["EER before centring"] if found.center else []
     columns = [["", *names, *before, *(f"FMR {100 * rate:g} %" for rate in RATES)]]
@@ -290,7 +318,12 @@ def summary(found: Calibration) -> str:
 
 
 def _warnings(found: Calibration, shards: Shards) -> list[str]:
-    """Return the reasons why `compare`, `search` and `demo` do not decide by these thresholds."""
+    """Return the reasons, if any, why `compare`, `search` and `demo` make no decisions with these thresholds.
+
+    Args:
+        found: the calibration.
+        shards: dataset that it was measured on.
+    """
     warnings = []
     if found.synthetic:
         warnings.append(

@@ -1,4 +1,4 @@
-"""Cross-validation: error rates of each fold's model on the prints of its fold, and of all folds together."""
+"""Cross-validation: error rates of the model of each fold on the prints that its training held out."""
 
 from __future__ import annotations
 
@@ -30,29 +30,32 @@ FOLDER = FolderKind(
 
 
 def held_out_prints(config: Config) -> Subset:
-    """Return the prints that a run has held out of its training data.
+    """Return the prints that a training run held out of its training data for validation.
+
+    Args:
+        config: configuration of the run.
 
     Raises:
-        UserError: If the dataset cannot be opened, or is too small for the fold.
+        UserError: if the dataset cannot be opened, or is too small for the fold.
     """
     shards = open_dataset(config.data)
     return subset_of_prints(shards, split_prints(shards, config.reading).validation)
 
 
 def measure_folds(folds: Sequence[Config], out: Path, device: str) -> str:
-    """Evaluate the exported model of each fold on the prints of its fold, and write `cross_validation.json`.
+    """Evaluate the model of each fold on the prints held out of its training, and write `cross_validation.json`.
 
-    All pairs of prints of a fold are compared, as they are. The pooled rates use the comparisons of all folds with one
-    threshold. The FNMR is stated at the smallest FMR that each fold supports with ten false matches, or failing that
-    with one.
+    All pairs of the held-out prints of a fold are compared, each print in a single pose. The pooled rates use the
+    comparisons of all folds with one threshold. The FNMR is measured at the smallest FMR at which the test of each fold
+    has ten false matches, or one false match if no FMR of the list allows ten.
 
     Args:
-        folds: Configurations of the trained folds.
-        out: Folder to write to.
-        device: Device to compute embeddings on.
+        folds: configurations of the trained folds.
+        out: folder to write to.
+        device: device that computes the embeddings.
 
     Returns:
-        A table with a row for each fold, their mean and standard deviation, and the pooled rates.
+        Text table with a row for each fold, for the mean, for the standard deviation, and for the pooled rates.
     """
     subsets = [held_out_prints(fold) for fold in folds]
     scores = [_scores(fold, subset, device) for fold, subset in zip(folds, subsets, strict=True)]
@@ -85,20 +88,30 @@ def measure_folds(folds: Sequence[Config], out: Path, device: str) -> str:
 
 
 def rates(mated: np.ndarray, nonmated: np.ndarray, fmr: float | None) -> dict[str, Any]:
-    """Return the number of comparisons of each kind, the EER, and the FNMR at `fmr` unless that is None."""
+    """Compute the EER, and the FNMR at a given FMR, from similarities.
+
+    Args:
+        mated: similarities of the mated comparisons.
+        nonmated: similarities of the non-mated comparisons.
+        fmr: FMR of the FNMR; None for no FNMR.
+
+    Returns:
+        Numbers of comparisons "mated" and "nonmated", "eer", and "fnmr" unless `fmr` is None.
+    """
     curve = sorted_curve(mated, nonmated)
     found = {"mated": len(mated), "nonmated": len(nonmated), "eer": curve.eer()[0]}
     return found if fmr is None else {**found, "fnmr": curve.fnmr_at_fmr(fmr)[0]}
 
 
 def _scores(fold: Config, subset: Subset, device: str) -> Scores:
-    """Compare all pairs of prints of a fold with the model of that fold."""
+    """Compare all pairs of the held-out prints of a fold with the model of that fold."""
     extractor = FingerprintExtractor.from_pretrained(Path(fold.out) / "model").to(device)
     embeddings, fingers = embedded(extractor, subset, UPRIGHT, len(subset), sys.stderr.isatty())
     return score_protocol(PROTOCOL, embeddings, fingers, np.zeros_like(fingers), cells=extractor.cells)
 
 
 def _table(results: dict[str, Any]) -> str:
+    """Format the contents of `cross_validation.json` as a text table."""
     fmr = results["fmr"]
     counts = ("fingers", "prints", "mated", "nonmated")
     shares = ("eer",) if fmr is None else ("eer", "fnmr")
@@ -114,4 +127,5 @@ def _table(results: dict[str, Any]) -> str:
 
 
 def _at(fmr: float) -> str:
+    """Return the title of the column of the FNMR at a given FMR."""
     return f"FNMR at FMR {100 * fmr:g} %"

@@ -1,4 +1,8 @@
-"""Error rates of groups of prints, by the `source` of the prints or by their NFIQ 2 scores."""
+"""Error rates of groups of prints, by the `source` of the prints or by their NFIQ 2 scores.
+
+The source of a print is the path or description of the original image. NFIQ 2 scores rate the quality of a print from 0
+to 100. A grouping assigns a group to each print.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,18 @@ from fingerprint_accel.metrics.protocols import Pairs, Scores
 from fingerprint_accel.metrics.verification import sensible_fmr
 from fingerprint_accel.metrics.weighted_curves import WeightedCurves
 
-FEWEST, MOST = 2, 12  # numbers of different values of a folder of the source that makes groups by default
+FEWEST, MOST = 2, 12  # a folder level of the source makes a default grouping if it has this many names
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
 ACROSS = "across"
 BY_NFIQ2 = "nfiq2"
-"""Value of `by` that groups prints by their NFIQ 2 score."""
+"""Value of the argument `by` that groups prints by their NFIQ 2 score."""
 NFIQ2 = "NFIQ 2 of the worse print"
-"""Title of the groups by NFIQ 2 score."""
+"""Name of the grouping by NFIQ 2 score."""
 BANDS = {20: "0-20", 40: "21-40", 60: "41-60", 80: "61-80", 100: "81-100"}
 """Names of the bands of NFIQ 2 scores, by the highest score of each band."""
-NOT_SCORED = "(no score)"  # sorts before digits, so that a comparison with such a print counts here
+NOT_SCORED = "(no score)"  # sorts before digits, so that this counts as the lowest score
 MOST_NONMATED = 20_000
-"""Non-mated scores per group that its intervals use at most: there may be dozens of groups."""
+"""Largest number of non-mated scores that the intervals of a group use; limits the time for dozens of groups."""
 Table = list[tuple[str, ...]]
 """Rows of cells; the first row is the header."""
 
@@ -35,8 +39,8 @@ Table = list[tuple[str, ...]]
 class Group:
     """Error rates of the comparisons within one group of prints.
 
-    The group `ACROSS` has the comparisons between prints of two groups. With groups by NFIQ 2 score, a comparison
-    belongs to the group of its worse print.
+    The group `ACROSS` contains the comparisons between prints of two groups. In the grouping by NFIQ 2 score, a
+    comparison belongs to the group of its print with the lower score.
 
     Attributes:
         name: name of the group.
@@ -44,8 +48,8 @@ class Group:
         mated: number of mated comparisons.
         nonmated: number of non-mated comparisons.
         eer: EER of these comparisons; None unless there are mated and non-mated ones.
-        fmr: FMR at the threshold of the breakdown; None without non-mated comparisons.
-        fnmr: FNMR at the threshold of the breakdown; None without mated comparisons.
+        fmr: FMR at the threshold of the `Breakdown`; None without non-mated comparisons.
+        fnmr: FNMR at the threshold of the `Breakdown`; None without mated comparisons.
         eer_interval_95: 95 % interval of the EER, by bootstrap over fingers; None unless there is an EER.
         fmr_interval_95: 95 % interval of the FMR; None unless there is an EER.
         fnmr_interval_95: 95 % interval of the FNMR; None unless there is an EER.
@@ -65,12 +69,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Error rates of all groups of one grouping.
+    """Error rates of all groups of one grouping, at a common threshold.
 
     Attributes:
         by: name of the grouping.
-        threshold_fmr: FMR of all comparisons of the test at `threshold`.
-        threshold: threshold of the FMR and FNMR of all groups, the lowest similarity that is accepted.
+        threshold_fmr: FMR at `threshold` of all comparisons of the test.
+        threshold: lowest accepted similarity, at which the FMR and FNMR of all groups are computed.
         groups: groups in order of name, `ACROSS` last.
     """
 
@@ -80,12 +84,12 @@ class Breakdown:
     groups: list[Group]
 
     def title(self) -> str:
-        """Return a heading for `table`."""
+        """Return a heading for `table`, which states the grouping and the threshold."""
         at = f"threshold {self.threshold:.3f}, where all comparisons together have FMR {100 * self.threshold_fmr:g} %"
         return f"By {self.by}, with 95 % intervals. FNMR and FMR at {at}."
 
     def table(self) -> Table:
-        """Return one row for each group; a dash stands for a rate without comparisons."""
+        """Return the header and one row for each group; a dash stands for a rate without comparisons."""
         rows: Table = [("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")]
         for group in self.groups:
             counts = (f"{count:,}" for count in (group.prints, group.mated, group.nonmated))
@@ -99,17 +103,20 @@ class Breakdown:
 
 
 def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
-    """Return the group of each print, (N,), for each grouping by its name.
+    """Assign a group to each print, for one or several groupings.
 
     Args:
         shards: the dataset.
-        by: regular expression that is searched in the source of each print. Its first group, or the whole match if it
-            has no group, names the group of the print. "nfiq2" groups by bands of the NFIQ 2 score. By default there is
-            a grouping for each folder of the source that has 2 to 12 different values (quality and pattern class for
-            synthetic prints), and one by NFIQ 2 score if prints have scores.
+        by: regular expression that is searched in the source of each print. Its first parenthesised group, or the whole
+            match if it has none, names the group of the print. "nfiq2" groups by ranges of the NFIQ 2 score. Empty for
+            the default groupings: one for each folder level of the source with 2 to 12 different names (quality and
+            pattern class for synthetic prints), and one by NFIQ 2 score if prints have scores.
+
+    Returns:
+        For each name of a grouping, the name of the group of each print, (N,).
 
     Raises:
-        UserError: `by` is not a regular expression, does not match a source, or needs scores that are missing.
+        UserError: if `by` is not a regular expression, does not match a source, or needs scores that are missing.
     """
     if by == BY_NFIQ2:
         return {NFIQ2: nfiq2_bands(known_nfiq2(shards, f"--by {by}"))}
@@ -132,14 +139,17 @@ def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
 
 
 def known_nfiq2(shards: Shards, option: str) -> np.ndarray:
-    """Return the (N,) int16 NFIQ 2 scores of a dataset, as `Shards.nfiq2` does.
+    """Return the NFIQ 2 scores of a dataset, and raise a UserError if it has none.
 
     Args:
         shards: the dataset.
         option: command-line option that needs the scores, for the error message.
 
+    Returns:
+        (N,) int16, -1 for prints without a score; see `Shards.nfiq2`.
+
     Raises:
-        UserError: no print has a score.
+        UserError: if no print has a score.
     """
     scores = shards.nfiq2()
     if (scores < 0).all():
@@ -148,13 +158,21 @@ def known_nfiq2(shards: Shards, option: str) -> np.ndarray:
 
 
 def nfiq2_bands(scores: np.ndarray) -> np.ndarray:
-    """Return the (N,) names of the bands of (N,) NFIQ 2 scores."""
+    """Return the names of the ranges that NFIQ 2 scores (N,) fall into, such as "21-40"; (N,) str."""
     names = np.array([NOT_SCORED, *BANDS.values()], dtype=object)
     return names[np.where(scores < 0, 0, 1 + np.searchsorted(list(BANDS), scores))]
 
 
 def _matches(pattern: str, sources: list[str]) -> np.ndarray:
-    """Return what a regular expression finds in each source."""
+    """Find a regular expression in the source of prints, to name the group of each print.
+
+    Args:
+        pattern: regular expression. Its first parenthesised group, or the whole match if it has none, is returned.
+        sources: source of each print.
+
+    Raises:
+        UserError: if `pattern` is not a regular expression, or does not match one of the sources.
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -169,21 +187,21 @@ def _matches(pattern: str, sources: list[str]) -> np.ndarray:
 
 
 def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
-    """Compute the error rates of each group, and of the comparisons across groups.
+    """Compute the error rates of the comparisons within each group of prints, and of the comparisons across groups.
 
-    With groups by NFIQ 2 score there is no comparison across groups, because the quality of a comparison is that of its
-    worse print (Grother and Tabassi 2007, "Performance of Biometric Quality Measures").
+    In the grouping by NFIQ 2 score there are no comparisons across groups. The quality of a comparison is that of its
+    print with the lower score (Grother and Tabassi 2007, "Performance of Biometric Quality Measures").
 
     Args:
-        scores: scores of all comparisons.
-        names: (N,) group of every print.
+        scores: similarities of all comparisons.
+        names: (N,) name of the group of each print.
         by: name of the grouping.
     """
     values, codes = np.unique(names, return_inverse=True)
     rate = sensible_fmr(len(scores.nonmated)) or 0.1
     threshold = sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(rate)
     both = codes[scores.pairs.mated], codes[scores.pairs.nonmated]  # (n, 2) each
-    if by == NFIQ2:  # the order of the names is that of the bands
+    if by == NFIQ2:  # the names are sorted by score
         mated_of, nonmated_of = (pair.min(axis=1) for pair in both)
     else:  # -1 if the groups differ
         mated_of, nonmated_of = (np.where(pair[:, 0] == pair[:, 1], pair[:, 0], -1) for pair in both)
@@ -199,7 +217,14 @@ def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
 
 
 def _group(name: str, prints: int, scores: Scores, threshold: float) -> Group:
-    """Compute the error rates of one group."""
+    """Compute the error rates of one group.
+
+    Args:
+        name: name of the group.
+        prints: number of prints in the group.
+        scores: similarities of the comparisons of the group.
+        threshold: lowest accepted similarity for FMR and FNMR.
+    """
     mated, nonmated = scores.mated, scores.nonmated
     eer, intervals = None, []
     if np.isfinite(mated).any() and np.isfinite(nonmated).any():
@@ -222,7 +247,13 @@ def _group(name: str, prints: int, scores: Scores, threshold: float) -> Group:
 
 
 def _shown(rate: float | None, interval: Interval | None, digits: int) -> str:
-    """Format a rate and its interval: `2.83% (1.20 to 4.51)`."""
+    """Format a rate and its interval, for example "2.83% (1.20 to 4.51)"; "-" without a rate.
+
+    Args:
+        rate: rate as a share.
+        interval: 95 % interval of the rate.
+        digits: number of decimals in percent.
+    """
     if rate is None:
         return "-"
     if interval is None:

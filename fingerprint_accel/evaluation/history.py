@@ -20,10 +20,10 @@ Columns = dict[str, np.ndarray]
 
 
 def find_run(model: Path) -> Path | None:
-    """Return the run folder of a model, or None if the model lies outside of a run folder.
+    """Return the folder of the training run of a model, or None if the model does not lie in a run folder.
 
     Args:
-        model: run folder, a checkpoint folder in it, or its `model/` folder.
+        model: run folder, a checkpoint folder in a run folder, or the folder `model` in a run folder.
     """
     place = model.resolve()
     places = [place]
@@ -35,14 +35,17 @@ def find_run(model: Path) -> Path | None:
 
 
 def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
-    """Read the records of a run. Damaged lines, and losses of windows in which every update was skipped, are ignored.
+    """Read the training and validation records of a run from its `metrics.jsonl`.
+
+    Damaged lines are ignored. A loss is ignored if all updates since the previous record were skipped.
 
     Args:
-        metrics_jsonl: file of the run.
+        metrics_jsonl: path of the file.
 
     Returns:
-        Columns of the training records, (N,): `step`, `loss`, and the recorded ones of `SCHEDULES`. Columns of the
-        validation records, (M,): `step` and `eer`, from 0 to 1. Both are sorted by step. Missing values are NaN.
+        Two dictionaries of columns, sorted by step. The training records (N,) have `step`, `loss`, and those of
+        `learning_rate`, `augmentation` and `margin` that were recorded. The validation records (M,) have `step` and
+        `eer`, a share. Missing values are NaN.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for line in metrics_jsonl.read_text(errors="replace").splitlines():
@@ -66,13 +69,18 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
 
 
 def _number(record: dict[str, Any], name: str) -> float:
-    """Return a finite number of a record, or NaN."""
+    """Return the value of a record as a float, or NaN if it is missing or not a finite number.
+
+    Args:
+        record: line of `metrics.jsonl`.
+        name: key of the value.
+    """
     value = record.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Return the mean over a centred window of about sqrt(N) of N values, without NaN.
+    """Smooth N values with a moving average over a centred window of about sqrt(N) values; NaN values are left out.
 
     The window is shorter at both ends. Unlike an exponential mean, a centred window does not lag behind the curve.
     """
@@ -84,7 +92,11 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def training_png(metrics_jsonl: Path) -> bytes | None:
-    """Return a plot of loss and validation EER over optimizer steps as PNG, or None without training records."""
+    """Plot loss and validation EER over optimizer steps as a PNG file; return None without training records.
+
+    Args:
+        metrics_jsonl: path of the metrics file of the run.
+    """
     train, validation = read_history(metrics_jsonl)
     if not np.isfinite(train["loss"]).any():
         return None
@@ -103,7 +115,10 @@ def training_png(metrics_jsonl: Path) -> bytes | None:
 
 
 def _draw_loss(axes: Axes, train: Columns) -> None:
-    """Draw all recorded losses, their smoothed course, and the schedules on scales of their own."""
+    """Draw the recorded losses and the smoothed loss of a training run.
+
+    Learning rate, augmentation and margin are drawn in grey, each as a share of its maximum.
+    """
     step, loss = train["step"], train["loss"]
     axes.plot(step, loss, color=BLUE, alpha=0.3, linewidth=1, label="recorded")
     axes.plot(step, smoothed(loss), color=BLUE, linewidth=2, marker="." if len(step) < 3 else "", label="smoothed")
@@ -121,7 +136,7 @@ def _draw_loss(axes: Axes, train: Columns) -> None:
 
 
 def _draw_eer(axes: Axes, validation: Columns) -> None:
-    """Draw the validation EER, and mark the lowest one."""
+    """Draw the validation EER over steps, and mark its minimum."""
     best = int(np.nanargmin(validation["eer"]))
     step, eer = validation["step"][best], validation["eer"][best]
     axes.plot(validation["step"], 100 * validation["eer"], "o-", color=ORANGE, markersize=4)

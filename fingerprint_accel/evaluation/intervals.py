@@ -1,4 +1,7 @@
-"""95 % intervals of all rates of an evaluation."""
+"""95 % intervals of all rates of an evaluation.
+
+FTA is the failure-to-acquire rate. In identification, FNIR is the false-negative rate and FPIR the false-positive rate.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class Intervals:
 
     Attributes:
         eer: interval of the EER.
-        fnmr_at_fmr: intervals of the FNMR, by FMR; FMRs that the test cannot resolve are left out.
-        identified: intervals of the identification rate, by rank.
-        fnir: intervals of the FNIR, by FPIR; FPIRs that the test cannot resolve are left out.
+        fnmr_at_fmr: intervals of the FNMR, by FMR; FMRs that need more non-mated comparisons are left out.
+        identified: intervals of the rank-k identification rate, by rank k.
+        fnir: intervals of the FNIR, by FPIR; FPIRs that need more non-mated searches are left out.
         failed: interval of the failure-to-acquire rate.
     """
 
@@ -40,12 +43,12 @@ class Intervals:
 
     @classmethod
     def measured(cls, scores: Scores, closed: Searches, opened: Searches, failed: np.ndarray) -> Intervals:
-        """Compute all intervals.
+        """Compute all intervals from the results of the tests.
 
         Args:
-            scores: scores of the verification test.
-            closed: closed-set searches.
-            opened: open-set searches.
+            scores: similarities of the verification test.
+            closed: searches of the closed-set identification test.
+            opened: searches of the open-set identification test.
             failed: (N,) bool, whether each print of the dataset failed to acquire.
         """
         fmrs = [fmr for fmr in FMRS if resolvable(fmr, len(scores.nonmated))]

@@ -1,6 +1,7 @@
-"""Overlap of the test set with the data that a model was trained on.
+"""Fingers and prints of a test set that a model was also trained on.
 
-Error rates on fingers of the training data do not predict error rates on other fingers.
+Error rates on fingers of the training data do not predict error rates on other fingers. A finger key is the name of a
+finger in a dataset. An ancestor of a model is a model whose weights it was initialized from.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ from fingerprint_accel.models.saved_model import BUNDLED, bundled_models
 from fingerprint_accel.synthesis.skin import finger_name
 from fingerprint_accel.synthesis.source import is_source, parse_source
 
-BAND = 12  # rows in the middle of a canvas that are compared first: about a page of memory
+BAND = 12  # height of the central band of an image that is compared first, pixels: about a page of memory
 SLOW = 20_000  # number of prints from which a progress bar is shown
 MOST_ANCESTORS = 10
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Overlap of one training set with the test set.
+    """Fingers and prints that the test set shares with one training set.
 
     Attributes:
-        training: dataset folder or source of the training set, as configured in the run.
+        training: dataset folder of the training set, or description of its synthetic fingers, as configured in the run.
         known: whether the training set could be opened.
-        fingers: number of test fingers with the key of a finger that was trained on, without validation fingers.
-        prints: number of test prints with exactly the image of a print that was trained on; None if the canvases differ
-            or the training set does not store images.
-        by_session: whether the run held out sessions, so that its training and validation sets share fingers.
+        fingers: number of test fingers with the key of a finger that was trained on; validation fingers do not count.
+        prints: number of test prints with exactly the image of a print that was trained on. None if the images have
+            another size, resolution or enhancement, or if the training set does not store images.
+        by_session: whether the run held out recording sessions for validation, so that its training and validation sets
+            share fingers.
     """
 
     training: str
@@ -49,10 +51,10 @@ class Shared:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Overlap of every training set of a model and of its ancestors with the test set.
+    """Fingers and prints that the test set shares with the training sets of a model and of its ancestors.
 
     Attributes:
-        sets: overlap of each known training set, the newest first.
+        sets: overlap with each known training set, the newest first.
         complete: whether all ancestors are known, back to random weights.
         test_fingers: number of fingers of the test set.
         test_prints: number of prints of the test set.
@@ -65,7 +67,7 @@ class Overlap:
 
     @property
     def found(self) -> bool:
-        """Whether any finger or print is in common."""
+        """Whether the test set shares any finger or print with a training set."""
         return any(shared.fingers or shared.prints for shared in self.sets)
 
     @property
@@ -74,7 +76,7 @@ class Overlap:
         return self.complete and all(shared.known for shared in self.sets)
 
     def sentence(self) -> str:
-        """Return a summary in one line."""
+        """Return the overlap as one line of text, which starts with "WARNING" if any finger or print is shared."""
         parts = []
         for shared in self.sets:
             if shared.prints:
@@ -93,14 +95,15 @@ class Overlap:
         return f"WARNING: {sentence}" if self.found else sentence if self.known else f"unknown: {sentence}"
 
     def values(self) -> dict[str, Any]:
-        """Return the overlap for `metrics.json`."""
+        """Return the overlap as a dictionary, for `metrics.json`."""
         return {**asdict(self), "found": self.found, "known": self.known}
 
 
 def training_overlap(model: Path | str, shards: Shards) -> Overlap:
-    """Compare the test set with the training sets of a model and of the models that it was initialized from.
+    """Find the fingers and prints that a test set shares with the training sets of a model and of its ancestors.
 
-    Training sets are found through the run folders; without them the overlap is unknown.
+    Training sets are read from the configurations in run folders. If the model does not lie in a run folder, the
+    overlap is unknown.
 
     Args:
         model: bundled model, run folder, checkpoint folder or exported model folder.
@@ -131,7 +134,12 @@ def training_overlap(model: Path | str, shards: Shards) -> Overlap:
 
 
 def _compare(config: Config, shards: Shards) -> Shared:
-    """Compare the training set of one run with the test set."""
+    """Find the fingers and prints that the test set shares with the training set of one run.
+
+    Args:
+        config: configuration of the run.
+        shards: the test set.
+    """
     prints, by_session = None, False
     if is_source(config.data):  # synthetic fingers are named by their seed and number
         spec = parse_source(config.data)
@@ -141,7 +149,7 @@ def _compare(config: Config, shards: Shards) -> Shared:
         try:
             training = open_dataset(config.data)
             split = split_prints(training, config.reading)
-        except UserError:  # the dataset or the csv file of `split_by` is gone
+        except UserError:  # the dataset or the csv file of `split_by` no longer exists
             return Shared(config.data, known=False)
         trained = ~split.validation
         keys = {training.key_of_finger[finger] for finger in np.unique(training.fingers[trained])}
@@ -151,14 +159,17 @@ def _compare(config: Config, shards: Shards) -> Shared:
 
 
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:
-    """Count the test prints that are byte-identical to a training print; None if the kinds of canvases differ.
+    """Count the test prints whose image is byte-identical to the image of a training print.
 
-    Each set is read once. Of a training print, only a band is read unless the band equals that of a test print.
+    Each dataset is read once. A training image is read completely only if its central band equals that of a test image.
 
     Args:
         training: the training set.
-        trained: (N,) bool, rows of the training set that were trained on.
+        trained: (N,) bool, true for the rows of the training set that were trained on.
         shards: the test set.
+
+    Returns:
+        The count; None if the images of the datasets differ in size, resolution or enhancement.
     """
     ours, theirs = training.info, shards.info
     if (ours.canvas, ours.ppi, ours.enhanced) != (theirs.canvas, theirs.ppi, theirs.enhanced):
@@ -180,4 +191,5 @@ def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int 
 
 
 def _hash(pixels: np.ndarray) -> bytes:
+    """Return a 16-byte hash of the pixels of an image."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()

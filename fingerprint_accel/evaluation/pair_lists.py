@@ -1,12 +1,12 @@
-"""Files that list comparisons and searches: a csv with pairs of names, or a benchmark file of flx.
+"""Read files that list comparisons or searches: a csv with pairs of names, or a benchmark file of flx.
 
-flx stores prints as {"array_subject": [...], "array_impression": [...]}. A verification benchmark has two such lists,
-`array_sample1` and `array_sample2`. An identification benchmark is a list of folds. Each fold has a `gallery`,
-`probes`, and a list `mated` with one value for each probe.
+flx is another implementation of DeepPrint. It stores prints as {"array_subject": [...], "array_impression": [...]}. A
+verification benchmark has two such lists, `array_sample1` and `array_sample2`. An identification benchmark is a list of
+folds. Each fold has a `gallery`, `probes`, and a list `mated` with one value for each probe.
 
 flx counts subjects and impressions from 0, and the file of subject 0, impression 0 is called `1_1`. If the lowest
 finger of a dataset is 0, the dataset is assumed to count fingers from 0, otherwise from 1. The same holds for
-impressions. In keys such as 12_5 (NIST SD4: pair and finger), the first number is the subject.
+impressions. In finger keys such as 12_5 (NIST SD4: pair and finger), the first number is the subject.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fingerprint_accel.metrics.protocols import Pairs
 YES, NO = ("1", "true", "yes", "mated"), ("0", "false", "no", "non-mated")
 HEADER = "reference,probe[,mated]"
 SAMPLES = ("array_sample1", "array_sample2")
-WRONG = (KeyError, TypeError, ValueError, OverflowError)  # raised by values of another form
+WRONG = (KeyError, TypeError, ValueError, OverflowError)  # raised if the values have another structure
 
 
 def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
@@ -41,15 +41,15 @@ def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
 
     Args:
         file: file to read.
-        shards: dataset of the named prints.
+        shards: dataset that contains the listed prints.
 
     Returns:
-        Comparisons, or folds of an identification test.
+        Comparisons; or, for an identification benchmark, references and probes of each fold.
 
     Raises:
-        UserError: the file cannot be read, names a print that the dataset does not have, compares a print with itself,
-            enrols a finger twice, has no mated or no non-mated comparison or no mated search, or its column `mated`
-            contradicts the dataset.
+        UserError: if the file cannot be read, names a print that the dataset does not contain, compares a print with
+            itself, enrols a finger twice, has no mated or no non-mated comparison or no mated search, or if its column
+            `mated` contradicts the dataset.
     """
     claimed = None
     if file.suffix.lower() == ".json":
@@ -84,7 +84,11 @@ def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
 
 
 def _read_csv(file: Path) -> pa.Table:
-    """Read a csv of comparisons; all of its known columns are strings."""
+    """Read a csv of comparisons; the columns reference, probe and mated are read as strings.
+
+    Raises:
+        UserError: if the file cannot be read, or has no column reference or probe.
+    """
     texts = dict.fromkeys(("reference", "probe", "mated"), pa.string())
     try:
         table = pyarrow.csv.read_csv(
@@ -102,14 +106,30 @@ def _read_csv(file: Path) -> pa.Table:
 
 
 def _names(shards: Shards) -> pa.Array:
-    """Return (2N,) names: FINGER/IMPRESSION of every row, followed by the source of every row."""
+    """Return all names by which prints of a dataset can be listed, (2N,).
+
+    The first N names are FINGER/IMPRESSION, the other N names are the sources of the prints.
+    """
     table = shards.table
     keys = pc.binary_join_element_wise(table["finger_key"], pc.cast(table["impression"], pa.string()), "/")
     return pa.concat_arrays([*keys.cast(pa.string()).chunks, *table["source"].cast(pa.string()).chunks])
 
 
 def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) -> np.ndarray:
-    """Return the (n,) int64 row of each name."""
+    """Find the rows of named prints in a dataset.
+
+    Args:
+        file: file that contains the names, for error messages.
+        wanted: (n,) names.
+        names: (2N,) names of the prints of the dataset, from `_names`.
+        shards: the dataset.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        UserError: if a name is unknown, or is the source of several prints.
+    """
     count = len(shards)
     place = pc.fill_null(pc.index_in(wanted, value_set=names), -1).to_numpy().astype(np.int64)
     unknown = np.flatnonzero(place < 0)
@@ -132,7 +152,18 @@ def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) 
 
 
 def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
-    """Return the column `mated` as (n,) bool, or None if there is no such column."""
+    """Read the column `mated` of a list of comparisons.
+
+    Args:
+        file: file that was read, for error messages.
+        table: contents of the file.
+
+    Returns:
+        (n,) bool, or None if there is no such column.
+
+    Raises:
+        UserError: if a value is neither yes nor no.
+    """
     if "mated" not in table.column_names:
         return None
     words = pc.utf8_lower(pc.utf8_trim_whitespace(table["mated"]))
@@ -145,7 +176,7 @@ def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
 
 
 def _read_json(file: Path) -> Any:
-    """Read a JSON file."""
+    """Read a JSON file; raise a UserError if it cannot be read."""
     try:
         return json.loads(file.read_text())
     except OSError as error:
@@ -157,7 +188,19 @@ def _read_json(file: Path) -> Any:
 
 
 def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
-    """Return the (n, 2) int64 rows of the comparisons in a verification benchmark."""
+    """Find the rows of the comparisons in a verification benchmark of flx.
+
+    Args:
+        file: benchmark file, for error messages.
+        values: contents of the file.
+        shards: dataset of the prints.
+
+    Returns:
+        (n, 2) int64, rows of reference and probe of each comparison.
+
+    Raises:
+        UserError: if the contents are not a verification benchmark, or name a print that the dataset does not contain.
+    """
     try:
         both = np.stack([_numbers(values[sample]) for sample in SAMPLES], axis=1)
     except WRONG as error:
@@ -169,7 +212,17 @@ def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
 
 
 def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
-    """Return references and probes of every fold of an identification benchmark."""
+    """Find the rows of references and probes in each fold of an identification benchmark of flx.
+
+    Args:
+        file: benchmark file, for error messages.
+        values: contents of the file.
+        shards: dataset of the prints.
+
+    Raises:
+        UserError: if the contents are not an identification benchmark, contradict the dataset, or contain no mated
+            search.
+    """
     try:
         parts = [
             (_numbers(fold["gallery"]), _numbers(fold["probes"]), np.array(fold["mated"], bool)) for fold in values
@@ -195,12 +248,24 @@ def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
 
 
 def _numbers(prints: dict[str, list[int]]) -> np.ndarray:
-    """Return the (n, 2) subjects and impressions of prints as flx counts them."""
+    """Convert a list of prints in the format of flx to an array (n, 2) of subject and impression, counted from 0."""
     return np.array([prints["array_subject"], prints["array_impression"]], np.int64).T
 
 
 def _flx_rows(file: Path, numbers: np.ndarray, shards: Shards) -> np.ndarray:
-    """Return the (n,) int64 rows of prints with the given (n, 2) subjects and impressions of flx."""
+    """Find the rows of prints in a dataset from their subject and impression numbers.
+
+    Args:
+        file: benchmark file, for error messages.
+        numbers: (n, 2) subject and impression, counted from 0 as in flx.
+        shards: dataset of the prints.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        UserError: if the finger keys of the dataset are not numbers, or a print is missing.
+    """
     found = [re.fullmatch(r"(\d{1,9})(?:_\d+)?", key) for key in shards.key_of_finger]
     fingers = np.array([int(match[1]) if match else -1 for match in found], np.int64)
     if (fingers < 0).any() or len(np.unique(fingers)) < len(fingers):

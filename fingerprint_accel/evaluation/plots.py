@@ -1,4 +1,7 @@
-"""DET, ROC and CMC curves and score histograms, in the colour-blind safe palette of Okabe and Ito."""
+"""Plots of an evaluation: DET, ROC and CMC curves and score histograms.
+
+The colours are those of the colour-blind safe palette of Okabe and Ito.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import FMRS, Metrics
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-SIZE = (5.6, 4.6)  # inches; the page shows two plots side by side
-POINTS = 4000  # largest number of points of a curve, for each kind of score
+SIZE = (5.6, 4.6)  # inches; the report page shows two plots side by side
+POINTS = 4000  # approximate number of points of a curve, for each of mated and non-mated scores
 
 
 def as_png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
+    """Render a figure as the contents of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
 def _panel(title: str) -> tuple[Figure, Axes]:
-    """Return an empty plot."""
+    """Return an empty figure with one pair of axes in the style of all plots, and its axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot(title=title)
     axes.set_prop_cycle(color=[BLUE, GREEN])  # the evaluated model, the other model
@@ -40,7 +43,13 @@ def _panel(title: str) -> tuple[Figure, Axes]:
 
 
 def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
-    """Add a legend, show some axes in percent, and return the plot as PNG."""
+    """Add a legend to a figure, label some axes in percent, and return the figure as a PNG file.
+
+    Args:
+        figure: the figure.
+        percent: axes to label in percent.
+        legend: arguments of `Axes.legend`.
+    """
     for axis in percent:
         axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axis.set_minor_formatter(NullFormatter())
@@ -49,10 +58,12 @@ def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
 
 
 def curve_pngs(scores: Mapping[str, Scores], metrics: Metrics) -> dict[str, bytes]:
-    """Return the plots `det` and `roc` of one or two models as PNG files. Rates of zero are drawn at the edge.
+    """Plot the DET and ROC curves of one or two models as PNG files, under the keys "det" and "roc".
+
+    Rates of zero, which a logarithmic axis cannot show, are drawn at the edge.
 
     Args:
-        scores: scores by name of the model, the evaluated model first.
+        scores: similarities of the verification test by name of the model, the evaluated model first.
         metrics: error rates of the evaluated model.
     """
     lowest_fmr, lowest_fnmr, lowest = 0.5 / metrics.nonmated, 0.5 / metrics.mated, 1.0
@@ -81,7 +92,14 @@ def curve_pngs(scores: Mapping[str, Scores], metrics: Metrics) -> dict[str, byte
 
 
 def histogram_png(scores: Scores, metrics: Metrics) -> bytes:
-    """Return a histogram of mated and non-mated scores as a PNG file, without failed comparisons."""
+    """Plot a histogram of mated and non-mated similarities as a PNG file.
+
+    Comparisons with a print that failed to acquire are left out.
+
+    Args:
+        scores: similarities of the verification test.
+        metrics: error rates; the threshold of the EER is marked.
+    """
     both = [values[np.isfinite(values)] for values in (scores.nonmated, scores.mated)]
     low, high = min(values.min() for values in both), max(values.max() for values in both)
     bins = np.linspace(low, high if high > low else low + 1e-3, 61).tolist()
@@ -97,7 +115,7 @@ def histogram_png(scores: Scores, metrics: Metrics) -> bytes:
 
 
 def cmc_png(searches: Mapping[str, Searches]) -> bytes:
-    """Return the cumulative match characteristic of one or two models as a PNG file.
+    """Plot the cumulative match characteristic (CMC) of one or two models as a PNG file.
 
     Args:
         searches: closed-set searches by name of the model, the evaluated model first.

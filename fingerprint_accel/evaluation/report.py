@@ -1,4 +1,4 @@
-"""The report page: one HTML file that contains all of its pictures."""
+"""The report page of an evaluation: one HTML file that contains all of its pictures."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ SAMPLES_WIDTH = 1280  # pixels, at most; the page is about 1000 wide
 
 
 def model_name(model: Path) -> str:
-    """Return a short name of a model: the name of its folder, or of its run for `RUN/model`.
+    """Return a short name of a model: the name of its folder, or of the run folder that contains it.
 
-    A checkpoint of a run is called `RUN-step-00000100`.
+    For example, `RUN/model` is called "RUN", and `RUN/checkpoints/step-00000100` is called "RUN-step-00000100".
     """
     place = Path(os.path.abspath(model))  # noqa: PTH100  (without `..`, but links keep their names)
     if place.parent.name == "checkpoints":
@@ -70,9 +70,14 @@ def model_name(model: Path) -> str:
 def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[str, bytes]:
     """Draw the pictures of the report as PNG files.
 
+    Args:
+        model: path of the evaluated model.
+        shards: the dataset, from which sample prints are shown.
+        evaluation: results to show.
+
     Returns:
         Files by name: `det`, `roc`, `scores`, `cmc` and `samples`, and `training` if the model belongs to a run with
-        training records.
+            training records.
     """
     name, rival = model_name(model), evaluation.rival
     scores, closed = {name: evaluation.scores}, {name: evaluation.closed}
@@ -93,22 +98,24 @@ def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[s
 
 
 def _png(image: Image.Image) -> bytes:
+    """Encode an image as the contents of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def embedded(png: bytes) -> str:
-    """Return a data URL that contains a picture."""
+    """Return a data URL that contains a PNG file."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: bool = False) -> str:
-    """Return an HTML table.
+    """Format rows of cells as an HTML table.
 
     Args:
         rows: cells of each row.
-        header: the first row is the header, and all columns but the first hold numbers and are aligned right.
+        header: whether the first row is the header. All columns but the first then contain numbers and are aligned
+            right.
     """
     align = " class=n" if header else ""
     lines = []
@@ -121,18 +128,32 @@ def table(rows: Sequence[tuple[str, ...]], header: bool = False) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a box with a heading, or nothing if it has no content."""
+    """Return a section of the page with a heading, or an empty text if it has no content.
+
+    Args:
+        title: heading.
+        parts: HTML of the content.
+    """
     content = "".join(parts)
     return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
 
 
 def side_by_side(*parts: str) -> str:
-    """Return parts that stand side by side if the page is wide enough."""
+    """Arrange parts of the page side by side if the page is wide enough, else below each other."""
     return '<div class="grid">' + "".join(f"<div>{part}</div>" for part in parts if part) + "</div>"
 
 
 def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest: bool) -> str:
-    """Return pictures of the pairs of prints with the highest or the lowest scores, without failed comparisons."""
+    """Return HTML that shows the pairs of prints with the highest or the lowest similarities.
+
+    Comparisons with a print that failed to acquire are left out.
+
+    Args:
+        shards: dataset of the prints.
+        pairs: (n, 2) rows of the compared prints.
+        scores: (n,) similarities.
+        highest: show the highest similarities, else the lowest.
+    """
     signed = np.where(np.isfinite(scores), -scores if highest else scores, np.inf)
     few = min(SHOWN, int(np.isfinite(signed).sum()))
     order = np.argpartition(signed, few - 1)[:few]
@@ -154,12 +175,12 @@ SYNTHETIC = (
 
 
 def is_synthetic(shards: Shards) -> bool:
-    """Return whether the first 100 prints are synthetic, which means that their `source` starts with "synthetic"."""
+    """Return whether the first 100 prints of a dataset are synthetic: their `source` starts with "synthetic"."""
     return all(source.startswith("synthetic") for source in shards.table["source"].slice(0, 100).to_pylist())
 
 
 def _cards(evaluation: Evaluation) -> str:
-    """Return the most important rates with their intervals and thresholds."""
+    """Return HTML that shows the most important rates with their intervals and thresholds."""
     metrics, closed, intervals = evaluation.metrics, evaluation.closed, evaluation.intervals
     cards = [("EER", metrics.eer, intervals.eer, f"threshold {threshold_text(metrics.eer_threshold)}")]
     if metrics.fnmr_at_fmr:
@@ -187,7 +208,7 @@ def _cards(evaluation: Evaluation) -> str:
 
 
 def _notes(shards: Shards, evaluation: Evaluation) -> str:
-    """Return notices about synthetic prints, and about prints that the model was trained on."""
+    """Return HTML notices for synthetic prints, and for prints or fingers that the model was trained on."""
     notes = f'<p class="note">{SYNTHETIC}</p>' if is_synthetic(shards) else ""
     overlap = evaluation.overlap
     if overlap is not None and overlap.found:
@@ -196,13 +217,13 @@ def _notes(shards: Shards, evaluation: Evaluation) -> str:
 
 
 def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Shards, evaluation: Evaluation) -> str:
-    """Return the report page.
+    """Return the report page as HTML.
 
     Args:
         title: title of the page.
-        facts: model, dataset, settings and origin of the report, as name and value.
+        facts: model, dataset, settings and origin of the report, as (name, text) rows.
         pictures: PNG files, as returned by `draw_pictures`.
-        shards: the dataset, for pictures of the hardest comparisons.
+        shards: the dataset, for pictures of the most difficult comparisons.
         evaluation: results to show.
     """
 

@@ -1,4 +1,7 @@
-"""Results of one evaluation, as tables for readers and as values for `metrics.json`."""
+"""Results of one evaluation, as tables for readers and as values for `metrics.json`.
+
+FNIR and FPIR are the false-negative and the false-positive identification rate.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,21 @@ from fingerprint_accel.metrics.verification import DEFINITIONS, FMRS, TAR_FARS, 
 from fingerprint_accel.text import aligned
 
 Rows = list[tuple[str, str]]
-"""Rows of name and value."""
+"""(name, text) rows of a table."""
 KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}
 HEADER = ("rate", "value", "95 % interval", "threshold")
-NEEDS = "needs "  # begins the note of a rate that the test cannot resolve
+NEEDS = "needs "  # start of the text in place of a rate that needs more comparisons
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Results of another model on the same comparisons.
+    """Results of another model on the same comparisons, and the differences from the evaluated model.
 
     Attributes:
-        name: name of the model.
-        scores: its scores.
+        name: name of the other model.
+        scores: similarities that it computed.
         closed: its closed-set searches.
-        differences: differences of the rates of both models.
+        differences: difference of each rate between the two models.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Rival:
     differences: list[Difference]
 
     def table(self) -> Table:
-        """Return rates of both models, and their difference in percentage points with its interval and verdict."""
+        """Return a header and one row per rate: rate of both models, difference in percentage points, and verdict."""
         rows: Table = [("", "this model", self.name, "difference, points", "")]
         for row in self.differences:
             low, high = row.interval
@@ -53,9 +56,9 @@ class Evaluation:
     """All results of an evaluation.
 
     Attributes:
-        protocol: name of the protocol.
+        protocol: name of the protocol, which defines the comparisons.
         definition: description of the comparisons.
-        scores: scores of the verification test.
+        scores: similarities of the verification test.
         metrics: error rates of the verification test.
         closed: searches of the closed-set identification test.
         open: searches of the open-set identification test.
@@ -63,9 +66,9 @@ class Evaluation:
         failed: number of prints that failed to acquire.
         prints: number of all prints.
         breakdowns: error rates of groups of prints.
-        overlap: fingers and prints in common with the training data, if it was determined.
-        rival: results of another model, if there is one.
-        poses: number of poses in which prints were compared; 1 if prints were compared as they are.
+        overlap: fingers and prints that the test set shares with the training data; None if this was not determined.
+        rival: results of another model; None if only one model was evaluated.
+        poses: number of poses in which prints were compared; 1 if prints were compared in a single pose.
     """
 
     protocol: str
@@ -83,7 +86,7 @@ class Evaluation:
     poses: int = 1
 
     def verification_rates(self) -> Table:
-        """Return the rates of the verification test with their intervals and thresholds, below `HEADER`."""
+        """Return the table of verification rates with intervals and thresholds; its first row is `HEADER`."""
         metrics, intervals = self.metrics, self.intervals
         rows: Table = [HEADER, _row("EER", metrics.eer, intervals.eer, metrics.eer_threshold)]
         for fmr in FMRS:
@@ -101,7 +104,7 @@ class Evaluation:
         ]
 
     def identification_rates(self) -> Table:
-        """Return the rates of the identification tests with their intervals and thresholds, below `HEADER`."""
+        """Return the table of identification rates with intervals and thresholds; its first row is `HEADER`."""
         rows: Table = [HEADER]
         for rank in RANKS:
             if rank == 1 or rank < self.closed.enrolled:
@@ -116,7 +119,7 @@ class Evaluation:
         return rows
 
     def verification_facts(self) -> Rows:
-        """Return the numbers of the verification test that are not rates."""
+        """Return the counts and other numbers of the verification test that are not rates, as (name, text) rows."""
         metrics = self.metrics
         poses = f", best of {self.poses} poses" if self.poses > 1 else ""
         return [
@@ -127,7 +130,7 @@ class Evaluation:
         ]
 
     def identification_facts(self) -> Rows:
-        """Return the numbers of searches, and what the prints have in common with the training data."""
+        """Return the numbers of searches, and the overlap with the training data, as (name, text) rows."""
         closed, mated = self.closed, int(self.open.is_mated.sum())
         rows = [
             ("closed-set searches", f"{int(closed.is_mated.sum()):,} among {closed.enrolled:,} references"),
@@ -141,10 +144,10 @@ class Evaluation:
         return rows
 
     def text(self, groups: bool = False) -> str:
-        """Return all results for the terminal, without rates that the test cannot resolve.
+        """Return all results as text for the terminal; rates that need more comparisons are left out.
 
         Args:
-            groups: also the error rates of groups.
+            groups: also show the error rates of groups of prints.
         """
         rates = [*self.verification_rates(), *self.identification_rates()[1:]]
         resolved = [row for row in rates if not row[2].startswith(NEEDS)]
@@ -156,7 +159,7 @@ class Evaluation:
         return "\n\n".join(parts)
 
     def values(self) -> dict[str, Any]:
-        """Return all results for `metrics.json`."""
+        """Return all results as a dictionary, for `metrics.json`."""
         metrics, intervals, rival = self.metrics, self.intervals, self.rival
         return {
             "protocol": self.protocol,
@@ -187,7 +190,7 @@ class Evaluation:
         }
 
     def _identification_values(self) -> dict[str, Any]:
-        """Return the results of the identification tests for `metrics.json`."""
+        """Return the results of the identification tests as a dictionary, for `metrics.json`."""
         mated, intervals = self.open.is_mated, self.intervals
         found = {f"{fpir:g}": self.open.fnir(fpir) for fpir in FPIRS}
         return {
@@ -211,26 +214,26 @@ class Evaluation:
 
 
 def _row(name: str, rate: float, interval: Interval | None, threshold: float | None) -> tuple[str, ...]:
-    """Return one row of a table of rates; a dash stands for an interval or a threshold that does not exist."""
+    """Format one row of a table of rates; a dash stands for an interval or a threshold that does not exist."""
     shown = "-" if threshold is None else threshold_text(threshold)
     return name, percent(rate), "-" if interval is None else interval_text(interval), shown
 
 
 def interval_text(interval: Interval) -> str:
-    """Format an interval: (0.012, 0.0283) becomes `1.20% to 2.83%`."""
+    """Format an interval of shares, for example (0.012, 0.0283) as "1.20% to 2.83%"."""
     return f"{percent(interval[0])} to {percent(interval[1])}"
 
 
 def threshold_text(threshold: float) -> str:
-    """Format a threshold, or `none` if no score is accepted."""
+    """Format a threshold; an infinite threshold, which accepts no comparison, becomes "none"."""
     return f"{threshold:.3f}" if math.isfinite(threshold) else "none"
 
 
 def finite(value: float | None) -> float | None:
-    """Replace an infinite threshold, which accepts nothing and which JSON cannot store, by None."""
+    """Replace an infinite threshold, which JSON cannot store, by None."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def percent(share: float) -> str:
-    """Format a share: 0.0283 becomes `2.83%`."""
+    """Format a share in percent, for example 0.0283 as "2.83%"."""
     return f"{share:.2%}"

@@ -1,4 +1,8 @@
-"""The evaluation of a model on a dataset, and the report that it writes."""
+"""The evaluation of a model on a dataset, and the report that it writes.
+
+A protocol defines which prints are compared; see `metrics.protocols`. A fold lists the references and probes of an
+identification test.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ from fingerprint_accel.outputs import FolderKind, check_folder, json_with
 
 SAMPLED_PAIRS = 100_000
 REPORTS = Path("evaluation")
-"""Folder of the evaluations that are written without `--out`."""
+"""Parent folder of evaluations that are written without the option `--out`."""
 FOLDER = FolderKind(
     "an evaluation folder",
     json_with("metrics.json", "protocol", "eer", "definitions"),
@@ -51,16 +55,18 @@ class Extras:
 
     Attributes:
         pairs: number of mated and of non-mated comparisons of the protocol `sampled`; None means `SAMPLED_PAIRS`.
-        seed: seed of that sample.
-        pairs_file: file that lists the comparisons to make instead of those of a protocol, or a benchmark file of flx.
-        by: grouping of the prints, as in `groupings`.
+        seed: random seed of that sample.
+        pairs_file: file that lists the comparisons to make instead of those of the protocol, or a benchmark file of
+            flx; see `read_pairs_file`.
+        by: how to group the prints for separate error rates, as in `groupings`.
         against: another model to evaluate on the same comparisons.
         minimum_quality: prints of lower quality, from 0 to 1, count as failures to acquire.
         minimum_nfiq2: prints with a lower NFIQ 2 score, or without one, count as failures to acquire.
-        poses: compare prints in the usual poses of the model and take the highest similarity, as `compare` does.
+        poses: compare prints in the usual poses of the model (rotations and shifts) and take the highest similarity, as
+            `compare` does.
 
     Raises:
-        UserError: a quality or a score is out of range.
+        UserError: if `minimum_quality` or `minimum_nfiq2` is out of range.
     """
 
     pairs: int | None = None
@@ -77,13 +83,21 @@ class Extras:
         require(0 <= self.minimum_nfiq2 <= 100, f"--minimum-nfiq2 {self.minimum_nfiq2}: must lie between 0 and 100")
 
     def poses_of(self, extractor: FingerprintExtractor) -> Poses:
-        """Return the poses in which a model compares prints."""
+        """Return the poses in which a model compares prints with these settings."""
         return extractor.usual_poses if self.poses else UPRIGHT
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Comparisons and searches to make; `pairs` is None if the protocol defines the comparisons."""
+    """Comparisons and searches that an evaluation makes.
+
+    Attributes:
+        protocol: name of the protocol.
+        definition: description of the comparisons.
+        pairs: comparisons to make; None if `score_protocol` chooses the comparisons of the protocol.
+        closed: references and probes of the closed-set identification test.
+        open: references and probes of the open-set identification test.
+    """
 
     protocol: str
     definition: str
@@ -99,7 +113,18 @@ class _Plan:
         batch_size: int,
         extracted: np.ndarray | None,
     ) -> tuple[Scores, Searches, Searches]:
-        """Embed all prints; return the scores, the closed-set searches and the open-set searches."""
+        """Embed all prints of a dataset, and make the comparisons and searches.
+
+        Args:
+            extractor: model that embeds the prints.
+            shards: the dataset.
+            poses: poses in which each print is embedded.
+            batch_size: number of prints per batch.
+            extracted: (N,) bool, false for prints that failed to acquire; None if none failed.
+
+        Returns:
+            Similarities of the verification test, closed-set searches and open-set searches.
+        """
         embeddings, cells = extractor.extract(shards, poses=poses, batch_size=batch_size), extractor.cells
         if self.pairs is None:
             prints = (embeddings, shards.fingers, shards.impressions)
@@ -113,7 +138,17 @@ class _Plan:
 
 
 def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
-    """Determine the comparisons and searches of an evaluation."""
+    """Choose the comparisons and searches of an evaluation.
+
+    Args:
+        protocol: key of `PROTOCOLS`.
+        shards: the dataset.
+        extras: optional settings.
+
+    Raises:
+        UserError: if the protocol is unknown, if its options do not fit it, or if the list of comparisons cannot be
+            used.
+    """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if extras.pairs is not None and (protocol != "sampled" or extras.pairs < 1):
@@ -139,14 +174,14 @@ def evaluate(
     """Embed the prints of a dataset, and run verification and identification tests.
 
     Args:
-        extractor: the model.
+        extractor: model to evaluate.
         shards: the dataset.
         protocol: key of `PROTOCOLS`; a list of comparisons in `extras` takes precedence.
-        batch_size: number of prints that are embedded together.
+        batch_size: number of prints per batch.
         extras: optional settings.
 
     Raises:
-        UserError: the dataset does not fit a model, or has too few fingers for the protocol.
+        UserError: if the dataset does not fit a model, or has too few fingers for the protocol.
     """
     extras = extras or Extras()
     plan = _plan(protocol, shards, extras)
@@ -178,7 +213,17 @@ def evaluate(
 
 
 def _extracted(extractor: FingerprintExtractor, shards: Shards, batch_size: int, extras: Extras) -> np.ndarray | None:
-    """Return the prints of sufficient quality, (N,) bool, or None if no quality is required."""
+    """Determine which prints have the quality that the settings require.
+
+    Args:
+        extractor: model that measures the quality.
+        shards: the dataset.
+        batch_size: number of prints per batch.
+        extras: settings with the minimum quality and the minimum NFIQ 2 score.
+
+    Returns:
+        (N,) bool, false for prints of lower quality; None if no quality is required.
+    """
     extracted = None
     if extras.minimum_nfiq2 > 0:
         extracted = known_nfiq2(shards, f"--minimum-nfiq2 {extras.minimum_nfiq2}") >= extras.minimum_nfiq2
@@ -189,7 +234,7 @@ def _extracted(extractor: FingerprintExtractor, shards: Shards, batch_size: int,
 
 
 def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> Rows:
-    """Return the model, the dataset and the settings as rows of name and value."""
+    """Return the model, the dataset and the settings of an evaluation as (name, text) rows."""
     config, preparation = extractor.model.config, extractor.preprocess_config
     window = f"{preparation.crop} of {extractor.canvas} pixels, resized to {preparation.size}"
     place = Path(extractor.origin)
@@ -216,7 +261,7 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
 
 
 def default_out(model: Path, dataset: Path) -> Path:
-    """Return the folder of an evaluation that is written without `--out`: `evaluation/MODEL-on-DATASET`."""
+    """Return the folder of an evaluation without the option `--out`: `evaluation/MODEL-on-DATASET`."""
     return REPORTS / f"{model_name(model)}-on-{dataset.resolve().name}"
 
 
@@ -229,19 +274,20 @@ def evaluate_command(
     extras: Extras | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Evaluate a model, write `metrics.json`, `report.html` and its pictures, and print a table.
+    """Evaluate a model on a dataset, write `metrics.json`, `report.html` and pictures, and print the results.
 
     Args:
         model: run folder, checkpoint folder, exported model folder or bundled model.
         dataset: dataset folder.
         protocol: key of `PROTOCOLS`.
         out: folder to write; None means `default_out`.
-        batch_size: number of prints that are embedded together.
+        batch_size: number of prints per batch.
         extras: optional settings.
-        overwrite: replace an evaluation in `out`.
+        overwrite: replace an existing evaluation in `out`.
 
     Raises:
-        UserError: `out` exists and `overwrite` is not set, or a model, dataset or list cannot be used.
+        UserError: if `out` exists and `overwrite` is not set, or if a model, dataset or list of comparisons cannot be
+            used.
     """
     out = default_out(model, dataset) if out is None else out
     check_folder(out, FOLDER, overwrite, inputs=[dataset])
@@ -255,7 +301,7 @@ def evaluate_command(
     facts = _facts(extractor, shards, extras)
     origin = Provenance.of_this_process()
     write_json(out / "metrics.json", {**origin.values(), **evaluation.values(), "facts": dict(facts)})
-    (out / "training.png").unlink(missing_ok=True)  # the evaluation that is replaced may have had one
+    (out / "training.png").unlink(missing_ok=True)  # may remain from the evaluation that is replaced
     for name, png in pictures.items():
         write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"

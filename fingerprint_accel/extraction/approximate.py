@@ -1,9 +1,9 @@
 """Approximate search in large galleries: a FAISS index selects candidates, and their similarities are computed exactly.
 
-The FAISS index (Douze et al. 2024, arXiv 2401.08281) groups the references into cells and stores each number of an
-embedding in one byte. A search visits only the cells nearest to the probe. The index is a memory-mapped file in the
-gallery folder. Its name is a hash of the names of the gallery files that it covers, and these names contain checksums.
-An index can therefore never be used with other files than those it was built from.
+The FAISS index (Douze et al. 2024, arXiv 2401.08281) groups the references, which are the enrolled embeddings, into
+cells. It stores each number of an embedding in one byte. A search visits only the cells nearest to the probe. The index
+is a memory-mapped file in the gallery folder. Its name is a hash of the names of the gallery files that it covers, and
+these names contain checksums. An index is therefore never used with files other than those it was built from.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fingerprint_accel.extraction.gallery_files import INDEXES, changing, part_f
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 
 REFERENCES_PER_CELL = 39  # minimum; with fewer, FAISS warns that there are too few training points
-TRAINED_ON = 64  # maximum number of references per cell from which the cell centres are computed
+TRAINED_ON = 64  # maximum number of references per cell of the sample that the cell centres are computed from
 SHARE_OF_CELLS = 4  # a search visits one in `SHARE_OF_CELLS` cells, but at least `FEWEST_CELLS`
 FEWEST_CELLS = 32
-CANDIDATES = 20  # candidates that are compared exactly, for each reference to return
+CANDIDATES = 20  # number of candidates to compare exactly, per reference to return
 
 
 class ApproximateSearch:
@@ -32,9 +32,9 @@ class ApproximateSearch:
 
     Args:
         gallery: gallery to search.
-        quick: visit only `FEWEST_CELLS` cells of the index, whatever the size of the gallery. This reliably finds only
-            references that are about as similar as prints of one finger, but it is fast enough to search for every
-            print of a large gallery.
+        quick: visit only `FEWEST_CELLS` (32) cells of the index, whatever the size of the gallery. This reliably finds
+            only references that are about as similar to the probe as prints of the same finger. It is fast enough to
+            search for every print of a large gallery.
 
     Attributes:
         added: number of references that the constructor added to the index.
@@ -59,14 +59,22 @@ class ApproximateSearch:
     def search(self, probes: np.ndarray, k: int = 10, among: np.ndarray | None = None) -> Hits:
         """Find the k references that are most similar to each probe, among the candidates that the index selects.
 
-        The similarities are exact, but references outside the visited cells of the index are missed. If fewer than k
-        references are found, the last entries have row 0 and similarity -1. Arguments and errors are those of
-        `Gallery.search`, without `device`.
+        The returned similarities are exact, but the search misses references outside the visited cells of the index. If
+        it finds fewer than k references for a probe, the last entries have row 0 and similarity -1.
+
+        Args:
+            probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe, of which the best one
+                counts.
+            k: number of references to return for each probe.
+            among: (N,) bool, true for the references to search; None for all N references of the gallery.
+
+        Raises:
+            UserError: if the probes have another dimension than the embeddings of the gallery.
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery) if among is None else int(among.sum()))
         hypotheses = probes[:, None] if probes.ndim == 2 else probes
-        # The index ranks by the dot product of the first pose, so masked similarity and poses need more candidates.
+        # The index ranks by the dot product of the first pose. Dense templates and several poses need more candidates.
         again = self.gallery.cells or hypotheses.shape[1] > 1
         wanted = max(CANDIDATES * k, RESCORED if again and not self._quick else 0)
         first = np.ascontiguousarray(hypotheses[:, 0])
@@ -78,7 +86,7 @@ class ApproximateSearch:
         return rescored(self.gallery.vectors, hypotheses, candidates, k, self.gallery.cells)
 
     def _bring_up_to_date(self) -> int:
-        """Build the index or add new references to it; return the number of references added."""
+        """Build the FAISS index or add the references that it lacks; return the number of references added."""
         *older, name = self._names()
         folder = self.gallery.folder
         if (folder / name).exists():
@@ -106,10 +114,11 @@ class ApproximateSearch:
         return int(index.ntotal - before)
 
     def _names(self) -> list[str]:
-        """Return the name of an index that covers the first file of the gallery, the first two files, and so on.
+        """Return the file name of the index over the first n gallery files, for each n from 1 to the number of files.
 
-        An index that covers only the first files can be extended, because enrolment only appends files. Deleting prints
-        changes the names of files and deletes all indexes.
+        The name of an index is a hash of the names of the gallery files that it covers. An index that covers only the
+        first files can be extended, because enrolment only appends files. Deleting prints renames files and deletes all
+        indexes.
         """
         names, files = [], hashlib.sha256()
         for part in self.gallery.part_names:
@@ -118,7 +127,7 @@ class ApproximateSearch:
         return names
 
     def _trained(self) -> Any:
-        """Create an empty index, with cell centres computed from a seeded sample of the references."""
+        """Create an empty FAISS index; its cell centres are computed from a seeded random sample of the references."""
         count = len(self.gallery)
         cells = max(1, min(round(2 * math.sqrt(count)), count // REFERENCES_PER_CELL))
         index = self._faiss.index_factory(self.gallery.dims, f"IVF{cells},SQ8", self._faiss.METRIC_INNER_PRODUCT)
@@ -127,6 +136,7 @@ class ApproximateSearch:
         return index
 
     def _read(self, name: str, flags: int = 0) -> Any:
+        """Read an index file of the gallery folder; raise a UserError if the file is damaged."""
         path = self.gallery.folder / name
         try:
             return self._faiss.read_index(str(path), flags)

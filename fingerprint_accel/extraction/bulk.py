@@ -1,8 +1,8 @@
 """Extract the embeddings of a whole dataset, shard by shard, for `fingerprint-accel extract`.
 
-An interrupted extraction resumes from its finished shards. Shards and batches have a fixed size, and on a CPU each
-batch is computed by one thread. The output therefore does not depend on the number of threads, processes or machines of
-the same kind.
+A shard is a file with the embeddings of consecutive prints. An interrupted extraction resumes after its finished
+shards. Shards and batches have a fixed size, and on a CPU each batch is computed by one thread. The output therefore
+does not depend on the number of threads, processes or machines of the same kind.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
 
-BATCHES_PER_SHARD = 64  # enough batches for all cores of a CPU, few enough that the canvases of a shard fit in memory
+BATCHES_PER_SHARD = 64  # occupies all cores of a CPU, and the images of a shard fit in memory
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
 
 
@@ -56,16 +56,16 @@ class Options:
     """Options of an extraction.
 
     Attributes:
-        template: storage format of the embeddings.
-        length: number of values to keep of each embedding, in equal parts from each branch of the network; 0 for all.
-        minimum_quality: minimum quality of a print, 0 to 1; prints below it count as failures to extract.
-        batch_size: number of prints per batch; 0 for `BATCH_ON_CPU` or `BATCH_ON_GPU`.
+        template: storage format of the embeddings: "float32", "int8" or "binary".
+        length: number of values to keep of each embedding, equally many from each branch of the network; 0 for all.
+        minimum_quality: lowest accepted quality of a print, 0 to 1; prints below it count as failures to extract.
+        batch_size: number of prints per batch; 0 for the default of the device (`BATCH_ON_CPU` or `BATCH_ON_GPU`).
         bf16: run the network in bfloat16.
         inverted: whether image files show light ridges on a dark background: "yes", "no", or "auto" to detect it.
-        mirror: whether image files are mirrored.
+        mirror: flip image files horizontally, because they show mirrored prints.
 
     Raises:
-        UserError: if a number is out of range.
+        UserError: if `minimum_quality` or `batch_size` is out of range.
     """
 
     template: Kind = "float32"
@@ -98,7 +98,7 @@ def extract_all(
 ) -> ExtractionSummary:
     """Embed every print of a dataset or of a folder of images, and write the embeddings to a folder.
 
-    If an earlier call with the same arguments was interrupted, its finished shards are kept.
+    If an earlier call with the same arguments was interrupted, its finished shards (output files) are kept.
 
     Args:
         data: dataset folder, or folder of images.
@@ -108,12 +108,16 @@ def extract_all(
         options: options of the extraction.
         cluster: address or scheduler file of a Dask cluster; empty for this machine. See `executors.open_workers`.
         device: "cpu", "cuda", or "auto" for all GPUs if there are any.
-        overwrite: replace an existing folder of embeddings at `out`, and unfinished shards of other arguments.
+        overwrite: replace an existing folder of embeddings at `out`, and delete unfinished shards of a call with other
+            arguments.
         progress: show a progress bar.
 
+    Returns:
+        Numbers of prints and failures, qualities and duration, to print as a table.
+
     Raises:
-        UserError: if the model or the prints are missing or do not fit each other, if an option is not possible with
-            the model, or if `out` must not be replaced.
+        UserError: if the model or the prints are missing or do not fit each other, if the model does not support one of
+            the options, or if `out` exists and is not a folder of embeddings that may be replaced.
     """
     started = time.perf_counter()
     check_folder(out, FOLDER, inputs=[data, *([model] if Path(model).exists() else [])])
@@ -124,7 +128,7 @@ def extract_all(
 
 
 class ExtractJob(Job):
-    """The extraction as a `Job`, one task per shard.
+    """Job (see `jobs.Job`) that embeds the prints of a dataset or folder, with one task per output file (shard).
 
     The arguments are those of `extract_all`, except `device`, which is the device of the workers: "cpu" or "cuda".
     """
@@ -154,12 +158,17 @@ class ExtractJob(Job):
         self.sizes = [min(self._per_shard, rows - start) for start in range(0, rows, self._per_shard)]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """Return a function that embeds the prints of one shard and writes them to a file; see `Job.task`."""
+        """Return a picklable function that embeds the prints of one shard and writes them to a file; see `Job.task`."""
         start = shard * self._per_shard
         return functools.partial(_write_shard, self._settings, range(start, start + self.sizes[shard]))
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """Write the list of prints, the list of failures and `config.json` beside the shards; see `Job.publish`."""
+        """Write `prints.parquet`, `failed.jsonl` and `config.json` into the output folder; see `Job.publish`.
+
+        Args:
+            folder: folder that contains the finished shards.
+            facts: results of `_write_shard` for each shard, with the SHA-256 of its file.
+        """
         prints, template, extractor = self.work.prints, self.work.format, self.work.extractor
         pq.write_table(prints.table, folder / PRINTS)
         failed = [
@@ -191,14 +200,14 @@ class ExtractJob(Job):
 
 
 class DatasetPrints:
-    """The prints of a dataset folder.
+    """The prints of a dataset folder, as input of an extraction.
 
     Args:
         folder: dataset folder.
-        extractor: the model; the dataset must have its resolution and canvas size.
+        extractor: model that embeds the prints; the dataset must have its resolution and image size.
 
     Attributes:
-        finger: (N,) int32, finger of each print.
+        finger: (N,) int32, number of the finger of each print.
         impression: (N,) int64, impression number of each print.
         table: table of N rows with the columns `source` and `finger_key`.
         digest: hash that changes if the dataset changes.
@@ -212,7 +221,7 @@ class DatasetPrints:
         self.digest = file_sha256(folder / INFO)[:16]
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
-        """Read the canvases of some rows.
+        """Read the images of a range of rows of the dataset.
 
         Returns:
             (n, canvas, canvas) uint8, ridges dark; and an empty dictionary, because no print of a dataset can fail.
@@ -224,15 +233,15 @@ class DatasetPrints:
 
 
 class ImageFolder:
-    """The prints in the image files below a folder, ordered by path; has the same interface as `DatasetPrints`.
+    """The prints in the image files of a folder, ordered by path; has the same interface as `DatasetPrints`.
 
     Args:
         folder: folder of image files; subfolders are included.
-        reading: how the image files are interpreted.
-        extractor: the model that the canvases are prepared for.
+        reading: options for reading the image files, such as their resolution.
+        extractor: model that the images are prepared for.
 
     Attributes:
-        finger: (N,) int32, -1 for all prints.
+        finger: (N,) int32, -1 for all prints, because their fingers are unknown.
         impression: (N,) int64, -1 for all prints.
         table: table of N rows with the column `source`, the path of each print.
         digest: hash that changes if a file changes.
@@ -251,11 +260,14 @@ class ImageFolder:
         self.digest = state_of_files(folder / name.as_py() for name in self._prints["path"])
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
-        """Read some rows and place them on canvases.
+        """Read a range of prints and place each one on a canvas, a square white image.
+
+        Args:
+            rows: positions of the prints in `table`.
 
         Returns:
-            (n, canvas, canvas) uint8, ridges dark, white for prints that cannot be read; and the reason for each row
-            that cannot be read.
+            (n, canvas, canvas) uint8, ridges dark, all white for a print that cannot be read; and a dictionary from the
+            row of each such print to the reason.
         """
         some = self._prints.slice(rows.start, len(rows)).select(["path", "record", "cut"]).to_pylist()
         files = [ImageFile(self.folder / row["path"], record=row["record"], cut=row["cut"]) for row in some]
@@ -297,11 +309,14 @@ class Work:
         self.prints = DatasetPrints(data, extractor) if is_dataset else ImageFolder(data, reading, extractor)
 
     def embed(self, rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Embed some rows.
+        """Embed a range of prints.
+
+        Args:
+            rows: rows of the prints in the dataset or the list of images.
 
         Returns:
-            Templates (n, ...) in the storage format, zero for failed prints; quality (n,) float32, 0 to 1; and the
-            reason for each row that failed.
+            Templates (n, ...) in the storage format, zero for failed prints; quality (n,) float32, 0 to 1; and a
+            dictionary from the row of each failed print to the reason.
         """
         canvases, reasons = self.prints.read(rows)
         batches = torch.from_numpy(canvases).split(self.options.batch_size)
@@ -326,7 +341,16 @@ open_work = functools.lru_cache(maxsize=1)(Work)  # a process opens the model on
 
 
 def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, path: Path) -> Facts:
-    """Embed some rows in a worker process, write them to `path`, and return the failed rows with their reasons."""
+    """Embed a range of prints in a worker process, and write their templates to a shard file.
+
+    Args:
+        settings: arguments of `Work`.
+        rows: rows of the prints.
+        path: safetensors file to write.
+
+    Returns:
+        Row and reason of each print that failed, under the key "failed".
+    """
     work = open_work(*settings)
     templates, quality, reasons = work.embed(rows)
     here = slice(rows.start, rows.stop)

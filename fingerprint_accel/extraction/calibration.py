@@ -1,9 +1,9 @@
-"""Calibration of a model: its decision thresholds, its error rates, and the prints that they were measured on.
+"""Calibration of a model: its decision thresholds, its error rates, and a record of the prints they were measured on.
 
 The calibration is stored in the notes of a model, in its `config.json`. A threshold is valid only for prints similar to
 those that it was measured on. Non-mated comparisons of real fingers have higher similarities than those of synthetic
-fingers, so a threshold from synthetic prints would produce many more false matches than its FMR promises. A calibration
-on synthetic prints is stored and shown, but never used for decisions.
+fingers. A threshold measured on synthetic prints would therefore accept many more false matches on real prints than its
+FMR states. A calibration on synthetic prints is stored and shown, but never used for decisions.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ REMEDY = "measure thresholds on real prints with `fingerprint-accel calibrate MO
 class Way:
     """Error rates and thresholds of one comparison method.
 
-    The methods are: one embedding per print, or the highest similarity over several poses of each print.
+    The method is either one embedding per print, or the highest similarity over several poses (rotations and shifts) of
+    each print.
 
     Attributes:
         poses: number of poses in which each print was embedded; the best similarity counts.
         prints: number of prints that were compared.
-        fingers: number of fingers that they show.
+        fingers: number of fingers among these prints.
         mated: number of mated comparisons.
         nonmated: number of non-mated comparisons.
         eer: equal error rate.
-        thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}. FMRs that need more
-            non-mated comparisons are left out.
-        fnmr: FNMR at each threshold, by the same keys.
-        eer_before: equal error rate of the same comparisons without centring; None if the templates are not centred.
+        thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}. FMRs that would need
+            more non-mated comparisons are left out.
+        fnmr: FNMR at each threshold, with the same keys as `thresholds`.
+        eer_before: equal error rate of the same comparisons without centring (see `centring`); None if the templates
+            are not centred.
     """
 
     poses: int
@@ -51,15 +53,15 @@ class Way:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration record of a model.
+    """Calibration record of a model: measured error rates and thresholds, and the prints used.
 
     Attributes:
-        source: name of the dataset that it was measured on.
+        source: name of the dataset that the rates were measured on.
         synthetic: whether any print of the dataset was synthetic.
         protocol: description of the pairs that were compared.
         ways: error rates of each comparison method that was measured.
         center: mean template of the prints, encoded by `centring.as_text`; empty for none. The model subtracts it from
-            every template, and the error rates were measured with it.
+            every template, and the error rates were measured with this subtraction.
     """
 
     source: str
@@ -85,27 +87,27 @@ class Calibration:
             raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
 
     def values(self) -> dict[str, Any]:
-        """Return the record as a dictionary for the notes of a model."""
+        """Return the calibration as a dictionary, to store in the notes of a model."""
         return asdict(self)
 
     def way(self, poses: int) -> Way | None:
-        """Return the error rates for this number of poses, or None if they were not measured."""
+        """Return the error rates for this number of poses per print, or None if they were not measured."""
         return next((way for way in self.ways if way.poses == poses), None)
 
 
 def center_of(notes: dict[str, Any]) -> str:
-    """Return the mean template stored in the notes of a model, encoded by `centring.as_text`; empty for none."""
+    """Return the mean template that the notes of a model contain, as text of `centring.as_text`; empty for none."""
     record = notes.get(NOTE)
     return str(record.get("center") or "") if isinstance(record, dict) else ""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Thresholds that may be used for decisions, and an explanation for the user.
+    """Thresholds that may be used for decisions, and a sentence for the user that states their source.
 
     Attributes:
         thresholds: lowest similarity that counts as a match, by FMR; empty if no decision is possible.
-        line: sentence that names the source of the thresholds, or the reason why there are none with a remedy.
+        line: sentence that names the source of the thresholds. Without thresholds it states the reason and a remedy.
     """
 
     thresholds: dict[str, float]
@@ -113,7 +115,7 @@ class Basis:
 
 
 def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
-    """Return the thresholds of a model that apply to a comparison method.
+    """Return the thresholds of a model for comparisons in a given number of poses, if they may be used for decisions.
 
     Args:
         notes: notes of the model.
@@ -121,7 +123,7 @@ def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
             calibration covers.
 
     Raises:
-        UserError: if the calibration cannot be read.
+        UserError: if the calibration in the notes cannot be read.
     """
     found = Calibration.from_notes(notes)
     if found is None:
@@ -139,4 +141,5 @@ def decision_basis(notes: dict[str, Any], poses: int) -> Basis:
 
 
 def _none(reason: str) -> Basis:
+    """Return a basis without thresholds, which states why no decision is possible."""
     return Basis({}, f"no decision: {reason}; {REMEDY}")

@@ -1,8 +1,11 @@
-"""Centring: subtract the mean template of a sensor from every template before it is scaled to unit length.
+"""Centring: subtract the mean template of a sensor from every template, then scale the result to unit length.
 
 The templates of all prints of a sensor share a common part, which raises the similarity of different fingers.
-`fingerprint-accel calibrate` measures the mean template. It is stored in the same record as the thresholds, because
-they are valid only together. A single rename replaces the record, so a kill cannot separate them.
+`fingerprint-accel calibrate` measures the mean template. It is stored in the same record as the thresholds, because the
+thresholds are valid only for templates that are centred with it. A single rename replaces the record, so a killed
+process cannot separate them.
+
+A dense template consists of one vector for each cell of a grid on the finger; see `similarity`.
 """
 
 from __future__ import annotations
@@ -17,18 +20,18 @@ import torch.nn.functional as F
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.similarity import mask_of, per_cell
 
-FEWEST_OF_A_CELL = 10  # minimum number of prints for the mean of a cell; fewer would mainly describe their fingers
+FEWEST_OF_A_CELL = 10  # minimum number of prints for the mean of a cell; fewer prints would not represent the sensor
 
 
 def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
-    """Compute the mean of templates.
+    """Compute the mean template of a set of prints.
 
     For dense templates, each cell is averaged over the prints that show it, after scaling by `similarity.per_cell`. A
-    cell that fewer than `FEWEST_OF_A_CELL` prints show is zero.
+    cell that fewer than `FEWEST_OF_A_CELL` (10) prints show is zero in the mean.
 
     Args:
         embeddings: (N, D) float32 of unit length.
-        cells: number of cells of dense templates, else 0.
+        cells: number of grid cells of a dense template; 0 for other templates.
 
     Returns:
         (D,) float32.
@@ -43,14 +46,14 @@ def mean_template(embeddings: np.ndarray, cells: int) -> np.ndarray:
 def centred(embeddings: torch.Tensor, center: torch.Tensor | None, branches: int, cells: int) -> torch.Tensor:
     """Subtract the mean template from templates, and scale them to unit length again.
 
-    The part of each branch of the network is scaled separately, so that all branches keep the same weight. Cells of
-    dense templates that a print does not show remain zero.
+    The parts of the template that come from different branches of the network are scaled separately, so that all
+    branches keep the same weight. Cells of dense templates that a print does not show remain zero.
 
     Args:
         embeddings: (N, D) float32 of unit length.
         center: (D,) float32, mean template; None returns the templates unchanged.
         branches: number of branches of the network.
-        cells: number of cells of dense templates, else 0.
+        cells: number of grid cells of a dense template; 0 for other templates.
 
     Returns:
         (N, D) float32 of unit length.
@@ -67,7 +70,7 @@ def centred(embeddings: torch.Tensor, center: torch.Tensor | None, branches: int
 
 
 def as_text(center: np.ndarray) -> str:
-    """Encode a mean template (D,) as base64 text of little-endian float32, for the notes of a model."""
+    """Encode a mean template (D,) as base64 text of little-endian float32, to store in the notes of a model."""
     return base64.b64encode(center.astype("<f4").tobytes()).decode()
 
 

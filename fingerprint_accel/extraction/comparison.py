@@ -1,4 +1,7 @@
-"""Comparison of two prints: similarity, best pose, and decisions at the thresholds of the model."""
+"""Comparison of two prints: similarity, best pose, and decisions at the thresholds of the model.
+
+A pose is a rotation and shift in which a print is embedded.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ class Comparison:
     """Result of comparing two prints.
 
     Attributes:
-        similarity: similarity of the embeddings in the best pose, -1 to 1.
-        canvases: (2, S, S) uint8, reference and probe on their canvases, ridges dark.
-        pose: pose that resamples the probe canvas so that it overlays the reference canvas.
+        similarity: similarity of the embeddings in the best pair of poses, -1 to 1.
+        canvases: (2, S, S) uint8, images of reference and probe as the model received them, ridges dark.
+        pose: rotation and shift that make the probe overlay the reference, for `geometric.resample`.
         tried: number of poses in which each print was embedded.
-        verdicts: name and decision for each FMR of the model, see `decisions`.
+        verdicts: text and decision for each FMR with a threshold, see `decisions`.
         basis: source of the thresholds, or the reason why there are no decisions.
     """
 
@@ -34,7 +37,7 @@ class Comparison:
     basis: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the similarity and the decisions as (name, text) rows to print."""
+        """Return the similarity and the decisions as (name, text) rows of a table."""
         poses = f" (best of {self.tried} poses)" if self.tried > 1 else ""
         return [("similarity", f"{self.similarity:.3f}{poses}"), *self.verdicts]
 
@@ -47,15 +50,15 @@ def compare_prints(
     tried: Poses | None = None,
     probe_ppi: int = 0,
 ) -> Comparison:
-    """Compare two prints in several poses, and return the best pose with its similarity and the decisions.
+    """Compare two prints in several poses, and return the best similarity, its pose and the decisions.
 
     Args:
-        extractor: the model.
+        extractor: model that embeds the prints.
         reference: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
-        probe: image to compare with the reference, likewise.
+        probe: image to compare with the reference, of the same types.
         ppi: resolution of the images, pixels per inch.
         tried: poses to try; None for the usual poses of the model.
-        probe_ppi: resolution of the probe, pixels per inch; 0 for `ppi`.
+        probe_ppi: resolution of the probe, pixels per inch, if it differs from `ppi`; 0 for `ppi`.
 
     Raises:
         UserError: if an image shows no print, or too small a part of one.
@@ -75,11 +78,11 @@ def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str
     """Decide at each threshold whether a similarity is a match.
 
     Args:
-        value: the similarity.
+        value: similarity of two prints.
         thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}.
 
     Returns:
-        (name, decision) rows to print, highest FMR first.
+        (name, decision) rows of a table, highest FMR first, such as ("at FMR 0.001", "match (threshold 0.410)").
     """
     rows = []
     for rate, threshold in sorted(thresholds.items(), key=lambda item: -float(item[0])):

@@ -1,6 +1,6 @@
 """Web page of `fingerprint-accel demo`: compares two prints and searches a gallery.
 
-Only this machine can open the page, and the page loads nothing from other machines.
+Only browsers on this machine can open the page, and the page loads nothing from other machines.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {
 
 
 class Demo:
-    """The functions behind the web page, independent of gradio.
+    """Functions of the web page that do not depend on gradio: draw a print, compare two prints, search a gallery.
 
     All methods raise a UserError for a file that is missing or shows no print.
 
     Args:
-        extractor: the model.
+        extractor: model that embeds the prints.
     """
 
     def __init__(self, extractor: FingerprintExtractor) -> None:
         self.extractor = extractor
 
     def canvas(self, file: str | None, ppi: float) -> PIL.Image.Image | None:
-        """Draw a print on its canvas, with minutiae if the model has a minutia branch.
+        """Draw a print as the model receives it, with minutiae if the model predicts them.
 
         Args:
-            file: image file; None if no file was dropped.
+            file: image file; None if the user has not dropped a file.
             ppi: resolution of the image, pixels per inch.
 
         Returns:
-            The picture; None without a file.
+            The picture; None if `file` is None.
         """
         if file is None:
             return None
@@ -68,10 +68,10 @@ class Demo:
         """Compare two image files.
 
         Args:
-            reference: image file; None if no file was dropped.
-            probe: image file to compare with the reference; None if no file was dropped.
+            reference: image file; None if the user has not dropped a file.
+            probe: image file to compare with the reference; None if the user has not dropped a file.
             ppi: resolution of both images, pixels per inch.
-            poses: try several poses; otherwise compare one embedding of each print.
+            poses: compare the prints in several rotations and shifts; otherwise compare one embedding of each print.
 
         Returns:
             Similarity and decisions as Markdown, and a picture of the pair.
@@ -90,13 +90,14 @@ class Demo:
 
         Args:
             folder: gallery folder.
-            probe: image file; None if no file was dropped.
+            probe: image file; None if the user has not dropped a file.
             ppi: resolution of the image, pixels per inch.
             top: number of prints to return.
 
         Returns:
-            One row per print found, with the columns of `search.columns`; the last column also contains person, finger
-            and source, as far as they are stored. And a description of the search as Markdown.
+            A list with one row per print found, best first, and a description of the search as Markdown. The columns
+            are those of `search.columns`. The last column also contains person, finger and source where the gallery
+            stores them.
         """
         if probe is None:
             raise UserError("drop a print first")
@@ -108,12 +109,13 @@ class Demo:
 
 
 def _resolution(ppi: float) -> int:
+    """Round a resolution in pixels per inch to an integer; raise a UserError unless it is above 0."""
     require(bool(ppi) and ppi > 0, "the resolution must be above 0; enter the pixels per inch, for example 500")
     return round(ppi)
 
 
 def import_gradio() -> Any:
-    """Import gradio with all network access to other machines disabled, and return the module.
+    """Import gradio with its usage statistics and other requests to the internet disabled, and return the module.
 
     Raises:
         UserError: if gradio is not installed.
@@ -130,8 +132,8 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
 
     Args:
         gradio: the gradio module.
-        demo: functions behind the page.
-        gallery: initial text of the field for the gallery folder.
+        demo: functions that the buttons of the page call.
+        gallery: initial text of the input field for the gallery folder.
     """
     drop = functools.partial(gradio.File, file_types=sorted(IMAGE_SUFFIXES), type="filepath", height=110)
     shown = functools.partial(gradio.Image, interactive=False, buttons=[], height=380)
@@ -176,7 +178,12 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
 
 
 def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that the page shows the message of a `UserError`."""
+    """Wrap a function so that the page shows the message if the function raises a `UserError`.
+
+    Args:
+        gradio: the gradio module.
+        action: function to wrap.
+    """
 
     def act(*arguments: Any) -> Any:
         try:
@@ -188,14 +195,14 @@ def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StaysHere:
-    """ASGI middleware that refuses requests of pages from other hosts, and adds a content security policy.
+    """ASGI middleware that refuses requests from pages of other hosts, and adds a content security policy to responses.
 
-    The `Host` and `Origin` headers of a request must name this machine. This stops DNS rebinding: a foreign web page
+    The `Host` and `Origin` headers of a request must name this machine. This prevents DNS rebinding: a foreign web page
     whose host name resolves to 127.0.0.1 sends its own name as `Host`, and a form on a foreign page sends its `Origin`.
 
     Args:
         app: ASGI application to protect.
-        port: port that the application is served at.
+        port: port on which the application is served.
     """
 
     def __init__(self, app: Any, port: int) -> None:
@@ -216,11 +223,13 @@ class StaysHere:
             await self.app(scope, receive, send_with_policy)
 
     def _from_here(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Return whether the `Host` header, and the `Origin` header if there is one, name this machine and port."""
         hosts = [value.lower() for name, value in headers if name.lower() == b"host"]
         origins = {value.lower() for name, value in headers if name.lower() == b"origin"}
         return len(hosts) == 1 and hosts[0] in self.hosts and origins <= self.origins
 
     async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request with status 403 and a hint how to open the page, or close a WebSocket connection."""
         kind = "http.response"
         if scope["type"] == "websocket":
             await receive()  # the connect message, which ASGI requires to be read before the answer
@@ -236,7 +245,7 @@ class StaysHere:
 
 
 def serve(gradio: Any, page: Any, port: int) -> str:
-    """Serve the page from a background thread, and return its address.
+    """Serve the page from a background thread, and return its URL.
 
     Args:
         gradio: the gradio module.
@@ -277,17 +286,17 @@ def serve(gradio: Any, page: Any, port: int) -> str:
 
 
 def demo_command(model: str, gallery: Path | None, port: int) -> None:
-    """Open the model, build the page, and serve it until Ctrl-C or another signal.
+    """Open the model, build the page, and serve it until Ctrl-C or another signal ends the process.
 
     Args:
         model: name of a bundled model, or path of a model.
-        gallery: gallery folder that the search tab starts with; None for none.
+        gallery: gallery folder to show in the search tab; None for an empty field.
         port: port on 127.0.0.1; 0 for any free port.
 
     Raises:
         UserError: if gradio is not installed, the model is missing, the gallery was filled by another model, or the
             port cannot be used.
-        SystemExit: after a signal; all dropped prints have been deleted.
+        SystemExit: after a signal; all image files that the user dropped have been deleted.
     """
     with dropped_prints() as dropped:
         os.environ["GRADIO_TEMP_DIR"] = str(dropped)  # gradio reads it at import and later

@@ -1,4 +1,4 @@
-"""Temporary folder for the prints that a user drops on the demo page.
+"""Temporary folder for the image files that a user drops on the demo page.
 
 Only the owner can read the folder. It is deleted when the demo ends.
 """
@@ -26,13 +26,14 @@ ENDING = tuple(getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signa
 def dropped_prints() -> Iterator[Path]:
     """Create a temporary folder of mode 0700, and delete it on exit or when a signal ends the process.
 
-    Folders that killed demos left behind are deleted first. Signals that are ignored, as under nohup, remain ignored.
+    Folders that were left behind by killed demos are deleted first. Signals that are ignored, as under nohup, remain
+    ignored.
 
     Yields:
-        The folder.
+        Path of the folder.
 
     Raises:
-        SystemExit: after a signal, with the code 128 + number of the signal.
+        SystemExit: after a signal, with the exit code 128 + the signal number.
     """
     remove_leftovers()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
@@ -54,9 +55,9 @@ def dropped_prints() -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Delete folders that killed demos of this user left behind.
+    """Delete the temporary folders that killed demos of this user left behind.
 
-    A running demo holds a lock on its folder, so folders without a lock belong to no running demo.
+    A running demo holds a lock on its folder, so a folder without a lock belongs to no running demo.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # locked by a running demo, a file system without locks, or deleted
@@ -71,7 +72,7 @@ def remove_leftovers() -> None:
 
 
 def _new_folder() -> tuple[Path, int]:
-    """Create and lock a folder; return it with the file descriptor that holds the lock."""
+    """Create a temporary folder and lock it; return its path and the file descriptor that holds the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         with contextlib.suppress(FileNotFoundError):
@@ -85,16 +86,18 @@ def _new_folder() -> tuple[Path, int]:
 
 
 def _open(folder: Path) -> int:
+    """Open a folder for locking, and return the file descriptor; symbolic links are not followed."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal: end the process with the exit code 128 + the signal number."""
     _ignore_signals()
     raise SystemExit(128 + number)
 
 
 def _ignore_signals() -> None:
-    """Ignore all signals, so that a second signal cannot interrupt the deletion of the folder."""
+    """Ignore the signals that end a process, so that a second one cannot interrupt the deletion of the folder."""
     for number in (signal.SIGINT, *ENDING):
         if signal.getsignal(number) is not None:
             signal.signal(number, signal.SIG_IGN)

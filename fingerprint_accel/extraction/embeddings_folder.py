@@ -1,7 +1,9 @@
 """Read the folder of embeddings that `fingerprint-accel extract` writes.
 
+A template is an embedding in its storage format. The folder contains:
+
 - `embeddings-*.safetensors`: templates, quality, finger and impression, one row per print in the order of the dataset.
-- `prints.parquet`: source of each print.
+- `prints.parquet`: source of each print, which is the path or description of the original image.
 - `failed.jsonl`: prints that could not be embedded, with reasons.
 - `config.json`: model, template format, options and checksums.
 """
@@ -36,12 +38,12 @@ FOLDER = FolderKind(
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of N prints.
+    """Embeddings of N prints, read from a folder.
 
     Attributes:
-        folder: folder that they were read from.
+        folder: folder that the embeddings were read from.
         templates: (N, ...) templates in their storage format; use `vectors` for float32 embeddings.
-        finger: (N,) int32, finger of each print; -1 if unknown.
+        finger: (N,) int32, number of the finger of each print; -1 if unknown.
         impression: (N,) int64, impression number of each print; -1 if unknown.
         quality: (N,) float32, quality of each print, 0 to 1.
         failed: (N,) bool, true for prints that could not be embedded.
@@ -89,12 +91,13 @@ def open_embeddings(folder: Path | str) -> Embeddings:
 
 
 class ExtractionSummary:
-    """Summary of an extraction, read from the folder of embeddings.
+    """Summary of an extraction, read from the folder of embeddings that it wrote.
 
     Args:
         out: folder of embeddings.
         template: storage format of the templates.
-        made: number of prints that this call embedded; the other prints come from an interrupted call.
+        made: number of prints that this call embedded. The other prints were embedded by an earlier call, which was
+            interrupted.
         seconds: duration of this call, seconds.
 
     Attributes:
@@ -131,7 +134,7 @@ class ExtractionSummary:
         return aligned(rows)
 
     def show(self) -> None:
-        """Print the table and, if prints failed, the path of the list of failures."""
+        """Print the summary table and, if prints failed, the path of the list of failures."""
         print(self.table())
         if self.failed:
             print(f"failed prints with reasons: {self.out / FAILED}")

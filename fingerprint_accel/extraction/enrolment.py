@@ -1,4 +1,7 @@
-"""Enrolment: embed the prints of image files, folders, csv files and datasets, and add them to a gallery."""
+"""Enrolment: embed the prints of image files, folders, csv files and datasets, and add them to a gallery.
+
+A gallery is a folder with the embeddings and names of enrolled prints; see `gallery`.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,10 @@ class Wanted:
     Attributes:
         names: regular expression that extracts finger, subject and position from file names; see `layouts.NamePattern`.
         key: fields of ANSI/NIST files that identify the person, for example "1.009".
-        person: person of all prints; empty to take the person from files, file names or csv files.
+        person: name to store as the person of all prints; empty to take the person from files, file names or csv files.
         fuse: store one template per finger instead of one per print.
-        skip_bad: skip prints that cannot be enrolled; otherwise the first one raises a UserError.
-        replace: replace enrolled prints of the same name; see `Gallery.append`.
+        skip_bad: skip prints that cannot be enrolled; otherwise the first such print raises a UserError.
+        replace: replace enrolled prints that have the same name as a new print; see `Gallery.append`.
         batch_size: number of prints per batch.
     """
 
@@ -53,13 +56,13 @@ class Enrolled:
     """Result of an enrolment.
 
     Attributes:
-        new: number of templates that were added, including those that replaced others.
-        replaced: number of templates that replaced an enrolled one.
+        new: number of templates that were added, including those that replaced enrolled ones.
+        replaced: number of enrolled templates that were replaced.
         there: number of templates that were already enrolled.
         prints: number of prints that were embedded.
         skipped: number of prints that could not be enrolled.
         others: number of files and records that do not show a finger.
-        total: number of templates in the gallery.
+        total: number of templates in the gallery after the enrolment.
     """
 
     new: int
@@ -71,7 +74,11 @@ class Enrolled:
     total: int
 
     def told(self, fuse: bool) -> str:
-        """Return a summary of one line; `fuse` states whether templates are fused."""
+        """Return a summary of one line for the user.
+
+        Args:
+            fuse: whether the enrolment stored one template per finger instead of one per print.
+        """
         what = f"fingers enrolled from {self.prints:,} prints" if fuse else "prints enrolled"
         more = [f"{self.replaced:,} replaced"] if self.replaced else []
         more += [f"{self.there:,} already enrolled"] if self.there else []
@@ -83,14 +90,14 @@ class Enrolled:
 
 @dataclass(frozen=True)
 class _Print:
-    """A print to enrol.
+    """A print to enrol, from an image file or from a dataset.
 
     Attributes:
-        known: record that the gallery stores.
-        finger: name of the finger; prints of the same name are fused.
+        known: record that the gallery stores, with name, person, finger position and source.
+        finger: name of the finger; with `fuse`, prints with the same finger name form one template.
         file: image file; None for a print of a dataset.
-        shards: dataset; None for a file.
-        row: row in the dataset.
+        shards: dataset that contains the print; None for an image file.
+        row: row of the print in the dataset.
     """
 
     known: Known
@@ -102,7 +109,7 @@ class _Print:
 
 @dataclass
 class _Found:
-    """Collects the prints to enrol.
+    """Collects the prints to enrol, and counts the prints that are skipped.
 
     Attributes:
         wanted: options of the enrolment.
@@ -117,14 +124,20 @@ class _Found:
     others: int = 0
 
     def refuse(self, line: str) -> None:
-        """Raise a UserError with this message or, with `skip_bad`, print the message and count the print."""
+        """Raise a UserError for a print that cannot be enrolled, or skip the print if `skip_bad` is set.
+
+        A skipped print is counted, and the message is printed.
+
+        Args:
+            line: message that names the print and the reason.
+        """
         if not self.wanted.skip_bad:
             raise UserError(f"{line}; --skip-bad enrols the others")
         tqdm.write(f"skipped: {line}", sys.stderr)
         self.skipped += 1
 
     def add_listing(self, listing: Listing) -> None:
-        """Add the prints of listed files and records."""
+        """Add the prints of files that `data.listing` has listed, and count the files that do not show a finger."""
         for path, reason in listing.rejected:
             if is_nothing_to_read(reason) or shows_no_finger(reason):
                 self.others += 1
@@ -141,7 +154,11 @@ class _Found:
             self.prints.append(_Print(Known(name, person, row["position"], name), finger, file))
 
     def add_dataset(self, folder: Path, extractor: FingerprintExtractor) -> None:
-        """Add all prints of a dataset folder, named FINGER/IMPRESSION."""
+        """Add all prints of a dataset folder; the name of a print is FINGER/IMPRESSION.
+
+        Raises:
+            UserError: if the dataset cannot be opened, or its prints do not have the format that the model needs.
+        """
         shards = open_dataset(folder)
         extractor.check_dataset(shards)
         keys, sources = (shards.table[column].to_pylist() for column in ("finger_key", "source"))
@@ -157,14 +174,15 @@ def enroll_prints(
 
     Args:
         gallery: gallery folder.
-        paths: image files, ANSI/NIST files, folders of them, csv files of `import --layout csv`, or dataset folders.
-        extractor: the model.
+        paths: image files, ANSI/NIST files, folders of such files, csv files of `import --layout csv`, or dataset
+            folders.
+        extractor: model that embeds the prints.
         ppi: resolution of images that do not state theirs, pixels per inch.
         wanted: options of the enrolment.
 
     Raises:
-        UserError: if a print cannot be enrolled and `skip_bad` is not set, or if there is nothing to enrol. The gallery
-            is not changed then.
+        UserError: if a print cannot be enrolled and `skip_bad` is not set, or if there is nothing to enrol. In both
+            cases the gallery is not changed.
     """
     found = _listed(paths, extractor, wanted)
     embeddings, prints = _embedded(found, extractor, ppi)
@@ -179,7 +197,13 @@ def enroll_prints(
 
 
 def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Wanted) -> _Found:
-    """List the prints of all paths, in order."""
+    """Collect the prints of all paths (files, folders, csv files and datasets), in their order.
+
+    Args:
+        paths: paths to read.
+        extractor: model that will embed the prints; datasets must have its format.
+        wanted: options of the enrolment.
+    """
     found = _Found(wanted)
     for group in _runs_of_files(paths):
         try:
@@ -201,8 +225,8 @@ def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Want
 def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
     """Group the paths: each folder and csv file alone, and consecutive other files as one list.
 
-    The files of a list are read together, because ANSI/NIST records are named by transaction numbers, and two files may
-    have the same number.
+    The files of one list are read together, so that equal names can be told apart: ANSI/NIST records are named by
+    transaction numbers, and two files may have the same number.
     """
     run: list[Path] = []
     for path in paths:
@@ -219,13 +243,18 @@ def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
 
 @torch.inference_mode()
 def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple[np.ndarray, list[_Print]]:
-    """Embed the prints that can be enrolled.
+    """Embed the collected prints, except those that cannot be enrolled.
+
+    Args:
+        found: the prints.
+        extractor: model that embeds the prints.
+        ppi: resolution of images that do not state theirs, pixels per inch.
 
     Returns:
-        Embeddings (n, D) float32 of unit length, and the n prints.
+        Embeddings (n, D) float32 of unit length, and the n prints that were embedded.
 
     Raises:
-        UserError: if none of the prints can be enrolled, or one cannot and `skip_bad` is not set.
+        UserError: if none of the prints can be enrolled, or if one cannot and `skip_bad` is not set.
     """
     batches, kept, canvases = [], list[_Print](), list[np.ndarray]()
     for each in tqdm(found.prints, desc="extracting", unit="print"):
@@ -244,7 +273,12 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
 
 
 def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarray:
-    """Read a print; return its canvas (S, S) uint8, ridges dark.
+    """Read a print as the canvas that the model needs: a square image (S, S) uint8, ridges dark.
+
+    Args:
+        each: print to read.
+        extractor: model that will embed the print.
+        ppi: resolution of images that do not state theirs, pixels per inch.
 
     Raises:
         UserError: if the print cannot be enrolled.
@@ -258,11 +292,16 @@ def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarr
 
 
 def _fused(embeddings: np.ndarray, prints: list[_Print], cells: int) -> tuple[np.ndarray, list[Known]]:
-    """Fuse the embeddings (n, D) of each finger.
+    """Fuse the embeddings of each finger into one template, and make one gallery record per finger.
+
+    Args:
+        embeddings: (n, D) float32 of unit length.
+        prints: the n prints.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        Templates (F, D) float32, and the record of each finger. Person and position are stored if all prints of the
-        finger agree on them.
+        Templates (F, D) float32, and the record of each of the F fingers. A record contains a person and a position
+        only if all prints of the finger agree on them.
     """
     templates, fingers = fused_by_finger(embeddings, [each.finger for each in prints], cells)
     of_finger: dict[str, list[Known]] = {finger: [] for finger in fingers}
@@ -282,7 +321,7 @@ def fused_by_finger(embeddings: np.ndarray, fingers: list[str], cells: int) -> t
     Args:
         embeddings: (N, D) float32 of unit length.
         fingers: name of the finger of each print.
-        cells: number of cells of dense templates, else 0.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
         Templates (F, D) float32, and the names of the F fingers in order of first occurrence.

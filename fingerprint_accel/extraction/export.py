@@ -1,4 +1,4 @@
-"""Export a model with its preprocessing to ONNX or `torch.export`, and compare the file with the original model."""
+"""Export a model with its preprocessing to ONNX or `torch.export`, and compare the outputs with the original model."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from fingerprint_accel.preprocess.geometric import turned_and_shifted, upright
 
 OPSET = 20  # the first opset whose bilinear GridSample gives the same results in all runtimes
 LARGEST_BATCH = 4096
-TRIED = (1, 3, 8)  # batch sizes for which an exported file is checked
-ROUNDS = 5  # timed runs
+TRIED = (1, 3, 8)  # batch sizes for which the output of an exported file is compared with the original
+ROUNDS = 5  # number of timed runs
 KIND = "exported model"  # mark in the files, by which a later export recognises that it may replace them
 
 
 class Embedder(nn.Module):
-    """Preprocessing, alignment, network and centring of an extractor as one traceable module.
+    """Traceable module that maps images to embeddings: preprocessing, alignment, network and centring of an extractor.
 
-    Prints are embedded in a single pose. There is no loop over the batch, so the batch size can be dynamic.
+    Each print is embedded in a single pose, its original rotation and position. There is no loop over the batch, so the
+    batch size can be dynamic.
 
     Args:
-        extractor: the model.
+        extractor: model to export.
     """
 
     center: torch.Tensor | None
@@ -47,7 +48,7 @@ class Embedder(nn.Module):
         self.branches, self.cells = len(extractor.model.branch_dims), extractor.cells
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Embed canvases.
+        """Embed a batch of canvases, which are square images with one print each.
 
         Args:
             images: (B, canvas, canvas) uint8, ridges dark.
@@ -66,7 +67,7 @@ class Embedder(nn.Module):
 
 
 def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
-    """Trace an extractor with `torch.export`, with a dynamic batch size of up to `LARGEST_BATCH`."""
+    """Trace a model with `torch.export`; the batch size of the program can vary up to `LARGEST_BATCH`."""
     embedder = Embedder(extractor).cpu().eval()
     example = torch.zeros(2, extractor.canvas, extractor.canvas, dtype=torch.uint8)
     with torch.no_grad():
@@ -76,17 +77,17 @@ def traced(extractor: FingerprintExtractor) -> torch.export.ExportedProgram:
 
 
 def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Write a `torch.export` file and compare it with the original model.
+    """Write a `torch.export` file, and compare its embeddings and speed with the original model.
 
     `torch.export.load` opens the file without this package.
 
     Args:
-        extractor: the original model.
-        program: graph of the model, from `traced`.
+        extractor: original model.
+        program: traced model, from `traced`.
         path: file to write.
 
     Returns:
-        Text with the size of the file, the largest difference from the original and the time per print.
+        Text with the size of the file, the largest difference from the original embeddings and the time per print.
     """
     torch.export.save(program, path, extra_files={mark(KIND): ""})
     module = torch.export.load(path).module()
@@ -94,17 +95,17 @@ def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedPr
 
 
 def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
-    """Write an ONNX file and compare it with the original model in onnxruntime.
+    """Write an ONNX file, and compare its embeddings and speed in onnxruntime with the original model.
 
     The file has the input `images`, (N, canvas, canvas) uint8, and the output `embeddings`, (N, D) float32.
 
     Args:
-        extractor: the original model.
-        program: graph of the model, from `traced`.
+        extractor: original model.
+        program: traced model, from `traced`.
         path: file to write.
 
     Returns:
-        Text with the size of the file, the largest difference from the original and the time per print.
+        Text with the size of the file, the largest difference from the original embeddings and the time per print.
 
     Raises:
         UserError: if onnx, onnxscript or onnxruntime is not installed.
@@ -133,12 +134,12 @@ def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedPro
 
 
 def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndarray], np.ndarray]) -> str:
-    """Run an exported file and the original model on random canvases, and describe size, difference and speed.
+    """Run an exported file and the original model on random images; return size, largest difference and speed as text.
 
     Args:
-        extractor: the original model.
+        extractor: original model.
         path: exported file.
-        run: function that embeds canvases (N, canvas, canvas) uint8 with the exported file.
+        run: function that embeds images (N, canvas, canvas) uint8 with the exported file.
     """
     extractor = extractor.cpu()
 

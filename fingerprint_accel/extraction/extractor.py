@@ -1,4 +1,4 @@
-"""The extractor: prints in, embeddings out."""
+"""The extractor: a trained model with its preprocessing, which maps images of fingerprints to embeddings."""
 
 from __future__ import annotations
 
@@ -37,30 +37,31 @@ from fingerprint_accel.models.saved_model import find_model, write_model, write_
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
 
-LEAST_AREA = "least_print_area_mm2"  # note of a model: smaller prints are not compared
+LEAST_AREA = "least_print_area_mm2"  # key in the notes of a model; smaller prints are not compared
 
 
 class FingerprintExtractor(PreparedNetwork):
-    """Trained network with its preparation, which turns prints into embeddings.
+    """Trained model with its preprocessing, which maps images of fingerprints to embeddings.
 
-    Open a model with `from_pretrained`. The constructor makes a network with random weights. As a PyTorch module it
-    takes canvases; see `forward`. It runs on the CPU until it is moved, `extractor.to("cuda")`.
+    Open a trained model with `from_pretrained`. The constructor creates a network with random weights. The model runs
+    on the CPU until it is moved, for example with `extractor.to("cuda")`. Its `forward` method takes canvases, which
+    are square images of fixed size and resolution with one print each.
 
     Args:
-        model: Configuration of the network.
-        preprocess: Configuration of the preparation.
-        ppi: Resolution that the network is trained at, pixels per inch.
-        canvas: Side of the canvases in pixels.
-        enhanced: Whether the network is trained on prints that are stored enhanced.
+        model: configuration of the network.
+        preprocess: configuration of the preprocessing.
+        ppi: resolution that the network is trained at, pixels per inch.
+        canvas: side of a canvas, pixels.
+        enhanced: whether the network is trained on prints whose ridges were enhanced before they were stored.
 
     Attributes:
-        model: The network, a `DeepPrint`.
-        bf16: Whether to run the network in bf16, which is faster on processors and GPUs that support it.
-        reading: How image files are read: inverted, mirrored, raw pixels.
-        notes: Facts that are saved with the model, such as its calibration.
-        origin: Folder that the model was opened from.
-        cells: Number of cells of a dense embedding, 0 for other models.
-        identity: Digest of the weights. Embeddings of models with other digests must not be compared.
+        model: the network, a `DeepPrint`.
+        bf16: run the network in bfloat16, which is faster on CPUs and GPUs that support it.
+        reading: options for reading image files: inverted, mirrored, or raw pixels.
+        notes: facts that are saved with the model, such as its calibration.
+        origin: folder that the model was opened from.
+        cells: number of grid cells of a dense embedding, 0 for other models; see `similarity`.
+        identity: digest of weights and centre. Embeddings of models with different identities must not be compared.
     """
 
     def __init__(
@@ -78,29 +79,30 @@ class FingerprintExtractor(PreparedNetwork):
         progress: bool = True,
         placed: bool = False,
     ) -> np.ndarray:
-        """Embed prints, in their order.
+        """Embed prints, and return the embeddings in the order of the prints.
 
         Args:
-            prints: One image or a list of images; or a dataset. An image is a file (`str`, `Path` or the bytes of the
-                file), a PIL image, or a uint8 array, (H, W) or (H, W, 3). A dataset is the result of `open_dataset`,
-                or a `datasets.Dataset`. That has a column `image` of type `datasets.Image`, or it is a dataset folder
-                opened by `datasets.load_from_disk`.
-            ppi: Resolution of the images in pixels per inch. Datasets of canvases and placed images need none.
-            poses: Ways in which each print is turned and shifted before it is embedded.
-            batch_size: Number of prints that are embedded at a time.
-            progress: Whether to show a progress bar where there is more than one batch.
-            placed: Whether the images are canvases, (canvas, canvas) pixels at the resolution of the network, with one
-                print in the middle. They are used as they are. They may also be a uint8 array or tensor
-                (N, canvas, canvas), or a list of uint8 tensors.
+            prints: one image, a list of images, or a dataset. An image is a file (`str`, `Path`, or the contents as
+                `bytes`), a PIL image, or a uint8 array (H, W) or (H, W, 3). A dataset is the result of `open_dataset`,
+                or a `datasets.Dataset`. A `datasets.Dataset` needs a column `image` of type `datasets.Image`, or it
+                must be a dataset folder that was opened with `datasets.load_from_disk`.
+            ppi: resolution of the images, pixels per inch. It is not needed for dataset folders and placed images.
+            poses: rotations and shifts in which each print is embedded; by default only the original position.
+            batch_size: number of prints per batch.
+            progress: show a progress bar if there is more than one batch.
+            placed: whether the images are canvases, which are used without changes. A canvas has (canvas, canvas)
+                pixels at the resolution of the network, with one print in the middle. Canvases may also be passed as a
+                uint8 array or tensor (N, canvas, canvas), or as a list of uint8 tensors.
 
         Returns:
-            (N, D) float32 array of unit length, N = 1 for one image; (N, P, D) for P > 1 poses. Networks with two
-            branches give half of the numbers from each, the texture branch first.
+            (N, D) float32 of unit length, with N = 1 for one image; (N, P, D) for P > 1 poses. If the network has two
+            branches, the first half of the numbers comes from the texture branch and the second half from the minutia
+            branch.
 
         Raises:
-            TypeError: `prints` is of another kind.
-            UserError: An image without a print, an unknown resolution, or a dataset that does not suit the network.
-                Small prints are embedded too. `quality` is low for them; `compare`, enrolment and search refuse them.
+            TypeError: if `prints` has another type.
+            UserError: if an image shows no print, the resolution is unknown, or a dataset does not fit the model. Small
+                prints are embedded too and have a low `quality`. `compare`, enrolment and search refuse them.
         """
         embeddings, filled = np.empty((0, self.model.config.embedding_dim), np.float32), 0
         reader = self._opened(prints, ppi, placed)
@@ -113,20 +115,22 @@ class FingerprintExtractor(PreparedNetwork):
         return embeddings
 
     def quality(self, prints: Prints, ppi: int = 0, batch_size: int = 64, placed: bool = False) -> np.ndarray:
-        """Measure how much each print offers for a comparison. Prints of low quality often fail to match.
+        """Measure the quality of prints, from 0 to 1; comparisons of prints of low quality often fail.
+
+        The quality combines the area of clear ridges with the norm of the embedding; see `print_quality`.
 
         Args:
-            prints: As in `extract`.
-            ppi: As in `extract`.
-            batch_size: As in `extract`.
-            placed: As in `extract`.
+            prints: images or dataset, as in `extract`.
+            ppi: resolution of the images, as in `extract`.
+            batch_size: number of prints per batch.
+            placed: whether the images are canvases, as in `extract`.
 
         Returns:
-            (N,) float32 array, 0 to 1.
+            (N,) float32, 0 to 1.
 
         Raises:
-            TypeError: As in `extract`.
-            UserError: As in `extract`.
+            TypeError: if `prints` has a type that `extract` does not accept.
+            UserError: for the same reasons as in `extract`.
         """
         parts = [np.empty(0, np.float32)]
         parts += [
@@ -138,19 +142,25 @@ class FingerprintExtractor(PreparedNetwork):
     def batches(
         self, prints: Prints, ppi: int = 0, batch_size: int = 64, progress: bool = False, placed: bool = False
     ) -> Iterator[torch.Tensor]:
-        """Yield the canvases of prints, (B, canvas, canvas) uint8 on the device of the network.
+        """Iterate over prints in batches of canvases, the square images that the model embeds.
 
         Arguments and errors are those of `extract`.
+
+        Yields:
+            (B, canvas, canvas) uint8 on the device of the model.
         """
         return self._batches(self._opened(prints, ppi, placed), batch_size, progress)
 
     def _opened(self, prints: Prints, ppi: int, placed: bool) -> CanvasReader:
+        """Open prints of any type that `extract` accepts, as a reader of canvases."""
+
         def place(image: Image, name: str) -> np.ndarray:
             return self.on_canvas(image, ppi, however_small=True, name=name)
 
         return open_prints(prints, self.print_info, place, ppi, placed)
 
     def _batches(self, reader: CanvasReader, batch_size: int, progress: bool) -> Iterator[torch.Tensor]:
+        """Read canvases in batches, move each batch to the device of the model, and show a progress bar."""
         shown = progress and reader.count > batch_size
         with tqdm(total=reader.count, desc="extracting", unit="print", disable=not shown) as bar:
             for start in range(0, reader.count, batch_size):
@@ -159,60 +169,72 @@ class FingerprintExtractor(PreparedNetwork):
                 bar.update(len(canvases))
 
     def compare(self, reference: Image, probe: Image, ppi: int = 500, poses: Poses | None = None) -> float:
-        """Compare two prints in several poses.
+        """Compare two prints in several poses (rotations and shifts), and return the highest similarity.
 
         Args:
-            reference: Image of one print, as in `extract`.
-            probe: The other image.
-            ppi: Resolution of both in pixels per inch.
-            poses: Poses to try, `usual_poses` by default.
+            reference: image of one print, as in `extract`.
+            probe: image to compare with the reference.
+            ppi: resolution of both images, pixels per inch.
+            poses: poses to try; None for `usual_poses`.
 
         Returns:
-            Similarity in the best pose, -1 to 1, as of `similarity`.
+            Cosine similarity of the embeddings in the best pose, -1 to 1; see `similarity`.
 
         Raises:
-            TypeError: An image of another kind.
-            UserError: An image without a print, or one that shows less of a finger than the model needs.
+            TypeError: if an image has another type.
+            UserError: if an image shows no print, or less of a finger than the model needs.
         """
         both = self.embed_to_compare([reference, probe], ppi, poses or self.usual_poses)
         return float(self.similarity(both[:1], both[1:])[0, 0])
 
     def similarity(self, references: np.ndarray, probes: np.ndarray) -> np.ndarray:
-        """Compare embeddings of this model.
+        """Compute the similarity of every reference with every probe, from embeddings of this model.
 
         Args:
-            references: (N, D), or (N, P, D) in P poses, as `extract` returns them.
-            probes: (M, D), or (M, P, D) in P poses.
+            references: (N, D) float32; or (N, P, D) with P poses of each print, as `extract` returns them.
+            probes: (M, D), or (M, P, D) with P poses of each print.
 
         Returns:
-            (N, M) float32 array of cosine similarities, -1 to 1. Dense embeddings are compared over the part of the
-            finger that both prints show. With poses the best one counts.
+            (N, M) float32 cosine similarities, -1 to 1. Dense embeddings are compared over the part of the finger that
+            both prints show. With several poses the best pose counts.
         """
         return similarity(references, probes, self.cells)
 
     def embed_to_compare(self, images: Sequence[Image], ppi: int, poses: Poses) -> np.ndarray:
-        """Embed a few images as `extract` does, but refuse those that fail `check_area`."""
+        """Embed a few images as `extract` does, but refuse prints that are too small for a comparison.
+
+        Args:
+            images: images of one print each, as in `extract`.
+            ppi: resolution of the images, pixels per inch.
+            poses: poses in which each print is embedded.
+
+        Returns:
+            (N, D) float32 of unit length; (N, P, D) for P > 1 poses.
+
+        Raises:
+            UserError: if `ppi` is not above 0, if an image shows no print, or if a print fails `check_area`.
+        """
         if ppi <= 0:
             raise UserError(NO_PPI)
         canvases = np.stack([self.on_canvas(image, ppi) for image in images])
         return self(torch.from_numpy(canvases).to(self.device), poses).cpu().numpy()
 
     def on_canvas(self, image: Image | ImageFile, ppi: int, however_small: bool = False, name: str = "") -> np.ndarray:
-        """Find the print on an image and place it on a canvas, as an import would store it.
+        """Find the print in an image, and place it on a canvas: a square image of the size that the model needs.
 
         Args:
-            image: Image of one print, as in `extract`. A print in a file of several is named `file#record`, a finger
-                of a slap `file#record-position`.
-            ppi: Resolution of images that do not state their own, pixels per inch.
-            however_small: Whether to leave out `check_area`.
-            name: Name of the image in errors, by default that of its file.
+            image: image of one print, as in `extract`. A file with several prints needs the number of the record:
+                `file#record`. One finger of a slap (an image of several fingers) is `file#record-position`.
+            ppi: resolution of images that do not state their own, pixels per inch.
+            however_small: skip `check_area`, so that small prints are accepted.
+            name: name of the image in error messages; empty for the file name.
 
         Returns:
-            (canvas, canvas) uint8.
+            (canvas, canvas) uint8, ridges dark, enhanced if the model needs enhanced prints.
 
         Raises:
-            TypeError: An image of another kind.
-            UserError: No image, no print on it, or too little of one.
+            TypeError: if the image has another type.
+            UserError: if the image cannot be read, or shows no print or too small a part of one.
         """
         name = name or name_of_image(image)
         try:
@@ -225,9 +247,14 @@ class FingerprintExtractor(PreparedNetwork):
         return enhance_canvas(placed, self.ppi) if self.enhanced else placed
 
     def check_area(self, canvas: np.ndarray, name: str) -> None:
-        """Raise UserError where a canvas (S, S) uint8 shows less of a finger than the model needs to recognise it.
+        """Raise a UserError if a print shows less of a finger than the model needs to recognise it.
 
-        The least area was measured for the bundled models, which keep it in `notes`. Other models take any print.
+        The minimum area is stored in the notes of the bundled models, for which it was measured. Models without this
+        note accept any print.
+
+        Args:
+            canvas: (S, S) uint8, ridges dark.
+            name: name of the print in the error message.
         """
         least = self.notes.get(LEAST_AREA)
         if least is None:
@@ -237,7 +264,11 @@ class FingerprintExtractor(PreparedNetwork):
             raise UserError(f"{name}: too small: {area:.0f} mm^2 of ridges, the model needs about {least:g}")
 
     def check_dataset(self, shards: Shards) -> None:
-        """Raise UserError, with the remedy, where a dataset does not suit the network."""
+        """Check that the prints of a dataset have the format that the model needs.
+
+        Raises:
+            UserError: if resolution, size or enhancement differ. The message names the remedy.
+        """
         check_dataset(shards.info, self.print_info, shards.folder)
 
     def save_pretrained(self, folder: Path | str, notes: dict[str, Any] | None = None, half: bool = False) -> None:
@@ -246,26 +277,35 @@ class FingerprintExtractor(PreparedNetwork):
         The folder gets `model.safetensors`, `config.json` and `README.md`. An existing model folder is replaced.
 
         Args:
-            folder: Folder to write.
-            notes: Facts to keep in `config.json`, by default the model's own `notes`.
-            half: Whether to store matrices in 16 bits, which halves the file and changes embeddings by about 0.001.
+            folder: folder to write.
+            notes: facts to store in `config.json`; None for the `notes` of the model.
+            half: store weight matrices in 16 bits, which halves the file size and changes embeddings by about 0.001.
 
         Raises:
-            UserError: The folder exists and is not a model folder.
+            UserError: if the folder exists and is not a model folder.
         """
         folder = Path(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        if half:  # statistics and biases are few, and their range is wide
+        if half:  # vectors stay in float32: they are small, and have a wide range of values
             tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
         write_model(folder, tensors, *self._described(folder.name, self.notes if notes is None else notes))
 
     def save_notes(self, folder: Path | str) -> None:
-        """Write `notes` into `config.json` and `README.md` of an exported model that has these weights."""
+        """Write `notes` into `config.json` and `README.md` of an exported model folder.
+
+        Args:
+            folder: model folder that contains the weights of this model; its weights are not written.
+        """
         folder = Path(folder)
         write_notes(folder, *self._described(folder.resolve().name, self.notes))
 
     def _described(self, name: str, notes: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        """`config.json` and card of an exported model called `name`."""
+        """Return the contents of `config.json` and `README.md` of an exported model folder.
+
+        Args:
+            name: name of the model in `README.md`.
+            notes: facts to include.
+        """
         config = {
             "format_version": 1,
             "model": asdict(self.model.config),
@@ -282,11 +322,11 @@ class FingerprintExtractor(PreparedNetwork):
         """Open a trained model on the CPU.
 
         Args:
-            place: Name of a bundled model (`small`, `base`), an exported folder, a run folder, whose best checkpoint is
-                opened, or a checkpoint folder.
+            place: name of a bundled model (`small` or `base`), or path of an exported model folder, a checkpoint
+                folder, or a run folder. The best checkpoint of a run folder is opened.
 
         Raises:
-            UserError: There is no model at this place, or it is damaged.
+            UserError: if there is no model at this place, or if it is damaged.
         """
         saved = find_model(place)
         extractor = cls(saved.model, saved.preprocess, saved.ppi, saved.canvas, saved.enhanced)
@@ -296,5 +336,5 @@ class FingerprintExtractor(PreparedNetwork):
 
 
 def open_extractor(place: Path | str) -> FingerprintExtractor:
-    """Open a model as `FingerprintExtractor.from_pretrained` does, on the GPU if there is one."""
+    """Open a trained model as `FingerprintExtractor.from_pretrained` does, and move it to the GPU if there is one."""
     return FingerprintExtractor.from_pretrained(place).to("cuda" if torch.cuda.is_available() else "cpu")

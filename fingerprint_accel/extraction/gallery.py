@@ -1,9 +1,9 @@
 """A gallery: a folder with the embeddings and names of enrolled prints.
 
 A gallery consists of Arrow files, one for each enrolment. A file appears under its final name only when it is complete.
-Its name contains the beginning of its SHA-256, and its schema contains a copy of `gallery.json`. A kill, a full disk or
-two simultaneous enrolments therefore cannot damage a gallery. The files are memory-mapped, so opening a gallery is fast
-and a gallery may be larger than memory. Deleting a print rewrites the file that contains it.
+Its name contains the beginning of its SHA-256, and its schema contains a copy of `gallery.json`. A killed process, a
+full disk or two simultaneous enrolments therefore cannot damage a gallery. The files are memory-mapped, so opening a
+gallery is fast and a gallery may be larger than memory. Deleting a print rewrites the file that contains it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from fingerprint_accel.extraction.gallery_matches import conflicts, first_of_nam
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, nearest, rescored
 from fingerprint_accel.outputs import check_folder
 
-BLOCK = 65_536  # references read at a time
+BLOCK = 65_536  # number of embeddings that are read at a time
 
 
 class Gallery:
     """A folder of enrolled prints: one embedding per print, its name, and optionally its person and finger position.
 
-    Prints are numbered by rows, in the order of the files.
+    Each print has a row number, which counts the prints of all files in the order of the files.
 
     Args:
         folder: folder of an existing gallery; `open_or_create` creates one.
@@ -54,7 +54,7 @@ class Gallery:
     Attributes:
         dims: dimension of the embeddings.
         model: identity of the model that computed the embeddings; probes must come from the same model.
-        cells: number of cells of dense templates (see `similarity.masked_similarity`); 0 for other templates.
+        cells: number of grid cells of a dense template (see `similarity`); 0 for other templates.
         part_names: names of the Arrow files in row order; each name contains a checksum of the file.
 
     Raises:
@@ -71,7 +71,7 @@ class Gallery:
         self._open_parts()
 
     def _open_parts(self) -> None:
-        """Open the current files of the folder."""
+        """Open the files of prints that the folder contains at this moment."""
         parts = settled_parts(self.folder, self.dims)
         self.part_names, self._parts = [name for name, _ in parts], [part for _, part in parts]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
@@ -84,7 +84,7 @@ class Gallery:
             folder: path of the new gallery; it must not exist, or must be empty.
             dims: dimension of the embeddings.
             model: identity of the model that computes the embeddings, see `FingerprintExtractor.identity`.
-            cells: number of cells of dense templates, else 0.
+            cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
         Raises:
             UserError: if the folder exists and is not empty.
@@ -105,7 +105,9 @@ class Gallery:
 
     @classmethod
     def open_or_create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Open a gallery, or create an empty one if the folder is missing or empty; arguments as for `create`.
+        """Open a gallery, or create an empty one if the folder is missing or empty.
+
+        The arguments are those of `create`.
 
         Raises:
             UserError: if the folder contains anything other than a gallery of this model.
@@ -119,7 +121,11 @@ class Gallery:
         return cls.create(folder, dims, model, cells)
 
     def check_model(self, identity: str) -> None:
-        """Raise a UserError unless the embeddings come from the model with this `FingerprintExtractor.identity`."""
+        """Raise a UserError unless the embeddings of the gallery were computed by a given model.
+
+        Args:
+            identity: `FingerprintExtractor.identity` of the model.
+        """
         require(
             self.model == identity,
             f"{self.folder}: filled by another model ({self.model}, not {identity}); give the model that filled it "
@@ -132,21 +138,21 @@ class Gallery:
     def append(self, embeddings: np.ndarray, prints: Sequence[str | Known], replace: bool = False) -> int:
         """Enrol prints: either all of them or none.
 
-        Prints that are already enrolled with the same name and embedding are skipped, so an enrolment can be repeated
-        after a kill.
+        A print that is already enrolled with the same name and embedding is skipped, so an enrolment that was killed
+        can be repeated.
 
         Args:
             embeddings: (N, D) float32 of unit length.
             prints: name of each print, or its `Known` record with name, person, finger position and source.
-            replace: replace an enrolled print of the same name if its image or its record differs.
+            replace: replace an enrolled print of the same name if its embedding or its record differs.
 
         Returns:
             Number of prints that were added, including those that replaced others.
 
         Raises:
-            UserError: if an enrolled print has the same name but another image, and `replace` is not set; if two
-                different prints in `prints` have the same name; if the embeddings have another shape; or if another
-                process keeps the gallery locked for a minute.
+            UserError: if an enrolled print has the same name but another embedding, and `replace` is not set; if two
+                different prints in `prints` have the same name; if the shape of `embeddings` does not fit the gallery
+                and `prints`; or if another process locks the gallery for more than a minute.
         """
         require(
             embeddings.shape == (len(prints), self.dims),
@@ -175,8 +181,8 @@ class Gallery:
     def remove(self, person: str = "", names: Iterable[str] = ()) -> int:
         """Delete all prints of a person, or the prints with the given names.
 
-        The files that contain these prints are rewritten without them, and search indexes are deleted. After a kill,
-        either all of the prints are deleted or none.
+        The files that contain these prints are rewritten without them, and search indexes are deleted. If the process
+        is killed, either all of the prints are deleted or none.
 
         Args:
             person: person to delete; empty to delete by name.
@@ -187,7 +193,7 @@ class Gallery:
 
         Raises:
             UserError: if the person or one of the names is not enrolled (nothing is deleted then), or if another
-                process keeps the gallery locked for a minute.
+                process locks the gallery for more than a minute.
         """
         column = "person" if person else "name"
         with changing(self.folder):
@@ -199,10 +205,10 @@ class Gallery:
         return sum(int(mask.sum()) for mask in masks)
 
     def _change(self, gone: list[np.ndarray], added: list[pa.RecordBatch]) -> None:
-        """Add files, and rewrite files without some of their prints; the caller must hold the lock.
+        """Add files, and rewrite existing files without some of their prints; the caller must hold the lock.
 
         Args:
-            gone: for each file (n,) bool, true for prints to delete.
+            gone: one (n,) bool mask for each existing file, true for the prints to delete.
             added: contents of the new files.
         """
         touched = [number for number, mask in enumerate(gone) if mask.any()]
@@ -217,24 +223,25 @@ class Gallery:
         self._open_parts()
 
     def known(self, rows: np.ndarray) -> list[Known]:
-        """Return the record (name, person, finger position, source) of each row in `rows` (n,)."""
+        """Return the record of each print in `rows` (n,): name, person, finger position and source."""
         parts = np.searchsorted(self._starts, rows, side="right") - 1
         return [
             known_in(self._parts[part], int(row - self._starts[part])) for part, row in zip(parts, rows, strict=True)
         ]
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Return the name of each row in `rows` (n,)."""
+        """Return the name of each print in `rows` (n,)."""
         return [known.name for known in self.known(rows)]
 
     def of_position(self, position: int) -> np.ndarray:
-        """Select the prints that may show a finger position, for the argument `among` of `search`.
+        """Select the prints that may show a given finger position, to restrict a `search` to them.
 
         Args:
             position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger.
 
         Returns:
-            (N,) bool, true for prints of this position and for prints of unknown position.
+            (N,) bool, true for prints of this position and for prints of unknown position; the argument `among` of
+            `search`.
 
         Raises:
             UserError: if there is no such print.
@@ -246,7 +253,7 @@ class Gallery:
         return among
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Read the embeddings of `rows` (n,) from the files; return (n, D) float32."""
+        """Read the embeddings of the prints in `rows` (n,) from the files; return (n, D) float32."""
         found = np.empty((len(rows), self.dims), np.float32)
         of_row = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(of_row).tolist():
@@ -255,7 +262,7 @@ class Gallery:
         return found
 
     def check_probes(self, probes: np.ndarray) -> None:
-        """Raise a UserError unless probes have the shape (M, D) or (M, P, D), where D is `dims`."""
+        """Raise a UserError unless probes have the shape (M, D), or (M, P, D) in P poses, where D is `dims`."""
         require(
             probes.ndim in (2, 3) and probes.shape[-1] == self.dims,
             f"{self.folder}: contains embeddings of {self.dims} numbers, the probes have {probes.shape[-1]}; "
@@ -263,10 +270,10 @@ class Gallery:
         )
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Iterate over all references in blocks.
+        """Iterate over the embeddings of the gallery in blocks.
 
         Yields:
-            The first row of a block, and its embeddings (n, D) float32 as a view of the mapped file.
+            Row of the first print in the block, and embeddings (n, D) float32 as a view of the memory-mapped file.
         """
         for part, start in zip(self._parts, self._starts[:-1], strict=True):
             vectors = vectors_in(part)
@@ -276,15 +283,18 @@ class Gallery:
     def search(
         self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu", among: np.ndarray | None = None
     ) -> Hits:
-        """Find the k references that are most similar to each probe, by exact search.
+        """Find the k enrolled prints that are most similar to each probe, by exact search.
 
         Args:
             probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe, as `extract` returns them.
-                With poses, the first pose selects `RESCORED` candidates (or k if k is larger), and only these are
-                compared in all poses; the best pose counts.
-            k: number of references to return; lowered to the number of references that are searched.
-            device: where the matrix products are computed.
-            among: (N,) bool, true for the references to search; None for all.
+                With poses, the first pose selects `RESCORED` candidates (or k if k is larger). Only these are compared
+                in all poses, and the best pose counts.
+            k: number of prints to return for each probe, limited to the number of prints that are searched.
+            device: device that computes the matrix products.
+            among: (N,) bool, true for the enrolled prints to search; None for all.
+
+        Returns:
+            Similarities and rows of the prints found, best first.
 
         Raises:
             UserError: if the gallery is empty, or the probes have another dimension.

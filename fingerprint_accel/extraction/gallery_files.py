@@ -1,8 +1,8 @@
 """Files of a gallery folder: `gallery.json` with the facts of the gallery, and Arrow files of prints.
 
-A single new file is added by a rename. A change that also deletes files is first written to `changes.json`. If a kill
-interrupts it after that, the next process that opens the gallery completes it. A gallery is therefore never left
-half-changed.
+Code and docstrings call an Arrow file of prints a part. An enrolment adds one part by a rename. A change that also
+deletes parts is first recorded in `changes.json`. If a kill interrupts such a change, the next process that opens the
+gallery completes it. A gallery is therefore never left half-changed.
 
 This module does not import torch, so that commands which only check files start fast.
 """
@@ -49,12 +49,12 @@ class Known(NamedTuple):
 
 
 def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
-    """Return the contents of `gallery.json`, which every file of prints also contains in its metadata.
+    """Return the contents of `gallery.json`; the metadata of every file of prints contains a copy.
 
     Args:
         dims: dimension of the embeddings.
         model: identity of the model that computes the embeddings.
-        cells: number of cells of dense templates, else 0.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
     """
     return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
 
@@ -62,7 +62,7 @@ def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """Read the facts of a gallery (see `as_facts`); return None if the folder is not a gallery.
 
-    If `gallery.json` is missing or damaged, they are read from the metadata of the first file of prints.
+    If `gallery.json` is missing or damaged, the facts are read from the metadata of the first file of prints.
     """
     for path in (folder / FACTS, *part_files(folder)[:1]):
         try:
@@ -78,12 +78,12 @@ KIND = FolderKind("a gallery folder", lambda folder: read_facts(folder) is not N
 
 
 def part_files(folder: Path) -> list[Path]:
-    """List the files of prints in a gallery folder, oldest first."""
+    """List the paths of the files of prints in a gallery folder, oldest first."""
     return sorted(path for path in folder.glob("part-*") if PART_NAME.fullmatch(path.name))
 
 
 def part_number(name: str) -> int:
-    """Return the sequence number in the name of a file of prints."""
+    """Return the sequence number that the name of a file of prints contains."""
     return int(name[5:11])
 
 
@@ -93,7 +93,7 @@ def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: str) -> pa.
     Args:
         embeddings: (N, D) float32.
         prints: record of each print.
-        facts: contents of `gallery.json` as text.
+        facts: text of `gallery.json`, to store in the metadata of the file.
     """
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
     name, person, position, source = zip(*prints, strict=True)
@@ -110,8 +110,12 @@ def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: str) -> pa.
 def read_part(path: Path, dims: int) -> pa.RecordBatch:
     """Open a file of prints with memory mapping.
 
+    Args:
+        path: Arrow file.
+        dims: dimension of the embeddings of the gallery.
+
     Raises:
-        UserError: if the file is damaged, or its embeddings do not have `dims` numbers.
+        UserError: if the file is damaged, or its embeddings have another dimension.
     """
     try:
         batch = _open(path).get_batch(0)
@@ -123,7 +127,7 @@ def read_part(path: Path, dims: int) -> pa.RecordBatch:
 
 
 def known_in(part: pa.RecordBatch, row: int) -> Known:
-    """Return the record of a print in a file; columns that are missing in older files have their default values."""
+    """Return the record of one print in a file; fields that older files do not contain have their default values."""
     return Known(*(part[column][row].as_py() for column in Known._fields if column in part.schema.names))
 
 
@@ -134,21 +138,24 @@ def positions_in(part: pa.RecordBatch) -> np.ndarray:
 
 
 def vectors_in(part: pa.RecordBatch) -> np.ndarray:
-    """Return the embeddings of the prints of a file, (n, D) float32, as a view of the mapped memory."""
+    """Return the embeddings of the prints of a file, (n, D) float32, as a view of the memory-mapped file."""
     dims = part.schema.field("embedding").type.list_size
     return np.from_dlpack(part["embedding"].flatten()).reshape(-1, dims)
 
 
 def _open(path: Path) -> Any:
+    """Open an Arrow file with memory mapping."""
     return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
 @contextlib.contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Hold the lock of a gallery while its files are changed; first complete a change that a kill interrupted.
+    """Hold the lock of a gallery while the caller changes its files.
+
+    A change that was interrupted by a kill is completed first.
 
     Raises:
-        UserError: if another process holds the lock for longer than `PATIENCE`.
+        UserError: if another process holds the lock for longer than `PATIENCE` (60 seconds).
     """
     with exclusive_lock(folder / ".lock", f"{folder}: another command is changing it; try again later", PATIENCE):
         _complete(folder)
@@ -190,7 +197,7 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
 
     Args:
         folder: gallery folder.
-        new: sequence number and contents of each new file; at most one if no file is deleted.
+        new: sequence number and contents of each file to add; at most one file if `gone` is empty.
         gone: names of the files to delete.
     """
     assert gone or len(new) <= 1, "several files can be added atomically only through changes.json"
@@ -217,13 +224,13 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
 
 
 def delete_drafts(folder: Path) -> None:
-    """Delete the unfinished files that killed commands left behind; the caller must hold the lock."""
+    """Delete unfinished files that killed commands left in a gallery folder; the caller must hold the lock."""
     for path in folder.glob(DRAFTS):
         path.unlink(missing_ok=True)
 
 
 def _complete(folder: Path) -> None:
-    """Complete the change in `changes.json`, if there is one; the caller must hold the lock.
+    """Complete the change that is recorded in `changes.json`, if there is one; the caller must hold the lock.
 
     Raises:
         UserError: if a new file of the change is missing.

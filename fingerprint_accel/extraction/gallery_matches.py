@@ -16,14 +16,14 @@ SAME = 0.9999  # minimum similarity of two embeddings of the same image; roundin
 
 
 def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
-    """Find repetitions in a list of prints to enrol.
+    """Find repeated names in a list of prints to enrol.
 
     Args:
         embeddings: (N, D) float32 of unit length.
-        known: record of each print.
+        known: record of each print, with its name.
 
     Returns:
-        (N,) bool, false for repetitions of an earlier print.
+        (N,) bool, true for the first print of each name, false for repetitions.
 
     Raises:
         UserError: if two prints have the same name but different embeddings.
@@ -41,20 +41,21 @@ def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
 def conflicts(
     parts: Sequence[pa.RecordBatch], embeddings: np.ndarray, known: Sequence[Known], new: np.ndarray, replace: bool
 ) -> list[np.ndarray]:
-    """Find enrolled prints that have the name of a new print.
+    """Find enrolled prints that have the same name as a print to enrol, and exclude prints that are already enrolled.
 
-    Entries of `new` are set to false, in place, for prints that are already enrolled: with the same embedding and, if
-    `replace` is set, with the same record.
+    A print is already enrolled if its name and embedding are in the gallery; with `replace`, its record must be equal
+    too. For such prints, the entry of `new` is set to false in place.
 
     Args:
         parts: contents of the files of a gallery.
         embeddings: (N, D) float32 of unit length, the prints to enrol.
         known: record of each print to enrol.
-        new: (N,) bool, true for prints that are candidates for enrolment.
-        replace: whether a print with the same image but another record counts as new.
+        new: (N,) bool, true for the prints to consider; changed in place.
+        replace: whether a print with the same embedding but another record is enrolled again.
 
     Returns:
-        For each file (n,) bool, true for prints that have the name of a print that remains new.
+        One (n,) bool mask for each file, true for enrolled prints with the name of a print that is true in `new`
+        afterwards.
     """
     wanted = pa.array([each.name for each in known], pa.string())
     row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}
@@ -75,16 +76,18 @@ def conflicts(
 
 
 def having(parts: Sequence[pa.RecordBatch], column: str, values: Iterable[str]) -> tuple[list[np.ndarray], list[str]]:
-    """Find prints by the value of a text column; text is compared in Unicode normalisation form NFC.
+    """Find enrolled prints that have one of the given names or persons.
+
+    Text is compared in Unicode normalisation form NFC.
 
     Args:
         parts: contents of the files of a gallery.
-        column: "name" or "person".
+        column: column to search, "name" or "person".
         values: texts to find.
 
     Returns:
-        For each file (n,) bool, true for prints that have one of the values; and a sorted list of the values that no
-        print has.
+        One (n,) bool mask for each file, true for prints that have one of the values; and a sorted list of the values
+        that no print has.
     """
     wanted = {unicodedata.normalize("NFC", value) for value in values}
     masks, found = [], set[str]()

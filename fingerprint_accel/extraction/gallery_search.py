@@ -1,6 +1,7 @@
 """Exact nearest-neighbour search by blocked matrix products.
 
-References are read block by block, for example from memory-mapped files, so they need not fit in memory.
+The references are the embeddings of enrolled prints. They are read block by block, for example from memory-mapped
+files, so they need not fit in memory.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from fingerprint_accel.similarity import masked_similarity
 
 CELL = 128  # consecutive scores whose maximum is compared first, see `_top`
-PROBES = 256  # probes that are compared with a block at a time
-RESCORED = 1000  # candidates for a probe with several poses; only these are compared with all poses
+PROBES = 256  # number of probes that are compared with a block of references at a time
+RESCORED = 1000  # number of references per probe that are compared in all poses, if there are several
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Hits:
 
     Attributes:
         similarity: (M, k) float32, similarity of each reference found.
-        row: (M, k) int64, row of each reference found.
+        row: (M, k) int64, row number of each reference in the gallery.
     """
 
     similarity: np.ndarray
@@ -44,11 +45,12 @@ def nearest(
     """Find the k references that are most similar to each probe, by comparing every probe with every reference.
 
     Args:
-        blocks: function that iterates over the references; yields the first row and the embeddings (n, D) of a block.
+        blocks: function that iterates over the references in blocks; it yields the row of the first reference of a
+            block, and the embeddings (n, D) of the block.
         probes: (M, D) float32 of unit length.
-        k: number of references to return; at most the number of references that are searched.
-        cells: number of cells of dense templates, else 0; see `similarity.masked_similarity`.
-        device: where the matrix products are computed.
+        k: number of references to return for each probe; at most the number of references that are searched.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity.masked_similarity`.
+        device: device that computes the matrix products.
         among: (N,) bool, true for the references to search; None for all.
     """
     parts = [_nearest(blocks(), part.to(device), k, cells, among) for part in torch.from_numpy(probes).split(PROBES)]
@@ -59,14 +61,14 @@ def nearest(
 def rescored(
     vectors: Callable[[np.ndarray], np.ndarray], probes: np.ndarray, candidates: np.ndarray, k: int, cells: int = 0
 ) -> Hits:
-    """Compare each probe in all of its poses with its candidates only, and keep the best pose of each candidate.
+    """Compare each probe in all of its poses with a few candidates, and return the best candidates.
 
     Args:
         vectors: function that reads the references of the given rows (n,) as (n, D) float32.
-        probes: (M, P, D) float32 of unit length, P poses of each probe.
+        probes: (M, P, D) float32 of unit length, P poses of each probe. The best pose counts.
         candidates: (M, n) rows of the candidates of each probe; -1 for none.
-        k: number of references to return.
-        cells: number of cells of dense templates, else 0.
+        k: number of references to return for each probe.
+        cells: number of grid cells of a dense template, 0 for other templates.
 
     Returns:
         The k best candidates of each probe. If a probe has fewer than k candidates, the last entries have row 0 and
@@ -84,7 +86,11 @@ def rescored(
 def _nearest(
     blocks: Iterator[tuple[int, np.ndarray]], probes: torch.Tensor, k: int, cells: int, among: np.ndarray | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return similarities and rows of the k best references, (M, k) each, for probes (M, D) on their device."""
+    """Find the k best references for a few probes (M, D), on the device of the probes; see `nearest`.
+
+    Returns:
+        Similarities and rows of the references, (M, k) each.
+    """
     best = probes.new_full((len(probes), k), -torch.inf)
     rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
     for start, references in blocks:
@@ -102,8 +108,8 @@ def _nearest(
 def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute `scores.topk(k, dim=1)` faster; return values and indices, (M, k) each.
 
-    Each row of scores is divided into cells of `CELL` scores. The k largest scores lie in the k cells with the largest
-    maxima, so only these cells are searched, and the scores after the last complete cell.
+    Each row of scores is divided into cells of `CELL` (128) consecutive scores. The k largest scores lie in the k cells
+    with the largest maxima, so only these cells are searched, and the scores after the last complete cell.
     """
     count = scores.shape[1]
     whole = count // CELL * CELL
@@ -119,7 +125,7 @@ def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
-    """Wrap a read-only array without a copy; suppress the warning of torch that it could be written to."""
+    """Wrap a read-only array as a tensor without a copy; suppresses the warning of torch about read-only arrays."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)

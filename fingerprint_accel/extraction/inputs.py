@@ -1,4 +1,7 @@
-"""Read everything that `FingerprintExtractor` accepts as prints: files, images, arrays, canvases and datasets."""
+"""Read everything that `FingerprintExtractor` accepts as prints: files, images, arrays, canvases and datasets.
+
+A canvas is a square image of the size that the model needs, with one print in the middle.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,20 @@ Image: TypeAlias = Union[str, "os.PathLike[str]", bytes, np.ndarray, PIL.Image.I
 Prints: TypeAlias = Union[
     Image, Sequence[Image], torch.Tensor, Sequence[torch.Tensor], Shards, Subset, "datasets.Dataset"
 ]
-ToCanvas: TypeAlias = Callable[[Any, str], np.ndarray]  # (image, name for errors) -> (canvas, canvas) uint8
+ToCanvas: TypeAlias = Callable[[Any, str], np.ndarray]  # maps an image and its name for errors to a canvas
 IMAGES = "image files (str, Path or bytes), PIL images, uint8 arrays (H, W) or (H, W, 3)"
 NO_PPI = "resolution of the images unknown; give ppi, for example 500"
-COLUMN = "image"  # of a `datasets.Dataset`
+COLUMN = "image"  # column of a `datasets.Dataset` that contains the images
 
 
 @dataclass(frozen=True)
 class CanvasReader:
-    """Canvases of prints, which are read in parts.
+    """Prints as canvases (square images with one print each), which are read in parts.
 
     Attributes:
-        count: Number of prints.
-        read: Function of (start, stop) that returns (stop - start, canvas, canvas) uint8.
+        count: number of prints.
+        read: function that takes start and stop, and returns the canvases of these prints, (stop - start, canvas,
+            canvas) uint8.
     """
 
     count: int
@@ -52,18 +56,18 @@ class CanvasReader:
 
 
 def open_prints(prints: Prints, wanted: PrintInfo, place: ToCanvas, ppi: int, placed: bool) -> CanvasReader:
-    """Open prints of any accepted kind as canvases.
+    """Open prints of any accepted type for reading as canvases (square images with one print each).
 
     Args:
-        prints: As in `FingerprintExtractor.extract`.
-        wanted: Resolution and size of the canvases that the network takes.
-        place: Function that finds the print on an image and returns its canvas.
-        ppi: Resolution of the images in pixels per inch. Datasets of canvases and placed images need none.
-        placed: Whether the images are canvases already. They are then used as they are.
+        prints: images or a dataset, as in `FingerprintExtractor.extract`.
+        wanted: resolution and size of the canvases that the model needs.
+        place: function that finds the print in an image and returns its canvas.
+        ppi: resolution of the images, pixels per inch; not needed for dataset folders and placed images.
+        placed: whether the images are canvases; they are then used without changes.
 
     Raises:
-        TypeError: `prints` is of another kind.
-        UserError: The resolution of images is not given, or a dataset does not suit the network.
+        TypeError: if `prints` has another type.
+        UserError: if the resolution of the images is not given, or a dataset does not fit the model.
     """
     if isinstance(prints, Shards | Subset):
         return _shards_reader(prints, wanted)
@@ -80,11 +84,15 @@ def open_prints(prints: Prints, wanted: PrintInfo, place: ToCanvas, ppi: int, pl
 
 
 def read_image(image: Image | ImageFile, reading: Reading) -> PrintImage:
-    """Read one print from a file, the bytes of a file, a PIL image or an array.
+    """Read one print from an image file, the contents of a file, a PIL image or an array.
+
+    Args:
+        image: the image.
+        reading: options for reading, such as the resolution.
 
     Raises:
-        TypeError: `image` is of another kind.
-        ImageError: It cannot be decoded, or it shows several fingers.
+        TypeError: if `image` has another type.
+        ImageError: if the image cannot be decoded, or shows several fingers.
     """
     if isinstance(image, ImageFile):
         return open_print(image.path, reading, image.record, image.cut, image.slap, image.ppi)
@@ -106,12 +114,18 @@ def name_of_image(image: Image | ImageFile, otherwise: str = "image") -> str:
 
 
 def check_dataset(info: DatasetInfo, wanted: PrintInfo, folder: Path) -> None:
-    """Raise UserError where the prints of a dataset differ in ppi, canvas or enhancement from `wanted`."""
+    """Raise a UserError if the prints of a dataset do not have the format that a model needs.
+
+    Args:
+        info: description of the dataset, with resolution, size and enhancement of its prints.
+        wanted: format that the model needs.
+        folder: dataset folder, for the error message.
+    """
     PrintInfo(info.ppi, info.canvas, info.enhanced).check_suits(wanted, folder)
 
 
 def _shards_reader(prints: Shards | Subset, wanted: PrintInfo) -> CanvasReader:
-    """The canvases of an opened dataset, or of some of its rows."""
+    """Return a reader for the prints of an opened dataset, or of a subset of its rows."""
     shards = prints if isinstance(prints, Shards) else prints.shards
     rows = np.arange(len(prints)) if isinstance(prints, Shards) else prints.rows
     check_dataset(shards.info, wanted, shards.folder)
@@ -125,7 +139,18 @@ def _shards_reader(prints: Shards | Subset, wanted: PrintInfo) -> CanvasReader:
 
 
 def _dataset_reader(dataset: Any, wanted: PrintInfo, to_canvas: ToCanvas, ppi_known: bool) -> CanvasReader:
-    """The column `image` of a `datasets.Dataset`, as it is stored: its format or transform is not applied."""
+    """Return a reader for the column `image` of a `datasets.Dataset`; its format and transforms are ignored.
+
+    Args:
+        dataset: the `datasets.Dataset`.
+        wanted: resolution and size of the canvases that the model needs.
+        to_canvas: function that finds the print in an image and returns its canvas.
+        ppi_known: whether the caller gave the resolution of the images.
+
+    Raises:
+        TypeError: if the dataset has no column of images.
+        UserError: if the images have no known resolution, or the dataset does not fit the model.
+    """
     import datasets
 
     feature = dataset.features.get(COLUMN)
@@ -140,7 +165,7 @@ def _dataset_reader(dataset: Any, wanted: PrintInfo, to_canvas: ToCanvas, ppi_kn
         decode = _canvas_decoder(info)
         return CanvasReader(len(plain), lambda start, stop: _stacked(plain[start:stop][COLUMN], start, decode))
     require(ppi_known, NO_PPI)
-    plain = plain.cast_column(COLUMN, datasets.Image(decode=False))  # files are decoded as all others are
+    plain = plain.cast_column(COLUMN, datasets.Image(decode=False))  # decoded later, in the same way as image files
 
     def read(start: int, stop: int) -> torch.Tensor:
         files = plain[start:stop][COLUMN]
@@ -150,7 +175,17 @@ def _dataset_reader(dataset: Any, wanted: PrintInfo, to_canvas: ToCanvas, ppi_kn
 
 
 def _info_beside(dataset: Any, wanted: PrintInfo) -> DatasetInfo | None:
-    """The description of the folders that the files of a `datasets.Dataset` lie in; None where one has none."""
+    """Return the description of the dataset folder from which a `datasets.Dataset` was loaded.
+
+    The description is the `fingerprint.json` beside the files of the dataset. If the files lie in several dataset
+    folders, the first description is returned.
+
+    Returns:
+        The description, or None if a file does not lie in a dataset folder.
+
+    Raises:
+        UserError: if a dataset folder does not fit the model, or the folders store images in different encodings.
+    """
     folders = sorted({Path(file["filename"]).parent for file in dataset.cache_files})
     if not folders or not all((folder / INFO).is_file() for folder in folders):
         return None
@@ -163,6 +198,8 @@ def _info_beside(dataset: Any, wanted: PrintInfo) -> DatasetInfo | None:
 
 
 def _canvas_decoder(info: DatasetInfo) -> ToCanvas:
+    """Return a function that decodes the stored images of a dataset folder."""
+
     def decode(stored: bytes, name: str) -> np.ndarray:
         return decode_canvas(stored, info.canvas, info.encoding)
 
@@ -170,16 +207,27 @@ def _canvas_decoder(info: DatasetInfo) -> ToCanvas:
 
 
 def _stacked(images: Iterable[Any], start: int, to_canvas: ToCanvas) -> torch.Tensor:
-    """Images, the first of which is number `start` -> (n, canvas, canvas) uint8."""
+    """Convert images to canvases, and stack them to (n, canvas, canvas) uint8.
+
+    Args:
+        images: the images.
+        start: position of the first image among all prints, for the names in error messages.
+        to_canvas: function that converts an image.
+    """
     rows = [to_canvas(image, name_of_image(image, f"print {row}")) for row, image in enumerate(images, start)]
     return torch.from_numpy(np.stack(rows))
 
 
 def _as_several(prints: Any, side: int, placed: bool) -> Sequence[Any] | np.ndarray | torch.Tensor:
-    """One image or several -> several, all of an accepted kind.
+    """Return one image as a sequence of one image, and several images unchanged; check their types.
+
+    Args:
+        prints: one image or several images.
+        side: side of a canvas, pixels.
+        placed: whether the images are canvases, which must have the shape (side, side).
 
     Raises:
-        TypeError: Anything else.
+        TypeError: if an image has another type or shape.
     """
     if isinstance(prints, np.ndarray | torch.Tensor):
         several = prints[None] if _is_single(prints) else prints
@@ -197,12 +245,18 @@ def _as_several(prints: Any, side: int, placed: bool) -> Sequence[Any] | np.ndar
 
 
 def _is_single(array: np.ndarray | torch.Tensor) -> bool:
-    """Whether the shape is that of one image, (H, W) or (H, W, 3), and not of several."""
+    """Return whether an array has the shape of one image, (H, W) or (H, W, 3)."""
     return array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
 
 
 def _is_image(image: Any, side: int, placed: bool) -> bool:
-    """Whether this is one image of an accepted kind. Placed arrays and tensors must be (side, side)."""
+    """Return whether a value is one image of an accepted type.
+
+    Args:
+        image: value to check.
+        side: side of a canvas, pixels.
+        placed: whether arrays and tensors must be canvases of the shape (side, side).
+    """
     if isinstance(image, torch.Tensor):
         return placed and image.dtype == torch.uint8 and image.shape == (side, side)
     if isinstance(image, np.ndarray):
@@ -212,6 +266,13 @@ def _is_image(image: Any, side: int, placed: bool) -> bool:
 
 
 def _refusal(value: Any, side: int, container: str = "") -> TypeError:
+    """Return the TypeError for a value that is not an accepted image.
+
+    Args:
+        value: the value.
+        side: side of a canvas, pixels, for the message.
+        container: text in front of the type of the value, such as "a list with ".
+    """
     return TypeError(
         f"expected {IMAGES}, a list of these, a dataset of open_dataset or datasets.load_from_disk, or with "
         f"placed=True uint8 canvases (N, {side}, {side}); got {container}{_described(value)}"
@@ -219,7 +280,7 @@ def _refusal(value: Any, side: int, container: str = "") -> TypeError:
 
 
 def _described(value: Any) -> str:
-    """`numpy.ndarray (3, 4) float64`, `dict`."""
+    """Describe the type of a value for an error message, for example "numpy.ndarray (3, 4) float64" or "dict"."""
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
@@ -227,7 +288,19 @@ def _described(value: Any) -> str:
 
 
 def _placed_canvas(image: Any, name: str, side: int) -> np.ndarray:
-    """An image that is a canvas already -> (side, side) uint8."""
+    """Read an image that is already a canvas, and check its size.
+
+    Args:
+        image: image file, PIL image, array or tensor.
+        name: name of the image in error messages.
+        side: side of a canvas, pixels.
+
+    Returns:
+        (side, side) uint8.
+
+    Raises:
+        UserError: if the image cannot be decoded or has another size.
+    """
     try:
         if isinstance(image, torch.Tensor):
             grey = image.cpu().numpy()
@@ -241,11 +314,13 @@ def _placed_canvas(image: Any, name: str, side: int) -> np.ndarray:
 
 
 def _grey(image: Any) -> np.ndarray:
-    """The bytes of an image file, a PIL image or an array -> (H, W) uint8, as read from a file of the same image.
+    """Convert the contents of an image file, a PIL image or an array to grey values (H, W) uint8.
+
+    The result is the same as if the image were read from a file.
 
     Raises:
-        ImageError: It cannot be decoded.
-        TypeError: Anything else.
+        ImageError: if the image cannot be decoded.
+        TypeError: if `image` has another type.
     """
     if isinstance(image, bytes):
         decoded = decode_apart(image, "image")

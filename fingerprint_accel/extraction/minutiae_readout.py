@@ -1,4 +1,8 @@
-"""Extract minutiae with position, direction and score from the minutia maps that a network predicts."""
+"""Extract minutiae with position, direction and score from the minutia maps that a network predicts.
+
+A minutia map has six channels, one for every 60 degrees of direction. Each minutia is a Gaussian spot in the channels
+of similar direction; see `preprocess.minutia_map`.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,9 @@ from fingerprint_accel.extraction.inputs import Image, read_image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
-DIRECTIONS, COARSELY = 180, 5  # number of directions; the search for peaks uses only every fifth
-UNTRAINED = "minutia_map_untrained"  # note of a model whose minutia decoder was not trained
-APART = 2.5  # minimum distance of two minutiae, map pixels; of two closer ones, the weaker one is dropped
+DIRECTIONS, COARSELY = 180, 5  # number of directions; peaks are searched with every fifth one
+UNTRAINED = "minutia_map_untrained"  # key in the notes of a model whose minutia branch was not trained
+APART = 2.5  # minimum distance of two minutiae, map pixels; of two closer minutiae the weaker is dropped
 FAINT = 1e-6  # lower bound of the neighbours of a peak, relative to the peak, so that their logarithms are finite
 FOLDER = FolderKind(
     "a folder of minutiae",
@@ -39,7 +43,7 @@ THRESHOLD = 0.2  # minimum score of a minutia; for precision and recall see docs
 
 @functools.lru_cache(maxsize=4)
 def _shapes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the channel weights of a minutia of each direction.
+    """Return how a minutia of each direction is distributed over the six channels of a minutia map.
 
     Returns:
         Weights (DIRECTIONS, 6) scaled to unit length, and their lengths (DIRECTIONS,) before scaling.
@@ -52,9 +56,9 @@ def _shapes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 def read_map(minutia_map: torch.Tensor, threshold: float = THRESHOLD) -> np.ndarray:
     """Extract minutiae from one minutia map; the inverse of `preprocess.minutia_map.minutia_maps`.
 
-    For each pixel, the function finds the direction whose channel weights match the six channels of the pixel best, and
-    the strength of a minutia of this direction. Local maxima of the strength are minutiae. A parabola through the
-    logarithms of three neighbouring values along each axis gives the position and the strength between pixels. This is
+    For each pixel, the function finds the direction that matches the values of the six channels best, and the strength
+    of a minutia with this direction. Local maxima of the strength are minutiae. Position and strength are refined to
+    fractions of a pixel, by a parabola through the logarithms of three neighbouring values along each axis. This is
     exact for a Gaussian.
 
     Args:
@@ -63,7 +67,8 @@ def read_map(minutia_map: torch.Tensor, threshold: float = THRESHOLD) -> np.ndar
 
     Returns:
         (n, 4) float32, strongest minutia first: x and y in map pixels (the centre of the first pixel is 0.5), angle in
-        radians, strength clipped to 1. Only the strongest of several minutiae within `APART` is returned.
+        radians, strength clipped to 1. If several minutiae are within `APART` (2.5 pixels), only the strongest is
+        returned.
     """
     shapes, lengths = _shapes(minutia_map.device)
     values = minutia_map.float()
@@ -86,7 +91,7 @@ def read_map(minutia_map: torch.Tensor, threshold: float = THRESHOLD) -> np.ndar
 
 
 def _strongest(minutiae: np.ndarray) -> np.ndarray:
-    """Sort minutiae (n, 4) by strength, and drop those within `APART` of a stronger one; return (m, 4)."""
+    """Sort minutiae (n, 4) by strength, and drop each one within `APART` of a stronger one; return (m, 4)."""
     kept: list[np.ndarray] = []
     for one in minutiae[np.argsort(-minutiae[:, 3], kind="stable")]:
         if all(math.hypot(*(one[:2] - other[:2])) >= APART for other in kept):
@@ -95,10 +100,14 @@ def _strongest(minutiae: np.ndarray) -> np.ndarray:
 
 
 def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit a parabola through the logarithms of the values (before, 1, after) at the positions (-1, 0, 1).
+    """Find the maximum of a parabola through the logarithms of three values at the positions -1, 0 and 1.
+
+    Args:
+        before: values at -1, relative to the values at 0.
+        after: values at 1, relative to the values at 0.
 
     Returns:
-        Position of the maximum, between -0.5 and 0.5, and its height (a logarithm).
+        Position of the maximum, between -0.5 and 0.5, and logarithm of its height relative to the value at 0.
     """
     before, after = (side.clamp(FAINT, 1).log() for side in (before, after))
     bend = (before + after).clamp_max(-FAINT)
@@ -110,10 +119,10 @@ def _summit(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, to
 def minutiae_on_canvases(
     extractor: FingerprintExtractor, canvases: torch.Tensor, threshold: float = THRESHOLD
 ) -> list[np.ndarray]:
-    """Find the minutiae of prints on canvases.
+    """Find the minutiae of prints on canvases, the square images that the model embeds.
 
     Args:
-        extractor: a model with a trained minutia branch.
+        extractor: model with a trained minutia branch.
         canvases: (B, canvas, canvas) uint8, ridges dark.
         threshold: minimum score of a minutia, 0 to 1.
 
@@ -145,7 +154,7 @@ def read_minutiae(
     """Find the minutiae of the prints of a dataset or of images.
 
     Args:
-        extractor: a model with a trained minutia branch.
+        extractor: model with a trained minutia branch.
         prints: an opened dataset; or image files, PIL images, or uint8 arrays (H, W) or (H, W, 3), ridges dark.
         ppi: resolution of the images, pixels per inch; ignored for a dataset.
         threshold: minimum score of a minutia, 0 to 1.
@@ -154,7 +163,7 @@ def read_minutiae(
 
     Returns:
         For each print (n, 4) float32, highest score first: x, y, angle, score. x and y are pixels of the original
-        image, or canvas pixels for a dataset. The angle is in radians, counter-clockwise from +x with y up.
+        image, or of the stored image for a dataset. The angle is in radians, counter-clockwise from +x with y up.
 
     Raises:
         UserError: if the model has no trained minutia branch, or if the prints cannot be read or do not fit the model.
@@ -168,7 +177,17 @@ def read_minutiae(
 
 
 def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae: np.ndarray) -> np.ndarray:
-    """Convert minutiae (n, 4) from canvas pixels to image pixels, and drop those outside the image; return (m, 4)."""
+    """Convert minutiae from pixels of the network's canvas to pixels of the original image.
+
+    Args:
+        extractor: model that found the minutiae.
+        image: original image.
+        ppi: resolution of the image, pixels per inch.
+        minutiae: (n, 4) x, y, angle, score.
+
+    Returns:
+        (m, 4), without the minutiae outside the image.
+    """
     opened = read_image(image, dataclasses.replace(extractor.reading, ppi=ppi))
     moved = find_frame(opened.grey, opened.ppi, extractor.ppi, extractor.canvas).to_image(minutiae)
     height, width = opened.grey.shape
@@ -176,7 +195,7 @@ def _on_image(extractor: FingerprintExtractor, image: Image, ppi: int, minutiae:
 
 
 def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
-    """Raise a UserError if a model has no trained minutia branch."""
+    """Raise a UserError unless the model predicts minutiae, that is, has a trained minutia branch."""
     name = extractor.origin or "the model"
     require(
         UNTRAINED not in extractor.notes,
@@ -191,7 +210,9 @@ def check_draws_minutiae(extractor: FingerprintExtractor) -> None:
 
 
 def write_minutiae(folder: Path, images: list[Path], minutiae: list[np.ndarray], facts: dict[str, Any]) -> None:
-    """Write the minutiae of image files, one file per image with the same stem, and `minutiae.json`.
+    """Write the minutiae of image files into a folder, one file per image, and `minutiae.json`.
+
+    Each file has the name of its image without the suffix, followed by `.xyt` or `.iso`.
 
     Args:
         folder: folder to write to.

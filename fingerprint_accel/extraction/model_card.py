@@ -1,4 +1,4 @@
-"""The model card: `README.md` of an exported model, for readers and for hubs.
+"""The model card: `README.md` of an exported model, for readers and for model hubs such as Hugging Face.
 
 The front matter follows https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
 """
@@ -16,16 +16,16 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.calibration import NOTE, Calibration, Way
 
 METRICS = "metrics"
-"""Name of the note that lists measured metrics."""
+"""Key in the notes of a model under which measured metrics are stored."""
 PIPELINE = "image-feature-extraction"
-"""Task of the model on hubs."""
+"""Name of the model's task on model hubs."""
 TASK = {"type": "fingerprint-verification", "name": "Fingerprint verification"}
-"""Task of the metrics."""
+"""Task that the metrics were measured for, as model hubs name it."""
 DATASET_TYPE = "fingerprints"
 INTERVAL = "interval_95"
-"""Argument of a metric that has its 95 % interval."""
+"""Key in `Metric.args` of the 95 % interval of a metric."""
 RATES = ("eer", "fmr", "fnmr", "fnir", "fta")
-"""Metrics that are shares, shown in percent."""
+"""Identifiers of the metrics that are shown in percent."""
 TAGS = ["fingerprint", "biometrics", "embedding", "deepprint", "pytorch"]
 CARD = """---
 {front_matter}---
@@ -56,11 +56,11 @@ class Metric:
     """One measured metric of a model.
 
     Attributes:
-        dataset: name of the dataset.
+        dataset: name of the dataset that the metric was measured on.
         metric: identifier of the metric, such as "eer" or "fnmr".
-        value: value of the metric; rates are shares, so that 0.01 means 1 %.
-        name: name of the metric for readers; the default is the identifier.
-        dataset_type: identifier of the dataset, or of its kind.
+        value: value of the metric; rates are shares, so 0.01 means 1 %.
+        name: name of the metric for readers; empty for the identifier.
+        dataset_type: identifier of the dataset or of its type, as model hubs need it.
         args: settings of the measurement, such as the FMR of an FNMR, and `interval_95`.
     """
 
@@ -78,13 +78,13 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
     Args:
         name: name of the model folder.
         model: configuration of the network.
-        ppi: resolution of the canvases, pixels per inch.
+        ppi: resolution of the canvases (the images that the network takes), pixels per inch.
         canvas: side of the canvases, pixels.
         enhanced: whether the ridges of the canvases are enhanced.
-        notes: notes of the model. Metrics and the calibration become tables, other notes a list of facts.
+        notes: notes of the model. Metrics and the calibration become tables, other notes become a list of facts.
 
     Raises:
-        UserError: the metrics or the calibration cannot be read.
+        UserError: if the metrics or the calibration cannot be read.
     """
     metrics, calibration = _noted_metrics(notes), Calibration.from_notes(notes)
     measured = metrics + (_calibration_metrics(calibration) if calibration else [])
@@ -108,7 +108,11 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
 
 
 def _noted_metrics(notes: dict[str, Any]) -> list[Metric]:
-    """Return the metrics among the notes of a model, each of which has the fields of `Metric`."""
+    """Return the metrics that the notes of a model contain.
+
+    Raises:
+        UserError: if an entry does not have the fields of `Metric`.
+    """
     try:
         return [Metric(**{**values, "value": float(values["value"])}) for values in notes.get(METRICS) or []]
     except (KeyError, TypeError, ValueError) as error:
@@ -118,7 +122,7 @@ def _noted_metrics(notes: dict[str, Any]) -> list[Metric]:
 
 
 def _calibration_metrics(calibration: Calibration) -> list[Metric]:
-    """Return EER and FNMR of each way of comparing prints that the model was calibrated for."""
+    """Return the EER and FNMR of a calibration as metrics, for each comparison method (number of poses)."""
     found = []
     kind = f"synthetic-{DATASET_TYPE}" if calibration.synthetic else DATASET_TYPE
     for way in calibration.ways:
@@ -131,14 +135,14 @@ def _calibration_metrics(calibration: Calibration) -> list[Metric]:
 
 
 def compared(poses: int) -> str:
-    """Describe how prints were compared in a number of poses."""
+    """Describe the comparison method: "as they are" for one pose, else for example "best of 5 poses"."""
     return "as they are" if poses == 1 else f"best of {poses} poses"
 
 
 def _front_matter(name: str, notes: dict[str, Any], metrics: list[Metric]) -> str:
-    """Return the YAML that hubs read.
+    """Return the YAML front matter of the model card, which model hubs read.
 
-    The license is the beginning of the note `licence`, up to a comma. `model-index` has the metrics by dataset.
+    The license is the note `licence` up to the first comma. `model-index` contains the metrics, grouped by dataset.
     """
     facts: dict[str, Any] = {
         "license": str(notes.get("licence", "unknown")).split(",")[0].lower(),
@@ -150,7 +154,7 @@ def _front_matter(name: str, notes: dict[str, Any], metrics: list[Metric]) -> st
     for metric in metrics:
         entry: dict[str, Any] = {"type": metric.metric, "value": metric.value, "name": metric.name or metric.metric}
         args = {"args": metric.args} if metric.args else {}
-        entry = {**entry, **args, "verified": False}  # nobody but its maker has measured it
+        entry = {**entry, **args, "verified": False}  # only the author of the model has measured it
         by_dataset.setdefault((metric.dataset_type, metric.dataset), []).append(entry)
     results = [
         {
@@ -166,7 +170,7 @@ def _front_matter(name: str, notes: dict[str, Any], metrics: list[Metric]) -> st
 
 
 def _metrics_section(metrics: list[Metric]) -> str:
-    """Return a table of the metrics, with a row for each dataset and a column for each metric."""
+    """Return a Markdown table of the metrics, with a row for each dataset and a column for each metric."""
     names = list(dict.fromkeys(metric.name or metric.metric for metric in metrics))
     datasets: dict[str, dict[str, str]] = {}
     for metric in metrics:
@@ -179,7 +183,7 @@ def _metrics_section(metrics: list[Metric]) -> str:
 
 
 def _shown(metric: Metric) -> str:
-    """Format the value of a metric and its interval: `1.11 % (0.00 to 2.86)`."""
+    """Format the value of a metric and its interval, for example "1.11 % (0.00 to 2.86)"."""
     if metric.metric not in RATES:
         return f"{metric.value:.4g}"
     low, high = metric.args.get(INTERVAL, (None, None))
@@ -188,7 +192,7 @@ def _shown(metric: Metric) -> str:
 
 
 def _calibration_section(calibration: Calibration) -> str:
-    """Return the rates and thresholds of a calibration."""
+    """Return the rates and thresholds of a calibration as a section in Markdown."""
     rows = ["| compared | prints | fingers | mated | non-mated | EER | FMR | threshold | FNMR |"]
     rows.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for way in calibration.ways:
@@ -207,7 +211,7 @@ def _calibration_section(calibration: Calibration) -> str:
 
 
 def _rows(way: Way) -> list[list[str]]:
-    """Return one row for each FMR of a way of comparing; the first row also has the counts."""
+    """Return table rows for one comparison method: one row per FMR, of which the first also contains the counts."""
     counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
     shared = [compared(way.poses), *counts, f"{way.eer:.2%}"]
     rates = [

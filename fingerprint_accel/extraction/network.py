@@ -1,4 +1,8 @@
-"""A trained network with its preparation: canvases in, embeddings out."""
+"""A trained network with its preprocessing, which maps canvases to embeddings.
+
+A canvas is a square image of fixed size and resolution with one print. A pose is a rotation and shift of the network
+input on the canvas.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +27,23 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor
 
 
 class PreparedNetwork(nn.Module):
-    """Network and preparation, for inference only. `FingerprintExtractor` adds how prints are read and models saved.
+    """Network with its preprocessing, for inference only.
+
+    The subclass `FingerprintExtractor` also reads images and saves models.
 
     Args:
-        model: Configuration of the network.
-        preprocess: Configuration of the preparation.
-        ppi: Resolution that the network was trained at, pixels per inch.
-        canvas: Side of the canvases in pixels.
-        enhanced: Whether the network was trained on prints that are stored enhanced.
+        model: configuration of the network.
+        preprocess: configuration of the preprocessing.
+        ppi: resolution that the network was trained at, pixels per inch.
+        canvas: side of a canvas (the square image of a print), pixels.
+        enhanced: whether the network was trained on prints whose ridges were enhanced before they were stored.
 
     Attributes:
-        model: The network, as it is saved.
-        preprocessor: The preparation.
-        bf16: Whether to run the network in bf16, which is faster on processors and GPUs that support it.
-        notes: Facts that are saved with the model, such as its calibration.
-        origin: Folder that the model was opened from.
+        model: the network, with the weights that are saved.
+        preprocessor: the preprocessing.
+        bf16: run the network in bfloat16, which is faster on CPUs and GPUs that support it.
+        notes: facts that are saved with the model, such as its calibration.
+        origin: folder that the model was opened from.
     """
 
     def __init__(
@@ -48,22 +54,25 @@ class PreparedNetwork(nn.Module):
         self.model = DeepPrint(model).to(memory_format=torch.channels_last)
         self.preprocessor = Preprocessor(preprocess, canvas, ppi=ppi)
         self.bf16 = False
-        self._running: list[DeepPrint] = []  # not in the module's own lists: it shares what it does not fold
+        self._running: list[DeepPrint] = []  # a list hides it from `state_dict`; parts are shared with `model`
         self.model.register_load_state_dict_post_hook(lambda *_: self._running.clear())
         self.notes: dict[str, Any] = {}
         self.origin = ""
         self.eval()
 
     def _apply(self, *arguments: Any, **named: Any) -> Self:
-        """Fold the network again after `to`, `half` and the like, which all end here."""
+        """Discard the folded copy of the network, because a method such as `to` or `half` changes the tensors.
+
+        The property `running` makes a new copy. `torch.nn.Module` calls this method for every such change.
+        """
         self._running.clear()
         return super()._apply(*arguments, **named)
 
     @property
     def running(self) -> DeepPrint:
-        """`model` with batch normalisations folded into convolutions, which saves 8 % of the time."""
+        """Copy of `model` with batch normalisations folded into convolutions, which makes inference 8 % faster."""
         if not self._running:
-            with torch.inference_mode(False), torch.no_grad():  # who asks first may differentiate later, or export
+            with torch.inference_mode(False), torch.no_grad():  # may be used in autograd or export later
                 self._running.append(cast(DeepPrint, folded(self.model)))
         return self._running[0]
 
@@ -74,41 +83,50 @@ class PreparedNetwork(nn.Module):
 
     @property
     def print_info(self) -> PrintInfo:
-        """Resolution, size and enhancement of the canvases that the network takes."""
+        """Resolution, size and enhancement of the canvases that the network needs."""
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     @property
     def alignment_network(self) -> AlignmentNetwork | None:
-        """Network that aligns prints before they are embedded, if the model has one; flx's align inside."""
+        """Network that aligns prints before they are embedded; None if the model has none.
+
+        It is also None for models of flx, in which the alignment is part of the network itself.
+        """
         network = self.running.alignment
         return network if isinstance(network, AlignmentNetwork) else None
 
     @property
     def cells(self) -> int:
-        """Number of cells of a dense embedding, 0 for other models; see the module `similarity`."""
+        """Number of grid cells of a dense embedding, 0 for other models; see the module `similarity`."""
         return self.model.config.cells
 
     @property
     def center(self) -> torch.Tensor | None:
-        """Mean template (D,) that `calibrate` has measured and that is subtracted from templates, if there is one."""
+        """Mean template (D,) to subtract from every template, as measured by `calibrate`; None if there is none."""
         text = center_of(self.notes)
         return from_text(text, self.model.config.embedding_dim, self.device) if text else None
 
     @property
     def usual_poses(self) -> Poses:
-        """Poses that a comparison tries: fewer where the model aligns prints."""
+        """Poses that a comparison of two prints tries; fewer if the model aligns prints."""
         if self.alignment_network is None:
             return USUAL
         return DENSE if self.cells else ALIGNED
 
     @property
     def search_poses(self) -> Poses:
-        """Poses of a probe that are tried on the best candidates of a search, under the thresholds of `usual_poses`."""
+        """Poses of the probe in a search: `usual_poses` for dense models, a single upright pose for other models.
+
+        The similarities of a search are judged by thresholds that were measured with the same number of poses.
+        """
         return self.usual_poses if self.cells else UPRIGHT
 
     @property
     def identity(self) -> str:
-        """First 16 digits of a SHA-256 of weights and centre. Embeddings of two models must not be compared."""
+        """First 16 hexadecimal digits of a SHA-256 of weights and mean template; identifies the model.
+
+        Embeddings of models with different identities must not be compared.
+        """
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -117,15 +135,15 @@ class PreparedNetwork(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
-        """Embed canvases.
+        """Embed a batch of canvases, which are square images with one print each.
 
         Args:
             images: (B, canvas, canvas) uint8 on the device of the network, ridges dark.
-            poses: Ways in which each print is turned and shifted.
+            poses: rotations and shifts in which each print is embedded.
 
         Returns:
-            (B, D) float32 of unit length; (B, P, D) for P > 1 poses. Poses are ordered by hypothesis, then turn, then
-            shift. The first is the print as it is.
+            (B, D) float32 of unit length; (B, P, D) for P > 1 poses. Poses are ordered by alignment hypothesis, then
+            rotation, then shift. The first pose has neither rotation nor shift.
         """
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         found = [
@@ -137,15 +155,30 @@ class PreparedNetwork(nn.Module):
         return embeddings if embeddings.shape[1] > 1 else embeddings[:, 0]
 
     def centred(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Subtract the centre, if there is one, from embeddings (B, D) of the network."""
+        """Subtract the mean template `center`, if there is one, from embeddings (B, D); the result has unit length."""
         return centred(embeddings, self.center, len(self.model.branch_dims), self.cells)
 
     def alignment(self, images: torch.Tensor) -> Pose | None:
-        """Return where the alignment network finds the fingers on canvases (B, canvas, canvas); None without one."""
+        """Return the most probable position and rotation of the finger on each canvas.
+
+        Args:
+            images: (B, canvas, canvas) uint8.
+
+        Returns:
+            One pose per canvas; None if the model has no alignment network.
+        """
         return self.alignments(images, 1)[0]
 
     def alignments(self, images: torch.Tensor, count: int) -> list[Pose] | list[None]:
-        """Return the `count` most probable results of `alignment`, or one None without an alignment network."""
+        """Return the most probable alignments (position and rotation of the finger) of each canvas.
+
+        Args:
+            images: (B, canvas, canvas) uint8.
+            count: number of alignments.
+
+        Returns:
+            `count` batches of poses, most probable first; [None] if the model has no alignment network.
+        """
         if self.alignment_network is None:
             return [None]
         inputs = self.preprocessor.images(images).contiguous(memory_format=torch.channels_last)
@@ -154,7 +187,13 @@ class PreparedNetwork(nn.Module):
 
     @torch.no_grad()
     def pose_of(self, images: torch.Tensor, poses: Poses, number: int) -> Pose:
-        """Return the poses on canvases (B, canvas, canvas) that embedding `number` of `forward` was made in."""
+        """Return the pose in which `forward` computed one of the P embeddings of each canvas.
+
+        Args:
+            images: (B, canvas, canvas) uint8.
+            poses: poses that were passed to `forward`.
+            number: index of the embedding, from 0 to P - 1.
+        """
         tried = poses.all(float(self.preprocess_config.crop), self.ppi, images.device)
         hypothesis, turn = divmod(number, len(tried))
         pose = tried[turn].repeated(len(images))
@@ -162,12 +201,12 @@ class PreparedNetwork(nn.Module):
         return pose if alignment is None else pose.within(alignment)
 
     def network(self, images: torch.Tensor, pose: Pose | None = None, alignment: Pose | None = None) -> Output:
-        """Run the network on canvases.
+        """Preprocess canvases and run the network on them.
 
         Args:
             images: (B, canvas, canvas) uint8.
-            pose: Pose on top of `alignment`; upright by default.
-            alignment: Result of `alignment`, which is called by default.
+            pose: rotation and shift in addition to `alignment`; None for neither.
+            alignment: position and rotation of each finger; None to compute them with `self.alignment`.
         """
         alignment = alignment or self.alignment(images)
         if alignment is not None:
@@ -178,7 +217,14 @@ class PreparedNetwork(nn.Module):
 
     @torch.inference_mode()
     def with_quality(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings (B, D) and qualities (B,), 0 to 1, of canvases (B, canvas, canvas) uint8."""
+        """Embed canvases and measure the quality of the prints; see `print_quality`.
+
+        Args:
+            images: (B, canvas, canvas) uint8.
+
+        Returns:
+            Embeddings (B, D) float32 of unit length, and qualities (B,) float32 from 0 to 1.
+        """
         output = self.network(images)
         assert output.norm is not None, "an extractor is never in training mode"
         area = ridge_area(images, self.ppi, self.preprocess_config.crop)
@@ -186,13 +232,13 @@ class PreparedNetwork(nn.Module):
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
-        """Return the median length of the embeddings of canvases before they are scaled to unit length.
+        """Return the median norm that the embeddings of typical prints have before they are scaled to unit length.
 
-        Kept in `notes` under the name of this function, it is the response to a usual print, by which `quality`
-        judges the response of the network to others.
+        The value is stored in `notes` as "usual_norm". The quality of a print depends on the ratio of its norm to this
+        value.
 
         Args:
-            batches: (B, canvas, canvas) uint8 each.
+            batches: batches of canvases, (B, canvas, canvas) uint8.
         """
         norms = [norm for images in batches if (norm := self.network(images.to(self.device)).norm) is not None]
         return round(float(torch.cat(norms).median()), 3)

@@ -28,14 +28,14 @@ SCALE_MM = 5  # length of the scale bar, mm
 
 
 def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
-    """Draw a compared pair: the reference in blue, the probe in red in its best pose, and both overlaid.
+    """Draw two compared prints: the reference in blue, the probe in red in its best pose, and both overlaid.
 
     The picture also shows the similarity, the decisions, a scale bar and the outline of the network input.
 
     Args:
         comparison: result of `compare_prints`.
         names: names of reference and probe, for the titles.
-        extractor: the model that compared the prints.
+        extractor: model that compared the prints.
 
     Returns:
         Contents of a PNG file.
@@ -43,7 +43,7 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
     reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
     probe = _ink(comparison.canvases[1], comparison.pose)
     pictures = [_tinted(reference, REFERENCE), _tinted(probe, PROBE)]
-    pictures.append(pictures[0] * pictures[1])  # a product mixes the colours as two inks on paper do
+    pictures.append(pictures[0] * pictures[1])  # multiplying two pictures mixes their colours like inks
     titles = [
         f"reference {_short(names[0])}\nas it is",
         f"probe {_short(names[1])}\n{in_words(comparison.pose, extractor.ppi)}",
@@ -65,15 +65,15 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
 
 
 def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PIL.Image.Image:
-    """Draw a print, and its minutiae as circles with a stroke in their direction.
+    """Draw a print, and its minutiae as circles with a line in their direction.
 
     Args:
         canvas: (S, S) uint8, ridges dark.
-        minutiae: (n, 4) x and y in canvas pixels, angle in radians, score in 0..1; minutiae of low score are drawn
+        minutiae: (n, 4) x and y in canvas pixels, angle in radians, score in 0..1. Minutiae of low score are drawn
             pale. None draws no minutiae.
 
     Returns:
-        RGB picture of `FINER` times the size of the canvas.
+        RGB picture, enlarged by the factor `FINER` (2).
     """
     size = FINER * len(canvas)
     picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
@@ -91,7 +91,7 @@ def in_words(pose: Pose, ppi: float) -> str:
     """Describe the rotation and shift of a pose as text, for example "turned 10° left, moved 2.0 mm right".
 
     Args:
-        pose: pose of one print, without an elastic part.
+        pose: pose of one print, without elastic distortion.
         ppi: resolution of the canvas, pixels per inch.
     """
     matrix, shift = pose.matrix[0], pose.shift[0]
@@ -108,7 +108,11 @@ def in_words(pose: Pose, ppi: float) -> str:
 
 
 def _ink(canvas: np.ndarray, pose: Pose) -> np.ndarray:
-    """Resample a whole canvas (S, S) uint8 in a pose.
+    """Apply a pose (rotation and shift) to a print, and return its inverted, enlarged image.
+
+    Args:
+        canvas: (S, S) uint8, ridges dark.
+        pose: pose of one print.
 
     Returns:
         (FINER * S, FINER * S) float32, 0 for white and 1 for black.
@@ -119,12 +123,12 @@ def _ink(canvas: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 def _tinted(ink: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
-    """Colour ink (H, W) in 0..1 on white paper; return (H, W, 3) RGB in 0..1."""
+    """Colour a print: convert ink (H, W) in 0..1 to an RGB image (H, W, 3) in 0..1 on a white background."""
     return 1 - ink[:, :, None] * (1 - np.array(colour, np.float32))
 
 
 def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
-    """Draw the outline of the network input and a scale bar."""
+    """Draw a scale bar, and a dotted square around the part of the canvas that the network receives."""
     side, crop = extractor.canvas, extractor.preprocess_config.crop
     start = (side - crop) / 2
     axes.add_patch(Rectangle((start, start), crop, crop, fill=False, edgecolor="0.5", linestyle=":"))
@@ -145,5 +149,5 @@ def _write(figure: Figure, comparison: Comparison) -> None:
 
 
 def _short(name: str) -> str:
-    """Shorten a name so that it fits above a picture."""
+    """Shorten a name to at most 33 characters, so that it fits above a picture."""
     return name if len(name) <= 34 else f"{name[:16]}…{name[-16:]}"

@@ -1,7 +1,8 @@
 """Poses for comparisons: a print is embedded with several rotations and shifts, and the best similarity counts.
 
-The input of the network is a square around the centre of the contact area. Two impressions of a finger differ in their
-contact area and their rotation. Comparing several poses makes up for differences to which the network is not invariant.
+The input of the network is a square around the centre of the contact area, the area that the finger touched. Two
+impressions of a finger differ in their contact area and their rotation. Comparing several poses compensates for
+differences to which the network is not invariant.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class Poses:
     Attributes:
         degrees: rotations to try in addition to 0, degrees counter-clockwise.
         shift_mm: shift of the network input along each axis, mm. The unshifted and the eight shifted positions are
-            tried; 0 tries no shifts.
-        hypotheses: number of alignments to try, the most probable ones that the alignment network finds.
+            tried; 0 means no shifts.
+        hypotheses: number of alignments to try. The alignment network of the model proposes them, the most probable
+            first.
 
     Raises:
         UserError: if a rotation is 0, or a number is out of range.
@@ -46,12 +48,12 @@ class Poses:
         return self.hypotheses * (1 + len(self.degrees)) * (9 if self.shift_mm else 1)
 
     def all(self, crop: float, ppi: float, device: torch.device) -> list[Pose]:
-        """List the combinations of rotations and shifts.
+        """List the combinations of rotations and shifts as `Pose` objects.
 
         Args:
             crop: side of the network input, canvas pixels.
             ppi: resolution of the canvas, pixels per inch.
-            device: device of the poses.
+            device: device of the tensors of the poses.
 
         Returns:
             One `Pose` of a single print per combination; the first has neither rotation nor shift.
@@ -69,25 +71,25 @@ class Poses:
 UPRIGHT = Poses()
 """A single pose, without rotation and shift."""
 USUAL = Poses(degrees=(-20.0, -10.0, 10.0, 20.0), shift_mm=2.0)
-"""Poses for models without an alignment network; they cover the usual differences between impressions of a finger."""
+"""Poses for models without an alignment network. They cover the usual differences between impressions of a finger."""
 ALIGNED = Poses(degrees=(-12.0, -6.0, 6.0, 12.0), shift_mm=1.2)
-"""Poses for models with an alignment network; they cover its usual errors."""
+"""Poses for models with an alignment network. They cover the usual errors of the alignment."""
 DENSE = Poses(degrees=(-8.0, 8.0), hypotheses=2)
-"""Poses for dense models, which also have an alignment network."""
+"""Poses for dense models (see `similarity`), which also have an alignment network."""
 
 
 def best_agreement(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> tuple[float, int, int]:
-    """Compare two prints in several poses, and find the best pair of poses.
+    """Compare two prints in several poses, and find the pair of poses with the highest similarity.
 
-    Only pairs in which one of the two prints is in pose 0 are compared, as in `similarity.similarity`.
+    Only pairs in which one of the two prints is in its original pose 0 are compared, as in `similarity.similarity`.
 
     Args:
         reference: (P, D) float32 of unit length, the templates of one print in P poses.
-        probe: (P, D) float32, likewise.
-        cells: number of cells of dense templates, else 0.
+        probe: (P, D) float32, the templates of the other print in P poses.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        The best similarity, and the number of the pose of the reference and of the probe.
+        The highest similarity, the index of the reference's pose, and the index of the probe's pose.
     """
     turned_probe = masked_similarity(probe, reference[:1], cells)[:, 0]
     turned_reference = masked_similarity(reference, probe[:1], cells)[:, 0]

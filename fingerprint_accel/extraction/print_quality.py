@@ -1,7 +1,8 @@
 """Quality of prints, 0 to 1, computed from the area of clear ridges and the norm of the embedding.
 
-Ridges are detected with the structure tensor (Kass and Witkin 1987; for fingerprints: Bazen and Gerez 2002). A place
-shows ridges if all gradients in its neighbourhood are parallel to one line and the spatial frequency is that of ridges.
+Ridges are detected with the structure tensor (Kass and Witkin 1987; for fingerprints: Bazen and Gerez 2002). A cell of
+a grid on the print counts as ridges if all gradients in its neighbourhood are parallel to one line and the spatial
+frequency is that of ridges.
 
 The norm of an embedding before normalisation is larger for prints that the network recognises well (Meng et al. 2021,
 "MagFace"). Noise can have a large norm too, so the quality combines both measures.
@@ -22,14 +23,17 @@ from fingerprint_accel.preprocess.coarse import local_means
 
 CELL_MM = 0.68  # side of a cell, about one and a half ridge periods; a neighbourhood is 3 x 3 cells
 RIDGES_PER_MM = (1.0, 3.0)  # range of spatial frequencies that count as ridges; about 2 is usual
-CLEAR_CONTRAST = 0.08  # standard deviation of the ink (0 to 1) above which more contrast does not count
+CLEAR_CONTRAST = 0.08  # standard deviation of the ink (0 to 1) from which on a cell has full contrast
 NOISE = 1e-6  # added to squared gradients and variances, so that blank areas do not divide by 0
-AMPLE_AREA = 200.0  # mm^2 of clear ridges above which more area does not count
-STEEPNESS = 4  # exponent of the relative norm
+AMPLE_AREA = 200.0  # mm^2 of clear ridges from which on the area has its full score
+STEEPNESS = 4  # exponent of the norm relative to that of typical prints
 
 
 def _filters() -> torch.Tensor:
-    """Return filters (3, 1, 5, 5) for x gradient, y gradient and value of an image, smoothed over 3 x 3 pixels."""
+    """Return convolution filters (3, 1, 5, 5) that compute x gradient, y gradient and value of a smoothed image.
+
+    The smoothing is the mean of 3 x 3 pixels.
+    """
     mean = torch.tensor([0.0, 1, 1, 1, 0]) / 3
     slope = torch.tensor([-1.0, -1, 0, 1, 1]) / 6
     return torch.stack([torch.outer(mean, slope), torch.outer(slope, mean), torch.outer(mean, mean)])[:, None]
@@ -40,11 +44,12 @@ class RidgeField:
     """Clarity and direction of the ridges of B prints, on a grid of n x n cells.
 
     Attributes:
-        clear: (B, n, n) float32, clarity of the ridges in each cell, 0 to 1: the product of coherence and contrast.
+        clear: (B, n, n) float32, clarity of the ridges in each cell, 0 to 1: the product of coherence and contrast. The
+            coherence is 1 if all gradients are parallel.
         flow: (B, 2, n, n) float32, cosine and sine of twice the ridge direction, times the coherence (0 to 1). The
             direction is counter-clockwise from +x with y up.
         contrast: (B, n, n) float32, standard deviation of the ink, where 0 is white and 1 is black.
-        cell: side of a cell, canvas pixels.
+        cell: side of a cell, pixels of the image.
     """
 
     clear: torch.Tensor
@@ -54,7 +59,7 @@ class RidgeField:
 
 
 def ridge_field(images: torch.Tensor, ppi: int) -> RidgeField:
-    """Measure clarity and direction of the ridges with the structure tensor.
+    """Measure the clarity and direction of the ridges in images of prints, with the structure tensor.
 
     Args:
         images: (B, S, S) uint8, ridges dark.
@@ -79,12 +84,12 @@ def ridge_field(images: torch.Tensor, ppi: int) -> RidgeField:
 def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
     """Measure the area of clear ridges in the central square of each print, in mm^2.
 
-    Each cell counts with its clarity, so that faint ridges contribute less than their area.
+    Each cell of the grid is weighted by its clarity, so that faint ridges contribute less than their area.
 
     Args:
         images: (B, canvas, canvas) uint8, ridges dark.
         ppi: resolution of the images, pixels per inch.
-        window: side of the square, pixels; normally that of the network input.
+        window: side of the central square, pixels; normally that of the network input.
 
     Returns:
         (B,) float32.
@@ -97,12 +102,12 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
 def contact_area(canvas: np.ndarray, ppi: int) -> float:
     """Measure the area that the finger touched, in mm^2.
 
-    Unlike `ridge_area`, this counts faint ridges fully. It therefore distinguishes a faint complete print from a small
-    part of a print.
+    Unlike in `ridge_area`, faint ridges count fully. The area therefore distinguishes a faint complete print from a
+    small part of a print.
 
     Args:
-        canvas: (S, S) uint8, ridges dark.
-        ppi: resolution of the canvas, pixels per inch.
+        canvas: (S, S) uint8, image of one print, ridges dark.
+        ppi: resolution of the image, pixels per inch.
     """
     try:
         mask, block = ridge_mask(canvas, ppi)
@@ -116,8 +121,8 @@ def print_quality(area: torch.Tensor, norm: torch.Tensor, usual_norm: float | No
 
     Args:
         area: (B,) area of clear ridges, mm^2, from `ridge_area`.
-        norm: (B,) norm of the embeddings before normalisation.
-        usual_norm: median norm of typical prints; None if unknown, then the quality is the score for the area.
+        norm: (B,) norm of the embeddings before they are scaled to unit length.
+        usual_norm: median norm of typical prints; None if it is unknown. The quality is then the score for the area.
 
     Returns:
         (B,) float32, 0 to 1.

@@ -1,4 +1,7 @@
-"""Search a gallery for the prints that are most similar to an image, for `fingerprint-accel search` and the demo."""
+"""Search a gallery for the prints that are most similar to an image, for `fingerprint-accel search` and the demo.
+
+A gallery is a folder with the embeddings of enrolled prints, which are called references.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from fingerprint_accel.extraction.gallery_files import Known
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
-    """Open a gallery whose embeddings were computed by this model.
+    """Open a gallery, and check that its embeddings were computed by this model.
 
     Raises:
-        UserError: if the folder is not a gallery, or another model filled it.
+        UserError: if the folder is not a gallery, or was filled by another model.
     """
     gallery = Gallery(folder)
     gallery.check_model(extractor.identity)
@@ -29,11 +32,12 @@ def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
 
 
 def _basis(extractor: FingerprintExtractor) -> Basis:
+    """Return the thresholds of the model that apply to a search, and their source."""
     return decision_basis(extractor.notes, len(extractor.search_poses))
 
 
 def columns(extractor: FingerprintExtractor) -> list[str]:
-    """Return the names of the columns of the rows that `find` returns.
+    """Return the column titles of the table that `find` returns.
 
     The column "match at FMR" exists only if the model has thresholds that may be used for decisions.
     """
@@ -41,7 +45,7 @@ def columns(extractor: FingerprintExtractor) -> list[str]:
 
 
 def position_code(text: str) -> int:
-    """Convert the text of `--position` to a finger position code of ANSI/NIST-ITL.
+    """Convert the value of the option `--position` to a finger position code of ANSI/NIST-ITL.
 
     Args:
         text: code or name of a finger position, for example "7" or "left_index"; may be empty.
@@ -73,26 +77,27 @@ def find(
 ) -> tuple[list[list[Any]], list[Known], list[str]]:
     """Search a gallery for the references that are most similar to an image.
 
-    With a dense model, the best candidates are compared again with the probe in all poses of
+    With a dense model (see `similarity`), the best candidates are compared again with the probe in all poses of
     `FingerprintExtractor.search_poses`.
 
     Args:
-        extractor: the model that filled the gallery.
+        extractor: model that filled the gallery.
         gallery: gallery to search.
         probe: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
         ppi: resolution of the probe, pixels per inch.
         top: number of references to return.
         indexed: compare only candidates from a FAISS index; see `ApproximateSearch`.
-        position: finger position code; only prints of this position and of unknown position are compared. 0 for all.
+        position: finger position code; only references of this position and of unknown position are compared. 0 for
+            all.
 
     Returns:
-        Three lists. The first has one row per reference, best first, with the columns of `columns`; "match at FMR" is
-        the lowest FMR at whose threshold the reference matches, or "-". The second has the record of each reference.
-        The third has two lines of text: a description of the search, and the source of the thresholds.
+        Three lists. The first has one row per reference, best first, with the columns that `columns` returns. "match at
+        FMR" is the lowest FMR at whose threshold the reference matches, or "-". The second has the record of each
+        reference. The third has two lines of text: a description of the search, and the source of the thresholds.
 
     Raises:
         UserError: if the image shows no print or too small a part of one, if the gallery has no print to compare with,
-            if `top` is below 1, or if FAISS is needed but not installed.
+            if `top` is below 1, or if `indexed` is set and FAISS is not installed.
     """
     require(top >= 1, f"--top {top}: must be at least 1")
     among = gallery.of_position(position) if position and len(gallery) else None
@@ -121,9 +126,10 @@ def find(
 
 
 def details(known: list[Known]) -> tuple[list[str], list[list[str]]]:
-    """Format the person, finger and source of references as table columns.
+    """Format the person, finger position and source of references as table columns.
 
-    Columns that are empty for all references are left out. A source that is equal to the name counts as empty.
+    Columns that are empty for all references are left out. A source that is equal to the name of the print counts as
+    empty.
 
     Args:
         known: record of each reference.
@@ -141,4 +147,5 @@ def details(known: list[Known]) -> tuple[list[str], list[list[str]]]:
 
 
 def _words(position: int) -> str:
+    """Return the name of a finger position code in words, such as "left index"."""
     return position_name(position).replace("_", " ")

@@ -1,6 +1,7 @@
 """Storage formats of templates: shortened embeddings, 8-bit integers, and sign bits.
 
-Dense templates (see `similarity`) keep their mask: cells that are zero remain zero, and no other cell becomes zero. For
+A dense template consists of one vector for each cell of a grid on the finger; see `similarity`. Cells that the print
+does not show are zero. All formats preserve this: cells that are zero remain zero, and no other cell becomes zero. For
 the error rates of each format, see docs/extraction.md.
 """
 
@@ -23,12 +24,12 @@ DENSE_CLIP = 12.0
 
 
 def shortened(embeddings: np.ndarray, length: int, branches: int = 1) -> np.ndarray:
-    """Shorten embeddings to the first numbers of each branch, and scale them to unit length.
+    """Shorten embeddings to the first numbers of each branch of the network, and scale them to unit length.
 
     Rows of zeros remain zero. See Kusupati et al. 2022, "Matryoshka Representation Learning".
 
     Args:
-        embeddings: (N, D) float32, the parts of the branches side by side.
+        embeddings: (N, D) float32; the numbers of the first branch are followed by those of the second branch.
         length: total number of values to keep, a multiple of `branches`.
         branches: number of branches of the network.
 
@@ -45,10 +46,11 @@ class TemplateFormat:
     """Storage format of embeddings.
 
     Attributes:
-        kind: "float32"; "int8" for the numbers times `scale`, rounded; or "binary" for one bit per number, 1 if it is
-            above 0. For dense templates, "binary" appends one bit per cell, 1 if the print shows the cell.
+        kind: "float32"; "int8" for the numbers times `scale`, rounded; or "binary" for one bit per number, 1 if the
+            number is above 0. For dense templates, "binary" appends one bit per grid cell, 1 if the print shows the
+            cell.
         length: number of values in an embedding.
-        cells: number of cells of dense templates, else 0.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Raises:
         UserError: if the kind is unknown, or if it is "binary" and the length is not a multiple of 8.
@@ -67,9 +69,9 @@ class TemplateFormat:
 
     @property
     def scale(self) -> float:
-        """Factor from embeddings to int8 templates; 1 for other kinds.
+        """Factor by which embeddings are multiplied to get int8 templates; 1 for the other formats.
 
-        It is the same for all prints, so the integers of two templates can be compared directly.
+        The factor is the same for all prints, so the integers of two templates can be compared directly.
         """
         return 127 * self.length**0.5 / (DENSE_CLIP if self.cells else CLIP) if self.kind == "int8" else 1.0
 
@@ -80,7 +82,7 @@ class TemplateFormat:
         return columns * np.dtype(DTYPES[self.kind]).itemsize
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Convert embeddings (N, length) float32 of unit length to rows in this storage format."""
+        """Convert embeddings (N, length) float32 of unit length to templates in this format, one row per print."""
         if self.kind == "int8":
             return np.clip(np.rint(self._kept(embeddings * self.scale)), -127, 127).astype(np.int8)
         if self.kind == "binary":
@@ -89,9 +91,13 @@ class TemplateFormat:
         return embeddings.astype(np.float32, copy=False)
 
     def _kept(self, values: np.ndarray) -> np.ndarray:
-        """Change scaled values (N, length) so that no cell that a dense template shows is rounded to zero.
+        """Change the values of dense templates so that rounding to integers does not set all values of a cell to zero.
 
-        If all values of a cell would be rounded to 0, its largest value is replaced by 1 or -1.
+        If all values of a cell that the print shows would be rounded to 0, the largest value is replaced by 1 or -1.
+        Other templates are not changed.
+
+        Args:
+            values: (N, length) float32, embeddings times `scale`.
         """
         if not self.cells:
             return values
@@ -101,10 +107,11 @@ class TemplateFormat:
         return np.where(lost & (np.abs(grid) == largest), np.sign(grid), grid).reshape(values.shape)
 
     def decode(self, templates: np.ndarray) -> np.ndarray:
-        """Convert rows in this storage format to embeddings (N, length) float32 of unit length.
+        """Convert templates in this storage format to embeddings (N, length) float32 of unit length.
 
         The dot product of two decoded binary templates is 1 - 2 * h / length if h bits differ. For dense binary
-        templates, `similarity.masked_similarity` gives the same over the bits of the cells that both prints show.
+        templates, `similarity.masked_similarity` gives the same relation for the bits of the cells that both prints
+        show.
         """
         if self.kind == "float32":
             return templates

@@ -21,7 +21,7 @@ MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with m
 
 
 def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
-    """Check every file of a folder that has a stored checksum.
+    """Compare the files of a folder with their stored checksums.
 
     Args:
         folder: dataset, gallery, folder of embeddings, exported model, checkpoint, or run folder with its checkpoints.
@@ -58,8 +58,8 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
 
 
 def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file that has a stored checksum, with its SHA-256 or the beginning of it."""
-    for name in (INFO, CONFIG, "state.json"):  # a dataset; embeddings or an exported model; a checkpoint
+    """Yield each file of a folder that has a stored checksum, with its SHA-256 or the first digits of its SHA-256."""
+    for name in (INFO, CONFIG, "state.json"):  # in a dataset; embeddings or an exported model; a checkpoint
         for file, digest in _read(folder / name).get("sha256", {}).items():
             yield folder / file, digest
     if (folder / FACTS).is_file():
@@ -70,6 +70,7 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON file; return an empty dictionary if there is no such file, and raise a UserError if it is damaged."""
     try:
         values = json.loads(path.read_text())
     except OSError:

@@ -1,1 +1,1 @@
-"""Error rates of verification and identification after ISO/IEC 19795-1, with bootstrap intervals."""
+"""Error rates of verification and identification as defined in ISO/IEC 19795-1, with bootstrap intervals."""

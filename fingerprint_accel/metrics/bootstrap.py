@@ -1,11 +1,11 @@
 """95 % confidence intervals of error rates, by resampling fingers (Efron 1979; ISO/IEC 19795-1).
 
-Comparisons of one finger are not independent, so fingers are drawn with replacement, not comparisons. A finger that is
-drawn k times gives its mated comparisons and its searches the weight k. A non-mated comparison has the product of the
-weights of its two fingers, so that a finger is never compared with its own copy. The interval holds the middle 95 % of
-the rates of all draws (percentile interval).
+Comparisons of one finger are not independent, so the bootstrap draws fingers with replacement, not comparisons. If a
+finger is drawn k times, its mated comparisons and its searches have the weight k. The weight of a non-mated comparison
+is the product of the counts of its two fingers, so a finger is never compared with its own copy. The interval contains
+the middle 95 % of the rates of all draws (percentile interval).
 
-A leaf module: it imports numpy and other modules of this package only.
+This module imports only numpy and other modules of this package.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from fingerprint_accel.metrics.weighted_curves import MOST_NONMATED, WeightedCur
 LEVEL = 0.95
 """Confidence level of the intervals."""
 RESAMPLES = 1000
-"""Number of draws."""
+"""Default number of bootstrap draws."""
 METHOD = (
     f"95 % percentile bootstrap over fingers, {RESAMPLES:,} draws with replacement; for identification the enrolled "
     "references stay the same and the fingers of the searches are drawn"
 )
 Interval = tuple[float, float]
-"""Lower and upper end of an interval."""
+"""Lower and upper end of a confidence interval."""
 Statistic = Callable[[WeightedCurves], np.ndarray]
-"""One rate of each of B weighted curves, as (B,)."""
+"""Function that computes one rate for each of B bootstrap draws, (B,)."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of one rate between two models on the same comparisons.
+    """Difference of one error rate between two models on the same comparisons.
 
     Attributes:
         name: name of the rate.
         ours: rate of the evaluated model, as a share.
         theirs: rate of the other model, as a share.
-        interval: 95 % interval of `ours - theirs`; each draw takes the same fingers for both models.
+        interval: 95 % interval of `ours - theirs`. Each bootstrap draw uses the same fingers for both models.
     """
 
     name: str
@@ -52,7 +52,11 @@ class Difference:
     interval: Interval
 
     def verdict(self) -> str:
-        """Return "lower" or "higher" where the interval excludes 0, else "no difference shown"."""
+        """State whether the rate of the evaluated model is "lower" or "higher" than that of the other model.
+
+        Returns:
+            "lower", "higher", or "no difference shown" if the interval contains 0.
+        """
         low, high = self.interval
         if high < 0:
             return "lower"
@@ -66,34 +70,48 @@ def bootstrap_scores(
     seed: int = 0,
     most_nonmated: int = MOST_NONMATED,
 ) -> list[Interval]:
-    """Return the intervals of several rates of a verification test.
+    """Compute the 95 % intervals of several rates of a verification test.
 
     Args:
-        scores: scores of the test.
+        scores: similarities of the test.
         statistics: functions that compute the rates, such as `WeightedCurves.eer`.
-        resamples: number of draws.
-        seed: seed of the draws.
-        most_nonmated: number of non-mated scores to use at most, as in `WeightedScores`.
+        resamples: number of bootstrap draws.
+        seed: random seed of the draws.
+        most_nonmated: largest number of non-mated scores to use, see `WeightedScores`.
+
+    Returns:
+        One interval for each of `statistics`.
     """
     drawn = _rates_of_draws([scores], statistics, resamples, seed, most_nonmated)
     return [_interval(values) for values in drawn[0]]
 
 
 def bootstrap_eer(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Return the interval of the equal error rate; arguments as in `bootstrap_scores`."""
+    """Compute the 95 % interval of the equal error rate.
+
+    Args:
+        scores: similarities of a verification test.
+        resamples: number of bootstrap draws.
+        seed: random seed of the draws.
+    """
     return bootstrap_scores(scores, [WeightedCurves.eer], resamples, seed)[0]
 
 
 def bootstrap_fnir(
     searches: Searches, fpirs: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Interval]:
-    """Return the intervals of the FNIR at several FPIRs in an open-set identification test.
+    """Compute the 95 % intervals of the FNIR at several FPIRs in an open-set identification test.
+
+    FNIR and FPIR are the false-negative and the false-positive identification rate.
 
     Args:
         searches: mated and non-mated searches.
-        fpirs: false positive identification rates, as shares.
-        resamples: number of draws.
-        seed: seed of the draws.
+        fpirs: FPIRs as shares.
+        resamples: number of bootstrap draws.
+        seed: random seed of the draws.
+
+    Returns:
+        One interval for each FPIR.
     """
     names, codes = np.unique(searches.fingers, return_inverse=True)
     mated, fingers = searches.is_mated, codes[:, None]
@@ -103,17 +121,17 @@ def bootstrap_fnir(
 
 
 def bootstrap_share(events: np.ndarray, fingers: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Return the interval of a share of prints or searches, such as a rank-k identification rate.
+    """Compute the 95 % interval of a share of prints or searches, such as a rank-k identification rate.
 
     Args:
-        events: (N,) bool, whether the counted event occurred.
+        events: (N,) bool, whether each print or search counts, for example because it was identified.
         fingers: (N,) finger of each print or search.
-        resamples: number of draws.
-        seed: seed of the draws.
+        resamples: number of bootstrap draws.
+        seed: random seed of the draws.
     """
     _, codes = np.unique(fingers, return_inverse=True)
     counts = np.stack([np.bincount(codes, events), np.bincount(codes)], axis=1)
-    # fingers with equal counts are exchangeable, so that drawing them is a multinomial draw of the kinds of fingers
+    # Fingers with equal counts are interchangeable, so one multinomial draw over the different counts replaces many.
     kinds, sizes = np.unique(counts, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(sizes.sum(), sizes / sizes.sum(), resamples)
     totals = draws @ kinds
@@ -121,15 +139,18 @@ def bootstrap_share(events: np.ndarray, fingers: np.ndarray, resamples: int = RE
 
 
 def compare_scores(ours: Scores, theirs: Scores, resamples: int = RESAMPLES) -> list[Difference]:
-    """Return the differences of the EER, and of the FNMR at the smallest FMR that rests on ten false matches.
+    """Compare two models by their EER, and by their FNMR at the smallest FMR at which ten false matches occur.
 
     Args:
-        ours: scores of the evaluated model.
-        theirs: scores of the other model, for the same comparisons.
-        resamples: number of draws.
+        ours: similarities that the evaluated model computed.
+        theirs: similarities that the other model computed for the same comparisons.
+        resamples: number of bootstrap draws.
+
+    Returns:
+        The difference of each rate, with a 95 % interval.
 
     Raises:
-        UserError: as `sorted_curve`.
+        UserError: if the scores of a model are not valid, see `sorted_curve`.
     """
     assert np.array_equal(ours.pairs.mated, theirs.pairs.mated), "the same comparisons"
     rates: dict[str, tuple[Callable[[Curve], float], Statistic]] = {
@@ -147,12 +168,12 @@ def compare_scores(ours: Scores, theirs: Scores, resamples: int = RESAMPLES) -> 
 
 
 def fnmr_at(fmr: float) -> Statistic:
-    """Return the statistic "FNMR at this FMR"."""
+    """Return a function that computes the FNMR at a given FMR, as an element of `statistics` in `bootstrap_scores`."""
     return lambda curves: curves.fnmr_at_fmr(fmr)
 
 
 def _interval(values: np.ndarray) -> Interval:
-    """Return the middle share `LEVEL` of the values."""
+    """Return the range that contains the middle share `LEVEL` of the values, by quantiles."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -164,11 +185,22 @@ def _rates_of_draws(
     seed: int,
     most_nonmated: int = MOST_NONMATED,
 ) -> list[list[np.ndarray]]:
-    """As `_rates`, for scores of the same comparisons."""
+    """Compute several rates for every bootstrap draw of fingers, for one or two models.
+
+    Args:
+        several: similarities of each model, for the same comparisons.
+        statistics: functions that compute the rates.
+        resamples: number of draws.
+        seed: random seed of the draws.
+        most_nonmated: largest number of non-mated scores to use, see `WeightedScores`.
+
+    Returns:
+        For each model and each of `statistics`, the rates of all usable draws (n,); see `_rates`.
+    """
     pairs, (_, codes) = several[0].pairs, np.unique(several[0].fingers, return_inverse=True)
     compared = np.zeros(codes.max() + 1, bool)
     compared[codes[pairs.mated[:, 0]]] = compared[codes[pairs.nonmated]] = True
-    codes = (np.cumsum(compared) - 1)[codes]  # fingers without a comparison are not drawn
+    codes = (np.cumsum(compared) - 1)[codes]  # fingers that occur in no comparison are not drawn
     fingers = codes[pairs.mated[:, :1]], codes[pairs.nonmated]
     known = [WeightedScores(scores.mated, fingers[0], scores.nonmated, fingers[1], most_nonmated) for scores in several]
     return _rates(known, statistics, int(compared.sum()), resamples, seed)
@@ -177,9 +209,19 @@ def _rates_of_draws(
 def _rates(
     several: Sequence[WeightedScores], statistics: Sequence[Statistic], fingers: int, resamples: int, seed: int
 ) -> list[list[np.ndarray]]:
-    """Return the rates of every draw, by model and statistic, each as (n,).
+    """Compute several rates for every bootstrap draw of fingers, for one or several sets of scores.
 
     Draws without a mated or without a non-mated comparison are left out.
+
+    Args:
+        several: sets of scores, which depend on the same fingers.
+        statistics: functions that compute the rates.
+        fingers: number of fingers.
+        resamples: number of draws.
+        seed: random seed of the draws.
+
+    Returns:
+        For each set of scores and each of `statistics`, the rates of all usable draws (n,).
     """
     found: list[list[list[np.ndarray]]] = [[[] for _ in statistics] for _ in several]
     at_once = min(scores.draws_at_once for scores in several)
@@ -192,7 +234,17 @@ def _rates(
 
 
 def _draws(fingers: int, resamples: int, seed: int, at_once: int) -> Iterator[np.ndarray]:
-    """Yield how often each finger is drawn, (fingers, B) float64, B <= `at_once` draws at a time."""
+    """Draw fingers with replacement, and yield how often each finger is drawn, for batches of B draws.
+
+    Args:
+        fingers: number of fingers, which is also the number of fingers per draw.
+        resamples: total number of draws.
+        seed: random seed.
+        at_once: largest number of draws in a batch.
+
+    Yields:
+        (fingers, B) float64 counts.
+    """
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, at_once):
         some = [

@@ -5,7 +5,7 @@ non-mated comparisons that are accepted. FNMR is the share of mated comparisons 
 marks a comparison with a print that failed to acquire. It is rejected at every threshold, so the rates are generalised
 rates in the sense of ISO/IEC 19795-1 (GFMR, GFNMR).
 
-A leaf module: it imports numpy and the errors of this package only.
+This module imports only numpy and the errors of this package.
 """
 
 from __future__ import annotations
@@ -23,33 +23,36 @@ FAILED = -np.inf
 
 @dataclass(frozen=True)
 class Curve:
-    """FMR and FNMR as step functions of the threshold.
+    """FMR and FNMR as step functions of the threshold, computed from sorted scores.
 
     Attributes:
-        mated: (n,) mated scores in ascending order.
-        nonmated: (m,) non-mated scores in ascending order, of the same type.
+        mated: (n,) scores of the mated comparisons in ascending order.
+        nonmated: (m,) scores of the non-mated comparisons in ascending order, of the same type.
     """
 
     mated: np.ndarray
     nonmated: np.ndarray
 
     def fmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """Return the share of non-mated scores at or above each threshold."""
+        """Return the FMR at each threshold: the share of non-mated scores at or above the threshold."""
         total = len(self.nonmated)
         share: np.ndarray = (total - _position(self.nonmated, threshold)) / total
         return share
 
     def fnmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """Return the share of mated scores below each threshold."""
+        """Return the FNMR at each threshold: the share of mated scores below the threshold."""
         share: np.ndarray = _position(self.mated, threshold) / len(self.mated)
         return share
 
     def eer(self) -> tuple[float, float]:
-        """Return the equal error rate, and the threshold of the nearest operating point.
+        """Compute the equal error rate and its threshold.
 
-        FNMR - FMR never falls as the threshold rises, so the crossing is found by bisection. The EER lies on the
-        straight line between the two neighbouring operating points. If failures to acquire keep FNMR above FMR at every
-        threshold, there is no crossing, and the lowest FNMR is returned.
+        FNMR - FMR never falls as the threshold rises, so the point where it crosses zero is found by bisection. The EER
+        is interpolated linearly between the two neighbouring operating points. If failures to acquire keep FNMR above
+        FMR at every threshold, there is no crossing, and the lowest FNMR is returned.
+
+        Returns:
+            The EER as a share, and the threshold of the nearest operating point.
         """
         after = min(self._crossing(self.mated), self._crossing(self.nonmated))
         before = max(_previous(self.mated, after), _previous(self.nonmated, after))
@@ -63,14 +66,15 @@ class Curve:
         return (fmr_b if gap_b == 0 else fmr_a + share * (fmr_b - fmr_a)), nearest
 
     def _crossing(self, scores: np.ndarray) -> float:
-        """Return the lowest of `scores` that as a threshold gives FNMR >= FMR, or infinity."""
+        """Return the lowest of the sorted `scores` that as a threshold gives FNMR >= FMR; infinity if there is none."""
         found = bisect_left(range(len(scores)), True, key=lambda i: bool(self.fnmr(scores[i]) >= self.fmr(scores[i])))
         return float(scores[found]) if found < len(scores) else float("inf")
 
     def fnmr_at_fmr(self, rate: float) -> tuple[float, float]:
-        """Return the lowest FNMR with FMR <= `rate`, and the highest non-mated score that has to be rejected.
+        """Compute the lowest FNMR at which the FMR is at most `rate`.
 
-        The score is -infinity if no non-mated score has to be rejected.
+        Returns:
+            The FNMR, and the highest non-mated score that has to be rejected; -infinity if none has to be rejected.
         """
         total = len(self.nonmated)
         position = total - int(np.floor(rate * total + 1e-9))
@@ -79,10 +83,10 @@ class Curve:
         return float(rejected / len(self.mated)), highest_rejected
 
     def threshold_at_fmr(self, rate: float) -> float:
-        """Return the threshold of `fnmr_at_fmr`: the lowest similarity that is accepted.
+        """Return the lowest similarity to accept so that the FMR is at most `rate`.
 
-        It is the next number above the highest non-mated score that has to be rejected, in the precision of the scores.
-        If none has to be rejected, it is the lowest score of all comparisons that did not fail.
+        The threshold is the next number above the highest non-mated score that has to be rejected, in the precision of
+        the scores. If none has to be rejected, it is the lowest score of all comparisons that did not fail.
         """
         rejected = self.fnmr_at_fmr(rate)[1]
         if rejected == FAILED:
@@ -91,15 +95,14 @@ class Curve:
         return float(np.nextafter(self.nonmated.dtype.type(rejected), self.nonmated.dtype.type(np.inf)))
 
     def operating_points(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return operating points, from accepting nothing (threshold infinity) to accepting everything.
+        """Return pairs of FMR and FNMR with their thresholds, from accepting nothing to accepting everything.
 
         Args:
-            most: approximate number of points to choose for each kind of score, densely where errors are rare. None
-                returns every point.
+            most: approximate number of points for each of mated and non-mated scores, denser where errors are rare.
+                None returns one point for each distinct score.
 
         Returns:
-            FMR (rising from 0), FNMR (falling from 1) and thresholds (falling), with one entry for each distinct score
-            and one for infinity.
+            FMR (rising from 0), FNMR (falling from 1) and thresholds (falling from infinity).
         """
         chosen = [self.mated[_ranks(len(self.mated), most)], self.nonmated[::-1][_ranks(len(self.nonmated), most)]]
         scores = np.unique(np.concatenate(chosen))
@@ -108,10 +111,15 @@ class Curve:
 
 
 def sorted_curve(mated: np.ndarray, nonmated: np.ndarray) -> Curve:
-    """Sort mated and non-mated scores into a curve.
+    """Sort mated and non-mated scores, and return the FMR and FNMR as functions of the threshold.
+
+    Args:
+        mated: scores of the mated comparisons; -infinity for comparisons with a print that failed to acquire.
+        nonmated: scores of the non-mated comparisons, likewise.
 
     Raises:
-        UserError: a score is NaN or +infinity, there is no score of one kind, or all comparisons of one kind failed.
+        UserError: if a score is NaN or +infinity, if there is no mated or no non-mated score, or if all mated or all
+            non-mated comparisons failed.
     """
     dtype = np.result_type(mated, nonmated)
     dtype = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
@@ -129,12 +137,19 @@ def sorted_curve(mated: np.ndarray, nonmated: np.ndarray) -> Curve:
 
 
 def resolvable(rate: float, count: int) -> bool:
-    """Return whether `count` comparisons can show an error rate, which takes at least 1/rate of them."""
+    """Return whether `count` comparisons suffice to measure the error rate `rate`, that is, at least 1 / `rate`."""
     return count * rate >= 1 - 1e-9
 
 
 def _ranks(count: int, most: int | None) -> np.ndarray:
-    """Return ranks from 0 to count - 1: all, or about `most`, half of them evenly spaced and half logarithmically."""
+    """Choose about `most` positions in a sorted list of `count` scores, to plot a curve with few points.
+
+    Half of the chosen positions are evenly spaced. The others are denser towards position 0 (logarithmically spaced).
+
+    Args:
+        count: number of scores.
+        most: approximate number of positions; None for all.
+    """
     if most is None or count <= most:
         return np.arange(count)
     even = np.linspace(0, count - 1, most // 2)
@@ -143,11 +158,11 @@ def _ranks(count: int, most: int | None) -> np.ndarray:
 
 
 def _position(scores: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
-    """Return the number of sorted scores below each threshold."""
+    """Return how many of the sorted scores are below each threshold."""
     return np.searchsorted(scores, np.asarray(threshold, scores.dtype), side="left")
 
 
 def _previous(scores: np.ndarray, threshold: float) -> float:
-    """Return the highest of the sorted scores below `threshold`, or -infinity."""
+    """Return the highest of the sorted scores that is below `threshold`, or -infinity if there is none."""
     position = int(_position(scores, threshold))
     return float(scores[position - 1]) if position else FAILED

@@ -1,6 +1,8 @@
 """Identification tests: searches of one print among many, closed-set and open-set (ISO/IEC 19795-1).
 
-Similarities are computed block by block, so memory does not grow with the number of pairs of prints.
+A probe is searched among references, the enrolled prints. A search is mated if the finger of the probe is enrolled. In
+a closed-set test all fingers are enrolled, in an open-set test only some of them. Similarities are computed block by
+block, so memory does not grow with the number of pairs of prints.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from fingerprint_accel.similarity import similarity
 FPIRS = (0.01, 0.1)
 RANKS = (1, 5, 10)
 MAX_COMPARISONS = 2_000_000_000
-"""Most comparisons of one identification test. Larger tests search a seeded random sample of the probes."""
+"""Largest number of comparisons of one identification test. Larger tests search a seeded random sample of probes."""
 BLOCK_BYTES = 2**27
-"""Size of the similarities, and of the embeddings of probes, that are held at a time."""
+"""Largest size of the similarities, and of the probe embeddings, that are in memory at a time."""
 SLOW = 50_000_000
 """Number of comparisons from which a progress bar is shown."""
 SEED = 2382  # fixed, so that every model is tested with the same searches
 Fold = tuple[np.ndarray, np.ndarray]
-"""Rows of the enrolled references, one for each finger, and rows of the probes."""
+"""Part of an identification test: rows of the references, one for each finger, and rows of the probes to search."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class Searches:
     """Results of searching M probes among the references.
 
     Attributes:
-        rank: (M,) int64 rank of the mated reference, 1 for the most similar one, 0 if the finger of the probe is not
-            enrolled. If similarities are equal, the mated reference counts as the last of them. A failed search has a
-            rank after all references.
+        rank: (M,) int64 rank of the mated reference, 1 for the most similar reference, 0 if the finger of the probe is
+            not enrolled. If similarities are equal, the mated reference counts as the last of them. A failed search has
+            a rank after all references.
         mated: (M,) float32 similarity to the mated reference; -infinity if there is none or the search failed.
         best_other: (M,) float32 highest similarity to a reference of another finger; -infinity if the search failed.
         fingers: (M,) finger of each probe.
         enrolled: number of references, of the first fold if there are several folds.
-        possible: number of searches that the test defines; larger than M if they were sampled.
+        possible: number of searches that the test defines; larger than M if only a sample was searched.
     """
 
     rank: np.ndarray
@@ -56,20 +58,30 @@ class Searches:
         return self.rank > 0
 
     def identified(self, rank: int) -> float:
-        """Return the share of mated searches whose mated reference is among the `rank` most similar ones."""
+        """Return the rank-k identification rate for k = `rank`.
+
+        It is the share of mated searches whose mated reference is among the `rank` most similar references.
+        """
         return float((self.rank[self.is_mated] <= rank).mean())
 
     def cmc(self, most: int = 50) -> np.ndarray:
-        """Return `identified` at ranks 1 to K, with K <= `most`: the cumulative match characteristic."""
+        """Return the cumulative match characteristic: the identification rates at ranks 1 to K, (K,).
+
+        Args:
+            most: largest rank; K is lower if there are fewer references.
+        """
         ranks = np.sort(self.rank[self.is_mated])
         at = np.arange(1, min(most, self.enrolled) + 1)
         return np.searchsorted(ranks, at, side="right") / len(ranks)
 
     def fnir(self, fpir: float) -> tuple[float, float] | None:
-        """Return the lowest FNIR with FPIR at most `fpir` (open set), and its threshold.
+        """Return the lowest false-negative identification rate (FNIR) of an open-set test, and its threshold.
 
         A mated search fails if its mated reference is below the threshold. A non-mated search is a false positive if
-        any reference is at or above the threshold. The length of the candidate list is not limited.
+        any reference is at or above the threshold. The number of returned candidates is not limited.
+
+        Args:
+            fpir: largest accepted false-positive identification rate, as a share.
 
         Returns:
             FNIR as a share and the lowest accepted similarity, or None if there are too few non-mated searches.
@@ -82,7 +94,9 @@ class Searches:
 
 
 def first_enrolled(fingers: np.ndarray, impressions: np.ndarray) -> Fold:
-    """Return the fold of a closed-set test: the first impression of each finger is enrolled, the others are searched.
+    """Choose references and probes of a closed-set test: the first impression of each finger is enrolled.
+
+    All other impressions are probes.
 
     Args:
         fingers: (N,) finger of every print.
@@ -94,14 +108,14 @@ def first_enrolled(fingers: np.ndarray, impressions: np.ndarray) -> Fold:
 
 
 def half_enrolled(fingers: np.ndarray, impressions: np.ndarray, seed: int = SEED) -> Fold:
-    """Return the fold of an open-set test: like `first_enrolled`, but only half of the fingers are enrolled.
+    """Choose references and probes of an open-set test: the first impression of half of the fingers is enrolled.
 
-    The searches of the other fingers are non-mated.
+    The probes are those of `first_enrolled`. Searches of fingers that are not enrolled are non-mated.
 
     Args:
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
-        seed: seed of the choice of fingers.
+        seed: random seed of the choice of fingers.
     """
     references, probes = first_enrolled(fingers, impressions)
     return np.sort(np.random.default_rng(seed).permutation(references)[: (len(references) + 1) // 2]), probes
@@ -114,17 +128,17 @@ def search(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Searches:
-    """Search the probes of every fold among its references, and pool the results of all folds.
+    """Search the probes of every fold among its references, and concatenate the results of all folds.
 
     Args:
-        embeddings: (N, D) float32 of any length above 0, or (N, P, D) in P poses, of which the most similar one counts.
+        embeddings: (N, D) float32 of any length above 0; or (N, P, D) in P poses, of which the most similar one counts.
         fingers: (N,) finger of every print.
-        folds: references and probes of each part of the test.
-        extracted: (N,) bool, False for prints that failed to acquire. By default none failed.
-        cells: number of cells of dense templates, as in `similarity`; 0 for other templates.
+        folds: rows of references and probes for each part of the test.
+        extracted: (N,) bool, False for prints that failed to acquire. None means that no print failed.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Raises:
-        UserError: an embedding is not finite, or is zero.
+        UserError: if an embedding is not finite, or is zero.
     """
     vectors, fingers = unit_vectors(embeddings, extracted, cells), np.asarray(fingers)
     found = [_search_fold(vectors, fingers, references, probes, cells) for references, probes in folds]
@@ -135,7 +149,18 @@ def search(
 def _search_fold(
     vectors: np.ndarray, fingers: np.ndarray, references: np.ndarray, probes: np.ndarray, cells: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return `rank`, `mated`, `best_other` and `fingers` of `Searches`, computed by blocks of matrix products."""
+    """Search the probes of one fold among its references, by blocks of matrix products.
+
+    Args:
+        vectors: (N, P, D) or (N, D) embeddings of unit length; NaN for prints that failed to acquire.
+        fingers: (N,) finger of every print.
+        references: rows of the references.
+        probes: rows of the probes.
+        cells: number of grid cells of a dense template, 0 for other templates.
+
+    Returns:
+        The attributes `rank`, `mated`, `best_other` and `fingers` of `Searches`.
+    """
     if len(probes) * len(references) > MAX_COMPARISONS:
         kept = np.random.default_rng(SEED).permutation(len(probes))[: max(1, MAX_COMPARISONS // len(references))]
         probes = np.sort(probes[kept])

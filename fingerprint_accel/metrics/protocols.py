@@ -1,7 +1,7 @@
 """Protocols that define which prints are compared, and the similarities of these comparisons.
 
-A leaf module: it imports numpy, `similarity` and the errors of this package only, so that the training loop may use it
-for validation.
+This module imports only numpy, `similarity` and the errors of this package, so that the training loop can use it for
+validation.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ PROTOCOLS = {
     "impressions for its mated comparisons",
 }
 MAX_NONMATED = 20_000_000
-"""Most non-mated comparisons. Larger tests use a fixed sample in which every print occurs about equally often."""
+"""Largest number of non-mated comparisons. Larger tests compare a fixed sample, with all prints about equally often."""
 _BLOCK = 1024
 _SAMPLE_SEED = 2382  # fixed, so that every model is tested with the same comparisons
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Comparisons, as row numbers of the dataset with the lower row first.
+    """Comparisons of a test, as pairs of row numbers in the dataset with the lower row first.
 
     Attributes:
-        mated: (n, 2) int64 pairs of prints of one finger.
-        nonmated: (m, 2) int64 pairs of prints of two fingers.
-        nonmated_possible: number of non-mated comparisons that the protocol defines; larger than m if they were
-            sampled.
+        mated: (n, 2) int64 pairs of prints of the same finger.
+        nonmated: (m, 2) int64 pairs of prints of different fingers.
+        nonmated_possible: number of non-mated comparisons that the protocol defines; larger than m if `nonmated` is a
+            sample of them.
     """
 
     mated: np.ndarray
@@ -51,7 +51,7 @@ class Scores:
     Attributes:
         mated: (n,) float32 similarities of the mated comparisons.
         nonmated: (m,) float32 similarities of the non-mated comparisons.
-        pairs: rows of the compared prints, in the order of the scores.
+        pairs: rows of the compared prints, in the order of the similarities.
         fingers: (N,) finger of every print of the dataset.
     """
 
@@ -62,7 +62,7 @@ class Scores:
 
 
 def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max_nonmated: int = MAX_NONMATED) -> Pairs:
-    """List the comparisons of `fvc` or `all-pairs`; see `sampled_comparisons` for `sampled`.
+    """List the comparisons of the protocol `fvc` or `all-pairs`; see `sampled_comparisons` for `sampled`.
 
     Args:
         protocol: key of `PROTOCOLS`.
@@ -71,7 +71,7 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
         max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
 
     Raises:
-        UserError: the protocol is unknown, there are fewer than two fingers, or no finger has two impressions.
+        UserError: if the protocol is unknown, if there are fewer than two fingers, or if no finger has two impressions.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
     found = [_ordered(*block) for block in _blocks(fingers, rows, possible, max_nonmated)]
@@ -79,16 +79,16 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
 
 
 def sampled_comparisons(fingers: np.ndarray, impressions: np.ndarray, count: int, seed: int = 0) -> Pairs:
-    """Draw up to `count` mated and `count` non-mated comparisons of `all-pairs`, equally many for every finger.
+    """Draw a random sample of the comparisons of the protocol `all-pairs`, with equally many for every finger.
 
     Args:
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
-        count: largest number of comparisons of each kind.
-        seed: seed of the sample.
+        count: largest number of mated comparisons, and largest number of non-mated comparisons.
+        seed: random seed of the sample.
 
     Raises:
-        UserError: `count` is below 1, there are fewer than two fingers, or no finger has two impressions.
+        UserError: if `count` is below 1, if there are fewer than two fingers, or if no finger has two impressions.
     """
     if count < 1:
         raise UserError(f"--pairs {count}: must be at least 1")
@@ -104,18 +104,18 @@ def score_pairs(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Scores:
-    """Compute the cosine similarity of listed comparisons, the highest over poses if there are several.
+    """Compute the cosine similarity of listed comparisons; with several poses, the highest similarity counts.
 
     Args:
-        embeddings: (N, D) float32 of any length above 0, or (N, P, D) in P poses with the unchanged print first.
+        embeddings: (N, D) float32 of any length above 0; or (N, P, D) in P poses with the unchanged print first.
         pairs: comparisons to make.
         fingers: (N,) finger of every print.
-        extracted: (N,) bool, False for prints that failed to acquire. Their comparisons score -infinity and their
-            embeddings are ignored. By default none failed.
-        cells: number of cells of dense templates, as in `similarity`; 0 for other templates.
+        extracted: (N,) bool, False for prints that failed to acquire. Their comparisons score -infinity, and their
+            embeddings are ignored. None means that no print failed.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Raises:
-        UserError: an embedding is not finite, or is zero.
+        UserError: if an embedding is not finite, or is zero.
     """
     vectors = unit_vectors(embeddings, extracted, cells)
     mated, nonmated = (pair_similarity(vectors, vectors, rows, cells) for rows in (pairs.mated, pairs.nonmated))
@@ -131,19 +131,20 @@ def score_protocol(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Scores:
-    """Compute the cosine similarity of every comparison of `fvc` or `all-pairs`, by blocks of matrix products.
+    """Compute the cosine similarity of every comparison of the protocol `fvc` or `all-pairs`.
 
     Args:
         protocol: key of `PROTOCOLS`.
-        embeddings: embeddings, as in `score_pairs`.
+        embeddings: (N, D) or (N, P, D) float32, as in `score_pairs`.
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
         max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
-        extracted: prints that did not fail to acquire, as in `score_pairs`.
-        cells: number of cells of dense templates, as in `score_pairs`.
+        extracted: (N,) bool, False for prints that failed to acquire, as in `score_pairs`.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Raises:
-        UserError: as in `comparisons`; or an embedding is not finite, or is zero.
+        UserError: if the protocol is unknown, if there are fewer than two fingers, if no finger has two impressions, or
+            if an embedding is not finite or is zero.
     """
     rows, mated, possible = _plan(protocol, fingers, impressions)
     vectors = unit_vectors(embeddings, extracted, cells)
@@ -161,7 +162,15 @@ def score_protocol(
 
 
 def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the rows for non-mated comparisons, the mated pairs, and the number of possible non-mated pairs."""
+    """Determine which prints and pairs a protocol compares.
+
+    Returns:
+        Rows of the prints that take part in non-mated comparisons; mated pairs (n, 2); and the number of non-mated
+        pairs.
+
+    Raises:
+        UserError: if the protocol is unknown, if there are fewer than two fingers, or if no finger has two impressions.
+    """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     fingers, impressions = np.asarray(fingers), np.asarray(impressions)
@@ -179,7 +188,15 @@ def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[
 
 
 def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return all pairs within each finger, (n, 2). Fingers with equally many impressions are handled together."""
+    """List all pairs of prints of the same finger, (n, 2).
+
+    Fingers with equally many impressions are processed together.
+
+    Args:
+        order: rows of the prints, sorted by finger.
+        starts: position in `order` of the first print of each finger.
+        sizes: number of prints of each finger.
+    """
     found = []
     for size in np.unique(sizes[sizes > 1]):
         members = order[starts[sizes == size][:, None] + np.arange(size)]  # (fingers, size)
@@ -194,11 +211,20 @@ def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarr
 def _blocks(
     fingers: np.ndarray, rows: np.ndarray, possible: int, max_nonmated: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield non-mated pairs as two blocks of rows and a (len(first), len(second)) mask of the pairs to compare.
+    """Yield the non-mated pairs to compare, as blocks of a similarity matrix.
 
-    The blocks cover every pair of `rows`, or a fixed sample that ends with the block in which it reaches
-    `max_nonmated`. The sample shuffles the rows on a ring and compares each block with the next few blocks. So every
-    print is compared equally often, and the cost grows with the size of the sample only.
+    The blocks cover every pair of `rows`, or a fixed sample of the pairs. For the sample, the rows are shuffled and
+    arranged in a circle, and each block of rows is compared with the blocks that follow it. Every print is therefore
+    compared equally often, and the cost grows only with the size of the sample.
+
+    Args:
+        fingers: (N,) finger of every print.
+        rows: rows of the prints to compare.
+        possible: number of non-mated pairs of these prints.
+        max_nonmated: the last block is the one in which the number of pairs reaches this limit.
+
+    Yields:
+        Rows of the first prints, rows of the second prints, and a (first, second) bool mask of the pairs to compare.
     """
     fingers = np.asarray(fingers)
     if possible <= max_nonmated:
@@ -223,9 +249,16 @@ def _blocks(
 
 
 def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draw some of the (n, 2) mated pairs, and keep their order.
+    """Draw a random sample of mated pairs with equally many pairs for every finger; the order is kept.
 
-    Each finger gets `count` / number of fingers pairs, rounded up or down at random, or all pairs if it has fewer.
+    Each finger gets `count` / number of fingers pairs, rounded up or down at random, or all of its pairs if it has
+    fewer.
+
+    Args:
+        mated: (n, 2) mated pairs.
+        fingers: (N,) finger of every print.
+        count: size of the sample.
+        seed: random seed.
     """
     generator = np.random.default_rng(seed)
     _, finger = np.unique(fingers[mated[:, 0]], return_inverse=True)
@@ -239,12 +272,20 @@ def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int)
 
 
 def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draw (m, 2) pairs of prints of different fingers without repetition; m is `count`, or the number of all pairs.
+    """Draw a random sample of pairs of prints of different fingers, without repetition.
 
-    The fingers are shuffled on a ring. In each round every finger is compared with the finger at a certain distance, so
-    that it takes part twice. The distances come in random order, and the impressions are drawn at random. When all
-    pairs of fingers were compared, the rounds start again with other impressions. The numbers of comparisons of any two
-    fingers differ by at most two, unless a finger has too few impressions.
+    The fingers are shuffled and arranged in a circle. In each round, every finger is compared with the finger at a
+    certain distance, so that it takes part in two comparisons. The distances come in random order, and the impressions
+    are drawn at random. When all pairs of fingers have been compared, the rounds start again with other impressions.
+    The numbers of comparisons of any two fingers differ by at most two, unless a finger has too few impressions.
+
+    Args:
+        fingers: (N,) finger of every print.
+        count: size of the sample.
+        seed: random seed.
+
+    Returns:
+        (m, 2) rows, where m is `count`, or the number of all pairs if there are fewer.
     """
     generator = np.random.default_rng(seed)
     rows = np.argsort(fingers, kind="stable")
@@ -270,15 +311,30 @@ def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """List the pairs that a mask selects, (n, 2), with the lower row first.
+
+    Args:
+        first: rows of the prints along the first axis of the mask.
+        second: rows of the prints along the second axis.
+        keep: (first, second) bool mask.
+    """
     above, below = np.nonzero(keep)
     return np.sort(np.stack([first[above], second[below]], axis=1), axis=1)
 
 
 def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: int = 0) -> np.ndarray:
-    """Scale (N, D) or (N, P, D) embeddings to unit length; prints that failed to acquire become NaN.
+    """Scale embeddings to unit length; embeddings of prints that failed to acquire become NaN.
 
-    In dense templates, other poses keep their length relative to the first pose, because a shifted print may lose some
-    or all of its cells.
+    In dense templates, all poses of a print are divided by the length of the first pose, because a shifted print may
+    lose some or all of its cells.
+
+    Args:
+        embeddings: (N, D) or (N, P, D) in P poses.
+        extracted: (N,) bool, False for prints that failed to acquire; None if no print failed.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
+
+    Raises:
+        UserError: if an embedding of another print is not finite, or is zero.
     """
     vectors = np.array(embeddings, np.float32)
     lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would store all squares
@@ -295,6 +351,6 @@ def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: in
 
 
 def failed_never_match(scores: np.ndarray) -> np.ndarray:
-    """Replace NaN by -infinity in place: scores of comparisons with a print that failed to acquire."""
+    """Replace NaN scores by -infinity in place, so that comparisons with a print that failed to acquire never match."""
     scores[np.isnan(scores)] = -np.inf
     return scores

@@ -1,9 +1,9 @@
-"""Error rates of a verification test, computed from its scores.
+"""Error rates of a verification test, computed from its similarities.
 
 Terms follow ISO/IEC 19795-1; EER and ZeroFMR follow FVC (Maio et al. 2002, "FVC2000", IEEE TPAMI 24(3)).
 
-A leaf module: it imports numpy, torch, `curve`, `protocols` and the errors of this package only, so that the training
-loop may use it.
+This module imports only numpy, torch, `curve`, `protocols` and the errors of this package, so that the training loop
+can use it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
 VALIDATION_NONMATED = 4_000_000
 SENSIBLE = 10
-"""Smallest number of false matches on which a rate that compares two models may rest."""
+"""Smallest number of false matches at an FMR at which two models are compared."""
 DEFINITIONS = {
     "Mated, non-mated": "A mated comparison compares two impressions of one finger. A non-mated comparison compares "
     "impressions of two fingers.",
@@ -54,18 +54,18 @@ DEFINITIONS = {
     "threshold (false-negative identification rate), at a threshold at which at most a share f of non-mated searches "
     "returns any reference (false-positive identification rate). Half of the fingers are enrolled.",
 }
-"""Definitions that the report shows, by term."""
+"""Definition of each term, as the report shows it."""
 
 
 @dataclass(frozen=True)
 class Metrics:
     """Error rates of a verification test, as shares.
 
-    A rate is None if there are too few non-mated comparisons to resolve it (see `DEFINITIONS`).
+    A rate is None if there are too few non-mated comparisons to measure it: a rate at FMR f needs at least 1 / f.
 
     Attributes:
         eer: equal error rate.
-        eer_threshold: score of the operating point nearest to the EER.
+        eer_threshold: threshold of the operating point nearest to the EER.
         fmr100: lowest FNMR with FMR <= 1 %.
         fmr1000: lowest FNMR with FMR <= 0.1 %.
         zero_fmr: lowest FNMR with FMR = 0.
@@ -75,13 +75,14 @@ class Metrics:
         mated_std: standard deviation of the mated scores, without failed comparisons.
         nonmated_mean: mean of the non-mated scores, without failed comparisons.
         nonmated_std: standard deviation of the non-mated scores, without failed comparisons.
-        d_prime: `mated_mean - nonmated_mean`, divided by the root of the mean variance. It is negative if non-mated
-            scores are higher on average, and None if all scores of each kind are equal.
-        smallest_fmr: 1 / nonmated, the smallest FMR that the test can resolve.
-        fnmr_at_fmr: lowest FNMR for each FMR of `FMRS` that the test can resolve.
+        d_prime: `mated_mean - nonmated_mean`, divided by the square root of the mean variance. It is negative if
+            non-mated scores are higher on average, and None if all mated scores are equal and all non-mated scores are
+            equal.
+        smallest_fmr: 1 / nonmated, the smallest FMR that the test can measure.
+        fnmr_at_fmr: lowest FNMR for each FMR of `FMRS` that the test can measure.
         thresholds: lowest accepted similarity for each FMR of `fnmr_at_fmr`; TAR at FAR has the same threshold.
         zero_fmr_threshold: lowest accepted similarity of `zero_fmr`.
-        tar: 1 - lowest FNMR for each FAR of `TAR_FARS` that the test can resolve.
+        tar: true accept rate, 1 - lowest FNMR, for each false accept rate of `TAR_FARS` that the test can measure.
     """
 
     eer: float
@@ -111,7 +112,7 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
         nonmated: (m,) similarities of non-mated comparisons, likewise.
 
     Raises:
-        UserError: a score is NaN or +infinity, or there is no score of one kind.
+        UserError: if a score is NaN or +infinity, or if there is no mated or no non-mated score.
     """
     curve = sorted_curve(mated, nonmated)
     eer, threshold = curve.eer()
@@ -142,7 +143,7 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
 
 
 def sensible_fmr(nonmated: int) -> float | None:
-    """Return the smallest FMR of `FMRS` that rests on at least `SENSIBLE` false matches, or None.
+    """Return the smallest FMR of `FMRS` at which at least `SENSIBLE` (10) false matches occur, or None.
 
     Args:
         nonmated: number of non-mated comparisons.
@@ -151,7 +152,7 @@ def sensible_fmr(nonmated: int) -> float | None:
 
 
 def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: int = 0) -> dict[str, float | None]:
-    """Compute EER and TAR@FAR over all pairs of prints, for the training loop.
+    """Compute EER and TAR at FAR over all pairs of prints, for the training loop.
 
     The rates are exact up to `VALIDATION_NONMATED` non-mated pairs (about 2,800 prints). For larger sets, a fixed
     sample of that many pairs is compared.
@@ -159,13 +160,14 @@ def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: i
     Args:
         embeddings: (N, D) embeddings on any device.
         fingers: (N,) finger of each print.
-        cells: number of cells of dense templates, as in `similarity`; 0 for other templates.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        `eer`, `tar@far=0.01`, `tar@far=0.001`, `tar@far=0.0001` (None if not resolvable), `mated`, `nonmated`.
+        Dictionary with the keys `eer`, `tar@far=0.01`, `tar@far=0.001`, `tar@far=0.0001`, `mated` and `nonmated`. The
+        last two are numbers of comparisons. A TAR is None if there are too few comparisons.
 
     Raises:
-        UserError: there are fewer than two fingers, no finger has two prints, or an embedding is not finite.
+        UserError: if there are fewer than two fingers, if no finger has two prints, or if an embedding is not finite.
     """
     labels = fingers.cpu().numpy()
     vectors = embeddings.detach().float().cpu().numpy()
@@ -177,7 +179,7 @@ def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: i
 
 
 def _moments(sorted_scores: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of the comparisons that did not fail."""
+    """Return mean and standard deviation of sorted scores, without failed comparisons (-infinity)."""
     made = sorted_scores[np.searchsorted(sorted_scores, sorted_scores.dtype.type(-np.inf), side="right") :]
     if made[0] == made[-1]:
         return float(made[0]), 0.0  # exactly 0, which rounding in `std` might miss

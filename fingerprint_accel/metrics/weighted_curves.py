@@ -1,6 +1,7 @@
-"""FMR and FNMR of many weightings of the same scores at once, as the bootstrap needs them.
+"""FMR and FNMR as functions of the threshold, for many bootstrap draws of fingers at once.
 
-A leaf module: it imports numpy only.
+A bootstrap draw counts each finger zero, one or several times. It does not change the scores, but gives each comparison
+a weight. This module imports only numpy.
 """
 
 from __future__ import annotations
@@ -10,24 +11,25 @@ from collections.abc import Callable
 import numpy as np
 
 MOST_NONMATED = 300_000
-"""Non-mated scores that are kept at most."""
+"""Default largest number of non-mated scores that are used; of more scores a sample is drawn."""
 BLOCK = 2**20
-"""Weights that are held at a time, of each kind of comparison."""
+"""Largest number of weights in memory at a time, for each of mated and non-mated comparisons."""
 
 
 class WeightedScores:
-    """Sorted scores with the fingers that they depend on.
+    """Sorted scores, with the fingers whose bootstrap counts determine the weight of each score.
 
-    A weighting counts finger f `draws[f]` times. A comparison counts as often as the product of the counts of its
-    fingers. Of more than `most_nonmated` non-mated scores, a sample is kept. One third of it are the highest scores,
-    because low FMRs depend on them. Each of the others represents a few scores next to it.
+    A draw counts finger f `draws[f]` times. The weight of a comparison is the product of the counts of its fingers. If
+    there are more than `most_nonmated` non-mated scores, a sample is kept. One third of the sample are the highest
+    scores, because low FMRs depend on them. Each of the other scores of the sample represents several neighbouring
+    scores.
 
     Args:
-        mated: (n,) scores, -infinity for comparisons that failed.
-        mated_fingers: (n, c) finger numbers that a comparison depends on; c is 1 or 2.
-        nonmated: (m,) scores of the same type.
-        nonmated_fingers: (m, c) finger numbers of the non-mated comparisons.
-        most_nonmated: number of non-mated scores to keep at most.
+        mated: (n,) scores of mated comparisons, -infinity for comparisons that failed.
+        mated_fingers: (n, c) numbers of the fingers that each mated comparison depends on; c is 1 or 2.
+        nonmated: (m,) scores of non-mated comparisons, of the same type.
+        nonmated_fingers: (m, c) numbers of the fingers that each non-mated comparison depends on.
+        most_nonmated: largest number of non-mated scores to keep.
     """
 
     def __init__(
@@ -47,14 +49,16 @@ class WeightedScores:
 
     @property
     def draws_at_once(self) -> int:
-        """Number of weightings that fit into a block."""
+        """Largest number of bootstrap draws whose weights should be computed at a time, given `BLOCK`."""
         return max(1, BLOCK // max(len(self.mated), len(self.nonmated)))
 
     def curves(self, draws: np.ndarray) -> WeightedCurves:
-        """Return one curve for each weighting that has mated and non-mated comparisons.
+        """Compute FMR and FNMR as functions of the threshold, for each of B bootstrap draws.
+
+        Draws without mated or without non-mated comparisons are left out.
 
         Args:
-            draws: (F, B) float64, how often each of F fingers counts in each of B weightings.
+            draws: (F, B) float64, how often each of F fingers is counted in each draw.
         """
         nonmated = _weights(draws, self.nonmated_fingers)
         if self.represented is not None:
@@ -69,10 +73,12 @@ class WeightedScores:
 class WeightedCurves:
     """FMR and FNMR as step functions of the threshold, for B weightings of the same scores.
 
+    Each weighting is a bootstrap draw of fingers.
+
     Attributes:
-        scores: the scores.
-        mated_below: (n + 1, B) weight of the mated scores before each position.
-        nonmated_below: (m + 1, B) weight of the non-mated scores before each position.
+        scores: the sorted scores.
+        mated_below: (n + 1, B) sum of the weights of the first i mated scores, for i from 0 to n.
+        nonmated_below: (m + 1, B) sum of the weights of the first i non-mated scores, for i from 0 to m.
     """
 
     def __init__(self, scores: WeightedScores, mated_below: np.ndarray, nonmated_below: np.ndarray) -> None:
@@ -80,16 +86,24 @@ class WeightedCurves:
         self._each = np.arange(mated_below.shape[1])
 
     def fmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """(B,) share of the non-mated weight at or above a threshold, or a threshold for each weighting."""
+        """Return the FMR of each weighting (B,): the share of the non-mated weight at or above the threshold.
+
+        Args:
+            threshold: one threshold for all weightings, or (B,) one for each weighting.
+        """
         below = self.nonmated_below[_before(self.scores.nonmated, threshold), self._each]
         return (self.nonmated_below[-1] - below) / self.nonmated_below[-1]
 
     def fnmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """(B,) share of the mated weight below a threshold, or a threshold for each weighting."""
+        """Return the FNMR of each weighting (B,): the share of the mated weight below the threshold.
+
+        Args:
+            threshold: one threshold for all weightings, or (B,) one for each weighting.
+        """
         return self.mated_below[_before(self.scores.mated, threshold), self._each] / self.mated_below[-1]
 
     def eer(self) -> np.ndarray:
-        """(B,) equal error rates, defined as in `Curve.eer`."""
+        """Return the equal error rate of each weighting, (B,), as defined in `Curve.eer`."""
         thresholds = self.scores.thresholds
 
         def crossed(place: np.ndarray) -> np.ndarray:
@@ -105,7 +119,7 @@ class WeightedCurves:
         return np.where(after > 0, crossing, fnmr_b)
 
     def fnmr_at_fmr(self, rate: float) -> np.ndarray:
-        """(B,) lowest FNMR with FMR <= `rate`, defined as in `Curve.fnmr_at_fmr`."""
+        """Return the lowest FNMR of each weighting, (B,), with FMR at most `rate`; see `Curve.fnmr_at_fmr`."""
         total = self.nonmated_below[-1]
         accepted = np.floor(rate * total + 1e-9)
 
@@ -119,24 +133,39 @@ class WeightedCurves:
 
 
 def _sampled(order: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the places of the scores to keep, in ascending order of score, and how many scores each represents.
+    """Choose a sample of sorted scores that contains all of the highest scores.
+
+    The highest third of the sample is kept completely. The other scores are divided into runs of neighbours, and one of
+    each run is drawn.
 
     Args:
-        order: (m,) places of all scores, in ascending order of score.
-        most: number of scores to keep; the second result is None where there are no more than that.
+        order: (m,) indices of all scores, in ascending order of score.
+        most: number of scores to keep.
+
+    Returns:
+        Indices of the chosen scores in ascending order of score, and how many scores each of them represents. The
+        second result is None if all scores are kept.
     """
     if len(order) <= most:
         return order, None
     top = most // 3
     edges = np.linspace(0, len(order) - top, most - top + 1).astype(np.int64)
     sizes = np.diff(edges)
-    drawn = edges[:-1] + np.random.default_rng(0).integers(0, sizes)  # one of each run of neighbours
+    drawn = edges[:-1] + np.random.default_rng(0).integers(0, sizes)  # one score of each run of neighbours
     chosen = np.concatenate([order[drawn], order[edges[-1] :]])
     return chosen, np.concatenate([sizes, np.ones(top, np.int64)]).astype(np.float64)
 
 
 def _weights(draws: np.ndarray, fingers: np.ndarray) -> np.ndarray:
-    """(F, B) counts of fingers and (n, c) fingers of comparisons -> (n, B) counts of comparisons."""
+    """Compute the weights of comparisons in bootstrap draws: the product of the counts of their fingers.
+
+    Args:
+        draws: (F, B) how often each of F fingers is counted in each of B draws.
+        fingers: (n, c) numbers of the fingers of each comparison.
+
+    Returns:
+        (n, B).
+    """
     weights = draws[fingers[:, 0]]
     for column in fingers.T[1:]:
         weights *= draws[column]
@@ -144,19 +173,29 @@ def _weights(draws: np.ndarray, fingers: np.ndarray) -> np.ndarray:
 
 
 def _cumulated(weights: np.ndarray) -> np.ndarray:
-    """(n, B) -> (n + 1, B) sums of the rows before each position."""
+    """Return the sums of the first i rows of `weights` (n, B), for i from 0 to n; (n + 1, B)."""
     below = np.zeros((len(weights) + 1, weights.shape[1]))
     np.cumsum(weights, axis=0, out=below[1:])
     return below
 
 
 def _before(scores: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
-    """Number of sorted scores below each threshold."""
+    """Return how many of the sorted scores are below each threshold."""
     return np.searchsorted(scores, np.asarray(threshold, scores.dtype), side="left")
 
 
 def _first(holds: Callable[[np.ndarray], np.ndarray], count: int, columns: int) -> np.ndarray:
-    """(columns,) lowest place at which a condition holds that stays true from there on; it holds at the last place."""
+    """Find the lowest index at which a monotonic condition holds, for several columns at once, by bisection.
+
+    Args:
+        holds: function that takes one index per column and returns whether the condition holds. In each column it must
+            hold at the last index, and at all indices after the first at which it holds.
+        count: number of indices.
+        columns: number of columns.
+
+    Returns:
+        (columns,) int64.
+    """
     low, high = np.zeros(columns, np.int64), np.full(columns, count - 1)
     while (low < high).any():
         middle = (low + high) // 2

@@ -1,12 +1,13 @@
-"""Similarity thresholds of an audit, and their basis.
+"""Similarity thresholds that an audit uses to find wrong finger keys, and how they are derived.
 
-A set of N prints has about N^2 / 2 non-mated comparisons, so an FMR of 1e-6 means eight false alarms among 4,000
-prints. In larger sets the FMR is lowered until one false alarm is expected in the whole set.
+A finger key is the name of a finger in the dataset. A set of N prints has about N^2 / 2 non-mated comparisons, so an
+FMR of 1e-6 means eight false alarms among 4,000 prints. In larger sets the FMR is lowered until one false alarm is
+expected in the whole set.
 
-A dataset has too few comparisons to measure a threshold at such a low FMR, so the threshold is extrapolated. Among the
-highest few percent of the non-mated scores, the share of scores above a score falls by a constant factor per step of
-its atanh. This exponential tail slightly overestimates thresholds (4,000 synthetic prints: 0.80 to 0.85 for FMR 1e-6,
-where the measured threshold is 0.77), so fewer prints are reported as the same finger.
+A dataset has too few comparisons to measure a threshold at such a low FMR, so the threshold is extrapolated from the
+tail of the non-mated similarities s. Among the highest few percent, the share of similarities above s falls
+exponentially with atanh(s). This model slightly overestimates thresholds, so fewer prints are reported as the same
+finger. (For 4,000 synthetic prints and FMR 1e-6 it gives 0.80 to 0.85, where the measured threshold is 0.77.)
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.similarity import similarity
 
 SURE = 1e-6
-"""Highest FMR at which two prints count as the same finger."""
+"""FMR of the threshold at which two prints count as the same finger; lower in large datasets."""
 AGREE, APART = 1e-3, 1e-2
-"""Impressions of a finger agree above the threshold for the first FMR, and disagree below that for the second."""
+"""FMRs of two thresholds: impressions of a finger agree above that of `AGREE`, and disagree below that of `APART`."""
 SAMPLE = 4000
-"""Number of prints that non-mated scores are computed for."""
+"""Approximate number of prints whose non-mated similarities are computed."""
 FEWEST_FINGERS, FEWEST_SCORES = 10, 1000
-"""Smallest numbers of fingers and of non-mated scores for a tail."""
+"""Smallest numbers of fingers and of non-mated similarities from which thresholds are extrapolated."""
 ENOUGH_FINGERS = 20
-"""Smallest number of fingers for which a tail is used without the thresholds of the model."""
+"""Smallest number of fingers for which the thresholds of the model are not needed in addition."""
 TAIL = (1e-3, 1e-2)
-"""Bounds of the share of scores that a tail starts from: 1 / F, because wrong keys may be in the tail."""
+"""Bounds of the smaller of the two shares of similarities from which `tail` extrapolates; 1 / F for F fingers."""
 MATED_SHARES = (0.05, 0.01)
-"""Shares of the best mated scores from which their low end is extrapolated."""
+"""Shares of the lowest mated similarities from which a lower bound of mated similarities is extrapolated."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Bars:
     """Similarity thresholds of an audit.
 
     Attributes:
-        same: lowest similarity at which two prints with different keys count as one finger.
-        match: lowest similarity at which a print that does not fit its own finger counts as another finger, compared
-            with all prints of that finger together.
+        same: lowest similarity at which two prints with different finger keys count as one finger.
+        match: a print that does not fit its own finger counts as another finger from this similarity on. The other
+            finger is represented by one template, which is fused from all its prints.
         agree: lowest similarity at which two prints with the same key agree.
-        unlike: below this similarity to its own finger, a print is wrong if it matches another finger.
-        apart: below this similarity to its own finger, a print is wrong even if it matches no other finger.
-        lines: basis of the thresholds, or the reason why finger keys are not judged.
+        unlike: a print that matches another finger is wrong if its similarity to its own finger is below this value.
+        apart: a print is wrong if its similarity to its own finger is below this value, even if it matches no other
+            finger.
+        lines: sentences that state how the thresholds were derived, or why finger keys are not judged.
     """
 
     same: float
@@ -60,17 +62,19 @@ class Bars:
 
 
 def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarray, cells: int, notes: dict) -> Bars:
-    """Return the thresholds, from the scores of the dataset or, for a small dataset, from the notes of the model.
+    """Derive the thresholds of an audit from the similarities in the dataset, or from the calibration of the model.
+
+    The calibration is used if the dataset has few fingers.
 
     Args:
         embeddings: (N, D) float32 embeddings of unit length.
         fingers: (N,) finger of each print.
-        best_mated: (n,) highest mated similarity of each usable print that has mates.
-        cells: number of cells of dense templates; 0 for other templates.
+        best_mated: (n,) highest mated similarity of each print that has other prints of its finger.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
         notes: notes of the model.
 
     Returns:
-        The thresholds. Without any basis they are infinite or -infinite, so that finger keys are not judged.
+        The thresholds. If they cannot be derived they are infinite or -infinite, so that finger keys are not judged.
     """
     rows = sample_of_fingers(fingers, SAMPLE)
     scores = nonmated_scores(embeddings[rows], fingers[rows], cells)
@@ -98,7 +102,7 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
     if count < ENOUGH_FINGERS and noted is not None and noted[0][0] > same:
         same, match = noted[0][0], max(match, noted[0][1])
         lines.append(f"{count} fingers are few, so the threshold of the model for two keys is used, {noted[1]}")
-    # The best scores of wrong prints are mostly below `usual`, those of mated prints mostly above.
+    # The highest similarities of prints with wrong keys are mostly below `usual`, those of other prints mostly above.
     gap = (best_mated < usual).sum() >= ((best_mated >= usual) & (best_mated < unlike)).sum()
     apart, mated = unlike, best_mated[best_mated >= (unlike if gap else usual)]
     if len(mated):
@@ -107,14 +111,15 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
 
 
 def bar_of_fingers(references: np.ndarray, cells: int) -> tuple[float, list[str]]:
-    """Return the threshold at which two keys count as one finger, compared by all their prints together.
+    """Derive the threshold for comparing finger keys by one template per key, fused from all prints of the key.
 
     Args:
-        references: (F, D) float32 templates of unit length, one for each finger.
-        cells: number of cells of dense templates; 0 for other templates.
+        references: (F, D) float32 templates of unit length, one for each finger key.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        The threshold and its basis. With too few fingers the threshold is infinite, so that single prints decide.
+        The lowest similarity at which two keys count as one finger, and a sentence that states how it was derived. If
+        there are too few fingers the threshold is infinite, so that no keys are joined in this way.
     """
     count = len(references)
     rows = sample_of_fingers(np.arange(count), SAMPLE)
@@ -132,7 +137,16 @@ def bar_of_fingers(references: np.ndarray, cells: int) -> tuple[float, list[str]
 
 
 def nonmated_scores(embeddings: np.ndarray, fingers: np.ndarray, cells: int) -> np.ndarray:
-    """Return the (M,) similarities of all pairs of prints of different fingers."""
+    """Compute the similarities of all pairs of prints of different fingers.
+
+    Args:
+        embeddings: (N, D) float32 embeddings of unit length.
+        fingers: (N,) finger of each print.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
+
+    Returns:
+        (M,) float32, for M pairs.
+    """
     parts = []
     for start in range(0, len(fingers), 256):
         here = slice(start, start + 256)
@@ -143,10 +157,15 @@ def nonmated_scores(embeddings: np.ndarray, fingers: np.ndarray, cells: int) -> 
 
 
 def tail(scores: np.ndarray, shares: tuple[float, float], rate: float) -> float:
-    """Return the score that is exceeded with probability `rate`.
+    """Return the value that a similarity exceeds with probability `rate`, extrapolated from the highest of `scores`.
 
-    The score lies on a straight line of atanh(score) over log(share) through two shares of the (n,) `scores`. If `rate`
-    is not below the larger share, the quantile of the scores is returned.
+    In a plot of atanh(score) over log(share of higher scores), the value lies on the straight line through the points
+    at the two `shares`. If `rate` is not below the larger share, the quantile of `scores` is returned.
+
+    Args:
+        scores: (n,) similarities.
+        shares: larger and smaller share of the highest scores.
+        rate: probability, which may be lower than 1 / n.
     """
     if rate >= shares[1]:
         return float(np.quantile(scores, 1 - rate))
@@ -155,7 +174,16 @@ def tail(scores: np.ndarray, shares: tuple[float, float], rate: float) -> float:
 
 
 def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float, float, float], str] | None:
-    """Return `same`, `match`, `agree` and `apart` by the calibration of the model, and their basis, or None."""
+    """Derive thresholds from the calibration in the notes of the model, extrapolated to lower FMRs.
+
+    Args:
+        notes: notes of the model.
+        rate: FMR of the thresholds `same` and `match`.
+
+    Returns:
+        Thresholds (`same`, `match`, `agree`, `apart`) and words that state their source; None if the model has no
+        suitable calibration.
+    """
     found = Calibration.from_notes(notes)
     way = found.way(1) if found else None
     if found is None or way is None or len(way.thresholds) < 2:
@@ -178,7 +206,14 @@ def _from_notes(notes: dict[str, Any], rate: float) -> tuple[tuple[float, float,
 
 
 def _told(same: float, agree: float, apart: float, rate: float) -> list[str]:
-    """Describe the thresholds."""
+    """Describe the thresholds in sentences for the user.
+
+    Args:
+        same: threshold `Bars.same`.
+        agree: threshold `Bars.agree`.
+        apart: threshold `Bars.apart`.
+        rate: FMR of `same`.
+    """
     return [
         f"prints with two keys count as one finger if their similarity is {same:.3f} or more (FMR {rate:.1g})",
         f"an impression counts as another finger if its similarity to all others of its key is below {apart:.3f} and "

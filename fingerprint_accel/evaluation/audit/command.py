@@ -1,4 +1,8 @@
-"""`fingerprint-accel inspect DATASET --audit`: finds prints that are probably wrong, and lists them."""
+"""The command `fingerprint-accel inspect DATASET --audit`, which finds prints that are probably wrong and lists them.
+
+A suspect is one finding: one or several prints that are probably wrong, with a reason. Finger keys are the names of the
+fingers in the dataset.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +44,13 @@ from fingerprint_accel.similarity import similarity
 from fingerprint_accel.text import aligned
 
 LIST = "audit"
-"""Kind of the list of suspects, as in `outputs.mark`."""
+"""Name of the file type of the list of suspects, for `outputs.mark`."""
 EXACT_UP_TO = 20_000
-"""Largest number of prints that are all compared with each other. In larger sets an index proposes comparisons."""
+"""Largest number of prints for exact search. In larger datasets a FAISS index selects the prints to compare."""
 MOST_MATES, OTHERS = 100, 8
-"""Results of each search: room for prints of the same finger, and for prints of other fingers."""
+"""Number of results of each search: at most `MOST_MATES` for prints of the same finger, plus `OTHERS` for others."""
 BATCH = 256
-SOON = 2.0  # seconds after which a progress bar appears
+SOON = 2.0  # a progress bar appears after this many seconds
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Audit:
     """Results of an audit.
 
     Attributes:
-        suspects: suspects, ordered by kind with the worst of each kind first.
-        basis: descriptions of the thresholds and of their basis.
+        suspects: findings, ordered by kind with the most suspicious of each kind first.
+        basis: sentences that state the thresholds and how they were derived.
         quality: (N,) quality of each print, from 0 to 1.
     """
 
@@ -65,15 +69,15 @@ class Audit:
 
 
 def audit_command(dataset: Path, model: str, out: Path) -> None:
-    """Audit a dataset, write a contact sheet and a list of suspects, and print a summary.
+    """Audit a dataset, write a picture and a list of the suspects, and print a summary.
 
     Args:
         dataset: dataset folder.
-        model: model, as in `FingerprintExtractor.from_pretrained`.
+        model: name or path of the model, as in `FingerprintExtractor.from_pretrained`.
         out: PNG file to write. The list has the same name with the suffix .jsonl.
 
     Raises:
-        UserError: `out` cannot be written, or as in `audit`.
+        UserError: if `out` cannot be written, or for the reasons that `audit` lists.
     """
     listed = out.with_suffix(".jsonl")
     check_picture(out)
@@ -91,7 +95,7 @@ def audit_command(dataset: Path, model: str, out: Path) -> None:
 
 
 def summary(shards: Shards, found: Audit) -> str:
-    """Return the numbers of suspects of each kind, and the basis of the audit, as text."""
+    """Return the numbers of suspects of each kind, and the thresholds of the audit, as text."""
     rows = [["suspects", "number", "prints"]]
     for kind, (words, _) in KINDS.items():
         those = [suspect for suspect in found.suspects if suspect.kind == kind]
@@ -101,16 +105,17 @@ def summary(shards: Shards, found: Audit) -> str:
 
 
 def audit(shards: Shards, model: str, work: Path, progress: bool = True) -> Audit:
-    """Find prints that are probably wrong.
+    """Find prints that are probably wrong: copies, wrong finger keys, and minutiae that do not fit their print.
 
     Args:
         shards: the dataset.
-        model: model, as in `FingerprintExtractor.from_pretrained`.
-        work: folder for embeddings and an index, 4 KB for each print.
+        model: name or path of the model, as in `FingerprintExtractor.from_pretrained`.
+        work: empty folder for embeddings and search indexes, about 4 KB for each print.
         progress: show progress bars.
 
     Raises:
-        UserError: the model is missing or does not fit the prints, or the dataset is large and FAISS is not installed.
+        UserError: if the model is missing or does not fit the prints, or if the dataset is large and FAISS is not
+            installed.
     """
     if len(shards) > EXACT_UP_TO and importlib.util.find_spec("faiss") is None:
         raise UserError(
@@ -157,7 +162,24 @@ def _labels(
     extractor: FingerprintExtractor,
     progress: bool,
 ) -> tuple[list[Suspect], list[str]]:
-    """Return suspects with wrong finger keys and their basis: single prints, then fingers without these prints."""
+    """Find suspects with wrong finger keys: single prints with a wrong key, then keys that stand for the same finger.
+
+    Prints that probably have a wrong key are left out when whole fingers are compared.
+
+    Args:
+        prints: embeddings and fingers of the dataset.
+        bars: thresholds.
+        picture: (N,) identifier of the picture of each print; copies have the same identifier.
+        hits: pairs of similar prints of different fingers.
+        split: results of `split_fingers`.
+        copied: suspects that are copies of one picture.
+        work: folder for search indexes.
+        extractor: model that computed the embeddings.
+        progress: show progress bars.
+
+    Returns:
+        The suspects, and sentences that state how additional thresholds were derived.
+    """
     wrong = wrong_fingers(prints, bars, hits, split)
     outside = {row for suspect in [*split, *wrong] for row in suspect.rows[: suspect.at_fault]}
     doubtful = {row for suspect in copied if suspect.kind == "same-picture-two-fingers" for row in suspect.rows}
@@ -183,7 +205,12 @@ def _labels(
 
 
 def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reuse]:
-    """Read all canvases once: return their digests, the (N, 2) fit of their minutiae, and the reuse of templates."""
+    """Read all images of the dataset once, and collect what the checks of copies and of minutiae need.
+
+    Returns:
+        Digest of each image; fit of the minutiae of each print (N, 2), see `templates.fit`; and an index of minutia
+        templates that occur in several prints.
+    """
     digests: list[bytes] = []
     fits, reuse = np.full((len(shards), 2), np.nan), Reuse()
     side = shards.info.canvas
@@ -203,11 +230,11 @@ def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reus
 
 
 def _mated(prints: Prints) -> tuple[list[Hit], np.ndarray]:
-    """Compare the prints of each finger.
+    """Compare the prints of each finger with each other.
 
     Returns:
-        Pairs that may be copies, with their similarity, and the highest similarity of each usable print to another
-        print of its finger.
+        Pairs of prints that may be copies, with their similarity; and the highest similarity of each print of
+        sufficient quality to another print of its finger, for fingers with several prints.
     """
     alike, best = [], []
     for finger, rows in enumerate(prints.rows_of):
@@ -229,7 +256,20 @@ def _hits(
     extractor: FingerprintExtractor,
     progress: bool,
 ) -> list[Hit]:
-    """Return the pairs of rows of different fingers whose similarity is at least `bar`, with the lower row first."""
+    """Find all pairs of rows of different fingers whose similarity is at least `bar`.
+
+    Args:
+        embeddings: (N, D) float32 embeddings of unit length.
+        fingers: (N,) finger of each row.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
+        bar: lowest similarity.
+        folder: folder to create for the search.
+        extractor: model that computed the embeddings.
+        progress: show a progress bar.
+
+    Returns:
+        (lower row, higher row, similarity) of each pair.
+    """
     count = len(fingers)
     gallery = Gallery.create(folder, embeddings.shape[1], extractor.identity, cells)
     gallery.append(embeddings, [str(row) for row in range(count)])
@@ -249,7 +289,7 @@ def _hits(
 
 
 def _about_templates(shards: Shards, suspects: list[Suspect]) -> list[str]:
-    """Describe the basis of the suspects among minutia templates."""
+    """State in sentences how minutia templates were checked, and warn if many of them do not fit their prints."""
     if not shards.info.with_minutiae:
         return ["no print has minutiae, so no minutia template was checked"]
     wrong = sum(suspect.kind in ("template-off-ridges", "template-against-flow") for suspect in suspects)

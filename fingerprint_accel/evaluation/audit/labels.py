@@ -1,4 +1,7 @@
-"""Prints with wrong finger keys, found by the similarities of a model."""
+"""Find prints with wrong finger keys, by the similarities that a model computes.
+
+A finger key is the name of a finger in the dataset. Fingers are numbered in the order of their keys.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,28 @@ from fingerprint_accel.evaluation.audit.suspects import Groups, Suspect
 from fingerprint_accel.similarity import fused, mask_of, similarity
 
 LOW_QUALITY = 0.3
-"""Quality, from 0 to 1, below which a print is not judged: it may match nothing because of its quality."""
+"""Lowest quality, from 0 to 1, of prints that are judged. Prints of lower quality may match nothing."""
 LEAST_SHARED = 0.5
-"""Share of the cells of a print that another print must show for a low similarity to count."""
+"""Smallest overlap of two prints (see `Prints.overlap`) at which a low similarity means that the fingers differ."""
 FEWEST_PRINTS = 3
-"""Smallest number of prints of a finger that is judged, so that two prints can agree against a third."""
+"""Smallest number of prints of a finger that is judged: a print is wrong if two others agree and it does not."""
 MOST_TO_SHOW = 4
-"""Number of prints that are shown beside the prints at fault."""
+"""Largest number of correct prints that are shown beside the prints with a wrong key."""
 
 Reconsider = Callable[[list[int], list[int]], np.ndarray]
-"""Function from n rows and m rows to their (n, m) similarities, the highest over poses."""
+"""Function of n rows and m rows of the dataset that returns their (n, m) similarities in the best of several poses."""
 
 
 @dataclass(frozen=True)
 class Prints:
-    """Embeddings, fingers and qualities of N prints.
+    """Embeddings, fingers and qualities of N prints of a dataset.
 
     Attributes:
         embeddings: (N, D) float32 embeddings of unit length.
-        cells: number of cells of dense templates; 0 for other templates.
-        fingers: (N,) finger of each print.
+        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
+        fingers: (N,) finger number of each print.
         quality: (N,) quality of each print, from 0 to 1.
-        rows_of: rows of the prints of each finger.
+        rows_of: for each finger number, the rows of its prints.
     """
 
     embeddings: np.ndarray
@@ -45,16 +48,26 @@ class Prints:
 
     @property
     def usable(self) -> np.ndarray:
-        """(N,) bool, whether the quality of each print is high enough for it to be judged."""
+        """(N,) bool, whether the quality of each print is high enough for judging its finger key."""
         return self.quality >= LOW_QUALITY
 
     def within(self, finger: int) -> np.ndarray:
-        """Return the (n, n) similarities of the prints of a finger."""
+        """Return the (n, n) similarities between the n prints of a finger."""
         mine = self.embeddings[self.rows_of[finger]]
         return similarity(mine, mine, self.cells)
 
     def overlap(self, rows: np.ndarray) -> np.ndarray:
-        """Return the (n, n) shares of the cells of the smaller of two prints that both show; 1 without cells."""
+        """Return how much of the finger every two prints have in common.
+
+        The overlap is the number of grid cells that both prints show, divided by the number of cells of the smaller
+        print.
+
+        Args:
+            rows: (n,) rows of the prints.
+
+        Returns:
+            (n, n) in 0..1; 1 for templates without cells.
+        """
         if not self.cells:
             return np.ones((len(rows), len(rows)))
         shown = mask_of(self.embeddings[rows], self.cells).astype(np.float32)
@@ -65,16 +78,20 @@ class Prints:
 def split_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider, progress: bool = False
 ) -> list[Suspect]:
-    """Return fingers with impressions that match none of their other impressions, while the others agree.
+    """Find impressions that match no other impression of their finger, although the other impressions agree.
 
     Prints of low quality, and prints that show another part of the finger, are not judged.
 
     Args:
-        prints: the prints of the dataset.
+        prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) number of each picture; copies of one picture do not count as agreeing.
-        reconsider: compares suspects in several poses, as a final check.
+        picture: (N,) identifier of the picture of each print. Copies have the same identifier, and do not count as
+            agreeing.
+        reconsider: function that compares prints in several poses, as a final check.
         progress: show a progress bar.
+
+    Returns:
+        One suspect for each group of impressions that match each other but no other impression of the finger.
     """
     found = []
     fingers = tqdm(prints.rows_of, desc="comparing within fingers", unit="finger", delay=2.0, disable=not progress)
@@ -100,7 +117,12 @@ def split_fingers(
 
 
 def _parts(scores: np.ndarray, bar: float) -> list[list[int]]:
-    """Group rows by their (n, n) similarities, so that no similarity between two groups reaches `bar`."""
+    """Group rows such that all similarities between different groups are below `bar`.
+
+    Args:
+        scores: (n, n) similarities of the rows.
+        bar: threshold.
+    """
     groups = Groups(len(scores))
     for i, j in np.argwhere(np.triu(scores >= bar, 1)).tolist():
         groups.join(i, j)
@@ -108,23 +130,33 @@ def _parts(scores: np.ndarray, bar: float) -> list[list[int]]:
 
 
 def _agreeing(scores: np.ndarray, part: list[int], picture: np.ndarray, bar: float) -> int:
-    """Return the number of pairs of a group that are similar and not copies of one picture."""
+    """Count the pairs of prints in a group that are similar and are not copies of one picture.
+
+    Args:
+        scores: (n, n) similarities of the prints of a finger.
+        part: positions of the prints of the group among the n prints.
+        picture: (n,) identifier of the picture of each print; copies have the same identifier.
+        bar: lowest similarity of a pair that counts.
+    """
     inner = scores[np.ix_(part, part)] >= bar
     return int(np.triu(inner & (picture[part, None] != picture[None, part]), 1).sum())
 
 
 Hit = tuple[int, int, float]
-"""Two rows of different fingers and their similarity."""
+"""Two rows of the dataset with prints of different fingers, and their similarity."""
 
 
 def wrong_fingers(prints: Prints, bars: Bars, hits: list[Hit], split: list[Suspect]) -> list[Suspect]:
-    """Return prints that do not match the other prints of their finger, but match a print of another finger.
+    """Find prints that do not match the other prints of their finger, but match a print of another finger.
 
     Args:
-        prints: the prints of the dataset.
+        prints: embeddings and fingers of the dataset.
         bars: thresholds.
         hits: pairs of similar prints of different fingers.
         split: result of `split_fingers`.
+
+    Returns:
+        One suspect for each such print.
     """
     found: dict[int, Suspect] = {}
     known = {row for suspect in split for row in suspect.rows[: suspect.at_fault]}
@@ -146,7 +178,14 @@ def wrong_fingers(prints: Prints, bars: Bars, hits: list[Hit], split: list[Suspe
 
 
 def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
-    """Return the suspect for a print of another finger."""
+    """Return the suspect for a print that shows another finger than its key states.
+
+    Args:
+        row: row of the print.
+        other: row of the most similar print of the other finger.
+        score: similarity to the other finger.
+        own: highest similarity to the own finger.
+    """
     why = f"similarity {score:.3f} to that finger, at most {own:.3f} to its own finger"
     return Suspect("wrong-finger", (row, other), score, why, 1)
 
@@ -154,14 +193,17 @@ def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
 def fingers_of_split(
     prints: Prints, bars: Bars, split: list[Suspect], references: np.ndarray, reference_of: np.ndarray
 ) -> list[Suspect]:
-    """Return prints at fault of `split` that match another finger of the dataset, as `wrong_fingers` does.
+    """Find the finger that each print of `split` belongs to, by comparing it with one template of every other finger.
 
     Args:
-        prints: the prints of the dataset.
+        prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        split: result of `split_fingers`.
-        references: (R, D) float32 templates of unit length, one for each finger that has one.
-        reference_of: (R,) finger of each reference.
+        split: result of `split_fingers`: prints that do not match their own finger.
+        references: (R, D) float32 templates of unit length, each fused from the prints of one finger.
+        reference_of: (R,) finger of each template.
+
+    Returns:
+        One suspect (finding of the audit) for each print that matches another finger, as in `wrong_fingers`.
     """
     found = []
     for suspect in split:
@@ -177,11 +219,14 @@ def fingers_of_split(
 
 
 def references_of(prints: Prints, left_out: set[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return one template for each finger, (R, D), fused from its usable prints, and the (R,) fingers.
+    """Fuse the prints of each finger into one template; prints of low quality are not used.
 
     Args:
-        prints: the prints of the dataset.
-        left_out: rows that are not used.
+        prints: embeddings and fingers of the dataset.
+        left_out: rows of further prints that are not used.
+
+    Returns:
+        Templates (R, D) float32, and the finger of each template (R,). Fingers without a usable print have no template.
     """
     fingers, found = [], []
     for finger, rows in enumerate(prints.rows_of):
@@ -196,15 +241,19 @@ def references_of(prints: Prints, left_out: set[int]) -> tuple[np.ndarray, np.nd
 def joined_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, hits: list[Hit], outside: set[int], together: list[Hit]
 ) -> list[Suspect]:
-    """Return groups of keys that are probably one finger.
+    """Find groups of finger keys that probably stand for one finger.
 
     Args:
-        prints: the prints of the dataset.
+        prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) number of each picture; a copy under another key does not show that two keys are one finger.
+        picture: (N,) identifier of the picture of each print. Copies have the same identifier; a copy under another key
+            does not show that the two keys are one finger.
         hits: pairs of similar prints of different fingers.
-        outside: rows that do not, or may not, belong to their finger.
-        together: pairs of fingers that match by all their prints together: one row of each, and the similarity.
+        outside: rows of prints that may not belong to their finger; they are ignored.
+        together: pairs of fingers whose fused templates match: one row of each finger, and the similarity.
+
+    Returns:
+        One suspect for each group.
     """
     sure = [
         (a, b, score)

@@ -1,4 +1,4 @@
-"""Copies of one picture: equal pixels, or a picture that was compressed, cropped or brightened.
+"""Find copies of one picture: equal pixels, or a picture that was compressed, cropped or brightened.
 
 Skin stretches differently at every touch, so no shift aligns the ridges of two impressions of a finger, and their
 correlation is low. The correlation of two copies of one picture is near 1.
@@ -19,21 +19,27 @@ from fingerprint_accel.evaluation.audit.suspects import Groups, Kind, Suspect
 from fingerprint_accel.synthesis.workers import each
 
 ALIKE = 0.9
-"""Similarity of embeddings from which the pixels of two prints are compared."""
+"""Lowest similarity of the embeddings of two prints at which their pixels are compared."""
 COPY = 0.9
-"""Correlation from which two prints count as one picture."""
-RIDGES_MM = (0.3, 1.0)  # ridge distances; finer structure is noise, coarser structure is the shape of the contact
-AT_ONCE = 64  # pairs of pictures that are compared together
-FINER = 8  # steps per pixel of the search for the best shift
+"""Lowest correlation of the pixels of two prints at which they count as copies of one picture."""
+RIDGES_MM = (0.3, 1.0)  # range of ridge distances; finer structure is noise, coarser structure is the print's shape
+AT_ONCE = 64  # number of pairs of pictures that are compared in parallel
+FINER = 8  # the search for the best shift has this many steps per pixel
 
 
 def digest(canvas: np.ndarray) -> bytes:
-    """Return a digest of the pixels of a canvas."""
+    """Return a 16-byte hash of the pixels of an image."""
     return hashlib.blake2b(canvas.tobytes(), digest_size=16).digest()
 
 
 def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
-    """Return the correlation of the ridges of two (S, S) uint8 canvases at the best shift, to an eighth of a pixel."""
+    """Return the highest correlation of the ridges of two images over all shifts, in steps of an eighth of a pixel.
+
+    Args:
+        first: (S, S) uint8 image of a print, ridges dark.
+        second: (S, S) uint8 image of a print.
+        ppi: resolution of the images, pixels per inch.
+    """
     side, band = _band(len(first) // 2, ppi / 2)
     spectra = []
     for canvas in (first, second):
@@ -53,7 +59,15 @@ def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
-    """Return the side of the spectrum of a picture of `size` pixels, and a (side, side) mask of ridge frequencies."""
+    """Return a mask of the spatial frequencies of ridges in a padded 2D spectrum, and the side of the spectrum.
+
+    Args:
+        size: side of the picture, pixels.
+        ppi: resolution of the picture, pixels per inch.
+
+    Returns:
+        Side of the spectrum, and a (side, side) bool mask.
+    """
     side = 1 << (3 * size // 2 - 1).bit_length()  # only shifts by more than half a picture wrap around
     frequency = np.fft.fftfreq(side)
     per_mm = np.hypot(frequency[:, None], frequency[None]) * ppi / MM_PER_INCH
@@ -67,13 +81,14 @@ def copies(
     """Find prints that are copies of one picture.
 
     Args:
-        shards: the dataset.
-        digests: digests of all N canvases.
-        pairs: (n, 2) rows with similar embeddings.
+        shards: the dataset of N prints.
+        digests: hash of the image of each print, from `digest`.
+        pairs: (n, 2) rows of prints with similar embeddings, whose pixels are compared.
         progress: show a progress bar.
 
     Returns:
-        The suspects, and the number of the picture of each print, (N,) int64.
+        One suspect for each group of copies; and the identifier of the picture of each print, (N,) int64, which is the
+        same for copies.
     """
     groups = Groups(len(digests))
     first_of: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""Contact sheet of suspects: one row for each suspect, with its prints side by side."""
+"""Contact sheet of an audit: a picture with one row for each suspect, which shows its prints side by side."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.audit.suspects import KINDS, Suspect
 from fingerprint_accel.outputs import PICTURE, mark
 
-MOST = 48  # largest number of suspects
-COLUMNS = 6  # largest number of prints of a suspect
-SIDE = 256  # pixels of a print
+MOST = 48  # largest number of suspects on the sheet
+COLUMNS = 6  # largest number of prints that are shown for a suspect
+SIDE = 256  # side of a print on the sheet, pixels
 HEAD, LABEL = 26, 18  # heights of the text above a suspect and above its prints, pixels
 AT_FAULT, OTHER = (176, 58, 0), (110, 110, 110)
 
 
 def shown(suspects: list[Suspect]) -> list[Suspect]:
-    """Return the worst suspects of each kind, `MOST` in total; rare kinds leave room for the others."""
+    """Choose the suspects to show: the most suspicious of each kind, `MOST` (48) in total.
+
+    All kinds get equally many places. Places that a rare kind does not need go to the other kinds.
+    """
     kinds: dict[str, list[Suspect]] = {}
     for suspect in suspects:
         kinds.setdefault(suspect.kind, []).append(suspect)
@@ -32,7 +35,12 @@ def shown(suspects: list[Suspect]) -> list[Suspect]:
 
 
 def suspect_sheet(shards: Shards, suspects: list[Suspect]) -> bytes:
-    """Return the contact sheet as PNG. Minutiae are drawn for suspects among minutia templates."""
+    """Draw the contact sheet as a PNG file; suspects about minutiae are drawn with their minutiae.
+
+    Args:
+        shards: the dataset.
+        suspects: all suspects; `shown` chooses which are drawn.
+    """
     lines = shown(suspects)
     width = SIDE * max([3, *(min(COLUMNS, len(suspect.rows)) for suspect in lines)])
     height = HEAD + LABEL + SIDE
@@ -59,7 +67,13 @@ def suspect_sheet(shards: Shards, suspects: list[Suspect]) -> bytes:
 
 
 def _picture(shards: Shards, row: int, suspect: Suspect) -> Image.Image:
-    """Return a print, with its minutiae if the suspect is a minutia template."""
+    """Draw the image of a print, with its minutiae if the suspect is about minutiae.
+
+    Args:
+        shards: the dataset.
+        row: row of the print.
+        suspect: suspect that the print belongs to.
+    """
     picture = Image.fromarray(np.ascontiguousarray(shards.image(row))).convert("RGB")
     if suspect.kind.startswith("template"):
         draw_minutiae(ImageDraw.Draw(picture), shards, row, 0, 0)
@@ -67,7 +81,13 @@ def _picture(shards: Shards, row: int, suspect: Suspect) -> Image.Image:
 
 
 def _fitting(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, label: str) -> str:
-    """Shorten a label to the width of a print. The end is kept, because it distinguishes prints."""
+    """Shorten a label from its start until it fits above a print; the end distinguishes prints.
+
+    Args:
+        draw: drawing context, which measures the text.
+        font: font of the label.
+        label: text to shorten.
+    """
     while draw.textlength(label, font=font) > SIDE - 10:
         label = "…" + label.lstrip("…")[1:]
     return label

@@ -1,4 +1,4 @@
-"""Suspects: results of an audit."""
+"""Suspects, which are the findings of an audit: kinds, prints and reasons."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "find out which print it belongs to; import the others without it, or with --find-minutiae mindtct",
     ),
 }
-"""Description and remedy of each kind of suspect."""
+"""Description of each kind of suspect, and what the user should do."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """Prints that are probably wrong.
+    """One finding of an audit: one or several prints that are probably wrong.
 
     Attributes:
-        kind: kind of the suspect.
-        rows: rows of the dataset.
-        score: score of the suspect, explained by `why`.
-        why: the score in words.
-        at_fault: number of rows at the start of `rows` that are at fault; the others are there for comparison. 0 means
-            that any of the rows may be at fault.
+        kind: type of the finding, a key of `KINDS`.
+        rows: rows of the prints in the dataset.
+        score: value that led to the finding, such as a similarity; `why` explains it.
+        why: reason of the finding, in words.
+        at_fault: number of prints at the start of `rows` that are probably wrong. The others are there for comparison.
+            0 means that any of the prints may be wrong.
     """
 
     kind: Kind
@@ -78,12 +78,12 @@ class Suspect:
 
     @property
     def badness(self) -> float:
-        """Sort key of suspects of one kind; the worst suspect has the highest value."""
+        """Sort key for suspects of one kind; the most suspicious one has the highest value."""
         low = ("two-fingers-one-key", "template-against-flow")
         return -self.score if self.kind in low else self.score
 
     def values(self, shards: Shards, quality: np.ndarray) -> dict[str, Any]:
-        """Return the suspect for a line of JSON.
+        """Return the suspect as a dictionary, for one line of the JSON list.
 
         Args:
             shards: the dataset.
@@ -106,25 +106,28 @@ class Suspect:
 
 
 class Groups:
-    """Groups of the numbers 0..count-1, joined pair by pair (union-find)."""
+    """Groups of the integers from 0 to count - 1, which are joined pair by pair (union-find).
+
+    Initially each integer is a group of its own.
+    """
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
     def find(self, number: int) -> int:
-        """Return the number that represents the group of a number."""
+        """Return the lowest integer in the group of `number`, which identifies the group."""
         while self._parent[number] != number:
             self._parent[number] = self._parent[self._parent[number]]
             number = self._parent[number]
         return number
 
     def join(self, first: int, second: int) -> None:
-        """Join the groups of two numbers; the lowest number represents the result."""
+        """Join the groups of two integers into one group."""
         low, high = sorted((self.find(first), self.find(second)))
         self._parent[high] = low
 
     def of(self, numbers: Iterable[int]) -> list[list[int]]:
-        """Return the given numbers, group by group."""
+        """Group the given integers; return one list of integers for each group."""
         found: dict[int, list[int]] = {}
         for number in numbers:
             found.setdefault(self.find(number), []).append(number)

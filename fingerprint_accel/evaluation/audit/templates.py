@@ -1,8 +1,9 @@
-"""Minutia templates that do not fit their print.
+"""Find minutia templates that do not fit their print, or that several prints share.
 
-A minutia is the end or the fork of a ridge, and its direction is that of the ridge. So minutiae lie on ink, and their
-directions follow the ridge flow, which the structure tensor of the canvas gives. Minutiae of another finger, of a
-mirrored template, or read in another convention do not.
+A minutia template is the list of minutiae that is stored with a print. A minutia is the end or the fork of a ridge, and
+its direction is that of the ridge. Minutiae of a print are therefore at dark pixels, and their directions are parallel
+to the ridges around them. This does not hold for minutiae of another finger, of a mirrored print, or in another file
+format convention. The ridge directions are computed with the structure tensor of the image.
 """
 
 from __future__ import annotations
@@ -14,29 +15,30 @@ from fingerprint_accel.data.order import mix64
 from fingerprint_accel.evaluation.audit.suspects import Suspect
 from fingerprint_accel.extraction.print_quality import ridge_field
 
-FEWEST = 8  # smallest number of minutiae of a template that is judged
-PAPER = 0.03  # standard deviation of the ink, from 0 to 1, below which a neighbourhood may be paper
-FAINT = 0.3  # it is paper only below this share of the strongest contrast of the print, which may be faint
-MOST_ON_PAPER = 0.5  # largest share of minutiae on paper of a template that fits
-LEAST_ALONG = 0.4  # smallest agreement of directions of a template that fits
-PER_PIXEL, PER_RADIAN = 4, 500  # steps to which positions and angles of a template are rounded
-KEYS = 4  # number of keys of a template by which similar templates are found
-SHARED = 0.5  # share of common keys from which two templates count as one
+FEWEST = 8  # templates with fewer minutiae are not judged
+PAPER = 0.03  # a neighbourhood is background if the standard deviation of its ink (0 to 1) is lower
+FAINT = 0.3  # and if it is also lower than this share of the strongest contrast of the print
+MOST_ON_PAPER = 0.5  # largest share of minutiae on the background in a template that fits
+LEAST_ALONG = 0.4  # smallest agreement with the ridge directions of a template that fits; see `fit`
+PER_PIXEL, PER_RADIAN = 4, 500  # positions are rounded to 1/4 pixel, angles to 1/500 radian
+KEYS = 4  # number of hashes of a template by which similar templates are found
+SHARED = 0.5  # two templates count as one if at least this part of their hashes is equal
 
 
 def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Measure how well minutiae fit the ridges of their prints.
 
     Args:
-        images: (B, S, S) uint8 canvases with dark ridges.
-        ppi: resolution of the canvases, pixels per inch.
-        minutiae: (B, M, 4) x, y, angle and quality.
-        counts: (B,) number of minutiae of each print.
+        images: (B, S, S) uint8 images of prints, ridges dark.
+        ppi: resolution of the images, pixels per inch.
+        minutiae: (B, M, 4) x and y in pixels, angle in radians, and quality.
+        counts: (B,) number of minutiae of each print; the rest of the M rows is ignored.
 
     Returns:
-        (B, 2) float: the share of minutiae on paper, and the agreement of the others with the direction of the ridges.
-        The agreement is the mean cosine of twice the angle between them, weighted by the clarity of the flow, from 1 to
-        -1. Values are NaN for prints with fewer than `FEWEST` minutiae.
+        (B, 2) float. The first column is the share of minutiae on the white background. The second column is the
+        agreement of the other minutiae with the ridge direction, from -1 to 1: the mean cosine of twice the angle
+        between them, weighted by the clarity of the ridges. Values are NaN for prints with fewer than `FEWEST` (8)
+        minutiae.
     """
     field = ridge_field(images, ppi)
     flow, contrast = field.flow.numpy(), field.contrast.numpy()
@@ -59,7 +61,14 @@ def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray
 
 
 def misfits(fits: np.ndarray) -> list[Suspect]:
-    """Return the prints whose minutiae lie on paper or across the ridges, from the (N, 2) results of `fit`."""
+    """Find the prints whose minutiae are outside the print or do not follow the direction of the ridges.
+
+    Args:
+        fits: (N, 2) results of `fit`; NaN for prints that are not judged.
+
+    Returns:
+        One suspect for each such print.
+    """
     found = []
     for row, (paper, along) in enumerate(fits.tolist()):
         if paper > MOST_ON_PAPER:
@@ -72,15 +81,16 @@ def misfits(fits: np.ndarray) -> list[Suspect]:
 
 
 def keys_of(minutiae: np.ndarray) -> np.ndarray:
-    """Return keys of a template that do not change if it is moved, and partly remain if it is cut at a border.
+    """Compute hashes by which copies of a minutia template are recognised.
 
-    Each key is a hash of two consecutive minutiae: their angles, and their relative position.
+    Each hash depends on two consecutive minutiae: their angles, and their relative position. The hashes therefore do
+    not change if the template is shifted, and some remain if it is cropped.
 
     Args:
         minutiae: (n, 4) x, y, angle and quality.
 
     Returns:
-        (k,) uint64 keys in ascending order.
+        (k,) uint64 hashes in ascending order; none for fewer than `FEWEST` (8) minutiae.
     """
     keys = np.zeros(max(0, len(minutiae) - 1), np.uint64)
     if len(minutiae) < FEWEST:
@@ -93,9 +103,9 @@ def keys_of(minutiae: np.ndarray) -> np.ndarray:
 
 
 class Reuse:
-    """Finds templates that occur in several prints, in time linear in the number of prints.
+    """Finds minutia templates that occur in several prints, in time linear in the number of prints.
 
-    Templates that share one of their `KEYS` lowest keys are compared with the first of them.
+    Templates that have one of their `KEYS` (4) lowest hashes in common are compared with the first of them.
     """
 
     def __init__(self) -> None:
@@ -104,7 +114,12 @@ class Reuse:
         self._of: dict[int, list[int]] = {}
 
     def add(self, row: int, minutiae: np.ndarray) -> None:
-        """Add the (n, 4) minutiae of a print."""
+        """Add the minutia template of a print.
+
+        Args:
+            row: row of the print in the dataset.
+            minutiae: (n, 4) x, y, angle and quality.
+        """
         keys = keys_of(minutiae)
         lowest = keys[:KEYS].tolist()
         for first in {self._first[key] for key in lowest if key in self._first}:
@@ -118,10 +133,10 @@ class Reuse:
                 self._first.setdefault(key, row)
 
     def suspects(self, picture: np.ndarray) -> list[Suspect]:
-        """Return templates that occur in several prints, unless these are copies of one picture.
+        """Return one suspect for each template that occurs in several prints, unless these are copies of one picture.
 
         Args:
-            picture: (N,) number of the picture of each print.
+            picture: (N,) identifier of the picture of each print; copies have the same identifier.
         """
         found = []
         for rows in self._of.values():
