@@ -97,7 +97,7 @@ class ReadingConfig:
     this for each of its models."""
     order: Literal["permutation", "block"] = "permutation"
     """`permutation` shuffles all prints. `block` is for data larger than memory: it shuffles within blocks of 16,384
-    prints, made of runs of 1,024 neighbouring prints from random places."""
+    prints, made of runs of 1024 neighbouring prints from random places."""
     samples_per_class: int = 1
     """Number of different impressions of each finger in a micro-batch; the batch size must be a multiple of it. 1 draws
     prints independently."""
