@@ -53,13 +53,13 @@ def require(holds: bool, message: str) -> None:
 def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     """Turn errors that the user can correct into one line on stderr and an exit code.
 
-    | Exception | Exit code |
-    |---|---|
-    | `UserError`, or a file that cannot be written | 2 |
-    | `Stopped` | 75 |
-    | `LostProcessError` | 76, without waiting for connections to the lost process |
-    | `KeyboardInterrupt` (Ctrl-C) | 130 |
-    | stdout is a closed pipe, as in `... \\| head -1` | 141, without a message |
+    The exit codes are:
+
+    - 2 for a `UserError` and for a file that cannot be written
+    - 75 for `Stopped`
+    - 76 for `LostProcessError`, without waiting for connections to the lost process
+    - 130 for `KeyboardInterrupt` (Ctrl-C)
+    - 141, without a message, if stdout is a closed pipe, for example after `head -1` has ended
 
     Args:
         on_interrupt: Line to print at Ctrl-C. A `KeyboardInterrupt` with a text prints `interrupted; TEXT` instead.
