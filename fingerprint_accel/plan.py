@@ -184,7 +184,8 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
     """Return the memory that training needs on one device.
 
     The network needs weights, gradients and two AdamW moments in float32, and a copy of the weights in bf16. The
-    identity heads (classifiers with a vector for each finger) need their own share of these, and memory for logits.
+    identity heads (classifiers with a vector for each finger) need weights, gradients and moments too, and memory for
+    logits. If the recipe splits them, a device holds a slice of the heads.
     With `fsdp`, each device holds a share of the float32 tensors, two whole blocks with gradients, and the bf16 copy.
 
     Args:

@@ -152,7 +152,8 @@ def export(run: Run) -> None:
 def learns_maps(run: Run) -> bool:
     """Return whether the network of a run has learned to predict minutia maps.
 
-    It has, if the run trains the maps, or if the run starts from a network that was trained on minutia maps.
+    Minutia maps are images of the positions and directions of minutiae. The network has learned them if the run trains
+    them, or if the run starts from a network that was trained on them.
     """
     if run.config.loss.minutia_map_weight > 0 and run.train.with_minutiae > 0:
         return True

@@ -186,6 +186,10 @@ def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray
 def _by_cell(templates: Any, cells: int) -> tuple[Any, Any]:
     """Return the squared norm of each cell of dense templates, and which cells the prints show.
 
+    Args:
+        templates: (..., D), dense templates, numpy array or torch tensor.
+        cells: Number of cells.
+
     Returns:
         Two arrays (..., cells) float32: the squared norms, and 1 for cells that are shown, else 0.
     """

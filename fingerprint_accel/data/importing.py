@@ -120,7 +120,7 @@ def import_dataset(
 
 
 class ImportJob(Job):
-    """Job that imports images and writes one shard (file of a dataset) after the other.
+    """Job that imports images and writes them to shards, the files of a dataset.
 
     The arguments are those of `import_dataset`, which checks them. `target` holds the options for the prints in the
     dataset.

@@ -25,7 +25,7 @@ DIGITS |= {name[0]: number for name, number in DIGITS.items()} | {str(number): n
 
 @dataclass(frozen=True)
 class Named:
-    """Information in the path of an image.
+    """Information about a print that a layout has read from the path of its image.
 
     Attributes:
         finger_key: identifier of the finger. For a slap (an image of several fingers) it is the identifier of the

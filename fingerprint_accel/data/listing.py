@@ -94,10 +94,10 @@ def list_files(
 def list_prints(
     folder: Path, raw_size: tuple[int, int] | None = None, names: str = "", key: Sequence[str] = ()
 ) -> Listing:
-    """List all prints below a folder without a layout.
+    """List all prints below a folder, without a layout (a convention of file names that states the fingers).
 
-    The finger key of an image is its path, unless `names` is given. Prints of container files (files with several
-    images) get their keys from the records.
+    The finger key (name of the finger) of an image is its path, unless `names` is given. Prints of container files
+    (files with several images) get their keys from the records.
 
     Args:
         folder: folder of images.

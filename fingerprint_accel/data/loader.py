@@ -61,7 +61,7 @@ class Subset:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the finger keys and impression numbers of all prints, without their images."""
+        """Digest of the finger keys (names of fingers) and impression numbers of all prints, without their images."""
         fingers = np.unique(self.shards.fingers[self.rows]).tolist()
         keys = "\0".join(self.shards.key_of_finger[finger] for finger in fingers)
         numbers = self.labels.tobytes() + self.shards.impressions[self.rows].tobytes()

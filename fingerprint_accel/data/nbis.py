@@ -209,6 +209,6 @@ def contrast_boost(grey: np.ndarray) -> np.ndarray:
 
 
 def _tail(few: np.ndarray) -> int | None:
-    """Return the index at which the first run of RUN consecutive true values begins, or None if there is none."""
+    """Return the index in `few`, (n,) bool, at which the first RUN consecutive true values begin, or None."""
     windows = np.convolve(few, np.ones(RUN, np.int64), "valid") == RUN if len(few) >= RUN else few[:0]
     return int(windows.argmax()) if windows.any() else None

@@ -188,7 +188,7 @@ class Shards:
             self._unmap()
 
     def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
-        """Group rows by record batch.
+        """Group rows of the dataset by the record batch that contains them.
 
         Args:
             chunks: (B,) index of the record batch of each row, ascending.

@@ -201,13 +201,15 @@ def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
 
 
 def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndarray:
-    """Remove the lower phalanges, below the crease of the finger joint, from a component.
+    """Remove the lower phalanges, below the crease of the finger joint, from a component of the ridge map.
+
+    A component is a connected part of the map that shows a finger.
 
     The crease is found by the decrease of ridge strength from top to bottom. Without a clear decrease the component is
     returned unchanged.
 
     Args:
-        mask: (rows, columns) bool, the component.
+        mask: (rows, columns) bool, map entries of the component.
         share: (rows, columns) share of energy of the ridge map.
         per_mm: map entries per mm.
     """

@@ -1,4 +1,8 @@
-"""Ground truth of synthetic prints: the pose of the finger, and the area where the finger touches the sensor."""
+"""Ground truth of synthetic prints: the pose of the finger, and the area where the finger touches the sensor.
+
+The area is stored as a contact mask, which states for each of GRID x GRID cells of the canvas whether the finger
+touches it. The canvas is the square image of a stored print.
+"""
 
 from __future__ import annotations
 
