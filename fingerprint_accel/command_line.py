@@ -1,4 +1,7 @@
-"""Parse a command line with tyro and print help that keeps paragraphs and example commands. A leaf module."""
+"""Parse a command line with tyro, and print help texts that keep their paragraphs and example commands.
+
+This module imports no other module of the package.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ import tyro
 
 T = TypeVar("T")
 HELP = {"-h", "--help"}
-KEPT = (" ", "- ", "accelerate ", "fingerprint-accel ", "pip ", "python ", "torchrun ")  # first words of whole lines
-PLACE = "DESCRIPTION"  # stands for the description in the help text that tyro prints
+KEPT = (" ", "- ", "accelerate ", "fingerprint-accel ", "pip ", "python ", "torchrun ")  # starts of unwrapped lines
+PLACE = "DESCRIPTION"  # placeholder for the description in the help text that tyro prints
 
 
 def parse_command_line(
@@ -36,10 +39,10 @@ def parse_command_line(
     Args:
         target: Function or dataclass. Its parameters are the options.
         description: Text of `--help`, above the options. `fill` wraps it.
-        words: Command line without the program. Default: `sys.argv[1:]`.
-        default: Instance of `target` that holds the default values.
+        words: Words of the command line, without the name of the program. Default: `sys.argv[1:]`.
+        default: Instance of the dataclass `target`. Its values are the defaults of the options.
         prog: Name of the program in the usage line.
-        console_outputs: Whether to print help and usage errors. Several processes of one launch print them once.
+        console_outputs: Whether to print help and usage errors. If several processes are launched, only one should.
 
     Raises:
         SystemExit: Status 0 after `--help`, and status 2 for unknown or malformed options.
@@ -57,11 +60,11 @@ def parse_command_line(
 
 
 def fill(text: str, width: int) -> str:
-    """Wrap the paragraphs of a text. Indented lines, list items and commands stay as they are.
+    """Wrap the paragraphs of a text, but keep its indented lines, list items and commands as they are.
 
     Args:
         text: Paragraphs with an empty line between them.
-        width: Length of the longest line, in characters.
+        width: Maximum length of a wrapped line, in characters.
     """
     filled: list[str] = []
     for paragraph in text.strip().split("\n\n"):
@@ -74,7 +77,10 @@ def fill(text: str, width: int) -> str:
 
 
 def _join_lines(cls: Any) -> None:
-    """Store the docstrings of a dataclass's fields as their help, in one line each. tyro would keep the line breaks."""
+    """Set the help text of each field of a dataclass to the field's docstring, without line breaks.
+
+    tyro reads these docstrings too, but keeps their line breaks. Nested dataclasses are changed in the same way.
+    """
     types = get_type_hints(cls)
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
@@ -92,7 +98,10 @@ def _join_lines(cls: Any) -> None:
 
 @contextlib.contextmanager
 def _description(text: str) -> Iterator[None]:
-    """Put a description into the help that tyro prints. tyro itself would join its lines and not wrap them."""
+    """Replace `PLACE` in the help that tyro prints by the wrapped description `text`.
+
+    If tyro printed the description, it would join the paragraphs and commands into one line.
+    """
     captured = _Captured(sys.stdout)
     try:
         with contextlib.redirect_stdout(captured):
@@ -103,7 +112,10 @@ def _description(text: str) -> Iterator[None]:
 
 
 class _Captured(io.StringIO):
-    """Text that is shown later. tyro chooses colours and box characters as for the stream that shows it."""
+    """Text buffer that reports the encoding and the terminal of another stream, `shown`.
+
+    tyro chooses colours and box characters by these. The text is written to `shown` later.
+    """
 
     def __init__(self, shown: TextIO) -> None:
         super().__init__()
@@ -111,9 +123,9 @@ class _Captured(io.StringIO):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Encoding of the stream that shows the text."""
+        """Encoding of the stream `shown`."""
         return self._shown.encoding
 
     def isatty(self) -> bool:
-        """Whether a terminal shows the text."""
+        """Return whether the stream `shown` is a terminal."""
         return self._shown.isatty()

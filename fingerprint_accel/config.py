@@ -39,30 +39,30 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Optimizer, schedule, checkpoints and speed."""
+    """Options for the optimizer, the learning rate, checkpoints and speed."""
 
     epochs: float = 20.0
     """Number of passes over the training prints; it has no effect if `steps` is given."""
     steps: int = 0
     """Number of optimizer steps. 0 computes it from `epochs`."""
     batch_size: int = 64
-    """Prints per process and micro-batch."""
+    """Number of prints in a micro-batch of one process."""
     gradient_accumulation_steps: int = 1
     """Number of micro-batches per optimizer step."""
     auto_micro_batch_size: Literal["auto", "yes", "no"] = "auto"
     """If a micro-batch does not fit into memory, use smaller ones and more of them, with the same prints per step.
     `auto` is `yes` on GPUs and `no` on CPUs."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision of the network; losses are in float32. `auto` takes the setting of `accelerate launch`."""
+    """Mixed precision of the network; losses are in float32. `auto` uses the setting of `accelerate launch`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer."""
+    """AdamW, or SGD with momentum."""
     learning_rate: float = 1e-3
     """Peak learning rate. It is not scaled with the batch size."""
     head_lr_mult: float = 1.0
-    """Factor on the learning rate for the identity heads."""
+    """Factor on the learning rate for the identity heads, which classify the finger of a print in training."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each block of the network to the block before it. Below 1, early layers of a
-    trained network (`model.init_from`) change less."""
+    """Learning rate of a block of the network, relative to the next block. Below 1, early layers of a trained network
+    (`model.init_from`) change less."""
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, 0 to 1; 0 keeps no average. The average is validated and exported
     instead of the raw weights. 0.999 suits runs of 10,000 steps. With `model.init_from`, the average still contains a
@@ -84,7 +84,8 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between records in metrics.jsonl."""
     save_every: int = 500
-    """Steps between checkpoints; 0 saves at the end only. Each new best model is saved too."""
+    """Steps between checkpoints; 0 saves at the end only. After a validation with the lowest EER so far, a checkpoint
+    is saved too."""
     save_total_limit: int = 3
     """Number of checkpoints to keep; the best one is always kept."""
     tracker: str = "tensorboard"
@@ -93,7 +94,7 @@ class TrainingConfig:
     """Mode of torch.compile for the network, and on a GPU for the losses. `reduce-overhead` adds CUDA graphs, for small
     networks and batches. `max-autotune` also tries several kernels for each operation."""
     gradient_compression: Literal["no", "bf16", "fp16"] = "no"
-    """Exchange gradients between processes in 16 bits. bf16 has the range of float32."""
+    """Number format in which processes exchange gradients. `no` is float32; bf16 has the range of float32."""
     bucket_cap_mb: int = 25
     """Size of the buckets in which processes exchange gradients, in MiB. Larger buckets suit many GPUs or a slow
     network."""
@@ -117,13 +118,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Data, run folder, and how to resume."""
+    """All options of a training run: data, run folder, how to resume, and the groups of further options."""
 
     data: str = ""
-    """Dataset folder to train on, made by `fingerprint-accel import` or `synth`; or a synthetic source, as
-    synth:fingers=20000."""
+    """Dataset folder to train on, made by `fingerprint-accel import` or `synth`; or a synthetic source such as
+    synth:fingers=20000, which renders prints during training."""
     out: str = ""
-    """Run folder to write."""
+    """Run folder to write: checkpoints, metrics and the exported model."""
     resume: str = "never"
     """`never` starts a new run; `auto` continues from the latest checkpoint in --out, or starts if there is none; a
     checkpoint folder continues from that checkpoint."""
@@ -182,7 +183,7 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
     Args:
         path: The file.
         base: Values of the options that the file does not name. Defaults to `Config()`.
-        stored: Accept option names of earlier versions, for the `config.yaml` of a run.
+        stored: Whether to accept option names of earlier versions. Use it for the `config.yaml` of a run.
 
     Raises:
         UserError: If the file is missing, is not YAML, or does not fit `Config`.
@@ -197,7 +198,7 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
 
 
 def save_yaml(config: Config, path: Path) -> None:
-    """Write all options to a YAML file that `load_yaml` reads."""
+    """Write all options of a configuration to a YAML file that `load_yaml` can read."""
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
@@ -207,11 +208,11 @@ def parse(defaults: Config, description: str, arguments: Sequence[str] | None = 
     Args:
         defaults: Settings of the recipe.
         description: Text of `--help` above the options. Paragraphs are wrapped; indented lines and commands are kept.
-        arguments: Command line without the program. Default: `sys.argv[1:]`.
+        arguments: Words of the command line, without the name of the program. Default: `sys.argv[1:]`.
 
     Raises:
-        UserError: The configuration file cannot be used, or options contradict each other.
-        SystemExit: Status 0 after `--help`, and status 2 for unknown or malformed options.
+        UserError: If the configuration file cannot be used, or options contradict each other.
+        SystemExit: With status 0 after `--help`, and with status 2 for unknown or malformed options.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml")

@@ -1,4 +1,4 @@
-"""Configurations from nested dictionaries, as YAML and JSON contain them; options that were renamed or removed."""
+"""Build configurations from the nested dictionaries of YAML and JSON files; handle renamed and removed options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fingerprint_accel.errors import UserError
 
 T = typing.TypeVar("T")
-RENAMED = {  # option names before 0.1.0
+RENAMED = {  # option names before version 0.1.0, and their present names
     "impressions_per_finger": "samples_per_class",
     "start_from": "init_from",
     "recompute": "gradient_checkpointing",
@@ -35,7 +35,8 @@ REMOVED = {  # removed options, and the fixed behaviour in their place
     "max_bad_steps": "training stops after 20 skipped updates in a row",
     "tf32": "GPUs multiply float32 numbers in TF32",
 }
-# Values of removed options that are fixed now. A run with another value cannot continue, so its option is refused.
+# Built-in values of removed options. A run that was started with another value cannot continue, so `renamed` keeps such
+# an option, and `from_dict` raises an error for it.
 BUILT_IN = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}
 
 
@@ -46,7 +47,7 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
         cls: The dataclass.
         values: Options by name; groups of options are dictionaries.
         base: Values of the options that are missing in `values`. Defaults to `cls()`.
-        where: Name of the file or object, for messages.
+        where: Name of the file or object that contained `values`, for error messages.
 
     Raises:
         UserError: If an option is unknown, a value has another type, or options contradict each other.
@@ -73,9 +74,10 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 
 
 def renamed(values: Any) -> Any:
-    """Return a stored configuration, or a group of one, with the option names of this version.
+    """Return the nested options of a stored configuration with old option names replaced by the present ones.
 
-    Removed options are dropped, unless their value differs from the fixed one.
+    Removed options are dropped. A removed option whose value differs from `BUILT_IN` is kept, so that `from_dict`
+    raises an error for it.
     """
     if not isinstance(values, dict):
         return values
@@ -87,7 +89,9 @@ def renamed(values: Any) -> Any:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse arguments of a command line that were valid before 0.1.0, with the replacement in the message.
+    """Check that a command line has no options from before version 0.1.0.
+
+    The error message names the replacement of the option.
 
     Raises:
         UserError: If an option was renamed or removed, or a switch has a value.

@@ -14,22 +14,24 @@ Trunk = Literal["inception_v4", "compact", "vit_small", "vit_base", "flx"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of the network, and the weights that it starts from."""
+    """Options for the architecture of the network and its initial weights."""
 
     init_from: str = ""
     """Trained network to start from: a bundled model (`small` or `base`), a run folder, a checkpoint, or an exported
-    model. It must have the same architecture, ppi and canvas. The identity heads are initialised from the training
-    prints. If empty, weights are random."""
+    model. It must have the same architecture, resolution (ppi) and canvas size. The identity heads are initialised from
+    the training prints. If empty, weights are random."""
     variant: Variant = "TexMinu"
-    """DeepPrint variant: a texture branch, a minutia branch, or both. `Dense` embeds each cell of the finger separately
-    and compares cells that both prints show. `Loc` adds the alignment network."""
+    """DeepPrint variant: a texture branch, a minutia branch, or both. `Dense` embeds each cell of a grid on the finger
+    separately and compares cells that both prints show. `Loc` adds an alignment network, which corrects the position
+    and rotation of the print first."""
     trunk: Trunk = "inception_v4"
     """`inception_v4` is the trunk of DeepPrint; `compact` has a few million parameters and trains on CPUs; `vit_small`
     and `vit_base` are vision transformers; `flx` is the Inception v4 of flx, for weights that flx has trained."""
     embedding_dim: int = 512
     """Length of the embedding. A variant with two branches gives half of it to each branch."""
     grid: int = 8
-    """Number of cells along each side of the square that dense variants embed; the cells share the embedding."""
+    """Number of cells along each side of the square grid of dense variants. Each cell has an equal part of the
+    embedding."""
     width: int = 32
     """Channels of the first stage of the `compact` trunk. `vit_small` has 12 times as many channels, `vit_base` 24
     times."""
@@ -38,7 +40,7 @@ class ModelConfig:
     dropout: float = 0.2
     """Dropout rate before the embedding layers, 0 to 1."""
     alignment_frozen: bool = False
-    """Do not train the alignment network; it keeps the weights of `init_from`."""
+    """Do not train the alignment network of a `Loc` variant; it keeps the weights of `init_from`."""
     stem_frozen: bool = False
     """Do not train the layers that all branches share; they keep the weights of `init_from`, and steps are faster."""
     trunk_frozen: bool = False
@@ -49,7 +51,7 @@ class ModelConfig:
 
     @property
     def needs_minutia_maps(self) -> bool:
-        """Whether the network has a decoder that predicts minutia maps."""
+        """Whether the network predicts minutia maps, that is images of the positions and directions of minutiae."""
         return "Minu" in self.variant or self.cells > 0
 
     @property
@@ -81,27 +83,27 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The training loss: a weighted sum of identity, center, contrastive, minutia-map, mask and pose losses."""
+    """Options for the training loss, a weighted sum of several losses."""
 
     head: Literal["softmax", "arcface", "cosface"] = "softmax"
-    """Identity loss of each branch."""
+    """Identity loss of each branch of the network. An identity head classifies the finger of a print."""
     scale: float = 64.0
     """Factor on the cosines of arcface and cosface."""
     margin: float = 0.35
     """Additive margin: an angle in radians for arcface, a cosine for cosface."""
     sharded: bool = False
-    """Split the class vectors of each identity head over the processes (PartialFC), for many fingers. Loss and
-    gradients are the same."""
+    """Split the class vectors of each identity head, one for each finger, over the processes (PartialFC). Use it for
+    many fingers. Loss and gradients are the same."""
     class_sample_rate: float = 1.0
-    """Share of the class vectors that each update uses, drawn at random; those of the prints in the batch are always
+    """Share of the class vectors that each update uses, drawn at random; those of the fingers in the batch are always
     included. A value below 1 needs `sharded`."""
     interclass_filter_threshold: float = 1.0
-    """Ignore other fingers with a larger cosine to a print, because they may be the same finger under another label. A
-    value below 1 needs `sharded`, and arcface or cosface."""
+    """In the identity loss of a print, ignore other fingers with a larger cosine than this to the print. They may be
+    the same finger under another label. A value below 1 needs `sharded`, and arcface or cosface."""
     margin_start: float = 0.0
-    """Share of the run before which the margin is 0."""
+    """Share of the training steps, at the start of the run, in which the margin is 0."""
     margin_ramp: float = 0.0
-    """Share of the run over which the margin then rises linearly to `margin`."""
+    """Share of the training steps, after `margin_start`, in which the margin rises linearly to `margin`."""
     label_smoothing: float = 0.0
     """Share of the identity target that is spread over all fingers, for datasets with wrong labels."""
     identity_weight: float = 1.0

@@ -1,4 +1,7 @@
-"""Options for the prints: which ones are read, in which order, and how they become the input of the network."""
+"""Options for the prints: which ones are read, in which order, and how they become the input of the network.
+
+A dataset stores each print on a canvas, a square image of the same size for all prints.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from fingerprint_accel.errors import require
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of pose and quality in training. Each amplitude is the maximum of a uniform draw; 0 is none."""
+    """Random changes of the pose and quality of training prints, drawn uniformly up to a maximum; 0 is no change."""
 
     enabled: bool = True
     """Augment training prints. If off, all options of this group have no effect."""
@@ -29,15 +32,17 @@ class AugmentConfig:
     gain: float = 0.2
     """Maximum relative change of brightness."""
     ridge_thickness: float = 0.5
-    """Maximum blend with the local minimum or maximum, 0 to 1: thicker ridges of wet skin, thinner ones of dry skin."""
+    """Maximum share, 0 to 1, of the local minimum or maximum that is blended into each pixel. This makes ridges
+    thicker, as of wet skin, or thinner, as of dry skin."""
     noise: float = 0.06
     """Maximum standard deviation of sensor noise, as a share of the grey range."""
     occlusion: float = 0.15
     """Maximum share of the input area that is masked, as by missing contact with the sensor."""
     start: float = 1.0
-    """Factor on all amplitudes at the first step, 0 to 1. A value below 1 needs a ramp."""
+    """Factor on all maxima at the first step, 0 to 1. A value below 1 needs `ramp`."""
     ramp: float = 0.0
-    """Share of the run over which the factor rises linearly from `start` to 1; 0 keeps it at 1 for the whole run."""
+    """Share of the training steps in which the factor rises linearly from `start` to 1; 0 keeps it at 1 for the whole
+    run."""
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -49,7 +54,7 @@ class AugmentConfig:
         require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
 
     def scaled(self, strength: float) -> AugmentConfig:
-        """Return a copy with all amplitudes multiplied by `strength`, 0 to 1."""
+        """Return a copy with all maxima of random changes multiplied by `strength`, 0 to 1."""
         amplitudes = {
             option.name: strength * getattr(self, option.name)
             for option in dataclasses.fields(self)
@@ -60,7 +65,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """From stored prints to the input of the network. All of it runs on the device."""
+    """Options for the steps from a stored print to the input of the network. They run on the device."""
 
     crop: int = 299
     """Side of the square that is cut from the centre of the canvas, in canvas pixels."""
@@ -79,33 +84,33 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """Which prints are trained on and validated on, and in which order they are read."""
+    """Options for the choice of training and validation prints, and for the order in which prints are read."""
 
     validation_data: str = ""
     """Dataset folder to validate on. If empty, fingers of the training data are held out."""
     validation_fraction: float = 0.05
     """Share of the fingers to hold out for validation; 0 trains on all fingers, without validation. At least two
-    fingers with two prints each are held out. A hash of the finger key chooses them, so that the choice stays when data
-    is added."""
+    fingers with two prints each are held out. They are chosen by a hash of the finger key (the name of a finger in the
+    dataset), so the choice does not change when data is added."""
     split_by: str = ""
     """Hold out whole subjects or whole sessions instead of single fingers. `subject` reads the subject from finger keys
     that end in a finger position, as 00002302_07 or anna_left_index. A regular expression with a group
     (?P<subject>...) is searched in finger keys, one with (?P<session>...) in the `source` of prints. A file FILE.csv
     has the columns finger_key,subject or source,session."""
     fold: str = ""
-    """Hold out one fold of a cross-validation instead of `validation_fraction`: 2/5 is the second of five. --folds sets
-    this for each of its models."""
+    """Hold out one fold of a cross-validation instead of `validation_fraction`: 2/5 is the second of five folds.
+    --folds sets this option for each model."""
     order: Literal["permutation", "block"] = "permutation"
-    """`permutation` shuffles all prints. `block` is for data larger than memory: it shuffles within blocks of 16,384
-    prints, made of runs of 1024 neighbouring prints from random places."""
+    """`permutation` shuffles all prints. `block` is for data larger than memory: it collects runs of 1024 neighbouring
+    prints from random places into blocks of 16384 prints, and shuffles each block."""
     samples_per_class: int = 1
     """Number of different impressions of each finger in a micro-batch; the batch size must be a multiple of it. 1 draws
     prints independently."""
     balanced: bool = False
     """Draw every finger equally often, regardless of its number of prints."""
     siblings: int = 1
-    """Number of fingers with consecutive keys that share a micro-batch. Use the value of `synth --siblings`: these
-    fingers differ in their minutiae only, and the contrastive loss compares them."""
+    """Number of sibling fingers that are put into the same micro-batch. Siblings are synthetic fingers that differ in
+    their minutiae only. Use the value of `synth --siblings`. The contrastive loss compares siblings."""
 
     def __post_init__(self) -> None:
         require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")

@@ -1,4 +1,7 @@
-"""Write files that survive a crash of the machine, and compute checksums. A leaf module."""
+"""Write files that survive a crash of the machine, and compute checksums.
+
+This module imports no other module of the package.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
+    """Flush the content of a file, or the list of entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -21,7 +24,7 @@ def fsync_path(path: Path) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write or replace a file atomically. Its folder is created if it is missing."""
+    """Write or replace a file atomically, and flush it to the disk. A missing parent folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -36,16 +39,23 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write or replace a JSON file atomically. NaN and infinity raise `ValueError`."""
+    """Write or replace a JSON file atomically.
+
+    Raises:
+        ValueError: If `values` contain NaN or infinity.
+    """
     write_file(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def draft_of(path: Path) -> Path:
-    """Return the temporary name of a file while it is written. It is unique for each thread of each machine."""
+    """Return a temporary path beside `path`, to write a file before it is renamed to `path`.
+
+    The name contains the machine, the process and the thread, so that two writers do not use the same file.
+    """
     return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}-{path.name}.tmp")
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,7 @@
-"""Exceptions for mistakes that users can correct, and their output as one line with an exit code. A leaf module."""
+"""Exceptions for mistakes that users can correct, and a context manager that prints them as one line.
+
+This module imports no other module of the package.
+"""
 
 import contextlib
 import errno
@@ -14,33 +17,34 @@ _CANNOT_WRITE = {
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ),  # names that the file system refuses
 }
 
-STOPPED = 75  # exit codes; this one is EX_TEMPFAIL of sysexits.h: try again later
-LOST = 76
-INTERRUPTED = 130
-BROKEN_PIPE = 141  # 128 + SIGPIPE, the exit code of Unix tools that write to a closed pipe
+# Exit codes:
+STOPPED = 75  # training has saved a checkpoint after a signal; EX_TEMPFAIL of sysexits.h: try again later
+LOST = 76  # another process of the launch has failed
+INTERRUPTED = 130  # 128 + SIGINT: Ctrl-C
+BROKEN_PIPE = 141  # 128 + SIGPIPE: the exit code of Unix tools that write to a closed pipe
 
 
 class UserError(ValueError):
     """A mistake that the user can correct. The message names the file or option, and the remedy."""
 
 
-class Stopped(Exception):  # noqa: N818  (it is no error)
+class Stopped(Exception):  # noqa: N818  (not an error)
     """Training was stopped by a signal and has saved a checkpoint.
 
-    The message says how to resume. It is empty on all ranks but the first.
+    On the first rank, the message explains how to resume. On the other ranks it is empty.
     """
 
     code = STOPPED
 
 
 class LostProcessError(Exception):
-    """Another process of the run has failed or was killed. The message names the process if it is known."""
+    """Another process of the training run has failed or was killed. The message names that process if it is known."""
 
     code = LOST
 
 
 def require(holds: bool, message: str) -> None:
-    """Raise `UserError` with `message` unless `holds` is true."""
+    """Raise `UserError` with `message` if the condition `holds` is false."""
     if not holds:
         raise UserError(message)
 
@@ -49,13 +53,13 @@ def require(holds: bool, message: str) -> None:
 def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     """Turn errors that the user can correct into one line on stderr and an exit code.
 
-    | Exception | Exit code |
-    |---|---|
-    | `UserError`, or a file that cannot be written | 2 |
-    | `Stopped` | 75 |
-    | `LostProcessError` | 76, without waiting for connections to the lost process |
-    | `KeyboardInterrupt` (Ctrl-C) | 130 |
-    | stdout is a closed pipe, as in `... \\| head -1` | 141, without a message |
+    The exit codes are:
+
+    - 2 for a `UserError` and for a file that cannot be written
+    - 75 for `Stopped`
+    - 76 for `LostProcessError`, without waiting for connections to the lost process
+    - 130 for `KeyboardInterrupt` (Ctrl-C)
+    - 141, without a message, if stdout is a closed pipe, for example after `head -1` has ended
 
     Args:
         on_interrupt: Line to print at Ctrl-C. A `KeyboardInterrupt` with a text prints `interrupted; TEXT` instead.
@@ -64,7 +68,7 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         try:
             yield
         except SystemExit:
-            sys.stdout.flush()  # here, because Python would print a traceback if it failed at exit
+            sys.stdout.flush()  # Python would print a traceback if the flush at exit failed
             raise
         sys.stdout.flush()
     except UserError as error:
@@ -76,14 +80,14 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         os._exit(LOST)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # what they still hold would fail again at exit
+        for stream in (sys.stdout, sys.stderr):  # writing their buffered text would fail again at exit
             os.dup2(nowhere, stream.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
         _end(f"error: {error.filename or 'a file'}: {error.strerror}; choose another place", 2)
-    except KeyboardInterrupt as interrupt:  # the line begins below a progress bar
+    except KeyboardInterrupt as interrupt:  # start below the line of a progress bar
         _end(f"\ninterrupted; {interrupt}" if str(interrupt) else f"\n{on_interrupt}", INTERRUPTED)
 
 

@@ -29,7 +29,7 @@ class InProcess(Executor):
     """Executor that runs each task immediately in the calling thread."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """Call `fn(*args, **kwargs)` and return its finished future. Errors of `fn` are raised here."""
+        """Call `fn(*args, **kwargs)` and return a finished future. An error of `fn` is raised by this call."""
         future: Future[Result] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
@@ -50,17 +50,17 @@ class Workers:
 
 @contextlib.contextmanager
 def open_workers(workers: int = 0, cluster: str = "", device: str = "cpu", threads: bool = False) -> Iterator[Workers]:
-    """Open an executor and close it at the end. An exception also stops the running tasks.
+    """Open an executor in a `with` statement, and close it at the end. An exception also stops the running tasks.
 
     Args:
-        workers: Number of processes on this machine. 0 starts one per core, and 1 uses this process.
+        workers: Number of processes on this machine. 0 starts one per core, and 1 runs the tasks in this process.
         cluster: Address of a Dask scheduler (`tcp://head:8786`) or its scheduler file. Its workers run the tasks
             instead of processes on this machine.
         device: "cpu", "cuda" (one process for each GPU of this machine), or "auto" (GPUs if there are any).
-        threads: Each task uses all cores, so that one process is enough on a CPU.
+        threads: Whether each task uses all cores by itself. If so, tasks on a CPU run in this process.
 
     Raises:
-        UserError: The device or cluster is not available, or a worker was killed.
+        UserError: If the device or cluster is not available, or a worker was killed.
     """
     require(workers >= 0, f"--workers {workers}: must not be negative")
     require(device in ("auto", "cpu", "cuda"), f"--device {device}: unknown device; choose auto, cpu or cuda")
@@ -101,7 +101,7 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         yield pool
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # finishing a shard can take minutes
+            process.kill()  # to wait for the end of a task could take minutes
         if isinstance(error, BrokenExecutor):
             raise UserError(
                 "a worker process was killed, probably because the memory was full; run the same command with fewer "
@@ -113,10 +113,13 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
 
 
 class _QuietPool(ProcessPoolExecutor):
-    """Process pool whose processes ignore Ctrl-C, because the parent handles it. `submit` starts the processes."""
+    """Process pool with worker processes that ignore Ctrl-C, because the parent process handles it.
+
+    `submit` is overridden because it starts the worker processes.
+    """
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        resource_tracker.ensure_running()  # otherwise the first spawn starts it, which unblocks Ctrl-C
+        resource_tracker.ensure_running()  # the first spawn would start it otherwise, and that unblocks Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(fn, *args, **kwargs)
@@ -125,7 +128,11 @@ class _QuietPool(ProcessPoolExecutor):
 
 
 def _begin_worker(turn: Any) -> None:
-    """Start a worker: it ends with its parent, and uses its own GPU if `turn`, a shared counter, is given."""
+    """Set up a worker process: make it end with its parent process, and choose its GPU.
+
+    Args:
+        turn: Shared counter of the workers that have chosen a GPU. None: the worker uses no GPU.
+    """
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     if turn is not None:
         import torch  # here, because only workers with a GPU need it
@@ -136,7 +143,7 @@ def _begin_worker(turn: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent ends. A worker of a killed parent would otherwise wait forever."""
+    """End this process when its parent process ends. Otherwise the worker of a killed parent would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,8 +1,9 @@
-"""Run work that is split into shards and published as one folder: `import`, `merge`, `synth` and `extract`.
+"""Run the jobs of the commands `import`, `merge`, `synth` and `extract`: write a folder of shards in parallel.
 
-Each shard is written once, under its final name, to a staging folder beside the output. When a shard is complete, a
-small JSON record is written beside it. When all records exist, the staging folder is renamed to the output. A command
-that was killed continues from the records. The bytes do not depend on workers, machines or kills.
+A shard is a file with a part of the prints. Each shard is written to a staging folder beside the output folder. When a
+shard is complete, a JSON record with facts about it is written to a subfolder. When all records exist, the staging
+folder is renamed to the output folder. A command that was killed continues from the records. The bytes of the output do
+not depend on the number of workers and machines, or on interruptions.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
 Facts = dict[str, Any]  # facts about a finished shard, as JSON
-IN_FLIGHT = 256  # shards that are submitted to an executor at a time
-ARGUMENTS = "arguments.json"  # lies among the records; no shard has this name
+IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
+ARGUMENTS = "arguments.json"  # file in the folder of the records; no shard has this name
 
 
 class Job(Protocol):
-    """Work that writes a folder shard by shard.
+    """Description of a folder to write: its shards, a function that writes a shard, and one that writes the metadata.
 
     Attributes:
         label: Text in front of the progress bar.
         kind: Kind of the output folder.
-        pattern: Format string of shard names, with a place for the shard's number and one for the number of shards.
-        arguments: Everything that the bytes depend on, as JSON, including the versions of the libraries used.
+        pattern: Format string of shard names. It is formatted with the number of the shard and the number of shards.
+        arguments: All values that the bytes of the output depend on, as JSON, including versions of libraries.
         sizes: Number of prints in each shard.
         bytes_per_print: Approximate disk space of one print, in bytes.
     """
@@ -55,15 +56,27 @@ class Job(Protocol):
         return [self.pattern.format(shard, len(self.sizes)) for shard in range(len(self.sizes))]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """Return a picklable function that writes one shard to the given file and returns facts about it."""
+        """Return a picklable function that writes shard number `shard` to the file it is given, and returns facts."""
         ...
 
     def is_current(self, shard: int, facts: Facts) -> bool:
-        """Return whether the inputs of a finished shard are unchanged, apart from those in `arguments`."""
+        """Return whether a finished shard can be kept, because its input files have not changed.
+
+        Changes of `arguments` are found elsewhere.
+
+        Args:
+            shard: Number of the shard.
+            facts: Facts that were recorded when the shard was written.
+        """
         return True
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """Write the metadata of the folder. `facts` has one entry per shard, including its `sha256`."""
+        """Write the metadata of a folder in which all shards are finished.
+
+        Args:
+            folder: Folder that contains the shards.
+            facts: Facts about each shard, including the checksum of its file as `sha256`.
+        """
         ...
 
 
@@ -71,24 +84,25 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
     """Write the missing shards of a job and publish its folder.
 
     Args:
-        job: The work.
+        job: The job.
         out: Output folder.
-        executor: Where shards are written, see `executors.open_workers`.
-        overwrite: Replace `out` if it is a folder of the same kind, and unfinished shards of another command.
-        progress: Show a progress bar.
+        executor: Executor that writes the shards, see `executors.open_workers`.
+        overwrite: Whether to replace `out`, if it is a folder of the same kind. Unfinished shards that another command
+            has left for `out` are deleted too.
+        progress: Whether to show a progress bar.
 
     Returns:
         Number of prints in the shards that this call has written.
 
     Raises:
-        UserError: `out` may not be written (see `outputs.check_folder`), another command is writing it or has left
+        UserError: If `out` may not be written (see `outputs.check_folder`), another command is writing it or has left
             unfinished shards, the disk is too small, or a task has failed.
-        KeyboardInterrupt: Ctrl-C. The message says how many shards are kept.
+        KeyboardInterrupt: After Ctrl-C. The message states how many shards are finished.
     """
     with exclusive_lock(
         out.with_name(f".{out.name}.lock"), f"{out}: another command is writing to it; wait until it ends, or stop it"
     ):
-        if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed at the very end
+        if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed after publishing
             shutil.rmtree(out / RECORDS)
             return 0
         check_folder(out, job.kind, overwrite)
@@ -112,7 +126,11 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
 
 
 def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, facts: dict[int, Facts]) -> int:
-    """Write the missing shards, fill in the `facts` of all shards, and return the number of new prints."""
+    """Write the missing shards of a job, and return the number of prints in them.
+
+    The facts about each finished shard are added to `facts`, by shard number. `facts` is an argument, so that the
+    caller has the facts of the finished shards after an error too.
+    """
     facts.update(_finished(job, staging))
     missing = [shard for shard in range(len(job.sizes)) if shard not in facts]
     if facts and progress:
@@ -132,16 +150,17 @@ def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, f
 
 
 def _kept(finished: int, shards: int) -> str:
-    """Return what an interrupted call leaves behind, for the message at Ctrl-C."""
+    """Return the message that is printed after Ctrl-C. It states how many of the shards are finished."""
     if not finished:
         return "nothing was saved yet: no shard is finished"
     return f"{finished} of {shards} shards are finished; run the same command again to continue"
 
 
 def _begin(job: Job, out: Path, overwrite: bool) -> Path:
-    """Create the staging folder, or continue with the one of an interrupted call.
+    """Return the staging folder of a job: a new one, or the one that an interrupted call has left.
 
-    Its name contains a digest of the arguments, because a cluster worker may outlive its client and write there.
+    The name of the folder contains a digest of the job's arguments. The worker of a cluster may therefore outlive its
+    client without writing into the staging folder of another command.
     """
     digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
     staging = out.with_name(f".{out.name}.{digest}.partial")
@@ -157,13 +176,17 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
 
 
 def _discard_drafts(staging: Path) -> None:
-    """Delete the partly written files of workers that were killed."""
+    """Delete the partly written files that killed workers have left in a staging folder."""
     for path in [*staging.glob(".*.tmp"), *(staging / RECORDS).glob(".*.tmp")]:
         path.unlink(missing_ok=True)
 
 
 def _discard(other: Path, job: Job, overwrite: bool) -> None:
-    """Delete the staging folder of another command, if it has no finished shard or may be replaced."""
+    """Delete `other`, the staging folder of another command for the same output folder.
+
+    Raises:
+        UserError: If the folder contains finished shards and `overwrite` is False.
+    """
     stored = _read_json(other / RECORDS / ARGUMENTS) or {}
     if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
         differing = ", ".join(
@@ -179,7 +202,7 @@ def _discard(other: Path, job: Job, overwrite: bool) -> None:
 
 
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
-    """Return the facts of all finished shards, by number."""
+    """Return the recorded facts about the finished shards in a staging folder, by shard number."""
     found = {}
     for shard, name in enumerate(job.names):
         facts = _read_json(_record(staging / name))
@@ -189,7 +212,10 @@ def _finished(job: Job, staging: Path) -> dict[int, Facts]:
 
 
 def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
-    """Yield the number and facts of each shard when it is finished. At most `IN_FLIGHT` shards are submitted."""
+    """Write shards with an executor, and yield the number and the facts of each shard when it is finished.
+
+    At most `IN_FLIGHT` shards are submitted to the executor at a time.
+    """
     pending: dict[Future[Facts], int] = {}
     names = job.names
     for shard in shards:
@@ -203,10 +229,14 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
 
 
 def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
-    """Write one shard in a worker, and return its facts. The shard is then complete on the disk.
+    """Write one shard and the record of its facts, and return the facts. Workers run this function.
+
+    Args:
+        task: Function that writes the shard to a file and returns facts about it.
+        path: File of the shard. It exists only when it is complete.
 
     Raises:
-        UserError: This machine cannot access the staging folder, or the task has failed.
+        UserError: If this machine cannot access the staging folder, or the task has failed.
     """
     temporary = draft_of(path)
     if not path.parent.is_dir():
@@ -216,9 +246,9 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
     try:
         facts = task(temporary)
         fsync_path(temporary)
-        facts["sha256"] = file_sha256(temporary)  # reads back what was written
+        facts["sha256"] = file_sha256(temporary)  # read back from the file
         temporary.replace(path)
-        # Not synced: if a crash loses the record, or the shard of a record, the shard is only written again.
+        # The record is not flushed to the disk. If a crash of the machine loses it, the shard is written again.
         draft = path.parent / RECORDS / temporary.name
         draft.write_text(json.dumps(facts) + "\n")
         draft.replace(_record(path))
@@ -241,7 +271,7 @@ def _read_json(path: Path) -> Facts | None:
 
 
 def state_of_files(paths: Iterable[Path]) -> str:
-    """Return a digest of the sizes and modification times of files. It changes when a file changes."""
+    """Return a digest of the sizes and modification times of files, to find out later whether a file has changed."""
     state = hashlib.sha256()
     for path in paths:
         try:

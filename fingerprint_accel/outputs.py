@@ -1,7 +1,7 @@
-"""Check where a command may write. All commands that write a file or a folder use these functions. A leaf module.
+"""Check whether a command may write its output file or output folder, and lock output folders.
 
-A command replaces only files and folders that the same kind of command has written, and never one of its inputs. A
-command that writes a folder holds the lock of that folder.
+A command replaces only files and folders of the kind that it writes, and never one of its inputs. While a command
+writes a folder, it holds a lock, so that no other command writes the same folder.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from pathlib import Path
 from fingerprint_accel.durable import fsync_path
 from fingerprint_accel.errors import UserError, require
 
-MARK = "fingerprint_accel"  # every single file that a command writes contains this word and its kind
+MARK = "fingerprint_accel"  # single files that commands write contain this word and the kind of the file
 PICTURE = "picture"  # kind of a PNG file
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
-DECORATION = len("..01234567.partial")  # bytes that the name of a temporary folder adds to that of the folder
+DECORATION = len("..01234567.partial")  # length that the name of a temporary folder adds to the name of the output
 RECORDS = "records"  # subfolder of an unfinished folder: one record for each finished shard
 OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs[0-9a-f]+")  # files that the operating system creates
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder that commands write.
+    """Kind of output folder, for example a dataset or a gallery.
 
     Attributes:
-        name: Name in messages, with an article.
-        recognises: Function that returns whether a folder is of this kind.
-        entries: Regular expression that matches the names of all entries that commands write into such a folder.
-        whole: Whether the folder is replaced as a whole and may hold nothing else. If not, files are written into it.
+        name: Name of the kind for messages, with an article.
+        recognises: Function that returns whether a given folder is of this kind.
+        entries: Regular expression that matches the names of all files and folders that commands write into it.
+        whole: True if a command replaces the folder as a whole, so that it must not contain other files. False if a
+            command adds files to a folder that may contain others.
     """
 
     name: str
@@ -48,7 +49,12 @@ class FolderKind:
 
 
 def json_with(file: str, *keys: str) -> Callable[[Path], bool]:
-    """Return a function that recognises folders by a JSON file with these keys."""
+    """Return a function that checks whether a folder contains a certain JSON file.
+
+    Args:
+        file: Name of the JSON file.
+        `*keys`: Keys that the JSON object in the file must have.
+    """
 
     def recognises(folder: Path) -> bool:
         try:
@@ -64,14 +70,14 @@ def check_folder(out: Path | str, kind: FolderKind, overwrite: bool = True, inpu
     """Check that a command may create or replace the folder `out`.
 
     Args:
-        out: The folder.
+        out: The output folder.
         kind: Kind of folder that the command writes.
-        overwrite: Allow to replace a folder of the same kind. If False, every folder that is not empty is refused.
+        overwrite: Whether a folder of the same kind may be replaced.
         inputs: Files and folders that the command reads.
 
     Raises:
-        UserError: `out` exists and is not a folder of this kind, is the current folder, lies inside an input, contains
-            an input, or has a name that the file system refuses.
+        UserError: If `out` exists and may not be replaced, is the current folder, lies inside an input, contains an
+            input, or has a name that the file system does not allow. An empty folder may always be replaced.
     """
     out = Path(out)
     _check_name(out)
@@ -105,12 +111,12 @@ def check_file(out: Path | str, kind: str, inputs: Iterable[Path | str] = ()) ->
     """Check that a command may create or replace the file `out`.
 
     Args:
-        out: The file.
+        out: The output file.
         kind: Kind of file that the command writes, see `mark`.
         inputs: Files and folders that the command reads.
 
     Raises:
-        UserError: `out` is a folder, an input, or a file that another command has written.
+        UserError: If `out` is a folder, an input, or a file without the mark of this kind.
     """
     out = Path(out)
     _check_name(out)
@@ -126,22 +132,29 @@ def check_picture(out: Path | str, inputs: Iterable[Path | str] = ()) -> None:
     """Check that a command may create or replace the PNG file `out`.
 
     Raises:
-        UserError: As in `check_file`, or the suffix is not .png.
+        UserError: If `check_file` raises it, or if the suffix is not .png.
     """
     require(Path(out).suffix.lower() == ".png", f"{out}: give a file that ends in .png")
     check_file(out, PICTURE, inputs)
 
 
 def mark(kind: str) -> str:
-    """Return the text that marks files of this kind. A command replaces only files that contain its mark."""
+    """Return the text that a command writes into files of a kind. Commands replace only files that contain it."""
     return f"{MARK} {kind}"
 
 
 def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
-    """Move a complete folder to `out` and delete the folder that it replaces. A kill leaves one of the two intact.
+    """Move a complete folder to `out`, and delete the previous folder at `out`.
+
+    If the process is killed, the previous or the new folder remains complete.
+
+    Args:
+        staged: Complete folder on the same file system.
+        out: Output folder.
+        kind: Kind of both folders.
 
     Raises:
-        UserError: The folder at `out` is not of this kind.
+        UserError: If the previous folder at `out` is not of this kind.
     """
     check_folder(out, kind)  # hours may have passed since the first check
     replaced = out.with_name(f".{out.name}.old.tmp")
@@ -155,15 +168,17 @@ def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a folder. A killed process releases the lock.
+    """Hold an exclusive lock during a `with` statement. The end of the process releases the lock, even a kill.
+
+    On file systems without locks, nothing is locked.
 
     Args:
-        path: File to lock. It exists while the lock is held.
-        refusal: Message of the error if another process holds the lock.
-        patience: Seconds to wait for the lock.
+        path: File to lock. It is created, and deleted when the lock is released.
+        refusal: Error message if another process holds the lock.
+        patience: Number of seconds to wait for the lock.
 
     Raises:
-        UserError: Another process holds the lock.
+        UserError: If another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
@@ -171,7 +186,7 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
         file = path.open("ab")  # network file systems only lock files that are open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the previous holder has deleted the file, and another process may hold the lock of a new one
+            # The previous process may have deleted this file, and another process may have locked a new file.
             ours = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
         except OSError as error:
             ours = error.errno in NO_LOCKS
@@ -192,7 +207,7 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
 
 
 def _check_name(out: Path) -> None:
-    """Raise `UserError` if the file system would refuse this name, or that of a temporary folder beside it."""
+    """Raise `UserError` if the file system does not allow the name of an output or of its temporary folder."""
     parent = next((folder for folder in out.absolute().parents if folder.is_dir()), Path("/"))
     try:
         longest = os.pathconf(parent, "PC_NAME_MAX")
@@ -216,7 +231,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _holds(file: Path, words: bytes) -> bool:
-    """Return whether a file contains these bytes. An empty file counts as if it did."""
+    """Return whether a file is empty or contains the bytes `words`."""
     if not file.stat().st_size:
         return True
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:

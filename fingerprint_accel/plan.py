@@ -1,4 +1,7 @@
-"""Estimate disk space, device memory and training time. Networks are counted, and speed is projected."""
+"""Estimate the disk space, device memory and training time of a training run.
+
+The parameters, memory and operations of the network are counted. The speed is projected from one measurement.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
 GIB, GB = 2**30, 1e9
-ROW_BYTES = 2_300  # bytes of a print beside its pixels: minutiae, labels, padding (measured on a synthetic dataset)
-LZ4_SHARE = 0.37  # size of lz4 prints relative to raw ones (measured on a synthetic dataset)
-MFU = 0.1297  # reached share of the bf16 peak in the data sheet, see MEASURED
+ROW_BYTES = 2_300  # bytes per print in addition to its pixels: minutiae, labels, padding (of a synthetic dataset)
+LZ4_SHARE = 0.37  # size of prints that are compressed with lz4, relative to raw prints (of a synthetic dataset)
+MFU = 0.1297  # model FLOP utilisation: measured speed relative to the bf16 peak of the data sheet, see MEASURED
 MEASURED = (
     "Inception v4 Tex on one H100: 1,747 prints/s at batch 256 in bf16 (benchmarks/results/h100/tex.json). "
     "The estimate assumes the same 13 % of the data sheet's peak on every GPU, and no loss between GPUs."
@@ -30,14 +33,19 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Device:
-    """Data sheet of a GPU: TFLOP/s of dense bf16 matrix products, and memory in GiB."""
+    """Speed and memory of a type of GPU.
+
+    Attributes:
+        tflops: TFLOP/s of dense bf16 matrix products in the data sheet.
+        memory: Memory in GiB.
+    """
 
     tflops: float
     memory: float
 
     @property
     def room(self) -> float:
-        """Bytes that training can use. CUDA, cuDNN and fragmentation need the rest."""
+        """Bytes of memory that training can use. CUDA, cuDNN and fragmentation need the rest."""
         return 0.92 * self.memory * GIB
 
 
@@ -53,7 +61,16 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a recipe. `tests/test_plan.py` compares them with the recipe itself."""
+    """Settings of a training recipe that the estimates depend on. `tests/test_plan.py` compares them with the recipe.
+
+    Attributes:
+        name: File name of the recipe.
+        most_prints: Largest number of training prints for which the recipe is chosen.
+        batch_size: Number of prints per device.
+        epochs: Number of passes over the training prints.
+        sharded: Whether the identity heads are split over the devices.
+        sampling: Share of the class vectors that each step uses, see `LossConfig.class_sample_rate`.
+    """
 
     name: str
     most_prints: float
@@ -71,16 +88,16 @@ RECIPES = (
     Recipe("train_1_5m.py", float("inf"), 256, 20, True, 0.33),
 )
 MODEL = ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512)
-SIZE = 299  # pixels, the recipes' input
+SIZE = 299  # side of the network's input in the recipes, in pixels
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Cost of training on one print, counted on the network itself.
+    """Size of a network, and the memory and operations that training needs for one print.
 
     Attributes:
         parameters: Number of trained parameters.
-        largest_block: Number of parameters of the largest block.
+        largest_block: Number of parameters of the largest block of the network.
         saved_bytes: Bytes per print that the forward pass keeps for the backward pass, with bf16 autocast.
         flops: Operations per print, forward and backward. A multiplication and an addition count as two.
     """
@@ -92,7 +109,10 @@ class Counted:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return torch's counter of operations, extended to attention on CPUs, which torch 2.14 does not count."""
+    """Return torch's counter of floating-point operations, extended to attention on CPUs.
+
+    torch 2.14 does not count the operations of attention on CPUs.
+    """
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -105,18 +125,20 @@ def flop_counter() -> FlopCounterMode:
 
 
 def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
-    """Count parameters, memory and operations of a network with fake tensors. Takes a few seconds.
+    """Count the parameters of a network, and its memory and operations per print. Takes a few seconds.
+
+    The network runs on fake tensors, which have shapes but no values.
 
     Args:
         model: Configuration of the network.
-        size: Side of its input, in pixels.
-        map_size: Side of its minutia maps, in pixels.
+        size: Side of the input images, in pixels.
+        map_size: Side of the predicted minutia maps, in pixels.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from fingerprint_accel.models.deepprint import DeepPrint
 
-    saved: dict[int, int] = {}  # bytes of each storage; all of them live until the end
+    saved: dict[int, int] = {}  # bytes of each storage, by address; no address is reused, because all storages live
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -140,7 +162,13 @@ def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
 
 @dataclass(frozen=True)
 class Need:
-    """Memory that one device needs, in bytes."""
+    """Memory that training needs on one device, in bytes.
+
+    Attributes:
+        network: Weights, gradients and optimizer state of the network.
+        head: The same for the identity heads, and their logits.
+        activations: Tensors that are kept for the backward pass.
+    """
 
     network: float
     head: float
@@ -153,19 +181,20 @@ class Need:
 
 
 def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: Recipe, fsdp: bool = False) -> Need:
-    """Return the memory that one device needs for training.
+    """Return the memory that training needs on one device.
 
     The network needs weights, gradients and two AdamW moments in float32, and a copy of the weights in bf16. The
-    identity heads, or a slice of them, need the same and their logits. With `fsdp` each device holds a share of the
-    float32 tensors, two whole blocks with gradients, and the bf16 copy.
+    identity heads (classifiers with a vector for each finger) need weights, gradients and moments too, and memory for
+    logits. If the recipe splits them, a device holds a slice of the heads.
+    With `fsdp`, each device holds a share of the float32 tensors, two whole blocks with gradients, and the bf16 copy.
 
     Args:
-        counted: Cost of one print, see `count`.
+        counted: Size and cost of the network, see `count`.
         fingers: Number of fingers to train on.
-        batch_size: Prints per device.
+        batch_size: Number of prints per device.
         devices: Number of devices.
         recipe: Settings of the recipe.
-        fsdp: Whether the network is sharded over the devices.
+        fsdp: Whether FSDP shards the network over the devices.
     """
     rows = fingers / devices if recipe.sharded else fingers
     active = rows * recipe.sampling
@@ -177,10 +206,10 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
 
 
 def parse_devices(text: str) -> tuple[int, str, Device]:
-    """Parse text such as `8xA100-80` into the number of devices, their name and their data sheet.
+    """Parse text such as `8xA100-80` into the number of devices, the name of the GPU, and its speed and memory.
 
     Raises:
-        UserError: The text is malformed or the GPU is not in the list.
+        UserError: If the text is malformed or the GPU is not in `DEVICES`.
     """
     found = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9-]+)", text)
     if not found or found[2] not in DEVICES or found[1] == "0":
@@ -197,19 +226,19 @@ def plan(
     fsdp: bool = False,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> str:
-    """Return a table of estimates: disk space, recipe, memory and time.
+    """Choose the recipe for a number of prints, and return a table with its disk space, memory and training time.
 
     Args:
         fingers: Number of fingers to train on.
         impressions: Average number of prints of each finger.
         gpus: Number and type of the devices, such as `8xA100-80`.
-        canvas: Side of a stored print, in pixels.
+        canvas: Side of the square image of a stored print, in pixels.
         trunk: Trunk of the network, one of `Trunk`.
-        fsdp: Whether the network is sharded over the devices.
-        progress: Called with the name of each stage that takes seconds.
+        fsdp: Whether FSDP shards the network over the devices.
+        progress: Function that is called with the name of each stage that takes seconds.
 
     Raises:
-        UserError: There are too few prints, or the devices or the trunk are unknown.
+        UserError: If there are too few prints, or the devices or the trunk are unknown.
     """
     require(fingers >= 2, f"--fingers {fingers}: at least 2 are needed")
     require(impressions >= 1, f"--impressions {impressions:g}: at least 1 is needed")

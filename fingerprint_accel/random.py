@@ -1,6 +1,8 @@
-"""Counter-based random numbers: hashes of (seed, epoch, index, stream, element).
+"""Counter-based random numbers: each number is a hash of (seed, epoch, index of a print, stream, element).
 
-There is no generator state. The augmentation of a print therefore does not depend on its batch, process or rank.
+There is no generator state. The augmentation of a print therefore does not depend on its batch, process or rank. A
+stream is an integer that separates independent numbers of a print, for example those for its rotation and its noise.
+An element is the position of a number in a stream.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift int64 values right without sign extension."""
+    """Shift int64 values right by a number of bits, without sign extension."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -29,12 +31,12 @@ def mix(values: torch.Tensor) -> torch.Tensor:
 
 
 def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the random key of each print in its epoch.
+    """Return a random key for each of B prints. The key depends on the seed, the epoch and the print.
 
     Args:
-        seed: random seed.
-        epoch: (B,) int64.
-        index: (B,) int64 index of the print in the dataset.
+        seed: Seed of the training run.
+        epoch: (B,) int64, epoch in which each print is used.
+        index: (B,) int64, index of each print in the dataset.
 
     Returns:
         (B,) int64.
@@ -45,26 +47,37 @@ def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Te
 
 
 def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """Draw uniform numbers in [low, high): keys (B,) -> (B, count) float32. Different streams are independent."""
+    """Draw uniform numbers in [low, high) for each key. Different streams are independent.
+
+    Args:
+        keys: (B,) int64, see `sample_keys`.
+        stream: Number of the stream.
+        count: How many numbers to draw for each key.
+        low: Lower bound, inclusive.
+        high: Upper bound, exclusive.
+
+    Returns:
+        (B, count) float32.
+    """
     return between(_uniform(keys, _elements(stream, count, keys.device)), low, high)
 
 
 def uniforms(keys: torch.Tensor, counts: tuple[tuple[int, int], ...]) -> dict[int, torch.Tensor]:
-    """Draw uniform numbers in [0, 1) for several streams with the number of operations of one.
+    """Draw the same numbers as `uniform` for several streams at once, which needs fewer operations.
 
     Args:
-        keys: (B,) int64.
-        counts: pairs (stream, count).
+        keys: (B,) int64, see `sample_keys`.
+        counts: Pairs of a stream and the number of values to draw from it for each key.
 
     Returns:
-        Tensors (B, count) by stream.
+        Dictionary from each stream to its numbers in [0, 1), (B, count) float32.
     """
     drawn = _uniform(keys, _table(counts, keys.device)).split([count for _, count in counts], dim=1)
     return dict(zip((stream for stream, _ in counts), drawn, strict=True))
 
 
 def between(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Scale values in [0, 1) to [low, high)."""
+    """Scale values from the interval [0, 1) to the interval [low, high)."""
     return low + (high - low) * values
 
 
@@ -74,7 +87,7 @@ def _uniform(keys: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
 
 
 def _elements(stream: int, count: int, device: torch.device) -> torch.Tensor:
-    """Return offsets that distinguish the numbers of a key, (count,) int64."""
+    """Return an offset for each element of a stream, (count,) int64. Keys plus different offsets hash differently."""
     return (torch.arange(count, device=device) + (stream << 32)) * _GOLDEN
 
 
@@ -85,7 +98,7 @@ def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.T
 
 
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """Compute an elementwise function in float32 with bits that do not depend on the position in the tensor.
+    """Apply an elementwise function to a float32 tensor, with bits that do not depend on the position of a value.
 
     CPU kernels use different code for the vectorised part and the end of a tensor, which can differ in the last bit.
     Computing in float64 and rounding removes the difference.
@@ -96,11 +109,28 @@ def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tenso
 
 
 def steady_mean(values: torch.Tensor) -> torch.Tensor:
-    """Compute means (B, C, H, W) -> (B, C, 1, 1) with bits that do not depend on threads or batches."""
+    """Return the mean of each channel, with bits that do not depend on the number of threads or the batch.
+
+    Args:
+        values: (B, C, H, W) float32.
+
+    Returns:
+        (B, C, 1, 1) float32.
+    """
     return steady(lambda rows: rows.mean(dim=-2, keepdim=True), values.mean(dim=-1, keepdim=True))
 
 
 def normal(keys: torch.Tensor, stream: int, count: int, limit: float = 3.0) -> torch.Tensor:
-    """Draw standard normal numbers truncated at +-limit: keys (B,) -> (B, count) float32."""
+    """Draw standard normal numbers, truncated to [-limit, limit], for each key.
+
+    Args:
+        keys: (B,) int64, see `sample_keys`.
+        stream: Number of the stream.
+        count: How many numbers to draw for each key.
+        limit: Largest absolute value, in standard deviations.
+
+    Returns:
+        (B, count) float32.
+    """
     inside = math.erf(limit / math.sqrt(2))
     return math.sqrt(2) * steady(torch.erfinv, uniform(keys, stream, count, -inside, inside))

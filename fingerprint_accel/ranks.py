@@ -1,16 +1,19 @@
-"""Read the rank of this process from the environment, before torch is loaded. A leaf module."""
+"""Read the rank of this process from the environment, before torch is loaded.
+
+This module imports no other module of the package.
+"""
 
 from __future__ import annotations
 
 import os
 
-# the variables that accelerate reads: torchrun, Intel MPI or MPICH, Open MPI, MVAPICH
+# Environment variables that accelerate reads. They are set by torchrun, Intel MPI or MPICH, Open MPI, and MVAPICH.
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def launched_rank_and_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes.
+    """Return the rank of this process and the number of processes, as a launcher has set them in the environment.
 
     Without a rank in the environment the result is (0, 1), because SLURM scripts may set only the number of processes.
     """

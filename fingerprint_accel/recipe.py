@@ -1,4 +1,4 @@
-"""The body of a recipe script: read the options, train, export the best checkpoint; also cross-validation."""
+"""Functions for recipe scripts: read the options, train or cross-validate, and export the best checkpoint."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ INTERRUPTED = "interrupted"  # `training.run_folder.holding` adds how to resume
 
 
 def run_recipe(defaults: Config, description: str) -> None:
-    """Run a recipe script: read the command line, then train one model, or one for each of `--folds`.
+    """Run a recipe script: read the command line, then train a model, or cross-validate if `--folds` is given.
 
-    User errors end in one line and exit code 2.
+    After an error that the user can correct, the program prints one line and exits with code 2.
 
     Args:
-        defaults: Configuration of the recipe.
+        defaults: Configuration of the recipe. Options of the command line replace its values.
         description: Text at the top of `--help`.
     """
     with one_line_errors(INTERRUPTED):
@@ -38,13 +38,16 @@ def run_recipe(defaults: Config, description: str) -> None:
 
 
 def run_training(config: Config) -> Run:
-    """Train a model and export its best checkpoint to `OUT/model`, calibrated on the validation prints.
+    """Train a model, and export its best checkpoint to the subfolder `model` of the run folder.
+
+    The exported model is calibrated: it contains similarity thresholds from the validation prints.
 
     Raises:
         UserError: If the data, the options or the run folder cannot be used.
-        Stopped, LostProcessError: As `training.loop.train`.
+        Stopped: If training was stopped by a signal and has saved a checkpoint.
+        LostProcessError: If another process of the run has failed or was killed.
     """
-    # These imports take seconds. Here, --help answers at once, and a broken installation ends in one line.
+    # These imports take seconds. They are not at the top, so that --help is fast.
     from fingerprint_accel.training.loop import train
     from fingerprint_accel.training.run_folder import check_run_folder, holding
     from fingerprint_accel.training.setup import set_up
@@ -67,10 +70,11 @@ def run_training(config: Config) -> Run:
 
 
 def fold_configs(config: Config) -> list[Config]:
-    """Return the configuration of each fold of a cross-validation, with OUT/fold-1, OUT/fold-2, ... as run folders.
+    """Return the training configuration of each fold of a cross-validation.
 
-    A fold validates at its last step only and evaluates that checkpoint. To choose the best of several checkpoints on
-    the held-out prints would make the error rates on these prints too low.
+    The run folders are OUT/fold-1, OUT/fold-2, ... A fold validates at its last step only, and this checkpoint is
+    evaluated. If the best of several checkpoints were chosen on the held-out prints, the error rates on these prints
+    would be too low.
     """
     training = dataclasses.replace(config.training, validate_every=0, patience=0)
     return [
@@ -86,13 +90,14 @@ def fold_configs(config: Config) -> list[Config]:
 
 
 def cross_validate(config: Config) -> None:
-    """Train a model for each fold, evaluate it on the prints of the fold, and print the error rates.
+    """Train a model for each fold of a cross-validation, evaluate it on the held-out prints, and print error rates.
 
-    With `resume="auto"` finished folds are not trained again, and the interrupted fold continues.
+    With `resume="auto"`, finished folds are not trained again, and an interrupted fold continues.
 
     Raises:
-        UserError: As `run_training`, or if the dataset is too small for a fold.
-        Stopped, LostProcessError: As `training.loop.train`.
+        UserError: If the data, the options or a run folder cannot be used, or the dataset is too small for the folds.
+        Stopped: If training was stopped by a signal and has saved a checkpoint.
+        LostProcessError: If another process of the run has failed or was killed.
     """
     from accelerate import PartialState
 
@@ -107,21 +112,24 @@ def cross_validate(config: Config) -> None:
     check_run_folder(config)
     check_folder(config.out, FOLDER)
     folds = fold_configs(config)
-    for fold in folds:  # before any of them trains
+    for fold in folds:  # check all folds before the first one is trained
         check_run_folder(fold)
         held_out_prints(fold)
     for fold in folds:
         run = run_training(fold)
         device = str(run.accelerator.device)
         run.accelerator.free_memory()
-        del run  # so that two models are never in memory
+        del run  # frees the memory of the model before the next fold
     if PartialState().is_main_process:
         table = measure_folds(folds, Path(config.out), device)
         print(f"\n{table}\n\ncross-validation: {Path(config.out) / RESULTS}")
 
 
 def export(run: Run) -> None:
-    """Write the best checkpoint of a run to `OUT/model`, calibrated on the validation prints."""
+    """Export the best checkpoint of a run to the subfolder `model` of its run folder.
+
+    If the run has validation prints, the exported model contains similarity thresholds from them (a calibration).
+    """
     from fingerprint_accel.evaluation.calibration import calibrate_export
     from fingerprint_accel.extraction.calibration import NOTE
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -142,7 +150,11 @@ def export(run: Run) -> None:
 
 
 def learns_maps(run: Run) -> bool:
-    """Return whether the minutia maps of a run are trained, or come from a network that was trained on them."""
+    """Return whether the network of a run has learned to predict minutia maps.
+
+    Minutia maps are images of the positions and directions of minutiae. The network has learned them if the run trains
+    them, or if the run starts from a network that was trained on them.
+    """
     if run.config.loss.minutia_map_weight > 0 and run.train.with_minutiae > 0:
         return True
     from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
@@ -156,7 +168,10 @@ def learns_maps(run: Run) -> bool:
 
 
 def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
-    """Yield up to 256 canvases in batches of (B, canvas, canvas) uint8."""
+    """Yield the images of the first 256 prints of a source, in up to 8 batches (B, canvas, canvas) uint8.
+
+    `canvas` is the side of a stored print, in pixels.
+    """
     import numpy as np
 
     for samples in np.array_split(np.arange(min(256, len(prints))), 8):
@@ -165,7 +180,7 @@ def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
 
 
 def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:
-    """Write a synthetic dataset folder unless it exists, on one process of the launch, and return its path.
+    """Write a synthetic dataset, unless its folder exists, and return the folder. Only the main process writes it.
 
     Args:
         folder: Dataset folder.

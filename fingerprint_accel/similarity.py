@@ -1,8 +1,11 @@
 """Similarity of templates: the cosine, and for dense templates the cosine over the cells that both prints show.
 
-A dense template is a vector of unit length. It concatenates the vectors of the cells of a square grid on the finger in
-row-major order. The vector of a cell is zero exactly if the print does not show the cell, so the template contains its
-own mask. The argument `cells` is the number of cells; it is 0 for templates that are not dense.
+A template is the embedding of a print, a vector of unit length. A dense template concatenates the vectors of the cells
+of a square grid on the finger in row-major order. The vector of a cell is zero exactly if the print does not show the
+cell, so the template contains its own mask. The argument `cells` is the number of cells of dense templates; it is 0 for
+templates that are not dense.
+
+A print can have several templates, one for each pose. A pose is the original print or a rotated or shifted copy.
 
 This module imports only numpy, so that every package can use it.
 """
@@ -14,21 +17,26 @@ from typing import Any
 import numpy as np
 
 OVERLAP_FLOOR = 0.1
-"""Lower bound of the squared norm of a template over the shared cells; over all of its cells the squared norm is 1.
-Without this bound, two prints that share a single cell could have a high similarity."""
-_GATHERED_BYTES = 2**27  # memory for the embeddings of listed pairs that are gathered at a time
-_BLOCK_BYTES = 2**26  # memory for squared norms and squared templates at a time
+"""Lower bound of the squared norm of a template over the cells that both prints show. Over all of its cells the squared
+norm is 1. Without this bound, two prints that share a single cell could have a high similarity."""
+_GATHERED_BYTES = 2**27  # memory for the templates that `pair_similarity` copies at a time
+_BLOCK_BYTES = 2**26  # memory for the intermediate arrays of one block in `_products`
 
 
 def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.ndarray:
-    """Compare all references with all probes; return the best similarity over poses, (N, M) float32.
+    """Return the similarity of each of N references with each of M probes, the highest one over all poses.
 
-    One print of a pair stays in its original pose, and the other takes all poses. Both directions are tried.
+    The original pose of the reference is compared with all poses of the probe, and the original pose of the probe with
+    all poses of the reference.
 
     Args:
-        reference: (N, P, D) float32 of unit length, one template per pose, the original pose first; or (N, D).
-        probe: (M, P, D) or (M, D), likewise.
-        cells: number of cells of dense templates; see `masked_similarity`.
+        reference: (N, P, D) float32, templates of length D in P poses, the original pose first. Or (N, D), templates
+            in the original pose only.
+        probe: (M, P, D) or (M, D) float32, templates of the probes. P may differ from that of `reference`.
+        cells: Number of cells of dense templates, else 0. See `masked_similarity`.
+
+    Returns:
+        (N, M) float32.
     """
     reference, probe = _with_poses(reference), _with_poses(probe)
     best = _products(reference[:, 0], probe[:, 0], cells)
@@ -40,13 +48,13 @@ def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.n
 
 
 def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray, cells: int = 0) -> np.ndarray:
-    """Compute `similarity` for listed pairs only.
+    """Return the similarity of listed pairs of a reference and a probe, as `similarity` computes it.
 
     Args:
-        reference: (N, P, D) or (N, D), see `similarity`.
-        probe: (M, P, D) or (M, D).
-        pairs: (n, 2) row in `reference` and row in `probe`.
-        cells: number of cells of dense templates.
+        reference: (N, P, D) or (N, D) float32, see `similarity`.
+        probe: (M, P, D) or (M, D) float32, see `similarity`.
+        pairs: (n, 2), for each of n pairs the row in `reference` and the row in `probe`.
+        cells: Number of cells of dense templates, else 0.
 
     Returns:
         (n,) float32.
@@ -67,15 +75,15 @@ def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray,
 def masked_similarity(first: Any, second: Any, cells: int) -> Any:
     """Compute the cosine of every template in `first` with every template in `second`.
 
-    For dense templates (`cells` above 0) the cosine covers only the cells that both prints show. The dot product needs
-    no mask, because missing cells are zero. The squared norm of each template is taken over the cells of the other
-    print, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity 0. The function computes
-    three matrix products at once, so the caller must limit N x M.
+    For dense templates (`cells` above 0), the cosine covers only the cells that both prints show. The dot product needs
+    no mask, because missing cells are zero. The squared norm of a template is taken over the cells that the other print
+    shows, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity 0. The function needs
+    memory for three matrices (N, M), so the caller must limit N x M.
 
     Args:
         first: (N, D) float32 of unit length, numpy array or torch tensor.
-        second: (M, D), likewise.
-        cells: number of cells of dense templates, else 0.
+        second: (M, D) float32 of unit length, of the same type.
+        cells: Number of cells of dense templates, else 0.
 
     Returns:
         (N, M).
@@ -89,7 +97,15 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
 
 
 def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
-    """Return which cells each print shows: dense templates (..., D) -> (..., cells) bool."""
+    """Return which cells the prints of dense templates show.
+
+    Args:
+        templates: (..., D), dense templates.
+        cells: Number of cells.
+
+    Returns:
+        (..., cells) bool.
+    """
     return np.asarray((templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1))
 
 
@@ -99,11 +115,11 @@ def fused(templates: np.ndarray, cells: int) -> np.ndarray:
     The result is the normalised mean. For dense templates each cell is averaged over the prints that show it.
 
     Args:
-        templates: (n, D) float32 of unit length.
-        cells: number of cells of dense templates, else 0.
+        templates: (n, D) float32, the templates of n prints.
+        cells: Number of cells of dense templates, else 0.
 
     Returns:
-        (D,) float32 of unit length; zero if all templates are zero.
+        (D,) float32 of unit length. It is zero if the mean is zero.
     """
     if cells:
         templates = per_cell(templates, cells)
@@ -116,17 +132,24 @@ def fused(templates: np.ndarray, cells: int) -> np.ndarray:
 
 
 def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
-    """Rescale dense templates (n, D) so that the length of a cell does not depend on the number of visible cells.
+    """Rescale dense templates so that the vector length of a cell does not depend on the number of visible cells.
 
-    Templates have unit length. If a print shows a quarter of the finger, its cells are therefore twice as long as those
-    of a complete print. After rescaling, all cells have the same weight in a mean over prints.
+    A template has unit length. If a print shows a quarter of the cells, the vectors of these cells are therefore twice
+    as long as those of a complete print. After rescaling, all cells have the same weight in a mean over prints.
+
+    Args:
+        templates: (n, D) float32, the dense templates of n prints.
+        cells: Number of cells.
+
+    Returns:
+        (n, D) float32.
     """
     shares = mask_of(templates, cells).mean(axis=-1, keepdims=True, dtype=np.float32)
     return templates * np.sqrt(shares)
 
 
 def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """Compute `masked_similarity` in blocks, so that the memory is little more than that of the result."""
+    """Compute `masked_similarity` in blocks, which need little memory beyond that of the result."""
     if not cells:
         return np.asarray(first @ second.T)
     scores = np.empty((len(first), len(second)), np.float32)
@@ -140,7 +163,18 @@ def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """Compare each template (n, D) with the poses in its own row (n, P, D); return (n, P)."""
+    """Compute the cosine of the template in each row of `first` with all poses in the same row of `second`.
+
+    Dense templates are compared as in `masked_similarity`.
+
+    Args:
+        first: (n, D) float32.
+        second: (n, P, D) float32.
+        cells: Number of cells of dense templates, else 0.
+
+    Returns:
+        (n, P) float32.
+    """
     scores = np.einsum("nd,npd->np", first, second)
     if cells:
         (energy, present), (other_energy, other_present) = _by_cell(first, cells), _by_cell(second, cells)
@@ -150,7 +184,15 @@ def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray
 
 
 def _by_cell(templates: Any, cells: int) -> tuple[Any, Any]:
-    """Return the squared norm of each cell, and 1 for cells that are shown, else 0; both (..., cells) float32."""
+    """Return the squared norm of each cell of dense templates, and which cells the prints show.
+
+    Args:
+        templates: (..., D), dense templates, numpy array or torch tensor.
+        cells: Number of cells.
+
+    Returns:
+        Two arrays (..., cells) float32: the squared norms, and 1 for cells that are shown, else 0.
+    """
     grid = templates.reshape(*templates.shape[:-1], cells, -1)
     energy = (grid * grid).sum(-1)
     return energy, (grid != 0).any(-1) + 0 * energy

@@ -1,4 +1,7 @@
-"""Format tables as text. A leaf module."""
+"""Format tables as text.
+
+This module imports no other module of the package.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int | None = None) -> str:
-    """Format rows of cells as a table.
+    """Format rows of text cells as a table with aligned columns.
 
     Args:
         rows: Rows with the same number of cells.
-        words: Number of leading columns that are aligned to the left. The others are aligned to the right. By default
-            all columns are aligned to the left.
+        words: Number of columns, from the left, that are aligned to the left. The other columns are aligned to the
+            right. By default all columns are aligned to the left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = len(widths) if words is None else words

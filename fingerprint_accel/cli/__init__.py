@@ -1,4 +1,4 @@
-"""The command line: `fingerprint-accel VERB ...`. Each verb calls the package and prints the result."""
+"""The program `fingerprint-accel VERB ...`. Each verb is a function that calls the package and prints the result."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ RENAMED = {"pack": "use merge to join datasets, import to read images, verify to
 
 
 def main() -> None:
-    """Run `fingerprint-accel`."""
+    """Run the program `fingerprint-accel`: call the verb in `sys.argv` with its options."""
     verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
     first_process = launched_rank_and_size()[0] == 0  # the other processes of a launch would print the same
     with one_line_errors("interrupted; no incomplete output was left"):
@@ -87,7 +87,7 @@ def overview() -> str:
 
 
 def _unknown(verb: str) -> str:
-    """Return the message for a word that is not a verb."""
+    """Return the error message for a verb that does not exist. It suggests a similar verb if there is one."""
     if verb in RENAMED:
         return f"{verb}: no such verb; {RENAMED[verb]}"
     close = difflib.get_close_matches(verb, VERBS, 1)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, with their names and texts in `--help`."""
+"""Annotated types for options that several verbs share. They hold placeholders and texts for `--help`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tyro.conf import Positional
 
 
 def arg(metavar: str = "", help: str = "", default: str = "") -> Any:
-    """Describe an option in `--help`.
+    """Return an annotation for a parameter of a verb, which describes the option in `--help`.
 
     Args:
-        metavar: Name of its value, in capitals. Default: a name for its type.
-        help: One sentence. Default: the sentence of the docstring.
-        default: Words for a default value that means nothing by itself, for example 0 or an empty text.
+        metavar: Placeholder for the value of the option, in capitals. By default, tyro derives it from the type.
+        help: Text of one sentence. By default, the text is in the docstring of the verb.
+        default: Text to show for the default value, if the value does not explain itself, for example 0 or "".
     """
     hint = f"(default: {default})" if default else None
     return tyro.conf.arg(metavar=metavar or None, help=help or None, help_behavior_hint=hint)

@@ -135,8 +135,8 @@ def import_files(
       folders   anna-left-thumb/any.png       one folder for each finger
       flx       10_9.png, f0001_01.png        finger and impression, in any folder
       nist      00002302_R_500_roll_01.png    SD300 to SD302: subject and position
-      socofing  1__M_Left_index_finger.BMP    altered prints are more impressions
-      records   card.an2                      ANSI/NIST records name the finger
+      socofing  1__M_Left_index_finger.BMP    altered copies are extra impressions
+      records   card.an2                      finger as stated in ANSI/NIST records
       csv       SRC is a csv file with the columns
                 path,finger,impression[,ppi][,minutiae][,position]
 
@@ -148,10 +148,10 @@ def import_files(
         src: Folder of images, or the csv file.
         out: Dataset folder to write.
         layout: How to read finger and impression from file names, see above.
-        names: Regular expression for file names without suffix. With a slash in it, it matches whole paths.
+        names: Regular expression for file names without suffix. If it contains a slash, it must match whole paths.
         raw_size: Size of raw pixel files, which have 8 bits per pixel.
         minutiae: Folder of minutiae files: FOLDER/anna/1.iso or FOLDER/1.iso for SRC/anna/1.png.
-        xyt_kind: Convention of .xyt files: mindtct without (nist) or with its option -m1 (m1).
+        xyt_kind: Coordinate convention of .xyt files: that of mindtct (nist), or of mindtct -m1 (m1).
         find_minutiae: Find missing minutiae with NIST's detector mindtct (pip install nbis-py).
         nfiq2: Store NFIQ 2 scores, 0 to 100 (pip install nbis-py). Takes about 0.4 s per print.
         encoding: Encoding of the images in the dataset. lz4 is lossless and needs less disk space.
@@ -171,7 +171,7 @@ def import_files(
 
 
 def _raw_size(text: str) -> tuple[int, int] | None:
-    """Parse WIDTHxHEIGHT into (height, width)."""
+    """Parse text of the form WIDTHxHEIGHT into (height, width). Empty text gives None."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
@@ -181,7 +181,10 @@ def _raw_size(text: str) -> tuple[int, int] | None:
 
 
 def _enhancement(wanted: bool) -> Callable[[Any, int], Any] | None:
-    """Return the ridge enhancement for `import` and `merge`, or None. torch is loaded only if it is wanted."""
+    """Return the function that enhances the ridges of a print, or None if `wanted` is False.
+
+    The function needs torch, which is imported only if `wanted` is True.
+    """
     if not wanted:
         return None
     from fingerprint_accel.preprocess.enhance import enhance_canvas

@@ -1,4 +1,4 @@
-"""The verb `doctor`: what this machine has, and what would be slow or fail on it."""
+"""The verb `doctor`: report the versions, devices and settings of this machine, and what would be slow or fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def doctor() -> None:
 
 
 def anonymous(text: str) -> str:
-    """Shorten the home folder to ~, and replace the names of user and host in paths and texts."""
+    """Return a text with ~ in place of the home folder, and USER and HOST in place of the names of user and host."""
     text = text.replace(str(Path.home()), "~")
     user, host = os.environ.get("USER", ""), platform.node()
     text = re.sub(rf"(?<=/){re.escape(user)}\b", "USER", text) if user else text
@@ -51,7 +51,7 @@ def anonymous(text: str) -> str:
 
 
 def report(machine: Machine) -> Iterator[str]:
-    """Yield the sections of the report."""
+    """Yield the sections of the report on a machine, as text."""
     rows = [["Python", platform.python_version()], ["OS", platform.platform()]]
     rows += [["torch", machine.torch or "-"], ["torchvision", machine.torchvision or "-"]]
     yield "## Versions\n\n" + aligned([*rows, *([name, _version(name)] for name in PACKAGES)])
@@ -107,7 +107,7 @@ def _gib(size: float) -> str:
 
 
 def troubles(machine: Machine) -> list[str]:
-    """Return one line for each problem, with its remedy."""
+    """Return one line for each problem of a machine, with its remedy."""
     groups = (_package_troubles, _gpu_troubles, _config_troubles, _cpu_troubles, _limit_troubles)
     return [line for group in groups for line in group(machine)]
 

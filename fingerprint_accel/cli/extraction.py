@@ -1,4 +1,4 @@
-"""Verbs that read prints with a model: `compare`, `extract`, `minutiae`, `demo`."""
+"""Verbs that apply a model to prints: `compare`, `extract`, `minutiae`, `demo`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def extract(
         data: Dataset folder, or folder of images including its subfolders.
         out: Folder to write.
         template: Number format: float32 (4 bytes per number), int8 (1 byte) or binary (1 bit, the signs).
-        length: Keep only the first numbers of each branch. Needs a model that was trained for this length.
+        length: Keep only this many numbers of each branch. Needs a model that was trained for this length.
         minimum_quality: Prints below this quality, 0 to 1, count as failures to acquire.
         batch_size: Number of prints in a batch.
         bf16: Run the network in bf16, which is faster on hardware that supports it.

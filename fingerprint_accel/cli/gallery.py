@@ -31,8 +31,8 @@ def enroll(
     """Add prints to a gallery, which is created if it is missing.
 
     PRINTS can be image files, ANSI/NIST transactions, finger image records, folders of these, csv files as for `import
-    --layout csv`, and datasets. Prints are named after their files (a.png, card.an2#3-07), and prints of a dataset
-    FINGER/IMPRESSION. A gallery can only be used with the model that filled it.
+    --layout csv`, and datasets. Prints are named after their files (a.png, card.an2#3-07). Prints of a dataset are
+    named FINGER/IMPRESSION. A gallery can only be used with the model that filled it.
 
     One call adds all of its prints or none. It stops at a print that cannot be read, unless --skip-bad is given. A
     print that is already enrolled is not added again. A different image with the same name is an error, unless
@@ -65,7 +65,7 @@ def enroll(
     extractor = open_extractor(model)
     extractor.reading = Reading(ppi, inverted, mirror)
     if gallery.is_dir() and any(gallery.iterdir()):
-        open_gallery(gallery, extractor)  # checks the model before the work
+        open_gallery(gallery, extractor)  # fails early if another model has filled the gallery
     wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
     print(f"{gallery}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
 

@@ -34,7 +34,7 @@ class Machine:
         cuda: CUDA version that torch was built for, or "" for a build without CUDA.
         gpus: Descriptions of the GPUs that torch can use.
         unsupported: Descriptions of the GPUs that this build of torch has no kernels for.
-        gpu_error: First line of the reason why torch can use no GPU.
+        gpu_error: First line of the error that torch raises if it can use no GPU, else "".
         driver: Version of the NVIDIA driver, or "".
         precision: Result of `training.setup.fast_precision`, or "" if it fails.
         cpu: Model of the processor.
@@ -45,9 +45,9 @@ class Machine:
         disk: Free and total space of the disk that holds the current folder.
         shm: Size of /dev/shm, or 0.
         open_files: Number of files that a process may open, or 0 if it is not limited.
-        config: Answers of `accelerate config`, or {} without a file.
-        config_file: Path of that file.
-        environment: Environment variables out of `VARIABLES` that are set.
+        config: Settings that `accelerate config` has written to a file, or {} if there is no file.
+        config_file: Path of the file of `accelerate config`.
+        environment: Values of the environment variables in `VARIABLES` that are set, by name.
     """
 
     torch: str = ""
@@ -93,7 +93,7 @@ def this_machine() -> Machine:
 
 
 def _packages() -> dict[str, Any]:
-    """Return versions and GPUs as torch and torchvision report them."""
+    """Return the fields of `Machine` about torch, torchvision and the GPUs that torch can use."""
     facts: dict[str, Any] = {}
     try:
         import torch
@@ -122,7 +122,7 @@ def _gpus() -> dict[str, list[str]]:
         capability = 10 * card.major + card.minor
         name = f"{card.name}, {card.total_memory / 2**30:.1f} GiB, compute capability {card.major}.{card.minor}"
         found["gpus"].append(name)
-        # binary code runs on later GPUs of the same major version, and PTX code on all later ones
+        # Binary code runs on later GPUs of the same major version, and PTX code runs on all later GPUs.
         numbers = [(kind, int(re.sub(r"\D", "", arch))) for kind, arch in built_for]
         fits = (n <= capability and (kind == "compute" or n // 10 == card.major) for kind, n in numbers)
         if numbers and not any(fits):
@@ -131,7 +131,7 @@ def _gpus() -> dict[str, list[str]]:
 
 
 def _processor() -> dict[str, Any]:
-    """Return model, cores and instruction sets of the processor, as Linux lists them."""
+    """Return the fields of `Machine` about the processor: model, cores, quota and instruction sets."""
     text = _text(CPU_INFO)
     model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
@@ -147,7 +147,7 @@ def _processor() -> dict[str, Any]:
 
 
 def _memory(name: str) -> int:
-    """Return a line of /proc/meminfo in bytes, or 0."""
+    """Return the entry `name` of /proc/meminfo in bytes, or 0 if it is missing."""
     found = re.search(rf"^{name}:\s*(\d+) kB$", _text(MEMORY_INFO), re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 
@@ -159,7 +159,7 @@ def _fast_precision() -> str:
 
 
 def _accelerate_config() -> tuple[dict[str, Any], str]:
-    """Return the answers of `accelerate config` and the path of their file."""
+    """Return the settings that `accelerate config` has written to its file, and the path of the file."""
     from accelerate.commands.config.config_args import default_config_file
 
     return dict(yaml.safe_load(Path(default_config_file).read_text())), default_config_file
@@ -174,7 +174,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _attempt(function: Callable[[], Any], otherwise: Any) -> Any:
-    """Return the result of a function, or `otherwise` if it fails: broken installations must not break the report."""
+    """Return the result of a function, or `otherwise` if it raises an exception.
+
+    `doctor` must also work on broken installations.
+    """
     try:
         return function()
     except Exception:

@@ -94,7 +94,7 @@ def evaluate(
         minimum_quality: Prints below this quality, 0 to 1, count as failures to acquire: they never match.
         minimum_nfiq2: Prints below this NFIQ 2 score, 0 to 100, or without one, count as failures to acquire.
         poses: Compare the best of several rotated and shifted copies, as `compare` does. Takes 6 to 45 times as long.
-        by: Regular expression that names groups by its first match in the source of a print, or nfiq2 for score bands.
+        by: Regular expression. Prints with the same first match in their source form a group. Or nfiq2: score bands.
         overwrite: Replace an evaluation in OUT.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
@@ -116,7 +116,7 @@ def calibrate(
     FMR of 0.1 %. The weights of the model do not change.
 
     With 20 fingers or more, the mean template of the prints is stored too and subtracted from every template. This
-    removes what all prints of one sensor have in common. Galleries that were made before must then be enrolled again.
+    removes the part that all prints of one sensor share. Galleries that were made before must then be enrolled again.
 
     Examples:
       fingerprint-accel calibrate runs/mine datasets/db2
@@ -142,7 +142,7 @@ def export(
     """Export a model to ONNX or torch.export.
 
     The exported model includes preprocessing. Its output is compared with that of the original. Input: images
-    (N, canvas, canvas) uint8 with dark ridges. Output: embeddings (N, D) float32 of unit length. N is free.
+    (N, canvas, canvas) uint8 with dark ridges. Output: embeddings (N, D) float32 of unit length. N can vary.
 
     Examples:
       fingerprint-accel export small --onnx small.onnx
@@ -169,7 +169,8 @@ def export(
 def convert_flx(checkpoint: Annotated[Positional[Path], arg("CHECKPOINT")], out: OutFolder) -> None:
     """Convert a checkpoint of flx to a model folder.
 
-    All six variants of flx and any number of training subjects are supported. Code in the checkpoint is not executed.
+    flx is another implementation of DeepPrint. All six of its variants and any number of training subjects are
+    supported. Code in the checkpoint is not executed.
 
     Examples:
       fingerprint-accel convert-flx best_model.pyt --out models/flx

@@ -1,1 +1,1 @@
-"""Read fingerprint images, records and minutiae, and store prints as Arrow shards that training streams."""
+"""Read fingerprint images, image records and minutiae files, and store prints in Arrow files for training."""

@@ -47,7 +47,7 @@ class Record:
         kind: record type, for example 14.
         data: all bytes of the record.
         idc: information designation character, a number that a minutiae record shares with the record of its image.
-        fields: field number -> value, without the image; empty for binary record types.
+        fields: values by field number, without the image; empty for binary record types.
         image: bytes of the image: field 999, or the bytes after the header of a binary record. Empty if there are none.
     """
 
@@ -58,18 +58,18 @@ class Record:
     image: memoryview
 
     def text(self, number: int) -> str:
-        """Return a field as text; empty if the record lacks the field."""
+        """Return the value of field `number` as text; empty if the record lacks the field."""
         return self.fields.get(number, b"").decode("utf-8", "replace").strip()
 
     def number(self, number: int) -> float:
-        """Return the first item of a field as a number; 0 if it is missing or not a number."""
+        """Return the first item of field `number` as a float; 0 if it is missing or not a number."""
         try:
             return float(re.split(rb"[\x1e\x1f]", self.fields.get(number, b"0"))[0])
         except ValueError:
             return 0.0
 
     def rows(self, number: int) -> list[list[bytes]]:
-        """Return the subfields of a field, each as a list of its items."""
+        """Return the subfields of field `number`, each as a list of its items."""
         value = self.fields.get(number, b"")
         return [row.split(ITEM) for row in value.split(SUBFIELD)] if value else []
 
@@ -79,7 +79,8 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
 
     Args:
         data: all bytes of the file.
-        key: numbers of the fields that identify the subject, for example `2.018`. Their values are joined with `_`.
+        key: numbers of the fields that identify the subject, for example `2.018`. The values of these fields, joined
+            with `_`, become the attribute `subject` of each image.
 
     Returns:
         One entry for each record with an image. If an image cannot be used, for example a palm or a face, its
@@ -162,7 +163,16 @@ def _tagged(kind: int, data: memoryview) -> Record:
 
 
 def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> ImageRecord:
-    """Convert a record of type 4 (high-resolution grey image): a header of 18 bytes, then the image."""
+    """Convert a record of type 4, a high-resolution grey image, to an image record.
+
+    The record has a header of 18 bytes, followed by the image.
+
+    Args:
+        number: position of the record in the file, from 1.
+        record: the record of type 4.
+        pixels_per_mm: resolution in field 1.011 of the transaction; 0 if it is missing.
+        subject: identifier of the person.
+    """
     header = record.data
     if len(header) < 19:
         return ImageRecord(number, reason="damaged: a record of type 4 without an image")
@@ -175,9 +185,14 @@ def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> 
 
 
 def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
-    """Convert a record of type 14 (finger image of variable resolution) or 13 (latent print).
+    """Convert a record of type 14 (finger image of any resolution) or 13 (latent print) to an image record.
 
     Both types have the same fields.
+
+    Args:
+        number: position of the record in the file, from 1.
+        record: the record of type 13 or 14.
+        subject: identifier of the person.
     """
     width, height = int(record.number(6)), int(record.number(7))
     per_unit = record.number(9)
@@ -202,9 +217,10 @@ def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
 
 
 def _nfiq2(record: Record) -> int:
-    """Return the NFIQ 2 quality score (0 to 100) of field 14.024, or -1 if there is none.
+    """Return the NFIQ 2 quality score (0 to 100) in field 14.024 of a record, or -1 if there is none.
 
-    Each subfield holds the finger, a score, the owner of the algorithm and its number. The owner of NFIQ 2 is 000F.
+    Each subfield holds the finger, a score, the owner of the quality algorithm and the number of the algorithm. The
+    owner of NFIQ 2 is 000F.
     """
     for row in record.rows(24):
         if len(row) >= 4 and row[1].isdigit() and row[2].upper() == b"000F" and int(row[1]) <= 100:
@@ -213,15 +229,15 @@ def _nfiq2(record: Record) -> int:
 
 
 def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> ImageRecord:
-    """Add the minutiae of a type 9 record to an image.
+    """Return an image record with the minutiae of a record of type 9 added.
 
-    A type 9 record holds minutiae in one of three formats. The image is returned unchanged if its resolution is unknown
-    or the minutiae cannot be read.
+    A record of type 9 holds minutiae in one of three formats. The image record is returned unchanged if its resolution
+    is unknown or the minutiae cannot be read.
 
     Args:
-        found: the image.
-        record: record of the image.
-        template: the type 9 record.
+        found: the image record without minutiae.
+        record: the record of type 4, 13 or 14 that `found` was read from.
+        template: the record of type 9.
     """
     if not found.ppi:
         return found
@@ -244,14 +260,14 @@ def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> Imag
 
 
 def _minutiae(rows: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
-    """Convert rows of x, y, degrees and quality to an array (n, 4) float32 with the angle in radians."""
+    """Convert n minutiae (x, y, angle in degrees, quality) to an array (n, 4) float32 with the angle in radians."""
     table = np.array(rows, np.float32).reshape(-1, 4)
     table[:, 2] = np.radians(table[:, 2] % 360)
     return table
 
 
 def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
-    """Read the minutiae of field 9.012 (the legacy format).
+    """Read the minutiae in field 9.012 of a record of type 9 (the legacy format).
 
     Each minutia is one word of digits: x and y (4 or 5 digits each, units of 0.01 mm, y counted from the bottom) and
     the angle (3 digits, degrees).
@@ -278,7 +294,7 @@ def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
 
 
 def _incits_378(template: Record, ppi: float) -> np.ndarray:
-    """Read the minutiae of field 9.137 (INCITS 378).
+    """Read the minutiae in field 9.137 of a record of type 9 (the format INCITS 378).
 
     A subfield holds a number, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent).
 
@@ -300,7 +316,7 @@ def _incits_378(template: Record, ppi: float) -> np.ndarray:
 
 
 def _extended(template: Record, ppi: float) -> np.ndarray:
-    """Read the minutiae of field 9.331 (extended feature set).
+    """Read the minutiae in field 9.331 of a record of type 9 (the extended feature set).
 
     A subfield holds x and y (units of 0.01 mm, relative to the region of interest in field 9.300) and the angle
     (degrees).

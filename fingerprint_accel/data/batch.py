@@ -1,4 +1,4 @@
-"""Batches of prints, as a training step consumes them."""
+"""Batches of prints for training steps, and the layout of a batch in one buffer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from fingerprint_accel.data.truth import GRID
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch of prints as stored in the dataset, in pinned memory or on the device.
+    """Batch of B prints as stored in the dataset, in pinned memory or on the device.
 
     Attributes:
-        image: (B, H, W) uint8 images (canvases), ridges dark.
+        image: (B, H, W) uint8 canvases, the square images of the prints. Ridges are dark.
         finger: (B,) int64 class labels, from 0 to the number of training fingers - 1.
-        minutiae: (B, M, 4) float32, rows of x, y (canvas pixels, y down), angle (radians, counter-clockwise from +x
-            with y up) and quality (0 to 1). Rows from `minutia_count` on are padding.
+        minutiae: (B, M, 4) float32 with room for M minutiae per print. Each row holds x, y (canvas pixels, y down),
+            angle (radians, counter-clockwise from +x with y up) and quality (0 to 1). Rows from `minutia_count` on are
+            padding.
         minutia_count: (B,) int64 number of minutiae of each print; 0 if a print has none.
         index: (B,) int64 row of each print in the dataset.
-        epoch: (B,) int64 epoch that each print belongs to; a batch may span two epochs.
+        epoch: (B,) int64 number of the epoch of each print; a batch may contain prints of two epochs.
         pose: (B, 3) float32 true pose of the finger: rotation in radians, shift along x and y in canvas pixels (see
             `synthesis.touch.Touch.pose`). Rows are NaN for prints without ground truth. None if the batch was read
             without ground truth.
-        contact: (B, GRID, GRID) bool, true for cells of the canvas that the finger touches over at least half of their
-            area; False for prints without ground truth. None if `pose` is None.
+        contact: (B, GRID, GRID) bool for GRID x GRID cells of the canvas. A cell is true if the finger touches at least
+            half of its area; all are false for prints without ground truth. None if `pose` is None.
     """
 
     image: torch.Tensor
@@ -42,7 +43,7 @@ class Batch:
         return self.image.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copy all tensors to a device."""
+        """Return the batch with all tensors on a device."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return Batch(**{name: part.to(device) for name, part in parts.items() if part is not None})
 
@@ -59,7 +60,7 @@ class BatchLayout:
     """
 
     def __init__(self, prints: int, canvas: int, minutiae: int, truth: bool = False) -> None:
-        # wide types first, because views must be aligned
+        # Types with more bytes come first, because views must be aligned.
         self.shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "numbers": ((4, prints), torch.int64),  # finger, minutia_count, index, epoch
             "minutiae": ((prints, minutiae, 4), torch.float32),

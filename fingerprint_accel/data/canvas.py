@@ -24,9 +24,10 @@ class CanvasError(ValueError):
 
 @dataclass(frozen=True)
 class Frame:
-    """Position of a canvas on the original image: canvas = (image - corner) * scale.
+    """Position of a canvas on the original image, and its scale.
 
-    Coordinates are pixels from the top left corner.
+    A point of the image lies at (point - corner) * scale on the canvas. Coordinates are pixels from the top left
+    corner of the image or canvas.
 
     Attributes:
         left: x of the top left corner of the canvas, image pixels.
@@ -52,7 +53,7 @@ class Frame:
 
 
 def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> Frame:
-    """Return where `put_on_canvas` places the canvas on an image.
+    """Return the position on an image at which `put_on_canvas` places the canvas.
 
     Args:
         grey: (H, W) uint8, ridges dark.
@@ -67,7 +68,16 @@ def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> F
 
 
 def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
-    """Return `ridge_mask` of an image, or raise CanvasError if the image shows too few ridges."""
+    """Mark the blocks of an image that contain ridges, as `ridge_mask` does, and check that there are enough.
+
+    Args:
+        grey: (H, W) uint8, the image.
+        smooth: (H, W) uint8, the image after `_smoothed`.
+        ppi: resolution of the image, pixels per inch.
+
+    Raises:
+        CanvasError: if the image shows too few ridges.
+    """
     if int(grey.max()) - int(grey.min()) < 4 * MIN_CONTRAST:
         raise CanvasError("blank: the image has almost no contrast")
     mask, block = _ridge_mask(smooth, ppi)
@@ -104,7 +114,7 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
 
 
 def _smoothed(grey: np.ndarray) -> np.ndarray:
-    """Reduce sensor noise with a 3 x 3 box filter, so that noise is not taken for ridges: (H, W) uint8."""
+    """Blur an image, (H, W) uint8, with a 3 x 3 box filter, so that sensor noise is not detected as ridges."""
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(1)))
 
 
@@ -123,11 +133,14 @@ def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
 
 
 def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
-    """Stack each entry with its eight neighbours: (rows, columns) -> (9, rows, columns).
+    """Return the 3 x 3 neighbourhood of each entry of an array, as nine shifted copies of the array.
 
     Args:
-        values: the array.
+        values: (rows, columns) array.
         mode: value of neighbours outside the array: "constant" for 0, "edge" for the nearest entry.
+
+    Returns:
+        (9, rows, columns) array.
     """
     rows, columns = values.shape
     # `np.pad` gives the same result, but takes ten times as long for such small arrays.
@@ -140,15 +153,20 @@ def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -
 
 
 def _neighbours(mask: np.ndarray) -> np.ndarray:
-    """Count the true values among each entry and its eight neighbours: (rows, columns) bool -> int."""
+    """Count the true values in the 3 x 3 neighbourhood of each entry of a mask, (rows, columns) int."""
     counts: np.ndarray = around(mask.astype(np.int32)).sum(axis=0)
     return counts
 
 
 def connected_parts(mask: np.ndarray) -> np.ndarray:
-    """Label the connected components of a mask, with 8 neighbours: (rows, columns) bool -> int.
+    """Label the connected components of a mask. Diagonal neighbours are connected too.
 
-    Components have labels above 0, not necessarily consecutive; the background is 0.
+    Args:
+        mask: (rows, columns) bool.
+
+    Returns:
+        (rows, columns) int with a label above 0 for each component and 0 for the background. Labels need not be
+        consecutive.
     """
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
@@ -197,7 +215,7 @@ def put_on_canvas(
 
 
 def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Move a print from one canvas to another of different size or resolution. The centres coincide.
+    """Copy a print to a canvas of another size or resolution. The centres of both canvases coincide.
 
     If `scale` is 1, pixels are copied without resampling. The centre then moves by half a pixel if the two sides differ
     by an odd number.
@@ -229,7 +247,7 @@ def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int)
 
 
 def recanvas_left(before: int, scale: float, canvas: int) -> float:
-    """Return the left (and top) edge of the new canvas of `recanvas` on the old canvas, old pixels.
+    """Return the position of the left and top edge of the new canvas of `recanvas`, in pixels of the old canvas.
 
     Args:
         before: side of the old canvas, pixels.
@@ -244,16 +262,19 @@ def _on_canvas(minutiae: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
-    """Normalise the background of a print to white: (H, W) uint8 -> (H, W) uint8.
+    """Normalise the background of a print to white.
 
     Sensors have grey backgrounds that are brighter in the middle, and skin darkens the valleys. A single background
     level would wash out ridges in bright regions. Each pixel is therefore divided by a local background, which is the
     brightness of valleys or paper within one and a half blocks.
 
     Args:
-        grey: the image.
-        smooth: the image without noise, see `_smoothed`.
+        grey: (H, W) uint8, the image.
+        smooth: (H, W) uint8, the image without noise, see `_smoothed`.
         block: side of a block, pixels.
+
+    Returns:
+        (H, W) uint8.
     """
     rows, columns = -(-grey.shape[0] // block), -(-grey.shape[1] // block)
     whole = np.pad(smooth, ((0, rows * block - grey.shape[0]), (0, columns * block - grey.shape[1])), mode="edge")
@@ -270,7 +291,7 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
 
 
 def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Resample a square of an image to (canvas, canvas) float32; the square may extend beyond the image.
+    """Resample a square of an image to (canvas, canvas) float32. Parts outside the image are white.
 
     Args:
         grey: (H, W) uint8.
@@ -287,7 +308,7 @@ def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) ->
 
 
 def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Return a soft mask of the print on the canvas: (canvas, canvas) float32.
+    """Return a soft mask of the area of the print on the canvas, (canvas, canvas) float32.
 
     The mask is 1 on the print and up to two blocks around it, and decreases smoothly to 0 outside.
 
@@ -307,7 +328,7 @@ def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float,
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """Fill gaps of a mask, such as a wet patch inside a print: (rows, columns) bool.
+    """Return a mask, (rows, columns) bool, with its gaps filled. A wet patch inside a print can cause a gap.
 
     An entry is filled if the mask has entries to its left and right, and also above and below it.
     """

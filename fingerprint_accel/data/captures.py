@@ -36,8 +36,9 @@ class Container:
     """A file format that can hold several images.
 
     Attributes:
-        starts: tells from the first `HEAD` bytes of a file whether it has this format.
-        read: reads the image records from all bytes of a file and the key fields (see `read_records`).
+        starts: function that returns whether a file has this format, given its first `HEAD` bytes.
+        read: function that returns the image records of a file, given all its bytes and the argument `key` of
+            `read_records`.
     """
 
     starts: Callable[[bytes], bool]
@@ -76,7 +77,7 @@ def split_name(name: str) -> tuple[str, int, int]:
     """Split the name of a print into path, record number and finger position.
 
     For example, `cards/a.an2#4-07` gives the path `cards/a.an2`, record 4 and finger position 7. Record and position
-    are 0 if the name lacks them.
+    are 0 if the name lacks them. If a file has the whole name, the name is its path and is not split.
     """
     match = NAME.fullmatch(name)
     if match is None or Path(name).exists():
@@ -85,12 +86,12 @@ def split_name(name: str) -> tuple[str, int, int]:
 
 
 def join_name(path: str, record: int, finger: int) -> str:
-    """Join path, record number and finger position to the name of a print. The inverse of `split_name`."""
+    """Join path, record number and finger position to the name of a print. This is the inverse of `split_name`."""
     return path + (f"#{record}" if record else "") + (f"-{finger:02d}" if finger else "")
 
 
 def container_of(head: bytes) -> Container | None:
-    """Recognise a container (a file with several images) by its first `HEAD` bytes; None for other files."""
+    """Return the container format of a file, given its first `HEAD` bytes, or None if the file is not a container."""
     if head.startswith(IMAGE_STARTS):
         return None
     return next((container for container in CONTAINERS if container.starts(head)), None)
@@ -142,7 +143,8 @@ def read_capture(
         raw_size: (height, width) of files of raw pixels, or None.
 
     Raises:
-        ImageError: if the file or the record cannot be used, or if it holds several prints and none is selected.
+        ImageError: if the file or the record cannot be used, or if it holds several prints and the arguments select
+            none of them.
         UserError: if the decoder process does not start.
     """
     try:
@@ -166,7 +168,7 @@ def read_capture(
 def _fingers_of(
     path: Path, number: int, slap: int, ppi: float, raw_size: tuple[int, int] | None, _: tuple[int, int]
 ) -> dict[int, Capture]:
-    """Cut a slap (one image of several fingers) into fingers; return finger position -> print.
+    """Cut a slap (one image of several fingers) into single prints, and return them by finger position.
 
     Args:
         path: path of the file.
@@ -174,7 +176,7 @@ def _fingers_of(
         slap: position code of the slap if its record states none.
         ppi: resolution of the image if the file does not state it, pixels per inch.
         raw_size: (height, width) of files of raw pixels, or None.
-        _: modification time and size of the file, so that the cache does not return an older version.
+        `_`: modification time and size of the file, so that the cache does not return an older version.
     """
     record, capture = _read(path, number, raw_size)
     if record.position not in SLAPS:
@@ -194,7 +196,12 @@ def _fingers_of(
 
 
 def _inside(minutiae: np.ndarray | None, box: tuple[int, int, int, int]) -> np.ndarray | None:
-    """Select the minutiae inside a box (left, top, right, bottom) and convert them to pixels of the box."""
+    """Select the minutiae of an image inside a box, and convert their coordinates to pixels of the box.
+
+    Args:
+        minutiae: (n, 4) float32 x, y, angle, quality in image pixels, or None.
+        box: (left, top, right, bottom) in image pixels.
+    """
     if minutiae is None:
         return None
     left, top, right, bottom = box
@@ -203,7 +210,15 @@ def _inside(minutiae: np.ndarray | None, box: tuple[int, int, int, int]) -> np.n
 
 
 def _read(path: Path, number: int, raw_size: tuple[int, int] | None) -> tuple[ImageRecord, Capture]:
-    """Read one record and decode its whole image. For an image file the record is empty."""
+    """Read one record of a file and decode its whole image.
+
+    Image files and files of raw pixels have no records. For them the returned record is empty.
+
+    Args:
+        path: path of the file.
+        number: number of the record in a container; 0 for other files or for a container of a single print.
+        raw_size: (height, width) of files of raw pixels, or None.
+    """
     records = read_records(path)
     if records:
         record = _chosen(records, number, path)
@@ -218,10 +233,16 @@ def _read(path: Path, number: int, raw_size: tuple[int, int] | None) -> tuple[Im
 
 
 def _chosen(records: list[ImageRecord], number: int, path: Path) -> ImageRecord:
-    """Return the record with a number, or the only usable record if the number is 0.
+    """Return one of the records of a container file.
+
+    Args:
+        records: all image records of the file.
+        number: number of the record to return. 0 returns the only record that can be used.
+        path: path of the file, for error messages.
 
     Raises:
-        ImageError: if there is no such record, it cannot be used, or several records can be used.
+        ImageError: if the file has no record with this number, if the record cannot be used, or if `number` is 0 and
+            the file has several records that can be used.
     """
     usable = [record for record in records if not record.reason]
     if number:
@@ -238,7 +259,7 @@ def _chosen(records: list[ImageRecord], number: int, path: Path) -> ImageRecord:
 
 def _decoded(record: ImageRecord, name: str) -> Capture:
     data = bytes(record.image)
-    # the record may state a wrong compression, but the first bytes of the image are reliable
+    # The record may state a wrong compression. The first bytes of the image are more reliable.
     if record.raw is not None and (len(data) == record.raw[0] * record.raw[1] or not data.startswith(IMAGE_STARTS)):
         grey = _raw(data, record.raw)
     else:

@@ -1,4 +1,4 @@
-"""The dataset card: `README.md` of a dataset folder, for readers and for hubs.
+"""Write the dataset card, which is the file `README.md` of a dataset folder, for readers and the Hugging Face Hub.
 
 The front matter follows https://github.com/huggingface/hub-docs/blob/main/datasetcard.md. The card has no date, and its
 bytes do not depend on the number of workers.
@@ -21,7 +21,7 @@ from fingerprint_accel.data.shard_writing import CARD, INFO, REJECTED, DatasetIn
 from fingerprint_accel.data.truth import GRID
 
 SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
-"""Size categories of the hub, by the number of rows that each stays below."""
+"""Size categories of the Hugging Face Hub. The key is the number of rows that a category stays below."""
 MEANING = {
     "image": "canvas of {canvas} x {canvas} uint8 pixels, row by row; 0 is black, ridges are dark{packed}",
     "finger": "number of the finger in this dataset; numbers may have gaps",
@@ -104,12 +104,12 @@ PIXELS = {
 
 @dataclass(frozen=True)
 class Origin:
-    """How a dataset was made.
+    """Command that made a dataset, with its options and versions.
 
     Attributes:
-        verb: command that made it: `import`, `merge` or `synth`.
-        options: options of the command by name, without folders of the user.
-        versions: version of each piece of software that made it.
+        verb: name of the command: `import`, `merge` or `synth`.
+        options: options of the command by name, without paths of the user's folders.
+        versions: version of each software package that the bytes of the dataset depend on, by name.
         sources: names of the source folders.
         synthetic: whether all prints are synthetic.
     """
@@ -127,9 +127,9 @@ def origin_of(
     """Return the origin of a dataset from the arguments of the job that made it.
 
     Args:
-        verb: command that made it.
+        verb: name of the command.
         arguments: arguments of the job, `Job.arguments`.
-        versions: names of the arguments that are versions.
+        versions: names of those arguments that are versions of software. The other arguments are options.
         sources: names of the source folders.
         synthetic: whether all prints are synthetic.
     """
@@ -139,13 +139,13 @@ def origin_of(
 
 
 def write_dataset_card(folder: Path, origin: Origin, truth: bool = False, nfiq2: bool = False) -> None:
-    """Write the card of a dataset folder whose other files are complete.
+    """Write the card of a dataset folder. All other files of the folder must be complete.
 
     Args:
         folder: dataset folder.
-        origin: how the dataset was made.
-        truth: whether it has the columns `pose` and `contact`.
-        nfiq2: whether it has the column `nfiq2`.
+        origin: command that made the dataset.
+        truth: whether the dataset has the columns `pose` and `contact`.
+        nfiq2: whether the dataset has the column `nfiq2`.
     """
     info = DatasetInfo(**json.loads((folder / INFO).read_text()))
     (folder / CARD).write_text(dataset_card(info, schema(truth, nfiq2), origin, _rejected(folder)))
@@ -157,7 +157,7 @@ def dataset_card(info: DatasetInfo, columns: pa.Schema, origin: Origin, rejected
     Args:
         info: properties of the dataset.
         columns: columns of the dataset.
-        origin: how the dataset was made.
+        origin: command that made the dataset.
         rejected: number of rejected files for each reason; None for commands that reject nothing.
     """
     title = f"{info.prints:,} {'synthetic ' if origin.synthetic else ''}fingerprints of {info.fingers:,} fingers"
@@ -188,7 +188,10 @@ def dataset_card(info: DatasetInfo, columns: pa.Schema, origin: Origin, rejected
 
 
 def _front_matter(title: str, info: DatasetInfo, columns: pa.Schema, origin: Origin) -> str:
-    """Return the YAML that hubs read; without `configs` they would also take the JSON files for data."""
+    """Return the YAML front matter of a card, which the Hugging Face Hub reads.
+
+    The entry `configs` lists the data files. Without it, the Hub would also read the JSON files of the folder as data.
+    """
     facts = {
         "pretty_name": title,
         "license": "other",
@@ -203,7 +206,7 @@ def _front_matter(title: str, info: DatasetInfo, columns: pa.Schema, origin: Ori
 
 
 def _feature(column: pa.Field) -> dict[str, Any]:
-    """Return a column in the form of `dataset_info`."""
+    """Return the description of a column for the entry `dataset_info` of the front matter."""
     if not pa.types.is_nested(column.type):
         return {"name": column.name, "dtype": str(column.type)}
     size = {"length": column.type.list_size} if pa.types.is_fixed_size_list(column.type) else {}
@@ -211,12 +214,12 @@ def _feature(column: pa.Field) -> dict[str, Any]:
 
 
 def _scalar(kind: pa.DataType) -> str:
-    """Return the name of a number type as `datasets` spells it."""
+    """Return the name that the library `datasets` uses for an Arrow type of single values."""
     return {"float": "float32"}.get(str(kind), str(kind))
 
 
 def _type(kind: pa.DataType) -> str:
-    """Return the name of a type for readers."""
+    """Return the name of an Arrow type for readers of the card, for example `list of 3 float32`."""
     if not pa.types.is_nested(kind):
         return _scalar(kind)
     count = f" of {kind.list_size}" if pa.types.is_fixed_size_list(kind) else ""
@@ -224,7 +227,7 @@ def _type(kind: pa.DataType) -> str:
 
 
 def _contents(info: DatasetInfo, rejected: Counter[str] | None) -> str:
-    """Return the counts and properties of a dataset as a table."""
+    """Return the counts and properties of a dataset as a Markdown table."""
     rows = [
         ("prints", f"{info.prints:,}"),
         ("fingers", f"{info.fingers:,}"),
@@ -241,13 +244,13 @@ def _contents(info: DatasetInfo, rejected: Counter[str] | None) -> str:
 
 
 def _reasons(rejected: Counter[str]) -> str:
-    """Return the numbers of rejected files by reason."""
+    """Return a Markdown list of the reasons for rejected files, with the number of files for each reason."""
     lines = "".join(f"- {reason}: {count:,}\n" for reason, count in sorted(rejected.items()))
     return f"Rejected files by reason (`{REJECTED}` lists each of them):\n\n{lines}\n"
 
 
 def _rejected(folder: Path) -> Counter[str] | None:
-    """Count the rejected files of an import by reason."""
+    """Count the rejected files of an import by reason. None if the folder has no list of rejected files."""
     if not (folder / REJECTED).is_file():
         return None
     with (folder / REJECTED).open() as lines:
@@ -255,13 +258,13 @@ def _rejected(folder: Path) -> Counter[str] | None:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
+    """Return a Markdown table with a header and rows of text cells."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _text(value: Any) -> str:
-    """Return the value of an option for readers."""
+    """Return the value of an option as text for readers of the card."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):

@@ -23,12 +23,12 @@ TIME_LIMIT = 300  # seconds for one file; JPEG 2000, the slowest format, takes 6
 # Limit of the address space in bytes. Float images of 50 megapixels, the largest case, need 1.6 GB. If a damaged header
 # announces a huge image, the decoder fails at once and the machine does not swap.
 MEMORY_LIMIT = 3 * 2**30
-OUT_OF_MEMORY = 3  # exit code
+OUT_OF_MEMORY = 3  # exit code of a decoder process that exceeds the memory limit
 IMAGE_STARTS = (
     b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\xff\xa0", b"RIFF", b"\xff\x4f\xff\x51",
     b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
 )  # fmt: skip
-# first bytes that only image files have
+# starts that are long enough to occur in image files only
 SURE_STARTS = tuple(start for start in IMAGE_STARTS if len(start) > 2 and start != b"RIFF")
 PNG_START = b"\x89PNG"
 WSQ_START = b"\xff\xa0"  # the marker "start of image"
@@ -75,7 +75,7 @@ class Grey(NamedTuple):
 def decode(data: bytes) -> Decoded:
     """Decode the first page of an image file to 8-bit grey pixels.
 
-    Colour is converted to luminance and transparent pixels to white. The image is rotated as its EXIF tag demands.
+    Colour is converted to luminance and transparent pixels to white. The image is rotated according to its EXIF tag.
     Images of more than 8 bits per pixel are scaled to 8 bits, see `_deep`.
 
     Args:
@@ -107,10 +107,10 @@ def decode(data: bytes) -> Decoded:
 
 
 def grey_image(image: Image.Image) -> Grey:
-    """Convert an opened image to grey, in the same way as `decode` converts a file.
+    """Convert an opened Pillow image to 8-bit grey pixels, in the same way as `decode` converts a file.
 
     Raises:
-        ImageError: The image is larger than 50 megapixels, or its file is damaged.
+        ImageError: if the image is larger than 50 megapixels, or its file is damaged.
     """
     _check_size(image)
     try:
@@ -130,7 +130,7 @@ def _upright_grey(image: Image.Image) -> Grey:
     white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     image.load()
     upright = ImageOps.exif_transpose(image)
-    # Pillow turns TIFF files of 1, 4 and 8 bits that store white as 0, and leaves deeper ones
+    # Pillow inverts TIFF files that store white as 0 if they have 1, 4 or 8 bits per pixel, but not if they have more.
     pixels = _grey(upright, white_is_zero and image.mode.startswith(("I", "F")))
     return Grey(upright.height, upright.width, pixels)
 
@@ -198,7 +198,7 @@ def serve() -> None:
     answers.flush()
     while header := requests.read(SIZE.size):
         data = requests.read(SIZE.unpack(header)[0])
-        # The parent also has a time limit. This one ends a decoder that loops after the parent was killed.
+        # The parent also has a time limit. This limit ends a decoder that loops after the parent was killed.
         signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT)
         _answer(data, answers)
         signal.setitimer(signal.ITIMER_PROF, 0)

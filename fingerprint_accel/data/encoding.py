@@ -1,6 +1,7 @@
-"""Encode canvases as bytes for a dataset row, and decode them: raw pixels or one lz4 block.
+"""Encode the image of a print for a row of a dataset, and decode it. Encodings are raw pixels or one lz4 block.
 
-The module imports little, because every worker process imports it.
+A dataset stores each print on a canvas, a square image of the same side for all prints. The module imports little,
+because every worker process imports it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import pyarrow as pa
 from fingerprint_accel.errors import UserError, require
 
 ENCODINGS = ("raw", "lz4")
-_LZ4 = pa.Codec("lz4_raw")  # a block without a header; the canvas determines the decoded length
+_LZ4 = pa.Codec("lz4_raw")  # a block without a header; the canvas size determines the decoded length
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise UserError if the name of an encoding is unknown."""
+    """Raise `UserError` if the name of an encoding is unknown."""
     require(encoding in ENCODINGS, f"--encoding {encoding}: unknown; there are {', '.join(ENCODINGS)}")
 
 
 def encode(image: np.ndarray, encoding: str) -> bytes:
-    """Encode an image (canvas, canvas) uint8 without loss. `encoding` is "raw" or "lz4"."""
+    """Encode an image, (canvas, canvas) uint8, without loss. `encoding` is "raw" or "lz4"."""
     raw = np.ascontiguousarray(image).data.cast("B")
     return _LZ4.compress(raw, asbytes=True) if encoding == "lz4" else bytes(raw)
 
@@ -59,7 +60,7 @@ def decode_canvas(stored: bytes, canvas: int, encoding: str) -> np.ndarray:
         (canvas, canvas) uint8 array that may be written to. Ridges are dark.
 
     Raises:
-        UserError: The bytes are not a canvas of this size and encoding, or there is no such encoding.
+        UserError: If the bytes are not a canvas of this size and encoding, or the encoding is unknown.
     """
     require(encoding in ENCODINGS, f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
     try:

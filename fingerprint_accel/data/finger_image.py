@@ -44,9 +44,9 @@ def read_finger_images(data: memoryview) -> list[ImageRecord]:
 
 
 def _views(record: memoryview, header: int) -> Iterator[ImageRecord]:
-    """Read the images of ISO/IEC 19794-4:2005 and INCITS 381.
+    """Read the images of a record in the layout of ISO/IEC 19794-4:2005 and INCITS 381.
 
-    One header with the resolution comes first. Each image has a header of 14 bytes.
+    The record begins with a header that states the resolution. Each image has a further header of 14 bytes.
 
     Args:
         record: bytes of the record.
@@ -77,7 +77,9 @@ def _views(record: memoryview, header: int) -> Iterator[ImageRecord]:
 
 
 def _representations(record: memoryview, header: int) -> Iterator[ImageRecord]:
-    """Read the images of ISO/IEC 19794-4:2011, where each image has a complete header of its own.
+    """Read the images of a record in the layout of ISO/IEC 19794-4:2011.
+
+    Each image has a complete header of its own.
 
     Args:
         record: bytes of the record.
@@ -128,11 +130,11 @@ def _image(
 
 @dataclass(frozen=True)
 class Layout:
-    """One version of the format.
+    """One version of the format of finger image records.
 
     Attributes:
         version: version string in the record.
-        header: size of the header, bytes.
+        header: size of the header before the first image, bytes.
         read: function that reads the images from the record, given the size of the header.
     """
 

@@ -15,7 +15,7 @@ from fingerprint_accel.errors import UserError
 
 
 class ImageChunk:
-    """Image column of one Arrow record batch.
+    """Reader for the image column of one Arrow record batch, which is a block of rows of a dataset.
 
     Args:
         column: the image column, encoded as raw pixels or with one lz4 block per row.
@@ -48,11 +48,11 @@ class ImageChunk:
         return len(self._offsets) - 1
 
     def stored(self, row: int) -> np.ndarray:
-        """Return the encoded bytes of a print, (bytes,) uint8, as a view of the file."""
+        """Return the encoded image of a print as a view of the file, (number of bytes,) uint8."""
         return self._bytes[self._offsets[row] : self._offsets[row + 1]]
 
     def image(self, stored: np.ndarray) -> np.ndarray:
-        """Decode the stored bytes of a print to (canvas, canvas) uint8; a view if the encoding is raw.
+        """Decode the bytes that `stored` returns to an image, (canvas, canvas) uint8. Raw images are not copied.
 
         Raises:
             UserError: if the bytes are damaged.
@@ -63,11 +63,11 @@ class ImageChunk:
             raise UserError(f"{self._file.path}: holds a damaged print ({error}); copy or import it again") from error
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
-        """Read and decode prints into a buffer.
+        """Read and decode the images of B prints into a buffer.
 
         Args:
             rows: (B,) rows of the record batch.
-            out: (B, canvas ** 2) uint8 buffer to fill.
+            out: (B, canvas ** 2) uint8 buffer to fill, one image per row.
             seconds: if given, the time for reading is added to its entry `disk` and the time for decoding to `decode`.
 
         Raises:
@@ -87,6 +87,10 @@ class ImageChunk:
             seconds["decode"] += time.perf_counter() - decoding
 
     def wanted(self, rows: np.ndarray) -> None:
-        """Tell the operating system to load rows (B,), in ascending order, from disk in the background."""
+        """Ask the operating system to load the images of some prints from disk in the background.
+
+        Args:
+            rows: (B,) rows of the record batch, in ascending order.
+        """
         starts = self._offsets[rows].astype(np.int64)
         self._file.wanted(self._start + starts, self._offsets[rows + 1] - starts)

@@ -8,9 +8,10 @@ import numpy as np
 
 UNKNOWN_FINGER = 0
 ROUNDING = 0.002  # largest relative rounding error of a resolution that is stated in pixels per mm or cm
-# Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4 -> finger. Plain thumbs also have the codes 11 and 12.
+# Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4, and the finger (1 to 10, 16 or 17; 0 if unknown) of each.
+# Thumbs have a second code, 11 or 12, for plain (not rolled) prints.
 SINGLE_FINGERS = {**{code: code for code in range(11)}, 11: 1, 12: 6, 16: 16, 17: 17}
-# Codes of images of several fingers (slaps) -> positions of the fingers from left to right.
+# Position codes of images of several fingers (slaps), and the positions of their fingers from left to right.
 SLAPS: dict[int, tuple[int, ...]] = {
     13: (2, 3, 4, 5),
     14: (10, 9, 8, 7),
@@ -44,12 +45,12 @@ class ImageRecord:
         ppi: resolution, pixels per inch; 0 if the record states none.
         position: finger position code; 0 if it is unknown.
         subject: identifier of the person in the file; empty if there is none.
-        segments: boxes of the fingers of a slap (an image of several fingers): finger position -> (left, top, right,
-            bottom) in pixels.
+        segments: boxes (left, top, right, bottom) in pixels of the fingers of a slap (an image of several fingers), by
+            finger position.
         missing: positions of fingers that a slap does not show because they are amputated or bandaged.
         minutiae: (n, 4) float32 x, y, angle, quality in image pixels; None if the file has none for this image.
         quality: NFIQ 2 score, 0 to 100; -1 if there is none.
-        reason: why the image cannot be imported; empty if it can.
+        reason: reason why the image cannot be imported; empty if it can be.
     """
 
     number: int
@@ -66,14 +67,14 @@ class ImageRecord:
 
     @property
     def fingers(self) -> tuple[int, ...]:
-        """Return the positions of the fingers on the image, from left to right."""
+        """Return the positions of the fingers on the image, from left to right. The position 0 is unknown."""
         if self.position in SLAPS:
             return tuple(finger for finger in SLAPS[self.position] if finger not in self.missing)
         return (SINGLE_FINGERS.get(self.position, UNKNOWN_FINGER),)
 
 
 def meant_ppi(ppi: float) -> float:
-    """Undo the rounding of a resolution that was stated in pixels per mm or cm.
+    """Correct a resolution in pixels per inch that was rounded because it was stated in pixels per mm or cm.
 
     For example, 19.69 pixels per mm (500.1 ppi) and 197 pixels per cm (500.4 ppi) become 500 ppi.
     """
@@ -82,7 +83,7 @@ def meant_ppi(ppi: float) -> float:
 
 
 def why_not_a_finger(position: int) -> str:
-    """Return why an image with a position code cannot be imported; an empty string if it can."""
+    """Return the reason why an image with a finger position code cannot be imported; empty if it can be."""
     if position in SINGLE_FINGERS or position in SLAPS:
         return ""
     if position == 19:
@@ -95,7 +96,7 @@ def why_not_a_finger(position: int) -> str:
 
 
 def shows_no_finger(reason: str) -> bool:
-    """Tell whether an image was rejected because it shows something other than a finger, such as a palm.
+    """Return whether an image was rejected because it does not show a finger, but for example a palm.
 
     Args:
         reason: reason of the rejection, as given by `why_not_a_finger` or `ansi_nist.NOT_FINGERS`.

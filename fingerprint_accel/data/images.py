@@ -53,7 +53,7 @@ class _Died(Exception):  # noqa: N818  (not an error in itself: the caller inspe
 
 
 class _Decoder:
-    """Handle of one decoder process.
+    """Decoder process, and the pipes to it.
 
     Attributes:
         answered: number of files that the process has decoded or rejected.
@@ -94,7 +94,9 @@ class _Decoder:
             )
 
     def decode(self, data: bytes) -> Decoded:
-        """Decode the first page of a file, given its bytes. The process is idle afterwards.
+        """Decode the first page of an image file, given its bytes.
+
+        After an answer, the process is added to the idle processes.
 
         Raises:
             ImageError: if the file cannot be used (see `decoding.decode`), or if there is no answer in time. In the
@@ -110,7 +112,7 @@ class _Decoder:
             raise _Died from None
         decoded, height, width, pages, ppi, size = ANSWER.unpack(self._read(ANSWER.size))
         if size > MAX_PIXELS or (decoded and size != height * width):
-            raise _Died  # the header is nonsense, so the process is in a broken state
+            raise _Died  # an impossible answer, so the process is in a broken state
         answer = self._read(size)
         self.answered += 1
         _idle.append(self)
@@ -133,7 +135,7 @@ class _Decoder:
         return data
 
     def end(self, patience: float = 0) -> int:
-        """End the process; return its exit code, or the negative signal number if a signal ended it.
+        """End the process, and return its exit code. The code is negative if a signal has ended the process.
 
         Args:
             patience: seconds to wait for the process to end by itself before it is killed.
@@ -145,7 +147,7 @@ class _Decoder:
         return self._process.wait()
 
     def disconnect(self) -> None:
-        """Close the pipes to the decoder process on this side."""
+        """Close this side of the pipes to the decoder process."""
         _decoders.discard(self)
         with contextlib.suppress(ValueError):
             _idle.remove(self)
@@ -153,7 +155,7 @@ class _Decoder:
         self._output.close()
 
 
-# Operations on a deque or a set are atomic, so no lock is needed. Another thread could hold a lock during a fork.
+# Operations on a deque or a set are atomic, so no lock is needed. A lock could be held by another thread during a fork.
 _idle: deque[_Decoder] = deque()
 _decoders: set[_Decoder] = set()
 
@@ -161,8 +163,8 @@ _decoders: set[_Decoder] = set()
 def decode_apart(data: bytes, name: str) -> Decoded:
     """Decode an image file in a separate process that is reused for many files.
 
-    If the process dies, the file is tried once more in a new process, because an earlier file may have corrupted the
-    memory of the first one.
+    If the process dies, the file is decoded once more in a new process, because an earlier file may have corrupted the
+    memory of the old process.
 
     Args:
         data: all bytes of the file.
@@ -187,17 +189,17 @@ def decode_apart(data: bytes, name: str) -> Decoded:
             if fresh:
                 raise _reason(code, name) from None
             decoder = _Decoder()
-        except BaseException:  # on Ctrl-C the pending answer would be taken for that of the next file
+        except BaseException:  # after Ctrl-C, the pending answer would be read as that of the next file
             decoder.end()
             raise
 
 
 def _reason(code: int, name: str) -> Exception:
-    """Return the exception for a file during which the decoder process died.
+    """Return the exception to raise if the decoder process has died while it decoded a file.
 
     Args:
         code: exit code of the process, or the negative number of the signal that ended it.
-        name: name of the file.
+        name: name of the file, for error messages.
     """
     if code == OUT_OF_MEMORY:
         return ImageError("takes too much memory to decode: convert it to 8-bit grey PNG")
@@ -222,9 +224,10 @@ def end_decoders() -> None:
 
 
 def _forget_all() -> None:
-    """Close all pipes to decoder processes after a fork.
+    """Close all pipes to decoder processes in a forked process.
 
-    The decoders belong to the parent process. They would outlive the parent if the forked process kept the pipes open.
+    The decoder processes belong to the parent process. They would outlive the parent if the forked process kept the
+    pipes open.
     """
     for decoder in list(_decoders):
         decoder.disconnect()

@@ -21,10 +21,10 @@ class ImportSummary:
     Attributes:
         out: dataset folder.
         info: properties of the dataset.
-        impressions: (F,) number of impressions of each finger, in ascending order.
+        impressions: (F,) numbers of impressions of the F fingers, in ascending order.
         rejected: number of rejected files for each reason.
-        notes: number of prints for each note about prints or about the whole dataset.
-        megabytes: size of the dataset folder.
+        notes: number of prints for each text of a note. A note about the whole dataset counts as one print.
+        megabytes: size of the dataset folder in MB.
         seconds: duration of the import or merge.
     """
 
@@ -38,7 +38,12 @@ class ImportSummary:
 
     @classmethod
     def of(cls, out: Path, seconds: float) -> ImportSummary:
-        """Read the summary from a finished dataset folder."""
+        """Make a summary from the files of a finished dataset folder.
+
+        Args:
+            out: dataset folder.
+            seconds: duration of the import or merge.
+        """
         dataset = open_dataset(out)
         rejected, notes = (Counter[str](), Counter[str]())
         for name, key, counter in ((REJECTED, "reason", rejected), (NOTES, "note", notes)):
@@ -49,7 +54,7 @@ class ImportSummary:
         return cls(out, dataset.info, np.sort(np.bincount(dataset.fingers)), rejected, notes, size, seconds)
 
     def table(self) -> str:
-        """Return the summary as aligned text."""
+        """Return the summary as a table of aligned text."""
         counts = self.impressions
         rows = [
             ("fingers", f"{self.info.fingers}"),
@@ -68,7 +73,7 @@ class ImportSummary:
         return aligned(rows)
 
     def show(self) -> None:
-        """Print the table, the notes, and the name of the list of rejected files."""
+        """Print the table, the notes, and the path of the list of rejected files."""
         print(self.table())
         if self.rejected:
             print(f"rejected files and reasons: {self.out / REJECTED}")
@@ -77,7 +82,10 @@ class ImportSummary:
 
 
 def kind_of(reason: str) -> str:
-    """Shorten a reason to its kind: `line 7: no path` becomes `no path`, and `damaged: ...` becomes `damaged`."""
+    """Return the kind of a rejection, given its reason, so that rejections of one kind can be counted.
+
+    For example, `line 7: no path` becomes `no path`, and `damaged: ...` becomes `damaged`.
+    """
     if reason.startswith("line "):
         reason = reason.partition(": ")[2]
     return reason.partition(":")[0].partition(" (")[0]

@@ -1,4 +1,4 @@
-"""Import image files from a folder or csv into a dataset folder, in parallel and resumably."""
+"""Import image files from a folder or csv into a dataset folder, with parallel workers. Interrupted imports resume."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def import_dataset(
 ) -> ImportSummary:
     """Import image files into a dataset folder.
 
-    A call with the same arguments resumes an interrupted one. The result does not depend on the number of workers or on
-    interruptions.
+    If a call was interrupted, a call with the same arguments continues it. The result does not depend on the number of
+    workers or on interruptions.
 
     Args:
         source: folder of images, or a csv file if `layout` is "csv".
@@ -88,8 +88,8 @@ def import_dataset(
             file directly in the folder may also have the name of an image, if no other image has this name. By default,
             minutiae files lie beside the images.
         encoding: encoding of the images in the dataset, "raw" or "lz4".
-        enhance: function that enhances each canvas, `preprocess.enhance.enhance_canvas`; None to leave prints as they
-            are.
+        enhance: function that enhances the ridges of each canvas (the square image of a print in the dataset), usually
+            `preprocess.enhance.enhance_canvas`; None for no enhancement.
         workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
             needs `if __name__ == "__main__":` around the call.
         cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
@@ -120,9 +120,9 @@ def import_dataset(
 
 
 class ImportJob(Job):
-    """Job that imports images shard by shard.
+    """Job that imports images and writes them to shards, the files of a dataset.
 
-    The arguments are those of `import_dataset`, which checks them. `target` combines the options for the prints in the
+    The arguments are those of `import_dataset`, which checks them. `target` holds the options for the prints in the
     dataset.
     """
 
@@ -170,13 +170,13 @@ class ImportJob(Job):
         self.bytes_per_print = target.canvas**2 + MINUTIAE_BYTES if encoding == "raw" else 0
         order = _shuffled(self.listing.table, seed)  # fingers are spread over shards
         per_shard = rows_per_shard(rows, target.canvas)
-        self._rows = np.split(order, range(per_shard, rows, per_shard))  # of the listing, by shard
+        self._rows = np.split(order, range(per_shard, rows, per_shard))  # rows of the listing in each shard
         self.sizes = [len(of_shard) for of_shard in self._rows]
         self._fingers = finger_codes(self.listing.table)
         self._table = self.listing.table.combine_chunks()
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """See `Job.task`."""
+        """Return a function that imports the prints of one shard, see `Job.task`."""
         return functools.partial(_import_files, self._files(shard), self.reading, self.target, self.encoding)
 
     def _files(self, shard: int) -> list[ImageFile]:
@@ -199,14 +199,17 @@ class ImportJob(Job):
         ]
 
     def is_current(self, shard: int, facts: Facts) -> bool:
-        """See `Job.is_current`. A shard is outdated if one of its files has changed."""
+        """Return whether the files of the prints in a finished shard are unchanged, see `Job.is_current`."""
         return bool(facts["files"] == _state(self._files(shard)))
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """See `Job.publish`."""
+        """Write the description of the dataset, the lists of rejected files and notes, and the dataset card.
+
+        See `Job.publish`.
+        """
         rejected, listed = [*self.listing.rejected, *self._pairing.unused], set()
         for path, reason, of_minutiae in itertools.chain.from_iterable(known["rejected"] for known in facts):
-            if not of_minutiae or path not in listed:  # one minutiae file may fit several prints
+            if not of_minutiae or path not in listed:  # one minutiae file may belong to several prints
                 rejected.append((path, reason))
                 listed.add(path)
         if not any(known["rows"] for known in facts):
@@ -237,7 +240,7 @@ class ImportJob(Job):
 
 
 def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
-    """Return the rows of a listing in random order, (N,) int64.
+    """Return the numbers of the N rows of a listing in random order, (N,) int64.
 
     The fingers of a slap (an image of several fingers) stay together, so that the image is decoded only once.
     """
@@ -254,7 +257,7 @@ def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
 
 
 def _import_files(files: list[ImageFile], reading: Reading, target: Target, encoding: str, path: Path) -> Facts:
-    """Read the prints of one shard and write them, in a worker process.
+    """Read the prints of one shard from their files, and write the shard. Worker processes run this function.
 
     Args:
         files: prints to import.
@@ -264,8 +267,8 @@ def _import_files(files: list[ImageFile], reading: Reading, target: Target, enco
         path: shard to write.
 
     Returns:
-        Facts about the shard: those of `write_shard`, rejected files, notes, distances of ridges, and the state of the
-        files.
+        Facts about the shard: those of `write_shard`, rejected files, notes, ridge periods of prints, and a digest of
+        the state of the files.
     """
     state = _state(files)
     records, rejected, notes = [], [], []
@@ -298,7 +301,11 @@ def _state(files: Sequence[ImageFile]) -> str:
 
 
 def versions(enhance: bool) -> dict[str, Any]:
-    """Return the versions of all packages that determine the bytes of an imported print."""
+    """Return the versions of all packages that the bytes of an imported print depend on, by package name.
+
+    Args:
+        enhance: whether ridges are enhanced, which needs torch.
+    """
     return {
         "fingerprint_accel": __version__,
         "pyarrow": version("pyarrow"),
@@ -308,7 +315,7 @@ def versions(enhance: bool) -> dict[str, Any]:
 
 
 def check_canvas(option: str, ppi: int, canvas: int) -> None:
-    """Check resolution and canvas of a dataset.
+    """Check the resolution and the canvas size of a dataset.
 
     Args:
         option: name of the option that gives the resolution, for the error message.

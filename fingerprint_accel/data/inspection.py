@@ -1,4 +1,4 @@
-"""Counts of a dataset, and a contact sheet of its prints."""
+"""Describe a dataset by a table of its counts and by a contact sheet, which is a picture of some of its prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABEL = 18  # height of the text above a print, pixels
 
 
 def describe(shards: Shards) -> str:
-    """Return counts and properties of a dataset as aligned text."""
+    """Return the counts and properties of a dataset as a table of aligned text."""
     info = shards.info
     per_finger = np.bincount(shards.fingers)
     minutiae = shards.minutiae(np.arange(min(len(shards), 1000)))[1]
@@ -53,7 +53,7 @@ def describe(shards: Shards) -> str:
 
 
 def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, columns: int = COLUMNS) -> Image.Image:
-    """Draw some fingers of a dataset, one row for each finger with its first impressions side by side.
+    """Draw the prints of some fingers of a dataset: one row per finger, with its first impressions side by side.
 
     Args:
         shards: the dataset.
@@ -100,16 +100,16 @@ def draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int
 
 
 def save_contact_sheet(shards: Shards, path: Path, fingers: int = 5, minutiae: bool = False) -> None:
-    """Write `contact_sheet` as a PNG file.
+    """Draw a contact sheet with `contact_sheet`, and write it as a PNG file.
 
     Args:
         shards: the dataset.
         path: file to write.
         fingers: number of fingers.
-        minutiae: draw minutiae.
+        minutiae: whether to draw minutiae.
 
     Raises:
-        UserError: `path` does not end in .png, or is a file that was not written by this package.
+        UserError: if `path` does not end in .png, or is a file that was not written by this package.
     """
     check_picture(path)
     info = PngInfo()

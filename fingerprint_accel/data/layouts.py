@@ -25,7 +25,7 @@ DIGITS |= {name[0]: number for name, number in DIGITS.items()} | {str(number): n
 
 @dataclass(frozen=True)
 class Named:
-    """Information in the path of an image.
+    """Information about a print that a layout has read from the path of its image.
 
     Attributes:
         finger_key: identifier of the finger. For a slap (an image of several fingers) it is the identifier of the
@@ -50,21 +50,21 @@ class LayoutError(ValueError):
 
 
 def check_ppi(ppi: int) -> int:
-    """Return a resolution, or raise LayoutError if it is not plausible. 0 means that none is stated."""
+    """Return a resolution unchanged, or raise LayoutError if it is not plausible. 0 means that none is stated."""
     if ppi and not 50 <= ppi <= 5000:
         raise LayoutError(f"ppi {ppi} is out of range: it must lie between 50 and 5000")
     return ppi
 
 
 def check_impression(impression: int) -> int:
-    """Return an impression number, or raise LayoutError if it is negative or does not fit into int64."""
+    """Return the number of an impression unchanged, or raise LayoutError if it is negative or exceeds int64."""
     if not 0 <= impression <= LARGEST_IMPRESSION:
         raise LayoutError(f"impression {impression} is out of range: it must lie between 0 and {LARGEST_IMPRESSION}")
     return impression
 
 
 def finger_position(text: str) -> int:
-    """Convert a text such as `07`, `left_index` or `L2` to a finger position code.
+    """Convert text such as `07`, `left_index` or `L2` to a finger position code.
 
     The codes are those of ANSI/NIST-ITL: 1 to 5 from the right thumb to the right little finger, 6 to 10 for the left
     hand, and further codes for images of several fingers.
@@ -101,13 +101,13 @@ class NamePattern:
 
     The groups are finger, subject, position, impression and ppi. Some may be missing. The expression must match the
     whole file name without its suffix. If the expression contains a slash, it must match the whole path without the
-    suffix.
+    suffix. A call of the object with a path returns the information in the path.
 
     Args:
         pattern: the expression.
         example: a name that matches, for error messages.
-        with_folder: make the folder a part of the finger key, so that equal names in different folders are different
-            fingers.
+        with_folder: whether the folder is a part of the finger key (the name of a finger), so that equal names in
+            different folders are different fingers.
     """
 
     pattern: re.Pattern[str]
@@ -115,7 +115,7 @@ class NamePattern:
     with_folder: bool = False
 
     def match(self, path: str) -> re.Match[str]:
-        """Match a path, or raise LayoutError if it does not follow the layout."""
+        """Return the match of the regular expression with a path, or raise LayoutError if it does not match."""
         stem = posixpath.splitext(path)[0]
         match = self.pattern.fullmatch(stem if "/" in self.pattern.pattern else posixpath.basename(stem))
         if match is None:
@@ -145,7 +145,7 @@ class NamePattern:
 
 
 def names_layout(expression: str) -> NamePattern:
-    """Make a layout from the regular expression of the option `--names`.
+    """Create a layout from the regular expression of the option `--names`.
 
     Raises:
         UserError: if the expression is invalid, has an unknown group, or has neither a group `finger` nor `subject`.
@@ -163,9 +163,9 @@ def names_layout(expression: str) -> NamePattern:
 
 
 def folders(path: str) -> Named:
-    """Read a path of the layout `finger/anything.png`: the folder is the finger key.
+    """Read the finger from a path such as `FINGER/anything.png`. The folder is the finger key.
 
-    Impressions are numbered in order of path.
+    The path states no impression. Impressions are numbered later, in order of path.
     """
     folder = posixpath.dirname(path)
     if not folder:
@@ -187,10 +187,10 @@ _SOCOFING = NamePattern(
 
 
 def flx(path: str) -> Named:
-    """Read a path of the layout `<finger>_<impression>` of the package flx, in any folder.
+    """Read finger and impression from a file name `<finger>_<impression>`, as the package flx names files.
 
-    The listing shifts impressions that count from 1 so that they count from 0. The names `f0001_01` and `s0001_01` of
-    the database NIST SD4 are impressions 0 and 1 of one finger.
+    The names `f0001_01` and `s0001_01` of the database NIST SD4 are impressions 0 and 1 of one finger. Impressions that
+    count from 1 are later changed to count from 0, see `listing`.
     """
     match = _FLX.match(path)
     finger, impression = int(match["finger"]), check_impression(int(match["impression"]))
@@ -200,10 +200,10 @@ def flx(path: str) -> Named:
 
 
 def socofing(path: str) -> Named:
-    """Read a path of the database SOCOFing, for example `1__M_Left_index_finger.BMP`.
+    """Read finger and impression from a path of the database SOCOFing, for example `1__M_Left_index_finger.BMP`.
 
-    The original is impression 0. Altered versions (`..._CR`, `_Obl`, `_Zcut`) are impressions 1 to 3 at the level easy,
-    4 to 6 at medium and 7 to 9 at hard. The level is read from the name of the folder.
+    The original print is impression 0. Altered versions (`..._CR`, `_Obl`, `_Zcut`) are impressions 1 to 3 at the level
+    easy, 4 to 6 at medium and 7 to 9 at hard. The level is read from the name of the folder.
     """
     match = _SOCOFING.match(path)
     finger = f"{int(match['subject'])}_{match['hand'].lower()}_{match['name'].lower()}"
@@ -215,7 +215,10 @@ def socofing(path: str) -> Named:
 
 
 def records(path: str) -> Named:
-    """Reject every path: with the layout `records`, only records of container files determine the finger."""
+    """Reject the path of an image file, because the layout `records` reads fingers from container files only.
+
+    Container files (ANSI/NIST transactions and finger image records) state the finger of each image themselves.
+    """
     raise LayoutError("an image file does not state its finger: choose another --layout, or give --names")
 
 
@@ -236,7 +239,7 @@ NAMES = (*LAYOUTS, "csv")
 
 
 def guess(paths: list[str]) -> list[str]:
-    """Return the names of the layouts that all given paths follow, the most specific first."""
+    """Return the names of the layouts that all given paths follow, the most specific layout first."""
 
     def fits(name: str) -> bool:
         try:

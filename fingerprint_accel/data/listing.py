@@ -36,7 +36,7 @@ from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEMPLATE, walk
 from fingerprint_accel.errors import UserError, require
 
-SAYS_NOTHING = Named("", 0)  # result for a name that contains no information
+SAYS_NOTHING = Named("", 0)  # result for a file name that is not read or contains no information
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Listing:
         table: one row per print, with the columns path, record, cut, slap, position, person, finger_key, impression,
             ppi and minutiae (see `listing_rows.FIELDS`).
         rejected: path and reason of each file or record that is not imported.
-        templates: paths of the minutiae files that were found.
+        templates: paths of the minutiae files, also called templates, that were found.
     """
 
     root: Path
@@ -94,10 +94,10 @@ def list_files(
 def list_prints(
     folder: Path, raw_size: tuple[int, int] | None = None, names: str = "", key: Sequence[str] = ()
 ) -> Listing:
-    """List all prints below a folder without a layout.
+    """List all prints below a folder, without a layout (a convention of file names that states the fingers).
 
-    The finger key of an image is its path, unless `names` is given. Prints of container files (files with several
-    images) get their keys from the records.
+    The finger key (name of the finger) of an image is its path, unless `names` is given. Prints of container files
+    (files with several images) get their keys from the records.
 
     Args:
         folder: folder of images.
@@ -144,7 +144,7 @@ def list_paths(paths: Sequence[Path], names: str = "", key: Sequence[str] = ()) 
 def _walked(
     source: Path, read: Callable[[str], Named], key: Sequence[str], raw_size: tuple[int, int] | None
 ) -> tuple[Rows, list[str]]:
-    """Collect the prints below a folder; also return the paths of up to 50 images.
+    """Collect the prints below a folder. Also return the paths of up to 50 images, as a sample for error messages.
 
     Args:
         source: the folder.
@@ -179,12 +179,12 @@ def _read_name(read: Callable[[str], Named], path: str) -> Named | LayoutError:
 
 
 def _nothing(source: Path, layout: str, sample: list[str], rejected: list[tuple[str, str]]) -> UserError:
-    """Return the error for a source without any print to import.
+    """Return the error to raise for a source without any print to import.
 
     Args:
         source: folder of images.
         layout: file-name convention.
-        sample: paths of some images.
+        sample: paths of some images of the source, with which fitting layouts are searched.
         rejected: path and reason of each rejected file.
     """
     if not sample:
@@ -234,7 +234,12 @@ def _list_csv(source: Path, key: Sequence[str]) -> Listing:
 
 
 def _templates_beside(root: Path, table: pa.Table) -> pa.Array:
-    """Find the minutiae files in the folders of the images that a csv lists."""
+    """Find the minutiae files in the folders of the images of a listing, and return their paths.
+
+    Args:
+        root: folder that the paths of the listing are relative to.
+        table: the listing.
+    """
     folders = pc.unique(pc.replace_substring_regex(table["path"], r"(^|/)[^/]*$", r"\1")).to_pylist()
     found = []
     for folder in folders:
@@ -276,12 +281,15 @@ def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:
 
 
 def finger_codes(table: pa.Table) -> np.ndarray:
-    """Number the fingers of a listing; return the number for each row, (N,) int64."""
+    """Return a number for the finger of each of the N rows of a listing, (N,) int64.
+
+    Rows with the same finger key have the same number.
+    """
     return pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy().astype(np.int64)
 
 
 def _from_zero(table: pa.Table) -> pa.Table:
-    """Subtract 1 from all impression numbers if the lowest is 1 or more, because flx counts from 0."""
+    """Subtract 1 from all impression numbers of a listing if the lowest is 1 or more, because flx counts from 0."""
     impressions = table["impression"].to_numpy()
     stated = impressions >= 0
     lowest = int(impressions[stated].min()) if stated.any() else 0
@@ -289,11 +297,11 @@ def _from_zero(table: pa.Table) -> pa.Table:
 
 
 def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.Table:
-    """Keep the first of several prints with the same finger and impression.
+    """Return a listing without duplicates: the first of several prints with the same finger and impression is kept.
 
     Args:
         table: the listing.
-        rejected: paths and reasons of the other prints are appended.
+        rejected: list to which the names of the other prints and the reason are appended.
     """
     numbers = np.unique(table["impression"].to_numpy(), return_inverse=True)[1]  # ranks, which fit into 32 bits
     claim = finger_codes(table) << 32 | numbers.astype(np.int64)
@@ -310,14 +318,14 @@ def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.
 
 
 def name_of(table: pa.Table, row: int) -> str:
-    """Return the name of a print: path, record and finger position, see `captures.join_name`."""
+    """Return the name of the print in a row of a listing: path, record and finger, see `captures.join_name`."""
     return join_name(*(table[column][row].as_py() for column in ("path", "record", "cut")))
 
 
 def _ranked(table: pa.Table) -> pa.Table:
-    """Assign numbers to impressions without a number.
+    """Return a listing in which all impressions have a number.
 
-    They follow the highest stated number of their finger, in order of path.
+    Impressions without a number get the numbers after the highest stated number of their finger, in order of path.
     """
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0

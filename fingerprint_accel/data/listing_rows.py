@@ -1,4 +1,4 @@
-"""Collect the rows of a listing: one row per print, with the finger key."""
+"""Collect the rows of a listing, which is the table of all prints to import: one row per print."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FIELDS = [
     ("subject", pa.string()),  # transaction number to put before an incomplete key; null if the key is complete
     ("impression", pa.int64()),  # -1 to number the files of the finger in order of path
     ("ppi", pa.int32()),  # 0 to use the resolution in the record or the default of the import
-    ("minutiae", pa.string()),
+    ("minutiae", pa.string()),  # path of the minutiae file if a csv states it, else null
 ]
 
 
 class Rows:
-    """Collect the rows of a listing.
+    """Collector of the rows of a listing.
 
     After every CHUNK rows, the rows are converted to Arrow, so that few Python objects exist at a time.
 
@@ -41,8 +41,8 @@ class Rows:
             number is used.
 
     Attributes:
-        rows: rows that are not yet converted.
-        parts: converted rows.
+        rows: rows that are not yet converted to Arrow.
+        parts: rows that are converted to Arrow.
         rejected: path and reason of each rejected file or record.
     """
 
@@ -148,10 +148,10 @@ class Rows:
 
 
 def _with_subjects(table: pa.Table) -> pa.Table:
-    """Complete finger keys that consist of a finger position only.
+    """Complete the finger keys of a listing that consist of a finger position only.
 
-    The transaction number is put before the position and also becomes the person. If a transaction has no number, or
-    another file has the same number, the path of the file without suffix takes its place.
+    The number of the transaction (`TRANSACTION_NUMBER`) is put before the position, and also becomes the person. If a
+    transaction has no number, or another file has the same number, the path of the file without suffix is used instead.
     """
     subjects = table["subject"]
     if subjects.null_count == len(table):

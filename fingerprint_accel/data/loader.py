@@ -1,4 +1,4 @@
-"""Training batches, read ahead by one thread into reused buffers.
+"""Read training batches ahead of the training step, with one thread and into reused buffers.
 
 The thread copies bytes from the memory-mapped shards. numpy releases the GIL while it copies, so that reading and
 training run in parallel without worker processes.
@@ -23,17 +23,17 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 
-ANNOUNCED = 4  # batches that the kernel prefetches before the reading thread needs them, for data larger than memory
+ANNOUNCED = 4  # number of batches that the kernel prefetches for the reading thread, if data are larger than memory
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Prints of a dataset that take part, with the class label of each.
+    """Selected prints of a dataset, with the class label of each print.
 
     Attributes:
         shards: the dataset.
-        rows: (N,) int64 rows of the dataset.
-        labels: (N,) int64 class label of each row, dense.
+        rows: (N,) int64 rows of the dataset that are selected.
+        labels: (N,) int64 class label of each row: the number of its finger in the subset, from 0 to `classes` - 1.
     """
 
     shards: Shards
@@ -45,7 +45,7 @@ class Subset:
 
     @property
     def classes(self) -> int:
-        """Number of different labels."""
+        """Number of class labels."""
         return int(self.labels.max()) + 1 if len(self.labels) else 0
 
     @property
@@ -61,14 +61,14 @@ class Subset:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the finger keys and impression numbers of all prints, without their images."""
+        """Digest of the finger keys (names of fingers) and impression numbers of all prints, without their images."""
         fingers = np.unique(self.shards.fingers[self.rows]).tolist()
         keys = "\0".join(self.shards.key_of_finger[finger] for finger in fingers)
         numbers = self.labels.tobytes() + self.shards.impressions[self.rows].tobytes()
         return hashlib.blake2b(keys.encode() + numbers, digest_size=8).hexdigest()
 
     def layout(self, prints: int, truth: bool = False) -> BatchLayout:
-        """Return the memory layout of a batch of `prints` prints, with pose and contact if `truth`."""
+        """Return the memory layout of a batch. `prints` is the batch size, and `truth` adds pose and contact."""
         return BatchLayout(prints, self.info.canvas, max(1, self.shards.most_minutiae), truth)
 
     def read(
@@ -79,14 +79,15 @@ class Subset:
         seconds: dict[str, float] | None = None,
         truth: bool = False,
     ) -> Batch:
-        """Read prints.
+        """Read a batch of B prints.
 
         Args:
-            samples: (B,) int64 positions in the subset.
-            epochs: (B,) int64 pass over the data of each print.
-            buffer: (bytes,) uint8 buffer with the size of `layout(B, truth)`. The batch is a view of it.
+            samples: (B,) int64 positions of the prints in the subset.
+            epochs: (B,) int64 value of `Batch.epoch` for each print: the number of the pass over the data.
+            buffer: (bytes,) uint8 buffer with the size of `layout(B, truth)`. The batch is a view of it. By default, a
+                new buffer is allocated.
             seconds: Dictionary to which the time of reading and decoding is added (`Shards.read`).
-            truth: Also read pose and contact.
+            truth: Whether to read pose and contact too.
         """
         rows = self.rows[samples]
         layout = self.layout(len(rows), truth)
@@ -109,27 +110,28 @@ class Subset:
         position: int = 0,
         truth: bool = False,
     ) -> TrainingLoader:
-        """Return endless micro-batches of one process; see `TrainingLoader` for the arguments."""
+        """Return a loader of endless micro-batches for one process. See `TrainingLoader` for the arguments."""
         return TrainingLoader(self, order, batch_size, rank, processes, device, position, truth=truth)
 
 
 def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
-    """Return all prints of some fingers.
+    """Select all prints of some fingers of a dataset.
 
     Args:
         shards: The dataset.
-        fingers: (F,) bool, True for the fingers to include. Their labels are 0..n-1, in ascending order of finger id.
+        fingers: (F,) bool with an entry for each of the F fingers of the dataset, True for the fingers to include. The
+            n included fingers get the labels 0 to n - 1, in ascending order of their numbers in the dataset.
     """
     return subset_of_prints(shards, fingers[shards.fingers])
 
 
 def subset_of_prints(shards: Shards, prints: np.ndarray) -> Subset:
-    """Return some prints of a dataset.
+    """Select some prints of a dataset.
 
     Args:
         shards: The dataset.
-        prints: (N,) bool, True for the rows to include. The labels of their fingers are 0..n-1, in ascending order of
-            finger id.
+        prints: (N,) bool with an entry for each of the N rows of the dataset, True for the rows to include. The n
+            fingers of these rows get the labels 0 to n - 1, in ascending order of their numbers in the dataset.
     """
     present = np.zeros(len(shards.key_of_finger), bool)
     present[shards.fingers[prints]] = True
@@ -139,9 +141,13 @@ def subset_of_prints(shards: Shards, prints: np.ndarray) -> Subset:
 
 @dataclass
 class _Slot:
-    """A reused buffer. On CUDA, `copied` is the event after which the buffer may be overwritten.
+    """Reused buffer for one batch.
 
-    Allocating pinned memory takes longer than filling it, so that a few buffers serve the whole run.
+    To allocate pinned memory takes longer than to fill it, so a few buffers are used for the whole run.
+
+    Attributes:
+        buffer: the memory of the buffer, (bytes,) uint8.
+        copied: CUDA event after which the batch is copied and the buffer may be overwritten; None on a CPU.
     """
 
     buffer: torch.Tensor
@@ -150,24 +156,27 @@ class _Slot:
 
 @dataclass(eq=False)
 class TrainingLoader:
-    """Endless micro-batches of one process, starting anywhere in the stream. Use as a context manager, then iterate.
+    """Endless iterator over the micro-batches of one process. A thread reads batches ahead.
 
-    One thread reads ahead. On a CPU image, minutiae, pose and contact lie in a reused buffer until the next batch is
-    asked for; for CUDA the thread copies it from pinned memory on a stream of its own, beside training.
+    Use the loader as a context manager, and iterate over it inside the `with` statement. On a CPU, the image, minutiae,
+    pose and contact of a batch are in a reused buffer, and are valid until the next batch is requested. On CUDA, the
+    thread copies each buffer from pinned memory to the device on a separate stream, in parallel with training.
 
     Args:
         subset: prints to train on.
-        order: the stream over them.
-        batch_size: prints per micro-batch of this process.
-        rank, processes: which share of each global micro-batch is this process's.
-        device: where batches are delivered.
-        position: position in the stream to start from, prints over all processes.
-        prefetch: batches read ahead; three bridge a late answer of the disk.
+        order: order in which the prints are read, an endless stream of positions in `subset`.
+        batch_size: number of prints in a micro-batch of this process.
+        rank: number of this process, which selects its part of the stream.
+        processes: number of processes.
+        device: device that batches are copied to.
+        position: position in the stream to start from, counted in prints over all processes.
+        prefetch: number of batches to read ahead. Three are enough if the disk is slow at times.
         truth: whether batches have pose and contact.
 
     Attributes:
-        waited: seconds that the consumer spent waiting for batches after the first.
-        seconds: that the thread spent on the `order`, on reading from `disk` (or memory) and on `decode`.
+        waited: seconds that the consumer has waited for batches, without the first batch.
+        seconds: seconds that the thread has spent on computing the `order`, on reading from `disk` (or memory) and on
+            `decode`, by these names.
     """
 
     subset: Subset
@@ -205,7 +214,7 @@ class TrainingLoader:
         """Yield batches endlessly.
 
         Raises:
-            RuntimeError: If called outside `with`, or in a process forked from the one that reads.
+            RuntimeError: If the loader is used outside `with`, or in a forked process.
         """
         started = False
         while True:
@@ -217,7 +226,7 @@ class TrainingLoader:
                 raise RuntimeError("this loader is not reading: use it inside `with loader:`")
             start = time.perf_counter()
             flat, slot = self._coming.popleft().result()
-            if started:  # the first batch cannot have been read ahead
+            if started:  # the wait for the first batch does not count
                 self.waited += time.perf_counter() - start
             started = True
             if slot.copied is None:
@@ -236,10 +245,11 @@ class TrainingLoader:
         self._coming.append(self._thread.submit(self._read, slot))
 
     def _read(self, slot: _Slot) -> tuple[torch.Tensor, _Slot]:
-        """Read the next batch into the slot, in the thread.
+        """Read the next batch into a slot. The reading thread runs this method.
 
         Returns:
-            The buffer itself on a CPU; on CUDA a copy of it on the device, which may be incomplete until `slot.copied`.
+            The batch as one tensor (bytes,) uint8, and the slot. On a CPU the tensor is the buffer of the slot. On CUDA
+            it is a copy of the buffer on the device, which may be incomplete until the event `slot.copied`.
         """
         if slot.copied is not None:
             slot.copied.synchronize()
@@ -254,7 +264,10 @@ class TrainingLoader:
         return flat, slot
 
     def _samples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield samples and passes of this process's micro-batches, each sorted by file position for faster reading."""
+        """Yield the prints of each micro-batch of this process, as arguments `samples` and `epochs` of `Subset.read`.
+
+        The prints of a micro-batch are sorted by position in the files, for faster reading.
+        """
         position = self.position + self.rank * self.batch_size
         while True:
             start = time.perf_counter()

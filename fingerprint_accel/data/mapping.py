@@ -48,7 +48,7 @@ class MappedFile:
         self._advise("MADV_RANDOM", 0, len(self))
 
     def wanted(self, starts: np.ndarray, length: np.ndarray) -> None:
-        """Tell the operating system to load parts of the file in the background.
+        """Ask the operating system to load parts of the file in the background.
 
         Args:
             starts: (N,) offsets of the parts in ascending order, bytes.
@@ -60,7 +60,7 @@ class MappedFile:
     def unmap_pages(self) -> None:
         """Remove the pages of the file from the memory of this process.
 
-        They stay in the page cache of the operating system while there is free memory.
+        The pages stay in the page cache of the operating system while there is free memory.
         """
         self._advise("MADV_DONTNEED", 0, len(self))
 
@@ -71,7 +71,7 @@ class MappedFile:
 
 
 def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Merge adjacent or overlapping intervals.
+    """Merge intervals that touch or overlap.
 
     Args:
         starts: (N,) starts of the intervals, ascending.
@@ -86,7 +86,7 @@ def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
 
 
 def resident_files() -> int:
-    """Return the resident memory of this process that consists of mapped files, bytes.
+    """Return how many bytes of mapped files are in the memory of this process.
 
     The number can exceed the bytes that were read, because the operating system may map large pages. It is 0 on systems
     without `/proc`.
@@ -100,7 +100,7 @@ def resident_files() -> int:
 def memory_of_machine() -> int:
     """Return the memory that this process may use, in bytes.
 
-    It is the memory of the machine, or the limit of the control group of the process if that is lower.
+    It is the memory of the machine, or the limit of the control group of the process if the limit is lower.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _control_group_files():

@@ -1,4 +1,7 @@
-"""Choose the fingers of merged datasets, and assign their keys and impression numbers."""
+"""Choose the fingers to merge from several datasets, and assign their keys and impression numbers.
+
+A finger key is the name of a finger in its dataset.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from fingerprint_accel.errors import UserError, require
 
 
 def selected_rows(sources: Sequence[Shards], keep: str, drop: str) -> np.ndarray:
-    """Return a mask (N,) of the rows to merge, over the rows of all sources in order.
+    """Return which rows to merge, as a mask (N,) bool over the N rows of all source datasets in order.
 
     Args:
         sources: the datasets.
@@ -49,7 +52,7 @@ def _compiled(option: str, text: str) -> re.Pattern[str]:
 
 
 def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
-    """Make the finger keys of several datasets unique; return the keys of each dataset.
+    """Return the finger keys of each dataset, changed so that no two datasets have a key in common.
 
     A key that occurs in several datasets is prefixed with the folder name of its dataset. If folders have equal names,
     a number is added, for example `db1/101` and `db1-2/101`.
@@ -73,15 +76,15 @@ def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
 
 
 def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Make the impression numbers of joined fingers unique.
+    """Return impression numbers that are unique within each finger, after fingers of several datasets were joined.
 
     If several prints of a finger have the same number, the print of the earliest source keeps it. The other prints get
     the numbers after the highest number of the finger.
 
     Args:
-        finger: (N,) int64 finger of each print, from 0.
+        finger: (N,) int64 number of the finger of each of N prints, from 0.
         impression: (N,) int64 impression number of each print.
-        origin: (N,) index of the source of each print.
+        origin: (N,) index of the source dataset of each print.
 
     Returns:
         (N,) int64 impression numbers.

@@ -1,4 +1,4 @@
-"""Merge datasets into one, optionally with other shards, encoding, resolution or canvas.
+"""Merge datasets into one dataset, and optionally change its size of shards, encoding, resolution and canvas size.
 
 The module implements the command `fingerprint-accel merge`. An interrupted merge can be resumed.
 """
@@ -55,8 +55,8 @@ class MergeOptions:
         encoding: encoding of the images, "raw" or "lz4"; empty for that of the first source.
         rows_per_shard: number of prints per shard; 0 for the default of `shard_writing.rows_per_shard`.
         join_fingers: treat equal finger keys of different sources as one finger.
-        enhance: function that enhances each canvas, `preprocess.enhance.enhance_canvas`; None to leave prints as they
-            are.
+        enhance: function that enhances the ridges of each canvas (the square image of a stored print), usually
+            `preprocess.enhance.enhance_canvas`; None for no enhancement.
         seed: random seed of the order in which prints are written.
         keep: regular expression; only fingers whose whole key matches are merged. "" keeps all.
         drop: regular expression; fingers whose whole key matches are left out. "" drops none.
@@ -85,13 +85,13 @@ def merge(
 ) -> ImportSummary:
     """Merge one or more datasets into a new dataset folder.
 
-    A call with the same arguments resumes an interrupted one. The written bytes depend only on the sources and the
-    options, not on the number of workers or on interruptions.
+    If a call was interrupted, a call with the same arguments continues it. The written bytes depend only on the sources
+    and the options, not on the number of workers or on interruptions.
 
     Args:
         sources: dataset folders to merge.
         out: dataset folder to create.
-        options: options of the new dataset. By default it is like the first source.
+        options: options of the new dataset. By default, the new dataset has the format of the first source.
         workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
             needs `if __name__ == "__main__":` around the call.
         cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
@@ -117,7 +117,7 @@ def merge(
 
 
 def _completed(options: MergeOptions, sources: Sequence[Shards]) -> MergeOptions:
-    """Fill in the options that are taken from the first source, and check all options.
+    """Return the options with defaults replaced by the values of the first source, and check them.
 
     Raises:
         UserError: if an option is out of range, or does not fit the sources.
@@ -138,7 +138,7 @@ def _completed(options: MergeOptions, sources: Sequence[Shards]) -> MergeOptions
 
 
 def _open_source(folder: Path) -> Shards:
-    """Open a dataset, with remedies in the errors for folders that are often mistaken for datasets."""
+    """Open a source dataset. Errors for folders that are often mistaken for datasets name a remedy."""
     if not (folder / "fingerprint.json").is_file() and folder.is_dir():
         if any(folder.glob("*.arrow")):
             raise UserError(f"{folder}: no fingerprint.json beside its shards; copy or import it again")
@@ -150,8 +150,8 @@ class _Row(NamedTuple):
     """One row of the merged dataset.
 
     Attributes:
-        source: index of its source.
-        row: row in the source.
+        source: index of the source dataset that contains the print.
+        row: row of the print in the source.
         finger: finger number in the merged dataset.
         finger_key: finger key in the merged dataset.
         impression: impression number in the merged dataset.
@@ -193,7 +193,7 @@ class MergeJob(Job):
             **versions(options.enhance is not None),
         }
         self.enhanced = options.enhance is not None or sources[0].info.enhanced
-        # a column is written if at least one source has it; rows of other sources get the value for unknown
+        # A column is written if at least one source has it. In rows of other sources its value is "unknown".
         self.columns = {
             "truth": any(source.has_truth for source in sources),
             "nfiq2": any(source.has_nfiq2 for source in sources),
@@ -235,7 +235,7 @@ class MergeJob(Job):
         self._places = np.stack([origin, row, finger, impression], axis=1)[order]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """See `Job.task`."""
+        """Return a function that writes one shard of the merged dataset, see `Job.task`."""
         rows = self._rows(range(shard * self._per_shard, shard * self._per_shard + self.sizes[shard]))
         return functools.partial(_write_merged, self._sources, rows, self.options, self.columns)
 
@@ -259,7 +259,7 @@ class MergeJob(Job):
         return 1.1 * float(np.mean(sizes)) + MINUTIAE_BYTES
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """See `Job.publish`."""
+        """Write the description of the merged dataset and the dataset card, see `Job.publish`."""
         options = self.options
         publish_dataset(
             folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, **self.columns
@@ -273,14 +273,27 @@ class MergeJob(Job):
 def _write_merged(
     sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions, columns: dict[str, bool], path: Path
 ) -> Facts:
-    """Write one shard in a worker process."""
+    """Write one shard of a merged dataset. Worker processes run this function.
+
+    Args:
+        sources: folder of each source dataset, and digest of the state of its files.
+        rows: rows of the shard.
+        options: options of the merged dataset.
+        columns: whether the dataset has the optional columns `truth` and `nfiq2`.
+        path: file to write.
+    """
     return write_shard(path, _records(sources, rows, options), options.canvas, options.encoding, **columns)
 
 
 def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions) -> Iterator[Record]:
-    """Read rows of the merged dataset; yield them in the given order.
+    """Read rows of the merged dataset from its sources, and yield them in the given order.
 
     The rows of each record batch are read in the order of the source files, which is faster.
+
+    Args:
+        sources: folder of each source dataset, and digest of the state of its files.
+        rows: rows of the merged dataset.
+        options: options of the merged dataset.
     """
     at_once = rows_per_record_batch(options.canvas)
     for start in range(0, len(rows), at_once):
@@ -291,11 +304,11 @@ def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOp
 
 @functools.lru_cache
 def _opened(folder: Path, state: str) -> Shards:
-    """Open a source once per worker process.
+    """Open a source dataset, or return it from the cache of this worker process.
 
     Args:
         folder: dataset folder.
-        state: fingerprint of the state of its files, so that the cache does not return a replaced dataset.
+        state: digest of the state of its files, so that the cache does not return a replaced dataset.
     """
     return open_dataset(folder)
 

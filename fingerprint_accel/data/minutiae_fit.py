@@ -1,4 +1,4 @@
-"""Check whether minutiae belong to a print: they must lie on its ridges and point along them."""
+"""Check whether minutiae belong to a print: they must lie on its ridges and have the direction of the ridges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORKING_PPI = 250  # resolution at which the ridge direction is measured, pixels
 AROUND_MM = 1.2  # side of the square in which the ridge direction is measured, mm
 CLEAR = 0.35  # minimum coherence (0 to 1) of the ridge direction on clear ridges
 FEWEST = 6  # prints with fewer minutiae are not checked
-PAPER = 0.05  # below this share of the typical gradient energy a place counts as paper
+PAPER = 0.05  # a place with a lower share of the typical gradient energy counts as paper
 LEAST_ON_RIDGES = 0.35  # minimum share of the minutiae that lie on clear ridges
 # Largest median error of the direction, degrees. The errors of 260 prints with their own minutiae are at most 22, and
 # about 33 with the minutiae of other prints.
@@ -19,12 +19,12 @@ LARGEST_ERROR = 24.0
 
 
 def why_foreign(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> str:
-    """Return why minutiae cannot belong to a print; an empty string if they can.
+    """Return the reason why minutiae cannot belong to a print; empty if they can.
 
     Args:
         grey: (H, W) uint8 image of the print.
         ppi: resolution of the image, pixels per inch.
-        minutiae: (n, 4) x, y (image pixels), angle (radians) and quality.
+        minutiae: (n, 4) x, y (image pixels), angle (radians) and quality of n minutiae.
     """
     if len(minutiae) < FEWEST:
         return ""
@@ -39,6 +39,8 @@ def why_foreign(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> str:
 
 def _flow_at(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Measure the ridge direction at each minutia with the structure tensor (Bazen and Gerez 2002).
+
+    The arguments are those of `why_foreign`.
 
     Returns:
         (n,) direction of the ridges in radians, counter-clockwise from +x, and (n,) bool, whether the minutia lies on
@@ -63,12 +65,12 @@ def _flow_at(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> tuple[np.nda
 
 
 def _table(values: np.ndarray, radius: int) -> np.ndarray:
-    """Compute the padded summed-area table of an array (h, w) for `_sums` with the same radius."""
+    """Compute the summed-area table of an array (h, w), with the padding that `_sums` needs for the same radius."""
     return np.pad(values, radius + 1)[:-1, :-1].cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
 
 
 def _sums(table: np.ndarray, radius: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Sum an array over squares around given places, using its summed-area table.
+    """Return the sums of an array over squares around n places, using the summed-area table of the array.
 
     Args:
         table: result of `_table` for the array.

@@ -113,8 +113,8 @@ def read_record(data: bytes, position: int) -> Template:
         position: position code of the finger, which selects one of several fingers in the record; 0 if unknown.
 
     Raises:
-        TemplateError: if the version is unknown, the record is cut off, or several fingers or views remain to choose
-            from.
+        TemplateError: if the version is unknown, the record is cut off, or `position` does not select a single view of
+            a finger.
         struct.error, IndexError: if the record is damaged.
     """
     version = data[4:7]
@@ -141,7 +141,7 @@ def read_record(data: bytes, position: int) -> Template:
 
 
 def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
-    """Iterate over the views of a record.
+    """Yield the views of a record. A view holds the minutiae of one image.
 
     Args:
         data: bytes of the record.
@@ -152,7 +152,7 @@ def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
 
     Raises:
         IndexError, struct.error: if the record does not have this layout.
-        TemplateError: if minutiae are missing at the end.
+        TemplateError: if the record ends before its last minutia.
     """
     at = header.size
     for _ in range(data[header.views]):
@@ -170,7 +170,7 @@ def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
 
 
 def _chosen(views: list[tuple[int, Template]], position: int) -> Template:
-    """Choose the view of the finger on the image.
+    """Return the minutiae of the view that shows the finger on the image.
 
     Args:
         views: finger position code and minutiae of each view.
@@ -203,9 +203,10 @@ def _minutiae(data: bytes, count: int, size: int, unit: float) -> np.ndarray:
 
 
 def _read_iso_2011(data: bytes, position: int) -> Template:
-    """Read a record of ISO/IEC 19794-2:2011, where the header of each view has blocks of variable length.
+    """Read the minutiae of one finger from a record of ISO/IEC 19794-2:2011.
 
-    Arguments and errors are those of `read_record`.
+    In this format the header of each view has blocks of variable length. Arguments and errors are those of
+    `read_record`.
     """
     length, representations, certified = struct.unpack_from(">IHB", data, 8)
     if length > len(data) or data[length:].strip(b"\0\xff"):
@@ -216,7 +217,7 @@ def _read_iso_2011(data: bytes, position: int) -> Template:
         at += 1 + 5 * data[at]  # quality blocks
         if certified:
             at += 1 + 3 * data[at]
-        # after position and number: resolution along x and y, impression type, width, height, sizes, count
+        # Fields: resolution along x and y, impression type, width, height, sizes of fields, number of minutiae.
         per_cm, _, _, width, height, packed, count = struct.unpack_from(">HHBHHBB", data, at + 2)
         size = packed >> 4
         if size not in (5, 6):
@@ -263,7 +264,7 @@ def _object(data: bytes, tags: tuple[int, ...]) -> bytes:
 
 
 def _length(data: bytes, at: int) -> tuple[int, int]:
-    """Read a BER length field; return its value and its size in bytes."""
+    """Read the BER length field at offset `at`, and return its value and its size in bytes."""
     if data[at] < 0x80:
         return data[at], 1
     more = data[at] - 0x80

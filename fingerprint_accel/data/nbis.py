@@ -23,8 +23,8 @@ from fingerprint_accel.errors import UserError
 PPI = 500  # resolution that the three programs expect, pixels per inch
 ENDING, BIFURCATION = 1, 2
 SMALLEST = 32  # minimum side of an image, pixels; the NIST code crashes on images with a side below 16
-# Minimum reliability of a minutia. On clean synthetic prints 94 % of such minutiae exist, and 67 % of all
-# (benchmarks/minutiae_worth.py).
+# Minimum reliability of a minutia. On clean synthetic prints, 94 % of the minutiae with this reliability are real, and
+# 67 % of all minutiae that are found (benchmarks/minutiae_worth.py).
 RELIABLE = 0.3
 FEW, RUN = 10, 5  # a tail of the histogram starts at 5 consecutive grey levels with fewer than 10 pixels each
 
@@ -47,7 +47,7 @@ class Found:
 
 
 class Nbis:
-    """Handle of the NIST software in one process.
+    """NIST software for minutiae and image quality, loaded into this process.
 
     Raises:
         UserError: if `nbis-py` is not installed or cannot run on this machine.
@@ -82,25 +82,48 @@ class Nbis:
         return Found(_table(found), kinds, bytes(found.to_iso_19794_2_2005()), self.quality(grey))
 
     def minutiae(self, grey: np.ndarray) -> np.ndarray:
-        """Find only the minutiae of `extract`: (H, W) uint8 at 500 ppi -> (n, 4) float32."""
+        """Find only the minutiae of a print, as `extract` does.
+
+        Args:
+            grey: (H, W) uint8 at 500 ppi, ridges dark.
+
+        Returns:
+            (n, 4) float32, see `Found.minutiae`.
+        """
         return _table(self._boosted(grey)).astype(np.float32)
 
     def template(self, grey: np.ndarray) -> bytes:
-        """Compute only the template of `extract`, in a fifth of the time, for a print (H, W) uint8 at 500 ppi."""
+        """Compute only the minutiae record of a print, as `extract` does, in a fifth of the time.
+
+        Args:
+            grey: (H, W) uint8 at 500 ppi, ridges dark.
+
+        Returns:
+            ISO/IEC 19794-2:2005 record, see `Found.template`.
+        """
         return bytes(self._boosted(grey).to_iso_19794_2_2005())
 
     def _boosted(self, grey: np.ndarray) -> Any:
         return self._detector.extract_minutiae(_png(contrast_boost(grey)))
 
     def quality(self, grey: np.ndarray) -> float:
-        """Return the NFIQ 2 score of a print (H, W) uint8 at 500 ppi; NaN if the print is too small to judge."""
+        """Return the NFIQ 2 score of a print, 0 to 100, or NaN if the print is too small to judge.
+
+        Args:
+            grey: (H, W) uint8 at 500 ppi, ridges dark.
+        """
         try:
             return float(self._judge.extract_minutiae(_png(grey)).quality().score)
         except self._nbis.NbisError.Nfiq2ComputeFailed:  # the print is too small
             return float("nan")
 
     def compare(self, first: bytes, second: bytes) -> int:
-        """Compare two templates of `extract` or `template` with Bozorth3; return the score, 0 or more."""
+        """Compare two minutiae records with the matcher Bozorth3, and return the similarity score, 0 or more.
+
+        Args:
+            first: record that `extract` or `template` has computed.
+            second: record to compare it with.
+        """
         for template in (first, second):
             if template not in self._loaded:
                 self._loaded[template] = self._detector.load_iso_19794_2_2005(template)
@@ -171,7 +194,7 @@ def _png(grey: np.ndarray) -> bytes:
 
 
 def contrast_boost(grey: np.ndarray) -> np.ndarray:
-    """Clip the tails of the histogram and stretch the rest to 0..255, as `mindtct -b` does: (H, W) uint8.
+    """Clip the tails of the histogram of an image (H, W) uint8, and stretch the rest to 0..255, as `mindtct -b` does.
 
     Source: NBIS 5.0, User's Guide to NIST Biometric Image Software (NISTIR 7392), section on MINDTCT.
     """
@@ -186,6 +209,6 @@ def contrast_boost(grey: np.ndarray) -> np.ndarray:
 
 
 def _tail(few: np.ndarray) -> int | None:
-    """Return the index of the first RUN consecutive true values, or None if there is no such run."""
+    """Return the index in `few`, (n,) bool, at which the first RUN consecutive true values begin, or None."""
     windows = np.convolve(few, np.ones(RUN, np.int64), "valid") == RUN if len(few) >= RUN else few[:0]
     return int(windows.argmax()) if windows.any() else None

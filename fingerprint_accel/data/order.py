@@ -1,4 +1,4 @@
-"""The order of the training prints: a pure function of (seed, position), the same for any number of processes.
+"""Compute the order of the training prints from a seed and a position, the same for any number of processes.
 
 Training reads one endless stream: a permutation of the prints for epoch 0, then another one for epoch 1, and so on.
 Micro-batch `m` of rank `r` starts at position `(m * processes + r) * batch_size` of the stream. Batches are always full
@@ -15,8 +15,8 @@ import math
 
 import numpy as np
 
-REPEATED = 2**32
-RUN = 1024  # neighbouring rows that a block shuffle keeps together; shards have as many in a record batch
+REPEATED = 2**32  # added to the pass of a print for each earlier occurrence in the same epoch, see `SampleOrder.take`
+RUN = 1024  # number of neighbouring rows that a block shuffle keeps together; record batches of shards have as many
 _ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -34,7 +34,7 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def stream_key(*parts: int) -> np.uint64:
-    """Hash integers such as (seed, epoch, stream) into one key."""
+    """Hash integers such as (seed, epoch, number of a random stream) into one key."""
     key = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -43,11 +43,11 @@ def stream_key(*parts: int) -> np.uint64:
 
 
 class Permutation:
-    """A random permutation of 0..count-1 that is evaluated element by element, in constant memory.
+    """Random permutation of 0..count-1 whose elements are computed one by one, in constant memory.
 
-    Why not `numpy.random.permutation`: it needs the whole array to find one element. A Feistel network is a bijection
-    that a hash function makes random, so any element can be computed alone, and inverted. The network permutes pairs of
-    numbers below a and b, with a * b just above `count`. A value outside of 0..count-1 goes through the network again
+    `numpy.random.permutation` would need the whole array to find one element. A Feistel network is a bijection that a
+    hash function makes random, so single elements and their inverses can be computed. The network permutes pairs of
+    numbers below a and b, where a * b is at least `count`. A value outside of 0..count-1 goes through the network again
     until it is inside, which keeps the map a bijection (cycle walking; Black and Rogaway 2002, "Ciphers with Arbitrary
     Finite Domains").
 
@@ -64,11 +64,11 @@ class Permutation:
             self._keys = mix64(key + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Return the elements (N,) int64 at positions (N,) int64, both in 0..count-1."""
+        """Return the elements of the permutation, (N,) int64, at `positions`, (N,) int64. Both are in 0..count-1."""
         return self._walk(positions, inverse=False)
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
-        """Return the positions (N,) int64 of elements (N,) int64."""
+        """Return the positions, (N,) int64, at which the permutation has the elements `values`, (N,) int64."""
         return self._walk(values, inverse=True)
 
     def _walk(self, positions: np.ndarray, inverse: bool) -> np.ndarray:
@@ -96,12 +96,19 @@ def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def permutation(count: int, seed: int, epoch: int, level: int = PRINTS) -> np.ndarray:
-    """Return a (count,) int64 permutation that depends on the arguments alone."""
+    """Return a random permutation of 0..count-1, (count,) int64, that depends on the arguments alone.
+
+    Args:
+        count: Number of elements.
+        seed: Random seed.
+        epoch: Number of the epoch.
+        level: Number of the random stream, see the constants above.
+    """
     return Permutation(count, stream_key(seed, epoch, level))(np.arange(count))
 
 
 class _Plain:
-    """Each print once per epoch, shuffled over the whole dataset."""
+    """Order in which each print comes once per epoch, shuffled over the whole dataset."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.length, self.seed = count, seed
@@ -111,10 +118,10 @@ class _Plain:
 
 
 class _Blocks:
-    """Each print once per epoch, shuffled within blocks. A block consists of runs of neighbouring rows.
+    """Order in which each print comes once per epoch, shuffled within blocks of prints.
 
-    Training then reads `block_size` prints at a time, in long sequential pieces, which suits data larger than memory.
-    Each epoch combines other runs into blocks.
+    A block consists of runs of neighbouring rows. Training then reads `block_size` prints at a time, in long sequential
+    pieces, which suits data larger than memory. Each epoch combines other runs into blocks.
     """
 
     def __init__(self, count: int, seed: int, block_size: int) -> None:
@@ -138,13 +145,14 @@ class _Blocks:
 
 
 class _Groups:
-    """Prints in groups of `per_finger` impressions of one finger; each epoch forms other groups.
+    """Order in which prints come in groups of `per_finger` impressions of one finger. Each epoch forms other groups.
 
     Every print is in a group. The last group of a finger is completed with prints of its first group, and a finger with
-    fewer than `per_finger` prints repeats them. With `balanced`, each finger has as many groups as the mean finger
-    needs: an epoch leaves out some prints of large fingers, different ones each time, and repeats prints of small ones.
+    fewer than `per_finger` prints repeats them. With `balanced`, each finger has as many groups as the average finger
+    needs. An epoch then leaves out some prints of fingers with many prints, different prints each time, and repeats
+    prints of fingers with few prints.
 
-    With `siblings`, the groups of the fingers of a family follow each other.
+    With `siblings`, the groups of the fingers of a family follow each other. The arguments are those of `SampleOrder`.
     """
 
     def __init__(
@@ -179,7 +187,13 @@ class _Groups:
         return self._shuffled(finger, place, epoch), repetition
 
     def _shuffled(self, finger: np.ndarray, place: np.ndarray, epoch: int) -> np.ndarray:
-        """Return the (N,) prints at places (N,) in the shuffled prints of fingers (N,)."""
+        """Return prints by their places in the shuffled prints of their finger, (N,) int64.
+
+        Args:
+            finger: (N,) label of the finger of each print.
+            place: (N,) place of each print among the prints of its finger, in the shuffled order of the epoch.
+            epoch: number of the epoch, which determines the shuffled order.
+        """
         fingers, which = np.unique(finger, return_inverse=True)
         prints = self.prints[fingers]
         start = np.cumsum(prints) - prints
@@ -190,7 +204,7 @@ class _Groups:
 
 
 class SampleOrder:
-    """The endless stream of training prints.
+    """Endless order of the training prints: a print for each position of a stream.
 
     With `per_finger` above 1, neighbouring positions form groups of different impressions of one finger. A finger with
     too few impressions repeats them.
@@ -199,15 +213,16 @@ class SampleOrder:
         count: Number of prints in the data.
         seed: Seed of the run.
         block_size: Number of prints per block of a block shuffle; 0 shuffles all prints together.
-        labels: (count,) int64 finger of each print; needed for groups and for `balanced` only.
+        labels: (count,) int64 label of the finger of each print; needed for groups and for `balanced` only.
         per_finger: Number of impressions per group; 1 forms no groups.
-        balanced: Draw every finger equally often, regardless of its number of prints.
-        siblings: (families, fingers) labels of the fingers that follow each other, each label once. All fingers need
-            the same number of groups. None leaves the order of groups random.
+        balanced: Whether to draw every finger equally often, regardless of its number of prints.
+        siblings: (families, size) int64 labels of fingers. The groups of the `size` fingers in a row (a family of
+            similar fingers) follow each other in the stream. Each label occurs once, and all fingers need the same
+            number of groups. None leaves the order of groups random.
 
     Attributes:
         length: Number of positions per epoch: `count`, unless prints come in groups.
-        rule: Name of the kind of order. A position is meaningful only in an order of the same rule and seed.
+        rule: Name of the kind of order. A position refers to the same print only in an order of the same rule and seed.
     """
 
     def __init__(
@@ -237,10 +252,10 @@ class SampleOrder:
         self.length = self._kind.length
 
     def take(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the prints at positions `start` to `start + length`, and the pass of each.
+        """Return the prints at `length` positions of the stream from `start` on, and the pass of each print.
 
-        The pass is the epoch, plus `REPEATED` for each earlier occurrence of the print in that epoch. Augmentation
-        depends on the pass, so that a repeated print is augmented differently.
+        The pass is the number of the epoch, plus `REPEATED` for each earlier occurrence of the print in that epoch.
+        Augmentation depends on the pass, so that a repeated print is augmented differently.
 
         Returns:
             (length,) int64 prints, and (length,) int64 passes.

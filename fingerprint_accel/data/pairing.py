@@ -1,4 +1,4 @@
-"""Assign minutiae files to the prints of a listing. A file that fits several prints is not used."""
+"""Assign minutiae files to the prints of a listing (the table of prints to import)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pairing:
         found = listing.templates
         if folder is not None:
             found = pa.array((met.path for met in walk(folder) if met.kind == TEMPLATE), pa.string())
-        # absolute paths, because a csv may state one folder in several ways
+        # Paths are made absolute, because a csv may state one folder in several ways.
         met = pc.unique(_absolute(_by_preference(found), base))
         stated = _absolute(named.filter(pa.array(is_named)), listing.root)
         given = pc.unique(stated)
@@ -60,9 +60,9 @@ class Pairing:
         if folder is not None:
             self._take_stems(images, keys, rejected, self._file < 0)
             unused &= ~np.isin(np.arange(len(met)), self._file)
-        # a minutiae file beside a rejected image belongs to that image
+        # A minutiae file beside a rejected image belongs to that image.
         gone = np.asarray(pc.is_in(keys[: len(met)], rejected))
-        first = _index_in(keys[: len(met)], keys)  # of files that differ only in the suffix
+        first = _index_in(keys[: len(met)], keys)  # first of the files that differ only in the suffix
         self.unused = []
         for number in np.flatnonzero(unused).tolist():
             other = int(first[number])
@@ -71,7 +71,7 @@ class Pairing:
             self.unused.append((met[number].as_py(), reason))
 
     def _take_stems(self, images: pa.Array, keys: pa.Array, rejected: pa.Array, without: np.ndarray) -> None:
-        """Assign minutiae files directly in the folder to prints of the same name that have no file.
+        """Assign minutiae files that lie directly in the folder to prints without a file, by the name of the image.
 
         Args:
             images: path of the image of each print, without suffix.
@@ -80,7 +80,7 @@ class Pairing:
             without: (N,) bool, prints without a minutiae file.
         """
         stems = _name(images)
-        # a file with the full path of an image belongs only to that image
+        # A minutiae file with the full path of an image belongs only to that image.
         found = np.where(np.asarray(pc.is_in(stems, images)), -1, _index_in(stems, keys))
         take = without & (found >= 0)
         self._file[take] = found[take]
@@ -88,16 +88,16 @@ class Pairing:
         self._prints[take] = counts[take]
 
     def with_xyt_kind(self, reading: Reading) -> Reading:
-        """Return `reading` with the convention of the `.xyt` files filled in.
+        """Return reading options in which `xyt_kind`, the convention of the `.xyt` files, is filled in.
 
-        The convention is detected from all files together. A stated one is kept.
+        The convention is detected from all files together. If `reading` states a convention, it is kept.
         """
         if reading.xyt_kind or not self._xyt:
             return reading
         return dataclasses.replace(reading, xyt_kind=xyt_kind(map(Path, self._xyt)))
 
     def notes(self, reading: Reading) -> list[tuple[str, str]]:
-        """Return a note (path and text) on the convention of the `.xyt` files, if there are any."""
+        """Return a list with a note (path and text) on the convention of the `.xyt` files; empty without such files."""
         if not self._xyt:
             return []
         kind = "mindtct -m1" if reading.xyt_kind == "m1" else "mindtct"
@@ -122,14 +122,14 @@ class Pairing:
 
 
 def _by_preference(paths: pa.Array) -> pa.Array:
-    """Sort paths by name, and paths of the same name by the order of their suffixes in `SUFFIXES`."""
+    """Sort paths by name without suffix, and paths of the same name by the order of their suffixes in `SUFFIXES`."""
     suffixes = pc.utf8_lower(pc.replace_substring_regex(paths, r"^.*(\.[^./]+)$", r"\1"))
     columns = {"stem": _key(paths), "rank": pc.index_in(suffixes, pa.array(SUFFIXES))}
     return paths.take(pc.sort_indices(pa.table(columns), [("stem", "ascending"), ("rank", "ascending")]))
 
 
 def _absolute(paths: pa.Array, root: Path) -> pa.Array:
-    """Convert paths, absolute or relative to `root`, to absolute paths without `..`."""
+    """Convert paths to absolute paths without `..`. Relative paths are relative to `root`."""
     here = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118
     dotted = pc.match_substring_regex(paths, r"//|(^|/)\.\.?(/|$)")
     if pc.any(dotted).as_py():  # such paths come only from a csv
@@ -145,7 +145,7 @@ def _relative(absolute: pa.Array, base: Path) -> pa.Array:
 
 
 def _key(paths: pa.Array) -> pa.Array:
-    """Normalise paths for comparison: without suffix, in lower case, accents in Unicode form NFC."""
+    """Normalise paths for comparison: remove the suffix, convert to lower case and to the Unicode form NFC."""
     return pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(paths, r"([^/])\.[^./]+$", r"\1"), form="NFC"))
 
 
@@ -154,11 +154,11 @@ def _name(paths: pa.Array) -> pa.Array:
 
 
 def _counts(values: pa.Array) -> np.ndarray:
-    """Count how often the value of each entry occurs: (N,) int64."""
+    """Return for each of N entries how often its value occurs, (N,) int64."""
     codes = values.dictionary_encode().indices.to_numpy()
     return np.bincount(codes)[codes]
 
 
 def _index_in(values: pa.Array, others: pa.Array) -> np.ndarray:
-    """Return the first index of each value in `others`, (N,) int64; -1 if it does not occur."""
+    """Return the index of the first occurrence of each of N values in `others`, (N,) int64; -1 if there is none."""
     return pc.fill_null(pc.index_in(values, others), -1).to_numpy().astype(np.int64)

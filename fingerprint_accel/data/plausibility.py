@@ -1,4 +1,4 @@
-"""Check from the images whether the stated resolution is right, and whether prints are inverted."""
+"""Check by the ridges of images whether their stated resolution is right, and whether images are inverted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DARK_PAPER = 0.2  # largest brightness of dark paper, on a scale from the dark (
 
 
 def ridge_period(grey: np.ndarray, ppi: float) -> float:
-    """Measure the distance of ridges in mm; NaN if the print has too few clear ridges.
+    """Measure the distance between neighbouring ridges of a print, in mm. NaN if there are too few clear ridges.
 
     Args:
         grey: (H, W) uint8 image of a print.
@@ -54,12 +54,12 @@ def likely_ppi(period: float, ppi: float) -> int:
     """Estimate the true resolution of prints from the measured distance of their ridges.
 
     Args:
-        period: distance of ridges measured with the resolution `ppi`, mm.
+        period: distance of ridges, mm, measured under the assumption that the resolution is `ppi`.
         ppi: stated resolution, pixels per inch.
 
     Returns:
-        Resolution at which ridges are as far apart as those of adults, pixels per inch. It is rounded to a common
-        resolution, or to a multiple of 10 if none is close.
+        Resolution at which the distance would be `RIDGE_PERIOD_MM`, that of adults, in pixels per inch. It is rounded
+        to a common resolution, or to a multiple of 10 if no common resolution is close.
     """
     true = ppi * period / RIDGE_PERIOD_MM
     usual = min(USUAL_PPI, key=lambda usual: abs(math.log(usual / true)))
@@ -67,9 +67,9 @@ def likely_ppi(period: float, ppi: float) -> int:
 
 
 def is_inverted(grey: np.ndarray) -> bool:
-    """Tell whether an image (H, W) uint8 shows light ridges on dark background.
+    """Return whether an image, (H, W) uint8, shows light ridges on a dark background.
 
-    This is the case if the left and right edge and the four corners are as dark as the dark lines in the middle. A
+    An image is inverted if its left and right edges and its four corners are as dark as the dark lines in the middle. A
     print that fills the whole image has no visible background and counts as not inverted.
     """
     height, width = grey.shape
@@ -85,11 +85,11 @@ def is_inverted(grey: np.ndarray) -> bool:
 
 
 def about_ridges(periods: list[float], ppi: int) -> list[tuple[str, str]]:
-    """Check the resolution given for a set of prints by their typical distance of ridges.
+    """Check the assumed resolution of a set of prints by the typical distance of their ridges.
 
     Args:
-        periods: distance of ridges of each print, measured with the resolution `ppi`, mm.
-        ppi: resolution given for images that do not state their own, pixels per inch.
+        periods: distance of ridges of each print, mm, measured under the assumption that the resolution is `ppi`.
+        ppi: resolution that was assumed for images that do not state their own, pixels per inch.
 
     Returns:
         One note (path "." and text) if the resolution seems wrong; otherwise an empty list.
@@ -110,10 +110,10 @@ def outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
     The prints of a shard are a random sample of the whole set and therefore represent it.
 
     Args:
-        periods: name -> distance of ridges of each print, mm.
+        periods: distance of ridges of each print in mm, by name of the print.
 
     Returns:
-        Notes: name and text for each unusual print.
+        Note for each unusual print: its name and a text.
     """
     if len(periods) < FEWEST_FOR_OUTLIERS:
         return []

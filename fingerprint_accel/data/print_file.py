@@ -20,7 +20,8 @@ from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.plausibility import is_inverted, ridge_period
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
-# Function that enhances a canvas: (S, S) uint8 and ppi -> (S, S) uint8. The filters are in `preprocess`, which `data`
+# Type of functions that enhance the ridges of a print on its canvas (a square image). They take an image (S, S) uint8
+# and its resolution in pixels per inch, and return an image (S, S) uint8. The filters are in `preprocess`, which `data`
 # must not import, so callers pass the function. It must be defined at module level, so that it can be pickled.
 Enhance = Callable[[np.ndarray, int], np.ndarray]
 INVERTED = "light ridges on dark paper: inverted"
@@ -33,7 +34,7 @@ class Reading:
     Attributes:
         ppi: resolution of images that do not state their own, pixels per inch.
         inverted: whether ridges are light on dark background: "yes", "no", or "auto" to detect it for each print.
-        mirror: flip images horizontally. Prints lifted with tape need this, because they show the finger from behind.
+        mirror: whether to flip images horizontally. Prints lifted with tape need this, because they are mirrored.
         raw_size: (height, width) of files of raw pixels, or None.
         xyt_kind: convention of `.xyt` minutiae files, "nist" or "m1" (see `templates.xyt_kind`); empty to detect it for
             each file.
@@ -72,7 +73,7 @@ def open_print(
 ) -> PrintImage:
     """Read one print from a file of any supported format, and return it with dark ridges.
 
-    The image is inverted and mirrored if `reading` demands it.
+    The image is inverted and mirrored according to the options in `reading`.
 
     Args:
         path: path of the file.
@@ -99,7 +100,7 @@ def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.
     """Read one print from an array or a file.
 
     Args:
-        image: (H, W) uint8 array, path of a file, or `file#record-finger` for one print of several.
+        image: (H, W) uint8 array, path of a file, or `FILE#RECORD-FINGER` for one of several prints in a file.
         reading: options for reading.
         ppi: resolution of the image, pixels per inch; 0 for none. It takes precedence over the file.
 
@@ -114,7 +115,7 @@ def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.
 
 
 def _turned(grey: np.ndarray, reading: Reading) -> tuple[np.ndarray, list[str]]:
-    """Invert and mirror an image (H, W) uint8 as the options demand; also return notes on the changes."""
+    """Invert and mirror an image, (H, W) uint8, according to the options. Return it with notes on the changes."""
     notes = []
     if reading.inverted == "yes" or (reading.inverted == "auto" and is_inverted(grey)):
         grey = 255 - grey
@@ -138,9 +139,9 @@ class Target:
     Attributes:
         ppi: resolution of the canvases, pixels per inch.
         canvas: side of the canvases, pixels.
-        enhance: function that enhances each canvas, or None.
+        enhance: function that enhances the ridges of each canvas, or None.
         find_minutiae: "mindtct" to find minutiae in prints without a minutiae file; empty for none.
-        nfiq2: measure the NFIQ 2 score of each print.
+        nfiq2: whether to measure the NFIQ 2 score of each print.
     """
 
     ppi: int
@@ -152,13 +153,13 @@ class Target:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One print to import.
+    """One print to import, described by its file and its finger.
 
     Attributes:
-        path: path of its file.
+        path: path of the file.
         ppi: resolution stated by the file name or a csv, pixels per inch; 0 if none is stated.
-        minutiae: path of its minutiae file, or None.
-        minutiae_reason: why the minutiae file must not be used; empty if it can be used.
+        minutiae: path of the minutiae file of the print, or None.
+        minutiae_reason: reason why the minutiae file must not be used; empty if it can be used.
         record: number of the record in a container file; 0 for an image file.
         cut: position of the finger to cut out of a slap (an image of several fingers); 0 for an image of one finger.
         slap: position code of a slap in an image file.
@@ -190,8 +191,8 @@ class Prepared:
     Attributes:
         image: (canvas, canvas) uint8; None if the print cannot be used.
         minutiae: (n, 4) float32 x, y, angle, quality in canvas pixels.
-        reason: why the print cannot be used; empty if it can.
-        minutiae_reason: why its minutiae cannot be used; empty if they can.
+        reason: reason why the print cannot be used; empty if it can be used.
+        minutiae_reason: reason why the minutiae of the print cannot be used; empty if they can be used.
         period: distance of ridges, mm; NaN if it could not be measured.
         quality: NFIQ 2 score, 0 to 100; -1 if unknown.
         notes: remarks on how the print was read.
@@ -209,7 +210,13 @@ class Prepared:
 
 
 def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
-    """Read one print and place it on a canvas. Faults of the file are returned as reasons and not raised."""
+    """Read one print and place it on a canvas. If the file cannot be used, the result contains the reason.
+
+    Args:
+        file: the print to read.
+        reading: options for reading the file.
+        target: format of the print on the canvas, and measurements to make.
+    """
     minutiae_reason = file.minutiae_reason
     try:
         opened = open_print(file.path, reading, file.record, file.cut, file.slap, file.ppi)
@@ -234,11 +241,11 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
 
 
 def _found_out(opened: PrintImage, minutiae: np.ndarray | None, target: Target) -> tuple[np.ndarray, int]:
-    """Return minutiae and NFIQ 2 score of a print, measured with the NIST programs where they are missing.
+    """Return the minutiae and the NFIQ 2 score of a print. NIST programs measure them if they are missing.
 
     Args:
         opened: the print.
-        minutiae: (n, 4) minutiae of the print, or None.
+        minutiae: (n, 4) x, y, angle, quality of known minutiae in image pixels, or None.
         target: measurements to make.
 
     Returns:

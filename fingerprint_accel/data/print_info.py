@@ -1,4 +1,4 @@
-"""Properties that all prints of one model must share."""
+"""Format of stored prints. The prints that a model processes must have the format of its training prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PrintInfo:
 
     Attributes:
         ppi: resolution, pixels per inch.
-        canvas: side, pixels.
+        canvas: side of the canvas (the square image of a print), pixels.
         enhanced: whether the ridges were enhanced before the prints were stored.
     """
 

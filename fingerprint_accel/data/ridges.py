@@ -1,4 +1,4 @@
-"""Find ridges and their distance in an image, by the peak of the local Fourier spectrum."""
+"""Find ridges in an image and measure their distance, by the peak of the Fourier spectrum of small windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MM_PER_INCH = 25.4
-FLAT = 6.0  # a window with a lower standard deviation is paper; grey levels
+FLAT = 6.0  # a window with a lower standard deviation of its grey levels is paper
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ def measure_ridges(
         ppi: resolution of the image, pixels per inch.
         window_mm: side of a window, mm.
         periods_mm: smallest and largest distance of ridges, mm.
-        overlap: let windows overlap by half of their side; without overlap the function takes a quarter of the time.
-        most: measure only this number of windows, those with the highest contrast. Default: all.
+        overlap: whether windows overlap by half of their side. Without overlap the function takes a quarter of the
+            time.
+        most: maximum number of windows to measure, those with the highest contrast. Default: all.
     """
     side = 2 * max(4, round(window_mm / 2 / MM_PER_INCH * ppi))
     step = side // 2 if overlap else side
@@ -96,7 +97,7 @@ def _strongest(tiles: np.ndarray, side: int, smallest: float, largest: float) ->
 
 @functools.lru_cache(maxsize=16)
 def _frequencies(side: int, smallest: float, largest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return constants for tiles of one size.
+    """Return the constants that `_strongest` needs for tiles of one size.
 
     Args:
         side: side of a tile, pixels.

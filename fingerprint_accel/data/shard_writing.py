@@ -24,13 +24,13 @@ from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, json_with
 
 FORMAT_VERSION = 1
-# description of the dataset; rejected files with reasons; remarks on prints
+# names of files: description of the dataset, rejected files with reasons, remarks on prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
 CARD = "README.md"  # see `dataset_card`
 # A large dataset has at least SHARDS shards, so that every core has work. A shard holds LEAST_ROWS to MOST_ROWS prints.
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024
-BYTES_PER_RECORD_BATCH = 2**28  # largest size of the images in a record batch; an Arrow chunk must stay below 2 GiB
-MINUTIAE_BYTES = 1000  # typical size of the minutiae of a print
+BYTES_PER_RECORD_BATCH = 2**28  # maximum size of the images in a record batch; an Arrow chunk must stay below 2 GiB
+MINUTIAE_BYTES = 1000  # typical size of the minutiae of a print, bytes
 SHARD_NAMES = "data-{:05d}-of-{:05d}.arrow"
 DATASET = FolderKind(
     "a dataset folder",
@@ -97,7 +97,7 @@ class DatasetInfo:
         """Read the description of a dataset folder.
 
         Raises:
-            UserError: The folder has none, or one that is damaged or of another version.
+            UserError: If the folder has no description, or if the description is damaged or of another version.
         """
         try:
             info = cls(**json.loads((folder / INFO).read_text()))
@@ -115,7 +115,11 @@ class DatasetInfo:
 def rows_per_shard(rows: int, canvas: int) -> int:
     """Return the number of prints in each shard of a dataset with `rows` prints.
 
-    The number does not depend on the number of workers, so that the written bytes do not either.
+    The number does not depend on the number of workers, so that the written bytes do not depend on it.
+
+    Args:
+        rows: number of prints in the dataset.
+        canvas: side of the images, pixels.
     """
     return min(rows_per_record_batch(canvas), max(LEAST_ROWS, -(-rows // SHARDS)))
 
@@ -128,15 +132,15 @@ def write_shard(
     truth: bool = False,
     nfiq2: bool = False,
 ) -> dict[str, Any]:
-    """Write one shard. Only the prints of one record batch are in memory at a time.
+    """Write one shard, an Arrow file with a part of the prints. One record batch is in memory at a time.
 
     Args:
         path: file to write.
         records: the prints.
         canvas: side of the images, pixels.
         encoding: encoding of the images, "raw" or "lz4".
-        truth: write the columns of the ground truth.
-        nfiq2: write the column of the NFIQ 2 scores.
+        truth: whether to write the columns of the ground truth.
+        nfiq2: whether to write the column of the NFIQ 2 scores.
 
     Returns:
         Facts about the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae) and `fingers`
@@ -240,7 +244,7 @@ def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
 
 
 def rows_per_record_batch(canvas: int) -> int:
-    """Return the largest number of prints in an Arrow record batch; `canvas` is their side in pixels."""
+    """Return the maximum number of prints in an Arrow record batch, given the side of their images in pixels."""
     return max(1, min(MOST_ROWS, BYTES_PER_RECORD_BATCH // canvas**2))
 
 

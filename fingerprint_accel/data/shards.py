@@ -17,7 +17,7 @@ from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
-CHECKED_AT_ONCE = 2**26  # bytes of minutiae that are checked on opening, which takes 10 ms; more are checked on reading
+CHECKED_AT_ONCE = 2**26  # up to so many bytes of minutiae are checked on opening (10 ms), more bytes only on reading
 RESIDENT = 2**30  # limit of mapped files in the resident memory of this process, bytes
 
 
@@ -29,8 +29,8 @@ class Shards:
     Args:
         folder: path of the dataset folder.
         info: contents of its `fingerprint.json`.
-        files: its shards, memory-mapped.
-        tables: contents of its shards.
+        files: shards of the dataset, memory-mapped.
+        tables: contents of the shards.
 
     Attributes:
         folder: path of the dataset folder.
@@ -82,7 +82,7 @@ class Shards:
         return len(self.fingers)
 
     def _numbers(self, column: str) -> np.ndarray:
-        """Return a numeric column as an array (N,), without `to_numpy`, which would import pandas."""
+        """Return a numeric column as an array (N,). The method avoids `to_numpy`, which would import pandas."""
         return np.concatenate([np.from_dlpack(chunk) for chunk in self.table[column].chunks])
 
     def _keys(self) -> list[str]:
@@ -96,7 +96,7 @@ class Shards:
         return self.table["finger_key"].combine_chunks().take(rows).to_pylist()
 
     def _minutia_index(self, tables: list[pa.Table]) -> list[tuple[slice, np.ndarray]]:
-        """Compute where the minutiae of each row are stored: file, offset in the file and count.
+        """Compute and store where the minutiae of each row are: file, offset in the file and number of minutiae.
 
         Returns:
             For each record batch its range of rows, and the minutiae of these rows as a flat view of the file.
@@ -149,12 +149,12 @@ class Shards:
         return self._numbers("nfiq2") if self.has_nfiq2 else np.full(len(self), -1, np.int16)
 
     def image(self, row: int) -> np.ndarray:
-        """Return the image of one print, (canvas, canvas) uint8; a view without a copy if the encoding is raw."""
+        """Return the image of one print, (canvas, canvas) uint8. Raw images are views of the file, without a copy."""
         chunk, place = self._place(row)
         return chunk.image(chunk.stored(place))
 
     def stored(self, row: int) -> bytes:
-        """Return the encoded bytes of the image of one print."""
+        """Return the image of one print as stored in the file: raw or lz4-encoded bytes."""
         chunk, place = self._place(row)
         return chunk.stored(place).tobytes()
 
@@ -183,12 +183,12 @@ class Shards:
             ascending = np.empty_like(flat)
             self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
-        # keep the resident memory near RESIDENT bytes, however large the files are
+        # This keeps the resident memory near RESIDENT bytes, however large the files are.
         if self._unmaps and resident_files() - self._resident_before > RESIDENT:
             self._unmap()
 
     def _by_chunk(self, chunks: np.ndarray) -> Iterator[tuple[int, slice]]:
-        """Group rows by record batch.
+        """Group rows of the dataset by the record batch that contains them.
 
         Args:
             chunks: (B,) index of the record batch of each row, ascending.
@@ -201,7 +201,11 @@ class Shards:
             yield int(chunks[start]), slice(start, stop)
 
     def wanted(self, rows: np.ndarray) -> None:
-        """Tell the operating system to load the images of ascending `rows` (B,) from disk in the background."""
+        """Ask the operating system to load the images of some prints from disk in the background.
+
+        Args:
+            rows: (B,) rows of the dataset, in ascending order.
+        """
         chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
         for chunk, here in self._by_chunk(chunks):
             self._images[chunk].wanted(rows[here] - self._chunk_start[chunk])
@@ -261,7 +265,7 @@ class Shards:
         contact[:] = unpack_contact(packed)
 
     def truth_known(self, rows: np.ndarray) -> np.ndarray:
-        """Tell for which prints `rows` (B,) int64 the ground truth is known: (B,) bool."""
+        """Return for which prints the ground truth is known, (B,) bool. `rows` are (B,) int64 rows of the dataset."""
         if not self.has_truth:
             return np.zeros(len(rows), bool)
         return np.concatenate([~np.isnan(poses[:, 0]) for poses, _ in self._truths])[rows]
@@ -275,9 +279,16 @@ class Shards:
 
 
 def _dense(fingers: np.ndarray, count: int) -> np.ndarray:
-    """Renumber fingers (N,) without gaps: (N,) int32 in 0..count-1.
+    """Renumber the fingers of a dataset without gaps, from 0 to `count` - 1.
 
     Numbers are missing if an import has rejected all prints of a finger.
+
+    Args:
+        fingers: (N,) number of the finger of each print.
+        count: number of fingers.
+
+    Returns:
+        (N,) int32.
     """
     if fingers.max(initial=-1) >= count:
         fingers = np.unique(fingers, return_inverse=True)[1]

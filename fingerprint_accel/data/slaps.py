@@ -56,7 +56,7 @@ class Finger:
         return int(self.mask.sum())
 
     def is_above(self, other: Finger) -> bool:
-        """Tell whether `other` lies where the lower phalanges of this finger are expected."""
+        """Return whether `other` lies where the lower phalanges of this finger are expected."""
         rows, columns = np.nonzero(self.mask)
         # The main axis gives the inclination of the finger. A round print has no reliable axis.
         spread = np.cov(rows, columns)
@@ -97,9 +97,9 @@ def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box],
 
 
 def holds_several_fingers(grey: np.ndarray, ppi: float) -> bool:
-    """Tell whether an image (H, W) uint8 shows several fingers side by side.
+    """Return whether an image, (H, W) uint8, shows several fingers side by side.
 
-    Images that are too narrow for two fingers are decided by their width, without any measurement.
+    If an image is too narrow for two fingers, the answer is False without any measurement.
     """
     if grey.shape[1] / ppi * MM_PER_INCH < LEAST_TWO_MM:
         return False
@@ -112,13 +112,13 @@ def holds_several_fingers(grey: np.ndarray, ppi: float) -> bool:
 
 
 def _ridges(fingers: list[Finger], share: np.ndarray) -> float:
-    """Score how well fingers cover the ridges of fingertips; larger is better.
+    """Return a score of how well fingers cover the ridges of fingertips. A larger score is better.
 
     Ridges of lower phalanges are weaker than DISTAL_SHARE and reduce the score.
 
     Args:
         fingers: the fingers.
-        share: (rows, columns) share of energy of the ridge map.
+        share: (rows, columns) share of energy of the ridge map, `RidgeMap.share`.
     """
     return sum(float((share[finger.mask] - DISTAL_SHARE).sum()) for finger in fingers)
 
@@ -126,7 +126,7 @@ def _ridges(fingers: list[Finger], share: np.ndarray) -> float:
 def _expected(measured: RidgeMap, ppi: float, expected: int) -> list[Finger]:
     """Find the expected number of fingers on a ridge map, and sort them from left to right.
 
-    Several thresholds are tried. The one whose fingers cover most of the ridges is used.
+    Several thresholds are tried. The threshold with the highest score of `_ridges` is used.
 
     Args:
         measured: ridge map of the image.
@@ -201,13 +201,15 @@ def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
 
 
 def _above_crease(mask: np.ndarray, share: np.ndarray, per_mm: float) -> np.ndarray:
-    """Remove the lower phalanges, below the crease of the finger joint, from a component.
+    """Remove the lower phalanges, below the crease of the finger joint, from a component of the ridge map.
+
+    A component is a connected part of the map that shows a finger.
 
     The crease is found by the decrease of ridge strength from top to bottom. Without a clear decrease the component is
     returned unchanged.
 
     Args:
-        mask: (rows, columns) bool, the component.
+        mask: (rows, columns) bool, map entries of the component.
         share: (rows, columns) share of energy of the ridge map.
         per_mm: map entries per mm.
     """
@@ -242,7 +244,7 @@ def _box(finger: Finger, measured: RidgeMap, shape: tuple[int, ...], ppi: float)
 
 
 def _box_mean(values: np.ndarray) -> np.ndarray:
-    """Average each entry with its eight neighbours: (rows, columns) -> (rows, columns)."""
+    """Return the mean of the 3 x 3 neighbourhood of each entry of an array, (rows, columns) float32."""
     mean: np.ndarray = around(values.astype(np.float32)).mean(axis=0)
     return mean
 

@@ -1,7 +1,8 @@
-"""Which prints of a dataset are held out for validation: those of whole fingers, subjects or sessions.
+"""Choose the prints of a dataset to hold out for validation: all prints of some fingers, subjects or sessions.
 
-The choice depends on the names of the groups alone. It is the same for any order of shards, number of processes and
-training seed, and new data does not move an existing group to the other side.
+These fingers, subjects or sessions are called groups. The choice depends on the names of the groups alone. It is the
+same for any order of shards, number of processes and training seed. If data is added, no existing group moves from the
+training prints to the validation prints or back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FINGER, SUBJECT, SESSION = "finger", "subject", "session"
 NAMED_BY = {SUBJECT: "finger_key", SESSION: "source"}  # column of the dataset that identifies the group of a print
 # finger keys with a position: those of the layouts nist, socofing and records, and of `--names` with a group `position`
 WITH_POSITION = r"^(?P<subject>.+)_(?:\d\d|(?:left|right)_(?:thumb|index|middle|ring|little))$"
-FEWEST = 2  # fingers with two prints each in the validation set, and fingers in the training set
+FEWEST = 2  # minimum number of fingers with two prints each in the validation set, and of fingers in the training set
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Split:
     """Training and validation prints of a dataset.
 
     Attributes:
-        unit: What is held out as a whole: `finger`, `subject` or `session`.
-        validation: (N,) bool, True for the rows that are held out.
-        groups: Number of fingers, subjects or sessions in the dataset.
-        held_out: Number of them that are held out.
+        unit: Kind of the groups that are held out as a whole: `finger`, `subject` or `session`.
+        validation: (N,) bool for the N rows of the dataset, True for the rows that are held out.
+        groups: Number of groups (fingers, subjects or sessions) in the dataset.
+        held_out: Number of groups that are held out.
         fingers: Number of fingers with prints that are held out.
-        also_trained: Number of these fingers that have training prints too; 0 unless sessions are held out.
-        extended: More groups are held out than the share asked for, because error rates need more.
+        also_trained: Number of fingers with held-out prints and training prints; 0 unless sessions are held out.
+        extended: Whether more groups are held out than requested, because the requested share is too small to measure
+            error rates.
     """
 
     unit: str
@@ -50,7 +52,11 @@ class Split:
     extended: bool
 
     def note(self, fold: str = "") -> str:
-        """Return one line for the user, or "" for a plain split by finger. `fold` is `reading.fold`."""
+        """Return one line of text about the split for the user, or "" for a plain split by finger.
+
+        Args:
+            fold: Fold of a cross-validation, `reading.fold`.
+        """
         if self.unit == FINGER and not fold and not self.extended:
             return ""
         prints = int(self.validation.sum())
@@ -72,8 +78,8 @@ def split_prints(shards: Shards, reading: ReadingConfig) -> Split:
 
     Args:
         shards: The dataset.
-        reading: `validation_fraction` or `fold` set how much is held out, `split_by` in which groups. Nothing is held
-            out if `validation_data` is given, or the share is 0.
+        reading: `validation_fraction` or `fold` determines how many groups are held out, and `split_by` what a group
+            is. Nothing is held out if `validation_data` is given, or if the fraction is 0.
 
     Raises:
         UserError: If `split_by` does not fit the dataset, or too few prints are left on one side.
@@ -85,7 +91,7 @@ def split_prints(shards: Shards, reading: ReadingConfig) -> Split:
     if reading.fold:
         number, folds = map(int, reading.fold.split("/"))
         rank = np.empty(len(names), np.int64)
-        rank[np.lexsort((hashes, ~useful))] = np.arange(len(names))  # each fold gets a fair part of the useful ones
+        rank[np.lexsort((hashes, ~useful))] = np.arange(len(names))  # each fold gets an equal part of the useful groups
         held_out = rank % folds == number - 1
     else:
         asked = hashes < np.uint64(min(2**64 - 1, int(share * 2**64)))
@@ -113,13 +119,19 @@ def _counted(number: int, unit: str) -> str:
 
 
 def _hashes(names: Sequence[str]) -> np.ndarray:
-    """Return a (G,) uint64 hash of each name, uniformly distributed."""
+    """Return a hash of each of G names, (G,) uint64. The hashes are uniformly distributed."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return mix64(np.frombuffer(digests, np.uint64))
 
 
 def _useful(fingers: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
-    """Return (G,) bool: groups with a print of a finger that has two prints or more."""
+    """Return which of the G groups have a print of a finger with two prints or more, (G,) bool.
+
+    Args:
+        fingers: (N,) number of the finger of each print.
+        codes: (N,) number of the group of each print.
+        groups: Number of groups, G.
+    """
     useful = np.zeros(groups, bool)
     useful[codes[np.bincount(fingers)[fingers] >= 2]] = True
     return useful
@@ -128,7 +140,18 @@ def _useful(fingers: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
 def _enough(
     held_out: np.ndarray, hashes: np.ndarray, useful: np.ndarray, fingers: np.ndarray, codes: np.ndarray
 ) -> np.ndarray:
-    """Return `held_out` (G,) with more groups, in order of hash, until two fingers have two held-out prints each."""
+    """Hold out further groups, in order of their hashes, until two fingers have two held-out prints each.
+
+    Args:
+        held_out: (G,) bool, groups that are already held out.
+        hashes: (G,) hash of each group.
+        useful: (G,) bool, result of `_useful`. Other groups are not added.
+        fingers: (N,) number of the finger of each print.
+        codes: (N,) number of the group of each print.
+
+    Returns:
+        (G,) bool, groups to hold out.
+    """
     counts = np.bincount(fingers[held_out[codes]], minlength=int(fingers.max()) + 1)
     with_pairs = int((counts >= 2).sum())
     if with_pairs >= FEWEST:
@@ -150,7 +173,7 @@ def _enough(
 
 
 def _groups(shards: Shards, split_by: str) -> tuple[str, list[str], np.ndarray]:
-    """Return the unit, the names of its groups, and the (N,) number of the group of each print."""
+    """Return the unit of the groups (see `Split`), their names, and the number of the group of each print, (N,)."""
     if not split_by:
         return FINGER, shards.key_of_finger, shards.fingers
     unit, group_of = (_table if split_by.lower().endswith(".csv") else _pattern)(split_by)
@@ -172,7 +195,11 @@ def _groups(shards: Shards, split_by: str) -> tuple[str, list[str], np.ndarray]:
 
 
 def _pattern(text: str) -> tuple[str, Callable[[str], str | None]]:
-    """Return the unit that a regular expression names, and the function that finds it; `subject` is `WITH_POSITION`."""
+    """Return the unit of the groups that a regular expression finds, and a function that finds the group of a name.
+
+    Args:
+        text: Regular expression with a group `subject` or `session`. The text `subject` stands for `WITH_POSITION`.
+    """
     option = f"--reading.split-by {text}"
     try:
         pattern = re.compile(WITH_POSITION if text == SUBJECT else text)
@@ -193,7 +220,10 @@ def _pattern(text: str) -> tuple[str, Callable[[str], str | None]]:
 
 
 def _table(file: str) -> tuple[str, Callable[[str], str | None]]:
-    """Return the unit that a csv file has a column of, and the function that looks up a finger key or source."""
+    """Return the unit of the groups in a csv file, and a function that looks up the group of a name.
+
+    The columns of the file are `finger_key,subject` or `source,session`.
+    """
     option = f"--reading.split-by {file}"
     try:
         with Path(file).open(newline="", encoding="utf-8-sig") as opened:

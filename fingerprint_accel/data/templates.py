@@ -29,7 +29,7 @@ from fingerprint_accel.durable import write_file
 
 CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # on-card files, which only the suffix identifies
 UNSIGNED_SUFFIXES = (".mnt", *CARD_SUFFIXES)  # files that may start with any bytes
-# in order of preference, if an image has several minutiae files
+# suffixes of minutiae files, in order of preference if an image has several minutiae files
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", *CARD_SUFFIXES, ".xyt", ".min", ".mnt")
 WRAPPER = 1024  # number of bytes that are searched for the start of a record after a CBEFF header
 MOST_MINUTIAE = 255  # largest number of minutiae in a view of ISO/IEC 19794-2
@@ -42,7 +42,7 @@ _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.
 
 
 def plausible(values: np.ndarray) -> bool:
-    """Tell whether all values of an array of minutiae are finite and at most LARGEST in magnitude."""
+    """Return whether all values of an array of minutiae are finite and at most LARGEST in magnitude."""
     # The minimum of an array with NaN is NaN, and comparisons with NaN are false. This makes no copy of the array.
     return values.size == 0 or bool(values.min() >= -LARGEST and values.max() <= LARGEST)
 
@@ -57,8 +57,8 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
         xyt_kind: convention of an `.xyt` file, one of `XYT_KINDS`; empty to detect it from this file.
 
     Raises:
-        TemplateError: if the file is damaged, has an unknown format, holds several fingers or views to choose from, or
-            contains implausible numbers.
+        TemplateError: if the file is damaged, has an unknown format, or contains implausible numbers. Also if it holds
+            several fingers or views and `position` does not select one.
     """
     try:
         data = path.read_bytes()
@@ -94,7 +94,8 @@ def xyt_kind(files: Iterable[Path | str]) -> str:
     more. One such angle in any file therefore decides for all files.
 
     Args:
-        files: paths or texts of the files. They are read until one decides; damaged files are skipped.
+        files: paths or contents of the files. They are read until a file has an angle of 180 or more. Damaged files are
+            skipped.
 
     Returns:
         "nist" for the default output of mindtct, "m1" for that of `mindtct -m1`.
@@ -154,7 +155,7 @@ def _read_mnt(text: str) -> Template:
 
 
 def _checked(table: np.ndarray) -> np.ndarray:
-    """Convert minutiae of a text file (n, 4) from float64 to float32.
+    """Check the minutiae of a text file, (n, 4) float64, and convert them to float32.
 
     Raises:
         TemplateError: if a number is not finite or above LARGEST in magnitude.
@@ -184,7 +185,7 @@ def _read_min(text: str) -> Template:
 
 
 def write_template(path: Path, minutiae: np.ndarray, width: int, height: int, ppi: int) -> None:
-    """Write a minutiae file: `.xyt` as mindtct does, any other suffix as ISO/IEC 19794-2:2005.
+    """Write a minutiae file. The suffix `.xyt` selects the format of mindtct, any other suffix ISO/IEC 19794-2:2005.
 
     The file is written completely or not at all. Coordinates are rounded to whole pixels.
 
@@ -228,8 +229,8 @@ def xyt_bytes(minutiae: np.ndarray, image_height: int) -> bytes:
     """Encode minutiae as the contents of an `.xyt` file, in the default format of mindtct.
 
     Each line is `x y theta quality`. y is counted from the bottom, and theta is the angle of the opposite direction
-    along the ridge in degrees. If all angles are below 180, `xyt_kind` would take the file for one of `mindtct -m1`. In
-    this case 360 is added to one angle, which does not change its direction.
+    along the ridge in degrees. If all angles are below 180, `xyt_kind` would detect the file as output of `mindtct
+    -m1`. In this case 360 is added to one angle, which does not change its direction.
 
     Args:
         minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).

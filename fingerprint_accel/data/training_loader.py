@@ -1,4 +1,4 @@
-"""Make a training loader from an opened dataset in one call, for loops of one's own."""
+"""Create a training loader from an opened dataset in one call, for custom training loops."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def training_loader(
     position: int = 0,
     truth: bool = False,
 ) -> TrainingLoader:
-    """Make an endless loader of shuffled batches for one training process.
+    """Create an endless loader of shuffled batches for one training process.
 
-    Use it as a context manager, then iterate over it. Every print comes once per epoch. The order depends on `seed`
-    and `position` alone. All processes together read the same prints for any number of processes, as long as
+    Use the loader as a context manager, then iterate over it. Every print comes once per epoch. The order depends on
+    `seed` and `position` alone. All processes together read the same prints for any number of processes, as long as
     `batch_size * processes` is the same. No `DataLoader` and no `accelerator.prepare` are needed.
 
     Args:
@@ -39,13 +39,13 @@ def training_loader(
             valid until the next batch is requested.
         samples_per_class: Number of different impressions of each finger in a batch; 1 leaves it to chance.
         position: Number of prints over all processes to skip, `step * batch_size * processes` to resume at `step`.
-        truth: Whether batches have `pose` and `contact`, which alignment networks and dense networks learn from.
+        truth: Whether batches have `pose` and `contact`, the ground truth for alignment networks and dense networks.
 
     Returns:
         Context manager and iterable of `data.batch.Batch`.
 
     Raises:
-        UserError: There are no prints, or `samples_per_class` does not divide `batch_size`.
+        UserError: If there are no prints, or `samples_per_class` does not divide `batch_size`.
     """
     subset = data if isinstance(data, Subset) else subset_of_fingers(data, np.ones(len(data.key_of_finger), bool))
     require(len(subset) > 0, f"{subset.shards.folder}: no prints to train on; select some fingers")

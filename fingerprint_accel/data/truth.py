@@ -1,4 +1,8 @@
-"""Ground truth of synthetic prints: the pose of the finger, and the area where it touches the sensor."""
+"""Ground truth of synthetic prints: the pose of the finger, and the area where the finger touches the sensor.
+
+The area is stored as a contact mask, which states for each of GRID x GRID cells of the canvas whether the finger
+touches it. The canvas is the square image of a stored print.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,12 @@ class Truth:
     contact: bytes
 
     def on_another_canvas(self, left: float, scale: float, before: int, canvas: int) -> Truth:
-        """Return the ground truth of the print after `canvas.recanvas` has moved it to another canvas.
+        """Return the ground truth of the print after `canvas.recanvas` has copied it to another canvas.
 
         The contact mask is resampled between the two grids. Its border is accurate to half a cell of the coarser grid.
 
         Args:
-            left: left edge (and top edge) of the new canvas on the old one, old pixels.
+            left: left and top edge of the new canvas on the old canvas, in pixels of the old canvas.
             scale: pixels of the new canvas per pixel of the old one.
             before: side of the old canvas, pixels.
             canvas: side of the new canvas, pixels.
@@ -41,7 +45,7 @@ class Truth:
         cells = np.arange(GRID + 1) / GRID
         shares = overlaps(left + cells * (canvas / scale), cells * before) * (GRID * scale / canvas)
         covered = shares @ unpack_contact(self.contact) @ shares.T
-        # a cell is in contact if half of it is covered; 1e-9 absorbs rounding
+        # A cell is in contact if half of its area is covered. The value 1e-9 absorbs rounding errors.
         return Truth(pose.astype(np.float32), pack_contact(covered > 0.5 - 1e-9))
 
 
@@ -58,7 +62,14 @@ def pack_contact(contact: np.ndarray) -> bytes:
 
 
 def unpack_contact(packed: bytes | np.ndarray) -> np.ndarray:
-    """Unpack contact masks: CONTACT_BYTES bytes or (..., CONTACT_BYTES) uint8 -> (..., GRID, GRID) bool."""
+    """Unpack one or more contact masks. This is the inverse of `pack_contact`.
+
+    Args:
+        packed: CONTACT_BYTES bytes, or an array (..., CONTACT_BYTES) uint8.
+
+    Returns:
+        (..., GRID, GRID) bool.
+    """
     values = np.frombuffer(packed, np.uint8) if isinstance(packed, bytes) else packed
     return np.unpackbits(values, axis=-1).reshape(*values.shape[:-1], GRID, GRID).view(bool)
 

@@ -13,7 +13,8 @@ from fingerprint_accel.data.minutiae_record import MAGIC as MINUTIAE_MAGIC
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.templates import UNSIGNED_SUFFIXES, WRAPPER
 
-# Files with these suffixes count as images without being opened. Decoding finds those that are not.
+# Files with these suffixes count as images without being opened. Other files among them are found when they are
+# decoded.
 IMAGE_SUFFIXES = frozenset((
     ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc",
     ".gif", ".pgm", ".ppm", ".pnm", ".webp", ".wsq",
@@ -35,7 +36,7 @@ class Met:
     Attributes:
         path: path relative to the folder.
         kind: IMAGE, CONTAINER (a file with several images) or TEMPLATE (a minutiae file); empty if it is skipped.
-        reason: why the file is skipped; empty if it is not.
+        reason: reason why the file is skipped; empty if it is not skipped.
     """
 
     path: str
@@ -46,17 +47,21 @@ class Met:
 def walk(folder: Path, raw_bytes: int = 0) -> Iterator[Met]:
     """Iterate over all files below a folder in sorted order.
 
-    Links are followed if they lead out of the folder, each target once.
+    Links are followed if they lead out of the folder. Each target is read only once.
 
     Args:
         folder: folder to search.
-        raw_bytes: size of files of raw pixels, bytes; 0 if there are no such files.
+        raw_bytes: size of files of raw pixels, bytes. Files of this size count as images. 0 if there are no such files.
     """
     yield from _walk(folder, "", os.path.realpath(folder), set(), False, raw_bytes)
 
 
 def is_nothing_to_read(reason: str) -> bool:
-    """Tell whether a file was skipped because it is not a print, or is read under another path."""
+    """Return whether a file was skipped because it is not a print, or because it is read under another path.
+
+    Args:
+        reason: reason why the file was skipped, `Met.reason`.
+    """
     return reason.startswith((SYSTEM, NO_IMAGE, SEEN_LINK, SPECIAL))
 
 
@@ -85,7 +90,7 @@ def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, ra
 
 
 def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str:
-    """Return why a link is not followed; an empty string if it leads to a new target outside the folder.
+    """Return the reason why a link is not followed; empty if it leads to a new target outside the folder.
 
     Args:
         entry: the link.
@@ -106,7 +111,7 @@ def _why_not_followed(entry: os.DirEntry[str], root: str, seen: set[str]) -> str
 
 
 def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
-    """Tell whether a folder contains an image with the same name as entry `at`, except for the suffix.
+    """Return whether a folder contains an image with the same name as entry `at`, except for the suffix.
 
     Args:
         found: entries of the folder, sorted by name.
@@ -123,12 +128,12 @@ def _has_image(found: list[os.DirEntry[str]], at: int) -> bool:
 
 
 def _kind(found: list[os.DirEntry[str]], at: int, path: str, raw_bytes: int) -> Met:
-    """Determine the kind of entry `at` of a sorted folder.
+    """Determine the kind of one file, and return it with its path.
 
     Args:
-        found: the entries of the folder.
-        at: index of the entry.
-        path: path of the entry relative to the folder that is searched.
+        found: the entries of the folder that contains the file, sorted by name.
+        at: index of the file in `found`.
+        path: path of the file relative to the folder that is searched.
         raw_bytes: size of files of raw pixels, bytes; 0 if there are no such files.
     """
     entry = found[at]
