@@ -172,6 +172,4 @@ def test_the_readme_says_what_was_measured(model):
     row = next(line for line in text.splitlines() if line.startswith(f"| `{model}` |"))
     assert [cell.split(" (")[0].strip() for cell in row.split("|")[2:-1]] == expected
     as_is = mean_of_real({name: stored[name]["as it is"]["eer"] for name in stored})
-    summary = next(line for line in text.splitlines() if line.startswith("| released models on real fingers |"))
-    means = (f"`{model}` {expected[-2]}", f"{100 * as_is:.1f} %")
-    assert all(mean in summary for mean in means)
+    assert f"{100 * as_is:.1f} % for `{model}`" in " ".join(text.split())

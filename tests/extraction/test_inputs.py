@@ -180,7 +180,7 @@ def test_datasets_that_do_not_suit_are_refused(prints, tmp_path):
     model = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=8)
     other = FingerprintExtractor(model, PreprocessConfig(crop=256, size=64), ppi=250, canvas=320)
     opened = datasets.load_from_disk(str(prints))
-    with pytest.raises(UserError, match=r"prints: ppi 300, the model wants 250"):
+    with pytest.raises(UserError, match=r"prints: ppi 300, but the model needs 250"):
         other.extract(opened)
     opened.select(range(4)).save_to_disk(tmp_path / "copy")  # without fingerprint.json: nothing states the encoding
     for dataset in (datasets.load_from_disk(str(tmp_path / "copy")), opened.remove_columns("image")):
