@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 1 << 15  # class vectors that are sent to rank 0 in one message: 
 
 
 def draw_classes(run: Run, position: int) -> None:
-    """Sample the classes of the next update in each sharded identity head.
+    """Sample the classes (training fingers) that each sharded identity head uses in the next update.
 
     This does nothing if `loss.class_sample_rate` is 1, because an update then uses all classes.
 
@@ -120,10 +120,10 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
 
 
 def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
-    """Gather the slices of a sharded identity head from all ranks in CPU memory of rank 0.
+    """Gather the slices of a tensor of a sharded identity head from all ranks, in CPU memory of rank 0.
 
     Args:
-        part: (R, ...) tensor with a row for each of the R classes of this rank.
+        part: (R, ...) tensor with a row for each of the R classes (training fingers) of this rank.
         classes: Number of classes of all ranks together, C.
 
     Returns:

@@ -38,11 +38,12 @@ class TrainingModule(nn.Module):
         non-finite. The optimizer then skips the update on the device, without waiting for the host.
 
         Args:
-            image: (B, 1, S, S) input of the network, for B prints.
+            image: (B, 1, S, S) input of the network: images of B prints with sides of S pixels.
             targets: Arguments of `DeepPrintLoss.forward` after the output of the network, in the same order.
 
         Returns:
-            () loss, its () parts by name, and the (B, D) embeddings of each branch of the network by name.
+            () loss, its () parts by name, and the (B, D) embeddings of each branch of the network by name. D is their
+            length.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
         result = self.loss(output, *targets)
@@ -61,13 +62,17 @@ class TrainingModule(nn.Module):
 
     @property
     def learns_truth(self) -> bool:
-        """Whether a loss needs the true pose of the finger, or the true contact area of finger and sensor."""
+        """Whether a loss needs the true pose or contact area of the finger, which are known for synthetic prints."""
         weights = self.loss.config
         aligns = isinstance(self.model.alignment, AlignmentNetwork) and weights.pose_weight > 0
         return aligns or (self.model.config.cells > 0 and weights.mask_weight > 0)
 
     def embed(self, image: torch.Tensor) -> Output:
-        """Run the network on images (B, 1, S, S), and return its output. FSDP gathers the weights for this call."""
+        """Run the network on B images of S x S pixels, and return its output. FSDP gathers the weights for this call.
+
+        Args:
+            image: (B, 1, S, S) input of the network.
+        """
         output: Output = self.model(image)
         return output
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
-    """Return for each parameter the number of blocks between it and the embedding, for `training.layer_decay`.
+    """Return for each parameter the number of blocks between it and the output of the network.
 
-    Parameters of the decoder of minutia maps are not included. Use 0 for them.
+    The option `training.layer_decay` depends on it. Parameters of the decoder of minutia maps are not included, because
+    they count as parameters of the last block.
     """
     found: dict[nn.Parameter, int] = {}
 

@@ -309,7 +309,13 @@ class Reporter:
 
 
 def _alignment(metrics: dict[str, float]) -> list[str]:
-    """Return a list with a text on the error of the alignment network, or an empty list if it was not measured."""
+    """Return a list with a text on the error of the alignment network, or an empty list if it was not measured.
+
+    The alignment network estimates the position and rotation of a finger.
+
+    Args:
+        metrics: Results of a validation by name, see `validate`.
+    """
     if "alignment_mm" not in metrics:
         return []
     median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]

@@ -25,9 +25,9 @@ class Embedded(NamedTuple):
     Attributes:
         embeddings: (N, D) float32 embeddings of length D.
         labels: (N,) int64 class label of the finger of each print.
-        misaligned: (N, 3) float32 errors of the alignment network: rotation in radians, and shift along x and y as a
-            multiple of half the side of the input. NaN if the true pose of the finger is unknown, or the network does
-            not align prints.
+        misaligned: (N, 3) float32 errors of the alignment network, which estimates rotation and position of a finger:
+            rotation in radians, and shift along x and y as a multiple of half the side of the input. NaN if the true
+            pose of the finger is unknown, or the network has no alignment network.
     """
 
     embeddings: torch.Tensor
@@ -121,7 +121,7 @@ def validate(
 
 
 def alignment_metrics(misaligned: torch.Tensor, half_side_mm: float) -> dict[str, float]:
-    """Summarise the errors of the alignment network over prints.
+    """Summarise the errors of the alignment network, which estimates the position and rotation of a finger.
 
     Args:
         misaligned: (N, 3) errors, see `Embedded.misaligned`.
