@@ -1,7 +1,7 @@
-"""The configuration of a training run: a tree of frozen dataclasses, read from a YAML file and from the command line.
+"""The configuration of a training run: nested frozen dataclasses, read from a YAML file and from the command line.
 
-Values come from the recipe, then from a YAML file of the same shape (`--config run.yaml`), then from the command line
-(`--training.steps 500`). The later ones win.
+A recipe sets values first. Values of a YAML file (`--config run.yaml`) replace them, and values of the command line
+(`--training.steps 500`) replace both.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Number of micro-batches per optimizer step."""
     auto_micro_batch_size: Literal["auto", "yes", "no"] = "auto"
-    """If a micro-batch does not fit into memory, use smaller ones and more of them, with the same prints per step.
-    `auto` is `yes` on GPUs and `no` on CPUs."""
+    """Before training, check whether a micro-batch fits into memory. If not, use smaller ones and more of them, with
+    the same prints per step. `auto` is `yes` on GPUs, and `no` on CPUs and with FSDP."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision of the network; losses are in float32. `auto` uses the setting of `accelerate launch`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -61,8 +61,8 @@ class TrainingConfig:
     head_lr_mult: float = 1.0
     """Factor on the learning rate for the identity heads, which classify the finger of a print in training."""
     layer_decay: float = 1.0
-    """Learning rate of a block of the network, relative to the next block. Below 1, early layers of a trained network
-    (`model.init_from`) change less."""
+    """Learning rate of a block of the network, relative to that of the following block. Below 1, early layers of a
+    trained network (`model.init_from`) change less."""
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, 0 to 1; 0 keeps no average. The average is validated and exported
     instead of the raw weights. 0.999 suits runs of 10,000 steps. With `model.init_from`, the average still contains a
@@ -70,26 +70,28 @@ class TrainingConfig:
     weight_decay: float = 0.02
     """Weight decay of the matrices; biases and normalisation layers have none."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Momentum of `sgd`; `adamw` does not use it."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly to its peak; a cosine decay follows."""
+    """Number of steps in which the learning rate rises linearly to its peak, but at most a tenth of all steps. A cosine
+    decay follows."""
     min_lr_ratio: float = 0.01
     """Learning rate at the last step, as a share of the peak."""
     max_grad_norm: float = 5.0
-    """Gradients are clipped to this norm; 0 does not clip."""
+    """Norm to which gradients are clipped; 0 does not clip."""
     validate_every: int = 500
-    """Steps between validations; 0 validates at the end only."""
+    """Number of steps between validations; 0 validates at the end only."""
     patience: int = 0
-    """Stop after this many validations without a lower EER; 0 never stops early."""
+    """Stop after this many validations in a row without a lower EER than before; 0 never stops early."""
     log_every: int = 20
-    """Steps between records in metrics.jsonl."""
+    """Number of steps between records in metrics.jsonl."""
     save_every: int = 500
-    """Steps between checkpoints; 0 saves at the end only. After a validation with the lowest EER so far, a checkpoint
-    is saved too."""
+    """Number of steps between checkpoints; 0 saves at the end only. After a validation with the lowest EER so far, a
+    checkpoint is saved too."""
     save_total_limit: int = 3
     """Number of checkpoints to keep; the best one is always kept."""
     tracker: str = "tensorboard"
-    """Name of an experiment tracker that Accelerate supports (`wandb`, `mlflow`, ...), or `none`."""
+    """Name of an experiment tracker that Accelerate supports (`tensorboard`, `wandb`, `mlflow`, ...), several names
+    with commas between them, or `none`."""
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
     """Mode of torch.compile for the network, and on a GPU for the losses. `reduce-overhead` adds CUDA graphs, for small
     networks and batches. `max-autotune` also tries several kernels for each operation."""
@@ -130,8 +132,8 @@ class Config:
     checkpoint folder continues from that checkpoint."""
     folds: int = 0
     """Number of folds for cross-validation, at least 2; 0 trains a single model. Each fold trains a model without some
-    of the fingers, in OUT/fold-1, OUT/fold-2, ..., and evaluates it on them. The error rates are printed and written to
-    OUT/cross_validation.json."""
+    of the fingers, in OUT/fold-1, OUT/fold-2, ..., and evaluates it on these fingers. The error rates are printed and
+    written to OUT/cross_validation.json."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -203,7 +205,9 @@ def save_yaml(config: Config, path: Path) -> None:
 
 
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
-    """Read the configuration of a run: defaults of the recipe, then `--config FILE.yaml`, then the command line.
+    """Read the configuration of a run from the command line and the file in `--config`, and return it.
+
+    Options of the command line take precedence over those of the file, and both over the recipe.
 
     Args:
         defaults: Settings of the recipe.

@@ -21,20 +21,20 @@ class ModelConfig:
     model. It must have the same architecture, resolution (ppi) and canvas size. The identity heads are initialised from
     the training prints. If empty, weights are random."""
     variant: Variant = "TexMinu"
-    """DeepPrint variant: a texture branch, a minutia branch, or both. `Dense` embeds each cell of a grid on the finger
-    separately and compares cells that both prints show. `Loc` adds an alignment network, which corrects the position
-    and rotation of the print first."""
+    """DeepPrint variant: a texture branch (`Tex`), a minutia branch (`Minu`), or both. `Dense` embeds each cell of a
+    grid on the finger separately and compares cells that both prints show. `Loc` adds an alignment network, which
+    corrects the position and rotation of the print first."""
     trunk: Trunk = "inception_v4"
     """`inception_v4` is the trunk of DeepPrint; `compact` has a few million parameters and trains on CPUs; `vit_small`
-    and `vit_base` are vision transformers; `flx` is the Inception v4 of flx, for weights that flx has trained."""
+    and `vit_base` are vision transformers; `flx` is the Inception v4 of the package flx, for weights from it."""
     embedding_dim: int = 512
     """Length of the embedding. A variant with two branches gives half of it to each branch."""
     grid: int = 8
     """Number of cells along each side of the square grid of dense variants. Each cell has an equal part of the
     embedding."""
     width: int = 32
-    """Channels of the first stage of the `compact` trunk. `vit_small` has 12 times as many channels, `vit_base` 24
-    times."""
+    """Number of channels in the first stage of the `compact` trunk. The vision transformers have a multiple of it:
+    `vit_small` 12 times, `vit_base` 24 times as many channels."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers of the `compact` trunk; `group` makes outputs independent of the other prints in a batch."""
     dropout: float = 0.2
@@ -51,12 +51,12 @@ class ModelConfig:
 
     @property
     def needs_minutia_maps(self) -> bool:
-        """Whether the network predicts minutia maps, that is images of the positions and directions of minutiae."""
+        """Whether the network predicts minutia maps, which are images of the positions and directions of minutiae."""
         return "Minu" in self.variant or self.cells > 0
 
     @property
     def cells(self) -> int:
-        """Number of cells of a dense embedding; 0 for the other variants."""
+        """Number of cells in the grid of a dense variant; 0 for other variants."""
         return self.grid**2 if self.variant.endswith("Dense") else 0
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class LossConfig:
     """Split the class vectors of each identity head, one for each finger, over the processes (PartialFC). Use it for
     many fingers. Loss and gradients are the same."""
     class_sample_rate: float = 1.0
-    """Share of the class vectors that each update uses, drawn at random; those of the fingers in the batch are always
+    """Share of the class vectors that each update uses, drawn at random. Those of the fingers in the batch are always
     included. A value below 1 needs `sharded`."""
     interclass_filter_threshold: float = 1.0
     """In the identity loss of a print, ignore other fingers with a larger cosine than this to the print. They may be
@@ -105,26 +105,27 @@ class LossConfig:
     margin_ramp: float = 0.0
     """Share of the training steps, after `margin_start`, in which the margin rises linearly to `margin`."""
     label_smoothing: float = 0.0
-    """Share of the identity target that is spread over all fingers, for datasets with wrong labels."""
+    """Share of the target of the identity loss that is spread over all fingers, for datasets with wrong labels."""
     identity_weight: float = 1.0
     """Weight of the identity loss."""
     center_weight: float = 0.125
     """Weight of the center loss, which pulls embeddings to the mean of their finger."""
     minutia_map_weight: float = 0.3
-    """Weight of the minutia-map loss. It needs prints with minutiae; 0 trains a minutia branch without minutiae."""
+    """Weight of the minutia-map loss, which trains the network to predict the positions and directions of minutiae. It
+    needs prints with minutiae; 0 trains a minutia branch without minutiae."""
     contrastive_weight: float = 0.0
     """Weight of the contrastive loss (InfoNCE). It needs several impressions of a finger in a micro-batch
     (`reading.samples_per_class`)."""
     mask_weight: float = 1.0
-    """Weight of the loss that teaches dense variants which cells a print shows."""
+    """Weight of the mask loss, which trains dense variants to predict which cells a print shows."""
     pose_weight: float = 1.0
-    """Weight of the loss that teaches the alignment network position and rotation. It applies to prints with a known
-    pose: synthetic ones."""
+    """Weight of the pose loss, which trains the alignment network to predict position and rotation. It applies only to
+    prints with a known pose, which are synthetic."""
     contrastive_temperature: float = 0.1
     """Temperature of the contrastive loss. Smaller values put more weight on the most similar other fingers."""
     matryoshka_dims: tuple[int, ...] = ()
-    """Shorter lengths at which each branch also learns, in ascending order. The first numbers of an embedding, scaled
-    to unit length, are then an embedding of that length (Matryoshka)."""
+    """Shorter lengths, in ascending order, for which each branch is trained too. The first numbers of an embedding,
+    scaled to unit norm, are then an embedding of that length (Matryoshka)."""
 
     def __post_init__(self) -> None:
         require(self.scale > 0, "loss.scale must be above 0")

@@ -24,7 +24,7 @@ class AugmentConfig:
     translation: float = 20.0
     """Maximum shift along each axis, in canvas pixels."""
     scale: float = 0.05
-    """Maximum relative change of size: 0.05 draws factors from 1/1.05 to 1.05, uniformly in their logarithm."""
+    """Maximum relative change of size: 0.05 draws factors between 1/1.05 and 1.05, uniformly in their logarithm."""
     elastic: float = 3.0
     """Maximum displacement of the smooth skin distortion, in canvas pixels."""
     contrast: float = 0.4
@@ -39,7 +39,7 @@ class AugmentConfig:
     occlusion: float = 0.15
     """Maximum share of the input area that is masked, as by missing contact with the sensor."""
     start: float = 1.0
-    """Factor on all maxima at the first step, 0 to 1. A value below 1 needs `ramp`."""
+    """Factor on all these maxima at the first step, 0 to 1. It has no effect if `ramp` is 0."""
     ramp: float = 0.0
     """Share of the training steps in which the factor rises linearly from `start` to 1; 0 keeps it at 1 for the whole
     run."""
@@ -68,11 +68,12 @@ class PreprocessConfig:
     """Options for the steps from a stored print to the input of the network. They run on the device."""
 
     crop: int = 299
-    """Side of the square that is cut from the centre of the canvas, in canvas pixels."""
+    """Side of the square that is cut from the centre of the canvas (the image of a stored print), in canvas pixels."""
     size: int = 299
-    """Side to which the square is resized, in pixels: the input of the network."""
+    """Side of the input of the network, in pixels. The square is resized to it."""
     normalize: Literal["local", "none"] = "local"
-    """`local` equalises brightness and contrast around each pixel; `none` scales grey values to 0..1, ridges bright."""
+    """`local` equalises brightness and contrast around each pixel; `none` scales grey values to the range 0 to 1, with
+    bright ridges."""
     enhance: bool = False
     """Apply multi-scale Gabor ridge enhancement before normalisation."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -94,11 +95,11 @@ class ReadingConfig:
     dataset), so the choice does not change when data is added."""
     split_by: str = ""
     """Hold out whole subjects or whole sessions instead of single fingers. `subject` reads the subject from finger keys
-    that end in a finger position, as 00002302_07 or anna_left_index. A regular expression with a group
-    (?P<subject>...) is searched in finger keys, one with (?P<session>...) in the `source` of prints. A file FILE.csv
-    has the columns finger_key,subject or source,session."""
+    that end in a finger position, such as 00002302_07 or anna_left_index. A regular expression with a group
+    (?P<subject>...) is searched in finger keys, one with (?P<session>...) in the column `source` of the dataset. A file
+    FILE.csv has the columns finger_key,subject or source,session."""
     fold: str = ""
-    """Hold out one fold of a cross-validation instead of `validation_fraction`: 2/5 is the second of five folds.
+    """Hold out one fold of a cross-validation instead of a share of the fingers: 2/5 is the second of five folds.
     --folds sets this option for each model."""
     order: Literal["permutation", "block"] = "permutation"
     """`permutation` shuffles all prints. `block` is for data larger than memory: it collects runs of 1024 neighbouring

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
 GIB, GB = 2**30, 1e9
-ROW_BYTES = 2_300  # bytes per print in addition to its pixels: minutiae, labels, padding (of a synthetic dataset)
-LZ4_SHARE = 0.37  # size of prints that are compressed with lz4, relative to raw prints (of a synthetic dataset)
+ROW_BYTES = 2_300  # bytes per print besides pixels: minutiae, labels, padding (measured on a synthetic dataset)
+LZ4_SHARE = 0.37  # size of prints compressed with lz4, relative to raw prints (measured on a synthetic dataset)
 MFU = 0.1297  # model FLOP utilisation: measured speed relative to the bf16 peak of the data sheet, see MEASURED
 MEASURED = (
     "Inception v4 Tex on one H100: 1,747 prints/s at batch 256 in bf16 (benchmarks/results/h100/tex.json). "
@@ -185,8 +185,8 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
 
     The network needs weights, gradients and two AdamW moments in float32, and a copy of the weights in bf16. The
     identity heads (classifiers with a vector for each finger) need weights, gradients and moments too, and memory for
-    logits. If the recipe splits them, a device holds a slice of the heads.
-    With `fsdp`, each device holds a share of the float32 tensors, two whole blocks with gradients, and the bf16 copy.
+    logits. If the recipe shards the heads, each device holds a slice of them. With `fsdp`, each device holds a share of
+    the float32 tensors, two whole blocks with gradients, and the bf16 copy.
 
     Args:
         counted: Size and cost of the network, see `count`.

@@ -5,10 +5,10 @@ accelerate launch recipes/finetune.py --data DATASET --out RUN
 DATASET is a folder that `fingerprint-accel import` has made with its defaults (300 ppi, canvas 320). Measure the model
 before and after with `fingerprint-accel evaluate`. The identity heads start from the mean embeddings of your fingers.
 
-With few fingers, add --folds 5 for cross-validation. It trains five models, each without a fifth of the fingers. It
-evaluates each model on the fingers that this model was not trained on, and prints the error rates of each fold and of
-all folds together. --resume auto continues with the interrupted fold. If persons gave several fingers each, also add
---reading.split-by subject.
+With few fingers, add --folds 5 for cross-validation. It trains five models, each without a fifth of the fingers. Each
+model is evaluated on the fingers that it was not trained on. The error rates of each fold and of all folds together are
+printed. --resume auto continues with the interrupted fold. If the data contains several fingers of the same person,
+also add --reading.split-by subject.
 """
 
 from fingerprint_accel.config import (
@@ -31,7 +31,7 @@ CONFIG = Config(
             rotation_degrees=15, translation=16, elastic=2.0, contrast=0.3, ridge_thickness=0.3, noise=0.05
         ),
     ),
-    # must be the architecture of the bundled model
+    # this must be the architecture of the bundled model
     model=ModelConfig(
         init_from="small",
         variant="LocDense",

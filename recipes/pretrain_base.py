@@ -1,4 +1,4 @@
-"""Trains the bundled model `base`: a wider network than `small`, on prints at a finer scale.
+"""Trains the bundled model `base`, a wider network than `small`, with prints at a higher resolution.
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_base.py --out runs/base
 

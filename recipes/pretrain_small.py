@@ -2,22 +2,23 @@
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
 
-There are three stages. Each starts from the weights of the one before:
-1. The alignment network learns the position and rotation of fingers.
-2. The whole network learns from clean impressions of siblings, fingers that differ in their minutiae only.
-3. The whole network learns from impressions of all qualities.
-The fingers stay in GPU memory, and every step renders new impressions of them. --training.steps is the number of steps
+There are three stages. Each starts from the weights of the previous stage:
+- Stage 1: the alignment network learns the position and rotation of fingers.
+- Stage 2: the whole network learns from clean impressions of siblings. Siblings are fingers that differ in their
+  minutiae only.
+- Stage 3: the whole network learns from impressions of all qualities.
+The fingers stay in GPU memory, and each step renders new impressions of them. --training.steps is the number of steps
 of all stages together. Add --resume auto to continue an interrupted run.
 
-With --data DATASET or --model.init-from MODEL only the last stage runs. This example continues from the bundled model
-on two CPU cores, with its first layers frozen:
+With --data DATASET or --model.init-from MODEL, only the last stage runs. This example continues to train the bundled
+model on two CPU cores, with the first layers frozen:
 
 fingerprint-accel synth --out prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
 accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.init-from small
     --model.alignment-frozen --model.stem-frozen --training.precision bf16 --training.batch-size 64
     --training.steps 1400 --training.learning-rate 8e-4 --training.ema-decay 0.9995
 
-In that example half of the exported moving average is still the weights of the bundled model.
+In this example, the exported weights are a moving average, to which the weights of the bundled model contribute half.
 docs/released_model.md has the measured error rates of the bundled model.
 """
 
@@ -80,7 +81,7 @@ CONFIG = Config(
         margin_start=0.6,
         margin_ramp=0.15,
         center_weight=0.0,
-        identity_weight=0.15,  # with 80,000 fingers each class vector is updated rarely and lags behind the network
+        identity_weight=0.15,  # with 80,000 fingers, each class vector is updated too rarely to follow the network
         contrastive_weight=1.0,
         contrastive_temperature=0.07,
     ),
@@ -98,9 +99,9 @@ ONLY_POSES = dataclasses.replace(
     CONFIG.loss, identity_weight=0.0, contrastive_weight=0.0, minutia_map_weight=0.0, mask_weight=0.0
 )
 ALIGNMENT_SHARE, CLEAN_SHARE = 0.2, 0.15  # shares of the steps; the last stage has the rest
-TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED = 1500, 3, 20261126  # for ten million non-mated comparisons
-# Real fingers vary less in ridge flow than independent synthetic ones. With families of 30, 2 % of the non-mated
-# comparisons are between fingers of the same flow.
+TEST_FINGERS, TEST_IMPRESSIONS, TEST_SEED = 1500, 3, 20261126  # these give ten million non-mated comparisons
+# Real fingers vary less in ridge flow than independent synthetic ones. With families of 30 siblings, 2 % of the
+# non-mated comparisons are between fingers with the same ridge flow.
 TEST_SIBLINGS = 30
 TEST_STYLE = Style(quality="mixed", siblings=TEST_SIBLINGS)
 TEST_PRINTS = (
@@ -117,7 +118,7 @@ FACTS = {
 
 
 def commit() -> str:
-    """Return the commit of the checkout that contains this recipe, or the release of the installed package."""
+    """Return the git commit of the checkout that contains this recipe, or the version of the installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return f"commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
@@ -126,11 +127,13 @@ def commit() -> str:
 
 
 def export(run: Run, unseen: str) -> None:
-    """Calibrates the best checkpoint on unseen synthetic fingers and writes it in 16 bits, with notes on its origin.
+    """Export the best checkpoint with 16-bit weights, notes on its origin, and a calibration.
+
+    The calibration consists of similarity thresholds, which are measured on synthetic fingers.
 
     Args:
         run: The finished training run.
-        unseen: Dataset folder of fingers that are not in the training data.
+        unseen: Dataset folder of synthetic fingers that are not in the training data.
     """
     from fingerprint_accel import FingerprintExtractor
     from fingerprint_accel.data.loader import subset_of_fingers
@@ -155,7 +158,11 @@ def export(run: Run, unseen: str) -> None:
 
 
 def stages(config: Config) -> list[Config]:
-    """Return the configuration of each stage; the last one is `config` with its share of the steps."""
+    """Return the configuration of each of the three training stages.
+
+    The run folder of the last stage is that of `config`; the others are inside it. If `config` has a dataset folder or
+    a trained network to start from, the only stage is `config` itself.
+    """
     out, steps = Path(config.out), config.training.steps
     if config.model.init_from or not is_source(config.data):
         return [config]
@@ -183,7 +190,12 @@ def stages(config: Config) -> list[Config]:
 
 
 def pretrain(defaults: Config, description: str) -> None:
-    """Trains all stages that are not finished, then calibrates and exports the model."""
+    """Train all stages that are not finished, then calibrate and export the model.
+
+    Args:
+        defaults: Configuration of the recipe. Options of the command line replace its values.
+        description: Text at the top of `--help`.
+    """
     config = parse(defaults, description)
     check_run_folder(config)
     *earlier, last = stages(config)

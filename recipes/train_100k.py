@@ -4,10 +4,11 @@ accelerate launch --config_file recipes/hardware/gpu.yaml recipes/train_100k.py 
 
 Differences from train_10k.py:
 - A contrastive loss compares two impressions of each finger in a batch. It needs many fingers.
-- Margin and augmentation start late, because the loss of random weights does not fall under either of them.
-- The batch is larger. The learning rate grows with the square root of the batch size, from 5e-4 at 32 prints, as
+- Margin and augmentation increase during training. At full strength, each of them would keep the loss of random
+  initial weights from falling.
+- The batch is larger. The learning rate is 5e-4 at 32 prints and grows with the square root of the batch size, as
   derived for Adam by Malladi et al. 2022, arXiv 2205.10287.
-- The first 64 and 128 numbers of an embedding also work alone (Kusupati et al. 2022, arXiv 2205.13147).
+- The first 64 or 128 numbers of an embedding can be used alone (Kusupati et al. 2022, arXiv 2205.13147).
 """
 
 from fingerprint_accel.config import (

@@ -2,8 +2,8 @@
 
 accelerate launch --config_file recipes/hardware/gpu.yaml recipes/train_10k.py --data DATASET --out RUN
 
-The network has a texture and a minutia branch on an Inception v4 trunk (Engelsma et al. 2019, arXiv 1909.09901). It has
-67 million parameters, too many for a CPU. On a CPU, fine-tune a bundled model with recipes/finetune.py, or add
+The network has a texture and a minutia branch on an Inception v4 trunk (Engelsma et al. 2019, arXiv 1909.09901). Its
+67 million parameters are too many for a CPU. On a CPU, fine-tune a bundled model with recipes/finetune.py, or add
 --model.trunk compact --preprocess.crop 256 --preprocess.size 160. Add --resume auto to continue an interrupted run.
 """
 

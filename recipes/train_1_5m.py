@@ -2,17 +2,17 @@
 
 accelerate launch --config_file recipes/hardware/gpus8.yaml recipes/train_1_5m.py --data DATASET --out RUN
 
-For two machines of eight GPUs, start this on each of them. RANK is 0 on the first machine and 1 on the second. HOST is
-the name of the first machine:
+For two machines of eight GPUs, start this command on each machine. RANK is 0 on the first machine and 1 on the second.
+HOST is the name of the first machine:
 accelerate launch --config_file recipes/hardware/nodes2x8.yaml --machine_rank RANK --main_process_ip HOST
     recipes/train_1_5m.py --data DATASET --out RUN --training.batch-size 128
 
 Differences from train_1m.py:
-- An update compares its prints with a random third of the fingers (PartialFC; An et al. 2022, arXiv 2203.15565).
-- Other fingers that look like the finger of a print are left out of its loss, because among 150,000 fingers some have
-  two names.
+- Each update compares its prints with a random third of the fingers (PartialFC; An et al. 2022, arXiv 2203.15565).
+- The loss of a print ignores other fingers that are very similar to it. Among 150,000 fingers, some are likely to be
+  stored as two fingers.
 - There are fewer epochs.
-On sixteen GPUs, --training.batch-size 128 keeps 2,048 prints per update, so that the learning rate fits.
+On sixteen GPUs, --training.batch-size 128 keeps 2,048 prints per update, for which the learning rate is chosen.
 """
 
 import dataclasses

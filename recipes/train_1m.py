@@ -3,7 +3,7 @@
 accelerate launch --config_file recipes/hardware/gpus8.yaml recipes/train_1m.py --data DATASET --out RUN
 
 Differences from train_500k.py:
-- One update sees 2,048 prints. By the square-root rule of train_100k.py the learning rate is 4e-3.
+- Each update uses 2,048 prints. The learning rate is 4e-3, by the square-root rule of train_100k.py.
 - The warm-up is longer.
 - There are fewer epochs, because each epoch has more prints.
 - Processes exchange gradients in bf16 and in larger buckets.

@@ -5,8 +5,9 @@ accelerate launch --config_file recipes/hardware/gpus4.yaml recipes/train_500k.p
 Differences from train_100k.py:
 - The identity heads are sharded (--loss.sharded): each GPU holds 12,500 class vectors, and the GPUs exchange embeddings
   instead of gradients of class vectors (An et al. 2022, arXiv 2203.15565).
-- One update sees 512 prints over four GPUs. The learning rate follows the square-root rule of train_100k.py.
-- Validation uses 0.4 % of the fingers and runs often. Measure a test set at the end with `fingerprint-accel evaluate`.
+- Each update uses 512 prints on four GPUs together. The learning rate follows the square-root rule of train_100k.py.
+- Validation uses only 0.4 % of the fingers. Measure the error rates of the final model on a test set with
+  `fingerprint-accel evaluate`.
 On eight GPUs, add --training.batch-size 64 to keep 512 prints per update.
 """
 

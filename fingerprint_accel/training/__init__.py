@@ -1,1 +1,1 @@
-"""The training loop and its parts: step, schedule, validation, checkpoints, resume, FSDP."""
+"""The training loop and its parts: optimizer step, schedule, validation, checkpoints, resume and FSDP."""

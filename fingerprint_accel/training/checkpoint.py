@@ -1,4 +1,8 @@
-"""Atomic checkpoints in safetensors and JSON: write a temporary folder, fsync, rename, then delete old ones."""
+"""Write and read checkpoints, which are folders of safetensors and JSON files.
+
+Writing is atomic. A checkpoint is written to a temporary folder, flushed to disk with fsync, and then renamed. Old
+checkpoints are deleted after that.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +39,11 @@ class Checkpoint:
 
     Attributes:
         model: State dict of the network.
-        training: All other tensors: heads and centres (`loss.`), optimizer (`optimizer.`), counters (`run.`).
-        state: Numbers and strings: step, position, seed, best EER, gradient scaler, facts about the dataset.
-        ema: State dict of the moving average of the network, if one is kept.
+        training: All other tensors by name. Names of identity heads and class centres begin with `loss.`, names of
+            optimizer state with `optimizer.`.
+        state: Numbers and strings: step, position in the training data, seed, best EER, state of the gradient scaler,
+            and facts about the dataset.
+        ema: State dict of the network with averaged weights, or None if the run keeps no moving average.
     """
 
     model: dict[str, torch.Tensor]
@@ -47,13 +53,17 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
-    """Write `run/checkpoints/step-XXXXXXXX`, point `latest.json` to it, and return its name.
+    """Write a checkpoint to the folder `step-XXXXXXXX` in `run/checkpoints`, and return the name of this folder.
 
-    A kill at any moment leaves the previous checkpoints intact. Files are read back before the checkpoint is renamed to
-    its final name.
+    The name contains the step. `run/latest.json` then names the checkpoint. If the process is killed at any moment, the
+    previous checkpoints stay intact. The files are read back before the checkpoint gets its final name.
+
+    Args:
+        run: Run folder.
+        checkpoint: Content of the checkpoint.
 
     Raises:
-        UserError: If the files on disk differ from what was written.
+        UserError: If a file on disk does not contain the tensors that were written.
     """
     folder = run / "checkpoints"
     name = f"step-{checkpoint.state['step']:08d}"
@@ -73,7 +83,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     fsync_path(temporary / "state.json")
     fsync_path(temporary)
-    if (folder / name).exists():  # from a run that was then resumed from an earlier step
+    if (folder / name).exists():  # the run was resumed from an older checkpoint and reaches this step again
         (folder / name).replace(folder / f".{name}.old.tmp")
     temporary.replace(folder / name)
     fsync_path(folder)
@@ -83,7 +93,13 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
 
 
 def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Compare names and shapes of the tensors in a file with those written. Opening it checks its length."""
+    """Check that a safetensors file contains the tensors that were written, by name and shape.
+
+    Opening the file also checks its length.
+
+    Raises:
+        UserError: If the file cannot be read, or its tensors differ.
+    """
     try:
         there = shapes_in(file)
     except (OSError, SafetensorError) as error:
@@ -99,7 +115,10 @@ def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors in main memory, each in its own storage. Only others are copied, because heads can be large."""
+    """Return the tensors on the CPU, contiguous and each with a storage of its own, as safetensors needs them.
+
+    A tensor that is like this already is not copied, because identity heads can be large.
+    """
     found: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -112,27 +131,33 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, and leftovers of interrupted saves."""
+    """Delete old checkpoints from the folder of a run, and the leftovers of interrupted saves.
+
+    The newest `keep` checkpoints and the best one are kept.
+    """
     folder = run / "checkpoints"
     best = read_pointer(run / "best.json")
     names = checkpoint_names(run)
     for name in names[:-keep]:
         if name != best:
-            (folder / name).replace(folder / f".{name}.tmp")  # so that a kill leaves no half-deleted checkpoint
+            # If the process is killed while it deletes a checkpoint, the rest does not look like a complete one.
+            (folder / name).replace(folder / f".{name}.tmp")
     if folder.is_dir():
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside_damaged(run: Path, newest: Path) -> list[str]:
-    """Rename damaged checkpoints, because they would count when old checkpoints are deleted.
+    """Rename damaged checkpoints of a run to `damaged-step-XXXXXXXX`.
+
+    With their old names, `prune` would count them among the newest checkpoints and could delete intact ones.
 
     Args:
-        run: The run folder.
-        newest: The newest complete checkpoint; all newer ones are damaged.
+        run: Run folder.
+        newest: Folder of the newest intact checkpoint. All newer checkpoints are damaged.
 
     Returns:
-        A line to print for each damaged checkpoint.
+        A message for the user about each damaged checkpoint.
     """
     lines = []
     for name in checkpoint_names(run):
@@ -140,7 +165,7 @@ def set_aside_damaged(run: Path, newest: Path) -> list[str]:
             folder = run / "checkpoints" / name
             lines.append(f"{folder}: {damage(folder)}; renamed to damaged-{name}, continuing from {newest.name}")
             aside = folder.with_name(f"damaged-{name}")
-            shutil.rmtree(aside, ignore_errors=True)  # from earlier damage at the same step
+            shutil.rmtree(aside, ignore_errors=True)  # an earlier damaged checkpoint of the same step
             folder.rename(aside)
             if read_pointer(run / "best.json") == name:
                 (run / "best.json").unlink()
@@ -151,11 +176,12 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
     """Read a checkpoint folder.
 
     Args:
-        folder: `RUN/checkpoints/step-XXXXXXXX`.
-        rows: Rows to read of some parameters, by name, and of their optimizer state. All others are read whole.
+        folder: Checkpoint folder, `RUN/checkpoints/step-XXXXXXXX`.
+        rows: For parameters that are sharded over processes: the rows to read, by name of the parameter. The same rows
+            of the optimizer state are read. All other tensors are read whole.
 
     Raises:
-        UserError: If this is not a checkpoint folder, a file is damaged, or the format has another version.
+        UserError: If `folder` is not a checkpoint, a file is damaged, or the format has another version.
     """
     for name in FILES:
         if not (folder / name).is_file():
@@ -178,27 +204,31 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
 
 
 def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file, and only some rows of the parameters in `rows`."""
+    """Read all tensors of a safetensors file. Of the parameters named in `rows`, read only the given rows."""
     tensors = {}
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  (not a dictionary)
             wanted, stored = rows.get(parameter_of(key)), file.get_slice(key)
-            whole = wanted is None or not stored.get_shape()  # optimizer state may be a scalar
+            whole = wanted is None or not stored.get_shape()  # optimizer state such as the step is a scalar
             tensors[key] = file.get_tensor(key) if whole else stored[wanted]
     return tensors
 
 
 def parameter_of(key: str) -> str:
-    """Return the name of the parameter to which a tensor of a checkpoint belongs."""
+    """Return the name of the parameter to which a tensor of a checkpoint belongs.
+
+    Args:
+        key: Name of the tensor: the name of a parameter, or `optimizer.<parameter>.<entry>` for optimizer state.
+    """
     return key.removeprefix("optimizer.").rpartition(".")[0] if key.startswith("optimizer.") else key
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
-    """Return the state of an optimizer as `optimizer.<parameter>.<entry>`.
+    """Return the state of an optimizer as a dictionary with keys such as `optimizer.<parameter>.<entry>`.
 
     Args:
         optimizer: The optimizer.
-        names: Names of the parameters by id(). Parameters without a name are left out.
+        names: Names of the parameters, by `id(parameter)`. The state of parameters without a name is left out.
     """
     return {
         f"optimizer.{names[id(parameter)]}.{entry}": torch.as_tensor(value)
@@ -212,7 +242,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Restore the state that `optimizer_tensors` has returned."""
+    """Load the state of an optimizer from tensors of a checkpoint.
+
+    Args:
+        optimizer: The optimizer.
+        names: Names of the parameters, by `id(parameter)`.
+        tensors: Tensors named as by `optimizer_tensors`. Tensors without the prefix `optimizer.` are ignored.
+    """
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -229,5 +265,5 @@ def restore_optimizer(
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return `value` in the memory layout of `parameter`, which fused optimizers need."""
+    """Copy `value` to the device, memory layout and FSDP sharding of `parameter`, as fused optimizers need it."""
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(shard_like(value, parameter))

@@ -1,4 +1,7 @@
-"""The prints of a run: training and validation prints, from a dataset folder or from a synthetic source."""
+"""Open the training and validation prints of a run, from a dataset folder or from a synthetic source.
+
+A synthetic source such as `synth:fingers=20000` renders prints during training.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,17 @@ PrintLoader = TrainingLoader | RenderLoader
 
 
 def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, PrintSource | None]:
-    """Open the training prints, and the validation prints if there are any.
+    """Open the training prints of a run, and its validation prints.
+
+    Args:
+        config: Configuration of the run.
+        accelerator: Accelerator of the run. It also prints notes about the data on the main process.
+
+    Returns:
+        Training prints, and validation prints or None if the run has no validation.
 
     Raises:
-        UserError: If the data cannot be used, or too few prints are left for training or validation.
+        UserError: If the data does not suit the configuration, or too few prints are left for training or validation.
     """
     reading = config.reading
     train, validation, note = _opened(config, accelerator)
@@ -37,7 +47,11 @@ def open_data(config: Config, accelerator: Accelerator) -> tuple[PrintSource, Pr
 
 
 def _opened(config: Config, accelerator: Accelerator) -> tuple[PrintSource, PrintSource | None, str]:
-    """Open `config.data`: training prints, prints that are held out of it, and a note for the user."""
+    """Open the training data `config.data`, and hold out a part of it for validation.
+
+    Returns:
+        Training prints, held-out prints or None, and a note for the user about the split or "".
+    """
     reading, data = config.reading, config.data
     share = 0.0 if reading.validation_data else reading.validation_fraction
     if is_source(data):
@@ -53,13 +67,18 @@ def _opened(config: Config, accelerator: Accelerator) -> tuple[PrintSource, Prin
 
 
 def _check_minutiae(train: PrintSource, config: Config) -> str:
-    """Return a note if fewer than half of the training prints have minutiae, else "".
+    """Check whether the training prints have the minutiae that the minutia-map loss needs.
+
+    A minutia map is an image of the positions and directions of minutiae, which the network learns to predict.
+
+    Returns:
+        A note for the user if fewer than half of the prints have minutiae, else "".
 
     Raises:
-        UserError: If no training print has minutiae, but a branch has nothing else to learn its attention from.
+        UserError: If no training print has minutiae, and the network has a minutia branch.
     """
     model = config.model
-    # a frozen trunk includes the map decoder, so the map loss would train nothing
+    # With a frozen trunk, the decoder of minutia maps is frozen too, and the loss would train nothing.
     learns_maps = model.needs_minutia_maps and config.loss.minutia_map_weight > 0 and not model.trunk_frozen
     found, total = train.with_minutiae, len(train)
     if not learns_maps or 2 * found >= total:
@@ -76,10 +95,16 @@ def _check_minutiae(train: PrintSource, config: Config) -> str:
 
 
 def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
-    """Open all prints of a validation dataset.
+    """Open a validation dataset and return all its prints.
+
+    Args:
+        folder: Folder of the validation dataset.
+        trained: Format of the training prints.
+        trained_on: Name of the training data, for error messages.
 
     Raises:
-        UserError: If the prints have another ppi, canvas or enhancement than the training prints, or no mated pair.
+        UserError: If the prints have another resolution (ppi), size (canvas) or enhancement than the training prints.
+            Also if the dataset has only one finger, or no finger with two prints.
     """
     shards = open_dataset(folder)
     for what in ("ppi", "canvas"):
@@ -97,12 +122,18 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
 
 
 def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
-    """Return the labels (families, size) of the fingers with consecutive keys.
+    """Group the training fingers into families of siblings, and return the class labels of each family.
+
+    Siblings are synthetic fingers that differ in their minutiae only. Each family consists of `size` fingers with
+    consecutive keys. A key is the name of a finger in a dataset.
 
     Args:
         train: The training prints.
-        size: Number of fingers in a family of siblings.
-        data: Name of the training data, for messages.
+        size: Number of fingers in a family.
+        data: Name of the training data, for error messages.
+
+    Returns:
+        (families, size) int64 class labels, a row for each family.
 
     Raises:
         UserError: If a family is incomplete, or fingers have different numbers of impressions.

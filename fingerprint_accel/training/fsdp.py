@@ -1,8 +1,9 @@
-"""FSDP, for networks that do not fit into the memory of one device.
+"""Train with FSDP (fully sharded data parallel), for networks that do not fit into the memory of one device.
 
-Every process holds a slice of each weight, of its gradient and of its optimizer state. The weights of a block are
-gathered while the block computes (Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel",
-arXiv 2304.11277). `accelerate config` switches it on. Checkpoints contain whole tensors.
+Every process holds a slice of each weight, and of the gradient and optimizer state of this weight. The whole weights of
+a block of layers are gathered on all processes while the block computes (Zhao et al. 2023, "PyTorch FSDP: Experiences
+on Scaling Fully Sharded Data Parallel", arXiv 2304.11277). FSDP is enabled with `accelerate config`. Checkpoints
+contain whole tensors, as without FSDP.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-# torch's FSDP and distributed tensors take seconds to import, so that functions import them on demand
+# The modules of torch for FSDP and distributed tensors take seconds to import. Functions import them when needed.
 
 
 def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
-    """Return the FSDP settings of the launch, or None without FSDP.
+    """Return the FSDP settings with which `accelerate launch` started this process, or None if FSDP is disabled.
 
-    Weights are gathered in float32, and autocast converts them to bf16 as it does without FSDP.
+    FSDP gathers weights in float32. Autocast then converts them to bf16, as without FSDP.
 
     Raises:
-        UserError: If the settings do not work with this training.
+        UserError: If one of the settings is not supported.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
@@ -43,7 +44,7 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     require(os.environ.get("FSDP_VERSION") == "2", "FSDP version 1 is not supported: set fsdp_version: 2")
     plugin = FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=HALF.get(config.training.gradient_compression)),
-        cpu_ram_efficient_loading=False,  # every process draws the same weights from the seed
+        cpu_ram_efficient_loading=False,  # every process initialises the same weights from the seed
     )
     require(
         plugin.auto_wrap_policy is not size_based_auto_wrap_policy,
@@ -60,10 +61,17 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
 
 
 def switch_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None, config: Config) -> None:
-    """Switch FSDP on for CPU processes, for which Accelerate 1.15 selects DDP (`AcceleratorState.__init__`).
+    """Enable FSDP on CPU processes too, and check that the options of the run work with FSDP.
+
+    Accelerate 1.15 selects DDP for CPU processes (`AcceleratorState.__init__`), even if FSDP is configured.
+
+    Args:
+        accelerator: Accelerator of the run.
+        plugin: Result of `fsdp_plugin`; None leaves FSDP disabled.
+        config: Configuration of the run.
 
     Raises:
-        UserError: If options do not work with FSDP.
+        UserError: If an option does not work with FSDP.
     """
     state = accelerator.state
     if plugin is not None and state.distributed_type in (DistributedType.MULTI_CPU, DistributedType.FSDP):
@@ -86,18 +94,23 @@ def switch_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin |
 def prepare(
     accelerator: Accelerator, bare: TrainingModule, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Prepare module and optimizer with Accelerate, and move or shard the moving average.
+    """Wrap the training module and the optimizer with Accelerate, for DDP, FSDP or a single process.
 
-    With FSDP this also does what Accelerate leaves out. FSDP does not touch heads that are sharded by class.
+    The moving average of the weights is moved to the device, or sharded with FSDP. With FSDP, this function also takes
+    steps that Accelerate omits: it applies autocast, and registers `TrainingModule.embed` as a forward method. FSDP
+    does not shard identity heads that are already sharded by class.
 
     Args:
-        accelerator: The accelerator.
-        bare: Network and losses.
-        optimizer: The optimizer.
-        average: Moving average of the network, or None.
+        accelerator: Accelerator of the run.
+        bare: Network and losses. FSDP changes this module in place.
+        optimizer: Optimizer of the parameters of `bare`.
+        average: Moving average of the weights of the network, or None.
+
+    Returns:
+        The wrapped module and the wrapped optimizer.
 
     Raises:
-        UserError: If the FSDP settings name layers that this network does not have.
+        UserError: If the FSDP settings name a class of layers that this network does not have.
     """
     if not accelerator.is_fsdp2:
         if average is not None:
@@ -120,19 +133,22 @@ def prepare(
     bare.forward = accelerator.autocast()(bare.forward)  # type: ignore[method-assign]
     register_fsdp_forward_method(bare, "embed")
     if average is not None:
-        average.foreach = False  # foreach operations do not accept slices and whole buffers in one call
+        average.foreach = False  # one foreach call does not accept both sharded weights and whole buffers
         if plugin.transformer_cls_names_to_wrap:
             parts = {type(part).__name__ for part in average.modules()}
             plugin.transformer_cls_names_to_wrap = [n for n in plugin.transformer_cls_names_to_wrap if n in parts]
         fsdp2_prepare_model(accelerator, average.module)
     for part in [*bare.modules(), *(average.modules() if average is not None else [])]:
         if isinstance(part, FSDPModule) and accelerator.device.type == "cpu":
-            part.set_force_sum_reduction_for_comms(True)  # gloo has no mean reduction
+            part.set_force_sum_reduction_for_comms(True)  # the gloo backend cannot average
     return module, prepared
 
 
 def _keep_slices_apart(groups: list[dict]) -> None:
-    """Move tensors that FSDP does not slice to groups of their own, because fused optimizers accept no mixture."""
+    """Split the parameter groups of an optimizer in place, so that no group mixes sharded and whole parameters.
+
+    Fused optimizers do not accept parameters that FSDP shards and others in the same group.
+    """
     for group in list(groups):
         others = [parameter for parameter in group["params"] if not is_slice(parameter)]
         if others and len(others) < len(group["params"]):
@@ -141,23 +157,29 @@ def _keep_slices_apart(groups: list[dict]) -> None:
 
 
 def reshard(module: torch.nn.Module) -> None:
-    """Free the gathered weights of an FSDP module after a forward pass. Does nothing for other modules."""
+    """Free the weights that an FSDP module has gathered for a forward pass. Other modules are left unchanged."""
     if hasattr(module, "reshard"):
         cast("FSDPModule", module).reshard()
 
 
 def is_slice(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is a slice of FSDP (a DTensor)."""
+    """Return whether FSDP shards a tensor (a DTensor), so that this process holds only a slice of it."""
     return hasattr(tensor, "full_tensor")
 
 
 def gather_full(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the whole tensor of an FSDP slice; all processes call this. Other tensors are returned unchanged."""
+    """Gather a tensor that FSDP shards, and return it whole. All processes must call this function.
+
+    A tensor that is not sharded is returned unchanged.
+    """
     return cast("DTensor", tensor).full_tensor() if is_slice(tensor) else tensor
 
 
 def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this process's slice of a whole tensor if `like` is a slice of FSDP, else the tensor itself."""
+    """Shard a whole tensor over the processes in the same way as FSDP shards `like`.
+
+    The tensor is returned unchanged if `like` is not sharded or has another shape.
+    """
     if not is_slice(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -167,10 +189,10 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def load_whole(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Load a state dict of whole tensors into a module that may be sliced.
+    """Load a state dict of whole tensors into a module, which FSDP may have sharded.
 
     Raises:
-        RuntimeError: If the state dict belongs to another module.
+        RuntimeError: If names or shapes of the tensors do not match the module.
     """
     own = module.state_dict()
     module.load_state_dict({name: shard_like(tensor, own.get(name, tensor)) for name, tensor in tensors.items()})

@@ -1,5 +1,7 @@
-"""Identity heads in training: sharded heads are sampled, clipped and saved whole, and heads of a trained network start
-from the mean embeddings of the fingers.
+"""Functions for identity heads in training: sample classes, clip gradients, gather slices, initialise class vectors.
+
+An identity head classifies the finger of a print. It has a class vector for each training finger. In a sharded head,
+each process holds the class vectors of a slice of the fingers.
 """
 
 from __future__ import annotations
@@ -18,17 +20,24 @@ from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
-PRINTS_PER_FINGER = 2  # number of prints whose mean a class vector starts from
-ROWS_AT_ONCE = 1 << 15  # class vectors sent to rank 0 in one message: 64 MiB at 512 numbers each
+PRINTS_PER_FINGER = 2  # prints of a finger whose mean embedding initialises its class vector
+ROWS_AT_ONCE = 1 << 15  # class vectors that are sent to rank 0 in one message: 64 MiB if a vector has 512 numbers
 
 
 def draw_classes(run: Run, position: int) -> None:
-    """Draw the classes of an update, for heads that sample them. `position` is that of the first print."""
+    """Sample the classes (training fingers) that each sharded identity head uses in the next update.
+
+    This does nothing if `loss.class_sample_rate` is 1, because an update then uses all classes.
+
+    Args:
+        run: The run.
+        position: Position of the first print of the update in the stream of training prints.
+    """
     if run.config.loss.class_sample_rate == 1:
         return
-    samples, _ = run.order.take(position, run.samples_per_step)  # the prints of all ranks, without communication
+    samples, _ = run.order.take(position, run.samples_per_step)  # prints of all ranks, which each rank can compute
     device = run.accelerator.device
-    pinned = device.type == "cuda"  # the host waits for a copy from memory that is not pinned
+    pinned = device.type == "cuda"  # the host would wait for a copy from memory that is not pinned
     finger = torch.empty(len(samples), dtype=torch.int64, pin_memory=pinned)
     finger.numpy()[:] = run.train.labels[samples]
     finger = finger.to(device, non_blocking=True)
@@ -37,16 +46,19 @@ def draw_classes(run: Run, position: int) -> None:
 
 
 def put_classes_back(run: Run) -> None:
-    """Write the drawn class vectors back after an update, also after a skipped one."""
+    """Copy the class vectors that `draw_classes` has sampled back into the identity heads.
+
+    Call this after each update, also if the update was skipped. It does nothing for heads that do not sample classes.
+    """
     for head in run.bare.loss.sharded_heads.values():
         head.put_back(run.torch_optimizer)
 
 
 def clip_gradients(run: Run) -> torch.Tensor:
-    """Clip gradients to `training.max_grad_norm`.
+    """Clip the gradients of all parameters together to the norm `training.max_grad_norm`; 0 does not clip.
 
     Returns:
-        () norm of all gradients before clipping, including the slices of other processes.
+        () norm of all gradients before clipping, including those of class vectors on other processes.
     """
     accelerator, limit = run.accelerator, run.config.training.max_grad_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
@@ -72,23 +84,28 @@ def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
 
 
 def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
-    """Make a gradient on every rank non-finite if any rank has a non-finite one.
+    """Make a gradient non-finite on every rank if any rank has a non-finite gradient.
 
-    A GradScaler checks the gradients of its own process only. Without this, some ranks would skip an update and others
-    would not.
+    A GradScaler checks only the gradients of its own process. Without this function, some ranks would skip an update
+    and others would not.
+
+    Args:
+        slices: Parameters of sharded heads on this process. At least one must have a gradient.
     """
     gradients = [parameter.grad for parameter in slices if parameter.grad is not None]
     gradients[0].view(-1)[:1].add_(reduce(get_total_norm(gradients) * 0))
 
 
 def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the whole tensors of a checkpoint on rank 0, and an empty dictionary on other ranks.
-
-    All ranks call this, with the same names.
+    """Gather the tensors of a checkpoint from the slices of all ranks. All ranks must call this with the same names.
 
     Args:
-        module: Network and losses, which may be sliced over ranks.
-        tensors: Weights by name, and optimizer state by `optimizer.<name>.<entry>`.
+        module: Network and losses, whose parameters may be sharded over ranks.
+        tensors: Tensors of this rank, whole or slices: weights by name, and optimizer state by
+            `optimizer.<name>.<entry>`.
+
+    Returns:
+        The whole tensors by name on rank 0, and an empty dictionary on other ranks.
     """
     heads = module.sharded_parameters
     found = {}
@@ -103,7 +120,15 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
 
 
 def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
-    """Gather (R, ...) slices to (C, ...) for all classes, in main memory of rank 0. Other ranks return their slice."""
+    """Gather the slices of a tensor of a sharded identity head from all ranks, in CPU memory of rank 0.
+
+    Args:
+        part: (R, ...) tensor with a row for each of the R classes (training fingers) of this rank.
+        classes: Number of classes of all ranks together, C.
+
+    Returns:
+        (C, ...) tensor on rank 0. Other ranks, and a run with one process, return `part`.
+    """
     if not is_distributed():
         return part
     rank, processes = rank_and_world_size()
@@ -124,7 +149,12 @@ def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
-    """Return (M,) ascending indices of the first `most` occurrences of each of the (N,) labels."""
+    """Return the indices of the first `most` occurrences of each label, in ascending order.
+
+    Args:
+        labels: (N,) integers. A label that occurs less often contributes all its indices.
+        most: Largest number of indices for each label.
+    """
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
     starts = np.flatnonzero(np.diff(ranked, prepend=ranked[:1] - 1))
@@ -134,11 +164,12 @@ def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
 
 @torch.no_grad()
 def start_heads(run: Run) -> None:
-    """Set each class vector to the mean embedding of a few prints of its finger, for a trained network.
+    """Initialise each class vector of the identity heads with the mean embedding of a few prints of its finger.
 
-    Random class vectors would distort the trained embeddings until they are learned, which takes longer than an epoch
-    with many fingers. The method is that of imprinted weights (Qi, Brown and Lowe 2018, arXiv 1712.07136). The result
-    is the same on every rank. The mean length of the class vectors does not change.
+    This is for runs that start from a trained network. Random class vectors would distort the trained embeddings until
+    the vectors are learned. With many fingers, this takes longer than an epoch. The method is that of imprinted weights
+    (Qi, Brown and Lowe 2018, arXiv 1712.07136). The mean length of the class vectors does not change. All ranks must
+    call this function.
     """
     some = first_of_each(run.train.labels, PRINTS_PER_FINGER)
     how = run.accelerator, run.bare, run.preprocessor, run.train, run.config.training.batch_size

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: train, validate, save checkpoints, and stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
 from fingerprint_accel.training.validation import validate
 
-# Training ends after this many skipped updates in a row. A gradient scaler skips 16 while it falls from 65,536 to 1.
+# Training ends after this many skipped updates in a row. A gradient scaler skips 16 while its factor halves from 65,536
+# to 1.
 MAX_BAD_STEPS = 20
 
 
@@ -34,12 +35,13 @@ def train(run: Run) -> Progress:
     """Train until the last step, or until validation stops improving, and write the run folder.
 
     Returns:
-        The step, the position in the data, and the best validation.
+        The last step, the position in the training data, and the result of the best validation.
 
     Raises:
-        UserError: If the loss stays NaN or infinite, or the run folder cannot be resumed.
-        Stopped: If a rank received SIGTERM or SIGUSR1. All ranks finished the same step, and a checkpoint is saved.
-        LostProcessError: If another rank failed or was killed.
+        UserError: If the loss is NaN or infinite in many steps in a row, or the run folder cannot be resumed.
+        Stopped: If a rank has received SIGTERM or SIGUSR1. All ranks have finished the same step then, and a checkpoint
+            is saved.
+        LostProcessError: If another rank has failed or was killed.
     """
     progress = _start(run)
     accelerator, training = run.accelerator, run.config.training
@@ -94,7 +96,14 @@ def train(run: Run) -> Progress:
 
 
 def _start(run: Run) -> Progress:
-    """Resume or start: load the checkpoint, fit the micro-batch to memory, write `config.yaml`, and print the plan."""
+    """Prepare the first step: load a checkpoint if the run resumes, write `config.yaml`, and print what will be done.
+
+    This also reduces the micro-batch size if a micro-batch does not fit into memory. In a run that starts from a
+    trained network, it initialises the identity heads.
+
+    Returns:
+        The progress of the resumed run, or that of a new run at step 0.
+    """
     accelerator = run.accelerator
     checkpoint = checkpoint_to_resume(run.config)
     accelerator.wait_for_everyone()  # rank 0 must not write before all ranks have read the folder
@@ -120,7 +129,8 @@ def _finished(run: Run, progress: Progress) -> bool:
 
 
 def _stop(run: Run, progress: Progress, name: str) -> NoReturn:
-    run.accelerator.wait_for_everyone()  # a rank that ends earlier has the launcher end the one that saves
+    # If a rank ended earlier, the launcher would end rank 0, which may still save the checkpoint.
+    run.accelerator.wait_for_everyone()
     line = f"stopped by {name} after step {progress.step} of {run.steps} and saved"
     raise Stopped(f"{line}; {resume_advice(run.folder)}" if run.accelerator.is_main_process else "")
 
@@ -130,9 +140,11 @@ def _due(step: int, every: int) -> bool:
 
 
 def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
-    """Validate on all ranks, and return whether the result is the best one so far.
+    """Validate on all ranks, record the error rates, and return whether the result is the best one so far.
 
-    The EER decides, or the alignment error if only the alignment network is trained.
+    Results are compared by EER, or by alignment error if only the alignment network is trained. If the run keeps a
+    moving average of the weights, the result of these weights is compared. Without validation prints, nothing is done
+    and the result is False.
     """
     if run.validation is None:
         return False
@@ -140,7 +152,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     metrics = validate(run.accelerator, run.bare, *how)
     score = "eer" if run.bare.loss.describes else "alignment_mm"
     eer = metrics.get(score, math.inf)
-    if run.ema is not None:  # the average is exported, so its EER decides
+    if run.ema is not None:  # the averaged weights are exported, so their EER decides
         average = validate(run.accelerator, run.ema.module, *how)
         metrics |= {f"ema_{name}": value for name, value in average.items()}
         eer = average.get(score, math.inf)

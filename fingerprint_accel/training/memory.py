@@ -1,8 +1,9 @@
-"""Finds a micro-batch that fits into memory before training begins, on all ranks together.
+"""Find a micro-batch size that fits into the memory of all ranks, before training begins.
 
-If one rank runs out of memory inside a step, the other ranks wait for its gradients. Each rank therefore rehearses a
-micro-batch alone before the first step: preparation, network, losses and backward pass, with memory reserved for the
-state of the optimizer. If it does not fit on one rank, all ranks use smaller micro-batches and more of them.
+If a rank ran out of memory inside a step, the other ranks would wait for the gradients of this rank. Each rank
+therefore rehearses a micro-batch before the first step. In a rehearsal, the rank alone runs the preprocessing, the
+network, the losses and the backward pass, while memory is reserved for the optimizer state. If the micro-batch does not
+fit on one rank, all ranks use smaller micro-batches and more of them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from fingerprint_accel.training.step import prepared
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
-    """Return the next smaller batch size, at most half the current one, and the accumulation that keeps their product.
+    """Return a smaller micro-batch size, and the number of micro-batches that keeps the prints per step.
+
+    The new size is at most half the present one. It is a multiple of the number of prints that must be in the same
+    micro-batch (`reading.samples_per_class` x `reading.siblings`).
 
     Returns:
-        (batch size, accumulation), or None if there is no smaller batch size.
+        (`training.batch_size`, `training.gradient_accumulation_steps`), or None if there is no smaller size.
     """
     training, together = config.training, config.reading.samples_per_class * config.reading.siblings
     product = training.batch_size * training.gradient_accumulation_steps
@@ -36,17 +40,19 @@ def smaller_batch(config: Config) -> tuple[int, int] | None:
 
 
 def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
-    """Reduce the micro-batch of a run until it fits into the memory of every rank.
+    """Reduce the micro-batch size of a run until a micro-batch fits into the memory of every rank.
 
-    The prints of each step stay the same. With FSDP nothing is done, because a rank cannot rehearse alone.
+    There are then more micro-batches in each optimizer step, so that its prints stay the same. The option
+    `training.auto_micro_batch_size` can disable this. By default it is disabled on CPUs, and with FSDP, where a rank
+    cannot compute a micro-batch alone.
 
     Args:
-        run: The run; its configuration is changed if necessary.
+        run: The run. The sizes in its configuration are changed if necessary.
         step: Number of optimizer steps done.
-        position: Position in the stream of prints.
+        position: Number of prints that the run has already read from the stream of training prints.
 
     Raises:
-        UserError: If the smallest micro-batch does not fit.
+        UserError: If the smallest possible micro-batch does not fit.
     """
     wanted = run.config.training.auto_micro_batch_size
     if wanted == "no" or (wanted == "auto" and (run.accelerator.device.type == "cpu" or run.accelerator.is_fsdp2)):
@@ -73,7 +79,13 @@ def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
 
 
 def _has_room(run: Run, step: int, position: int) -> bool:
-    """Return whether a micro-batch fits into the memory of this rank."""
+    """Return whether a micro-batch of the configured size fits into the memory of this rank.
+
+    Args:
+        run: The run.
+        step: Number of optimizer steps done.
+        position: Number of prints that the run has already read from the stream of training prints.
+    """
     with rehearsal(run):
         try:
             rehearse(run, step, position, run.config.training.batch_size)
@@ -84,7 +96,10 @@ def _has_room(run: Run, step: int, position: int) -> bool:
 
 @contextmanager
 def rehearsal(run: Run) -> Iterator[None]:
-    """Restore the buffers of the network and clear gradients afterwards, so that `rehearse` leaves no trace."""
+    """Context manager for calls of `rehearse`, which must not change the run.
+
+    At the end of the `with` block, it restores the buffers of the network and deletes the gradients.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in run.bare.buffers()]
     try:
         yield
@@ -98,7 +113,19 @@ def rehearsal(run: Run) -> Iterator[None]:
 
 
 def rehearse(run: Run, step: int, position: int, size: int) -> None:
-    """Run a micro-batch of `size` prints forward and backward on this rank alone, without an update."""
+    """Run the forward and backward pass of a micro-batch on this rank alone, without an update of the weights.
+
+    Memory for the optimizer state is reserved meanwhile. Use it within `rehearsal`.
+
+    Args:
+        run: The run.
+        step: Number of optimizer steps done.
+        position: Number of prints that the run has already read from the stream of training prints.
+        size: Number of prints in the micro-batch.
+
+    Raises:
+        torch.OutOfMemoryError: If the micro-batch does not fit into memory.
+    """
     accelerator, bare = run.accelerator, run.bare
     now = schedule_at(step, run.steps, run.config)
     samples = run.order.take(position + accelerator.process_index * size, size)
@@ -112,7 +139,7 @@ def rehearse(run: Run, step: int, position: int, size: int) -> None:
     # Losses that exchange tensors between ranks would wait for the other ranks for ever.
     waits = accelerator.num_processes > 1 and (loss_config.contrastive_weight > 0 or loss_config.sharded)
     with accelerator.autocast():
-        if waits or loss_config.class_sample_rate < 1:  # classes are drawn at the first step only
+        if waits or loss_config.class_sample_rate < 1:  # class vectors are not sampled before the first step
             output = bare.model(inputs[0])
             more = (output.minutia_map, output.contact, *(output.pose or ()))
             parts = [*output.branches.values(), *(part for part in more if part is not None)]
@@ -125,7 +152,12 @@ def rehearse(run: Run, step: int, position: int, size: int) -> None:
 
 @contextmanager
 def explained(run: Run, step: int) -> Iterator[None]:
-    """Turn an out-of-memory error of a step into a `UserError` with the remedy."""
+    """Context manager that turns an out-of-memory error in a step into a `UserError` with a remedy.
+
+    Args:
+        run: The run.
+        step: Number of optimizer steps done before this step.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,7 @@
-"""Measurements between two records: sums on the device that are read once per record, GPU load, and metrics.jsonl."""
+"""Measure losses, speed, memory and GPU load during training, and write the records of `metrics.jsonl`.
+
+A record describes the training steps since the previous record.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,20 @@ INTERVAL = 0.5  # seconds between queries of the GPU load
 
 
 class Meters:
-    """Running sums of the steps between two records. They stay on the device, so that a step does not wait for it.
+    """Sums of losses, gradient norms and times over the training steps since the last record.
+
+    Losses and norms stay on the device until `flush`, so that a step does not wait for the device.
 
     Args:
-        device: Device of the sums.
-        skipped_before: Number of updates skipped before the run was resumed.
+        device: Device of the losses.
+        skipped_before: Number of updates that were skipped before the run was resumed.
+
+    Attributes:
+        longest: () largest number of skipped updates in a row.
+        seconds_training: Seconds of training, without validation and saving, up to the last record.
+        seconds_of_window: Seconds of training between the last two records.
+        samples_training: Number of prints trained on, up to the last record.
+        wait_training: Seconds that training waited for data, up to the last record.
     """
 
     def __init__(self, device: torch.device, skipped_before: int = 0) -> None:
@@ -42,13 +54,13 @@ class Meters:
         self._since = time.perf_counter()
 
     def add(self, parts: dict[str, torch.Tensor], norm: torch.Tensor, bad: torch.Tensor, samples: int) -> None:
-        """Add one optimizer step.
+        """Add the measurements of one optimizer step. The losses of a skipped update do not count.
 
         Args:
-            parts: () losses by name.
+            parts: Losses by name, each a () tensor.
             norm: () norm of the gradients.
             bad: () bool, True if the update was skipped.
-            samples: Number of prints of the step.
+            samples: Number of prints of the step, over all processes.
         """
         for name, value in {**parts, "gradient_norm": norm}.items():
             clean = torch.where(bad, 0.0, value.detach().float())
@@ -65,15 +77,17 @@ class Meters:
         return int(self.bad_in_all) + self.skipped_before
 
     def pause(self, seconds: float) -> None:
-        """Leave seconds of validation and saving out of the training time."""
+        """Exclude a pause, such as validation and saving, from the training time. `seconds` is its duration."""
         self._paused += seconds
 
     def flush(self, waited: float, accelerator: Accelerator) -> dict[str, float]:
-        """Return the record since the last call, as means over ranks. This waits for the device.
+        """Return the measurements of the steps since the last call as a record, and reset the sums.
+
+        Losses are means over steps and ranks. All ranks must call this method. It waits for the device.
 
         Args:
-            waited: Seconds that the loader has waited since the start of the run.
-            accelerator: The accelerator.
+            waited: Seconds that training has waited for the data loader since the start of the run.
+            accelerator: Accelerator of the run.
         """
         stacked = torch.stack([value.float() for value in self.sums.values()])
         values = accelerator.reduce(stacked, "mean").tolist()
@@ -97,16 +111,16 @@ class Meters:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory of this process in MB: GPU memory on CUDA, else resident memory."""
+    """Return the peak memory of this process in MB (10^6 bytes): GPU memory on CUDA, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 class GpuMonitor:
-    """Queries load and memory of the GPU of this process in the background, with NVIDIA's library NVML.
+    """Measures the load and memory of the GPU of this process in a background thread, with NVIDIA's library NVML.
 
-    It reports nothing without a GPU or without `nvidia-ml-py`. Use it as a context manager.
+    Use it as a context manager. Without a GPU or without the package `nvidia-ml-py`, it reports nothing.
 
     Args:
         device: Device of this process.
@@ -137,17 +151,21 @@ class GpuMonitor:
             self.ask()
 
     def ask(self) -> None:
-        """Query load and memory once."""
+        """Query the load and memory of the GPU once."""
         if self._nvml is None:
             return
         try:
             self._utilisation.append(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100)
             self._memory = max(self._memory, self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used / 1e6)
-        except self._nvml.NVMLError:  # NVML has no load for a partitioned GPU
+        except self._nvml.NVMLError:  # NVML cannot report the load of a partitioned GPU (MIG)
             self._stop.set()
 
     def window(self) -> dict[str, float]:
-        """Return mean `gpu_utilisation` (0 to 1) and highest `gpu_memory_mb` of all processes since the last call."""
+        """Return `gpu_utilisation` and `gpu_memory_mb` for the time since the last call.
+
+        `gpu_utilisation` is the mean load, 0 to 1. `gpu_memory_mb` is the highest memory that all processes together
+        used on the GPU. The dictionary is empty if nothing was measured.
+        """
         readings, memory = self._utilisation, self._memory
         self._utilisation, self._memory = [], 0.0
         if not readings:
@@ -157,12 +175,16 @@ class GpuMonitor:
         return {"gpu_utilisation": sum(readings) / len(readings), "gpu_memory_mb": memory}
 
     def whole_run(self) -> dict[str, float]:
-        """Return the same over the whole run."""
+        """Return `gpu_utilisation` and `gpu_memory_mb` for the whole run, up to the last call of `window`."""
         return {"gpu_utilisation": self._sum / self._count, "gpu_memory_mb": self._peak} if self._count else {}
 
 
 def _handle(device: torch.device) -> tuple[Any, Any]:
-    """Return NVML and its handle for the device, found by UUID, or (None, None) if one is missing."""
+    """Initialise NVML, and return the module `pynvml` and the NVML handle of a device, which is found by its UUID.
+
+    Returns:
+        (module, handle), or (None, None) if the device is no GPU, `pynvml` is not installed, or NVML fails.
+    """
     if device.type != "cuda":
         return None, None
     try:
@@ -178,11 +200,11 @@ def _handle(device: torch.device) -> tuple[Any, Any]:
 
 
 class MetricsFile:
-    """The file `metrics.jsonl`, with one JSON object per line.
+    """Writes the records of a run to the file `metrics.jsonl`, one JSON object per line.
 
     Args:
-        path: The file.
-        resumed_at: Step at which the run resumes. Records of later steps are deleted, because these steps run again.
+        path: The file. Records that it already contains are kept.
+        resumed_at: Step from which the run resumes. Records of later steps are deleted, because these steps run again.
     """
 
     def __init__(self, path: Path, resumed_at: int = 0) -> None:
@@ -191,7 +213,7 @@ class MetricsFile:
             for line in path.read_text().splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:  # an incomplete line of a killed run
+                except ValueError:  # the last line is incomplete if the run was killed
                     continue
                 if record["step"] <= resumed_at:
                     kept.append(line + "\n")

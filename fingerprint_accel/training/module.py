@@ -1,4 +1,7 @@
-"""The module that is trained: network and losses together, so that DDP handles each parameter once."""
+"""Combine network and losses in one module, so that a single DDP wrapper handles all trained parameters.
+
+Identity heads, which classify the finger of a print, are parts of the losses.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ from fingerprint_accel.models.deepprint import DeepPrint, Output
 
 
 class TrainingModule(nn.Module):
-    """Network and losses. The output is tuples and dictionaries, which DDP and autocast can handle.
+    """Network and losses as one module. It returns plain tuples and dictionaries, which DDP and autocast can handle.
 
     Args:
         model: The network.
-        loss: Identity heads, class centres and loss weights.
+        loss: The losses, with identity heads and class centres.
     """
 
     def __init__(self, model: DeepPrint, loss: DeepPrintLoss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
-        if not loss.describes:  # only the alignment network is trained; DDP waits for each gradient that is required
+        if not loss.describes:  # only the alignment network is trained; DDP would wait for gradients of other parts
             for name, part in model.named_children():
                 part.requires_grad_(name == "alignment")
 
@@ -31,15 +34,16 @@ class TrainingModule(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Compute the loss of a micro-batch.
 
-        A non-finite loss makes every gradient non-finite, and averaging spreads that to all ranks. The update is then
-        skipped on the device, without waiting for the host.
+        If the loss is NaN or infinite, all gradients become non-finite. Averaging them makes the gradients of all ranks
+        non-finite. The optimizer then skips the update on the device, without waiting for the host.
 
         Args:
-            image: (B, 1, S, S) input of the network.
-            targets: Further arguments of `DeepPrintLoss.forward`.
+            image: (B, 1, S, S) input of the network: images of B prints with sides of S pixels.
+            targets: Arguments of `DeepPrintLoss.forward` after the output of the network, in the same order.
 
         Returns:
-            () loss, its parts by name, and (B, D) embeddings by branch.
+            () loss, its () parts by name, and the (B, D) embeddings of each branch of the network by name. D is their
+            length.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
         result = self.loss(output, *targets)
@@ -49,7 +53,7 @@ class TrainingModule(nn.Module):
 
     @property
     def sharded_parameters(self) -> dict[str, ShardedHead]:
-        """Names of the parameters of which this process holds a slice, with their heads."""
+        """Identity heads of which this process holds only a slice, by the names of their parameters."""
         return {
             f"loss.heads.{branch}.{name}": head
             for branch, head in self.loss.sharded_heads.items()
@@ -58,21 +62,25 @@ class TrainingModule(nn.Module):
 
     @property
     def learns_truth(self) -> bool:
-        """Whether a loss needs the true pose or contact area of prints."""
+        """Whether a loss needs the true pose or contact area of the finger, which are known for synthetic prints."""
         weights = self.loss.config
         aligns = isinstance(self.model.alignment, AlignmentNetwork) and weights.pose_weight > 0
         return aligns or (self.model.config.cells > 0 and weights.mask_weight > 0)
 
     def embed(self, image: torch.Tensor) -> Output:
-        """Return the output of the network for image (B, 1, S, S)."""
+        """Run the network on B images of S x S pixels, and return its output. FSDP gathers the weights for this call.
+
+        Args:
+            image: (B, 1, S, S) input of the network.
+        """
         output: Output = self.model(image)
         return output
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Names of the classes whose weights FSDP gathers together: outermost blocks of the trunk, and the losses.
+        """Names of the module classes whose weights FSDP gathers as a whole: blocks of the trunk, and the losses.
 
-        The attribute has the name that Accelerate looks for.
+        Blocks inside other blocks are left out. Accelerate reads this attribute under this name.
         """
         blocks = self.model.blocks
         inner = {type(part) for block in blocks for part in block.modules() if part is not block}
@@ -89,11 +97,11 @@ def running_statistics(module: nn.Module) -> list[torch.Tensor]:
 class StatisticsGuard:
     """Restores the running statistics of batch normalisation after a step with a non-finite loss.
 
-    The forward pass of such a step has already changed them, and NaN would stay in them for ever.
+    The forward pass of such a step has already changed the running means and variances, and NaN would stay in them.
 
     Args:
         module: Module with the batch normalisation layers.
-        average: Moving average of the network. Its statistics are averaged over ranks as well.
+        average: Network with averaged weights, or None. The method `average` treats its statistics too.
     """
 
     def __init__(self, module: nn.Module, average: nn.Module | None = None) -> None:
@@ -103,14 +111,22 @@ class StatisticsGuard:
 
     @torch.no_grad()
     def step(self, bad: torch.Tensor) -> None:
-        """Keep the statistics of a good step, or restore those of the last good one. `bad` is a () bool."""
-        if self.live:  # one joined tensor takes a few operations, instead of some for each layer
+        """Restore the statistics of the last good step if this step was bad, else remember the present ones.
+
+        Args:
+            bad: () bool, True if the update of this step was skipped.
+        """
+        if self.live:  # operations on one joined tensor are fewer than operations on each layer
             self.good = torch.where(bad, self.good, _joined(self.live))
             _share_out(self.good, self.live)
 
     @torch.no_grad()
     def average(self, processes: int) -> None:
-        """Average the statistics over ranks. All ranks call this at the same step."""
+        """Average the running statistics over all ranks. All ranks must call this at the same step.
+
+        Args:
+            processes: Number of processes of the run.
+        """
         if processes > 1 and self.live:
             together = self.live + self.averaged
             flat = _joined(together)
@@ -120,7 +136,7 @@ class StatisticsGuard:
 
 
 def _joined(buffers: list[torch.Tensor]) -> torch.Tensor:
-    """Concatenate (C,) buffers."""
+    """Concatenate one-dimensional buffers to one tensor, which is empty if there are no buffers."""
     return torch.cat(buffers) if buffers else torch.empty(0)
 
 

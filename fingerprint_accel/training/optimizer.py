@@ -1,4 +1,4 @@
-"""The optimizer with its parameter groups, and the moving average of the weights."""
+"""Create the optimizer with its parameter groups, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
-    """Return the number of blocks between each parameter and the embedding, for `training.layer_decay`.
+    """Return for each parameter the number of blocks between it and the output of the network.
 
-    The map decoder is not included: it counts as a last layer.
+    The option `training.layer_decay` depends on it. Parameters of the decoder of minutia maps are not included, because
+    they count as parameters of the last block.
     """
     found: dict[nn.Parameter, int] = {}
 
@@ -38,11 +39,16 @@ def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
 
 
 def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Create the optimizer: AdamW or SGD, fused, because only fused optimizers can skip an update on the device.
+    """Create the optimizer of a run, AdamW or SGD, with its parameter groups.
 
-    Each parameter group has a `rate`, its factor on the learning rate. Vectors (biases, normalisation) have no weight
-    decay. A head that samples classes contributes two parameters: the whole matrix, which gets no gradient, and the
-    rows that are drawn for an update.
+    The optimizer is fused, because only fused optimizers can skip an update on the device. Each parameter group has an
+    entry `rate`, a factor on the learning rate. Vectors (biases and normalisation layers) have no weight decay. An
+    identity head that samples classes contributes two parameters: the matrix of all class vectors, which gets no
+    gradient, and the copy of the rows that are sampled for an update.
+
+    Args:
+        module: Module to train. Layer decay applies only to a `TrainingModule`.
+        training: Options of the optimizer.
     """
     depth = depths(module.model) if isinstance(module, TrainingModule) else {}
     drawn = [
@@ -67,15 +73,20 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def moving_average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
-    """Create the moving average of the weights, or None if `decay` is 0.
+    """Create the exponential moving average of the weights of a network, or return None if `decay` is 0.
 
-    Random initial weights are soon forgotten: the first step replaces them, and the decay rises from 0. Trained initial
-    weights count like those of any step, so that a share of decay^steps of them is left at the end. Wortsman et al.
-    2022, arXiv 2109.01903, average the weights before and after fine-tuning in this way.
+    Random initial weights do not remain in the average: the weights after the first step replace them, and the decay
+    rises from 0. Trained initial weights remain in the average with a share of decay^steps at the end. Wortsman et al.
+    2022, arXiv 2109.01903, also average the weights before and after fine-tuning.
+
+    Args:
+        model: The network.
+        decay: Decay of the average in each step, 0 to 1.
+        trained: Whether the initial weights are those of a trained network.
     """
     if decay == 0:
         return None
     from timm.utils.model_ema import ModelEmaV3  # takes seconds
 
-    # timm copies the current weights at the first step after `update_after_step`
+    # timm copies the weights, without averaging, up to the first step after `update_after_step`
     return ModelEmaV3(model, decay, use_warmup=not trained, update_after_step=-1 if trained else 0)

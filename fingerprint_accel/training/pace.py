@@ -1,4 +1,7 @@
-"""Step time and remaining time of a run: estimated before the first step on a CPU, and measured after a few steps."""
+"""Report the time per step and the remaining time of a run.
+
+On a CPU, they are estimated before the first step. On all devices, they are measured in the first steps.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import torch
 from fingerprint_accel.training.memory import rehearsal, rehearse
 from fingerprint_accel.training.setup import Run
 
-WARM_UP, MEASURED = 2, 5  # steps that are not measured, and the step after which the measurement is reported
-EARLY = 60.0  # seconds after which a slow CPU run is reported at once
-REHEARSED = (2, 4)  # prints; the first rehearsal also initialises the kernels, so that the second one counts
-SLOW_STEP = 10.0  # seconds of an estimated step that the user is told about
-HOPELESS, HOPELESS_COMPACT = 3600.0, 12 * 3600.0  # seconds of an estimated run that is not worth starting on a CPU
-QUICK = 20_000  # prints that the compact trunk trains on in less than HOPELESS_COMPACT on any CPU
+WARM_UP, MEASURED = 2, 5  # number of first steps that are not measured, and the step after which times are reported
+EARLY = 60.0  # seconds after which a slow run on a CPU reports times before step MEASURED
+REHEARSED = (2, 4)  # prints in a rehearsal; the first one also initialises kernels, so the second one is measured
+SLOW_STEP = 10.0  # seconds per step above which the estimate is printed
+HOPELESS, HOPELESS_COMPACT = 3600.0, 12 * 3600.0  # seconds of a run above which a warning is printed; compact trunk
+QUICK = 20_000  # prints on which the compact trunk can train in less than HOPELESS_COMPACT on any CPU
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the unit that suits its length: `45 s`, `38 min`, `5.2 h`, `3.1 days`."""
+    """Format a duration in seconds as text with a suitable unit, such as `45 s`, `38 min`, `5.2 h` or `3.1 days`."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 90 * 60:
@@ -27,15 +30,15 @@ def duration(seconds: float) -> str:
 
 
 def forecast(run: Run, step: int, position: int) -> str:
-    """Estimate the time of a run on a CPU from two small micro-batches. All ranks call this.
+    """Estimate the duration of a run on a CPU from the time of two small micro-batches.
 
     Args:
         run: The run, before its first step.
-        step: Number of optimizer steps done.
-        position: Position in the stream of prints.
+        step: Number of optimizer steps done, if the run resumes.
+        position: Number of prints that the run has already read from the stream of training prints.
 
     Returns:
-        One line for the user if steps are slow or the run would take too long, else "".
+        One line for the user if steps are slow or the run would take too long, else "". Always "" on a GPU.
     """
     training, model, left = run.config.training, run.config.model, run.steps - step
     compiles = run.accelerator.is_fsdp2 or training.compile != "no"
@@ -48,7 +51,7 @@ def forecast(run: Run, step: int, position: int) -> str:
             start = time.perf_counter()
             rehearse(run, step, position, size)
             seconds = time.perf_counter() - start
-            if seconds > SLOW_STEP:  # slow enough to be told without a second rehearsal
+            if seconds > SLOW_STEP:  # slow enough for a report without a second rehearsal
                 break
     per_print = seconds / size
     per_step = per_print * training.batch_size * training.gradient_accumulation_steps
@@ -67,11 +70,11 @@ def forecast(run: Run, step: int, position: int) -> str:
 
 
 class Pace:
-    """Measures the time of the first steps, without warm-up, validation and saving.
+    """Measures the time per step in the first steps of a run, without warm-up, validation and saving.
 
     Args:
         run: The run.
-        step: Number of optimizer steps done before.
+        step: Number of optimizer steps done, if the run resumes.
     """
 
     def __init__(self, run: Run, step: int) -> None:
@@ -82,19 +85,22 @@ class Pace:
         self._reported = False
 
     def pause(self, seconds: float) -> None:
-        """Leave seconds since the last step out of the measurement."""
+        """Exclude a pause since the last step from the measurement. `seconds` is the duration of the pause."""
         self._marks = [mark + seconds for mark in self._marks]
 
     def after_step(self, step: int) -> str:
-        """Return a line with the step time and the remaining time, once per run, else "".
+        """Record the time at the end of a step, and return a line for the user once enough steps are measured.
 
         Args:
             step: Number of optimizer steps done.
+
+        Returns:
+            A line with the time per step and the remaining time, once per run; "" after all other steps.
         """
         if self._reported:
             return ""
         done = step - self.first
-        if self.device.type == "cuda" and done in (WARM_UP, MEASURED):  # two synchronisations in a whole run
+        if self.device.type == "cuda" and done in (WARM_UP, MEASURED):  # synchronise only twice in a run
             torch.cuda.synchronize(self.device)
         self._marks.append(time.perf_counter())
         early = not self.slow_start and self._marks[-1] - self._marks[0] > EARLY

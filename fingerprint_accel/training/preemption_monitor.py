@@ -1,9 +1,9 @@
-"""End a run early: stop signals, after which all ranks end the same step, and detection of lost ranks.
+"""Stop all ranks after the same step when one rank receives a stop signal, and detect ranks that are lost.
 
-A thread on each rank exchanges the status of all ranks four times a second over its own gloo group, so that training
-steps never wait for it. If one rank has received a signal, the threads hold each rank at the end of its step, find the
-latest of these steps, and let all ranks run to the end of the step after it. A rank that is held has already taken part
-in the collectives of all steps so far, so the other ranks can finish theirs.
+A thread on each rank exchanges the status of all ranks four times a second. The threads use a gloo process group of
+their own, so that training steps never wait for them. If one rank has received a signal, the threads hold each rank at
+the end of its current step. They find the latest of these steps, and let all ranks run to the end of the step after it.
+A held rank has already taken part in the collectives of its current step, so the other ranks can finish this step too.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from fingerprint_accel.errors import LOST, LostProcessError
 from fingerprint_accel.training.run_folder import resume_advice
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-TICK = 0.25  # seconds between two exchanges
+TICK = 0.25  # seconds between two exchanges of the status
 GONE = "another process of the run is gone (killed, out of memory, or its machine was lost)"
-FAREWELL = 10.0  # seconds to exchange the status once more after training has failed, to find out which rank failed
-GRACE = 3.0  # seconds for the training thread to end by itself before the process is ended
+FAREWELL = 10.0  # seconds for a last exchange after training has failed, in which ranks learn which of them failed
+GRACE = 3.0  # seconds in which the training thread can end by itself, before its process is ended
 
 
 @dataclass(frozen=True)
 class Status:
-    """Status of a rank.
+    """Status of a rank, which it sends to the other ranks.
 
     Attributes:
-        stop: Name of the signal that it has received.
-        failed: The error that has ended its training.
-        done: Whether it has finished all steps.
+        stop: Name of the stop signal that the rank has received, or "".
+        failed: Text of the error that has ended training on this rank, or "".
+        done: Whether training has ended on this rank without an error.
     """
 
     stop: str = ""
@@ -49,19 +49,22 @@ class Status:
 
 
 class PreemptionMonitor:
-    """Watch for stop signals and lost ranks during training. A context manager for the main thread.
+    """Context manager that watches for stop signals and lost ranks during training.
+
+    Use it in the main thread, because Python handles signals there.
 
     Args:
         accelerator: Accelerator of the run.
         timeout: Seconds without an answer after which a rank counts as lost.
-        folder: Run folder, to look for a checkpoint to resume from.
-        step: Number of optimizer steps that are already done.
+        folder: Run folder. Error messages name its newest checkpoint.
+        step: Number of optimizer steps done, if the run resumes.
 
     Attributes:
-        signal: Name of the signal that stops the run, the same on all ranks.
+        signal: Name of the signal that stops the run, or "". It is the same on all ranks.
 
     Raises:
-        LostProcessError: On exit, instead of the error that ended training, if another rank is the cause.
+        LostProcessError: At the end of the `with` block, if another rank has failed or is lost. It replaces the error
+            that has ended training on this rank.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: int, folder: Path, step: int = 0) -> None:
@@ -111,14 +114,26 @@ class PreemptionMonitor:
         self._acknowledge(self._own_signal)
 
     def _acknowledge(self, name: str) -> None:
-        """Write one line on rank 0. print() is not safe here, because a signal may interrupt another print()."""
+        """Tell the user on rank 0, once, that the run stops after the current step.
+
+        This writes to stderr without print(), because it runs in a signal handler, which may interrupt another print().
+
+        Args:
+            name: Name of the stop signal.
+        """
         if self.rank == 0 and not self._acknowledged:
             self._acknowledged = True
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{name}: stopping after the current step, then saving a checkpoint\n".encode())
 
     def stop_here(self, step: int) -> bool:
-        """Return whether training ends after this step. All ranks call it at the end of each step."""
+        """Return whether training must end after this step, because a rank has received a stop signal.
+
+        All ranks must call this at the end of each step. While the ranks agree on their last step, the call waits.
+
+        Args:
+            step: Number of optimizer steps done.
+        """
         if self._thread is None:
             self.signal = self._own_signal
             return bool(self.signal)
@@ -128,7 +143,10 @@ class PreemptionMonitor:
             return step == self._target
 
     def _poll(self) -> None:
-        """Exchange the status of all ranks until all are done, or one has failed or is lost."""
+        """Exchange the status of all ranks repeatedly, until all are done, or one has failed or is lost.
+
+        The background thread of this rank runs this method.
+        """
         try:
             while True:
                 words = self._tell(Status(self._own_signal) if not self._leaving.is_set() else self._word)
@@ -148,13 +166,19 @@ class PreemptionMonitor:
             self._end(self._silence() if _is_timeout(error) else GONE)
 
     def _tell(self, word: Any) -> list[Any]:
-        """Return `word` of every rank, in order of rank."""
+        """Send `word` to all ranks, and return the objects that all ranks have sent, in order of rank."""
         words: list[Any] = [None] * self.processes
         dist.all_gather_object(words, word, group=self._group)
         return words
 
     def _agree(self, name: str) -> None:
-        """Set the step after which all ranks stop. No rank can begin a later one, because all are held meanwhile."""
+        """Agree with the other ranks on the step after which all ranks stop.
+
+        Each rank is held at the end of its current step meanwhile, so that no rank begins a step after the last one.
+
+        Args:
+            name: Name of the stop signal.
+        """
         with self._turn:
             self._held = True
             passed = self._passed
@@ -170,7 +194,13 @@ class PreemptionMonitor:
         return f"another process of the run has not answered within {self.timeout} s"
 
     def _end(self, what: str) -> None:
-        """End this process if its training thread waits for ranks that will not answer."""
+        """Note that another rank is lost, and end this process if its training thread does not end by itself.
+
+        The training thread may wait for ranks that will never answer.
+
+        Args:
+            what: Description of the problem, for the error message.
+        """
         self._lost = self._line(what)
         with self._turn:
             self._held = False

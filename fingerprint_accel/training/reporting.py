@@ -1,4 +1,8 @@
-"""Output of a run: the start line, records, trackers, advice, and the final table."""
+"""Report on a run: print a line at the start, advice on speed and a final table, and write records of measurements.
+
+A record contains the measurements of the training steps since the previous record, or of a validation. Records are
+written to `metrics.jsonl` and to experiment trackers.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,13 @@ from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Schedule, schedule_record
 from fingerprint_accel.training.setup import Run
 
-WAITS_TOO_LONG = 0.05  # share of the time spent waiting for data, above which advice is given
-IDLE_GPU = 0.9  # GPU utilisation below which advice is given
-BUSY_READER = 0.5  # share of the time that the reading thread is busy, above which it is the bottleneck
+WAITS_TOO_LONG = 0.05  # advice is given if training waits for data for a larger share of the time
+IDLE_GPU = 0.9  # advice is given if the GPU utilisation is lower
+BUSY_READER = 0.5  # the reading thread is the bottleneck if it is busy for a larger share of the time
 
 
 def start_line(run: Run, progress: Progress) -> str:
-    """Return one line with device, precision, batch size, network and data of a run."""
+    """Return one line that describes a run: device, precision, batch size, network, data and number of steps."""
     accelerator, training, config = run.accelerator, run.config.training, run.config
     parameters = sum(parameter.numel() for parameter in run.bare.model.parameters())
     device = str(accelerator.device)
@@ -47,7 +51,14 @@ def start_line(run: Run, progress: Progress) -> str:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return options by dotted name; tuples as strings, because trackers accept only numbers and strings."""
+    """Flatten nested options to one dictionary with dotted names, for experiment trackers.
+
+    Tuples become strings, because trackers accept only numbers and strings.
+
+    Args:
+        values: Options by name; groups of options are dictionaries.
+        prefix: Text before each name.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -59,13 +70,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Situation:
-    """Options of a run that advice depends on, so that it names no option that is set or would be refused.
+    """Facts about a run that `advice` depends on.
+
+    With them, the advice names no option that is already set or that does not work in this run.
 
     Attributes:
         source: "shards" for a dataset folder, "synthetic" for prints that are rendered during training.
-        lz4: Whether prints are stored compressed.
-        may_read_blocks: Whether `--reading.order block` is possible and not set.
-        may_replay: Whether `--training.compile reduce-overhead` is possible and not set.
+        lz4: Whether the prints are stored with lz4 compression.
+        may_read_blocks: Whether `--reading.order block` works in this run and is not set.
+        may_replay: Whether `--training.compile reduce-overhead` works in this run and is not set.
     """
 
     source: Literal["shards", "synthetic"] = "shards"
@@ -75,7 +88,7 @@ class Situation:
 
 
 def situation(run: Run) -> Situation:
-    """Return the options of a run that advice depends on."""
+    """Return the facts about a run that `advice` depends on."""
     config, reading = run.config, run.config.reading
     gathers = reading.samples_per_class > 1 or reading.balanced or reading.siblings > 1
     replays = config.training.compile in ("reduce-overhead", "max-autotune")
@@ -88,13 +101,15 @@ def situation(run: Run) -> Situation:
 
 
 def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: float, known: Situation) -> str:
-    """Return one line of advice on the speed of training, or "" if nothing is wrong.
+    """Return one line of advice on how to make training faster, or "" if no bottleneck is found.
 
     Args:
-        record: Record of a window of steps, with `data_wait_share` and, if known, `gpu_utilisation` (0 to 1).
-        stages: Seconds that the reading thread spent on each stage in the window (`TrainingLoader.seconds`).
-        seconds: Length of the window.
-        known: Options of the run that the advice depends on.
+        record: Measurements of a period of training: `data_wait_share`, the share of the time spent waiting for data,
+            and `gpu_utilisation` if known, both 0 to 1.
+        stages: Seconds that the thread that reads prints spent on each stage in the period, by name of the stage (see
+            `TrainingLoader.seconds`).
+        seconds: Duration of the period.
+        known: Facts about the run that the advice depends on.
     """
     wait = record["data_wait_share"]
     if wait > WAITS_TOO_LONG:
@@ -134,11 +149,11 @@ def _slow_stage(stages: Mapping[str, float], seconds: float, known: Situation) -
 
 
 class Adviser:
-    """Gives advice on speed at most once in `every` records.
+    """Gives advice on how to make training faster, but not after each record.
 
     Args:
-        known: Options of the run that the advice depends on.
-        every: Number of records without advice after a line.
+        known: Facts about the run that the advice depends on.
+        every: Number of records without advice after each record with advice.
     """
 
     def __init__(self, known: Situation, every: int = 10) -> None:
@@ -148,14 +163,14 @@ class Adviser:
         self._warm = False
 
     def window(self, record: Mapping[str, float], stages: Mapping[str, float], seconds: float) -> str:
-        """Return advice on the window since the last call, or "".
+        """Return advice on the training steps since the last call, or "".
 
-        An idle GPU is ignored in the first window, in which kernels are compiled and chosen.
+        GPU utilisation is ignored in the first call, because kernels are compiled and chosen in the first steps.
 
         Args:
-            record: Record of the window.
-            stages: Seconds of each stage of the reading thread since the start of the run.
-            seconds: Length of the window.
+            record: Record of these steps.
+            stages: Seconds that the thread that reads prints spent on each stage since the start of the run.
+            seconds: Duration of these steps.
         """
         here = {name: value - self._stages.get(name, 0.0) for name, value in stages.items()}
         self._stages = dict(stages)
@@ -170,21 +185,23 @@ class Adviser:
         return line
 
     def whole_run(self, wait: float, seconds: float) -> str:
-        """Return advice on the run so far, or "".
+        """Return advice on the whole run up to the last call of `window`, or "".
 
         Args:
-            wait: Share of the time that training waited for data.
+            wait: Share of the time that training waited for data, 0 to 1.
             seconds: Duration of training.
         """
         return advice({"data_wait_share": wait}, self._stages, seconds, self.known)
 
 
 class Reporter:
-    """Writes `metrics.jsonl` and the tracker on rank 0, and prints progress. Use it as a context manager.
+    """Writes records to `metrics.jsonl` and the experiment trackers, and prints progress, on rank 0.
+
+    Use it as a context manager.
 
     Args:
         run: The run.
-        progress: State of the run, which the loop updates.
+        progress: Progress of the run. The training loop updates this object.
     """
 
     def __init__(self, run: Run, progress: Progress) -> None:
@@ -218,13 +235,20 @@ class Reporter:
         self.run.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.progress.step)
 
     def after_step(self) -> None:
-        """Print the step time and the remaining time once, after the first steps. All ranks call this."""
+        """Print the time per step and the remaining time once, after the first steps. Call this after each step."""
         line = self.pace.after_step(self.progress.step)
         if line and self.run.accelerator.is_main_process:
             tqdm.write(line)
 
     def training_record(self, meters: Meters, now: Schedule, loader: PrintLoader, bar: tqdm) -> None:
-        """Write a record of the steps since the last record. Losses are means over ranks."""
+        """Write a record of the steps since the last record, and show it in the progress bar. All ranks must call this.
+
+        Args:
+            meters: Measurements of these steps, which are reset. Losses are averaged over ranks.
+            now: Learning rate, augmentation strength and margin of the last step.
+            loader: Loader of the training prints, which measures how long training waits for data.
+            bar: Progress bar.
+        """
         record = meters.flush(loader.waited, self.run.accelerator)
         record |= schedule_record(now, self.run.config) | self.gpu.window()
         record["epoch"] = self.progress.position / self.run.order.length
@@ -239,7 +263,11 @@ class Reporter:
             tqdm.write(f"step {self.progress.step}: {line}")
 
     def validation_record(self, metrics: dict[str, float]) -> None:
-        """Write a record of a validation, and print it above the progress bar."""
+        """Write a record with the results of a validation, and print the error rates above the progress bar.
+
+        Args:
+            metrics: Results by name, see `validate`.
+        """
         self.last_validation = metrics
         self._write("validation", metrics)
         if self.run.accelerator.is_main_process:
@@ -248,7 +276,7 @@ class Reporter:
             tqdm.write(f"step {self.progress.step}: validation {shown}")
 
     def final_table(self, meters: Meters) -> None:
-        """Print a summary of the run on rank 0."""
+        """Print a table that summarises the run, on rank 0."""
         progress, run = self.progress, self.run
         seconds = max(1e-9, meters.seconds_training)
         rows = [
@@ -258,7 +286,7 @@ class Reporter:
             ("peak memory", f"{peak_memory_mb(run.accelerator.device):.0f} MB"),
             ("updates skipped", f"{meters.skipped()}"),
         ]
-        if self.last_record:  # a finished run that is resumed trains no step
+        if self.last_record:  # there is none if a finished run was resumed, because no step was trained
             rows += [
                 ("prints/s in training", f"{meters.samples_training / seconds:.0f}"),
                 ("waiting for data", f"{meters.wait_training / seconds:.1%} of the time"),
@@ -281,7 +309,13 @@ class Reporter:
 
 
 def _alignment(metrics: dict[str, float]) -> list[str]:
-    """Return the error of the alignment network as a text, if it was measured."""
+    """Return a list with a text on the error of the alignment network, or an empty list if it was not measured.
+
+    The alignment network estimates the position and rotation of a finger.
+
+    Args:
+        metrics: Results of a validation by name, see `validate`.
+    """
     if "alignment_mm" not in metrics:
         return []
     median, most = metrics["alignment_mm"], metrics["alignment_mm_95"]

@@ -1,4 +1,4 @@
-"""Saves the state of a run as a checkpoint, and restores it."""
+"""Save the state of a run as a checkpoint, and restore it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fingerprint_accel.training.fsdp import load_whole
 from fingerprint_accel.training.heads import whole_tensors
 from fingerprint_accel.training.setup import Run
 
-# Stored in checkpoints for readers.
+# Each checkpoint contains this text, as documentation.
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
 )
@@ -33,15 +33,16 @@ RNG_RULE = (
 
 @dataclass
 class Progress:
-    """Numbers that change during training, beside the tensors.
+    """Counters and results that change during training. Together with the tensors, they are the state of a run.
 
     Attributes:
         step: Number of optimizer steps done.
-        position: Number of prints read from the stream, over all processes.
-        best_eer: Lowest validation EER so far, or None before the first validation.
+        position: Number of prints read from the stream of training prints, over all processes.
+        best_eer: Lowest validation EER so far, or None before the first validation. If only the alignment network is
+            trained, it is the lowest alignment error in mm.
         best_step: Step of the best validation.
-        validations_without_gain: Number of validations since then, for early stopping.
-        skipped: Number of updates skipped because their loss was not finite.
+        validations_without_gain: Number of validations since the best one, for early stopping.
+        skipped: Number of updates that were skipped because a loss or gradient was not finite.
     """
 
     step: int = 0
@@ -53,12 +54,14 @@ class Progress:
 
 
 def save(run: Run, progress: Progress, best: bool = False) -> None:
-    """Write a checkpoint on rank 0. All ranks call this, because they contribute their slices.
+    """Save the state of a run as a checkpoint, and delete old checkpoints.
+
+    All ranks must call this, because they contribute their slices of sharded tensors. Rank 0 writes the files.
 
     Args:
         run: The run.
-        progress: Its state.
-        best: Also point `best.json` to the checkpoint.
+        progress: Counters and results of the run.
+        best: Whether this is the best checkpoint so far. `best.json` then names it.
     """
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
@@ -82,7 +85,10 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
 
 
 def _stream(run: Run) -> dict[str, Any]:
-    """Return what determines the stream of prints. A run can resume only if all of it is unchanged."""
+    """Return the facts about data, seed and options that determine which prints a run reads, and in which order.
+
+    A run can resume from a checkpoint only if all these facts are the same.
+    """
     return {
         "fingers": run.train.classes,
         "prints": len(run.train),
@@ -94,10 +100,11 @@ def _stream(run: Run) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
-    """Return the checkpoint that `--resume` names, or None to start a new run.
+    """Return the checkpoint folder that the option `--resume` selects, or None to start a new run.
 
     Raises:
-        UserError: If a run in the folder would be overwritten, no checkpoint is complete, or the named one is missing.
+        UserError: If the run folder contains a run that would be overwritten, all its checkpoints are damaged, or the
+            selected checkpoint does not exist.
     """
     folder = Path(config.out)
     names, newest = checkpoint_names(folder), find_checkpoint(folder)
@@ -121,10 +128,16 @@ def checkpoint_to_resume(config: Config) -> Path | None:
 
 
 def restore(run: Run, folder: Path) -> Progress:
-    """Load a checkpoint into a run. Training then continues bit-identically to a run that was never stopped.
+    """Load a checkpoint into a run, and return the progress of the run.
+
+    Training then continues bit-identically to a run that was never stopped.
+
+    Args:
+        run: The run, before its first step.
+        folder: Checkpoint folder.
 
     Raises:
-        UserError: If the checkpoint belongs to other data or to another model.
+        UserError: If the checkpoint was made with other data, another model, or another number of prints per step.
     """
     rows = {name: head.rows for name, head in run.bare.sharded_parameters.items()}
     checkpoint = load_checkpoint(folder, rows)
@@ -142,7 +155,7 @@ def restore(run: Run, folder: Path) -> Progress:
     try:
         load_whole(run.bare.model, checkpoint.model)
         load_whole(run.bare.loss, heads)
-        if run.ema is not None:  # if the checkpoint has no average, start from its weights
+        if run.ema is not None:  # without an average in the checkpoint, the average starts from the weights
             load_whole(run.ema.module, checkpoint.ema or checkpoint.model)
     except RuntimeError as error:
         raise UserError(
@@ -154,15 +167,22 @@ def restore(run: Run, folder: Path) -> Progress:
         run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
     progress = Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
     if progress.best_step == progress.step and run.accelerator.is_main_process and folder.parent.parent == run.folder:
-        _name_best(run.folder, folder.name, progress)  # a kill may have prevented the write of best.json
+        _name_best(run.folder, folder.name, progress)  # the run may have been killed before it wrote best.json
     return progress
 
 
 def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
-    """Check that a step reads as many prints as before. They may be split over other processes and micro-batches.
+    """Check that an optimizer step of the run reads as many prints as in the checkpoint.
+
+    The number of processes and the size of the micro-batches may differ.
+
+    Args:
+        folder: Checkpoint folder, for the error message.
+        run: The run.
+        state: Content of `state.json` of the checkpoint.
 
     Raises:
-        UserError: If the number of prints per step has changed.
+        UserError: If the number of prints per step differs.
     """
     here, training = run.samples_per_step, run.config.training
     before = state["position"] // state["step"] if state["step"] else here
@@ -184,6 +204,9 @@ def _name_best(run: Path, name: str, progress: Progress) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout for one optimizer step, so that no RNG state needs to be saved. See `RNG_RULE`."""
+    """Seed the random numbers of torch (dropout) for one optimizer step of one rank.
+
+    Each step has a seed of its own, so that checkpoints need not contain the state of a random number generator.
+    """
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
     torch.manual_seed(mixed)

@@ -1,4 +1,4 @@
-"""Check run folders, trackers and launches before training, and hold the lock of a run folder during training."""
+"""Check the run folder, experiment trackers and launch before training; lock the run folder during training."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ RUN = FolderKind(
 
 
 def check_run_folder(config: Config) -> None:
-    """Check `--out` and `--training.tracker` before the work begins.
+    """Check the run folder (`--out`) and the experiment trackers (`--training.tracker`) before training.
 
     Raises:
-        UserError: The run folder is missing, is another kind of folder, or lies in the training data. A tracker is
-            unknown or not installed.
+        UserError: If no run folder is given, it is a folder of another kind, or it is inside the training data. Also if
+            a tracker is unknown or not installed.
     """
     trackers(config)
     if not config.out:
@@ -55,10 +55,12 @@ def check_run_folder(config: Config) -> None:
 
 
 def trackers(config: Config) -> list[str]:
-    """Return the names in `--training.tracker`: none, one, or several with commas between them.
+    """Return the names of the experiment trackers in `--training.tracker`, which commas separate.
+
+    The value `none` gives an empty list.
 
     Raises:
-        UserError: A tracker is unknown or not installed. Accelerate would leave it out with a warning.
+        UserError: If a tracker is unknown or not installed. Accelerate itself would only warn and ignore the tracker.
     """
     text = config.training.tracker
     if text == "none":
@@ -74,7 +76,7 @@ def trackers(config: Config) -> list[str]:
 
 
 def resume_advice(folder: Path) -> str:
-    """Return how to resume a run that ends early, or that it has not saved a checkpoint."""
+    """Return a message on how to resume a run that has ended early, or that no checkpoint was saved."""
     names = checkpoint_names(folder)
     if not names:
         return "nothing was saved yet"
@@ -83,11 +85,13 @@ def resume_advice(folder: Path) -> str:
 
 @contextlib.contextmanager
 def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the lock of a run folder. The main process holds it for all processes.
+    """Context manager that holds the lock of a run folder, so that no other run writes to this folder.
+
+    The main process holds the lock for all processes of the run.
 
     Raises:
-        UserError: Another run holds the lock. All processes raise this error.
-        KeyboardInterrupt: Ctrl-C. The message says how to resume.
+        UserError: If another run holds the lock. All processes raise this error.
+        KeyboardInterrupt: If the user presses Ctrl-C in the `with` block. The message explains how to resume.
     """
     refusal = f"{folder}: another run is writing to it; wait until it ends, stop it, or choose another --out"
     with contextlib.ExitStack() as stack:
@@ -107,16 +111,16 @@ def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def check_launch(seen: int) -> None:
-    """Compare the number of processes that Accelerate sees with the number that was launched.
+    """Check that Accelerate sees all processes that were launched.
 
-    They differ with a configuration for several GPUs on a machine without GPUs, or after `srun python`. Each process
-    would then train the whole run by itself.
+    It sees only one process if a configuration for several GPUs is used on a machine without GPUs, or if the processes
+    were started with `srun python`. Each process would then train a whole run by itself.
 
     Args:
         seen: Number of processes of the run according to Accelerate.
 
     Raises:
-        UserError: Accelerate sees one process, but several were launched.
+        UserError: If Accelerate sees one process, but several were launched.
     """
     launched = max(launched_rank_and_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
     if seen == 1 and launched > 1:
@@ -128,7 +132,11 @@ def check_launch(seen: int) -> None:
 
 
 def _tasks_of_slurm() -> int:
-    """Return the number of tasks of this SLURM job step. In a batch script SLURM_NTASKS is set, but it runs alone."""
+    """Return the number of tasks in the present step of a SLURM job, or 1 outside of SLURM.
+
+    A batch script runs as a single task, although `SLURM_NTASKS` is set for it. Without `SLURM_STEP_NUM_TASKS`, this
+    variable therefore counts only in tasks other than the first.
+    """
     step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
     if not step and os.environ.get("SLURM_PROCID", "0") != "0":
         step = os.environ.get("SLURM_NTASKS", "")

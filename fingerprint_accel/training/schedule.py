@@ -1,4 +1,4 @@
-"""Learning rate, augmentation strength and margin as pure functions of the step. Nothing of it needs to be saved."""
+"""Compute learning rate, augmentation strength and margin from the step alone, so that they need not be saved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Schedule(NamedTuple):
 
     Attributes:
         learning_rate: Learning rate of the optimizer.
-        augmentation: Factor on all augmentation amplitudes, 0 to 1.
-        margin: Margin of the identity heads.
+        augmentation: Augmentation strength, a factor on the maxima of all random changes, 0 to 1.
+        margin: Margin of the identity heads, which classify the finger of a print.
     """
 
     learning_rate: float
@@ -23,7 +23,13 @@ class Schedule(NamedTuple):
 
 
 def schedule_at(step: int, steps: int, config: Config) -> Schedule:
-    """Return the settings of optimizer step `step` (from 0) of `steps`."""
+    """Return the settings of an optimizer step.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of steps of the run.
+        config: Configuration of the run.
+    """
     return Schedule(
         learning_rate(step, steps, config.training),
         augmentation_strength(step, steps, config.preprocess.augment),
@@ -32,7 +38,10 @@ def schedule_at(step: int, steps: int, config: Config) -> Schedule:
 
 
 def schedule_record(now: Schedule, config: Config) -> dict[str, float]:
-    """Return the settings to record: the learning rate, and the other ones if they change during the run."""
+    """Return the settings of a step by name, for its record in `metrics.jsonl`.
+
+    Augmentation strength and margin are left out if they are constant in this run.
+    """
     augment, loss = config.preprocess.augment, config.loss
     record = {"learning_rate": now.learning_rate}
     if augment.enabled and augment.start < 1 and augment.ramp > 0:
@@ -43,9 +52,14 @@ def schedule_record(now: Schedule, config: Config) -> dict[str, float]:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then cosine decay to `min_lr_ratio`.
+    """Return the learning rate of an optimizer step: a linear warm-up to the peak, then a cosine decay.
 
-    The warm-up takes at most a tenth of the steps.
+    The warm-up takes at most a tenth of the steps. The learning rate of the last step is `min_lr_ratio` times the peak.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of steps of the run.
+        config: Options of the schedule.
     """
     warmup = min(config.warmup_steps, steps // 10)
     if step < warmup:
@@ -56,12 +70,30 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 def augmentation_strength(step: int, steps: int, config: AugmentConfig) -> float:
-    """Return the augmentation strength, which rises linearly from `start` to 1 over the share `ramp` of the run."""
+    """Return the augmentation strength of an optimizer step, 0 to 1.
+
+    It rises linearly from `config.start` to 1 during the first part of the run. `config.ramp` is this part, as a share
+    of the steps.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of steps of the run.
+        config: Options of augmentation.
+    """
     return config.start + (1 - config.start) * _risen(step / steps, config.ramp)
 
 
 def scheduled_margin(step: int, steps: int, config: LossConfig) -> float:
-    """Return the margin: 0 until the share `margin_start` of the run, then rising linearly over `margin_ramp`."""
+    """Return the margin of the identity heads in an optimizer step.
+
+    It is 0 in the first part of the run, and then rises linearly to `config.margin`. `config.margin_start` and
+    `config.margin_ramp` are the lengths of these two parts, as shares of the steps.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of steps of the run.
+        config: Options of the loss.
+    """
     since = step / steps - config.margin_start
     return config.margin * _risen(since, config.margin_ramp) if since >= 0 else 0.0
 

@@ -1,4 +1,4 @@
-"""Builds a `Run`, the objects that the training loop works with, from a configuration."""
+"""Build a `Run` from a configuration. It contains all objects that the training loop needs."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from fingerprint_accel.training.speed import compile_parts, ddp_options, set_pre
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
 
-BLOCK_SIZE = 16_384  # prints per block of `reading.order block`: many batches, but little memory
-SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+BLOCK_SIZE = 16_384  # prints per block with `reading.order block`: many batches, but little memory
+SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # libraries that shard all parameters
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # CPUs with bf16 in hardware; others emulate it, slower than float32
 
@@ -49,17 +49,17 @@ class Run:
     """All objects of a training run on this process.
 
     Attributes:
-        config: Configuration of the run. Its micro-batch may be reduced before training.
+        config: Configuration of the run. The micro-batch size in it may be reduced before training.
         accelerator: Accelerator of the run.
         train: Training prints.
-        validation: Validation prints, or None.
-        order: Order of the training prints.
-        preprocessor: From stored prints to the input of the network, on the device.
+        validation: Validation prints, or None if the run has no validation.
+        order: Order in which the training prints are read.
+        preprocessor: Module that converts stored prints to the input of the network, on the device.
         module: Network and losses, wrapped by DDP if there are several processes.
-        bare: The same without wrapping. FSDP changes it in place.
+        bare: Network and losses without the DDP wrapper. FSDP changes this module in place.
         optimizer: Optimizer, wrapped by Accelerate.
-        steps: Total number of optimizer steps.
-        ema: Moving average of the weights of the network, if one is kept.
+        steps: Number of optimizer steps of the run.
+        ema: Moving average of the weights of the network, or None.
     """
 
     config: Config
@@ -87,25 +87,25 @@ class Run:
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer without Accelerate's wrapping."""
+        """The PyTorch optimizer, without the wrapper of Accelerate."""
         return self.optimizer.optimizer  # type: ignore[attr-defined]
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All parameters, in the order of the module."""
+        """All parameters of network and losses, in the order of `TrainingModule.parameters`."""
         return list(self.bare.parameters())
 
     @property
     def parameter_names(self) -> dict[int, str]:
-        """Names of the parameters by their id()."""
+        """Names of the parameters, by `id(parameter)`."""
         return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
 
 def fast_precision() -> Literal["bf16", "fp16", "no"]:
-    """Return the fastest `training.precision` of this machine.
+    """Return the value of `training.precision` that is fastest on this machine.
 
-    That is bf16 if the device computes it in hardware, fp16 on other GPUs, and no autocast on other CPUs. With the
-    environment variable `ACCELERATE_USE_CPU` the device is the CPU, even if there is a GPU.
+    It is `bf16` if the device computes bf16 in hardware. Otherwise it is `fp16` on a GPU, and `no` on a CPU. If the
+    environment variable `ACCELERATE_USE_CPU` is set, the device is the CPU, even if there is a GPU.
     """
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -114,16 +114,17 @@ def fast_precision() -> Literal["bf16", "fp16", "no"]:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Create the accelerator for a configuration and the way the process was launched.
+    """Create the Accelerate `Accelerator` of a run, from its configuration and from the settings of the launch.
 
     Raises:
-        UserError: If the precision or the tracker is not available, or the launch does not work.
+        UserError: If the precision or an experiment tracker is not available, or the settings of the launch do not work
+            with this configuration.
     """
     training = config.training
     no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(no_fp16_here)
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     plugin, log_with = fsdp_plugin(config), trackers(config)
     try:
         accelerator = Accelerator(
@@ -145,7 +146,7 @@ def make_accelerator(config: Config) -> Accelerator:
             raise UserError(no_fp16_here) from error
         reason = str(error).splitlines()[0]
         raise UserError(f"Accelerate refuses this configuration ({reason}); run `accelerate config` again") from error
-    # an accelerate config may ask for fp16 on a CPU
+    # the settings of `accelerate config` may ask for fp16 on a CPU
     require(accelerator.mixed_precision != "fp16" or accelerator.device.type != "cpu", no_fp16_here)
     check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
@@ -155,17 +156,28 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def use_all_cores(device: str, processes: int) -> None:
-    """Undo the limit of one thread that `accelerate launch` sets for a single CPU process."""
+    """Let torch use all CPU cores, if `accelerate launch` has limited a single CPU process to one thread.
+
+    Args:
+        device: Type of the device, such as `cpu`.
+        processes: Number of processes of the run.
+    """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if device == "cpu" and processes == 1 and by_accelerate:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
-    """Exclude sharded heads from DDP, which would average them or overwrite them with those of rank 0.
+    """Exclude sharded identity heads from DDP, because each process holds class vectors of other fingers.
+
+    DDP would average the gradients of these class vectors, and overwrite the vectors with those of rank 0.
+
+    Args:
+        module: Network and losses.
+        kind: How Accelerate distributes training.
 
     Raises:
-        UserError: If DeepSpeed or Megatron-LM shards all parameters in its own way.
+        UserError: If a head is sharded, and DeepSpeed or Megatron-LM shards all parameters in its own way.
     """
     if not module.sharded_parameters:
         return
@@ -178,10 +190,13 @@ def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
 
 
 def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
-    """Load the weights of `model.init_from`. Crop and size of the input may differ from those it was trained with.
+    """Load the weights of the trained network that `model.init_from` names into `model`.
+
+    The options `preprocess.crop` and `preprocess.size` may differ from those of the trained network.
 
     Raises:
-        UserError: If the trained network is missing, has another architecture, or needs another kind of prints.
+        UserError: If the trained network is missing, has another architecture, or was trained on prints of another
+            format.
     """
     saved = find_model(config.model.init_from)
     saved.check_fits(config.model)
@@ -190,10 +205,10 @@ def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
 
 
 def set_up(config: Config) -> Run:
-    """Open the data and build the model on the device that Accelerate has chosen.
+    """Prepare a run: open the data, and build network, losses and optimizer on the device that Accelerate selects.
 
     Raises:
-        UserError: If there is no data, the data cannot be used, or options do not work on this machine.
+        UserError: If no data is given, the data cannot be used, or an option does not work on this machine.
     """
     if not config.data:
         raise UserError(
@@ -213,7 +228,7 @@ def set_up(config: Config) -> Run:
     if config.model.init_from:
         _init_from(model, config, train)
     bare = TrainingModule(model, DeepPrintLoss(config.loss, model, train.classes))
-    if not accelerator.is_fsdp2:  # whose slices are of contiguous weights
+    if not accelerator.is_fsdp2:  # FSDP needs contiguous weights
         bare = bare.to(memory_format=torch.channels_last)
     keep_from_ddp(bare, accelerator.distributed_type)
     note = compile_parts(bare, training, accelerator.device)

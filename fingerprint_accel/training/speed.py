@@ -1,4 +1,4 @@
-"""Speed of a step: compilation, TF32, and the exchange of gradients between processes."""
+"""Make training steps faster: compilation, TF32, and options for the exchange of gradients between processes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from fingerprint_accel.config import TrainingConfig
 from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 from fingerprint_accel.training.module import TrainingModule
 
-# Options of torch.compile on GPUs. The inputs of the gradient of a normalisation are recomputed where they are used.
-# The defaults write them to memory in float32 and read them again, which takes longer than to compute them twice.
+# Options of torch.compile on GPUs. With them, the backward pass of a normalisation layer recomputes its inputs where it
+# uses them. With the default options, it writes the inputs to memory in float32 and reads them again, which is slower.
 FEWER_PASSES = {
     "realize_reads_threshold": 7,
     "realize_opcount_threshold": 1000,
     "realize_acc_reads_threshold": 64,
 }
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Number of compiled versions that blocks of one class may have, for different sizes and for training or evaluation.
-# torch 2.11 counts the versions of all regions together. With its default of eight the other regions stay uncompiled.
+# Largest number of compiled versions, which differ in tensor sizes and in training or evaluation mode. torch 2.11
+# counts the versions of all compiled regions together. With its default of eight, some regions would not be compiled.
 KINDS = 64
 
 
 def set_precision(device: torch.device) -> None:
-    """Enable TF32 and cuDNN's search for convolution algorithms on CUDA. The search pays, because shapes never change.
+    """Enable TF32, and the search of cuDNN for the fastest convolution algorithms, on a CUDA device.
 
-    A CPU keeps full float32 products. With reduced ones, results would depend on the type of the processor.
+    The search is worth its time, because tensor shapes do not change. On a CPU, float32 products keep their full
+    precision. With reduced precision, results would depend on the type of the processor.
     """
     if device.type != "cuda":
         return
@@ -41,11 +42,12 @@ def set_precision(device: torch.device) -> None:
 
 
 def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
-    """Return the options of DDP.
+    """Return the options of DDP, in the form that Accelerate takes.
 
     `gradient_as_bucket_view` stores gradients in the buckets that are exchanged, which saves a copy of all gradients.
     `bucket_cap_mb` trades overlap with the backward pass (small buckets) against fewer messages (large buckets).
-    `broadcast_buffers` is off, because batch statistics are averaged before validation instead, see `StatisticsGuard`.
+    `broadcast_buffers` is off. Instead, `StatisticsGuard` averages the statistics of batch normalisation before
+    validation.
     """
     return DistributedDataParallelKwargs(
         broadcast_buffers=False,
@@ -56,13 +58,19 @@ def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
 
 
 def compile_parts(module: TrainingModule, training: TrainingConfig, device: torch.device) -> str:
-    """Compile the network, and on CUDA the losses, in place. Names in state dicts do not change.
+    """Compile the network, and on CUDA the losses, in place with torch.compile. Names in state dicts do not change.
 
-    Each region of the network is compiled alone. Repeated blocks share their code, which takes a fraction of the time.
-    The module around network and losses is not compiled, because DDP installs hooks in it.
+    Each region of the network, such as a block, is compiled alone. Equal blocks share compiled code, so compilation
+    takes a fraction of the time. The module around network and losses is not compiled, because DDP installs hooks in
+    it. With `training.compile` set to `no`, nothing is compiled.
+
+    Args:
+        module: Network and losses.
+        training: Options of the run.
+        device: Device of the run.
 
     Returns:
-        A note for the user, or "".
+        A note for the user if the device does not support the mode, else "".
     """
     mode = training.compile
     if mode == "no":
@@ -84,14 +92,18 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
 
 def input_dtype(precision: str) -> torch.dtype:
-    """Return the type of the input of the network. It is the type that autocast would convert it to."""
+    """Return the dtype for the input of the network, the one to which autocast would convert the input.
+
+    Args:
+        precision: `bf16`, `fp16` or `no`.
+    """
     return HALF.get(precision, torch.float32)
 
 
 def begin_step() -> None:
-    """Tell CUDA graphs that the results of the previous step may be overwritten.
+    """Mark the beginning of an optimizer step for CUDA graphs, which may then overwrite results of the previous step.
 
-    This must run once per optimizer step and not per micro-batch, because accumulated gradients are such results.
+    Call this once per optimizer step and not once per micro-batch, because accumulated gradients are such results.
     """
     if "torch._inductor.cudagraph_trees" in sys.modules:  # without this check, the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()

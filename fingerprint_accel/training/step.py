@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward passes of all micro-batches, clipping, update, and class centres."""
+"""Run one optimizer step: forward and backward passes of all micro-batches, clipping, and the updates."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fingerprint_accel.training.speed import begin_step, input_dtype
 def optimizer_step(
     run: Run, batches: Iterator[Batch], now: Schedule, meters: Meters, progress: Progress
 ) -> torch.Tensor:
-    """Train on the micro-batches of one optimizer step.
+    """Run one optimizer step: compute gradients on its micro-batches, and update weights and class centres.
 
     Args:
         run: The run.
         batches: Iterator over micro-batches.
-        now: Learning rate, augmentation and margin of this step.
-        meters: Receives losses and gradient norm.
-        progress: State of the run, before the step.
+        now: Learning rate, augmentation strength and margin of this step.
+        meters: Object to which the losses and the gradient norm are added.
+        progress: Progress of the run before this step. It is not changed.
 
     Returns:
         () bool on the device, True if the update was skipped because the loss or a gradient was not finite.
@@ -49,8 +49,9 @@ def optimizer_step(
             if accelerator.sync_gradients:
                 norm = clip_gradients(run)
                 bad = ~torch.isfinite(norm)
-                # A fused optimizer skips its update on the device if `found_inf` is 1. A GradScaler sets it; without a
-                # scaler this does. To test the norm on the host would wait for the device in every step.
+                # A fused optimizer skips its update on the device if `found_inf` is 1. A GradScaler sets this value.
+                # Without a scaler, it is set here. A test of the norm on the host would wait for the device in each
+                # step.
                 if accelerator.scaler is None:
                     optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # type: ignore[attr-defined]
                 run.optimizer.step()
@@ -65,7 +66,13 @@ def optimizer_step(
 
 
 def prepared(run: Run, batch: Batch, now: Schedule) -> tuple[torch.Tensor | None, ...]:
-    """Return the arguments of `TrainingModule.forward` for a micro-batch, with augmentation."""
+    """Preprocess and augment a micro-batch, and return it as the arguments of `TrainingModule.forward`.
+
+    Args:
+        run: The run.
+        batch: The micro-batch, on the device.
+        now: Augmentation strength and margin of this step.
+    """
     needs_maps, dtype = run.bare.model.config.needs_minutia_maps, input_dtype(run.accelerator.mixed_precision)
     image, maps = run.preprocessor(batch, True, needs_maps, now.augmentation, dtype)
     truth = run.preprocessor.truth(batch, True, now.augmentation) if run.bare.learns_truth else (None, None)

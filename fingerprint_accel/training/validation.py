@@ -1,4 +1,4 @@
-"""Embeddings of the validation prints, computed by all ranks together, and their error rates."""
+"""Compute embeddings on all ranks together, and the error rates of the validation prints."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from fingerprint_accel.training.speed import begin_step
 
 
 class Embedded(NamedTuple):
-    """Embeddings of prints on the CPU, in the order of the prints and the same on every rank.
+    """Embeddings of N prints, in the order of the prints. The tensors are on the CPU and equal on all ranks.
 
     Attributes:
-        embeddings: (N, D) float32.
-        labels: (N,) int64 finger of each print.
-        misaligned: (N, 3) float32 error of the alignment network: rotation in radians, and shift in half sides of the
-            input. NaN if the true pose is unknown, or there is no alignment network.
+        embeddings: (N, D) float32 embeddings of length D.
+        labels: (N,) int64 class label of the finger of each print.
+        misaligned: (N, 3) float32 errors of the alignment network, which estimates rotation and position of a finger:
+            rotation in radians, and shift along x and y as a multiple of half the side of the input. NaN if the true
+            pose of the finger is unknown, or the network has no alignment network.
     """
 
     embeddings: torch.Tensor
@@ -44,19 +45,19 @@ def embed(
     samples: np.ndarray | None = None,
     title: str = "",
 ) -> Embedded:
-    """Embed prints, each on one rank.
+    """Compute the embeddings of prints. All ranks must call this, because each rank embeds a part of the prints.
 
-    Prints are dealt to the ranks in turn. Ranks with fewer prints repeat some, because `gather` needs equal shapes. The
-    repeated embeddings are overwritten by index.
+    The prints are assigned to the ranks in turn. A rank with fewer prints repeats some, because `gather` needs equal
+    shapes on all ranks. The result contains each print once.
 
     Args:
         accelerator: Accelerator of the run.
-        model: The network, or the training module. FSDP gathers weights only through the training module.
+        model: The network, or the training module. With FSDP, it must be the training module.
         preprocessor: Preprocessor of the run.
         prints: Source of the prints.
         batch_size: Number of prints per batch of each rank.
-        samples: (N,) positions of the prints to embed. Defaults to all prints.
-        title: Title of a progress bar; without a title there is none.
+        samples: (N,) indices of the prints to embed. Defaults to all prints.
+        title: Title of a progress bar; without a title, no progress bar is shown.
     """
     samples = np.arange(len(prints)) if samples is None else samples
     count, processes = len(samples), accelerator.num_processes
@@ -95,7 +96,7 @@ def validate(
     batch_size: int,
     cells: int = 0,
 ) -> dict[str, float]:
-    """Compute error rates over all pairs of the validation prints.
+    """Compute the error rates of a network over all pairs of the validation prints. All ranks must call this.
 
     Args:
         accelerator: Accelerator of the run.
@@ -103,12 +104,13 @@ def validate(
         preprocessor: Preprocessor of the run.
         subset: The validation prints.
         batch_size: Number of prints per batch of each rank.
-        cells: Number of cells of a dense embedding, else 0.
+        cells: Number of cells of a dense embedding, which consists of a vector for each cell of a grid on the finger;
+            0 for other embeddings.
 
     Returns:
-        `eer`, and `tar@far=...` for each FAR that the number of pairs supports. If true poses are known, also the error
-        of the alignment network: `alignment_mm` (median), `alignment_mm_95` (95th percentile) and `alignment_degrees`
-        (median). Non-finite embeddings give an EER of 1, so that training can recover from them.
+        `eer`, and `tar@far=...` for each false accept rate (FAR) for which there are enough pairs. If true poses are
+        known, the result also contains the metrics of `alignment_metrics`. If an embedding is not finite, the EER is 1,
+        and training can continue.
     """
     found = embed(accelerator, model, preprocessor, subset, batch_size)
     metrics = alignment_metrics(found.misaligned, preprocessor.config.crop / 2 / subset.info.ppi * MM_PER_INCH)
@@ -119,7 +121,16 @@ def validate(
 
 
 def alignment_metrics(misaligned: torch.Tensor, half_side_mm: float) -> dict[str, float]:
-    """Return the alignment metrics of `Embedded.misaligned` (N, 3), or nothing if no true pose is known."""
+    """Summarise the errors of the alignment network, which estimates the position and rotation of a finger.
+
+    Args:
+        misaligned: (N, 3) errors, see `Embedded.misaligned`.
+        half_side_mm: Half the side of the input of the network, in mm on the finger.
+
+    Returns:
+        `alignment_mm` (median), `alignment_mm_95` (95th percentile) and `alignment_degrees` (median). The dictionary is
+        empty if no true pose is known.
+    """
     known = misaligned[misaligned.isfinite().all(dim=1)]
     if not len(known):
         return {}
