@@ -82,9 +82,9 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
 def finger_name(seed: int, number: int, siblings: int = 1) -> str:
     """Return the name of a synthetic finger in a dataset. Equal names mean equal fingers.
 
-    Numbers are padded with zeros, so that names sort like numbers. If `siblings` is above 1, all fingers of a family
-    except the first get a suffix, because they differ from the fingers with the same numbers of a dataset without
-    families.
+    Numbers are padded to six digits, so that names sort in the order of the numbers. If `siblings` is above 1, all
+    fingers of a family except the first get a suffix: they differ from the fingers that have the same numbers in a
+    dataset without families.
 
     Args:
         seed: random seed of the fingers.

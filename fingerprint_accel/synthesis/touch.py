@@ -70,8 +70,8 @@ class Touch:
         angle: rotation of the finger in radians, counter-clockwise.
         spot_x, spot_y: centre of the contact in finger coordinates.
         half_x, half_y: half width and half height of the contact.
-        shift_x, shift_y: position of the centre of the canvas (the image of the impression) relative to the centre of the
-            contact, along the axes of the canvas.
+        shift_x, shift_y: position of the centre of the canvas (the image of the impression) relative to the centre of
+            the contact, along the axes of the canvas.
         left, right, bottom, top: edges of the sensing area, relative to the centre of the canvas.
         mm: side of a pixel, a float.
     """
