@@ -54,7 +54,7 @@ def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torc
 
 @torch.no_grad()
 def contact_grid(contact: torch.Tensor, pose: Pose, cells: int, canvas: int) -> torch.Tensor:
-    """Return the share of each cell of the network input that is in contact with the finger.
+    """Compute how much of each cell of the network input is in contact with the finger.
 
     Args:
         contact: (B, GRID, GRID) bool or 0..1, cells of the canvas that are in contact with the finger (see
@@ -180,11 +180,11 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def truth(self, batch: Batch, augment: bool, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the training targets of the alignment network that belong to the result of `forward`.
+        """Return the training targets of the alignment network for the network input that `forward` returns.
 
         Args:
             batch: batch on the device.
-            augment, strength: arguments of the call of `forward`.
+            augment, strength: the same as in the call of `forward`.
 
         Returns:
             Transforms (B, 3) that align the finger: rotation in radians, and shift along x and y in units of half the
