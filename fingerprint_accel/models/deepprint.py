@@ -208,7 +208,7 @@ class DeepPrint(nn.Module):
     def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
         """Predict only the minutia map, in training or evaluation mode.
 
-        The configuration must have `needs_minutia_maps`.
+        `config.needs_minutia_maps` must be true.
 
         Args:
             image: (B, 1, S, S) float32.

@@ -122,7 +122,7 @@ class SavedModel:
 
 
 def todays_names(tensors: dict[str, T]) -> dict[str, T]:
-    """Return tensors by their current names. Names from earlier versions of the package are replaced."""
+    """Rename tensors from earlier versions of the package: return all tensors by their current names."""
     for old, new in RENAMED.items():
         tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     return tensors
