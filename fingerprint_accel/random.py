@@ -1,8 +1,8 @@
-"""Counter-based random numbers: each number is a hash of (seed, epoch, index of a print, stream, element).
+"""Generate random numbers without a generator state.
 
-There is no generator state. The augmentation of a print therefore does not depend on its batch, process or rank. A
-stream is an integer that separates independent numbers of a print, for example those for its rotation and its noise.
-An element is the position of a number in a stream.
+Each number is a hash of (seed, epoch, index, stream, element). The random numbers of a print are determined by its key,
+a hash of the seed, the epoch and the index of the print. A stream is an integer that identifies one use of random
+numbers, such as rotation. The augmentation of a print therefore does not depend on its batch, process or rank.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def mix(values: torch.Tensor) -> torch.Tensor:
 
 
 def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return a random key for each of B prints. The key depends on the seed, the epoch and the print.
+    """Return the random key of each print in the given epoch. The key determines all random numbers of the print.
 
     Args:
-        seed: Seed of the training run.
-        epoch: (B,) int64, epoch in which each print is used.
-        index: (B,) int64, index of each print in the dataset.
+        seed: random seed.
+        epoch: (B,) int64 epoch of each print.
+        index: (B,) int64 index of each print in the dataset.
 
     Returns:
-        (B,) int64.
+        (B,) int64 keys.
     """
     key = mix(torch.full_like(index, seed) + _GOLDEN)
     key = mix((key ^ epoch) + _GOLDEN)
@@ -47,14 +47,13 @@ def sample_keys(seed: int, epoch: torch.Tensor, index: torch.Tensor) -> torch.Te
 
 
 def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """Draw uniform numbers in [low, high) for each key. Different streams are independent.
+    """Draw uniform random numbers in [low, high) for each key.
 
     Args:
-        keys: (B,) int64, see `sample_keys`.
-        stream: Number of the stream.
-        count: How many numbers to draw for each key.
-        low: Lower bound, inclusive.
-        high: Upper bound, exclusive.
+        keys: (B,) int64 random keys, see `sample_keys`.
+        stream: identifier of the random stream. Different streams are independent.
+        count: number of random numbers per key.
+        low, high: bounds of the random numbers.
 
     Returns:
         (B, count) float32.
@@ -63,31 +62,46 @@ def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high:
 
 
 def uniforms(keys: torch.Tensor, counts: tuple[tuple[int, int], ...]) -> dict[int, torch.Tensor]:
-    """Draw the same numbers as `uniform` for several streams at once, which needs fewer operations.
+    """Draw uniform random numbers in [0, 1) from several streams at once, which is faster than one call per stream.
 
     Args:
-        keys: (B,) int64, see `sample_keys`.
-        counts: Pairs of a stream and the number of values to draw from it for each key.
+        keys: (B,) int64 random keys, see `sample_keys`.
+        counts: pairs (stream, number of random numbers per key).
 
     Returns:
-        Dictionary from each stream to its numbers in [0, 1), (B, count) float32.
+        Tensors (B, count) float32 by stream.
     """
     drawn = _uniform(keys, _table(counts, keys.device)).split([count for _, count in counts], dim=1)
     return dict(zip((stream for stream, _ in counts), drawn, strict=True))
 
 
 def between(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Scale values from the interval [0, 1) to the interval [low, high)."""
+    """Scale values from the range [0, 1) to the range [low, high)."""
     return low + (high - low) * values
 
 
 def _uniform(keys: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
+    """Draw uniform random numbers in [0, 1) for each key.
+
+    Args:
+        keys: (B,) int64 random keys.
+        elements: (count,) int64 offsets, see `_elements`.
+
+    Returns:
+        (B, count) float32.
+    """
     bits = mix(mix(keys)[:, None] + elements)
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _elements(stream: int, count: int, device: torch.device) -> torch.Tensor:
-    """Return an offset for each element of a stream, (count,) int64. Keys plus different offsets hash differently."""
+    """Return the offsets that distinguish the random numbers of a key, (count,) int64.
+
+    Args:
+        stream: identifier of the random stream.
+        count: number of random numbers per key.
+        device: device of the result.
+    """
     return (torch.arange(count, device=device) + (stream << 32)) * _GOLDEN
 
 
@@ -98,10 +112,10 @@ def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.T
 
 
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """Apply an elementwise function to a float32 tensor, with bits that do not depend on the position of a value.
+    """Apply an elementwise function to float32 values so that the bits do not depend on the position in the tensor.
 
-    CPU kernels use different code for the vectorised part and the end of a tensor, which can differ in the last bit.
-    Computing in float64 and rounding removes the difference.
+    CPU kernels use different code for the vectorised part and for the end of a tensor. The two codes can differ in the
+    last bit. Computing in float64 and rounding removes the difference.
     """
     if values.device.type != "cpu":
         return function(values)
@@ -109,25 +123,25 @@ def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tenso
 
 
 def steady_mean(values: torch.Tensor) -> torch.Tensor:
-    """Return the mean of each channel, with bits that do not depend on the number of threads or the batch.
+    """Compute means over H and W, with bits that do not depend on the number of threads or on the batch.
 
     Args:
-        values: (B, C, H, W) float32.
+        values: (B, C, H, W).
 
     Returns:
-        (B, C, 1, 1) float32.
+        (B, C, 1, 1).
     """
     return steady(lambda rows: rows.mean(dim=-2, keepdim=True), values.mean(dim=-1, keepdim=True))
 
 
 def normal(keys: torch.Tensor, stream: int, count: int, limit: float = 3.0) -> torch.Tensor:
-    """Draw standard normal numbers, truncated to [-limit, limit], for each key.
+    """Draw standard normal random numbers for each key, truncated at +-limit.
 
     Args:
-        keys: (B,) int64, see `sample_keys`.
-        stream: Number of the stream.
-        count: How many numbers to draw for each key.
-        limit: Largest absolute value, in standard deviations.
+        keys: (B,) int64 random keys, see `sample_keys`.
+        stream: identifier of the random stream. Different streams are independent.
+        count: number of random numbers per key.
+        limit: largest absolute value.
 
     Returns:
         (B, count) float32.

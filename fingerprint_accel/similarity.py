@@ -1,11 +1,11 @@
-"""Similarity of templates: the cosine, and for dense templates the cosine over the cells that both prints show.
+"""Compute the similarity of templates, the embeddings of prints.
 
-A template is the embedding of a print, a vector of unit length. A dense template concatenates the vectors of the cells
-of a square grid on the finger in row-major order. The vector of a cell is zero exactly if the print does not show the
-cell, so the template contains its own mask. The argument `cells` is the number of cells of dense templates; it is 0 for
-templates that are not dense.
+The similarity is the cosine. For dense templates, it is the cosine over the cells that both prints show. A dense
+template is a vector of unit length that concatenates the vectors of the cells of a square grid on the finger, in
+row-major order. The vector of a cell is zero exactly if the print does not show the cell, so the template contains its
+own mask. The argument `cells` is the number of cells. It is 0 for templates that are not dense.
 
-A print can have several templates, one for each pose. A pose is the original print or a rotated or shifted copy.
+A print can have several templates, one for each pose: a hypothesis about the position and rotation of the finger.
 
 This module imports only numpy, so that every package can use it.
 """
@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 
 OVERLAP_FLOOR = 0.1
-"""Lower bound of the squared norm of a template over the cells that both prints show. Over all of its cells the squared
-norm is 1. Without this bound, two prints that share a single cell could have a high similarity."""
-_GATHERED_BYTES = 2**27  # memory for the templates that `pair_similarity` copies at a time
-_BLOCK_BYTES = 2**26  # memory for the intermediate arrays of one block in `_products`
+"""Lower bound of the squared norm of a template over the shared cells. Over all cells, the squared norm is 1.
+Without this bound, two prints that share a single cell could have a high similarity."""
+_GATHERED_BYTES = 2**27  # memory for the embeddings of listed pairs that are gathered at a time
+_BLOCK_BYTES = 2**26  # memory for squared norms and squared templates at a time
 
 
 def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.ndarray:
-    """Return the similarity of each of N references with each of M probes, the highest one over all poses.
+    """Compare all references with all probes, and return the best similarity over poses for each pair.
 
-    The original pose of the reference is compared with all poses of the probe, and the original pose of the probe with
-    all poses of the reference.
+    A pose is a hypothesis about the position and rotation of the finger. One print of a pair stays in its original
+    pose, and the other takes all poses. Both directions are tried.
 
     Args:
-        reference: (N, P, D) float32, templates of length D in P poses, the original pose first. Or (N, D), templates
-            in the original pose only.
-        probe: (M, P, D) or (M, D) float32, templates of the probes. P may differ from that of `reference`.
-        cells: Number of cells of dense templates, else 0. See `masked_similarity`.
+        reference: (N, P, D) float32 of unit length: one template of length D for each of P poses, the original pose
+            first. With one pose also (N, D).
+        probe: (M, P, D) or (M, D), likewise. The number of poses can differ from `reference`.
+        cells: number of cells of dense templates, else 0; see `masked_similarity`.
 
     Returns:
         (N, M) float32.
@@ -48,13 +48,13 @@ def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.n
 
 
 def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray, cells: int = 0) -> np.ndarray:
-    """Return the similarity of listed pairs of a reference and a probe, as `similarity` computes it.
+    """Compute `similarity` only for the given pairs of a reference and a probe.
 
     Args:
-        reference: (N, P, D) or (N, D) float32, see `similarity`.
-        probe: (M, P, D) or (M, D) float32, see `similarity`.
-        pairs: (n, 2), for each of n pairs the row in `reference` and the row in `probe`.
-        cells: Number of cells of dense templates, else 0.
+        reference: (N, P, D) or (N, D) templates, see `similarity`.
+        probe: (M, P, D) or (M, D) templates.
+        pairs: (n, 2) row in `reference` and row in `probe` of each pair.
+        cells: number of cells of dense templates, else 0.
 
     Returns:
         (n,) float32.
@@ -76,14 +76,14 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
     """Compute the cosine of every template in `first` with every template in `second`.
 
     For dense templates (`cells` above 0), the cosine covers only the cells that both prints show. The dot product needs
-    no mask, because missing cells are zero. The squared norm of a template is taken over the cells that the other print
-    shows, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity 0. The function needs
-    memory for three matrices (N, M), so the caller must limit N x M.
+    no mask, because missing cells are zero. The squared norm of each template is taken over the cells that the other
+    print shows, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity 0. The function
+    computes three matrix products at once, so the caller must limit N x M.
 
     Args:
         first: (N, D) float32 of unit length, numpy array or torch tensor.
-        second: (M, D) float32 of unit length, of the same type.
-        cells: Number of cells of dense templates, else 0.
+        second: (M, D), likewise.
+        cells: number of cells of dense templates, else 0.
 
     Returns:
         (N, M).
@@ -97,14 +97,11 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
 
 
 def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
-    """Return which cells the prints of dense templates show.
+    """Return which cells each print shows, as a mask (..., cells) bool.
 
     Args:
-        templates: (..., D), dense templates.
-        cells: Number of cells.
-
-    Returns:
-        (..., cells) bool.
+        templates: (..., D) dense templates.
+        cells: number of cells.
     """
     return np.asarray((templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1))
 
@@ -112,14 +109,15 @@ def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:
     """Fuse the templates of several prints of one finger into one template.
 
-    The result is the normalised mean. For dense templates each cell is averaged over the prints that show it.
+    The result is the mean, normalised to unit length. For dense templates, each cell is averaged over the prints that
+    show it.
 
     Args:
-        templates: (n, D) float32, the templates of n prints.
-        cells: Number of cells of dense templates, else 0.
+        templates: (n, D) float32 of unit length.
+        cells: number of cells of dense templates, else 0.
 
     Returns:
-        (D,) float32 of unit length. It is zero if the mean is zero.
+        (D,) float32 of unit length; zero if the mean is zero.
     """
     if cells:
         templates = per_cell(templates, cells)
@@ -132,24 +130,24 @@ def fused(templates: np.ndarray, cells: int) -> np.ndarray:
 
 
 def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
-    """Rescale dense templates so that the vector length of a cell does not depend on the number of visible cells.
+    """Rescale dense templates so that the length of a cell does not depend on the number of visible cells.
 
-    A template has unit length. If a print shows a quarter of the cells, the vectors of these cells are therefore twice
-    as long as those of a complete print. After rescaling, all cells have the same weight in a mean over prints.
+    Templates have unit length. If a print shows a quarter of the finger, its cells are therefore twice as long as those
+    of a complete print. After rescaling, all cells have the same weight in a mean over prints.
 
     Args:
-        templates: (n, D) float32, the dense templates of n prints.
-        cells: Number of cells.
+        templates: (n, D) dense templates of unit length.
+        cells: number of cells.
 
     Returns:
-        (n, D) float32.
+        (n, D).
     """
     shares = mask_of(templates, cells).mean(axis=-1, keepdims=True, dtype=np.float32)
     return templates * np.sqrt(shares)
 
 
 def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """Compute `masked_similarity` in blocks, which need little memory beyond that of the result."""
+    """Compute `masked_similarity` in blocks, so that the function needs little more memory than its result."""
     if not cells:
         return np.asarray(first @ second.T)
     scores = np.empty((len(first), len(second)), np.float32)
@@ -163,17 +161,15 @@ def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """Compute the cosine of the template in each row of `first` with all poses in the same row of `second`.
-
-    Dense templates are compared as in `masked_similarity`.
+    """Compare each template with the templates in the same row of `second`.
 
     Args:
-        first: (n, D) float32.
-        second: (n, P, D) float32.
-        cells: Number of cells of dense templates, else 0.
+        first: (n, D) templates.
+        second: (n, P, D) templates of P poses per print.
+        cells: number of cells of dense templates, else 0.
 
     Returns:
-        (n, P) float32.
+        (n, P) similarities.
     """
     scores = np.einsum("nd,npd->np", first, second)
     if cells:
@@ -184,14 +180,14 @@ def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray
 
 
 def _by_cell(templates: Any, cells: int) -> tuple[Any, Any]:
-    """Return the squared norm of each cell of dense templates, and which cells the prints show.
+    """Return the squared norm of each cell of dense templates, and the mask of the cells that the prints show.
 
     Args:
-        templates: (..., D), dense templates, numpy array or torch tensor.
-        cells: Number of cells.
+        templates: (..., D) dense templates.
+        cells: number of cells.
 
     Returns:
-        Two arrays (..., cells) float32: the squared norms, and 1 for cells that are shown, else 0.
+        Squared norms and masks, both (..., cells) float32. A mask is 1 for cells that the print shows, else 0.
     """
     grid = templates.reshape(*templates.shape[:-1], cells, -1)
     energy = (grid * grid).sum(-1)

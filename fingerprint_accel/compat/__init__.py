@@ -1,1 +1,1 @@
-"""Interfaces and checkpoints of flx (fixed-length-fingerprint-extractors)."""
+"""Provide the interfaces of flx (fixed-length-fingerprint-extractors), and load its checkpoints."""

@@ -1,7 +1,9 @@
-"""The Python interface of flx for datasets of this package: `get_DeepPrint_TexMinu(...)`, `.fit(...)`, `.extract(...)`.
+"""Provide the Python interface of flx for the datasets of this package.
 
-In place of the dataset classes of flx, these functions take the path of a dataset folder (`fingerprint-accel import ...
---layout flx`). Dimensions are per branch, as in flx.
+The interface consists of functions such as `get_DeepPrint_TexMinu`, and of the methods `fit` and `extract`. flx
+(fixed-length-fingerprint-extractors) is an implementation of DeepPrint. Its dataset classes are replaced by the path of
+a dataset folder, which `fingerprint-accel import ... --layout flx` creates. Embedding lengths are per branch, as in
+flx.
 """
 
 # ruff: noqa: N802  (names of flx)
@@ -31,7 +33,7 @@ class DeepPrintExtractor:
 
     Args:
         num_training_subjects: number of fingers in the training data; flx calls them subjects.
-        config: all options that are not arguments of `fit`; `config.model` holds the variant.
+        config: all options that are not arguments of `fit`. `config.model` contains the variant.
     """
 
     def __init__(self, num_training_subjects: int, config: Config) -> None:
@@ -49,7 +51,7 @@ class DeepPrintExtractor:
         batch_size: int = TrainingConfig.batch_size,
         learning_rate: float = TrainingConfig.learning_rate,
     ) -> DeepPrintExtractor:
-        """Train a model. The best model is then in `out_dir/model` and in this object.
+        """Train a model. Afterwards, the best model is in `out_dir/model` and in this object.
 
         If `out_dir` contains a run, `fit` resumes it and prints the step. Dataset folders contain minutiae and labels,
         so these are not separate arguments as in flx.
@@ -60,10 +62,10 @@ class DeepPrintExtractor:
                 is kept.
             num_epochs: number of passes over the data.
             out_dir: run folder.
-            patience: stop after so many epochs without a lower validation EER; 0 disables early stopping. The run
-                validates once per epoch, rounded to whole steps.
-            use_amp: use mixed precision where it is fast: bf16 on GPUs and CPUs with hardware support, fp16 on other
-                GPUs, and float32 on other CPUs.
+            patience: stop after this number of epochs without a lower validation EER; 0 disables early stopping. The
+                run validates once per epoch, rounded to whole steps.
+            use_amp: use mixed precision where it is fast: bf16 on GPUs and CPUs with hardware support, and fp16 on
+                other GPUs. Other CPUs use float32.
             batch_size: prints per process and step.
             learning_rate: peak learning rate of AdamW. It is not scaled with the number of processes.
 
@@ -100,7 +102,7 @@ class DeepPrintExtractor:
         return self.load_best_model(out_dir)
 
     def load_best_model(self, out_dir: str | Path) -> DeepPrintExtractor:
-        """Load the best model of a run folder.
+        """Load the best model of a run folder into this object.
 
         Raises:
             UserError: if there is no model.
@@ -109,11 +111,11 @@ class DeepPrintExtractor:
         return self
 
     def extract(self, dataset: str | Path, batch_size: int = 64) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Extract the embeddings of all prints of a dataset folder in row order.
+        """Extract the embeddings of all prints of a dataset folder, in the order of its rows.
 
         Returns:
-            Texture and minutia embeddings, (N, num_dims) float32 of unit length each. The value is None for a branch
-            that the variant does not have.
+            Texture and minutia embeddings, each (N, num_dims) float32 of unit length. If the variant does not have a
+            branch, the value is None.
 
         Raises:
             UserError: if no model is trained or loaded, or the dataset does not fit the model.
@@ -133,30 +135,39 @@ def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtrac
 
 
 def get_DeepPrint_Tex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
-    """Make a model with a texture branch."""
+    """Make an untrained model with a texture branch, whose embeddings have the length `num_texture_dims`."""
     return _make("Tex", num_training_subjects, num_texture_dims)
 
 
 def get_DeepPrint_Minu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
-    """Make a model with a minutia branch."""
+    """Make an untrained model with a minutia branch, whose embeddings have the length `num_minutia_dims`."""
     return _make("Minu", num_training_subjects, num_minutia_dims)
 
 
 def get_DeepPrint_TexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Make a model with both branches, `num_dims` numbers each."""
+    """Make an untrained model with both branches. The embeddings of each branch have the length `num_dims`."""
     return _make("TexMinu", num_training_subjects, 2 * num_dims)
 
 
 def get_DeepPrint_LocTex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
-    """Make a model with an alignment network and a texture branch."""
+    """Make an untrained model with an alignment network and a texture branch.
+
+    The embeddings have the length `num_texture_dims`.
+    """
     return _make("LocTex", num_training_subjects, num_texture_dims)
 
 
 def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
-    """Make a model with an alignment network and a minutia branch."""
+    """Make an untrained model with an alignment network and a minutia branch.
+
+    The embeddings have the length `num_minutia_dims`.
+    """
     return _make("LocMinu", num_training_subjects, num_minutia_dims)
 
 
 def get_DeepPrint_LocTexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Make a model with an alignment network and both branches, `num_dims` numbers each."""
+    """Make an untrained model with an alignment network and both branches.
+
+    The embeddings of each branch have the length `num_dims`.
+    """
     return _make("LocTexMinu", num_training_subjects, 2 * num_dims)

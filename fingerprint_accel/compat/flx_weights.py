@@ -1,8 +1,9 @@
-"""Loads checkpoints of flx into the networks of this package, without executing code from the file.
+"""Load checkpoints of flx into the networks of this package, without executing code from the file.
 
-flx writes `torch.save({"model_state_dict": ..., "loss_state_dict": ..., "optimizer_state_dict": ...})`. Its Inception
-modules use the names of timm. The containers around them have other names, and three parts have no activations
-(`ModelConfig.trunk = "flx"`).
+flx (fixed-length-fingerprint-extractors) is an implementation of DeepPrint. It writes checkpoints with
+`torch.save({"model_state_dict": ..., "loss_state_dict": ..., "optimizer_state_dict": ...})`. Its Inception modules have
+the names of timm. The modules that contain them have other names than in this package, and three parts have no
+activations (`ModelConfig.trunk = "flx"`).
 """
 
 from __future__ import annotations
@@ -39,14 +40,17 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class DeepPrintOutput:
-    """Embeddings with the names of flx, (B, D) float32 of unit length; None for branches that do not exist."""
+    """Embeddings of a batch with the names of flx, (B, D) float32 of unit length.
+
+    A branch that does not exist is None.
+    """
 
     minutia_embeddings: torch.Tensor | None
     texture_embeddings: torch.Tensor | None
 
 
 class FlxModel(nn.Module):
-    """A network with the call interface of flx: images (B, 1, 299, 299) float32 -> `DeepPrintOutput`."""
+    """Network with the call interface of flx: images (B, 1, 299, 299) float32 give a `DeepPrintOutput`."""
 
     def __init__(self, network: DeepPrint) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class FlxModel(nn.Module):
 
 
 def load(path: Path | str) -> FlxModel:
-    """Load a checkpoint of flx (`best_model.pyt`) in evaluation mode. All six variants are supported.
+    """Load a checkpoint of flx (`best_model.pyt`) as a network in evaluation mode. All six variants are supported.
 
     Raises:
         UserError: if the file does not exist, contains objects other than tensors, or is not a checkpoint of flx.
@@ -67,12 +71,16 @@ def load(path: Path | str) -> FlxModel:
 
 
 def convert(path: Path, out: Path) -> FingerprintExtractor:
-    """Convert a checkpoint of flx to an exported model folder (safetensors); return the model.
+    """Convert a checkpoint of flx to an exported model folder with safetensors weights, and return the model.
 
     The model uses the preprocessing of this package: 299 x 299 pixels at 300 ppi with enhanced ridges.
 
+    Args:
+        path: checkpoint of flx.
+        out: model folder to create.
+
     Raises:
-        UserError: see `load`; also if `out` exists.
+        UserError: if the checkpoint cannot be loaded, see `load`, or `out` exists.
     """
     require(not out.exists(), f"{out}: exists already; choose another folder")
     check_folder(out, MODEL, inputs=[path])
@@ -85,7 +93,11 @@ def convert(path: Path, out: Path) -> FingerprintExtractor:
 
 
 def read_network(path: Path) -> DeepPrint:
-    """Return a `DeepPrint` with the weights of a checkpoint of flx; raises the errors of `load`."""
+    """Return a `DeepPrint` network with the weights of a checkpoint of flx.
+
+    Raises:
+        UserError: if the checkpoint cannot be loaded, see `load`.
+    """
     weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
     heads = {"Tex": weights.get("texture_branch.19.weight"), "Minu": weights.get("minutia_branch.7.weight")}
     lengths = {name: len(weight) for name, weight in heads.items() if weight is not None}
@@ -103,7 +115,11 @@ def read_network(path: Path) -> DeepPrint:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of the model by name, without executing code from the file."""
+    """Read the tensors of a checkpoint of flx by name, without executing code from the file.
+
+    Raises:
+        UserError: if the file cannot be read, contains objects other than tensors, or is not a checkpoint of flx.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -117,7 +133,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _renamed(name: str) -> str:
-    """Convert the name of a tensor in flx to the name in this package."""
+    """Convert the name of a tensor in flx to its name in this package."""
     block = re.match(r"texture_branch\.(_\d_block)\.(\d+)\.", name)
     if block and block[1] in TEXTURE_BLOCKS:
         return f"texture_branch.{TEXTURE_BLOCKS[block[1]] + int(block[2])}.{name[block.end() :]}"

@@ -1,1 +1,1 @@
-"""Identity, center, minutia-map and contrastive losses, also with classes sharded over processes."""
+"""Define identity, center, minutia-map and contrastive losses, and identity losses sharded over processes."""

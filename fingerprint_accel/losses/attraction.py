@@ -1,7 +1,7 @@
-"""Losses that pull the prints of a finger together: center loss and supervised contrastive loss.
+"""Define losses that pull the prints of a finger together: center loss and supervised contrastive loss.
 
-Center loss: Wen et al. 2016 (ECCV). Contrastive loss: InfoNCE (van den Oord, Li and Vinyals 2018, arXiv 1807.03748)
-with all other prints of the finger as positives (Khosla et al. 2020, arXiv 2004.11362, equation 2).
+The center loss follows Wen et al. 2016 (ECCV). The contrastive loss is InfoNCE (van den Oord, Li and Vinyals 2018,
+arXiv 1807.03748) with all other prints of the finger as positives (Khosla et al. 2020, arXiv 2004.11362, equation 2).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from torch import nn
 from fingerprint_accel.losses.exchange import gather, gather_with_gradient, rank_and_world_size
 from fingerprint_accel.similarity import masked_similarity
 
-_UNIT = 2.0**30  # unit of fixed-point numbers, whose sums do not depend on the order of the terms
+_UNIT = 2.0**30  # scale of fixed-point numbers; sums of fixed-point numbers do not depend on the order of the terms
 
 
 class CenterLoss(nn.Module):
-    """Mean squared distance of embeddings to the centre of their finger.
+    """Loss that is the mean squared distance between embeddings and the centres of their fingers.
 
-    Centres are buffers, not parameters; `update` moves them. They start at zero, where the loss has no effect, because
+    Centres are buffers, not parameters. `update` moves them. They start at zero, where the loss has no effect, because
     all embeddings have unit length.
 
     Args:
         dim: length of the embedding, D.
-        classes: number of training fingers, C.
+        classes: number of training fingers.
         rate: step size with which a centre moves to the mean of its prints.
     """
 
@@ -34,16 +34,21 @@ class CenterLoss(nn.Module):
         self.register_buffer("centers", torch.zeros(classes, dim))
 
     def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared distance, (), for embeddings (B, D) of fingers (B,)."""
+        """Return the mean squared distance between embeddings and the centres of their fingers, ().
+
+        Args:
+            embedding: (B, D) of unit length.
+            finger: (B,) class labels.
+        """
         return (embedding - self.centers[finger]).square().sum(dim=1).mean()
 
     @torch.no_grad()
     def update(self, embedding: torch.Tensor, finger: torch.Tensor, skip: torch.Tensor | None = None) -> None:
-        """Move the centre c_j of each finger j in the batch by rate * (mean of its embeddings - c_j).
+        """Move the centre c of each finger in the batch by rate * (mean of the embeddings of this finger - c).
 
-        Wen et al. divide the sum of the n_j embeddings by 1 + n_j instead of n_j. Sums use fixed-point numbers, so that
-        the bits do not depend on the order of the prints or the number of ranks. All shapes are static, so that the
-        host never waits for the device.
+        Wen et al. divide the sum of the n embeddings of a finger by 1 + n instead of n. Sums use fixed-point numbers,
+        so that the bits do not depend on the order of the prints or the number of ranks. All shapes are static, so that
+        the host never waits for the device.
 
         Args:
             embedding: (N, D) of unit length, from all micro-batches and ranks.
@@ -67,15 +72,15 @@ class CenterLoss(nn.Module):
 def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0) -> torch.Tensor:
     """Compute the supervised contrastive loss of the prints of this rank against the prints of all ranks.
 
-    A print without another print of its finger has the loss 0. DDP averages losses and gradients over ranks. This
-    average equals the loss and gradient of the whole micro-batch in one process.
+    A print without another print of its finger has the loss 0. DDP averages losses and gradients over ranks. The
+    averages equal the loss and gradient of the whole micro-batch in one process.
 
     Args:
         embedding: (B, D) float32 of unit length.
         finger: (B,) int64 class labels.
         temperature: divisor of the similarities.
-        cells: number of cells of dense embeddings, else 0. For dense embeddings the result is the mean of the losses
-            with plain cosines and with masked similarities.
+        cells: number of grid cells of dense embeddings; 0 for other embeddings. For dense embeddings, the result is the
+            mean of two losses, one with plain cosines and one with the similarities of `masked_similarity`.
 
     Returns:
         () float32.
@@ -92,7 +97,7 @@ def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature:
 
 
 def _info_nce(similarity: torch.Tensor, mated: torch.Tensor, itself: torch.Tensor) -> torch.Tensor:
-    """Compute InfoNCE averaged over the prints of this rank.
+    """Compute the InfoNCE loss, averaged over the B prints of this rank. The batch of all ranks has N prints.
 
     Args:
         similarity: (B, N) similarities divided by the temperature.

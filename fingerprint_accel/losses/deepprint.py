@@ -1,4 +1,8 @@
-"""Training loss of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901), dense variants and alignment networks."""
+"""Define the training loss of DeepPrint networks, their dense variants and their alignment networks.
+
+The losses of the texture and minutia branches and of the minutia map are those of Engelsma, Cao and Jain 2019 (arXiv
+1909.09901).
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ from fingerprint_accel.models.deepprint import DeepPrint, Output
 
 
 class LossParts(NamedTuple):
-    """A loss and its terms.
+    """The loss of a batch and its terms.
 
     Attributes:
         total: () loss to minimise.
-        parts: the unweighted terms by name, () each, detached.
+        parts: the terms by name, each () without its weight and detached from the graph.
     """
 
     total: torch.Tensor
@@ -35,17 +39,17 @@ class DeepPrintLoss(nn.Module):
 
     Each branch has an identity head, a center loss and a contrastive loss. Networks with a minutia branch add a
     minutia-map loss, dense networks a mask loss, and networks with an alignment network a pose loss. The total is the
-    sum of all terms, each times its weight in `config`.
+    sum of all terms, each multiplied by its weight in `config`.
 
-    Every term is a mean over the batch. The mean over processes is therefore the loss of the whole batch, and so is the
-    mean over micro-batches of one size. Only the contrastive loss is not: it compares the prints of one micro-batch.
-    Everything is computed in float32, under autocast too.
+    Every term is a mean over the batch. The mean over processes is therefore the loss of the whole batch. The same
+    holds for the mean over micro-batches of equal size. The contrastive loss is an exception: it compares only the
+    prints of one micro-batch. Everything is computed in float32, under autocast, too.
 
-    The module has parameters, the identity heads, which the optimizer needs. Centres are buffers: call
-    `update_centers` after each optimizer step.
+    The identity heads have parameters, which the optimizer needs. Centres are buffers: call `update_centers` after each
+    optimizer step.
 
     Args:
-        config: Head, weights and rates.
+        config: Type of the identity head, weights of the terms, and other options.
         model: Network whose outputs are compared with their targets.
         num_fingers: Number of training fingers, `open_dataset(folder).info.fingers` for a whole dataset.
     """
@@ -67,7 +71,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def describes(self) -> bool:
-        """Whether embeddings are trained, and not only the alignment network."""
+        """Whether the loss trains the embeddings, and not only the alignment network."""
         config = self.config
         weights = [config.identity_weight, config.center_weight, config.contrastive_weight]
         weights += [config.minutia_map_weight] if self.has_map else []
@@ -76,7 +80,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
-        """Heads that are sharded over processes, by branch."""
+        """Identity heads that are sharded over processes, by the name of their branch."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
 
     def forward(
@@ -89,19 +93,20 @@ class DeepPrintLoss(nn.Module):
         pose: torch.Tensor | None = None,
         contact: torch.Tensor | None = None,
     ) -> LossParts:
-        """Compute the loss of a batch. A target is needed where the weight of its term is above 0.
+        """Compute the loss of a batch. A target is needed if the weight of its term is above 0.
 
         Args:
             output: Output of the network in training mode for B prints.
             finger: (B,) int64 class labels.
             maps: (B, 6, M, M) true minutia maps, as `Preprocessor` returns them; for networks with a minutia branch and
                 dense networks.
-            has_minutiae: (B,) bool, prints whose minutiae are known, `batch.minutia_count > 0`. The others do not count
-                in the minutia-map loss.
+            has_minutiae: (B,) bool, whether the minutiae of the print are known, `batch.minutia_count > 0`. The
+                minutia-map loss of other prints is 0.
             margin: Margin of this step, a number or () float32; `config.margin` by default.
-            pose: (B, 3) true poses, as `Preprocessor.truth` returns them, NaN where unknown; for alignment networks.
-            contact: (B, N, N) share of each cell of the input that is in contact, as `Preprocessor.truth` returns it;
-                for dense networks.
+            pose: (B, 3) true rotations and shifts, as `Preprocessor.truth` returns them, NaN where unknown; for
+                networks with an alignment network.
+            contact: (B, N, N) share of each cell of the input that is in contact with the finger, as
+                `Preprocessor.truth` returns it; for dense networks.
 
         Raises:
             UserError: A target is missing although the weight of its term is above 0.
@@ -127,6 +132,13 @@ class DeepPrintLoss(nn.Module):
     def _check_targets(
         self, output: Output, has_maps: bool, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> None:
+        """Raise a UserError if a target is missing although the weight of its term is above 0.
+
+        Args:
+            output: Output of the network.
+            has_maps: Whether the caller has given `maps` and `has_minutiae`.
+            pose, contact: See `forward`.
+        """
         config = self.config
         maps_wanted = self.has_map and self.describes and config.minutia_map_weight > 0
         require(
@@ -145,7 +157,12 @@ class DeepPrintLoss(nn.Module):
     def _truths(
         self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Return the alignment loss and the mask loss, where they apply."""
+        """Return the pose loss and the mask loss by name, if the network has the respective output.
+
+        Args:
+            output: Output of the network.
+            pose, contact: See `forward`.
+        """
         terms = {}
         if output.pose is not None and self.config.pose_weight > 0:
             assert pose is not None, "checked before"
@@ -157,9 +174,15 @@ class DeepPrintLoss(nn.Module):
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Return the terms of one branch by name.
+        """Return the identity, center and contrastive losses of one branch by name.
 
-        Identity and contrastive losses are averaged over embedding prefixes.
+        Identity and contrastive losses are averaged over the embedding and its prefixes (`config.matryoshka_dims`).
+
+        Args:
+            name: Name of the branch.
+            embedding: (B, D) float32 of unit length.
+            finger: (B,) int64 class labels.
+            margin: See `forward`.
         """
         config = self.config
         nested = [embedding, *(F.normalize(embedding[:, :length], dim=1) for length in config.matryoshka_dims)]
@@ -176,14 +199,14 @@ class DeepPrintLoss(nn.Module):
     def update_centers(
         self, embeddings: dict[str, torch.Tensor], finger: torch.Tensor, skip: torch.Tensor | None = None
     ) -> None:
-        """Move the class centres towards the prints of all processes. Call it once per optimizer step.
+        """Move the class centres towards the prints of all processes. Call this method once per optimizer step.
 
-        It does nothing where `config.center_weight` is 0.
+        If `config.center_weight` is 0, the method does nothing.
 
         Args:
             embeddings: (N, D) embeddings by branch, `Output.branches`, of all micro-batches of this process.
             finger: (N,) int64 class labels of the prints.
-            skip: () bool; True leaves the centres as they are, for an update that was skipped.
+            skip: () bool; if True, the centres do not change. Use it if the optimizer step was skipped.
         """
         everyone = gather(finger) if len(self.centers) else finger
         for name, center in self.centers.items():
@@ -196,11 +219,12 @@ def minutia_map_loss(
 ) -> torch.Tensor:
     """Compute the mean squared error of minutia maps over the whole batch. Prints without minutiae count as 0.
 
+    If `maps` is None, the loss is 0 but depends on the predictions, so that DDP finds gradients for the decoder.
+
     Args:
-        predicted: (B, 6, S, S) float32.
-        maps: (B, 6, M, M) or None, which gives 0 and keeps the decoder in the graph, as DDP needs. If M differs from S,
-            the prediction is resampled.
-        has_minutiae: (B,) bool or None for all.
+        predicted: (B, 6, S, S) float32 predicted maps.
+        maps: (B, 6, M, M) true maps, or None. If M differs from S, the predictions are resampled.
+        has_minutiae: (B,) bool, whether the minutiae of the print are known. None means that all are known.
     """
     if maps is None:
         return 0.0 * predicted.sum()
@@ -217,10 +241,12 @@ def mask_loss(
 ) -> torch.Tensor:
     """Return the binary cross-entropy of the contact mask, averaged over cells and prints.
 
+    If `contact` is None, the loss is 0.
+
     Args:
-        predicted: (B, G, G) contact logits of the aligned print.
-        contact: (B, N, N) share of each cell of the input that is in contact; the loss is 0 if None.
-        transform: (B, 3) alignment that the network applied to the input, or None.
+        predicted: (B, G, G) contact logits of the cells of the aligned print.
+        contact: (B, N, N) share of each cell of the input that is in contact with the finger, or None.
+        transform: (B, 3) rotation and shift that the network applied to the input, or None.
     """
     if contact is None:
         return 0.0 * predicted.sum()

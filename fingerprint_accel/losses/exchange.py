@@ -1,4 +1,4 @@
-"""Collective operations that losses need. Without a process group they do nothing."""
+"""Provide the collective operations that losses need. Without a process group, tensors are returned unchanged."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.distributed as dist
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes."""
+    """Return the rank of this process and the number of processes. Without a process group, these are 0 and 1."""
     return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
 
 def is_distributed() -> bool:
-    """Return whether there are several processes."""
+    """Return whether a process group with several processes exists."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate tensors (B, ...) of all ranks in rank order, without gradient."""
+    """Concatenate the tensors (B, ...) of all ranks in rank order, without gradient."""
     return _gather(tensor) if is_distributed() else tensor
 
 
@@ -30,7 +30,7 @@ def _gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate tensors (B, ...) of all ranks in rank order, with gradient.
+    """Concatenate the tensors (B, ...) of all ranks in rank order, with gradient.
 
     The gradient of a row is the sum of its gradients on all ranks.
     """
@@ -42,7 +42,7 @@ def _exchange(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """All-gather with gradient.
+    """Autograd function that concatenates the tensors of all ranks.
 
     It replaces the deprecated `torch.distributed.nn.functional.all_gather`. Its backward pass also works with gloo.
     """
@@ -60,7 +60,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def reduce(tensor: torch.Tensor, largest: bool = False) -> torch.Tensor:
-    """Reduce a tensor over ranks in place, without gradient: the sum, or the maximum if `largest`."""
+    """Replace a tensor by its sum over all ranks, or by its maximum if `largest`, in place and without gradient."""
     return _reduce(tensor, largest) if is_distributed() else tensor
 
 
@@ -70,9 +70,9 @@ def _reduce(tensor: torch.Tensor, largest: bool) -> torch.Tensor:
 
 
 def talk_outside_compiled_code() -> None:
-    """Exclude the collectives from compilation. Call this function before compiling losses.
+    """Exclude the collective operations from compilation. Call this function before compiling losses.
 
-    Decorators would do the same, but importing the module would then import the compiler.
+    Decorators would have the same effect, but importing this module would then import the compiler.
     """
     for name in ("_gather", "_exchange", "_reduce"):
         globals()[name] = torch.compiler.disable(globals()[name])

@@ -1,4 +1,4 @@
-"""Identity head: classification loss over the training fingers, from embeddings of unit length.
+"""Define the identity head: a classification loss over the training fingers for embeddings of unit length.
 
 The head also accepts prefixes of the embedding. They are compared with prefixes of the class vectors (Kusupati et al.
 2022, "Matryoshka Representation Learning", arXiv 2205.13147, the variant with tied weights).
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROWS_AT_ONCE = 1 << 16
+ROWS_AT_ONCE = 1 << 16  # class vectors drawn at a time
 SOFTMAX_GAIN = 16.0  # e^16 = 9 million, enough to separate that many fingers
 
 
 class IdentityHead(nn.Module):
-    """Softmax, ArcFace or CosFace head with all classes on this process. It returns the loss.
+    """Softmax, ArcFace or CosFace head that returns the classification loss. Each process has all classes.
 
     The softmax head is a linear layer with bias, as in DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901).
     Embeddings have unit length, so with the usual initialisation the logits lie within +-0.6 and the loss is flat. The
@@ -28,7 +28,7 @@ class IdentityHead(nn.Module):
         dim: length of the embedding, D.
         classes: number of training fingers, C.
         kind: `softmax`; `arcface` adds the margin to the angle (Deng et al. 2019, arXiv 1801.07698); `cosface`
-            subtracts it from the cosine (Wang et al. 2018, arXiv 1801.09414).
+            subtracts the margin from the cosine (Wang et al. 2018, arXiv 1801.09414).
         scale: factor of the cosines.
         margin: in radians for arcface, as a cosine for cosface.
         dropout: dropout probability of embedding elements, for softmax.
@@ -55,9 +55,15 @@ class IdentityHead(nn.Module):
     def logits(
         self, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return logits (B, C) for embeddings (B, D) of unit length and their classes (B,).
+        """Return the logits of all classes, with the margin applied to the true class.
 
-        `margin` replaces the margin of the head.
+        Args:
+            embedding: (B, d) embeddings of unit length, or their prefixes.
+            finger: (B,) int64 true classes.
+            margin: replaces the margin of the head.
+
+        Returns:
+            (B, C).
         """
         weight = self.weight[:, : embedding.shape[1]]
         if self.with_margin is None:
@@ -72,7 +78,7 @@ class IdentityHead(nn.Module):
     ) -> torch.Tensor:
         """Return the cross-entropy, averaged over prints and over the given embeddings of each print.
 
-        Arguments are those of `ShardedHead.forward`.
+        The arguments are those of `ShardedHead.forward`.
         """
         losses = [
             F.cross_entropy(self.logits(embedding, finger, margin), finger, label_smoothing=self.label_smoothing)
@@ -82,7 +88,15 @@ class IdentityHead(nn.Module):
 
 
 def random_class_vectors(classes: int, dim: int, rows: slice = slice(None)) -> torch.Tensor:
-    """Return some rows of the initial class vectors (classes, dim). Values do not depend on the selected rows."""
+    """Draw the initial class vectors (classes, dim), and return some of their rows.
+
+    The values of a row do not depend on the selection.
+
+    Args:
+        classes: number of classes.
+        dim: length of a class vector.
+        rows: rows to return.
+    """
     first, last, _ = rows.indices(classes)
     kept = torch.empty(last - first, dim)
     for begin in range(0, classes, ROWS_AT_ONCE):
@@ -94,14 +108,15 @@ def random_class_vectors(classes: int, dim: int, rows: slice = slice(None)) -> t
 
 
 def cosface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
-    """Subtract the margin m from the cosine: cos t - m."""
+    """Subtract the margin m from the cosine of the angle t: cos t - m."""
     return cosine - margin
 
 
 def arcface(cosine: torch.Tensor, margin: float | torch.Tensor) -> torch.Tensor:
-    """Add the margin m to the angle: cos(t + m) for t + m <= pi, else cos t - m sin m, which keeps it monotonic.
+    """Add the margin m to the angle t: return cos(t + m) for cosines cos t.
 
-    The addition theorem replaces acos, whose derivative is infinite at +-1. The sine is clamped for the same reason.
+    Where t + m exceeds pi, the result is cos t - m sin m, so that the function stays monotonic. The addition theorem
+    replaces acos, because the derivative of acos is infinite at +-1. The sine is clamped for the same reason.
     """
     sine = (1 - cosine.square()).clamp(min=1e-6).sqrt()
     cos, sin = (

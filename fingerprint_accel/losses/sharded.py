@@ -1,8 +1,8 @@
-"""Identity head whose class vectors are sharded over processes.
+"""Define an identity head whose class vectors are sharded over processes.
 
-A replicated head needs memory for all classes on each process, and each step communicates all of its gradients. Here
-each process gathers the embeddings of all processes and compares them with its own classes (An et al. 2021, "Partial
-FC", arXiv 2010.05222). The communication depends only on the batch size.
+A replicated head needs memory for all classes on each process, and each step communicates all of its gradients. The
+sharded head gathers the embeddings of all processes on each process, which compares them with its own classes (An et
+al. 2021, "Partial FC", arXiv 2010.05222). The communication depends only on the batch size.
 """
 
 from __future__ import annotations
@@ -19,22 +19,28 @@ from fingerprint_accel.losses.sharded_softmax import Scoring, ShardedCrossEntrop
 
 
 def slice_of_classes(classes: int, rank: int, processes: int) -> slice:
-    """Return the classes of one process: consecutive slices whose sizes differ by at most one."""
+    """Return the slice of the classes that one process owns. The sizes of the slices differ by at most one.
+
+    Args:
+        classes: number of classes.
+        rank: rank of the process.
+        processes: number of processes.
+    """
     return slice(classes * rank // processes, classes * (rank + 1) // processes)
 
 
 class ShardedHead(nn.Module):
-    """Softmax, ArcFace or CosFace head with one slice of the classes per process. It returns the loss.
+    """Softmax, ArcFace or CosFace head that returns the classification loss. Each process owns a slice of the classes.
 
     Loss and gradients equal those of a replicated head averaged over ranks. Class vectors and bias get their complete
-    gradient on the process that owns them. They must therefore not be averaged over ranks, and gradient norms must be
-    summed over processes. All ranks must pass the same number of prints in a call. Without a process group, this
-    process owns all classes.
+    gradient on the process that owns them. These gradients must therefore not be averaged over ranks, and gradient
+    norms must be summed over processes. All ranks must pass the same number of prints in a call. Without a process
+    group, this process owns all classes.
 
     With `sampling` below 1, an update compares prints with a random sample of the classes, which includes the classes
     of all prints of the update (An et al. 2022, "Killing Two Birds with One Stone", arXiv 2203.15565). Call `draw`
-    before the first micro-batch of an update and `put_back` after the update. The optimizer changes the copies in
-    `drawn`. Classes outside the sample and their optimizer state do not change.
+    before the first micro-batch of an update and `put_back` after the update. `draw` copies the sampled rows to
+    `drawn`, and the optimizer changes these copies. Classes outside the sample and their optimizer state do not change.
 
     Args:
         dim: length of the embedding, D.
@@ -79,7 +85,7 @@ class ShardedHead(nn.Module):
     def forward(
         self, embeddings: list[torch.Tensor], finger: torch.Tensor, margin: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the cross-entropy, averaged over the prints of all ranks and over the embeddings of each print.
+        """Return the cross-entropy, averaged over the prints of all ranks and over the given embeddings of each print.
 
         Args:
             embeddings: the embedding (B, D) and optional prefixes (B, d), each float32 of unit length.
@@ -100,21 +106,24 @@ class ShardedHead(nn.Module):
         return ShardedCrossEntropy.apply(everyone, weight, bias, own, margin, lengths, self.scoring)
 
     def _row_here(self, finger: torch.Tensor) -> torch.Tensor:
-        """Map classes (N,) to rows of this process, -1 for classes of other processes."""
+        """Return the row of each class (N,) in the class vectors of this process.
+
+        For a class of another process, the row is -1.
+        """
         row = finger - self.rows.start
         return torch.where((row >= 0) & (row < len(self.weight)), row, -1)
 
     def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that get gradients: all class vectors, or the sampled copies."""
+        """Return the parameters that get gradients: all parameters of the head, or the copies of the sampled rows."""
         return list(self.drawn.values()) if self.drawn else list(self.parameters())
 
     @torch.no_grad()
     def draw(self, finger: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Sample the classes of the next update. Without sampling this method does nothing.
+        """Sample the classes of the next update. Without sampling, the method does nothing.
 
         Args:
-            finger: (M,) classes of the prints of all micro-batches and ranks; they are always in the sample.
-            optimizer: optimizer whose state of the sampled rows is copied too.
+            finger: (M,) classes of the prints of all micro-batches and ranks. These classes are always in the sample.
+            optimizer: optimizer whose state for the sampled rows is copied, too.
         """
         if not self.drawn:
             return
@@ -135,7 +144,11 @@ class ShardedHead(nn.Module):
 
     @torch.no_grad()
     def put_back(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Copy the sampled rows and their optimizer state back, and free the copies."""
+        """Copy the sampled rows and their optimizer state back to the complete parameters, and free the copies.
+
+        Args:
+            optimizer: the optimizer that `draw` was called with.
+        """
         for name, drawn in self.drawn.items():
             whole = self.get_parameter(name)
             whole.data.index_copy_(0, self._drawn_rows, drawn.data)
@@ -152,7 +165,7 @@ class ShardedHead(nn.Module):
 
 
 def _leaf(drawn: nn.Parameter) -> torch.Tensor:
-    """Return a leaf tensor that shares data with `drawn` and passes its gradient on.
+    """Return a leaf tensor that shares its data with `drawn` and adds its gradient to the gradient of `drawn`.
 
     The shape of `drawn` can change between updates. An autograd graph that still exists requires leaves of constant
     shape, so each graph gets its own leaf.

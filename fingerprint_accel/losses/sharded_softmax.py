@@ -1,11 +1,11 @@
-"""Softmax cross-entropy over classes that are sharded over processes.
+"""Compute the softmax cross-entropy over classes that are sharded over processes.
 
 Each process computes the logits of all prints for its own classes. Two numbers per print are reduced over processes:
-the largest logit and the sum of exponentials. From them each process computes the loss and the gradients of its shard
-(An et al. 2021, "Partial FC: Training 10 Million Identities on a Single Machine", arXiv 2010.05222).
+the largest logit and the sum of exponentials. With these two numbers, each process computes the loss and the gradients
+of its shard (An et al. 2021, "Partial FC: Training 10 Million Identities on a Single Machine", arXiv 2010.05222).
 
-The backward pass is written by hand. The logits are by far the largest tensor, and this way they are computed once and
-modified in place.
+The backward pass is written by hand. The logits are by far the largest tensor. They are computed once and modified in
+place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WithMargin = Callable[[torch.Tensor, "float | torch.Tensor"], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How logits are computed from embeddings and class vectors.
+    """Options for computing logits from embeddings and class vectors.
 
     Attributes:
         scale: factor of the logits.
@@ -40,10 +40,10 @@ class Scoring:
 
 @dataclass
 class _Part:
-    """Tensors of one embedding prefix that the backward pass needs.
+    """Tensors of one embedding prefix that the backward pass needs, for N prints and R classes.
 
     Attributes:
-        logits: (N, R) exp(logit - largest logit of the print) after the forward pass.
+        logits: (N, R) logits. After the forward pass, exp(logit - largest logit of the print).
         inverse: (R,) reciprocal length of the class vectors, or None for dot products.
         slope: (N, 1) derivative of the logit of the true class with respect to its cosine or product, divided by
             `scale`.
@@ -55,20 +55,21 @@ class _Part:
 
 
 class ShardedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of all prints over all classes, (). The result is equal on all ranks.
+    """Autograd function of the mean cross-entropy of the prints of all ranks over all classes, ().
 
-    The gradient of the embeddings is multiplied by the number of ranks, because DDP averages over ranks. The gradient
-    of the class vectors is not scaled. The arguments are those of `apply`.
+    All ranks get the same result. The gradient of the embeddings is multiplied by the number of ranks, because DDP
+    averages over ranks. The gradient of the class vectors is not scaled.
 
     Args:
-        everyone: (N, sum of lengths) embeddings of all ranks and their prefixes, concatenated.
+        everyone: (N, sum of lengths) embeddings of the prints of all ranks and prefixes of these embeddings,
+            concatenated.
         weight: (R, D) class vectors of this rank.
         bias: (R,) or None.
-        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has it. The loss is NaN if no rank
-            has it.
+        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has it. The loss is NaN if no rank has
+            it.
         margin: Margin of the true class.
         lengths: Lengths of the parts of `everyone`, D first. The loss is averaged over the parts.
-        scoring: How logits are computed.
+        scoring: Options for computing logits.
     """
 
     @staticmethod
@@ -131,7 +132,18 @@ def _score(
     margin: float | torch.Tensor,
     scoring: Scoring,
 ) -> _Part:
-    """Compute logits (N, R) of embeddings (N, d) with prefixes of the class vectors (R, D)."""
+    """Compute the logits of embeddings, or of prefixes of embeddings, for the classes of this rank.
+
+    The margin is applied to the logits of the true classes.
+
+    Args:
+        embedding: (N, d) embeddings or prefixes. They are compared with the first d elements of the class vectors.
+        weight: (R, D) class vectors of this rank.
+        bias: (R,) or None.
+        own: (N,) int64 row of the true class in `weight`, or -1.
+        margin: margin of the true class.
+        scoring: options for computing logits.
+    """
     vectors = weight[:, : embedding.shape[1]]
     logits = embedding @ vectors.T
     if scoring.with_margin is None:

@@ -1,1 +1,1 @@
-"""DeepPrint and its dense variants: trunks, heads, alignment networks and saved models."""
+"""Define the DeepPrint networks and their dense variants, whose embedding is a grid of vectors, and store models."""

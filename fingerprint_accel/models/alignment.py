@@ -1,7 +1,8 @@
-"""The alignment network of the `Loc` variants, which predicts the position and rotation of the finger.
+"""Define the alignment networks, which predict the position and rotation of the finger and align the print.
 
-DeepPrint regresses one pose (Jaderberg et al. 2015; Engelsma, Cao and Jain 2019). The network of this module predicts a
-probability for each position and each angle, so that it can return several hypotheses for an ambiguous print.
+Model variants with `Loc` in their name have an alignment network. DeepPrint regresses one position and rotation
+(Jaderberg et al. 2015; Engelsma, Cao and Jain 2019). `AlignmentNetwork` predicts a probability for each position and
+each rotation instead, so that it can return several hypotheses for an ambiguous print.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from torch import nn
 
 from fingerprint_accel.models.backbones import Residual, compact_stem
 
-PLACES, REACH = 24, 1.2  # bins along each axis; range to either side in units of half the input side
-ANGLES, TURN = 36, math.pi / 2  # bins of the rotation; range to either side in radians
+PLACES, REACH = 24, 1.2  # number of bins of the shift along each axis; largest shift in units of half the input side
+ANGLES, TURN = 36, math.pi / 2  # number of bins of the rotation; largest rotation to either side in radians
 SPREAD = 0.8  # standard deviation of the training target, bins
-NEAR = 2  # a hypothesis is the mean over so many bins around a peak
-APART = 3  # smallest distance of two hypotheses, bins
+NEAR = 2  # a hypothesis is the mean over the bins up to this distance from a peak
+APART = 3  # bins up to this distance from a peak cannot be the next peak
 
 
 class PoseLogits(NamedTuple):
-    """Output of the alignment network for a batch.
+    """Output of the alignment network for B prints: logits of the bins of shift and rotation.
 
     Attributes:
         place: (B, PLACES, PLACES) logits of the shift; rows are y, columns are x.
@@ -40,12 +41,12 @@ def bin_centres(count: int, reach: float, device: torch.device) -> torch.Tensor:
 
 
 class AlignmentNetwork(nn.Module):
-    """Predict rotation and shift of each print and resample the print accordingly.
+    """Network that predicts the rotation and shift of each finger, and resamples the print so that it is aligned.
 
-    An untrained network predicts the identity.
+    An untrained network predicts no rotation and no shift.
 
     Args:
-        norm: normalisation layers, "batch" or "group".
+        norm: type of the normalisation layers, "batch" or "group".
     """
 
     WIDTH, SIDE = 24, 160
@@ -67,29 +68,39 @@ class AlignmentNetwork(nn.Module):
         self.head = nn.Sequential(nn.Linear(48 * 100, 256), nn.ReLU(inplace=True), last)
 
     def logits(self, image: torch.Tensor) -> PoseLogits:
-        """Return float32 logits over shifts and rotations for images (B, 1, S, S)."""
+        """Return the logits of all shifts and rotations in float32.
+
+        Args:
+            image: (B, 1, S, S) images. Larger images than `SIDE` are downsampled first.
+        """
         if image.shape[-1] > self.SIDE:
             image = _smaller(image, self.SIDE)
         place, angle = self.head(self.features(image)).float().split([PLACES**2, ANGLES], dim=1)
         return PoseLogits(place.unflatten(1, (PLACES, PLACES)), angle)
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the most probable transform of images (B, 1, S, S).
+        """Return the most probable rotation and shift of each image.
 
-        In training mode its gradient is that of `expected`.
+        In training mode, the gradient is that of the mean over all bins, see `best_or_mean`.
+
+        Args:
+            image: (B, 1, S, S) images.
 
         Returns:
-            (B, 3): rotation in radians, shift along x and y in units of half the input side.
+            (B, 3): rotation in radians, and shift along x and y in units of half the input side.
         """
         return best_or_mean(self.logits(image), self.training)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Align images (B, 1, S, S)."""
+        """Resample images (B, 1, S, S) so that their fingers are upright and centred."""
         return aligned(image, self.transform(image), "bicubic")  # bilinear blurs ridges, which are 3 pixels wide
 
 
 class FlxAlignmentNetwork(nn.Module):
-    """Alignment network of flx: four convolutions without activations that regress one unbounded pose."""
+    """Alignment network of flx: four convolutions without activations that regress one unbounded rotation and shift.
+
+    flx (fixed-length-fingerprint-extractors) is an implementation of DeepPrint.
+    """
 
     SIDE = 128
 
@@ -107,18 +118,27 @@ class FlxAlignmentNetwork(nn.Module):
         self.head = nn.Sequential(nn.Linear(64 * (self.SIDE // 16) ** 2, 64), nn.ReLU(inplace=True), last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Align images (B, 1, S, S)."""
+        """Resample images (B, 1, S, S) so that their fingers are upright and centred."""
         small = _smaller(image, self.SIDE)
         return aligned(image, self.head(self.features(small).flatten(1)).float(), "bilinear")
 
 
 def _smaller(image: torch.Tensor, side: int) -> torch.Tensor:
-    # antialiased interpolation on a CPU supports float32 only
+    # on a CPU, antialiased interpolation supports only float32
     return F.interpolate(image.float(), size=(side, side), mode="bilinear", antialias=True).to(image.dtype)
 
 
 def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Tensor:
-    """Resample images (B, 1, S, S) by transforms (B, 3) in the format of `AlignmentNetwork.transform`."""
+    """Resample images by the given rotations and shifts.
+
+    Args:
+        image: (B, 1, S, S) images.
+        transform: (B, 3) in the format of `AlignmentNetwork.transform`.
+        mode: interpolation mode of `grid_sample`, such as "bilinear".
+
+    Returns:
+        (B, 1, S, S) float32, 0 outside the images.
+    """
     angle, shift_x, shift_y = transform.unbind(1)
     with torch.autocast(image.device.type, enabled=False):
         rows = [
@@ -130,7 +150,14 @@ def aligned(image: torch.Tensor, transform: torch.Tensor, mode: str) -> torch.Te
 
 
 def expected(found: PoseLogits) -> torch.Tensor:
-    """Return the mean transform over all bins, (B, 3) in the format of `AlignmentNetwork.transform`."""
+    """Return the mean rotation and shift over all bins, weighted by their probabilities.
+
+    Args:
+        found: output of the alignment network for B prints.
+
+    Returns:
+        (B, 3) in the format of `AlignmentNetwork.transform`.
+    """
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
     centres = bin_centres(PLACES, REACH, place.device)
     x, y = place.sum(dim=1) @ centres, place.sum(dim=2) @ centres
@@ -138,10 +165,16 @@ def expected(found: PoseLogits) -> torch.Tensor:
 
 
 def best_or_mean(found: PoseLogits, training: bool) -> torch.Tensor:
-    """Return the most probable transform, (B, 3).
+    """Return the most probable rotation and shift, in training mode with the gradient of the mean over all bins.
 
-    In training mode the gradient is that of the mean over all bins. The gradient of a peak would reach only the bins
-    around it.
+    The gradient of the most probable values would reach only the bins around the peak.
+
+    Args:
+        found: output of the alignment network for B prints.
+        training: whether the network is in training mode.
+
+    Returns:
+        (B, 3) in the format of `AlignmentNetwork.transform`.
     """
     best = hypotheses(found, 1)[0][:, 0]
     if not training:
@@ -151,18 +184,18 @@ def best_or_mean(found: PoseLogits, training: bool) -> torch.Tensor:
 
 
 def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the most probable transforms: peaks of the shift at the most probable angle.
+    """Return the most probable transforms of each print: the highest peaks of the shift at the most probable rotation.
 
-    A peak is the mean over the bins around the most probable bin. The next peak is searched outside this window. For an
-    untrained network, whose bins are equally probable, the result is the identity.
+    A peak is the mean over the bins around the most probable bin. The next peak is searched outside of this window. For
+    an untrained network, whose bins are equally probable, the result is the identity.
 
     Args:
-        found: output of the network.
-        count: number of hypotheses, H.
+        found: output of the alignment network for B prints.
+        count: number of transforms per print, H.
 
     Returns:
-        Transforms (B, H, 3) in the format of `AlignmentNetwork.transform`, and the probability mass (B, H) around each
-        peak.
+        Transforms (B, H, 3) in the format of `AlignmentNetwork.transform`, and the total probability (B, H) of the bins
+        around each peak.
     """
     place, angle = found.place.flatten(1).softmax(1).view_as(found.place), found.angle.softmax(1)
     flat = place.flatten(1).amax(1) * PLACES**2 < 1.5  # (B,) whether the distribution has no peak
@@ -185,12 +218,15 @@ def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy between the bins and a Gaussian around the true transform, averaged over the batch.
+    """Compute the loss of the alignment network, averaged over the batch.
+
+    The loss of a print is the cross-entropy between the predicted bins and a Gaussian around the true rotation and
+    shift.
 
     Args:
-        found: output of the network.
+        found: output of the alignment network for B prints.
         truth: (B, 3) in the format of `AlignmentNetwork.transform`. Values outside the bins are clamped to the border.
-            The loss of prints with NaN is 0.
+            A row with NaN means that the truth is unknown; the loss of this print is 0.
 
     Returns:
         () float32.
@@ -206,7 +242,16 @@ def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _bell(value: torch.Tensor, count: int, reach: float) -> torch.Tensor:
-    """Return the target distribution over bins around values (B,), (B, count)."""
+    """Return a Gaussian target distribution over bins for each true value.
+
+    Args:
+        value: (B,) true values, the means of the Gaussians.
+        count: number of bins.
+        reach: end of the last bin; the bins cover -reach to reach.
+
+    Returns:
+        (B, count); each row has the sum 1.
+    """
     step = 2 * reach / count
     value = value.clamp(-reach + step / 2, reach - step / 2)
     off = (bin_centres(count, reach, value.device) - value[:, None]) / (step * SPREAD)

@@ -1,4 +1,4 @@
-"""The compact trunk, a small residual network, and the minutia-map decoder that all trunks use."""
+"""Define the compact trunk, which is a small residual network, and the minutia-map decoder of all trunks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ ORIENTATIONS = 6  # channels of the minutia map
 
 
 class MapDecoder(nn.Module):
-    """Predict a minutia map from features of any size: (B, C, h, w) -> (B, 6, S, S).
+    """Decoder that predicts a minutia map from a feature map of any size.
+
+    A minutia map consists of six heat maps of minutia positions, one for each range of directions. The module maps
+    features (B, C, h, w) to (B, 6, S, S).
 
     Args:
         channels: number of input channels, C.
-        hidden: number of channels of the hidden layers.
-        side: side of the map, S, pixels.
-        plain: leave out activations, as flx does.
+        hidden: numbers of channels of the two hidden stages.
+        side: side of the minutia map in pixels, S.
+        plain: whether to leave out activations, as the flx implementation of DeepPrint does.
     """
 
     def __init__(self, channels: int, hidden: tuple[int, int], side: int, plain: bool = False) -> None:
@@ -37,7 +40,7 @@ class MapDecoder(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         maps = self.features(features)
-        if maps.shape[-1] == self.side + 1:  # DeepPrint's input of 299 pixels gives 129; drop the last row and column
+        if maps.shape[-1] == self.side + 1:  # an input of 299 pixels gives 129 pixels; drop the last row and column
             return maps[..., :-1, :-1]
         return F.interpolate(maps, size=(self.side, self.side), mode="bilinear", align_corners=False)
 
@@ -47,7 +50,16 @@ def _normalisation(kind: str, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
 
 
 class Residual(nn.Module):
-    """Residual block of two 3 x 3 convolutions. The shortcut averages before it downsamples (He et al. 2016, 2019)."""
+    """Residual block of two 3 x 3 convolutions (He et al. 2016).
+
+    The shortcut downsamples by average pooling (He et al. 2019).
+
+    Args:
+        inputs: number of input channels.
+        outputs: number of output channels.
+        stride: factor by which the block downsamples.
+        norm: type of the normalisation layers, "batch" or "group".
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -68,7 +80,12 @@ class Residual(nn.Module):
 
 
 def compact_stem(width: int, norm: str) -> nn.Sequential:
-    """Make the stem of the compact trunk: (B, 1, S, S) -> (B, 2 * width, S / 4, S / 4)."""
+    """Make the stem of the compact trunk, which maps (B, 1, S, S) to (B, 2 * width, S / 4, S / 4).
+
+    Args:
+        width: number of channels of the first layer.
+        norm: type of the normalisation layers, "batch" or "group".
+    """
     return nn.Sequential(
         nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False),
         _normalisation(norm, width),
@@ -78,7 +95,7 @@ def compact_stem(width: int, norm: str) -> nn.Sequential:
 
 
 def compact_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Return the factories of the compact trunk; see `trunks.trunk_parts`."""
+    """Return functions that make the parts of the compact trunk; see `trunks.trunk_parts`."""
     width, norm = config.width, config.norm
     hidden = (width, max(8, width // 4))
 
@@ -91,7 +108,7 @@ def compact_parts(config: ModelConfig, dims: int) -> TrunkParts:
         ]
 
     def branch() -> nn.Sequential:
-        layers = *body(), nn.AdaptiveAvgPool2d(4), nn.Flatten()  # a 4 x 4 grid preserves positions on the print
+        layers = *body(), nn.AdaptiveAvgPool2d(4), nn.Flatten()  # features of a 4 x 4 grid depend on the position
         return nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(8 * width * 16, dims))
 
     return TrunkParts(

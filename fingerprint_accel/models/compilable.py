@@ -1,11 +1,11 @@
-"""Layers that read memory fewer times when they are compiled or run on a GPU. Results differ only by rounding.
+"""Define layers that read memory fewer times than the layers of torch when compiled or run on a GPU.
 
-The standard layers have these costs:
+Results differ only by rounding. The layers of torch have these costs:
 
 - ReLU: the compiled backward pass reads the output of the activation in addition to its input.
 - Max pooling: the backward pass scatters gradients into a tensor of zeros.
-- 3 x 3 average pooling: a GPU takes ten times as long as for reading the input.
-- Convolution of one channel: a GPU takes several times as long as a matrix product.
+- 3 x 3 average pooling: on a GPU, it takes ten times as long as reading the input.
+- Convolution of an image with one channel: on a GPU, it takes several times as long as a matrix product.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import nn
 
 
 def layout_of(features: torch.Tensor) -> torch.memory_format:
-    """Return the memory format of a tensor (B, C, h, w)."""
+    """Return the memory format of a tensor (B, C, h, w): `torch.channels_last` or `torch.contiguous_format`."""
     last = features.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 class ReLU(nn.ReLU):
-    """ReLU whose compiled backward pass reads only its input."""
+    """ReLU with a compiled backward pass that reads only the input of the layer."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_dynamo_compiling():
@@ -33,7 +33,7 @@ class ReLU(nn.ReLU):
 
 
 class StridedMaxPool(nn.MaxPool2d):
-    """3 x 3 max pooling with stride 2: (B, C, h, w) -> (B, C, (h - 1) // 2, (w - 1) // 2)."""
+    """3 x 3 max pooling with stride 2, which maps (B, C, h, w) to (B, C, (h - 1) // 2, (w - 1) // 2)."""
 
     def __init__(self) -> None:
         super().__init__(3, stride=2)
@@ -46,9 +46,9 @@ class StridedMaxPool(nn.MaxPool2d):
 
 
 class StemConv(nn.Conv2d):
-    """3 x 3 convolution with stride 2 of one channel: (B, 1, S, S) -> (B, C, (S - 1) // 2, (S - 1) // 2).
+    """3 x 3 convolution with stride 2 of images with one channel. On a GPU, it is computed as a matrix product.
 
-    On a GPU it is computed as a matrix product.
+    It maps (B, 1, S, S) to (B, C, (S - 1) // 2, (S - 1) // 2).
 
     Args:
         channels: number of output channels, C.
@@ -61,14 +61,17 @@ class StemConv(nn.Conv2d):
         return self.as_product(image) if image.is_cuda else super().forward(image)
 
     def as_product(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute the convolution as a matrix product; rows are padded from 9 to 16 for tensor cores."""
+        """Compute the convolution of images (B, 1, S, S) as a matrix product.
+
+        The rows of the matrices are padded from 9 to 16 elements for tensor cores.
+        """
         places = image.unfold(2, 3, 2).unfold(3, 3, 2).flatten(4)[:, 0]  # (B, h, w, 9)
         kernel = F.pad(self.weight.flatten(1), (0, 7))
         return F.linear(F.pad(places, (0, 7)), kernel, self.bias).permute(0, 3, 1, 2)
 
 
 class AvgPool3x3(nn.AvgPool2d):
-    """3 x 3 average pooling with stride 1; averages at the border exclude the padding."""
+    """3 x 3 average pooling with stride 1. Averages at the border exclude the padding."""
 
     def __init__(self) -> None:
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
@@ -81,7 +84,10 @@ class AvgPool3x3(nn.AvgPool2d):
 
 
 class _AvgPool3x3(torch.autograd.Function):
-    """Average pooling as sums of shifted tensors. The sum is its own adjoint, so the backward pass uses it too."""
+    """Autograd function that computes 3 x 3 average pooling as a sum of shifted tensors.
+
+    This sum is its own adjoint, so the backward pass uses it, too.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
@@ -93,7 +99,10 @@ class _AvgPool3x3(torch.autograd.Function):
 
 
 def _sums(values: torch.Tensor) -> torch.Tensor:
-    """Sum over 3 x 3 windows: (B, C, h, w) -> the same shape."""
+    """Return the sum of the 3 x 3 window around each pixel of a tensor (B, C, h, w), in the same shape.
+
+    Pixels outside the image count as 0.
+    """
     height, width = values.shape[2:]
     padded = F.pad(values, (1, 1, 1, 1))
     along = sum((padded[..., shift : shift + width] for shift in (1, 2)), padded[..., :width])
@@ -101,17 +110,21 @@ def _sums(values: torch.Tensor) -> torch.Tensor:
 
 
 def _places(values: torch.Tensor) -> torch.Tensor:
-    """Return the number of pixels inside the image in each 3 x 3 window, (h, w)."""
+    """Return the number of pixels of each 3 x 3 window that lie inside the image, (h, w).
+
+    Args:
+        values: (B, C, h, w) tensor with the size, device and data type of the result.
+    """
     sides = [torch.arange(side, device=values.device) for side in values.shape[2:]]
     rows, columns = (3 - (side == 0).int() - (side == len(side) - 1).int() for side in sides)
     return (rows[:, None] * columns).to(values.dtype)
 
 
 class _Largest(torch.autograd.Function):
-    """Max pooling that saves the position of each maximum in its window as int8.
+    """Autograd function of 3 x 3 max pooling with stride 2 that saves the position of each maximum as int8.
 
-    The backward pass gathers: each input pixel checks the up to four windows that contain it. Gathering needs no atomic
-    additions and no tensor of zeros.
+    A position is the index of the maximum within its window. In the backward pass, each input pixel checks the up to
+    four windows that contain it. This needs no atomic additions and no tensor of zeros.
     """
 
     @staticmethod
@@ -144,9 +157,19 @@ class _Largest(torch.autograd.Function):
 
 
 def _spread(windows: torch.Tensor, size: torch.Size, up: int, left: int, elsewhere: int) -> torch.Tensor:
-    """Expand one value per window to pixels: (B, C, h, w) -> (B, C, *size).
+    """Copy one value per pooling window to the pixels of the input of the pooling.
 
-    Each pixel gets the value of the window that starts at it, or of the window above (`up`) or to the left (`left`).
+    Windows have a side of 3 pixels and a distance of 2 pixels. The pixel (r, c) gets the value of the window (r // 2 -
+    up, c // 2 - left).
+
+    Args:
+        windows: (B, C, h, w) one value per window.
+        size: height and width of the input of the pooling.
+        up, left: 0 or 1.
+        elsewhere: value of pixels for which this window does not exist.
+
+    Returns:
+        (B, C, height, width).
     """
     height, width = windows.shape[2:]
     doubled = windows[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)

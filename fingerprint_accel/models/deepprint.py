@@ -1,7 +1,8 @@
-"""DeepPrint in its six variants (Engelsma, Cao and Jain 2019, arXiv 1909.09901), and the dense variants.
+"""Define the network DeepPrint in its six original variants, and its dense variants.
 
-The dense variants follow FDD (Pan, Duan, Feng and Zhou 2023, arXiv 2311.18576) and DMD (2024, arXiv 2405.01199). Their
-embedding is a grid of short vectors on the aligned print. Two prints are compared over the cells that both show.
+The original variants are those of Engelsma, Cao and Jain 2019 (arXiv 1909.09901). The dense variants follow FDD (Pan,
+Duan, Feng and Zhou 2023, arXiv 2311.18576) and DMD (2024, arXiv 2405.01199). Their embedding is a grid of short vectors
+on the aligned print. A comparison of two prints uses the cells of the grid that both prints show.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Output:
         minutia: (B, D_m) float32 of unit length, embedding of the minutia branch.
         minutia_map: (B, 6, S, S) predicted minutia map; only in training mode.
         norm: (B,) float32 mean length of the branch embeddings before normalisation; only in evaluation mode.
-        dense: (B, D) float32 of unit length, the vectors of all grid cells in row-major order. Cells that the print
-            does not show are zero.
-        contact: (B, G, G) contact logits of the cells; dense variants only.
-        pose: output of the alignment network; None if it is not trained, and None from `describe`.
-        transform: (B, 3) alignment that was applied, in the format of `AlignmentNetwork.transform`.
+        dense: (B, D) float32 of unit length, embedding of a dense variant: the vectors of all grid cells in row-major
+            order. Cells that the print does not show are zero.
+        contact: (B, G, G) logits of the probability that the print shows the cell, for a grid of G x G cells; dense
+            variants only.
+        pose: logits of an `AlignmentNetwork`. None if the alignment network is frozen, and in the output of `describe`.
+        transform: (B, 3) rotation and shift that were applied, in the format of `AlignmentNetwork.transform`.
     """
 
     texture: torch.Tensor | None = None
@@ -47,13 +49,13 @@ class Output:
 
     @property
     def branches(self) -> dict[str, torch.Tensor]:
-        """Embeddings of the branches by name, texture first."""
+        """Embeddings of the existing branches by name, texture first."""
         present = {"texture": self.texture, "minutia": self.minutia, "dense": self.dense}
         return {name: value for name, value in present.items() if value is not None}
 
     @property
     def embedding(self) -> torch.Tensor:
-        """Concatenated branch embeddings with equal weight, (B, D) float32 of unit length."""
+        """Concatenation of the branch embeddings with equal weights, (B, D) float32 of unit length."""
         parts = list(self.branches.values())
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
@@ -61,9 +63,9 @@ class Output:
 class DeepPrint(nn.Module):
     """Network that maps prints to embeddings of unit length.
 
-    A shared stem feeds a texture branch and a minutia branch. The minutia branch also predicts the minutia map. Dense
-    variants have a single branch, whose embedding consists of one vector per grid cell, and which also predicts the
-    map. `Loc` variants align the print first.
+    A shared stem feeds a texture branch and a minutia branch. The minutia branch also predicts the minutia map (heat
+    maps of minutia positions). Dense variants have a single branch instead, which predicts one vector per grid cell and
+    the minutia map. `Loc` variants align the print first.
 
     Args:
         config: variant, trunk and sizes.
@@ -99,12 +101,16 @@ class DeepPrint(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Blocks of the trunk that consist of several layers."""
+        """Modules of the trunk that consist of several layers."""
         return [block for part in self._trunk for block in _blocks(part)]
 
     @property
     def regions(self) -> list[nn.Module]:
-        """Modules to compile separately: the blocks of each part, or the whole part if it has at most one block."""
+        """Modules to compile separately.
+
+        These are the alignment network, the map decoder, and the blocks of each part of the trunk. A part with at most
+        one block is compiled as a whole.
+        """
         found: list[nn.Module] = [part for part in (self.alignment, self.minutia_map) if part is not None]
         for part in self._trunk:
             blocks = _blocks(part)
@@ -117,7 +123,7 @@ class DeepPrint(nn.Module):
         return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> DeepPrint:
-        """Set the training mode as `nn.Module.train`; frozen parts stay in evaluation mode."""
+        """Set the training mode like `nn.Module.train`, but keep frozen parts in evaluation mode."""
         super().train(mode)
         config = self.config
         frozen: list[nn.Module | None] = []
@@ -156,12 +162,18 @@ class DeepPrint(nn.Module):
         return self.config.alignment_frozen or self.config.trunk_frozen
 
     def locate(self, image: torch.Tensor) -> Output:
-        """Run only the alignment network, for variants with an `AlignmentNetwork`; see `Output.pose`."""
+        """Run only the alignment network, and return an output that has only `pose`.
+
+        This method is for variants with an `AlignmentNetwork`.
+
+        Args:
+            image: (B, 1, S, S) float32.
+        """
         assert isinstance(self.alignment, AlignmentNetwork)
         return Output(pose=self.alignment.logits(image))
 
     def align(self, image: torch.Tensor) -> torch.Tensor:
-        """Align images (B, 1, S, S); without an alignment network return them unchanged."""
+        """Align images (B, 1, S, S), or return them unchanged if the variant has no alignment network."""
         if self.alignment is None:
             return image
         upright: torch.Tensor = self.alignment(image)
@@ -194,7 +206,9 @@ class DeepPrint(nn.Module):
         return forward_checkpointed(part, features) if checkpointing else part(features)
 
     def draw_minutiae(self, image: torch.Tensor) -> torch.Tensor:
-        """Predict only the minutia map, in training or evaluation mode, for configurations with `needs_minutia_maps`.
+        """Predict only the minutia map, in training or evaluation mode.
+
+        `config.needs_minutia_maps` must be true.
 
         Args:
             image: (B, 1, S, S) float32.
@@ -216,12 +230,12 @@ def _blocks(part: nn.Sequential) -> list[nn.Module]:
 
 
 def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Set cells outside the contact to zero, concatenate all cells and normalise to unit length.
+    """Set cells outside the contact to zero, concatenate the vectors of all cells, and normalise to unit length.
 
     Args:
         vectors: (B, G, G, D) vectors of the cells.
         contact: (B, G, G) contact logits; cells above 0 are kept. If no logit is above 0, the cell with the largest
-            one is kept, so that no embedding is zero.
+            logit is kept, so that no embedding is zero.
 
     Returns:
         Embeddings (B, G * G * D) float32 in row-major order, and their lengths (B,) before normalisation.
@@ -233,7 +247,7 @@ def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torc
 
 
 def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise embeddings (B, D) in float32; return them and their lengths (B,) before normalisation."""
+    """Normalise embeddings (B, D) to unit length in float32, and return them with their previous lengths (B,)."""
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.float()
         return F.normalize(embedding, dim=1), embedding.detach().norm(dim=1)

@@ -1,4 +1,4 @@
-"""Folds batch normalisations into the preceding convolutions, which makes inference faster."""
+"""Fold batch normalisations into the preceding convolutions, which makes inference faster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def folded(network: nn.Module) -> nn.Module:
     """Return a copy of a network in which batch normalisations are folded into the preceding convolutions.
 
-    Outputs differ by rounding. Parts without such a pair are shared with `network`, not copied.
+    Outputs differ by rounding. Modules without a batch normalisation behind a convolution are shared with `network`,
+    not copied.
 
     Args:
         network: network in evaluation mode. Modules that contain a batch normalisation must run their children in the
@@ -30,7 +31,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of child pairs (convolution, batch normalisation) that follow each other."""
+    """Return the names of all pairs of consecutive children that are a convolution and a batch normalisation."""
     children = list(parent.named_children())
     return [
         (name, following)
@@ -40,6 +41,9 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 def _after(normalisation: nn.BatchNorm2d) -> nn.Module:
-    """Return the activation inside a batch normalisation of timm, or the identity."""
+    """Return the module that replaces a batch normalisation after folding.
+
+    Batch normalisations of timm contain an activation, which is kept. Others are replaced by the identity.
+    """
     behind = [child for _, child in normalisation.named_children()]
     return nn.Sequential(*behind) if behind else nn.Identity()

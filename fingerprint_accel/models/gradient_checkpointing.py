@@ -1,7 +1,7 @@
-"""Gradient checkpointing: the backward pass recomputes the features inside a block instead of storing them.
+"""Apply gradient checkpointing: the backward pass recomputes the features inside a block instead of storing them.
 
-This saves memory and takes more time. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost",
-arXiv 1604.06174; `torch.utils.checkpoint`.
+Gradient checkpointing saves memory and takes more time (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+Cost", arXiv 1604.06174). This module uses `torch.utils.checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch normalisations unchanged.
+    """Return a context manager that keeps the running statistics of the batch normalisations in a block unchanged.
 
-    The recomputation sees the same batch again, which must not be counted twice. The layers stay in training mode,
+    The recomputation processes the same batch again, which must not be counted twice. The layers stay in training mode,
     because the recomputation must save the same tensors as the first pass.
     """
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
@@ -33,10 +33,10 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
 
 
 def forward_checkpointed(blocks: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
-    """Apply blocks, and store only the features between blocks for the backward pass.
+    """Apply blocks in sequence, and store only the features between the blocks for the backward pass.
 
-    Single layers are called directly, because checkpointing them saves nothing. No block contains random layers, so the
-    random state is not preserved.
+    Modules without children are called directly, because checkpointing a single layer saves nothing. No block contains
+    random layers, so the random state is not preserved.
     """
 
     def compute(block: nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""The Inception v4 trunk of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901; Szegedy et al. 2016).
+"""Define the Inception v4 trunk of DeepPrint (Engelsma, Cao and Jain 2019, arXiv 1909.09901; Szegedy et al. 2016).
 
-The blocks come from timm, and weights have timm's names. This module is imported on demand, because importing timm
-takes seconds.
+The blocks come from timm, and the weights have the names that timm uses. This module is imported on demand, because
+importing timm takes seconds.
 
-Two changes make the blocks faster without changing the result beyond rounding. The 1 x 1 convolutions at the start of
-the branches run as one convolution, which reads the features once instead of four times. The average pooling runs
-after its 1 x 1 convolution, where there are four to eight times fewer channels.
+Two changes make the blocks faster. They change the result only by rounding. The 1 x 1 convolutions at the start of the
+branches run as one convolution, which reads the features once instead of four times. The average pooling runs after its
+1 x 1 convolution, where there are four to eight times fewer channels.
 """
 
 from __future__ import annotations
@@ -46,13 +46,23 @@ except RuntimeError as error:  # timm imports torchvision
 
 
 def _steps(branch: Iterable[Any]) -> list[nn.Module]:
-    """Return a branch as a list: its first 1 x 1 convolution, the batch normalisation, and the other layers."""
+    """Return the layers of a branch of an Inception block as a list, with its first block split into two layers.
+
+    The list begins with a 1 x 1 convolution and its batch normalisation, which contains the activation.
+    """
     first, *behind = branch
     return [first.conv, first.bn, *behind]
 
 
 def _branches(features: torch.Tensor, *branches: list[nn.Module]) -> list[torch.Tensor]:
-    """Apply branches to features (B, C, h, w). Their first layers, 1 x 1 convolutions, run as one convolution."""
+    """Apply the branches of an Inception block to its input, and return one result per branch.
+
+    The first layer of each branch must be a 1 x 1 convolution. All first layers run as one convolution.
+
+    Args:
+        features: (B, C, h, w) input of the block.
+        branches: the layers of each branch.
+    """
     convolutions: list[Any] = [branch[0] for branch in branches]
     biases = [convolution.bias for convolution in convolutions]  # None unless batch normalisations are folded
     bias = None if biases[0] is None else torch.cat(biases)
@@ -68,13 +78,16 @@ def _branches(features: torch.Tensor, *branches: list[nn.Module]) -> list[torch.
 
 
 def _averaged(branch: Iterable[Any]) -> list[nn.Module]:
-    """Return a pooling branch as a list with the pooling after the 1 x 1 convolution; both are linear and commute."""
+    """Return the layers of a pooling branch as a list, with the average pooling behind the 1 x 1 convolution.
+
+    Both layers are linear, so their order does not change the result.
+    """
     average, block = branch
     return [block.conv, average, block.bn]
 
 
 def _tuned(blocks: nn.Sequential) -> nn.Sequential:
-    """Replace pooling layers by equivalent ones that read memory fewer times."""
+    """Replace pooling layers by equivalent layers that read memory fewer times, and return the blocks."""
     for parent in list(blocks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.MaxPool2d):
@@ -85,14 +98,14 @@ def _tuned(blocks: nn.Sequential) -> nn.Sequential:
 
 
 class StemB(Mixed4a):
-    """Second block of the stem: (B, 160, 73, 73) -> (B, 192, 71, 71)."""
+    """Second block of the Inception v4 stem, which maps (B, 160, 73, 73) to (B, 192, 71, 71)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat(_branches(features, _steps(self.branch0), _steps(self.branch1)), dim=1)
 
 
 class BlockA(InceptionA):
-    """Inception-A block: (B, 384, h, w) -> the same shape."""
+    """Inception-A block, which keeps the shape (B, 384, h, w)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         branches = [_steps(branch) for branch in ([self.branch0], self.branch1, self.branch2)]
@@ -100,13 +113,13 @@ class BlockA(InceptionA):
 
 
 class BlockB(InceptionB):
-    """Inception-B block: (B, 1024, h, w) -> the same shape."""
+    """Inception-B block, which keeps the shape (B, 1024, h, w)."""
 
     forward = BlockA.forward
 
 
 class ShrinkB(ReductionB):
-    """Reduction-B block: (B, 1024, 17, 17) -> (B, 1536, 8, 8)."""
+    """Reduction-B block, which maps (B, 1024, 17, 17) to (B, 1536, 8, 8)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         found = _branches(features, _steps(self.branch0), _steps(self.branch1))
@@ -114,7 +127,7 @@ class ShrinkB(ReductionB):
 
 
 class BlockC(InceptionC):
-    """Inception-C block: (B, 1536, h, w) -> the same shape."""
+    """Inception-C block, which keeps the shape (B, 1536, h, w)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         third = [self.branch2_0, self.branch2_1, self.branch2_2]
@@ -128,7 +141,7 @@ _block: Any = partial(ConvNormAct, padding=0, norm_kwargs={"eps": 1e-3}, act_lay
 
 
 def inception_stem() -> nn.Sequential:
-    """Make the stem of Inception v4: (B, 1, 299, 299) -> (B, 384, 35, 35)."""
+    """Make the stem of Inception v4, which maps (B, 1, 299, 299) to (B, 384, 35, 35)."""
     first = _block(1, 32, kernel_size=3, stride=2)
     first.conv = StemConv(32)
     second, third = _block(32, 32, kernel_size=3), _block(32, 64, kernel_size=3, padding=1)
@@ -136,7 +149,7 @@ def inception_stem() -> nn.Sequential:
 
 
 def inception_body() -> list[nn.Module]:
-    """Make the blocks of Inception v4 after the stem: (B, 384, 35, 35) -> (B, 1536, 8, 8)."""
+    """Make the blocks of Inception v4 after the stem. Together they map (B, 384, 35, 35) to (B, 1536, 8, 8)."""
     blocks = [
         *[BlockA(_block) for _ in range(4)],
         ReductionA(_block),
@@ -148,9 +161,10 @@ def inception_body() -> list[nn.Module]:
 
 
 def inception_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Return the factories of Inception v4; see `trunks.trunk_parts`.
+    """Return functions that make the parts of the Inception v4 trunk; see `trunks.trunk_parts`.
 
-    The trunk `flx` has no activations in the minutia branch and the map decoder, like the networks of flx.
+    The trunk `flx` has no activations in the minutia branch and the map decoder, like the networks of flx, an
+    implementation of DeepPrint.
     """
     plain = config.trunk == "flx"
 

@@ -1,4 +1,4 @@
-"""Reads and writes trained networks on disk: bundled models, exported models and checkpoints."""
+"""Read and write trained networks on disk: bundled models, exported models and checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = FolderKind(
     r"model\.safetensors|config\.json|README\.md",
 )
 EMA_FILE = "ema.safetensors"
-RENAMED = {  # old parts of tensor names, in files written before 0.1.0
+RENAMED = {  # parts of tensor names in files from before version 0.1.0, and their current names
     "localization.localization.": "alignment.features.",
     "localization.fc_loc.": "alignment.head.",
 }
@@ -43,10 +43,10 @@ class SavedModel:
     """A trained network on disk, with the format of the prints that it expects.
 
     Attributes:
-        folder: folder of the model or checkpoint.
+        folder: folder of the exported model or checkpoint.
         model: configuration of the network.
         preprocess: configuration of the preprocessing.
-        ppi: resolution of the canvases, pixels per inch.
+        ppi: resolution of the canvases (the square images on which prints are placed), pixels per inch.
         canvas: side of the canvases, pixels.
         enhanced: whether the network expects prints that were stored with enhanced ridges.
         notes: further facts stored with the model, such as its calibration.
@@ -67,14 +67,15 @@ class SavedModel:
             return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
     def load_into(self, network: torch.nn.Module, other_head: bool = False) -> None:
-        """Load the weights into a network. The moving average of the weights is loaded if it was stored.
+        """Load the stored weights into a network. If a moving average of the weights was stored, load this average.
 
         Args:
             network: network to load into.
-            other_head: skip tensors that only one of the two networks has; see `starts`.
+            other_head: whether the network may have another variant, see `starts`. Then only tensors with equal names
+                and shapes are loaded.
 
         Raises:
-            UserError: if the file is missing or damaged, or does not fit the network.
+            UserError: if the file is missing or damaged, or its weights do not fit the network.
         """
         file = self.folder / EMA_FILE
         if not file.is_file():
@@ -97,16 +98,20 @@ class SavedModel:
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     def starts(self, model: ModelConfig) -> bool:
-        """Whether a network of another variant can be initialised from a part of these weights.
+        """Return whether a network of another variant, `model`, can be initialised from a part of these weights.
 
-        This holds for the same variant with and without alignment, and for a dense variant that takes the trunk of a
-        texture variant.
+        This holds for a variant with and without alignment network, and for a dense variant that is initialised from
+        the trunk of a texture variant.
         """
         ours, theirs = (variant.removeprefix("Loc") for variant in (self.model.variant, model.variant))
         return (ours, theirs) == ("Tex", "Dense") or (ours == theirs and self.model.variant != model.variant)
 
     def check_fits(self, model: ModelConfig) -> None:
-        """Raise UserError with the options to change if a network of this configuration cannot load these weights."""
+        """Check that a network of the given configuration can load these weights.
+
+        Raises:
+            UserError: if the configurations differ. The message names the options to change.
+        """
         ours, theirs = asdict(self.model), asdict(model)
         shape: tuple[str, ...] = ("variant", "trunk", "embedding_dim", "width", "norm", "grid")
         if self.starts(model):
@@ -117,14 +122,14 @@ class SavedModel:
 
 
 def todays_names(tensors: dict[str, T]) -> dict[str, T]:
-    """Replace tensor names of earlier versions by the current ones."""
+    """Rename tensors from earlier versions of the package: return all tensors by their current names."""
     for old, new in RENAMED.items():
         tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all tensors of a safetensors file from its header."""
+    """Read the shapes of all tensors of a safetensors file from its header, without reading the tensors."""
     with safe_open(file, framework="pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
@@ -138,7 +143,10 @@ def checkpoint_names(run: Path) -> list[str]:
 
 
 def read_pointer(path: Path) -> str | None:
-    """Return the checkpoint name stored in `best.json` or `latest.json`, or None if the file does not exist."""
+    """Read the name of a checkpoint from `path`, which is `best.json` or `latest.json` of a run.
+
+    If the file does not exist, the result is None.
+    """
     if not path.is_file():
         return None
     try:
@@ -150,17 +158,18 @@ def read_pointer(path: Path) -> str | None:
 def find_checkpoint(run: Path) -> Path | None:
     """Return the newest intact checkpoint of a run folder, or None.
 
-    The folder names decide, not `latest.json`: a checkpoint is complete once it is renamed, and `latest.json` is
-    written after that.
+    The names of the folders determine the newest checkpoint, not `latest.json`. A checkpoint folder gets its final name
+    when it is complete, and `latest.json` is written after that.
     """
     folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
     return next((folder for folder in folders if damage(folder) is None), None)
 
 
 def damage(folder: Path) -> str | None:
-    """Check the files of a checkpoint by name, length and header; return what is wrong, or None.
+    """Return a description of what is wrong with the files of a checkpoint, or None if they are intact.
 
-    Changed values inside a tensor are not detected.
+    The function checks that the files exist, and reads their headers. It does not detect changed values inside a
+    tensor.
     """
     name = next((name for name in FILES if not (folder / name).is_file()), None)
     if name is not None:
@@ -179,19 +188,20 @@ def damage(folder: Path) -> str | None:
 
 
 def bundled_models() -> list[str]:
-    """Return the names of the models in the package."""
+    """Return the names of the models that are part of the package."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def find_model(place: Path | str) -> SavedModel:
-    """Find a model by name or path.
+    """Find a model by the name of a bundled model or by the path of a folder.
 
     Args:
-        place: name of a bundled model, exported model folder, checkpoint folder, or run folder. Of a run folder the
-            best checkpoint is used, else the newest. A folder takes precedence over a bundled model of the same name.
+        place: name of a bundled model, or path of an exported model, a checkpoint or a run. In a run folder, the
+            function uses the best checkpoint, or the newest if none is marked as best. A folder takes precedence over a
+            bundled model of the same name.
 
     Raises:
-        UserError: if there is no model, or it is damaged.
+        UserError: if there is no model, or the model is damaged.
     """
     path = Path(place)
     if not path.exists() and str(place) in bundled_models():
@@ -209,7 +219,10 @@ def find_model(place: Path | str) -> SavedModel:
 
 
 def _best_checkpoint(run: Path) -> Path:
-    """Return the best checkpoint of a run folder; the newest one if there is no best one or it is damaged."""
+    """Return the best checkpoint of a run folder, or the newest if there is no intact best checkpoint.
+
+    If the best checkpoint is damaged, the function prints a message.
+    """
     best = read_pointer(run / "best.json")
     if best is not None:
         wrong = damage(run / "checkpoints" / best)
@@ -257,7 +270,10 @@ def _checkpoint(path: Path, config_file: Path) -> SavedModel:
 
 
 def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
-    """Return the notes of an exported model if it was made from this checkpoint, else no notes."""
+    """Return the notes of the exported model in `export`.
+
+    If the model was not made from the checkpoint with the given name, the result is an empty dictionary.
+    """
     try:
         notes = dict(json.loads((export / "config.json").read_text())["notes"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -266,7 +282,9 @@ def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
 
 
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
-    """Write an exported model: `model.safetensors`, `config.json` and `README.md`. The folder is replaced atomically.
+    """Write the weights `tensors`, `config` as `config.json` and `card` as `README.md` to an exported model folder.
+
+    An existing model folder is replaced atomically.
 
     Raises:
         UserError: if `folder` exists and is not a model folder.
@@ -286,7 +304,10 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
 
 
 def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
-    """Replace `config.json` and `README.md` of an exported model atomically; the weights stay as they are."""
+    """Replace `config.json` by `config` and `README.md` by `card` in an exported model folder.
+
+    The weights do not change. Each of the two files is replaced atomically.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError):  # models of earlier versions have no checksum
         config = {**config, "sha256": json.loads((folder / "config.json").read_text())["sha256"]}
     for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):

@@ -1,7 +1,7 @@
-"""Registry of trunks, and the head of the dense variants.
+"""Look up trunks by name, and define the head of the dense variants.
 
-To add a trunk, write a module with a function that returns `TrunkParts`, add a line to `TRUNKS`, and add the name to
-`config.Trunk`.
+A trunk is the part of a network that computes features from images. To add a trunk, write a module with a function that
+returns `TrunkParts`, add a line to `TRUNKS`, and add the name to `config.Trunk`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from fingerprint_accel.config import ModelConfig
 
-TRUNKS = {  # module:function; modules are imported on demand, because importing timm takes seconds
+TRUNKS = {  # "module:function" by name; modules are imported on demand, because importing timm takes seconds
     "inception_v4": "fingerprint_accel.models.inception:inception_parts",
     "compact": "fingerprint_accel.models.backbones:compact_parts",
     "vit_small": "fingerprint_accel.models.vit:vit_parts",
@@ -25,18 +25,23 @@ TRUNKS = {  # module:function; modules are imported on demand, because importing
 
 
 class TrunkParts(NamedTuple):
-    """Factories for the parts of a network. `DeepPrint` calls only those that its variant needs.
+    """Functions that make the parts of a network. `DeepPrint` calls only those that its variant needs.
+
+    In the shapes below, `dims` is the embedding length of a branch.
 
     Attributes:
-        stem: makes the stem that all branches share: (B, 1, S, S) -> features.
-        texture: makes the texture branch: stem features -> (B, dims).
-        minutia_stem: makes the first part of the minutia branch: stem features -> minutia features.
-        minutia_map: makes the decoder of the minutia map for a map side: minutia features -> (B, 6, side, side).
-        minutia: makes the rest of the minutia branch: minutia features -> (B, dims).
-        body: makes the blocks in front of a dense head: stem features -> (B, channels, h, w).
-        channels: number of channels that the body returns.
-        dense_map: makes the map decoder of dense variants; its input is the output of the first `map_after` blocks.
-        map_after: number of body blocks in front of the map decoder.
+        stem: makes the stem that all branches share. It maps images (B, 1, S, S) to features.
+        texture: makes the texture branch. It maps the features of the stem to embeddings (B, dims).
+        minutia_stem: makes the first part of the minutia branch. It maps the features of the stem to minutia features.
+        minutia_map: makes the decoder of the minutia map for a given side of the map. It maps minutia features to maps
+            (B, 6, side, side).
+        minutia: makes the rest of the minutia branch. It maps minutia features to embeddings (B, dims).
+        body: makes the blocks in front of the head of a dense variant. They map the features of the stem to features
+            (B, channels, h, w).
+        channels: number of channels of the features that the body returns.
+        dense_map: makes the map decoder of a dense variant for a given side of the map. The input of the decoder is the
+            output of the first `map_after` blocks of the body.
+        map_after: number of blocks of the body in front of the map decoder.
     """
 
     stem: Callable[[], nn.Sequential]
@@ -51,7 +56,7 @@ class TrunkParts(NamedTuple):
 
 
 def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Return the factories of the trunk named by `config.trunk`.
+    """Return functions that make the parts of the trunk that `config.trunk` names.
 
     Args:
         config: configuration of the model.
@@ -63,9 +68,10 @@ def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
 
 
 class DenseHead(nn.Module):
-    """Predict a vector and a contact logit for each cell of a grid.
+    """Head of the dense variants, which predicts a vector and a contact logit for each cell of a grid.
 
-    Maps features (B, C, h, w) to vectors (B, G, G, D) and logits (B, G, G).
+    A contact logit above 0 means that the print shows the cell. The module maps features (B, C, h, w) to vectors (B, G,
+    G, D) and logits (B, G, G).
 
     Args:
         channels: number of input channels, C.

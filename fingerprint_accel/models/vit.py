@@ -1,9 +1,11 @@
-"""Vision transformer trunks (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929).
+"""Define the vision transformer trunks (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-Patch embedding and blocks come from timm. This module is imported on demand, because importing timm takes seconds.
+The paper is "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale". Patch embedding and blocks
+come from timm. This module is imported on demand, because importing timm takes seconds.
 
-Position embeddings are fixed sines and cosines, and tokens are averaged, as in Beyer et al. 2022, "Better plain ViT
-baselines for ImageNet-1k", arXiv 2205.01580. There is no class token, and every input size works.
+As in Beyer et al. 2022 ("Better plain ViT baselines for ImageNet-1k", arXiv 2205.01580), position embeddings are fixed
+sines and cosines, and the embedding is the mean over tokens. There is no class token. The trunks accept every input
+size.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ HEADS = {"vit_small": 6, "vit_base": 12}  # attention heads; each has 2 * width 
 
 
 def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Return the factories of a vision transformer; see `trunks.trunk_parts`.
+    """Return functions that make the parts of a vision transformer; see `trunks.trunk_parts`.
 
     Four of the twelve blocks are in the stem. Each branch has the other eight.
     """
@@ -59,7 +61,10 @@ def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
 
 
 class Patches(nn.Module):
-    """Embed patches and add position embeddings: (B, 1, S, S) -> (B, N, D), row by row. The input is zero-padded.
+    """Module that embeds the patches of an image and adds position embeddings.
+
+    It maps images (B, 1, S, S) to tokens (B, N, D), where N is the number of patches, row by row. Images are padded
+    with zeros to a multiple of the patch size.
 
     Args:
         channels: length of a token, D.
@@ -76,7 +81,7 @@ class Patches(nn.Module):
 
 
 class Grid(nn.Module):
-    """Reshape tokens to a feature map: (B, h * h, D) -> (B, D, h, h)."""
+    """Module that reshapes tokens (B, h * h, D) to a feature map (B, D, h, h)."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         side = math.isqrt(tokens.shape[1])
@@ -84,7 +89,7 @@ class Grid(nn.Module):
 
 
 class Mean(nn.Module):
-    """Average over tokens: (B, N, D) -> (B, D)."""
+    """Module that averages over tokens: it maps (B, N, D) to (B, D)."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.mean(dim=1)

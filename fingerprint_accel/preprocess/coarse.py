@@ -1,8 +1,8 @@
-"""Local means on a coarse grid of cells, and bilinear upsampling back to pixels.
+"""Compute local means of images on a coarse grid of cells, and upsample them to pixels.
 
-Local statistics vary slowly over a print, so the coarse grid is enough and much cheaper than full resolution.
-The functions use only additions, multiplications and small matrix products. CPU kernels compute these with the same
-bits at every position in a batch, so the result for a print does not depend on the batch.
+A cell is a square of pixels. Local statistics vary slowly over a print, so a coarse grid is sufficient and much cheaper
+than full resolution. The functions use only additions, multiplications and small matrix products. CPU kernels compute
+these with the same bits at every position in a batch, so the result for a print does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-CACHED = 1 << 19  # pixels per thread for which an image and its intermediate results fit into the CPU caches
+CACHED = 1 << 19  # number of pixels per thread that fit into the CPU caches together with intermediate results
 
 
 def chunks(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
-    """Split a batch into slices that fit into the CPU caches.
+    """Split a batch into slices of images that fit into the CPU caches.
 
-    On other devices, and during export, where the batch size is dynamic, there is one slice.
+    On other devices, and during export, where the batch size is dynamic, the only slice is the whole batch.
 
     Args:
         count: number of images in the batch.
@@ -35,9 +35,16 @@ def chunks(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
 
 
 def cell_sums(values: torch.Tensor, cell: int) -> torch.Tensor:
-    """Sum over cells of `cell` x `cell` pixels: (..., S, S) -> (..., n, n).
+    """Sum images over square cells of `cell` x `cell` pixels.
 
     The cells of the last row and column are smaller if `cell` does not divide S.
+
+    Args:
+        values: (..., S, S) images.
+        cell: side of a cell, pixels.
+
+    Returns:
+        (..., n, n) sums, where n is S / cell rounded up.
     """
     for dim in (-2, -1):
         if cell > 1:
@@ -49,7 +56,15 @@ def cell_sums(values: torch.Tensor, cell: int) -> torch.Tensor:
 
 
 def cell_means(values: torch.Tensor, cell: int) -> torch.Tensor:
-    """Average over cells of `cell` x `cell` pixels: (..., S, S) -> (..., n, n)."""
+    """Average images over square cells of `cell` x `cell` pixels.
+
+    Args:
+        values: (..., S, S) images.
+        cell: side of a cell, pixels.
+
+    Returns:
+        (..., n, n) means, where n is S / cell rounded up.
+    """
     if cell == 1:
         return values
     size = values.shape[-1]
@@ -58,26 +73,38 @@ def cell_means(values: torch.Tensor, cell: int) -> torch.Tensor:
 
 
 def local_means(values: torch.Tensor, cell: int, cells: int, rounds: int = 1) -> torch.Tensor:
-    """Average over a sliding window around each cell: (..., S, S) -> (..., n, n).
+    """Average images over a square window around each cell.
 
     Args:
-        values: images.
+        values: (..., S, S) images.
         cell: side of a cell, pixels.
-        cells: side of the window, cells; odd. Windows are clipped at the border.
-        rounds: how many times the average is applied.
+        cells: side of the window in cells; odd. Windows are clipped at the border of the image.
+        rounds: number of times that the images are averaged. Further averages have the previous averages as input.
+
+    Returns:
+        (..., n, n) means, where n is S / cell rounded up.
     """
     window = _window(values.shape[-1], cell, cells, rounds, values.device)
     return window @ cell_sums(values, cell) @ window.T
 
 
 def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
-    """Upsample values at cell centres to pixels with bilinear interpolation: (B, C, n, n) -> (B, C, size, size)."""
+    """Upsample values at cell centres to pixels with bilinear interpolation.
+
+    Args:
+        coarse: (B, C, n, n) values at the centres of n x n cells.
+        cell: side of a cell, pixels.
+        size: side of the result, pixels.
+
+    Returns:
+        (B, C, size, size).
+    """
     if cell == 1:
         return coarse
     if coarse.device.type != "cpu" or torch.compiler.is_exporting():
         return F.interpolate(coarse, scale_factor=cell, mode="bilinear", align_corners=False)[..., :size, :size]
-    # The bilinear kernel of torch is not vectorised for one channel. Interpolating all pixels of the same phase at
-    # once is, and takes a fifth of the time.
+    # The bilinear kernel of torch is not vectorised for one channel. This code interpolates all pixels at the same
+    # position within their cells at once. It is vectorised, and takes a fifth of the time.
     padded = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
     wide = coarse.new_empty(*padded.shape[:-1], size)
     grown = coarse.new_empty(*coarse.shape[:-2], size, size)
@@ -89,12 +116,20 @@ def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
 
 
 def _every(values: torch.Tensor, step: int, dim: int, first: int) -> torch.Tensor:
-    """Return the view values[first::step] along `dim`, which is -1 or -2."""
+    """Return the elements `first`, `first + step`, ... along dimension `dim`, which is -1 or -2, as a view."""
     return values[..., first::step] if dim == -1 else values[..., first::step, :]
 
 
 def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) -> torch.Tensor:
-    """Interpolate at pixel `phase` of the first `count` cells; `padded` holds one extra cell in front."""
+    """Interpolate between cell centres along one dimension, at the same pixel of each cell.
+
+    Args:
+        padded: values at cell centres. Along `dim`, one extra cell precedes the first cell, and one follows the last.
+        cell: side of a cell, pixels.
+        dim: dimension along which to interpolate.
+        phase: index of the pixel within its cell.
+        count: number of cells to interpolate, from the first.
+    """
     offset = (phase + 0.5) / cell - 0.5
     low = 0 if offset < 0 else 1
     return torch.lerp(padded.narrow(dim, low, count), padded.narrow(dim, low + 1, count), offset + 1 - low)
@@ -103,7 +138,13 @@ def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
-    """Return the width of each cell in pixels, (n,)."""
+    """Return the number of pixels of each cell along one axis of an image, (n,). The last cell can be smaller.
+
+    Args:
+        size: number of pixels along the axis.
+        cell: side of a cell, pixels.
+        device: device of the result.
+    """
     edges = torch.arange(0, size + cell, cell, device=device).clamp_max(size)
     return edges.diff().float()
 
@@ -111,7 +152,18 @@ def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _window(size: int, cell: int, cells: int, rounds: int, device: torch.device) -> torch.Tensor:
-    """Return the matrix (n, n) that maps cell sums along one axis to window means."""
+    """Return the matrix that converts sums over cells to means over windows of cells, along one axis of an image.
+
+    Args:
+        size: number of pixels along the axis.
+        cell: side of a cell, pixels.
+        cells: side of a window in cells; odd.
+        rounds: number of times that the images are averaged.
+        device: device of the result.
+
+    Returns:
+        (n, n), where n is the number of cells along the axis.
+    """
     counts = _counts(size, cell, device)
     place = torch.arange(len(counts), device=device)
     band = ((place[:, None] - place).abs() <= cells // 2).float()

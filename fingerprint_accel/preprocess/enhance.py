@@ -1,11 +1,12 @@
-"""Ridge enhancement with a bank of oriented Gabor filters at several ridge widths.
+"""Enhance ridges with a bank of oriented Gabor filters for several ridge widths.
 
-The method follows flx. The largest response of the bank marks ridges. The largest response of the negated bank marks
-valleys. Pixels where both responses are small are background.
+The method follows flx (fixed-length-fingerprint-extractors, an implementation of DeepPrint). The largest response of
+the bank marks ridges. The largest response of the negated bank marks valleys. Pixels where both responses are small are
+background.
 
-Wide ridges need fewer pixels. For each ridge width the image is first downsampled so that the ridge period is GRID
-pixels, and the responses are upsampled again. The filters therefore stay small at every resolution. This costs a sixth
-of filtering at full resolution.
+Wide ridges need fewer pixels. For each ridge width, the image is first downsampled so that the ridge period is GRID
+pixels, and the responses are upsampled again. The filters therefore stay small at every resolution. This takes a sixth
+of the time of filtering at full resolution.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from fingerprint_accel.preprocess.coarse import chunks, grow, local_means
 from fingerprint_accel.random import steady, steady_mean
 
-PERIOD = 0.0187  # inch: usual distance between ridges, 5.6 pixels at 300 ppi
+PERIOD = 0.0187  # usual distance between ridges in inches: 5.6 pixels at 300 ppi
 ORIENTATIONS = 16
 SCALES = (0.6, 1.0, 1 / 0.6)
 GRID = 4.67  # ridge period of the downsampled image, pixels; bicubic resampling preserves waves of this length
@@ -30,10 +31,10 @@ LOSS = 1.08  # factor by which down- and upsampling damp a wave with a period of
 
 
 class Enhancer(nn.Module):
-    """Enhance ridges with a multi-scale Gabor filter bank (Hong, Wan and Jain 1998).
+    """Module that enhances ridges with a multi-scale Gabor filter bank (Hong, Wan and Jain 1998).
 
     Args:
-        period: typical distance between ridges, input pixels.
+        period: typical distance between neighbouring ridges, input pixels.
     """
 
     def __init__(self, period: float) -> None:
@@ -46,7 +47,7 @@ class Enhancer(nn.Module):
         self.cell = max(1, round(period / 2.8))
 
     def forward(self, ink: torch.Tensor) -> torch.Tensor:
-        """Enhance a batch.
+        """Enhance the ridges of a batch of prints.
 
         Args:
             ink: (B, 1, S, S) in 0..1, ridges bright.
@@ -67,7 +68,14 @@ class Enhancer(nn.Module):
         return steady(torch.sigmoid, (ridge - valley).mul_(slope)).mul_(print_mask)
 
     def _strongest(self, ink: torch.Tensor) -> torch.Tensor:
-        """Return the largest ridge and valley responses over all filters: (B, 1, S, S) -> (B, 2, S, S), at least 0."""
+        """Return the largest response to ridges and the largest response to valleys over all filters, at each pixel.
+
+        Args:
+            ink: (B, 1, S, S) in 0..1, ridges bright.
+
+        Returns:
+            (B, 2, S, S), at least 0: ridges, then valleys.
+        """
         size = ink.shape[-1]
         best = ink.new_zeros(ink.shape[0], 2, size, size)
         for i, rate in enumerate(self.rates):
@@ -79,7 +87,15 @@ class Enhancer(nn.Module):
 
 
 def _extremes(picture: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-    """Return the largest response and the negated smallest response: (B, 1, s, s) -> (B, 2, s, s)."""
+    """Apply a filter bank, and return the largest response and the negated smallest response at each pixel.
+
+    Args:
+        picture: (B, 1, s, s) images.
+        bank: (ORIENTATIONS, 1, K, K) filters.
+
+    Returns:
+        (B, 2, s, s).
+    """
     side, taps = picture.shape[-1], bank.shape[-1]
     padded = F.pad(picture, (taps // 2,) * 4, mode="replicate")
     strips = []
@@ -90,7 +106,14 @@ def _extremes(picture: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
 
 
 def gabor_bank(period: float) -> torch.Tensor:
-    """Return even Gabor filters of unit norm for a ridge period of `period` pixels, (ORIENTATIONS, 1, K, K)."""
+    """Return even Gabor filters of unit norm for one ridge period, one filter for each of ORIENTATIONS directions.
+
+    Args:
+        period: ridge period, pixels.
+
+    Returns:
+        (ORIENTATIONS, 1, K, K). The side K grows with the period.
+    """
     half = max(1, int(period * REACH))
     axis = torch.arange(-half, half + 1, dtype=torch.float32)
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
@@ -110,12 +133,12 @@ def _resize(picture: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def enhance_canvas(image: np.ndarray, ppi: int) -> np.ndarray:
-    """Enhance the ridges of one canvas before it is stored, so that training need not do it.
+    """Enhance the ridges of one print before it is stored, so that they need not be enhanced during training.
 
     The function processes one print on one thread, so that the result does not depend on other prints.
 
     Args:
-        image: (S, S) uint8, ridges dark.
+        image: (S, S) uint8 canvas (the square image on which the print is placed), ridges dark.
         ppi: resolution of the image, pixels per inch.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Geometric augmentation: one resampling from the canvas to the network input, for pixels and minutiae."""
+"""Rotate, shift, scale and distort prints with a single resampling from the canvas to the network input.
+
+The canvas is the square image on which a print is stored. Minutiae are transformed like pixels.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,25 @@ from fingerprint_accel.config import AugmentConfig
 from fingerprint_accel.preprocess.coarse import cell_means
 from fingerprint_accel.random import between, steady, uniforms
 
-CONTROL_POINTS = 6  # of the elastic distortion, along each side
+CONTROL_POINTS = 6  # number of control points of the elastic distortion along each side
 ROTATION, TRANSLATION, SCALE, ELASTIC, ELASTIC_SIZE = range(5)  # random streams
 DRAWN = ((ROTATION, 1), (TRANSLATION, 2), (SCALE, 1), (ELASTIC, 2 * CONTROL_POINTS**2), (ELASTIC_SIZE, 1))
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Map from input pixels to canvas pixels: canvas = centre + matrix @ u + shift + elastic(u).
+    """Map from positions on the network input to positions on the canvas, for each print of a batch.
 
-    `u` is the position relative to the centre of the input, in canvas pixels.
+    The canvas is the square image on which a print is stored. The map is canvas = centre + matrix @ u + shift +
+    elastic(u). Here, `u` is the position relative to the centre of the input, in units of a canvas pixel, and `centre`
+    is the centre of the canvas.
 
     Attributes:
         matrix: (B, 2, 2) rotation and scale.
         shift: (B, 2) translation along x and y, canvas pixels.
-        elastic: (B, 2, CONTROL_POINTS, CONTROL_POINTS) displacement of a control grid, or None. Displacements between
-            control points are interpolated bicubically.
-        crop: side of the input in canvas pixels.
+        elastic: (B, 2, CONTROL_POINTS, CONTROL_POINTS) displacement along x and y of a grid of control points, in
+            canvas pixels, or None. Displacements between control points are interpolated bicubically.
+        crop: side of the input, in units of a canvas pixel.
     """
 
     matrix: torch.Tensor
@@ -47,7 +52,7 @@ class Pose:
         return Pose(self.matrix.expand(count, -1, -1), self.shift.expand(count, -1), elastic, self.crop)
 
     def within(self, outer: Pose) -> Pose:
-        """Return the composition `outer` after this pose. Elastic parts are not supported."""
+        """Return the map that applies this pose first and `outer` to the result. Elastic parts are not supported."""
         shift = (outer.matrix @ self.shift[:, :, None])[:, :, 0] + outer.shift
         return Pose(outer.matrix @ self.matrix, shift, None, self.crop)
 
@@ -58,17 +63,23 @@ class Pose:
 
 
 def upright(count: int, crop: float, device: torch.device) -> Pose:
-    """Return the pose that crops the centre of the canvas without rotation or shift."""
+    """Return the pose that crops the centre of the canvas without rotation or shift.
+
+    Args:
+        count: number of prints.
+        crop: side of the crop, canvas pixels.
+        device: device of the pose.
+    """
     matrix = torch.eye(2, device=device).expand(count, 2, 2)
     return Pose(matrix, torch.zeros(count, 2, device=device), None, crop)
 
 
 def turned_and_shifted(transform: torch.Tensor, crop: float) -> Pose:
-    """Make a pose from rotation and shift.
+    """Make a pose from a rotation and a shift of each print.
 
     Args:
-        transform: (B, 3) rotation in radians; shift along x and y in units of half the input side.
-        crop: side of the input in canvas pixels.
+        transform: (B, 3) rotation in radians, and shift along x and y in units of half the input side.
+        crop: side of the input, canvas pixels.
     """
     cos, sin = transform[:, 0].cos(), transform[:, 0].sin()
     matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
@@ -76,13 +87,14 @@ def turned_and_shifted(transform: torch.Tensor, crop: float) -> Pose:
 
 
 def pose_left(pose: Pose, truth: torch.Tensor) -> torch.Tensor:
-    """Return the transform that aligns a finger on an input that was itself taken in a pose.
+    """Return the transform that still has to be applied to align a finger on a network input.
 
-    The result is the training target of the alignment network.
+    The input is a part of the canvas, taken in the given pose. The result is the training target of the alignment
+    network.
 
     Args:
-        pose: pose of the input on the canvas; its elastic part is ignored.
-        truth: (B, 3) pose of the finger on the canvas: rotation in radians, shift in canvas pixels.
+        pose: pose of the input on the canvas. Its elastic part is ignored.
+        truth: (B, 3) pose of the finger on the canvas: rotation in radians, shift along x and y in canvas pixels.
 
     Returns:
         (B, 3) transform in the format of `turned_and_shifted`.
@@ -93,7 +105,13 @@ def pose_left(pose: Pose, truth: torch.Tensor) -> torch.Tensor:
 
 
 def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
-    """Draw one random pose for each key (B,)."""
+    """Draw a random rotation, shift, scale and elastic distortion for each print.
+
+    Args:
+        keys: (B,) int64 random key of each print.
+        config: largest amplitudes of the augmentation.
+        crop: side of the input, canvas pixels.
+    """
     limit = math.radians(config.rotation_degrees)
     drawn = uniforms(keys, DRAWN)
     angle = between(drawn[ROTATION][:, 0], -limit, limit)
@@ -111,14 +129,31 @@ def random_pose(keys: torch.Tensor, config: AugmentConfig, crop: int) -> Pose:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _bicubic(size: int, device: torch.device) -> torch.Tensor:
-    """Return bicubic weights of the control points for each pixel along one axis, (size, CONTROL_POINTS)."""
+    """Return the weights that interpolate CONTROL_POINTS values along one axis bicubically.
+
+    Args:
+        size: number of pixels along the axis.
+        device: device of the result.
+
+    Returns:
+        (size, CONTROL_POINTS) weight of each control point for each pixel.
+    """
     points = torch.eye(CONTROL_POINTS, device=device)[None, :, :, None]  # one image with one channel per control point
     along = F.interpolate(points, size=(size, 1), mode="bicubic", align_corners=True)
     return along[0, :, :, 0].T.contiguous()
 
 
 def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
-    """Return the canvas coordinates of all input pixels, (B, 2, S, S), relative to the centre in units of `unit`."""
+    """Return the position on the canvas of each pixel of the input.
+
+    Args:
+        pose: map from the input to the canvas.
+        size: side of the input in pixels, S.
+        unit: length of the unit of the result, canvas pixels.
+
+    Returns:
+        (B, 2, S, S) x and y relative to the centre of the canvas.
+    """
     axis = (torch.arange(size, device=pose.shift.device) + 0.5) * (pose.crop / size) - pose.crop / 2
     along_x = (pose.matrix[:, :, :1] * axis + pose.shift[:, :, None]) / unit  # (B, 2, S)
     along_y = pose.matrix[:, :, 1:] * axis / unit
@@ -131,12 +166,12 @@ def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
 
 
 def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
-    """Resample images in a pose with one bilinear `grid_sample`.
+    """Resample canvases to network inputs in the given poses, with one bilinear `grid_sample`.
 
     If the input is much coarser than the canvas, the canvas is first averaged down, so that ridges do not alias.
 
     Args:
-        ink: (B, 1, H, W), 0 for background.
+        ink: (B, 1, H, W) canvases, 0 for background.
         pose: map from input to canvas.
         size: side of the result, pixels.
 
@@ -154,7 +189,16 @@ def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
 
 
 def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
-    """Return the elastic displacement at positions (B, M, 2), in canvas pixels relative to the centre of the input."""
+    """Return the elastic displacement of a pose at the given positions.
+
+    Args:
+        position: (B, M, 2) x and y relative to the centre of the input, in units of a canvas pixel.
+        pose: pose with an elastic part.
+        size: side of the input, pixels.
+
+    Returns:
+        (B, M, 2) displacement along x and y, canvas pixels.
+    """
     assert pose.elastic is not None
     place = ((position / pose.crop + 0.5) * size - 0.5).clamp(0, size - 1)
     low = place.floor().clamp_max(size - 2)
@@ -165,21 +209,33 @@ def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """Invert matrices (B, 2, 2) in closed form, because `torch.linalg.inv` synchronises with the device."""
+    """Invert matrices (B, 2, 2) by a formula, because `torch.linalg.inv` synchronises the host with the device."""
     (a, b), (c, d) = (row.unbind(1) for row in matrix.unbind(1))
     adjugate = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2)
     return adjugate / (a * d - b * c)[:, None, None]
 
 
 def _turned(point: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Multiply points (B, M, 2) by matrices (B, 2, 2) without TF32, whose rounding changes angles by degrees."""
+    """Multiply the points (B, M, 2) of each print by its matrix (B, 2, 2) in full float32 precision.
+
+    The function avoids matrix products, because TF32 would round angles by degrees.
+    """
     return (matrix[:, None] * point[:, :, None]).sum(dim=-1)
 
 
 def _to_input(point: torch.Tensor, pose: Pose, canvas: int, size: int) -> torch.Tensor:
-    """Map points (B, M, 2) from canvas pixels to input pixels.
+    """Map points from canvas pixels to input pixels.
 
     The elastic part has no closed inverse, so it is inverted by fixed-point iteration.
+
+    Args:
+        point: (B, M, 2) x and y in canvas pixels.
+        pose: map from input to canvas.
+        canvas: side of the canvas, pixels.
+        size: side of the input, pixels.
+
+    Returns:
+        (B, M, 2) x and y in input pixels.
     """
     target = point - canvas / 2 - pose.shift[:, None]
     inverse = _inverse(pose.matrix)
@@ -194,13 +250,14 @@ def move_minutiae(minutiae: torch.Tensor, pose: Pose, canvas: int, size: int) ->
     """Apply to minutiae the transform that `resample` applies to pixels.
 
     Args:
-        minutiae: (B, M, 4) x, y in canvas pixels (the centre of the first pixel is 0.5), angle in radians, quality.
+        minutiae: (B, M, 4) x and y in canvas pixels (the centre of the first pixel is 0.5), angle in radians, quality.
         pose: map from input to canvas.
         canvas: side of the canvas, pixels.
         size: side of the input, pixels.
 
     Returns:
-        (B, M, 4) in input pixels. The new angle is the direction of a short transformed step along the old angle.
+        (B, M, 4) minutiae with x and y in input pixels. The new angle is the direction of a short step along the old
+        angle after the transform.
     """
     point, angle = minutiae[..., :2], minutiae[..., 2]
     step = torch.stack([steady(torch.cos, angle), -steady(torch.sin, angle)], dim=-1)

@@ -1,7 +1,7 @@
-"""Minutia maps: six heat maps of minutia positions, one per range of directions.
+"""Draw minutia maps: six heat maps of minutia positions, one for each range of minutia directions.
 
-Cao and Jain 2019, "Automated Latent Fingerprint Recognition", IEEE TPAMI 41(4). DeepPrint uses them as an auxiliary
-training target (Engelsma, Cao and Jain 2019, arXiv 1909.09901).
+Minutia maps were introduced by Cao and Jain 2019, "Automated Latent Fingerprint Recognition", IEEE TPAMI 41(4).
+DeepPrint uses them as an auxiliary training target (Engelsma, Cao and Jain 2019, arXiv 1909.09901).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def minutia_maps(
     sigma: float = 1.5,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Draw a Gaussian for each minutia into the channels of similar direction.
+    """Draw the minutia map of each print: a Gaussian for each minutia in the channels of similar direction.
 
     Channel k represents the direction k * 60 degrees. A minutia whose direction differs by d radians contributes with
     the weight exp(-d / (2 * (pi / 6)^2)). Gaussians are separable, so a batched matrix product draws all of them.
 
     Args:
-        minutiae: (B, M, 4) x, y in input pixels, angle in radians, quality.
+        minutiae: (B, M, 4) x and y in input pixels, angle in radians, quality.
         count: (B,) int64 number of valid minutiae of each print.
-        size: side of the input, pixels.
+        size: side of the network input, pixels.
         map_size: side of the map, pixels.
         sigma: standard deviation of the Gaussian, map pixels.
         dtype: data type of the product and of the result.
@@ -54,7 +54,14 @@ def minutia_maps(
 
 
 def direction_weights(angle: torch.Tensor) -> torch.Tensor:
-    """Return the weight of each minutia in each channel: angles (..., M) in radians -> (..., 6, M)."""
+    """Return the weight with which each minutia contributes to each of the six channels of a minutia map.
+
+    Args:
+        angle: (..., M) directions of the minutiae, radians.
+
+    Returns:
+        (..., 6, M) weights in 0..1.
+    """
     centres = torch.arange(CHANNELS, device=angle.device)[:, None] * (2 * math.pi / CHANNELS)
     turn = torch.remainder(angle[..., None, :] - centres + math.pi, 2 * math.pi) - math.pi
     return steady(torch.exp, turn.abs() / (-2 * (math.pi / CHANNELS) ** 2))

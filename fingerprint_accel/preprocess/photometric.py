@@ -1,4 +1,7 @@
-"""Photometric augmentation: ridge thickness, contrast, gain, occlusion and noise. Ink is 0 (none) to 1 (dark)."""
+"""Degrade prints at random: ridge thickness, contrast, gain, occlusion and noise (photometric augmentation).
+
+Images of ink have values from 0 (no ink, white) to 1 (black).
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,23 @@ from fingerprint_accel.random import between, steady, steady_mean, uniforms
 
 CONTRAST, GAIN, THICKNESS, NOISE, NOISE_PLACE, OCCLUSION = range(16, 22)  # random streams
 DRAWN = ((CONTRAST, 1), (GAIN, 1), (THICKNESS, 1), (NOISE, 1), (NOISE_PLACE, 2), (OCCLUSION, 5))
-TILE = 512
-CELLS = 64  # at least this many along a side; the soft edge of an occlusion is drawn on a coarse grid
+TILE = 512  # period of the noise, pixels
+CELLS = 64  # smallest number of cells along a side of the coarse grid on which occlusions are drawn
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Parameters of the degradation of each print. A parameter is None if its option is 0.
+    """Parameters for the degradation of B prints. A parameter is None if its option is 0.
 
     Attributes:
-        thickness: (B, 1, 1, 1) blending factor with the local maximum (above 0) or the local minimum (below 0).
-        contrast: (B, 1, 1, 1) factor applied to the difference from the mean.
+        thickness: (B, 1, 1, 1) weight of the local maximum (above 0) or of the local minimum (below 0).
+        contrast: (B, 1, 1, 1) factor applied to the difference from the mean of the print.
         gain: (B, 1, 1, 1) factor applied to all pixels.
-        contact: (B, 1, n, n) share of the ink that remains, in cells of `_cell(S)` pixels.
+        contact: (B, 1, n, n) share of the ink that an occlusion leaves. A cell has `_cell(S)` pixels, where S is the
+            side of the network input.
         noise: (B, 1, 1, 1) standard deviation of the noise.
-        corner: (B, 2) row and column of the noise tile at which the window of the print starts.
+        corner: (B, 2) first row and column of the window of the noise tile (see `noise_tile`) that is added to the
+            print.
     """
 
     thickness: torch.Tensor | None
@@ -43,9 +48,16 @@ class Quality:
 
 
 def noise_tile(seed: int, size: int) -> torch.Tensor:
-    """Make a tile of standard normal noise with period TILE, (TILE + size - 1, TILE + size - 1).
+    """Make a periodic tile of noise with mean 0 and standard deviation 1.
 
     Each print takes a random window of the tile.
+
+    Args:
+        seed: random seed.
+        size: side of a window, pixels.
+
+    Returns:
+        (TILE + size - 1, TILE + size - 1) noise with the period TILE.
     """
     tile = torch.randn(TILE, TILE, generator=torch.Generator().manual_seed(seed))
     around = torch.arange(TILE + size - 1) % TILE
@@ -53,7 +65,13 @@ def noise_tile(seed: int, size: int) -> torch.Tensor:
 
 
 def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Quality:
-    """Draw random degradation parameters for each key (B,), for inputs of `size` x `size` pixels."""
+    """Draw the parameters for the degradation of each print.
+
+    Args:
+        keys: (B,) int64 random key of each print.
+        config: largest amplitudes of the augmentation.
+        size: side of the network input, pixels.
+    """
     drawn = uniforms(keys, DRAWN)
 
     def draw(stream: int, low: float, high: float) -> torch.Tensor:
@@ -74,7 +92,7 @@ def random_quality(keys: torch.Tensor, config: AugmentConfig, size: int) -> Qual
 
 
 def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Tensor:
-    """Degrade prints.
+    """Change ridge thickness, contrast and gain of prints, occlude a part of each print, and add noise.
 
     Args:
         ink: (B, 1, S, S) in 0..1.
@@ -107,7 +125,7 @@ def degrade(ink: torch.Tensor, quality: Quality, tile: torch.Tensor) -> torch.Te
 
 
 def _maximum(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Apply a maximum filter of three pixels along `dim`."""
+    """Replace each value by the maximum of itself and its two neighbours along dimension `dim`."""
     last = values.shape[dim] - 1
     largest = values.clone()
     largest.narrow(dim, 0, last).clamp_(min=values.narrow(dim, 1, last))
@@ -120,15 +138,16 @@ def _cell(size: int) -> int:
 
 
 def _contact(place: torch.Tensor, share: float, size: int) -> torch.Tensor:
-    """Draw one occlusion per print: an ellipse with a soft edge.
+    """Draw one occlusion per print: an ellipse with a soft edge that hides a part of the print.
 
     Args:
-        place: (B, 5) random numbers in [0, 1): area, aspect ratio, angle and centre.
-        share: largest area of the ellipse, as a share of the input.
+        place: (B, 5) random numbers in [0, 1) that determine area, aspect ratio, angle and centre.
+        share: largest area of the ellipse divided by the area of the input.
         size: side of the input, pixels.
 
     Returns:
-        (B, 1, n, n), 0 inside the ellipse and 1 outside.
+        (B, 1, n, n) share of the ink that remains in each cell of `_cell(size)` pixels: 0 inside the ellipse and 1
+        outside.
     """
     area = place[:, 0] * share * 4  # in units of half sides squared
     stretch = steady(torch.exp, place[:, 1] * 2 - 1)

@@ -1,4 +1,7 @@
-"""Preprocessing on the device: from uint8 canvases to the input of the network."""
+"""Convert uint8 canvases to the input of the network, on the device.
+
+A canvas is the square image on which a print is stored.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,22 @@ from fingerprint_accel.synthesis.geometry import cell_shares
 MM_PER_INCH = 25.4
 WINDOW = 0.11  # side of the normalisation window, inches; about six ridges
 CELLS = 32  # cells along each side of the contact mask that the network is trained with
-SHARE = 0.35  # a cell counts as contact above this share of the typical darkness of the print
-DARKNESS = 0.02  # a cell below this mean darkness is never contact; 0 is white, 1 is black
-CELL = 4  # pixels; local statistics vary slowly, so they are computed on a coarser grid
+SHARE = 0.35  # a cell counts as contact if its darkness exceeds this share of the typical darkness of the print
+DARKNESS = 0.02  # a cell below this mean darkness never counts as contact; 0 is white, 1 is black
+CELL = 4  # side in pixels of the cells on which local statistics are computed
 LIMIT = 3.0  # standard deviations at which normalised values are clipped
 
 
 def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torch.Tensor:
-    """Subtract the local mean and divide by the local standard deviation.
+    """Subtract the local mean, divide by the local standard deviation, and clip.
 
     Args:
-        ink: (B, 1, S, S) in 0..1.
+        ink: (B, 1, S, S) in 0..1, ridges bright.
         window: side of the neighbourhood, pixels.
-        floor: added to the standard deviation, so that the background stays near 0.
+        floor: number added to the standard deviation, so that the background stays near 0.
 
     Returns:
-        (B, 1, S, S) between -1 and 1, ridges positive.
+        (B, 1, S, S) between -1 and 1, ridges positive. A difference of `LIMIT` standard deviations gives 1.
     """
     cells = max(1, round(window / CELL)) | 1
     mean, square = (local_means(values, CELL, cells) for values in (ink, ink * ink))
@@ -51,11 +54,12 @@ def local_normalize(ink: torch.Tensor, window: int, floor: float = 0.06) -> torc
 
 @torch.no_grad()
 def contact_grid(contact: torch.Tensor, pose: Pose, cells: int, canvas: int) -> torch.Tensor:
-    """Return the share of each cell of the network input that the finger touches.
+    """Compute how much of each cell of the network input is in contact with the finger.
 
     Args:
-        contact: (B, GRID, GRID) bool or 0..1, contact on the canvas (see `Batch.contact` and `ink_contact`).
-        pose: pose of the input; its elastic part is ignored.
+        contact: (B, GRID, GRID) bool or 0..1, cells of the canvas that are in contact with the finger (see
+            `Batch.contact` and `ink_contact`).
+        pose: map from the input to the canvas. Its elastic part is ignored.
         cells: number of cells along each side of the input.
         canvas: side of the canvas, pixels.
 
@@ -72,12 +76,12 @@ def contact_grid(contact: torch.Tensor, pose: Pose, cells: int, canvas: int) -> 
 
 @torch.no_grad()
 def ink_contact(images: torch.Tensor) -> torch.Tensor:
-    """Estimate from the ink which parts of the canvas the finger touches.
+    """Estimate from the ink which cells of the canvas are in contact with the finger.
 
-    Imported prints have a white background. A cell is contact if its mean darkness exceeds a share of the typical
-    darkness of the print. The threshold is relative, so that it works for faint prints and ignores sensor background.
-    Gaps of one cell are closed. The mean intersection over union with the true contact is 0.92 to 0.96 on synthetic
-    prints (48 prints for each quality).
+    Imported prints have a white background. A cell counts as contact if its mean darkness exceeds a share of the
+    typical darkness of the print. The threshold is relative, so that it works for faint prints and excludes the sensor
+    background. Gaps of one cell are closed. The mean intersection over union with the true contact is 0.92 to 0.96 on
+    synthetic prints (48 prints for each quality).
 
     Args:
         images: (B, S, S) uint8 canvases, ridges dark.
@@ -97,14 +101,14 @@ def ink_contact(images: torch.Tensor) -> torch.Tensor:
 
 
 class Preprocessor(nn.Module):
-    """Crop, augment, enhance and normalise batches of canvases on the device.
+    """Module that crops, augments, enhances and normalises batches of canvases on the device.
 
-    The module has no parameters, and nothing of it is saved in checkpoints.
+    The module has no parameters, and checkpoints contain none of its tensors.
 
     Args:
         config: options of the preprocessing and the augmentation.
         canvas: side of the canvases, pixels.
-        seed: seed of the augmentation.
+        seed: random seed of the augmentation.
         ppi: resolution of the canvases, pixels per inch.
 
     Raises:
@@ -125,8 +129,8 @@ class Preprocessor(nn.Module):
     def compile(self) -> None:
         """Compile the per-pixel operations. Call this method after moving the module to its device.
 
-        On a CPU it does nothing: the compiled code takes 1.5 to 1.9 times as long there, and its results depend on the
-        position of a print in the batch.
+        On a CPU, the method does nothing. Compiled code takes 1.5 to 1.9 times as long there, and its results depend on
+        the position of a print in the batch.
         """
         if self.tile.device.type == "cpu":
             return
@@ -147,19 +151,20 @@ class Preprocessor(nn.Module):
         strength: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Prepare a batch for the network.
+        """Convert a batch to the input of the network.
 
         The augmentation of a print depends on the seed, the epoch and the index of the print, not on the batch.
 
         Args:
             batch: batch on the device.
-            augment: apply the augmentation.
-            maps: also draw minutia maps.
+            augment: whether to apply the augmentation.
+            maps: whether to draw minutia maps, too.
             strength: factor in 0..1 applied to every augmentation amplitude.
             dtype: data type of the result.
 
         Returns:
-            Network input (B, 1, S, S), and minutia maps (B, 6, M, M) or None.
+            Network input (B, 1, S, S), where S is `config.size`, and minutia maps (B, 6, M, M), where M is
+            `minutia_map.MAP_SIZE`, or None.
         """
         config, device = self.config, batch.image.device
         with torch.autocast(device.type, enabled=False):
@@ -175,11 +180,16 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def truth(self, batch: Batch, augment: bool, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the training targets of the alignment network for the input that `forward` makes.
+        """Return the training targets of the alignment network for the network input that `forward` returns.
+
+        Args:
+            batch: batch on the device.
+            augment, strength: the same as in the call of `forward`.
 
         Returns:
-            (B, 3) transform that aligns the finger: rotation in radians, shift in units of half the input side; NaN
-            where unknown. And (B, CELLS, CELLS) share of each cell of the input that is in contact.
+            Transforms (B, 3) that align the finger: rotation in radians, and shift along x and y in units of half the
+            input side; NaN where unknown. Contact (B, CELLS, CELLS): share of each cell of the input that is in contact
+            with the finger.
         """
         with torch.autocast(batch.image.device.type, enabled=False):
             pose, contact = self._pose(batch, augment, strength), ink_contact(batch.image)
@@ -198,15 +208,15 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def images(self, images: torch.Tensor, pose: Pose | None = None, quality: Quality | None = None) -> torch.Tensor:
-        """Prepare canvases without a `Batch`.
+        """Convert canvases to the input of the network, without a `Batch`.
 
         Args:
             images: (B, H, W) uint8 canvases, ridges dark.
-            pose: pose of the input; default: the centre of the canvas, upright.
-            quality: degradation; default: none.
+            pose: map from the input to the canvas. The default is the upright centre of the canvas.
+            quality: degradation. The default is none.
 
         Returns:
-            (B, 1, S, S) float32.
+            (B, 1, S, S) float32, where S is `config.size`.
         """
         with torch.autocast(images.device.type, enabled=False):
             if pose is None:
@@ -214,7 +224,17 @@ class Preprocessor(nn.Module):
             return self._inputs(images, pose, quality, torch.float32)
 
     def _inputs(self, images: torch.Tensor, pose: Pose, quality: Quality | None, dtype: torch.dtype) -> torch.Tensor:
-        """Prepare canvases (B, H, W) in chunks that fit into the CPU caches; returns (B, 1, S, S)."""
+        """Convert canvases to the input of the network, in chunks that fit into the CPU caches.
+
+        Args:
+            images: (B, H, W) uint8 canvases, ridges dark.
+            pose: map from the input to the canvas.
+            quality: degradation, or None.
+            dtype: data type of the result.
+
+        Returns:
+            (B, 1, S, S), where S is `config.size`.
+        """
         size = self.config.size
         inputs = torch.empty(len(images), 1, size, size, dtype=dtype, device=images.device)
         for rows in chunks(len(images), max(size**2, self.canvas**2 // 4), images.device):
@@ -222,8 +242,18 @@ class Preprocessor(nn.Module):
         return inputs
 
     def pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None = None) -> torch.Tensor:
-        """Apply all per-pixel operations to canvases (B, H, W) uint8; returns (B, 1, S, S). This method is compiled and
-        exported."""
+        """Apply all per-pixel operations: resample, degrade, enhance and normalise.
+
+        This method is compiled and exported.
+
+        Args:
+            images: (B, H, W) uint8 canvases, ridges dark.
+            pose: map from the input to the canvas.
+            quality: degradation, or None.
+
+        Returns:
+            (B, 1, S, S) float32, where S is `config.size`.
+        """
         ink = resample(_ink(images), pose, self.config.size)
         if quality is not None:
             ink = degrade(ink, quality, self.tile)

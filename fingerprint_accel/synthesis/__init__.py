@@ -1,1 +1,1 @@
-"""Generate synthetic fingers and their impressions as batched tensor operations."""
+"""Generate synthetic fingers and render impressions of them, with batched tensor operations."""

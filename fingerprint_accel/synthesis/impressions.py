@@ -1,6 +1,6 @@
-"""Renders impressions of synthetic fingers with the positions of their minutiae.
+"""Render impressions of synthetic fingers, and compute the positions of their minutiae.
 
-An impression is a pure function of the finger and the key of the impression.
+An impression depends only on its finger, its random key and the style (sensors, quality and resolution).
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from fingerprint_accel.synthesis.skin import UNIT, Masters, Minutiae, packed
 from fingerprint_accel.synthesis.touch import ROWS, STRIPES, Touch, noise_tiles
 from fingerprint_accel.synthesis.workers import each, join
 
-FADE_MM = 2.0  # distance from the skin at which the background becomes white, as in imported prints
+FADE_MM = 2.0  # distance from the contact border at which the background becomes white, as in imported prints
 
 
 @dataclass(frozen=True)
 class Prints:
-    """Rendered impressions in the format of a dataset.
+    """Rendered impressions of a batch, in the format of a dataset.
+
+    The canvas is the square image on which a print is placed, with a side of `Style.canvas` pixels.
 
     Attributes:
-        image: (B, canvas, canvas) uint8, ridges dark.
-        minutiae: (B, M, 4) float32 x, y (canvas pixels), angle (radians), quality; padded with zeros.
-        count: (B,) int64 number of minutiae.
+        image: (B, canvas, canvas) uint8 images, ridges dark.
+        minutiae: (B, M, 4) float32: x and y in canvas pixels (y down), angle in radians (counter-clockwise from +x with
+            y up) and quality (0 to 1). Rows from `count` on are zero.
+        count: (B,) int64 number of minutiae of each impression.
         skin: (B, canvas, canvas) bool, pixels where the finger touches the sensing area.
-        pose: (B, 3) float32, see `Touch.pose`.
+        pose: (B, 3) float32 position and rotation of each finger, see `Touch.pose`.
     """
 
     image: torch.Tensor
@@ -41,35 +44,38 @@ class Prints:
 
     @property
     def contact(self) -> torch.Tensor:
-        """Cells of the canvas of which the contact covers at least half, (B, GRID, GRID) bool."""
+        """Mask of the cells that the finger touches over at least half of their area, (B, GRID, GRID) bool.
+
+        The canvas is divided into GRID x GRID equal cells.
+        """
         return contact_cells(self.skin)
 
 
 def impression_keys(seed: int, fingers: torch.Tensor, impressions: torch.Tensor) -> torch.Tensor:
-    """Return the random key of each impression.
+    """Return the random key of each impression. The key determines all random numbers of the impression.
 
     Args:
         seed: random seed.
-        fingers: (B,) int64 finger numbers.
-        impressions: (B,) int64 impression numbers, from 0.
+        fingers: (B,) int64 number of the finger of each impression.
+        impressions: (B,) int64 number of each impression among the impressions of its finger, from 0.
 
     Returns:
-        (B,) int64.
+        (B,) int64 keys.
     """
     return sample_keys(seed, impressions, fingers)
 
 
 def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Style) -> Prints:
-    """Render impressions on the device of the masters.
+    """Render a batch of impressions on the device of the masters (the complete ridge images of the fingers).
 
-    A GPU renders them as one batch. On a CPU they are rendered one by one, so that the bits of an impression do not
+    A GPU renders the impressions as one batch. A CPU renders them one by one, so that the bits of an impression do not
     depend on the batch.
 
     Args:
-        masters: masters of the fingers.
-        which: (B,) int64 index into `masters` for each impression.
-        keys: (B,) int64, see `impression_keys`.
-        style: sensors, quality and resolution.
+        masters: masters of all fingers that occur in the batch.
+        which: (B,) int64 index of the finger of each impression in `masters`.
+        keys: (B,) int64 random key of each impression, see `impression_keys`.
+        style: sensors, quality, resolution and canvas size.
     """
     if which.device.type == "cpu":
         pairs = list(zip(which.split(1), keys.split(1), strict=True))
@@ -79,9 +85,15 @@ def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Sty
 
 @torch.no_grad()
 def _render(fingers: Masters, keys: torch.Tensor, style: Style) -> Prints:
-    """Render one impression of each finger.
+    """Render one impression of each finger as one batch.
 
-    `source` is the point of the master that each pixel shows, in the coordinates of `grid_sample`.
+    In the code, `source` is the point of the master that each pixel of the impression shows. It has the shape (B,
+    canvas, canvas, 2) and the coordinates of `grid_sample`.
+
+    Args:
+        fingers: masters (complete ridge images) of B fingers.
+        keys: (B,) int64 random key of each impression.
+        style: sensors, quality, resolution and canvas size.
     """
     touch = Touch(fingers.size, keys, style)
     move_x, move_y, depth, pressure, dry, shade = touch.fields().unbind(1)
@@ -115,7 +127,19 @@ def _grey(
     fine: torch.Tensor,
     inside: torch.Tensor,
 ) -> torch.Tensor:
-    """Convert ink to grey levels of the sensor on a background that fades to white, (B, canvas, canvas) uint8."""
+    """Convert the ink of impressions to the grey levels of their sensors, on a background that fades to white.
+
+    Args:
+        touch: parameters of the impressions and of their sensors.
+        ink: (B, canvas, canvas) share of each pixel that touches the sensor, 0 to 1, plus specks of dirt.
+        depth: (B, canvas, canvas) distance inside the contact border in mm; negative outside.
+        shade: (B, canvas, canvas) smooth random field, which shades the image.
+        fine: (B, canvas, canvas) white noise with a standard deviation of 1.
+        inside: (B, canvas, canvas) bool, pixels inside the sensing area.
+
+    Returns:
+        (B, canvas, canvas) uint8 images, ridges dark.
+    """
     sensor = touch.sensor
     skin = torch.sigmoid((depth + 0.3) / 0.5)
     grey = 255 - sensor["contrast"] * ink - sensor["halo"] * touch.severity * skin
@@ -132,20 +156,21 @@ def _grey(
 def _minutiae(
     touch: Touch, own: Minutiae, source: torch.Tensor, maps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Map the minutiae of the fingers to the canvas and drop those outside the contact or the sensor.
+    """Map the minutiae of each finger to its impression, and drop those outside the contact or the sensing area.
 
     Args:
-        touch: parameters of the touches.
-        own: minutiae of the finger of each touch.
-        source: (B, canvas, canvas, 2), see `_render`.
+        touch: parameters of the impressions.
+        own: minutiae of the finger of each impression, in finger coordinates.
+        source: (B, canvas, canvas, 2) point of the master that each canvas pixel shows, in the coordinates of
+            `grid_sample`.
         maps: (B, 3, canvas, canvas) distance inside the contact border (mm), dryness, and whether the pixel lies inside
-            the sensing area.
+            the sensing area (1 or 0).
 
     Returns:
-        Minutiae (B, M, 4) in the format of a dataset, and their numbers (B,).
+        Minutiae (B, M, 4) in the format of `Prints.minutiae`, and the number of minutiae of each impression (B,).
     """
     canvas = touch.style.canvas
-    longest = _longest(own.count, own.rows.shape[1])  # per call: the last bit of an angle depends on the length
+    longest = _longest(own.count, own.rows.shape[1])  # padding would change the last bit of angles
     position, angle = own.rows[:, :longest, :2], own.rows[:, :longest, 2].contiguous()
     step = 0.15 * torch.stack([angle.cos(), angle.sin()], dim=-1)
     start, ahead = _on_canvas(touch, torch.cat([position, position + step], dim=1), source).chunk(2, dim=1)
@@ -163,20 +188,31 @@ def _minutiae(
 
 
 def _longest(count: torch.Tensor, there: int) -> int:
-    """Return the largest count of the batch. On a GPU return `there`, to avoid a synchronisation."""
+    """Return the number of rows that a tensor needs to hold all minutiae of a batch.
+
+    On a CPU, this is the largest element of `count`, but at least 1. On a GPU, it is `there`, because reading the
+    largest element would synchronise the host with the GPU.
+
+    Args:
+        count: (B,) number of minutiae of each impression or finger.
+        there: number of rows that are available.
+    """
     return max(1, int(count.max())) if count.device.type == "cpu" else there
 
 
 def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Map positions on the finger to the canvas by inverting `source` with a fixed-point iteration.
+    """Map positions on fingers to positions on the canvas.
+
+    `source` maps in the opposite direction. The function inverts it with a fixed-point iteration.
 
     Args:
-        touch: parameters of the touches.
-        position: (B, M, 2) finger coordinates, mm.
-        source: (B, canvas, canvas, 2), see `_render`.
+        touch: parameters of the impressions.
+        position: (B, M, 2) finger coordinates x and y, mm.
+        source: (B, canvas, canvas, 2) point of the master that each canvas pixel shows, in the coordinates of
+            `grid_sample`.
 
     Returns:
-        (B, M, 2) canvas pixels, y down.
+        (B, M, 2) x and y in canvas pixels, y down.
     """
     canvas = touch.style.canvas
     looked_up = source.permute(0, 3, 1, 2)  # (B, 2, canvas, canvas)
@@ -198,7 +234,12 @@ def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> to
 
 
 def _blurred(ink: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Blend an image with its 3 x 3 binomial blur."""
+    """Blend each image with a copy that is blurred by a 3 x 3 binomial filter.
+
+    Args:
+        ink: (B, H, W) images.
+        share: (B, 1, 1) weight of the blurred copy, 0 to 1.
+    """
     padded = F.pad(ink[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     soft = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16

@@ -1,8 +1,10 @@
-"""Pattern class, singular points and orientation field of a synthetic finger.
+"""Draw the pattern class, the singular points and the orientation field of synthetic fingers.
 
-Cores and deltas are zeros and poles of a complex function (Sherlock and Monro 1993). Random functions bend the field
-around them (Vizcaya and Gerhardt 1996). Arches use a field of slopes (Cappelli, Maio and Maltoni 2002). The shares of
-the classes are those of Wilson, Candela and Watson 1994, as in SFinGe.
+The orientation field is the ridge direction at each pixel of a master (the complete ridge image of a finger). Its
+singular points, cores and deltas, are zeros and poles of a complex function (Sherlock and Monro 1993). Random functions
+bend the field around them (Vizcaya and Gerhardt 1996). Arches have no singular points; their field is computed from the
+slopes of their ridges (Cappelli, Maio and Maltoni 2002). The probabilities of the pattern classes are those of Wilson,
+Candela and Watson 1994, which the generator SFinGe also uses.
 """
 
 from __future__ import annotations
@@ -17,25 +19,25 @@ from fingerprint_accel.synthesis.geometry import HEIGHT, WIDTH, frame, smooth_fi
 
 CLASSES = ("arch", "tented arch", "left loop", "right loop", "whorl", "double loop")
 SHARES = (0.037, 0.029, 0.338, 0.317, 0.209, 0.070)
-"""Natural shares of the classes. Double loops are a quarter of all whorls (27.9 %)."""
+"""Probability of each class. Whorls and double loops together have 27.9 %, and double loops are a quarter of these."""
 ARCH, TENTED, LEFT, RIGHT, WHORL, DOUBLE = range(6)
-# random streams
+# identifiers of independent random streams
 CLASS, CORE, SECOND, DELTAS, BEND, BEND_PHASE, STRAIGHT, BOW, SLOPE, WAVES, RIPPLES, SIZE, TURN, SPIRAL = range(14)
-SINGULARITIES = 4  # two loops, two deltas
-STRAIGHTENED = 0.7  # factor by which a loop is straightened near its core
+SINGULARITIES = 4  # two cores, two deltas
+STRAIGHTENED = 0.7  # share of the inclination of a loop that is removed near its core
 FAR = 1e3  # position in mm of singular points that a class does not have
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Ridge flow of N fingers.
+    """Ridge flow of N synthetic fingers.
 
     Attributes:
         kind: (N,) int64 pattern class, index into `CLASSES`.
-        size: (N,) relative size of the finger, about 1.
-        points: (N, 4, 2) positions of two cores and two deltas, mm.
-        present: (N, 4) bool, whether the class has the singular point.
-        field: (N, H, W) ridge direction in radians, counter-clockwise from +x, modulo pi.
+        size: (N,) size of the finger relative to an average finger.
+        points: (N, 4, 2) x and y of the upper core, lower core, left delta and right delta, mm.
+        present: (N, 4) bool, whether the pattern class has each of these four points.
+        field: (N, HEIGHT, WIDTH) ridge direction in radians, counter-clockwise from +x, modulo pi.
     """
 
     kind: torch.Tensor
@@ -46,18 +48,42 @@ class Pattern:
 
 
 def pattern_classes(keys: torch.Tensor) -> torch.Tensor:
-    """Draw pattern classes with natural shares: keys (N,) -> (N,) int64."""
+    """Draw the pattern class of each finger with the probabilities `SHARES`.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+
+    Returns:
+        (N,) int64 indices into `CLASSES`.
+    """
     bounds = torch.tensor(SHARES, device=keys.device).cumsum(0)[:-1]
     return torch.bucketize(uniform(keys, CLASS, 1)[:, 0], bounds, right=True)
 
 
 def finger_size(keys: torch.Tensor) -> torch.Tensor:
-    """Draw the relative sizes of fingers: keys (N,) -> (N,), about 1."""
+    """Draw the size of each finger relative to an average finger.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+
+    Returns:
+        (N,) sizes with the mean 1 and a standard deviation of about 0.09.
+    """
     return 1 + 0.09 * normal(keys, SIZE, 1)[:, 0]
 
 
 def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw the upper core, lower core, left delta and right delta: positions (N, 4, 2) in mm and presence (N, 4)."""
+    """Draw the positions of the cores and deltas of each finger.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+        kind: (N,) int64 pattern class of each finger.
+        size: (N,) relative size of each finger, which scales the positions.
+
+    Returns:
+        Positions (N, 4, 2) of the upper core, lower core, left delta and right delta in mm, and (N, 4) bool, whether
+        the pattern class has the point. The coordinates of other points are `FAR`.
+    """
     core = normal(keys, CORE, 2) * torch.tensor([0.7, 1.0], device=keys.device) + torch.tensor(
         [0.0, 1.2], device=keys.device
     )
@@ -86,7 +112,17 @@ def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor)
 
 
 def _openings(points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Return the direction in radians in which a ridge leaves each core in a straight line, (N, 2)."""
+    """Return the direction in which the loop around each core opens.
+
+    A ridge that leaves the core in this direction is straight.
+
+    Args:
+        points: (N, 4, 2) positions of two cores and two deltas, mm.
+        present: (N, 4) bool, whether the finger has the point.
+
+    Returns:
+        (N, 2) directions in radians, one for each core.
+    """
     weight = torch.tensor([0.5, 0.5, -0.5, -0.5], device=points.device) * present
     openings = []
     for core in range(2):
@@ -98,9 +134,18 @@ def _openings(points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 def _bends(keys: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw amplitudes and phases (N, 4, 2) of two waves that bend the field around each singular point.
+    """Draw the waves that bend the orientation field around each singular point.
 
-    Around a core the first wave straightens the loop: ridges inside the loop become parallel.
+    Wave k = 1, 2 adds amplitude * sin(k * angle + phase) to the angle around the point. Around a core, the first wave
+    straightens the loop, so that ridges inside the loop become parallel.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+        points: (N, 4, 2) positions of two cores and two deltas, mm.
+        present: (N, 4) bool, whether the finger has the point.
+
+    Returns:
+        Amplitudes and phases in radians, both (N, 4, 2): two waves for each of the four points.
     """
     size = uniform(keys, BEND, 2 * SINGULARITIES, -1, 1).view(-1, SINGULARITIES, 2)
     size = size * torch.tensor([0.18, 0.12], device=keys.device)
@@ -112,7 +157,20 @@ def _bends(keys: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> t
 
 
 def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
-    """Sum half the bent angle around each core and subtract it for each delta, (N, H, W)."""
+    """Compute the orientation field that results from the cores and deltas.
+
+    The direction is half the sum of the angles around the cores minus half the sum of the angles around the deltas. The
+    waves of `_bends` are added to each angle first.
+
+    Args:
+        points: (N, 4, 2) positions of two cores and two deltas, mm.
+        present: (N, 4) bool, whether the finger has the point.
+        size: (N, 4, 2) amplitudes of the two waves of each point.
+        phase: (N, 4, 2) phases of the waves, radians.
+
+    Returns:
+        (N, HEIGHT, WIDTH) ridge direction, radians.
+    """
     x, y = frame(points.device)
     total = torch.zeros(len(points), HEIGHT, WIDTH, device=points.device)
     for number in range(SINGULARITIES):
@@ -129,7 +187,20 @@ def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phas
 
 
 def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Return the rotation of the field that turns spirals around the cores of whorls into rings, (N, H, W)."""
+    """Return the rotation of the orientation field that turns spirals around the cores of whorls into rings.
+
+    Double loops are rotated by a smaller share of this angle. A small random rotation is added, so that some whorls
+    keep a slight spiral.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+        kind: (N,) int64 pattern class of each finger.
+        points: (N, 4, 2) positions of two cores and two deltas, mm.
+        present: (N, 4) bool, whether the finger has the point.
+
+    Returns:
+        (N, HEIGHT, WIDTH) rotation in radians; 0 for fingers without a lower core.
+    """
     x, y = frame(points.device)
     middle = points[:, :2].mean(dim=1)
     apart = middle[:, None] - points[:, 2:]
@@ -142,18 +213,35 @@ def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, pre
 
 
 def _straightening(kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Return the rotation of the field that makes a loop leave its core nearly straight down, (N, H, W)."""
+    """Return the rotation of the orientation field that makes a loop leave its core nearly straight down.
+
+    Args:
+        kind: (N,) int64 pattern class of each finger.
+        points: (N, 4, 2) positions of two cores and two deltas, mm.
+        present: (N, 4) bool, whether the finger has the point.
+
+    Returns:
+        (N, HEIGHT, WIDTH) rotation in radians; 0 for classes other than left and right loops.
+    """
     x, y = frame(points.device)
     loop = (kind == LEFT) | (kind == RIGHT)
     lean = torch.where(loop, _openings(points, present)[:, 0] + math.pi / 2, 0.0)[:, None, None]
     lean = torch.remainder(lean + math.pi, 2 * math.pi) - math.pi
     core = points[:, 0, :, None, None]
     distance = (x - core[:, 0]).square() + (y - core[:, 1]).square()
-    return -0.5 * STRAIGHTENED * lean * torch.exp(-distance / (2 * 5.0**2))  # a core turns by twice as much
+    return -0.5 * STRAIGHTENED * lean * torch.exp(-distance / (2 * 5.0**2))  # the loop turns by twice the angle
 
 
 def _slopes(keys: torch.Tensor) -> torch.Tensor:
-    """Return the orientation field of arches, which is steepest at a random height, (N, H, W)."""
+    """Draw the orientation field of arches. Their ridges rise towards the middle of the finger and fall behind it.
+
+    Args:
+        keys: (N,) int64 random key of each finger. It determines, among others, the height at which ridges are
+            steepest.
+
+    Returns:
+        (N, HEIGHT, WIDTH) ridge direction, radians.
+    """
     x, y = frame(keys.device)
     draw = uniform(keys, SLOPE, 5)[:, :, None, None]
     top, steep = 2.5 * draw[:, 0] - 1.0, 0.9 + 0.9 * draw[:, 1]
@@ -166,7 +254,11 @@ def _slopes(keys: torch.Tensor) -> torch.Tensor:
 
 
 def make_pattern(keys: torch.Tensor) -> Pattern:
-    """Draw class, singular points and orientation field for the key of each finger (N,) int64."""
+    """Draw the pattern class, the singular points and the orientation field of each finger.
+
+    Args:
+        keys: (N,) int64 random key of each finger. Equal keys give equal patterns.
+    """
     kind = pattern_classes(keys)
     size = finger_size(keys)
     points, present = _singular_points(keys, kind, size)

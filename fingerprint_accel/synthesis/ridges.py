@@ -1,11 +1,11 @@
-"""Ridge pattern of a synthetic finger by iterative filtering of noise (Cappelli, Maio and Maltoni 2002).
+"""Generate the ridges of synthetic fingers by iterative filtering of noise (Cappelli, Maio and Maltoni 2002).
 
-Each pixel is filtered with its own direction and ridge period, passed through a saturating function, and filtered
-again.
+In each iteration, a filter for the local ridge direction and ridge period is applied at each pixel, and the responses
+pass through a saturating function.
 
 The filter is steerable (Freeman and Adelson 1991). Its angular profile in the frequency plane is a short Fourier
-series, so a few inverse transforms give the response for every direction. A bank of Gabor kernels would need one
-convolution per direction and interpolation between them.
+series, so a few inverse Fourier transforms give the response for every direction. A bank of Gabor kernels would need
+one convolution per direction and interpolation between the directions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ from fingerprint_accel.synthesis.orientation import Pattern
 
 ROUNDS = 14
 ANGULAR_WIDTH = 0.30  # standard deviation of the angular profile of the filter, radians
-RADIAL_WIDTH = 0.26  # standard deviation of the radial profile, natural logarithm of the frequency
-HARMONICS = 5  # multiples of twice the angle; the weight of the next one would be 1 %
-GAIN = 2.5
+RADIAL_WIDTH = 0.26  # standard deviation of the radial profile, in the natural logarithm of the frequency
+HARMONICS = 5  # multiples of twice the angle in the Fourier series; the next one would have a weight of 0.2 %
+GAIN = 2.5  # factor in front of the saturating function, for responses with a root mean square of 1
 NOISE, PERIOD, PERIOD_WAVES = range(20, 23)  # random streams
 
 
 def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """Draw the ridge period in mm, (N, H, W): smaller near the core, larger near the joint and on large fingers."""
+    """Draw the ridge period, the distance between neighbouring ridges, at each pixel of each finger.
+
+    The period is smaller near the core. It is larger near the joint below the fingertip and on large fingers.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+        pattern: ridge flow of the fingers.
+
+    Returns:
+        (N, HEIGHT, WIDTH) ridge period, mm.
+    """
     x, y = frame(keys.device)
     draw = normal(keys, PERIOD, 3, 2.2)
     base = 0.455 * (1 + 0.045 * draw[:, 0]) * pattern.size**0.6
@@ -42,7 +52,12 @@ def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log frequency (cycles per mm) and the direction (y up) of each Fourier coefficient, (H, W / 2 + 1)."""
+    """Return the frequency and direction of each coefficient of the Fourier transform (`rfft2`) of a master image.
+
+    Returns:
+        Natural logarithm of the frequency in cycles per mm, and direction in radians with y up; both (HEIGHT, WIDTH / 2
+        + 1).
+    """
     down = torch.fft.fftfreq(HEIGHT, device=device, dtype=torch.float64)[:, None]
     right = torch.fft.rfftfreq(WIDTH, device=device, dtype=torch.float64)[None]
     radius = torch.hypot(down, right) * PIXELS_PER_MM
@@ -52,7 +67,15 @@ def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 @lru_cache(maxsize=8)
 def _angular(device: torch.device, odd: bool) -> torch.Tensor:
-    """Return the weighted angular Fourier series of the filter: cosines, then sines, (2 * orders, H, W / 2 + 1)."""
+    """Return the terms of the Fourier series that describes the angular profile of the ridge filter.
+
+    Args:
+        device: device of the result.
+        odd: whether to use odd multiples of the angle (odd filter) instead of even multiples (even filter).
+
+    Returns:
+        (terms, HEIGHT, WIDTH / 2 + 1): weighted cosines, then weighted sines, for each Fourier coefficient of an image.
+    """
     angle = _frequency(device)[1].double()
     weights = [math.exp(-((order * ANGULAR_WIDTH) ** 2) / 2) * (1.0 if order else 0.5) for order in _orders(odd)]
     weights += [weight for weight, order in zip(weights, _orders(odd), strict=True) if order]
@@ -60,21 +83,35 @@ def _angular(device: torch.device, odd: bool) -> torch.Tensor:
 
 
 def _orders(odd: bool) -> list[int]:
+    """Return the multiples of the angle that occur in the Fourier series of the odd or the even filter."""
     return [2 * k + odd for k in range(HARMONICS + 1)]
 
 
 def _waves(angle: torch.Tensor, odd: bool) -> list[torch.Tensor]:
-    """Return cosines, then sines, of the multiples of an angle. For `normal_angle` they are the steering weights."""
+    """Return the cosines of the multiples of an angle, followed by the sines.
+
+    The Fourier series of the ridge filter consists of these terms. To steer the filter to a direction, its terms are
+    multiplied by the terms for that direction and summed.
+
+    Args:
+        angle: angles in radians, any shape.
+        odd: whether to use odd multiples instead of even ones.
+
+    Returns:
+        One tensor of the shape of `angle` for each term.
+    """
     orders = _orders(odd)
     return [torch.cos(order * angle) for order in orders] + [torch.sin(order * angle) for order in orders if order]
 
 
 class RidgeFilter:
-    """Steerable ridge filter of N fingers, which can be applied repeatedly.
+    """Filter that keeps ridges of a given direction and period at each pixel, for N fingers.
+
+    The filter is steerable and can be applied repeatedly.
 
     Args:
-        field: (N, H, W) ridge direction, radians.
-        period: (N, H, W) ridge period, mm.
+        field: (N, HEIGHT, WIDTH) ridge direction, radians.
+        period: (N, HEIGHT, WIDTH) ridge period, mm.
     """
 
     def __init__(self, field: torch.Tensor, period: torch.Tensor) -> None:
@@ -88,9 +125,17 @@ class RidgeFilter:
         self.even = _waves(self.normal_angle, odd=False)
 
     def _steered(self, spectrum: torch.Tensor, steering: list[torch.Tensor], odd: bool) -> torch.Tensor:
-        """Steer and sum the filter responses: spectrum (N, H, W / 2 + 1) -> (N, H, W).
+        """Apply the filter to the Fourier transforms of images, steered to the ridge direction at each pixel.
 
-        Terms are added one by one, so that they stay in the CPU cache.
+        Terms of the Fourier series are added one by one, so that they stay in the CPU cache.
+
+        Args:
+            spectrum: (N, HEIGHT, WIDTH / 2 + 1) Fourier transforms of the images.
+            steering: one weight image (N, HEIGHT, WIDTH) for each term, as `_waves` returns them.
+            odd: whether to use the odd filter instead of the even one.
+
+        Returns:
+            (N, HEIGHT, WIDTH) responses.
         """
         fine, coarse = (spectrum * band for band in self.bands)
         total = torch.zeros_like(self.coarse)
@@ -100,27 +145,39 @@ class RidgeFilter:
         return total
 
     def real(self, ridges: torch.Tensor) -> torch.Tensor:
-        """Apply the even filter to images (N, H, W)."""
+        """Return the responses of the even filter to images (N, HEIGHT, WIDTH), in the same shape."""
         return self._steered(torch.fft.rfft2(ridges), self.even, odd=False)
 
     def analytic(self, ridges: torch.Tensor) -> torch.Tensor:
-        """Return the analytic signal, (N, H, W) complex. Its argument is the ridge phase along `normal_angle`."""
+        """Return the analytic signal of ridge images.
+
+        The real part is the response of the even filter, and the imaginary part is the response of the odd filter. The
+        argument of the signal is the phase of the ridges. It increases along `normal_angle`, the direction
+        perpendicular to the ridges.
+
+        Args:
+            ridges: (N, HEIGHT, WIDTH) images.
+
+        Returns:
+            (N, HEIGHT, WIDTH) complex64.
+        """
         spectrum = torch.fft.rfft2(ridges)
         odd = self._steered(spectrum * -1j, _waves(self.normal_angle, odd=True), odd=True)
         return torch.complex(self._steered(spectrum, self.even, odd=False), odd)
 
 
 def grow(keys: torch.Tensor, pattern: Pattern, period: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
-    """Generate the ridges of N fingers as an analytic signal.
+    """Generate the ridges of N fingers from noise.
 
     Args:
-        keys: (N,) int64 key of each finger.
-        pattern: ridge flow.
-        period: (N, H, W) ridge period, mm.
+        keys: (N,) int64 random key of each finger.
+        pattern: ridge flow of the fingers.
+        period: (N, HEIGHT, WIDTH) ridge period, mm.
         rounds: number of filter iterations; more iterations give fewer minutiae.
 
     Returns:
-        (N, H, W) complex64. The real part is the height of the skin. The zeros of the signal are the minutiae.
+        (N, HEIGHT, WIDTH) complex64 analytic signal. Its real part is the height of the skin. Its zeros are the
+        minutiae.
     """
     bank = RidgeFilter(pattern.field, period)
     ridges = uniform(keys, NOISE, HEIGHT * WIDTH, -1, 1).view(-1, HEIGHT, WIDTH)

@@ -1,6 +1,6 @@
-"""Sensor types with the ranges of their rendering parameters.
+"""Define simulated sensor types with the ranges of their rendering parameters, and the style of impressions.
 
-Grey levels run from 0 (black) to 255 (background), as in imported prints.
+Grey levels run from 0 (black) to 255 (white background), as in imported prints.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Range = tuple[float, float]
 PARAMETERS = (
     "width",  # width of the sensing area, mm
     "height",  # height of the sensing area, mm
-    "contrast",  # difference of valley and ridge, grey levels
+    "contrast",  # difference between valleys and ridges, grey levels
     "sharpness",  # slope of ridge edges
-    "blur",  # 0 to 1: share of a 3 x 3 binomial blur at 300 ppi
+    "blur",  # weight of a 3 x 3 binomial blur, 0 to 1
     "noise",  # standard deviation of the noise, grey levels
-    "stripes",  # fixed pattern noise of the columns, grey levels
-    "vignette",  # slow shading, grey levels
-    "halo",  # darkening of valleys by skin, grey levels
-    "specks",  # strength of dirt around the print
+    "stripes",  # standard deviation of the fixed pattern noise of columns, grey levels
+    "vignette",  # amplitude of the smooth shading, grey levels
+    "halo",  # darkening of the whole contact area, grey levels
+    "specks",  # strength of the dirt on the sensor
     "texture",  # relative variation of ink along a ridge
-    "jitter",  # displacement of the rows of a swipe sensor, mm
+    "jitter",  # standard deviation of the displacement of the rows of a swipe sensor, mm
     "pressure",  # added to the pressure of the touch; larger values give thicker ridges
     "inverted",  # probability that ridges are bright
 )
@@ -66,14 +66,22 @@ DEFAULT = ("optical", "capacitive", "thermal", "ink")
 
 @lru_cache(maxsize=16)
 def sensor_ranges(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
-    """Return the lowest and highest value of each parameter, (sensors, parameters, 2) float32."""
+    """Return the range of each rendering parameter for each of the given sensors.
+
+    Args:
+        names: names from `SENSORS`.
+        device: device of the result.
+
+    Returns:
+        (sensors, parameters, 2) float32 lowest and highest values, with the parameters in the order of `PARAMETERS`.
+    """
     return torch.tensor([[SENSORS[name][parameter] for parameter in PARAMETERS] for name in names], device=device)
 
 
 QUALITIES = {"clean": (0.15, 0.3), "default": (0.4, 1.3), "poor": (0.9, 1.6), "mixed": (0.15, 1.6)}
-"""Ranges of the severity of disturbances."""
+"""Lowest and highest severity of disturbances (rotation, distortion, pressure, dirt) for each quality."""
 PARTIAL_SHARES = {"clean": 0.0, "default": 0.0, "poor": 0.0, "mixed": 0.4}
-"""Share of partial touches."""
+"""Share of impressions that show only a part of the finger, for each quality."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +89,17 @@ class Style:
     """Options for the appearance of synthetic impressions.
 
     Attributes:
-        sensors: names from `SENSORS`. Each impression is rendered by a random one of them.
+        sensors: names from `SENSORS`. Each impression is rendered with a random one of these sensors.
         quality: name from `QUALITIES`.
         ppi: resolution, pixels per inch.
-        canvas: side of an impression, pixels.
-        siblings: size of a family of consecutive fingers. Fingers of a family have the same pattern class, ridge flow,
-            ridge period and creases, so that only minutiae distinguish them.
-        partial: share of touches that show only a part of the finger: the tip, the lower half, one side, or a narrow
-            window. Default: the share of the quality, see `PARTIAL_SHARES`.
+        canvas: side of the square image of an impression, pixels.
+        siblings: number of consecutive fingers that form a family. Fingers of a family have the same pattern class,
+            ridge flow, ridge period and creases, so that only minutiae distinguish them. With 1 there are no families.
+        partial: share of impressions that show only a part of the finger: the tip, the lower half, one side, or a
+            narrow window. The default is the share of the quality, see `PARTIAL_SHARES`.
 
     Raises:
-        UserError: if a sensor or quality is unknown or a size is out of range.
+        UserError: if a sensor or the quality is unknown, or a number is out of range.
     """
 
     sensors: tuple[str, ...] = DEFAULT
@@ -103,7 +111,7 @@ class Style:
 
     @property
     def partial_share(self) -> float:
-        """Share of partial touches: the given value, or the default of the quality."""
+        """Share of impressions that show only a part of the finger: `partial`, or the default of the quality."""
         return PARTIAL_SHARES[self.quality] if self.partial is None else self.partial
 
     def __post_init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Masters of synthetic fingers: ridges with pores, incipient ridges and creases, and their exact minutiae."""
+"""Generate masters, the complete ridge images of synthetic fingers, and their exact minutiae.
+
+The ridges have pores, incipient ridges (thin, broken ridges in the valleys) and creases (folds of the skin).
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,24 @@ from fingerprint_accel.synthesis.orientation import make_pattern
 from fingerprint_accel.synthesis.ridges import grow, period_field
 from fingerprint_accel.synthesis.workers import each, join
 
-CREASES = 4  # largest number per finger
+CREASES = 4  # largest number of creases per finger
 CREASE, CREASE_COUNT, ROUGH, PORES, PORE_DEPTH, INCIPIENT, INCIPIENT_PLACE = range(40, 47)  # random streams
-EDGE = 4  # border in pixels without minutiae, because the filters wrap around
-UNIT = 120.0  # grey levels from the mean height to the top of a ridge
-# Two opposite minutiae closer than PAIR_MM are a short ridge break. Two equal minutiae closer than TWIN_MM are one.
+EDGE = 4  # width in pixels of a border without minutiae, because the filters wrap around at the border
+UNIT = 120.0  # grey levels between the mean height and the top of a ridge
+# Two minutiae of opposite directions that are closer than PAIR_MM mark a short break of a ridge. Two minutiae of equal
+# directions that are closer than TWIN_MM are the same minutia.
 PAIR_MM, TWIN_MM = 0.55, 0.4
 
 
 @dataclass(frozen=True)
 class Minutiae:
-    """Minutiae of N fingers, padded to the largest number M.
+    """Minutiae of N fingers. Each finger has M rows, where M is the largest number of minutiae of a finger.
 
     Attributes:
-        rows: (N, M, 3) x to the right and y up in mm, and the angle in radians, counter-clockwise from +x. The angle
-            follows ISO/IEC 19794-2: along an ending ridge, and into the fork of a bifurcation.
-        count: (N,) int64 number of valid rows.
+        rows: (N, M, 3) x (to the right) and y (up) in mm from the centre of the master, and angle in radians,
+            counter-clockwise from +x. The angle follows ISO/IEC 19794-2: along an ending ridge, and into the fork of a
+            bifurcation. Rows from `count` on are padding.
+        count: (N,) int64 number of minutiae of each finger.
     """
 
     rows: torch.Tensor
@@ -37,13 +42,14 @@ class Minutiae:
 
 @dataclass(frozen=True)
 class Masters:
-    """Masters of N fingers, from which impressions are rendered.
+    """Complete ridge images of N fingers, from which impressions are rendered.
 
     Attributes:
-        ridges: (N, H, W) uint8 height of the skin, 7 in a valley and 247 on a ridge; coordinates as in `geometry`.
-        minutiae: visible minutiae; minutiae in a crease are excluded.
+        ridges: (N, HEIGHT, WIDTH) uint8 height of the skin, 7 in a valley and 247 on a ridge. `geometry` defines the
+            coordinates.
+        minutiae: minutiae of the fingers, without those that creases hide.
         kind: (N,) int64 pattern class, index into `orientation.CLASSES`.
-        size: (N,) relative size of the finger.
+        size: (N,) size of the finger relative to an average finger.
     """
 
     ridges: torch.Tensor
@@ -61,30 +67,44 @@ class Masters:
 
 
 def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
-    """Return the random key of each finger: numbers (N,) int64 -> (N,) int64."""
+    """Return the random key of each finger. The key determines all random numbers of the finger.
+
+    Args:
+        seed: random seed.
+        fingers: (N,) int64 finger numbers.
+
+    Returns:
+        (N,) int64 keys.
+    """
     return sample_keys(seed, torch.full_like(fingers, -1), fingers)
 
 
 def finger_name(seed: int, number: int, siblings: int = 1) -> str:
-    """Return the finger key under which a synthetic finger is stored. Equal keys mean equal fingers.
+    """Return the name of a synthetic finger in a dataset. Equal names mean equal fingers.
 
-    Keys sort like numbers. With `siblings` above 1, fingers other than the first of a family get a suffix, because
-    they differ from the finger with this number and without siblings.
+    Numbers are padded to six digits, so that names sort in the order of the numbers. If `siblings` is above 1, all
+    fingers of a family except the first get a suffix: they differ from the fingers that have the same numbers in a
+    dataset without families.
+
+    Args:
+        seed: random seed of the fingers.
+        number: number of the finger.
+        siblings: number of fingers of a family, see `Style.siblings`.
     """
     return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
 
 
 def make_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters:
-    """Generate the masters of fingers on the device of `fingers`.
+    """Generate the masters (complete ridge images with minutiae) of fingers on the device of `fingers`.
 
-    A GPU generates them as one batch. On a CPU they are generated one by one, so that the bits of a finger do not
+    A GPU generates the masters as one batch. A CPU generates them one by one, so that the bits of a finger do not
     depend on the batch.
 
     Args:
-        seed: random seed. Seed and number determine the finger.
+        seed: random seed. Seed, number and `siblings` determine a finger.
         fingers: (N,) int64 finger numbers.
-        siblings: size of a family of consecutive numbers. All fingers of a family have the pattern class, ridge flow,
-            ridge period and creases of the first one.
+        siblings: number of consecutive fingers that form a family. All fingers of a family have the pattern class,
+            ridge flow, ridge period and creases of the first finger.
     """
     both = torch.stack([finger_keys(seed, fingers), finger_keys(seed, fingers // siblings * siblings)], dim=1)
     if fingers.device.type == "cpu":
@@ -94,6 +114,11 @@ def make_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters
 
 @torch.no_grad()
 def _make(both: torch.Tensor) -> Masters:
+    """Generate the masters of N fingers as one batch.
+
+    Args:
+        both: (N, 2) int64 random key of each finger, and random key of the first finger of its family.
+    """
     keys, flow = both.unbind(1)
     pattern = make_pattern(flow)
     period = period_field(flow, pattern)
@@ -110,14 +135,30 @@ def _make(both: torch.Tensor) -> Masters:
 
 
 def _pores(keys: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
-    """Return the depth of sweat pores in the ridges, (N, H, W)."""
+    """Draw sweat pores in the ridges, and return by how much they lower the height of the skin.
+
+    Args:
+        keys: (N,) int64 random key of each finger.
+        height: (N, HEIGHT, WIDTH) height of the skin, -1 in a valley and 1 on a ridge.
+
+    Returns:
+        (N, HEIGHT, WIDTH) depth in the unit of `height`; 0 outside the pores.
+    """
     depth = uniform(keys, PORE_DEPTH, 1, 0.0, 0.9)[:, :, None]
     there = uniform(keys, PORES, HEIGHT * WIDTH).view_as(height) > 0.955
     return depth * there * (height - 0.5).clamp_min(0) * 2
 
 
 def _with_incipient_ridges(keys: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
-    """Add incipient ridges: thin, broken ridges in the valleys of some regions of some fingers."""
+    """Add incipient ridges to some fingers: thin, broken ridges in the valleys of some regions.
+
+    Args:
+        keys: (N,) int64 random keys that determine the incipient ridges.
+        height: (N, HEIGHT, WIDTH) height of the skin, -1 in a valley and 1 on a ridge.
+
+    Returns:
+        (N, HEIGHT, WIDTH) new height.
+    """
     draw = uniform(keys, INCIPIENT, 2)[:, :, None]
     strength = 1.1 * (draw[:, :1] > 0.8) * (0.4 + 0.6 * draw[:, 1:])
     place = smooth_field(normal(keys, INCIPIENT_PLACE, 99).view(-1, 11, 9), HEIGHT, WIDTH)
@@ -127,7 +168,14 @@ def _with_incipient_ridges(keys: torch.Tensor, height: torch.Tensor) -> torch.Te
 
 
 def _creases(keys: torch.Tensor) -> torch.Tensor:
-    """Draw creases, most of them across the finger, (N, H, W) in 0..1."""
+    """Draw creases (folds of the skin). Most of them are roughly horizontal.
+
+    Args:
+        keys: (N,) int64 random keys that determine the creases.
+
+    Returns:
+        (N, HEIGHT, WIDTH) strength of the crease at each pixel, from 0 (none) to 1.
+    """
     x, y = frame(keys.device)
     number = uniform(keys, CREASE_COUNT, 1)[:, 0]
     rough = 0.16 * smooth_field(normal(keys, ROUGH, 64 * 52).view(-1, 64, 52), HEIGHT, WIDTH)
@@ -146,18 +194,31 @@ def _creases(keys: torch.Tensor) -> torch.Tensor:
 
 
 def _corners(values: torch.Tensor) -> torch.Tensor:
-    """Return the corners of every 2 x 2 cell, counter-clockwise with y up: (N, H, W) -> (4, N, H - 1, W - 1)."""
+    """Return the four corner values of every cell of 2 x 2 neighbouring pixels.
+
+    Args:
+        values: (N, H, W) images.
+
+    Returns:
+        (4, N, H - 1, W - 1) values of the lower left, lower right, upper right and upper left corners.
+    """
     return torch.stack([values[:, 1:, :-1], values[:, 1:, 1:], values[:, :-1, 1:], values[:, :-1, :-1]])
 
 
 def _windings(signal: torch.Tensor, normal_angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the winding number of the phase around each 2 x 2 cell, and the corner values with consistent signs.
+    """Count how often the ridge phase winds around each cell of 2 x 2 neighbouring pixels.
 
-    The ridge direction is only defined modulo pi. At corners with the opposite direction the signal is conjugated.
-    Cells without a consistent choice of signs contain a core or delta; their winding number is set to 0.
+    The ridge direction is only defined modulo pi, so `normal_angle` can point in opposite directions at two corners of
+    a cell. The signal of a corner with the opposite direction is conjugated. If no choice of directions is consistent,
+    the cell contains a core or delta, and its winding number is set to 0.
+
+    Args:
+        signal: (N, H, W) complex64 analytic signal of the ridges.
+        normal_angle: (N, H, W) direction perpendicular to the ridges, radians.
 
     Returns:
-        Winding numbers (N, H - 1, W - 1) and complex corner values (4, N, H - 1, W - 1).
+        Winding numbers (N, H - 1, W - 1), counted counter-clockwise, and the complex values (4, N, H - 1, W - 1) of the
+        corners of each cell, conjugated where necessary.
     """
     cosines, sines = _corners(normal_angle.cos()), _corners(normal_angle.sin())
     signs = (cosines[0] * cosines + sines[0] * sines).sign()
@@ -172,14 +233,14 @@ def _windings(signal: torch.Tensor, normal_angle: torch.Tensor) -> tuple[torch.T
 
 
 def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
-    """Find minutiae as the zeros of an analytic signal.
+    """Find the minutiae of N fingers, which are the zeros of the analytic signals of their ridges.
 
     The ridge phase winds once around a zero, where a ridge ends or forks (Larkin and Fletcher 2007, "A coherent
     framework for fingerprint analysis: are fingerprints holograms?", Optics Express 15(14)).
 
     Args:
-        signal: (N, H, W) complex64, see `ridges.grow`.
-        normal_angle: (N, H, W) direction in radians along which the phase increases.
+        signal: (N, HEIGHT, WIDTH) complex64, see `ridges.grow`.
+        normal_angle: (N, HEIGHT, WIDTH) direction in radians along which the ridge phase increases.
     """
     winding, corners = _windings(signal, normal_angle)
     winding[:, :EDGE], winding[:, -EDGE:], winding[:, :, :EDGE], winding[:, :, -EDGE:] = 0, 0, 0, 0
@@ -204,7 +265,12 @@ def find_minutiae(signal: torch.Tensor, normal_angle: torch.Tensor) -> Minutiae:
 
 
 def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
-    """Drop minutiae that a human examiner would not mark: in creases, at short breaks, and duplicates."""
+    """Drop minutiae that a human examiner would not mark: in creases, at short breaks of a ridge, and duplicates.
+
+    Args:
+        minutiae: minutiae of N fingers.
+        crease: (N, HEIGHT, WIDTH) strength of creases, 0 to 1.
+    """
     position, (x, y, direction) = minutiae.rows[..., :2], minutiae.rows.unbind(-1)
     there = torch.arange(x.shape[1], device=x.device) < minutiae.count[:, None]
     column = (x * PIXELS_PER_MM + WIDTH / 2).long().clamp(0, WIDTH - 1)
@@ -222,6 +288,15 @@ def _seen(minutiae: Minutiae, crease: torch.Tensor) -> Minutiae:
 
 
 def packed(rows: torch.Tensor, keep: torch.Tensor, most: int) -> torch.Tensor:
-    """Move the kept rows to the front and pad with zeros: rows (N, M, K), keep (N, M) bool -> (N, most, K)."""
+    """Move the rows marked in `keep` to the front, and fill the remaining rows with zeros.
+
+    Args:
+        rows: (N, M, K), M rows for each of N fingers or impressions.
+        keep: (N, M) bool, rows to keep.
+        most: number of rows in the result, at least the largest number of kept rows.
+
+    Returns:
+        (N, most, K).
+    """
     order = torch.argsort(~keep, dim=1, stable=True)[:, :most, None]
     return torch.take_along_dim(rows * keep[..., None], order, dim=1)

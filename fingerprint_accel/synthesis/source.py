@@ -1,8 +1,8 @@
-"""Synthetic training data that is rendered during training, without a dataset folder.
+"""Render synthetic training data during training, without a dataset folder.
 
-`--data synth:fingers=20000` selects it. The masters stay on the device, and each step renders new impressions. The
-order of fingers and impressions is that of `data.order`, so runs resume exactly and do not depend on the number of
-processes.
+The option `--data synth:fingers=20000` selects it. The masters (complete ridge images of the fingers) stay on the
+device, and each training step renders new impressions from them. `data.order` determines the order of fingers and
+impressions, so runs resume exactly and do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fingerprint_accel.synthesis.skin import Masters, Minutiae, make_masters
 from fingerprint_accel.synthesis.workers import join
 
 PREFIX = "synth:"
-CHUNK = 32  # masters that a process makes at a time
-MOST_MINUTIAE = 512  # per master; rows are padded to this number before processes exchange them
+CHUNK = 32  # number of masters that a process generates at a time
+MOST_MINUTIAE = 512  # largest number per finger; rows are padded to this number before processes exchange them
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Parsed form of `--data synth:fingers=20000,impressions=8,...`.
+    """Options of synthetic training data, parsed from `--data synth:fingers=20000,impressions=8,...`.
 
     Attributes:
         fingers: number of training fingers.
-        impressions: impressions of each finger per epoch. Every epoch renders new ones.
-        seed: seed of fingers and impressions.
+        impressions: number of impressions of each finger per epoch. Every epoch renders new impressions.
+        seed: random seed of fingers and impressions.
         first: number of the first finger.
-        style: sensors, quality, ppi, canvas, siblings and share of partial touches.
+        style: sensors, quality, ppi, canvas, siblings and share of partial impressions.
     """
 
     fingers: int
@@ -50,15 +50,19 @@ class SourceSpec:
 
 
 def is_source(data: str) -> bool:
-    """Return whether `--data` names synthetic data instead of a folder."""
+    """Return whether a value of `--data` selects synthetic data (`synth:...`) instead of a dataset folder."""
     return data.startswith(PREFIX)
 
 
 def parse_source(data: str) -> SourceSpec:
-    """Parse `synth:fingers=20000,impressions=8,seed=1,first=0,quality=default,sensors=optical+ink,ppi=300,canvas=320`.
+    """Parse a value of `--data` that selects synthetic data.
+
+    Args:
+        data: `synth:` and comma-separated options, of which only `fingers` is required, for example
+            `synth:fingers=20000,impressions=8,seed=1,first=0,quality=default,sensors=optical+ink,ppi=300,canvas=320`.
 
     Raises:
-        UserError: if a key or value is invalid. The message shows the format.
+        UserError: if an option is unknown or has an invalid value. The message shows the format.
     """
     numbers: dict[str, int] = {}
     looks: dict[str, str | int | float | tuple[str, ...]] = {}
@@ -84,7 +88,13 @@ def parse_source(data: str) -> SourceSpec:
 
 
 def _gathered(masters: Masters, gather: Callable[[torch.Tensor], torch.Tensor], count: int) -> Masters:
-    """Gather the masters of all ranks and return the first `count`."""
+    """Concatenate the masters (complete ridge images) of all ranks, and return the first `count` of them.
+
+    Args:
+        masters: masters that this rank has made.
+        gather: function that concatenates a tensor of all ranks along the first dimension.
+        count: number of masters to return.
+    """
     own = masters.minutiae
     rows = F.pad(own.rows, (0, 0, 0, MOST_MINUTIAE - own.rows.shape[1]))
     tensors = masters.ridges, masters.kind, masters.size, own.count, rows
@@ -94,11 +104,11 @@ def _gathered(masters: Masters, gather: Callable[[torch.Tensor], torch.Tensor], 
 
 @dataclass(frozen=True)
 class SyntheticPrints:
-    """Synthetic prints that are rendered on demand, with the interface of `data.loader.Subset`.
+    """Synthetic prints of F fingers, which are rendered on demand. The interface is that of `data.loader.Subset`.
 
     Attributes:
         spec: options of the prints.
-        masters: masters of the fingers, on the device.
+        masters: masters (complete ridge images) of the fingers, on the device.
         numbers: (F,) int64 number of each finger, on the device.
     """
 
@@ -107,11 +117,11 @@ class SyntheticPrints:
     numbers: torch.Tensor
 
     def __getitem__(self, fingers: slice) -> SyntheticPrints:
-        """Return the prints of some of the fingers, without a copy."""
+        """Return the prints of a slice of the fingers, without a copy."""
         return SyntheticPrints(self.spec, self.masters[fingers], self.numbers[fingers])
 
     def __len__(self) -> int:
-        """Number of prints per epoch."""
+        """Return the number of prints per epoch."""
         return len(self.masters) * self.spec.impressions
 
     @property
@@ -121,12 +131,12 @@ class SyntheticPrints:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class index of each print, (N,) int64."""
+        """Class label of each print of an epoch, (N,) int64: the position of its finger in `masters`."""
         return np.arange(len(self)) // self.spec.impressions
 
     @property
     def with_minutiae(self) -> int:
-        """Number of prints with minutiae, which is all of them."""
+        """Number of prints per epoch that have minutiae. All prints have minutiae."""
         return len(self)
 
     @property
@@ -136,17 +146,17 @@ class SyntheticPrints:
 
     @property
     def identity(self) -> str:
-        """Text of all options that determine the prints. A resumed run compares it."""
+        """All options that determine the prints, as text. A training run can resume only if this text is unchanged."""
         knobs = vars(self.spec) | vars(self.spec.style)
         return ",".join(f"{name}={value}" for name, value in knobs.items() if name != "style")
 
     def read(self, samples: np.ndarray, epochs: np.ndarray, truth: bool = False) -> Batch:
-        """Render prints on the device of the masters.
+        """Render the prints with the given indices, on the device of the masters.
 
         Args:
-            samples: (B,) int64 indices in 0..N-1.
-            epochs: (B,) int64 epochs; each epoch has its own impressions.
-            truth: also return pose and contact.
+            samples: (B,) int64 index of each print within an epoch, from 0 to len(self) - 1.
+            epochs: (B,) int64 epoch of each print. The impressions differ between epochs.
+            truth: whether the batch contains the true pose and contact mask of each print.
         """
         index, epoch = (torch.from_numpy(values).to(self.numbers.device) for values in (samples, epochs))
         which, impression = index // self.spec.impressions, index % self.spec.impressions
@@ -165,18 +175,22 @@ class SyntheticPrints:
         position: int = 0,
         truth: bool = False,
     ) -> RenderLoader:
-        """Return an endless loader of micro-batches for one process; see `data.loader.Subset.loader`."""
+        """Return an endless loader of the micro-batches of one process.
+
+        The arguments are those of `data.loader.Subset.loader`, but `device` has no effect: prints are rendered on the
+        device of the masters.
+        """
         return RenderLoader(self, order, batch_size, rank, processes, position, truth)
 
 
 @dataclass
 class RenderLoader:
-    """Endless iterator of rendered micro-batches. Use it as a context manager.
+    """Endless iterator over rendered micro-batches of one process. Use it as a context manager.
 
     Attributes:
         prints, order, batch_size, rank, processes, position, truth: see `data.loader.Subset.loader`.
         waited: seconds spent on rendering on a CPU, without the first batch. It is 0 on a GPU, where rendering runs
-            asynchronously and cannot be timed by the host.
+            asynchronously and the host cannot time it.
     """
 
     prints: SyntheticPrints
@@ -190,7 +204,7 @@ class RenderLoader:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent waiting, by stage."""
+        """Seconds that training has waited for data, by stage. Rendering is the only stage."""
         return {"render": self.waited}
 
     def __enter__(self) -> RenderLoader:
@@ -220,14 +234,18 @@ def open_source(
     processes: int = 1,
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[SyntheticPrints, SyntheticPrints | None]:
-    """Make training fingers and validation fingers. Each rank makes a part, and all ranks get all fingers.
+    """Generate the fingers of synthetic training data, and other fingers for validation.
+
+    Each rank generates a part of the fingers. Then all ranks exchange their parts, so that each rank has all fingers.
 
     Args:
         data: value of `--data`, see `parse_source`.
-        held_out: number of validation fingers as a share of the training fingers, at least two; 0 for none.
-        device: device of the masters.
+        held_out: number of validation fingers divided by the number of training fingers; 0 for no validation. If it is
+            above 0, there are at least two validation fingers.
+        device: device of the masters (complete ridge images).
         rank, processes: rank of this process and number of processes.
-        gather: concatenates a tensor of all ranks along the first dimension; required for several processes.
+        gather: function that concatenates a tensor of all ranks along the first dimension; required for several
+            processes.
 
     Returns:
         Training prints, and validation prints or None.

@@ -1,8 +1,8 @@
-"""Model of a finger that touches a sensor: position, rotation, distortion, pressure and dryness.
+"""Simulate how a finger touches a sensor: position, rotation, distortion, pressure and dryness.
 
 Plastic distortion follows Cappelli, Maio and Maltoni 2001 ("Modelling plastic distortion in fingerprint images"). The
-centre of the contact sticks to the sensor, the border moves with the finger, and the skin in between is stretched. A
-smooth random displacement is added.
+centre of the contact sticks to the sensor, the border of the contact moves with the finger, and the skin between centre
+and border is stretched. A smooth random displacement is added.
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ TOUCH = (
     "severity", "sensor", "angle", "x", "y", "width", "height", "square", "pressure", "gradient", "dry", "wet",
     "torsion", "slip", "slip_angle", "grip", "window_x", "window_y", "noise_x", "noise_y", "grain_x", "grain_y",
 )  # fmt: skip
-POINTS = 35  # control points along each side of the smooth fields
+POINTS = 35  # number of control points along each side of the smooth fields
 TILE = 512  # side of the noise tiles in pixels; each impression uses a random window
 DRAWS, SENSOR_DRAWS, BORDER, ELASTIC, PRESSURE, DRYNESS, BLOTS, SHADE, STRIPES, ROWS, SCRATCH = range(60, 71)  # streams
 PARTIAL = 71  # random stream
 PARTIAL_DRAWS = ("chosen", "kind", "away", "smaller", "narrow", "width", "height")
 TIP, LOW, SIDE, WINDOW = range(4)  # kinds of partial touch
 KIND_SHARES = (0.50, 0.15, 0.20)  # shares of TIP, LOW and SIDE; the rest is WINDOW
-FINGER_END = 13.5  # tip of an average finger in mm above its centre; nothing beyond it touches
+FINGER_END = 13.5  # tip of an average finger in mm above its centre; the contact ends there
 SCRATCHES = 2  # largest number per impression
-MIDDLE_MM = (0.0, 0.3)  # mean centre of the contact of complete touches, finger coordinates
+MIDDLE_MM = (0.0, 0.3)  # mean centre of the contact of complete touches, in finger coordinates
 
 
 @lru_cache(maxsize=4)
 def noise_tiles(ppi: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two tiles of standard normal noise, (TILE, TILE): white noise, and grain with a size of about 0.2 mm."""
+    """Return two periodic tiles of noise with mean 0 and standard deviation 1.
+
+    Args:
+        ppi: resolution of the impressions, pixels per inch.
+        device: device of the result.
+
+    Returns:
+        White noise, and noise with grains of about 0.2 mm; both (TILE, TILE).
+    """
     keys = mix(torch.arange(2 * TILE, device=device) + 2382)
     white, other = normal(keys, 0, TILE).double().split(TILE)
     frequency = torch.fft.fftfreq(TILE, device=device, dtype=torch.float64)
@@ -45,21 +53,27 @@ def noise_tiles(ppi: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 class Touch:
-    """Parameters of B touches. Tensors have the shape (B, 1, 1) unless stated otherwise; lengths are in mm.
+    """Random parameters of B touches. A touch is one contact of a finger with a sensor and gives one impression.
+
+    Tensors have the shape (B, 1, 1) unless stated otherwise. Lengths are in mm. The origin of finger coordinates is the
+    centre of the master (complete ridge image), and y points up.
 
     Args:
-        size: (B,) relative size of each finger.
-        keys: (B,) int64 keys of the impressions.
+        size: (B,) size of each finger relative to an average finger.
+        keys: (B,) int64 random key of each impression.
         style: sensors, quality and resolution.
 
     Attributes:
-        draw: uniform random numbers in 0..1 by the names in `TOUCH`.
-        sensor: sensor parameters by the names in `sensors.PARAMETERS`.
+        draw: uniform random numbers in 0..1, by the names in `TOUCH`.
+        sensor: parameters of the sensor, by the names in `sensors.PARAMETERS`.
         severity: strength of all disturbances.
         angle: rotation of the finger in radians, counter-clockwise.
-        spot_x, spot_y: centre of the contact, finger coordinates.
-        shift_x, shift_y: centre of the canvas relative to the centre of the contact.
-        left, right, bottom, top: edges of the sensing area on the canvas.
+        spot_x, spot_y: centre of the contact in finger coordinates.
+        half_x, half_y: half width and half height of the contact.
+        shift_x, shift_y: position of the centre of the canvas (the image of the impression) relative to the centre of
+            the contact, along the axes of the canvas.
+        left, right, bottom, top: edges of the sensing area, relative to the centre of the canvas.
+        mm: side of a pixel, a float.
     """
 
     def __init__(self, size: torch.Tensor, keys: torch.Tensor, style: Style) -> None:
@@ -80,7 +94,11 @@ class Touch:
         return (2 * self.draw[name] - 1) * size
 
     def _place(self, size: torch.Tensor) -> None:
-        """Choose contact area, rotation and the position of the sensing area."""
+        """Choose the contact area, the rotation and the position of the sensing area, and store them as attributes.
+
+        Args:
+            size: (B, 1, 1) relative size of each finger.
+        """
         strong = self.severity
         self.angle = self._signed("angle", 0.38) * strong.clamp(max=1.2)
         spot = (0.5 + strong).clamp(max=1.6)
@@ -107,16 +125,17 @@ class Touch:
     def _partial(
         self, size: torch.Tensor, width: torch.Tensor, height: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replace a share of the touches by partial ones.
+        """Replace a random share of the touches by touches that show only a part of the finger.
 
-        The kinds are: the fingertip, the lower part of the finger, one side, or a narrow sensor.
+        A partial touch shows the fingertip, the lower part of the finger, one side, or the window of a narrow sensor.
+        The method changes the centre and the size of the contact.
 
         Args:
-            size: relative size of each finger.
-            width, height: size of the sensing area, mm.
+            size: (B, 1, 1) relative size of each finger.
+            width, height: (B, 1, 1) size of the sensing area, mm.
 
         Returns:
-            The new width and height.
+            The new width and height of the sensing area.
         """
         draws = uniform(self.keys, PARTIAL, len(PARTIAL_DRAWS))
         draw = {name: draws[:, i, None, None] for i, name in enumerate(PARTIAL_DRAWS)}
@@ -141,10 +160,12 @@ class Touch:
         return width, height
 
     def pose(self) -> torch.Tensor:
-        """Return the transform that puts each finger upright into the centre of the canvas.
+        """Return the position and rotation of each finger on the canvas (the square image of the impression).
+
+        Resampling the canvas with this pose puts the finger upright into the centre; see `preprocess.geometric.Pose`.
 
         Returns:
-            (B, 3) float32: rotation in radians, shift along x and y in canvas pixels; see `geometric.Pose`.
+            (B, 3) float32: rotation in radians, shift along x and y in canvas pixels.
         """
         cos, sin = self.angle.cos(), self.angle.sin()
         across, up = MIDDLE_MM[0] - self.spot_x, MIDDLE_MM[1] - self.spot_y
@@ -153,9 +174,14 @@ class Touch:
         return torch.stack([-self.angle, x / self.mm, -y / self.mm], dim=1).flatten(1).float()
 
     def grid(self, points: int, over: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return grid coordinates over the canvas in mm, x (1, 1, points) and y (1, points, 1).
+        """Return the coordinates of a square grid of points that covers the canvas, in mm from its centre.
 
-        The grid extends `over` steps beyond the canvas on each side.
+        Args:
+            points: number of grid points along each side.
+            over: number of grid steps by which the grid extends beyond the outermost pixel centres on each side.
+
+        Returns:
+            x (1, 1, points), to the right, and y (1, points, 1), up.
         """
         half = (self.style.canvas - 1) / 2 * self.mm
         step = 2 * half / (points - 1 - 2 * over)
@@ -163,22 +189,41 @@ class Touch:
         return axis[None, None, :], -axis[None, :, None]
 
     def _slow(self, stream: int, points: int, count: int = 1) -> torch.Tensor:
-        """Draw smooth random fields (B, count, POINTS, POINTS) from `points` random values along each side."""
+        """Draw smooth random fields for each touch.
+
+        Args:
+            stream: identifier of the random stream.
+            points: number of random values along each side of a field; fewer values give a smoother field.
+            count: number of fields per touch.
+
+        Returns:
+            (B, count, POINTS, POINTS).
+        """
         values = normal(self.keys, stream, count * points * points).view(-1, count, points, points)
         return smooth_field(values, POINTS, POINTS)
 
     def skin_frame(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Convert canvas coordinates to finger axes, relative to the centre of the contact; mm."""
+        """Convert positions on the canvas to positions relative to the centre of the contact, along the finger axes.
+
+        Args:
+            x, y: position relative to the centre of the canvas in mm, y up. They can be broadcast to (B, rows,
+                columns).
+
+        Returns:
+            Position along the finger's x axis and y axis in mm, (B, rows, columns).
+        """
         x, y = x + self.shift_x, y + self.shift_y
         cos, sin = self.angle.cos(), self.angle.sin()
         return x * cos + y * sin, y * cos - x * sin
 
     def fields(self) -> torch.Tensor:
-        """Draw the smooth fields of each touch.
+        """Compute displacement, contact, pressure, dryness and shading of each touch at every canvas pixel.
+
+        All of them are smooth random fields.
 
         Returns:
-            (B, 6, canvas, canvas): displacement along x and y in mm, distance inside the contact border in mm,
-            pressure, dryness, shading.
+            (B, 6, canvas, canvas), in this order: displacement of the skin along x and y in mm, distance inside the
+            contact border in mm (negative outside), pressure, dryness, and shading.
         """
         x, y = self.grid(POINTS, over=1)
         u, v = self.skin_frame(x, y)
@@ -209,14 +254,29 @@ class Touch:
         return smooth_field(slow, self.style.canvas, self.style.canvas)
 
     def noise(self, tile: torch.Tensor, across: str, down: str) -> torch.Tensor:
-        """Return a random window of a periodic tile for each impression, (B, canvas, canvas)."""
+        """Cut a random window of the size of the canvas out of a periodic noise tile, for each impression.
+
+        Args:
+            tile: (TILE, TILE) noise.
+            across, down: names in `TOUCH` of the random numbers that choose the first column and the first row.
+
+        Returns:
+            (B, canvas, canvas).
+        """
         axis = torch.arange(self.style.canvas, device=self.device)
         rows = (axis[None] + (self.draw[down][:, :, 0] * TILE).long()) % TILE
         columns = (axis[None] + (self.draw[across][:, :, 0] * TILE).long()) % TILE
         return tile[rows[:, :, None], columns[:, None, :]]
 
     def scratches(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the share of the ink that remains under scratches and hairs, (B, canvas, canvas) in 0..1."""
+        """Draw scratches and hairs, and return the share of the ink that remains at each pixel.
+
+        Args:
+            x, y: coordinates of the canvas pixels as `grid` returns them.
+
+        Returns:
+            (B, canvas, canvas), 1 at pixels without a scratch.
+        """
         left: torch.Tensor = torch.ones(1, device=self.device)
         for line in range(SCRATCHES):
             draw = uniform(self.keys, SCRATCH * 1000 + line, 6)[:, :, None, None]

@@ -1,8 +1,8 @@
-"""Runs a function for each finger or impression on one CPU thread and joins the results.
+"""Run a function for each finger or impression on a single CPU thread, and join the results.
 
-The kernels of torch divide their work by the number of threads, which can change the last bit of a sum. Here each item
-is computed by a single thread, and several items run in parallel. The results therefore do not depend on the batch or
-the number of cores.
+The CPU kernels of torch divide their work by the number of threads, which can change the last bit of a sum. This module
+computes each item on a single thread, and several items in parallel. The results therefore do not depend on the batch
+or the number of cores.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Result = TypeVar("Result")
 
 
 def _single() -> None:
-    """Set the number of torch threads of the calling thread to one.
+    """Set the number of threads that torch uses in the calling thread to one.
 
-    The getter is called first, because torch initialises the number on the first call and would override the setting.
+    `torch.get_num_threads` must be called first, because its first call initialises the number and would override the
+    setting.
     """
     torch.get_num_threads()
     torch.set_num_threads(1)
@@ -40,7 +41,10 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Apply a function to each item, each on one thread, with as many items in parallel as torch has threads."""
+    """Apply a function to each item, and return the results in order.
+
+    Each call of the function uses a single thread. As many calls run in parallel as torch has threads.
+    """
     workers = torch.get_num_threads()
     if workers == 1:
         return [function(item) for item in items]
@@ -48,9 +52,10 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 
 
 def join(parts: Sequence[Result]) -> Result:
-    """Concatenate batches, which are (nested) dataclasses of tensors.
+    """Concatenate batches along the first dimension.
 
-    Tensors are padded with zeros along the second dimension if their sizes differ.
+    A batch is a dataclass of tensors or of further batches. Tensors whose second dimensions differ are padded with
+    zeros.
     """
 
     def together(values: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Writes a dataset folder of synthetic prints (`fingerprint-accel synth`), in parallel and resumable."""
+"""Write a dataset folder of synthetic prints (`fingerprint-accel synth`), in parallel and resumable."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from fingerprint_accel.text import aligned
 DEFAULT_STYLE = Style()
 ARGUMENTS = "synthesis.json"  # file in the dataset folder with the arguments
 CONTACT_SHEET = "contact_sheet.png"
-PIXELS_AT_ONCE = 2**24  # 163 prints of 320 x 320; a GPU needs about 200 bytes for each pixel
-FINGERS_AT_ONCE = {"cpu": 1, "cuda": 64}  # 64 fill a GPU; one on a CPU, so that bits do not depend on the batch
+PIXELS_AT_ONCE = 2**24  # pixels rendered at a time: 163 prints of 320 x 320; a GPU needs about 200 bytes per pixel
+FINGERS_AT_ONCE = {"cpu": 1, "cuda": 64}  # fingers generated at a time; 64 keep a GPU busy
 MOST_FINGERS, MOST_IMPRESSIONS, LAST_FINGER = 10**7, 2**15 - 1, 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Arguments that determine the bytes of a synthetic dataset.
+    """Arguments that determine the contents of a synthetic dataset.
 
     Attributes:
         fingers: number of fingers.
@@ -58,7 +58,7 @@ class Plan:
         seed: random seed. Seed and finger number determine the finger.
         first_finger: number of the first finger.
         style: appearance of the impressions.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda". Their results can differ.
 
     Raises:
         UserError: if a number is out of range.
@@ -83,14 +83,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class SynthesisSummary:
-    """Summary of a synthesis.
+    """Summary of a synthetic dataset and of the call that wrote it.
 
     Attributes:
         out: dataset folder.
         info: contents of `fingerprint.json`.
-        classes: number of fingers by pattern class.
+        classes: number of fingers of each pattern class.
         minutiae: (N,) number of minutiae of each print.
-        megabytes: size of the dataset folder.
+        megabytes: size of the dataset folder, MB.
         made: number of prints that this call rendered. A resumed call renders only the missing ones.
         seconds: duration of this call.
     """
@@ -105,7 +105,13 @@ class SynthesisSummary:
 
     @classmethod
     def of(cls, out: Path, made: int, seconds: float) -> SynthesisSummary:
-        """Read the summary from a finished dataset folder."""
+        """Read the summary of a finished dataset folder.
+
+        Args:
+            out: dataset folder.
+            made: number of prints that this call rendered.
+            seconds: duration of this call.
+        """
         shards = open_dataset(out)
         sources = shards.table["source"].filter(pc.equal(shards.table["impression"], 0))
         counts = pc.value_counts(sources).to_pylist()
@@ -115,7 +121,7 @@ class SynthesisSummary:
         return cls(out, shards.info, classes, minutiae, size, made, seconds)
 
     def table(self) -> str:
-        """Format the summary as an aligned table."""
+        """Format the summary as a text table with aligned columns."""
         low, median, high = np.percentile(self.minutiae, [0, 50, 100]).astype(int)
         speed = f" ({self.made / max(1e-9, self.seconds):.0f} prints/s)" if self.made else ""
         rows = [("fingers", f"{self.info.fingers}"), ("impressions", f"{self.info.prints}")]
@@ -143,28 +149,30 @@ def write_synthetic_dataset(
     overwrite: bool = False,
     progress: bool = True,
 ) -> SynthesisSummary:
-    """Write a dataset folder of synthetic prints. A call with the same arguments resumes an interrupted one.
+    """Write a dataset folder of synthetic prints. A call with the same arguments resumes an interrupted call.
 
-    The prints are determined by the arguments `fingers` to `first_finger` and by the kind of device (CPU or GPU).
-    Finger i of a seed does not depend on the number of fingers.
+    The contents depend on `fingers`, `impressions`, `seed`, `style`, `first_finger` and the kind of device (CPU or
+    GPU). A finger depends only on its number, `seed` and `style.siblings`.
 
     Args:
         out: dataset folder to create.
         fingers: number of fingers.
         impressions: number of impressions of each finger.
         seed: random seed. Different seeds give different fingers.
-        style: sensors, quality, share of partial touches, ppi and canvas.
+        style: sensors, quality, share of partial impressions, ppi and canvas.
         first_finger: number of the first finger.
-        workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
-            needs `if __name__ == "__main__":` around the call.
-        cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
+        workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes, a
+            script needs `if __name__ == "__main__":` around the call.
+        cluster: address of a Dask scheduler, or its scheduler file. Its workers are used instead of processes of this
+            machine; see `executors.open_workers`.
         device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if available.
-        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of another call.
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with other
+            arguments.
         progress: show a progress bar.
 
     Raises:
-        UserError: if a number is out of range, the device does not exist, the disk has too little space, a worker was
-            killed, `out` exists, or there are unfinished shards of another call.
+        UserError: if a number is out of range, the device does not exist, the disk has too little space, a worker
+            process was killed, `out` exists, or there are unfinished shards of a call with other arguments.
     """
     started = time.perf_counter()
     out = Path(out)
@@ -176,7 +184,10 @@ def write_synthetic_dataset(
 
 
 class SynthJob(Job):
-    """Job that renders a synthetic dataset. A shard holds all impressions of a random subset of the fingers."""
+    """Job that renders a synthetic dataset shard by shard.
+
+    A shard holds all impressions of a random subset of the fingers.
+    """
 
     label, kind, pattern = "making", DATASET, SHARD_NAMES
 
@@ -192,11 +203,11 @@ class SynthJob(Job):
         self.sizes = [len(fingers) * plan.impressions for fingers in self._fingers]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """See `Job.task`."""
+        """Return a picklable function that writes one shard; see `Job.task`."""
         return functools.partial(_write_shard, self.plan, self._fingers[shard])
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """See `Job.publish`."""
+        """Write the metadata, the dataset card and the contact sheet of a finished dataset; see `Job.publish`."""
         style = self.plan.style
         publish_dataset(folder, self.names, facts, style.ppi, style.canvas, truth=True)
         write_json(folder / ARGUMENTS, self.arguments)
@@ -206,7 +217,13 @@ class SynthJob(Job):
 
 
 def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
-    """Render all impressions of some fingers and write them in random order."""
+    """Render all impressions of the given fingers, and write them in random order to one shard.
+
+    Args:
+        plan: arguments of the dataset.
+        fingers: (F,) numbers of the fingers, relative to `plan.first_finger`.
+        path: file to write.
+    """
     before = torch.get_num_threads()
     if plan.device == "cpu":
         torch.set_num_threads(1)  # there is one process per core
@@ -219,7 +236,12 @@ def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
 
 
 def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[Record]]:
-    """Render all impressions of some fingers in groups. Numbers in `fingers` are relative to `first_finger`."""
+    """Render all impressions of the given fingers, and yield them in groups as dataset records.
+
+    Args:
+        plan: arguments of the dataset.
+        fingers: (F,) numbers of the fingers, relative to `plan.first_finger`.
+    """
     at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints per call of `render`
     every = torch.arange(plan.impressions, device=plan.device)
     numbers = torch.from_numpy(fingers).to(plan.device) + plan.first_finger
@@ -233,6 +255,15 @@ def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[Record]]:
 
 
 def _records(plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], impressions: list[int]) -> list[Record]:
+    """Convert rendered prints to dataset records.
+
+    Args:
+        plan: arguments of the dataset.
+        prints: B prints.
+        fingers: finger number of each print, relative to `plan.first_finger`.
+        kinds: pattern class of each print.
+        impressions: impression number of each print.
+    """
     images, minutiae, counts, poses = (
         values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
     )
