@@ -114,7 +114,7 @@ class ShardedHead(nn.Module):
         return torch.where((row >= 0) & (row < len(self.weight)), row, -1)
 
     def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that get gradients: all parameters of the head, or the copies of the sampled rows."""
+        """Return the parameters that get gradients: the sampled copies, or all parameters without sampling."""
         return list(self.drawn.values()) if self.drawn else list(self.parameters())
 
     @torch.no_grad()

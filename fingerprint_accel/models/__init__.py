@@ -1,1 +1,1 @@
-"""Define the DeepPrint networks and their dense variants, whose embedding is a grid of vectors, and store models."""
+"""Define the DeepPrint networks and their dense variants, and read and write trained models."""

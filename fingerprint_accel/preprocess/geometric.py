@@ -52,12 +52,12 @@ class Pose:
         return Pose(self.matrix.expand(count, -1, -1), self.shift.expand(count, -1), elastic, self.crop)
 
     def within(self, outer: Pose) -> Pose:
-        """Return the map that applies this pose first and `outer` to the result. Elastic parts are not supported."""
+        """Return the map that applies this pose first and `outer` to the result, for poses without elastic part."""
         shift = (outer.matrix @ self.shift[:, :, None])[:, :, 0] + outer.shift
         return Pose(outer.matrix @ self.matrix, shift, None, self.crop)
 
     def inverse(self) -> Pose:
-        """Return the inverse map. Elastic parts are not supported."""
+        """Return the inverse map, for a pose without elastic part."""
         back = _inverse(self.matrix)
         return Pose(back, -(back @ self.shift[:, :, None])[:, :, 0], None, self.crop)
 

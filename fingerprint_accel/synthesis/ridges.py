@@ -83,7 +83,7 @@ def _angular(device: torch.device, odd: bool) -> torch.Tensor:
 
 
 def _orders(odd: bool) -> list[int]:
-    """Return the multiples of the angle that occur in the Fourier series of the odd or the even filter."""
+    """Return the multiples of the angle in the Fourier series of the filter: odd ones if `odd`, else even ones."""
     return [2 * k + odd for k in range(HARMONICS + 1)]
 
 

@@ -61,7 +61,7 @@ class Masters:
         return len(self.ridges)
 
     def __getitem__(self, fingers: slice | torch.Tensor) -> Masters:
-        """Select fingers by a slice (returns views) or by indices (B,) (returns copies)."""
+        """Select fingers by a slice or by indices (B,). A slice gives views, and indices give copies."""
         minutiae = Minutiae(self.minutiae.rows[fingers], self.minutiae.count[fingers])
         return Masters(self.ridges[fingers], minutiae, self.kind[fingers], self.size[fingers])
 

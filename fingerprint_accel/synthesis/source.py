@@ -131,7 +131,7 @@ class SyntheticPrints:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class label of each print of an epoch, (N,) int64: the position of its finger in `masters`."""
+        """Class label of each print of an epoch, (len(self),) int64: the position of its finger in `masters`."""
         return np.arange(len(self)) // self.spec.impressions
 
     @property
@@ -141,7 +141,7 @@ class SyntheticPrints:
 
     @property
     def info(self) -> PrintInfo:
-        """Resolution and canvas size of the prints."""
+        """Resolution of the prints, and side of their square images (canvases)."""
         return PrintInfo(self.spec.style.ppi, self.spec.style.canvas)
 
     @property
