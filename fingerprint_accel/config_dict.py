@@ -89,9 +89,9 @@ def renamed(values: Any) -> Any:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Check that a command line has no options from before version 0.1.0.
+    """Check that a command line has no options from before version 0.1.0, and no switches with a value.
 
-    The error message names the replacement of the option.
+    The error message names the option that replaces an old one.
 
     Raises:
         UserError: If an option was renamed or removed, or a switch has a value.

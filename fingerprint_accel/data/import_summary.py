@@ -21,9 +21,9 @@ class ImportSummary:
     Attributes:
         out: dataset folder.
         info: properties of the dataset.
-        impressions: (F,) numbers of impressions of the F fingers, in ascending order.
+        impressions: (F,) number of impressions of each finger, sorted from the lowest to the highest number.
         rejected: number of rejected files for each reason.
-        notes: number of prints for each text of a note. A note about the whole dataset counts as one print.
+        notes: number of prints for each distinct note. A note about the whole dataset counts as one print.
         megabytes: size of the dataset folder in MB.
         seconds: duration of the import or merge.
     """

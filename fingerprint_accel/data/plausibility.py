@@ -51,15 +51,15 @@ def _period(grey: np.ndarray, ppi: float) -> float:
 
 
 def likely_ppi(period: float, ppi: float) -> int:
-    """Estimate the true resolution of prints from the measured distance of their ridges.
+    """Estimate the true resolution of prints from the measured distance between their ridges.
 
     Args:
-        period: distance of ridges, mm, measured under the assumption that the resolution is `ppi`.
+        period: distance between ridges, mm, measured under the assumption that the resolution is `ppi`.
         ppi: stated resolution, pixels per inch.
 
     Returns:
-        Resolution at which the distance would be `RIDGE_PERIOD_MM`, that of adults, in pixels per inch. It is rounded
-        to a common resolution, or to a multiple of 10 if no common resolution is close.
+        Resolution in pixels per inch at which the distance would be `RIDGE_PERIOD_MM`, the typical value of adults. It
+        is rounded to a common resolution, or to a multiple of 10 if no common resolution is close.
     """
     true = ppi * period / RIDGE_PERIOD_MM
     usual = min(USUAL_PPI, key=lambda usual: abs(math.log(usual / true)))

@@ -102,7 +102,8 @@ def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.
     Args:
         image: (H, W) uint8 array, path of a file, or `FILE#RECORD-FINGER` for one of several prints in a file.
         reading: options for reading.
-        ppi: resolution of the image, pixels per inch; 0 for none. It takes precedence over the file.
+        ppi: resolution of the image, pixels per inch. If it is 0, the resolution that the file or `reading` states is
+            used.
 
     Raises:
         ImageError: if the print cannot be read, see `captures.read_capture`.

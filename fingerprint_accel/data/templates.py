@@ -118,8 +118,9 @@ def _xyt_rows(text: str) -> list[list[float]]:
 def _read_xyt(text: str, image_height: int, kind: str) -> Template:
     """Parse an `.xyt` file.
 
-    The convention "nist" counts y from the bottom, and its angles are degrees in the opposite direction along the
-    ridge. The convention "m1" counts y from the top, and its angles have units of two degrees.
+    The convention "m1" counts y from the top, and its angles have units of two degrees. They point along the ridge, as
+    the angles of ISO/IEC 19794-2 do. The convention "nist" counts y from the bottom. Its angles are in degrees and
+    differ from those of ISO/IEC 19794-2 by 180 degrees.
 
     Args:
         text: contents of the file.

@@ -43,9 +43,9 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
         metrics_jsonl: path of the file.
 
     Returns:
-        Two dictionaries of columns, sorted by step. The training records (N,) have `step`, `loss`, and those of
-        `learning_rate`, `augmentation` and `margin` that were recorded. The validation records (M,) have `step` and
-        `eer`, a share. Missing values are NaN.
+        Two dictionaries of columns, sorted by step. The training records (N,) have the columns `step` and `loss`.
+        They also have `learning_rate`, `augmentation` and `margin`, if the run recorded them. The validation records
+        (M,) have the columns `step` and `eer`, a fraction from 0 to 1. Missing values are NaN.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for line in metrics_jsonl.read_text(errors="replace").splitlines():

@@ -122,7 +122,7 @@ def _noted_metrics(notes: dict[str, Any]) -> list[Metric]:
 
 
 def _calibration_metrics(calibration: Calibration) -> list[Metric]:
-    """Return the EER and FNMR of a calibration as metrics, for each comparison method (number of poses)."""
+    """Return the EER and FNMR of a calibration as metrics, once for each number of poses that it was measured with."""
     found = []
     kind = f"synthetic-{DATASET_TYPE}" if calibration.synthetic else DATASET_TYPE
     for way in calibration.ways:

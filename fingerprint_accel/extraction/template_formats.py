@@ -46,9 +46,9 @@ class TemplateFormat:
     """Storage format of embeddings.
 
     Attributes:
-        kind: "float32"; "int8" for the numbers times `scale`, rounded; or "binary" for one bit per number, 1 if the
-            number is above 0. For dense templates, "binary" appends one bit per grid cell, 1 if the print shows the
-            cell.
+        kind: "float32", "int8" or "binary". "int8" stores each number multiplied by the property `scale` and rounded.
+            "binary" stores one bit per number, which is 1 if the number is above 0. For dense templates it appends one
+            bit per grid cell, which is 1 if the print shows the cell.
         length: number of values in an embedding.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 

@@ -282,7 +282,7 @@ def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
 
 
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
-    """Write the weights `tensors`, `config` as `config.json` and `card` as `README.md` to an exported model folder.
+    """Write an exported model folder: the weights, `config.json`, and the model card `README.md`.
 
     An existing model folder is replaced atomically.
 

@@ -70,7 +70,7 @@ def forecast(run: Run, step: int, position: int) -> str:
 
 
 class Pace:
-    """Measures the time per step in the first steps of a run, without warm-up, validation and saving.
+    """Measures the time per step at the start of a run. Slow first steps, validation and saving do not count.
 
     Args:
         run: The run.

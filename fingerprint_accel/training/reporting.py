@@ -185,7 +185,7 @@ class Adviser:
         return line
 
     def whole_run(self, wait: float, seconds: float) -> str:
-        """Return advice on the whole run up to the last call of `window`, or "".
+        """Return one line on how to make the whole run faster, or "" if nothing slowed it down.
 
         Args:
             wait: Share of the time that training waited for data, 0 to 1.

@@ -78,15 +78,15 @@ class Prints:
 def split_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider, progress: bool = False
 ) -> list[Suspect]:
-    """Find impressions that match no other impression of their finger, although the other impressions agree.
+    """Find fingers whose impressions fall into groups that do not match each other, as if they were of two fingers.
 
     Prints of low quality, and prints that show another part of the finger, are not judged.
 
     Args:
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) identifier of the picture of each print. Copies have the same identifier, and do not count as
-            agreeing.
+        picture: (N,) identifier of the picture of each print. Copies have the same identifier. A match of
+            two copies does not count.
         reconsider: function that compares prints in several poses, as a final check.
         progress: show a progress bar.
 

@@ -59,7 +59,7 @@ def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
-    """Return a mask of the spatial frequencies of ridges in a padded 2D spectrum, and the side of the spectrum.
+    """Return the side of a padded 2D spectrum, and a mask of the spatial frequencies of ridges in it.
 
     Args:
         size: side of the picture, pixels.
