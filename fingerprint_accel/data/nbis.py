@@ -144,6 +144,19 @@ def nfiq2(grey: np.ndarray, ppi: float) -> int:
     return -1 if math.isnan(score) else round(score)
 
 
+def find_template(grey: np.ndarray, ppi: float) -> bytes:
+    """Return the minutiae of a print at any resolution as a template for `Nbis.compare`.
+
+    Args:
+        grey: (H, W) uint8, ridges dark, both sides at least 1.7 mm.
+        ppi: Resolution of the image, pixels per inch.
+
+    Raises:
+        UserError: If `nbis-py` is not installed.
+    """
+    return _handle().template(_at_500(grey, ppi))
+
+
 def _at_500(grey: np.ndarray, ppi: float) -> np.ndarray:
     if abs(ppi - PPI) < 0.01 * PPI:
         return grey

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.groups import breakdown, groupings, known_nfiq2
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs_file
-from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
+from fingerprint_accel.evaluation.report import Addition, draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.model_card import compared
@@ -38,7 +39,7 @@ SAMPLED_PAIRS = 100_000
 FOLDER = FolderKind(
     "a folder of an evaluation",
     json_with("metrics.json", "protocol", "eer", "definitions"),
-    r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep)\.png",
+    r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep|before_after|recovered_pair)\.png",
     whole=False,
 )
 
@@ -211,9 +212,17 @@ def _facts(extractor: FingerprintExtractor, shards: Shards, extras: Extras) -> R
 
 
 def evaluate_command(
-    model: Path, dataset: Path, protocol: str, out: Path, batch_size: int, extras: Extras | None = None
+    model: Path,
+    dataset: Path,
+    protocol: str,
+    out: Path,
+    batch_size: int,
+    extras: Extras | None = None,
+    add: Callable[[FingerprintExtractor, Shards, Evaluation], Addition] | None = None,
 ) -> None:
     """Evaluates and writes `metrics.json`, `report.html` and its pictures into `out`; prints a table.
+
+    `add` returns a section for the top of the report. Its table is printed in place of the usual one.
 
     Raises:
         UserError: a model, dataset or list that cannot be used.
@@ -225,13 +234,16 @@ def evaluate_command(
     extractor = open_extractor(model)
     shards = open_dataset(dataset)
     evaluation = evaluate(extractor, shards, protocol, batch_size, extras)
+    addition = add(extractor, shards, evaluation) if add is not None else None
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
     values = {**evaluation.values(), "facts": dict(facts)}
     write_json(out / "metrics.json", values)
-    (out / "training.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
-    for name, png in pictures.items():
+    for name in ("training", "before_after", "recovered_pair"):
+        (out / f"{name}.png").unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
+    for name, png in [*pictures.items(), *(addition.pictures.items() if addition is not None else ())]:
         write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"
-    write_file(out / "report.html", report_html(title, facts, pictures, shards, evaluation))
-    print(f"\n{evaluation.text(groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")
+    write_file(out / "report.html", report_html(title, facts, pictures, shards, evaluation, addition))
+    text = addition.text() if addition is not None else evaluation.text(groups=bool(extras.by))
+    print(f"\n{text}\n\nreport: {out / 'report.html'}")
