@@ -2,9 +2,10 @@
 
 accelerate launch recipes/quickstart.py --out runs/quickstart
 
-Everything is made on the spot. The prints are synthetic lifted marks: faint, smeared and dirty, of default quality, and
-one touch in five shows only a part of the finger. `small` was trained on synthetic optical, capacitive, thermal and ink
-prints, so these are new to it. Two sets are made, with no finger in common: one to train on, one to test on.
+The prints are synthetic lifted marks: faint, smeared, dirty, some with bright ridges. Their quality is `default`, and
+one in ten shows only a part of the finger. `small` was trained on synthetic optical, capacitive, thermal and ink
+prints, so lifted marks are new to it. The recipe makes two sets, one to train on and one to test on, which have no
+finger in common.
 
 At the end a table compares the test prints before training, after training, and with NIST's matcher if the package
 `nbis-py` is installed. OUT/evaluation holds the table, a plot (before_after.png), a pair that only the trained model
@@ -60,7 +61,7 @@ CONFIG = Config(
         precision=fast_precision(),
     ),
 )
-STYLE = Style(sensors=("latent",), partial=0.2)
+STYLE = Style(sensors=("latent",), partial=0.1)
 FINGERS, IMPRESSIONS = 420, 8
 TEST_FINGERS, TEST_IMPRESSIONS = 100, 4
 STAGES = 4

@@ -23,6 +23,7 @@ PPI = 500  # the resolution that all three are made for
 ENDING, BIFURCATION = 1, 2
 SMALLEST = 32  # side of an image, pixels: NIST's code reads beyond the ends of images of fewer than 16 and crashes
 RELIABLE = 0.3  # on clean synthetic prints 94 % of such minutiae are there, 67 % of all (benchmarks/minutiae_worth.py)
+EMPTY_TEMPLATE = 26  # bytes of a template without minutiae
 FEW, RUN = 10, 5  # a tail of the histogram begins at 5 grey values with fewer than 10 pixels each
 
 
@@ -91,7 +92,9 @@ class Nbis:
             return float("nan")
 
     def compare(self, first: bytes, second: bytes) -> int:
-        """Bozorth3's score of two templates."""
+        """Bozorth3's score of two templates; 0 where one has no minutiae."""
+        if min(len(first), len(second)) <= EMPTY_TEMPLATE:  # the library refuses to load it
+            return 0
         for template in (first, second):
             if template not in self._loaded:
                 self._loaded[template] = self._detector.load_iso_19794_2_2005(template)

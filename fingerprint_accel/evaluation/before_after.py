@@ -25,14 +25,14 @@ from fingerprint_accel.extraction.pair_picture import pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer
 from fingerprint_accel.metrics.curve import resolvable, sorted_curve
-from fingerprint_accel.metrics.protocols import Scores, sampled_comparisons
+from fingerprint_accel.metrics.protocols import Pairs, Scores, sampled_comparisons
 from fingerprint_accel.metrics.verification import SENSIBLE, compute_metrics, sensible_fmr
 
 TITLE = "Before and after training"
 BEFORE, AFTER, NBIS = "before training", "after training", "NBIS (mindtct, bozorth3)"
 COLORS = {BEFORE: ORANGE, AFTER: BLUE, NBIS: GREEN}
-NBIS_COMPARISONS = 2000  # of each kind, at most
-NBIS_SECONDS = 30.0  # a comparison with NBIS that takes longer is left out
+NBIS_FINGERS, NBIS_COMPARISONS = 50, 1000  # in the sample, the latter of each kind
+NBIS_SECONDS = 30.0  # NBIS is left out if its sample would take longer
 SHOWN_FMRS = (1e-2, 1e-3)
 SIZE = (11.2, 4.8)  # inches
 
@@ -56,10 +56,10 @@ def before_after(
     if evaluation.rival is not None:
         methods = {BEFORE: evaluation.rival.scores, **methods}
     lines = []
-    pairs = sampled_comparisons(shards.fingers, shards.impressions, NBIS_COMPARISONS)
+    fingers = np.unique(shards.fingers)[:NBIS_FINGERS]
     try:
-        methods[NBIS] = nbis_scores(shards, pairs, NBIS_SECONDS, progress)
-        lines.append(f"NBIS made a sample of the comparisons: {len(pairs.mated):,} + {len(pairs.nonmated):,}.")
+        methods[NBIS] = nbis_scores(shards, pairs_of(shards, fingers, NBIS_COMPARISONS), NBIS_SECONDS, progress)
+        lines.append(f"NBIS compares a sample: pairs of {len(fingers)} of the {shards.info.fingers} fingers.")
     except UserError as error:
         lines.append(f"NBIS is left out: {error}.")
     run = find_run(model)
@@ -72,6 +72,13 @@ def before_after(
         if found.place is not None:
             pictures["recovered_pair"] = _pair_png(found, extractor, shards, evaluation.scores.pairs.mated[found.place])
     return Addition(TITLE, rate_table(methods), lines, pictures)
+
+
+def pairs_of(shards: Shards, fingers: np.ndarray, count: int) -> Pairs:
+    """Return a sample of up to `count` mated and `count` non-mated comparisons of some fingers of a dataset."""
+    rows = np.flatnonzero(np.isin(shards.fingers, fingers))
+    pairs = sampled_comparisons(shards.fingers[rows], shards.impressions[rows], count)
+    return Pairs(rows[pairs.mated], rows[pairs.nonmated], pairs.nonmated_possible)
 
 
 def rate_table(methods: dict[str, Scores]) -> list[tuple[str, ...]]:
@@ -188,14 +195,13 @@ def recovered_pair(before: Scores, after: Scores) -> Recovered:
 def _pair_png(found: Recovered, extractor: FingerprintExtractor, shards: Shards, rows: np.ndarray) -> bytes:
     """Draw a recovered pair, with its similarities and thresholds before and after training."""
     compared = compare_canvases(extractor, np.stack([shards.image(row) for row in rows.tolist()]), UPRIGHT)
-    decided = [
-        f"{word} ({similarity:.3f}, threshold {threshold:.3f})"
-        for word, similarity, threshold in zip(("no match", "match"), found.similarities, found.thresholds, strict=True)
-    ]
+    low, high = found.thresholds
     compared = dataclasses.replace(
         compared,
-        verdicts=list(zip((BEFORE, AFTER), decided, strict=True)),
+        verdicts=[(BEFORE, f"no match (threshold {low:.3f})"), (AFTER, f"match (threshold {high:.3f})")],
         basis=f"thresholds at FMR {100 * found.fmr:g} % of the non-mated comparisons of the test prints",
     )
+    was, is_now = found.similarities
     reference, probe = (f"{shards.key_of_finger[shards.fingers[row]]}/{shards.impressions[row]}" for row in rows)
-    return pair_png(compared, (reference, probe), extractor)
+    heading = f"similarity {was:.3f} {BEFORE}, {is_now:.3f} {AFTER}"
+    return pair_png(compared, (reference, probe), extractor, heading)

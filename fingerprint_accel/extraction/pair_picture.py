@@ -24,10 +24,13 @@ FINER = 2  # picture pixels to one of the canvas
 SCALE_MM = 5
 
 
-def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
+def pair_png(
+    comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor, heading: str = ""
+) -> bytes:
     """Reference in blue, probe in red on its place, both overlaid, with similarity and decisions, as PNG.
 
     `names` are those of reference and probe; ppi and window of the `extractor` that compared them are shown.
+    `heading` replaces the similarity at the top.
     """
     reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
     probe = _ink(comparison.canvases[1], comparison.pose)
@@ -47,7 +50,7 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
         axes.spines[:].set_color("0.8")
         axes.set_title(title, fontsize=11)
     _outline(figure.axes[0], extractor)
-    _write(figure, comparison)
+    _write(figure, comparison, heading)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": mark(PICTURE)})
     return buffer.getvalue()
@@ -105,10 +108,10 @@ def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
     axes.text(8 + length / 2, side - 12, f"{SCALE_MM} mm", ha="center", fontsize=8)
 
 
-def _write(figure: Figure, comparison: Comparison) -> None:
+def _write(figure: Figure, comparison: Comparison, heading: str) -> None:
     """Similarity, and below it the decisions side by side with what they rest on."""
     (_, value), *verdicts = comparison.rows()
-    figure.text(0.012, 0.955, f"similarity {value}", fontsize=16, weight="bold", va="top")
+    figure.text(0.012, 0.955, heading or f"similarity {value}", fontsize=16, weight="bold", va="top")
     figure.text(0.012, 0.845 if verdicts else 0.885, comparison.basis, fontsize=8.5, va="top", color="0.3")
     for column, (rate, verdict) in enumerate(verdicts):
         colour, weight = ("#006B4F", "bold") if verdict.startswith("match") else ("0.3", "normal")

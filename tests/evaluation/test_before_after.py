@@ -19,6 +19,7 @@ from fingerprint_accel.evaluation.before_after import (
     NBIS,
     before_after,
     before_after_png,
+    pairs_of,
     rate_table,
     recovered_pair,
 )
@@ -130,6 +131,16 @@ def test_a_model_from_random_weights_has_no_before(untrained, prints, tmp_path, 
     assert AFTER in text
     assert BEFORE not in text
     assert not (tmp_path / "evaluation" / "recovered_pair.png").exists()
+
+
+def test_a_sample_is_of_some_fingers(prints):
+    shards = open_dataset(prints)
+    pairs = pairs_of(shards, np.array([3, 5, 20]), 40)
+    assert set(shards.fingers[pairs.mated].ravel()) == {3, 5, 20}
+    assert set(shards.fingers[pairs.nonmated].ravel()) == {3, 5, 20}
+    assert (len(pairs.mated), len(pairs.nonmated), pairs.nonmated_possible) == (18, 40, 48)
+    assert (shards.fingers[pairs.mated[:, 0]] == shards.fingers[pairs.mated[:, 1]]).all()
+    assert (shards.fingers[pairs.nonmated[:, 0]] != shards.fingers[pairs.nonmated[:, 1]]).all()
 
 
 def test_nbis_compares_a_sample(prints):
