@@ -192,7 +192,7 @@ def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, st
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+    from fingerprint_accel.synthesis.writing import CONTACT_SHEET, write_synthetic_dataset
     from fingerprint_accel.training.run_folder import check_launch
 
     # Without `cpu`, PartialState would not join several CPU processes into one group.
@@ -201,5 +201,6 @@ def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, st
     with state.main_process_first():
         if not folder.exists():
             summary = write_synthetic_dataset(folder, fingers, impressions, seed, style, progress=state.is_main_process)
-            print(f"\n{summary.table()}\n")
+            made = f"{summary.info.prints:,} prints of {summary.info.fingers:,} fingers"
+            print(f"{made} in {summary.seconds:.0f} s: {folder} (samples: {CONTACT_SHEET})", flush=True)
     return str(folder)

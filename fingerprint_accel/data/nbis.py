@@ -26,6 +26,7 @@ SMALLEST = 32  # minimum side of an image, pixels; the NIST code crashes on imag
 # Minimum reliability of a minutia. On clean synthetic prints, 94 % of the minutiae with this reliability are real, and
 # 67 % of all minutiae that are found (benchmarks/minutiae_worth.py).
 RELIABLE = 0.3
+EMPTY_TEMPLATE = 26  # size of a record without minutiae, bytes
 FEW, RUN = 10, 5  # a tail of the histogram starts at 5 consecutive grey levels with fewer than 10 pixels each
 
 
@@ -120,10 +121,14 @@ class Nbis:
     def compare(self, first: bytes, second: bytes) -> int:
         """Compare two minutiae records with the matcher Bozorth3, and return the similarity score, 0 or more.
 
+        The score is 0 if one of the records has no minutiae, which the library cannot load.
+
         Args:
             first: record that `extract` or `template` has computed.
             second: record to compare it with.
         """
+        if min(len(first), len(second)) <= EMPTY_TEMPLATE:
+            return 0
         for template in (first, second):
             if template not in self._loaded:
                 self._loaded[template] = self._detector.load_iso_19794_2_2005(template)
@@ -178,6 +183,19 @@ def nfiq2(grey: np.ndarray, ppi: float) -> int:
     handle, known = _handle(), _at_500(grey, ppi)
     score = handle.quality(known) if min(known.shape) >= SMALLEST else math.nan
     return -1 if math.isnan(score) else round(score)
+
+
+def find_template(grey: np.ndarray, ppi: float) -> bytes:
+    """Return the minutiae of a print at any resolution as a template for `Nbis.compare`.
+
+    Args:
+        grey: (H, W) uint8, ridges dark, both sides at least 1.7 mm.
+        ppi: Resolution of the image, pixels per inch.
+
+    Raises:
+        UserError: If `nbis-py` is not installed.
+    """
+    return _handle().template(_at_500(grey, ppi))
 
 
 def _at_500(grey: np.ndarray, ppi: float) -> np.ndarray:

@@ -105,7 +105,7 @@ def training_png(metrics_jsonl: Path) -> bytes | None:
     panels = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     _draw_loss(panels[0], train)
     if validated:
-        _draw_eer(panels[1], validation)
+        draw_eer(panels[1], validation)
     for axes in panels:
         last = max(train["step"].max(), validation["step"].max(initial=0))
         axes.set(xlabel="optimizer step", xlim=(0, 1.02 * last))
@@ -135,7 +135,7 @@ def _draw_loss(axes: Axes, train: Columns) -> None:
     axes.legend(handles=lines, frameon=False)
 
 
-def _draw_eer(axes: Axes, validation: Columns) -> None:
+def draw_eer(axes: Axes, validation: Columns) -> None:
     """Draw the validation EER over steps, and mark its minimum."""
     best = int(np.nanargmin(validation["eer"]))
     step, eer = validation["step"][best], validation["eer"][best]

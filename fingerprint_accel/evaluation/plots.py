@@ -37,9 +37,29 @@ def _panel(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot(title=title)
     axes.set_prop_cycle(color=[BLUE, GREEN])  # the evaluated model, the other model
+    style_axes(axes)
+    return figure, axes
+
+
+def style_axes(axes: Axes) -> None:
+    """Give axes the style of all plots: a faint grid, and no lines at the top and the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", alpha=0.25)
-    return figure, axes
+
+
+def show_percent(axis: Axis) -> None:
+    """Label an axis of shares in percent."""
+    axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def det_points(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Return FMR and FNMR of the points of a DET curve for logarithmic axes, (N,) each, FMR rising.
+
+    A rate of 0 is replaced by half of the smallest rate that the comparisons can show.
+    """
+    fmr, fnmr, _ = sorted_curve(scores.mated, scores.nonmated).operating_points(POINTS)
+    return np.maximum(fmr, 0.5 / len(scores.nonmated)), np.maximum(fnmr, 0.5 / len(scores.mated))
 
 
 def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
@@ -51,8 +71,7 @@ def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
         legend: arguments of `Axes.legend`.
     """
     for axis in percent:
-        axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axis.set_minor_formatter(NullFormatter())
+        show_percent(axis)
     figure.axes[0].legend(frameon=False, **legend)
     return as_png(figure)
 
@@ -73,9 +92,8 @@ def curve_pngs(scores: Mapping[str, Scores], metrics: Metrics) -> dict[str, byte
     axes.plot(diagonal, diagonal, color="0.7", linestyle="--", linewidth=1, label="FNMR = FMR")
     for name, shown in scores.items():
         fmr, fnmr, _ = sorted_curve(shown.mated, shown.nonmated).operating_points(POINTS)
-        x = np.maximum(fmr, lowest_fmr)
-        axes.step(x, np.maximum(fnmr, lowest_fnmr), where="post", linewidth=1.8, label=name)
-        true.step(x, 1 - fnmr, where="post", linewidth=1.8, label=name)
+        axes.step(*det_points(shown), where="post", linewidth=1.8, label=name)
+        true.step(np.maximum(fmr, lowest_fmr), 1 - fnmr, where="post", linewidth=1.8, label=name)
         lowest = min(lowest, float((1 - fnmr)[fmr > 0].min(initial=1.0)))
     axes.plot(metrics.eer, metrics.eer, "o", color=ORANGE, zorder=3, label=f"EER {metrics.eer:.2%}")
     axes.set(xscale="log", yscale="log", xlim=(lowest_fmr, 1), ylim=(lowest_fnmr, 1))

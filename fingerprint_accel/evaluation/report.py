@@ -7,6 +7,7 @@ import html
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from fingerprint_accel.evaluation.plots import cmc_png, curve_pngs, histogram_pn
 from fingerprint_accel.evaluation.results import HEADER, Evaluation, Rows, percent, threshold_text
 from fingerprint_accel.metrics.identification import FPIRS
 from fingerprint_accel.metrics.verification import DEFINITIONS
+from fingerprint_accel.text import aligned
 
 STYLE = """
 :root{--ink:#1d2733;--soft:#5b6875;--line:#dde3ea;--blue:#0072B2}
@@ -168,6 +170,33 @@ def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest
     return '<div class="grid">' + "".join(figures) + "</div>"
 
 
+@dataclass(frozen=True)
+class Addition:
+    """A section that the caller of `evaluate_command` puts at the top of the report.
+
+    Attributes:
+        title: Heading.
+        rows: Table, its header first.
+        lines: Sentences below the table.
+        pictures: PNG files by name.
+    """
+
+    title: str
+    rows: list[tuple[str, ...]]
+    lines: list[str]
+    pictures: dict[str, bytes]
+
+    def text(self) -> str:
+        """Return the table and the sentences for the terminal."""
+        return "\n".join([aligned(self.rows, words=1), *self.lines])
+
+    def section(self) -> str:
+        """Return the section as HTML."""
+        paragraphs = [f"<p>{html.escape(line)}</p>" for line in self.lines]
+        images = [f'<img src="{embedded(png)}" alt="{name}">' for name, png in self.pictures.items()]
+        return section(self.title, table(self.rows, True), *paragraphs, *images)
+
+
 SYNTHETIC = (
     "These prints are synthetic. The error rates compare models and settings; they do not predict error rates on real "
     "fingers."
@@ -216,7 +245,14 @@ def _notes(shards: Shards, evaluation: Evaluation) -> str:
     return notes
 
 
-def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Shards, evaluation: Evaluation) -> str:
+def report_html(
+    title: str,
+    facts: Rows,
+    pictures: dict[str, bytes],
+    shards: Shards,
+    evaluation: Evaluation,
+    addition: Addition | None = None,
+) -> str:
     """Return the report page as HTML.
 
     Args:
@@ -225,6 +261,7 @@ def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Sha
         pictures: PNG files, as returned by `draw_pictures`.
         shards: the dataset, for pictures of the most difficult comparisons.
         evaluation: results to show.
+        addition: section above all other sections.
     """
 
     def picture(name: str, alt: str) -> str:
@@ -242,6 +279,7 @@ def report_html(title: str, facts: Rows, pictures: dict[str, bytes], shards: Sha
     )
     definitions = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in DEFINITIONS.items())
     sections = [
+        addition.section() if addition is not None else "",
         section("Curves", curves),
         section("Verification", table(evaluation.verification_rates(), True), table(evaluation.verification_facts())),
         section(

@@ -6,6 +6,7 @@ identification test.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fingerprint_accel.evaluation.intervals import Intervals
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs_file
 from fingerprint_accel.evaluation.provenance import Provenance
-from fingerprint_accel.evaluation.report import draw_pictures, model_name, report_html
+from fingerprint_accel.evaluation.report import Addition, draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.model_card import compared
@@ -44,7 +45,7 @@ REPORTS = Path("evaluation")
 FOLDER = FolderKind(
     "an evaluation folder",
     json_with("metrics.json", "protocol", "eer", "definitions"),
-    r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep)\.png",
+    r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep|before_after|recovered_pair)\.png",
     whole=False,
 )
 
@@ -273,6 +274,7 @@ def evaluate_command(
     batch_size: int,
     extras: Extras | None = None,
     overwrite: bool = False,
+    add: Callable[[FingerprintExtractor, Shards, Evaluation], Addition] | None = None,
 ) -> None:
     """Evaluate a model on a dataset, write `metrics.json`, `report.html` and pictures, and print the results.
 
@@ -284,6 +286,8 @@ def evaluate_command(
         batch_size: number of prints per batch.
         extras: optional settings.
         overwrite: replace an existing evaluation in `out`.
+        add: function that returns a section for the top of the report. The table of this section is printed instead of
+            the usual one.
 
     Raises:
         UserError: if `out` exists and `overwrite` is not set, or if a model, dataset or list of comparisons cannot be
@@ -297,13 +301,17 @@ def evaluate_command(
     extractor = open_extractor(model)
     shards = open_dataset(dataset)
     evaluation = evaluate(extractor, shards, protocol, batch_size, extras)
+    addition = add(extractor, shards, evaluation) if add is not None else None
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
     origin = Provenance.of_this_process()
     write_json(out / "metrics.json", {**origin.values(), **evaluation.values(), "facts": dict(facts)})
-    (out / "training.png").unlink(missing_ok=True)  # may remain from the evaluation that is replaced
-    for name, png in pictures.items():
+    for name in ("training", "before_after", "recovered_pair"):
+        (out / f"{name}.png").unlink(missing_ok=True)  # may remain from the evaluation that is replaced
+    for name, png in [*pictures.items(), *(addition.pictures.items() if addition is not None else ())]:
         write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"
-    write_file(out / "report.html", report_html(title, [*facts, *origin.rows()], pictures, shards, evaluation))
-    print(f"\n{evaluation.text(groups=bool(extras.by))}\n\nreport: {out / 'report.html'}")
+    page = report_html(title, [*facts, *origin.rows()], pictures, shards, evaluation, addition)
+    write_file(out / "report.html", page)
+    text = addition.text() if addition is not None else evaluation.text(groups=bool(extras.by))
+    print(f"\n{text}\n\nreport: {out / 'report.html'}")

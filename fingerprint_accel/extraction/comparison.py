@@ -63,8 +63,18 @@ def compare_prints(
     Raises:
         UserError: if an image shows no print, or too small a part of one.
     """
-    tried = tried or extractor.usual_poses
     canvases = np.stack([extractor.on_canvas(reference, ppi), extractor.on_canvas(probe, probe_ppi or ppi)])
+    return compare_canvases(extractor, canvases, tried or extractor.usual_poses)
+
+
+def compare_canvases(extractor: FingerprintExtractor, canvases: np.ndarray, tried: Poses) -> Comparison:
+    """Compare two prints of a dataset in several poses, and return the best pose with its similarity and the decisions.
+
+    Args:
+        extractor: The model.
+        canvases: (2, S, S) uint8, reference and probe, at the resolution and canvas size of the model.
+        tried: Poses to try.
+    """
     images = torch.from_numpy(canvases).to(extractor.device)
     embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
     best, i, j = best_agreement(embeddings[0], embeddings[1], extractor.cells)

@@ -27,7 +27,9 @@ FINER = 2  # picture pixels per canvas pixel
 SCALE_MM = 5  # length of the scale bar, mm
 
 
-def pair_png(comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor) -> bytes:
+def pair_png(
+    comparison: Comparison, names: tuple[str, str], extractor: FingerprintExtractor, heading: str = ""
+) -> bytes:
     """Draw two compared prints: the reference in blue, the probe in red in its best pose, and both overlaid.
 
     The picture also shows the similarity, the decisions, a scale bar and the outline of the network input.
@@ -36,6 +38,7 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
         comparison: result of `compare_prints`.
         names: names of reference and probe, for the titles.
         extractor: model that compared the prints.
+        heading: text at the top; default: the similarity.
 
     Returns:
         Contents of a PNG file.
@@ -58,7 +61,7 @@ def pair_png(comparison: Comparison, names: tuple[str, str], extractor: Fingerpr
         axes.spines[:].set_color("0.8")
         axes.set_title(title, fontsize=11)
     _outline(figure.axes[0], extractor)
-    _write(figure, comparison)
+    _write(figure, comparison, heading)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": mark(PICTURE)})
     return buffer.getvalue()
@@ -137,10 +140,10 @@ def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
     axes.text(8 + length / 2, side - 12, f"{SCALE_MM} mm", ha="center", fontsize=8)
 
 
-def _write(figure: Figure, comparison: Comparison) -> None:
-    """Write the similarity, the decisions and the source of the thresholds above the pictures."""
+def _write(figure: Figure, comparison: Comparison, heading: str) -> None:
+    """Write the heading, the decisions and the source of the thresholds above the pictures."""
     (_, value), *verdicts = comparison.rows()
-    figure.text(0.012, 0.955, f"similarity {value}", fontsize=16, weight="bold", va="top")
+    figure.text(0.012, 0.955, heading or f"similarity {value}", fontsize=16, weight="bold", va="top")
     figure.text(0.012, 0.845 if verdicts else 0.885, comparison.basis, fontsize=8.5, va="top", color="0.3")
     for column, (rate, verdict) in enumerate(verdicts):
         colour, weight = ("#006B4F", "bold") if verdict.startswith("match") else ("0.3", "normal")

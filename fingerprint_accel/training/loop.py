@@ -45,6 +45,9 @@ def train(run: Run) -> Progress:
     """
     progress = _start(run)
     accelerator, training = run.accelerator, run.config.training
+    # A pretrained network has meaningful error rates before the first step. They show what training changes.
+    validates_start = run.config.model.init_from and progress.step == 0 and training.validate_every > 0
+    rates_of_start = _measured(run)[0] if validates_start and run.validation is not None else {}
     guard = StatisticsGuard(run.bare, run.ema.module if run.ema is not None else None)
     meters = Meters(accelerator.device, progress.skipped)
     loader = run.train.loader(
@@ -57,6 +60,8 @@ def train(run: Run) -> Progress:
         Reporter(run, progress) as reporter,
         loader,
     ):
+        if rates_of_start:
+            reporter.validation_record(rates_of_start)
         batches = iter(loader)
         bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while not _finished(run, progress):
@@ -148,24 +153,31 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     """
     if run.validation is None:
         return False
-    how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
-    metrics = validate(run.accelerator, run.bare, *how)
-    score = "eer" if run.bare.loss.describes else "alignment_mm"
-    eer = metrics.get(score, math.inf)
-    if run.ema is not None:  # the averaged weights are exported, so their EER decides
-        average = validate(run.accelerator, run.ema.module, *how)
-        metrics |= {f"ema_{name}": value for name, value in average.items()}
-        eer = average.get(score, math.inf)
-    improved = progress.best_eer is None or eer < progress.best_eer
+    metrics, score = _measured(run)
+    improved = progress.best_eer is None or score < progress.best_eer
     if improved:
-        progress.best_eer, progress.best_step = eer, progress.step
+        progress.best_eer, progress.best_step = score, progress.step
         progress.validations_without_gain = 0
     else:
         progress.validations_without_gain += 1
-    if not run.bare.loss.describes:
-        metrics = {name: value for name, value in metrics.items() if "alignment" in name}
     reporter.validation_record(metrics)
     return improved
+
+
+def _measured(run: Run) -> tuple[dict[str, float], float]:
+    """Return the error rates on the validation prints, and the one of them that checkpoints are chosen by."""
+    assert run.validation is not None
+    how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
+    metrics = validate(run.accelerator, run.bare, *how)
+    chosen_by = "eer" if run.bare.loss.describes else "alignment_mm"
+    score = metrics.get(chosen_by, math.inf)
+    if run.ema is not None:  # the average is exported, so it decides
+        average = validate(run.accelerator, run.ema.module, *how)
+        metrics |= {f"ema_{name}": value for name, value in average.items()}
+        score = average.get(chosen_by, math.inf)
+    if not run.bare.loss.describes:
+        metrics = {name: value for name, value in metrics.items() if "alignment" in name}
+    return metrics, score
 
 
 def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters) -> None:

@@ -133,3 +133,12 @@ def test_without_the_option_no_minutiae_are_found(scans, tmp_path):
     import_dataset(scans / "some.csv", tmp_path / "set", "csv", workers=1, progress=False)
     shards = open_dataset(tmp_path / "set")
     assert (shards.info.with_minutiae, shards.has_nfiq2) == (len(RESOLUTIONS), False)
+
+
+def test_a_print_without_minutiae_matches_nothing(rendered):
+    matcher = nbis.Nbis()
+    image = rendered(500)[0][0]
+    template, empty = matcher.template(image), nbis.find_template(np.full_like(image, 255), 500)
+    assert len(empty) == nbis.EMPTY_TEMPLATE
+    assert matcher.compare(template, empty) == matcher.compare(empty, empty) == 0
+    assert matcher.compare(template, template) > 40

@@ -29,8 +29,9 @@ def started(tiny, tmp_path, **knobs):
     return changed(config, "model", init_from=tiny.out)
 
 
-def first_record(out):
-    return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+def records(out, kind):
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in found if record["kind"] == kind]
 
 
 def test_first_of_each():
@@ -45,6 +46,22 @@ def test_it_goes_on_from_those_weights(tiny, tmp_path):
     checkpoint = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
     for name, tensor in run.bare.model.state_dict().items():
         assert torch.equal(tensor, checkpoint[name]), name
+
+
+def test_a_trained_network_is_validated_before_the_first_step(tiny, tmp_path):
+    """And only then: a run from random weights, or one that is resumed, begins with a step."""
+    run_training(tiny)
+    assert [record["step"] for record in records(tmp_path / "run", "validation")] == [6]
+    config = changed(started(tiny, tmp_path), "training", save_every=3)
+    run_training(config)
+    found = records(tmp_path / "second", "validation")
+    assert [record["step"] for record in found] == [0, 6]
+    assert found[0]["eer"] == records(tmp_path / "run", "validation")[0]["eer"]
+    resumed = dataclasses.replace(
+        config, out=str(tmp_path / "third"), resume=str(tmp_path / "second" / "checkpoints" / "step-00000003")
+    )
+    run_training(resumed)
+    assert [record["step"] for record in records(tmp_path / "third", "validation")] == [6]
 
 
 def test_class_vectors_start_as_means_of_their_fingers(tiny, tmp_path):
@@ -64,7 +81,7 @@ def test_class_vectors_start_as_means_of_their_fingers(tiny, tmp_path):
     run_training(config)
     random = dataclasses.replace(tiny, out=str(tmp_path / "random"))
     run_training(random)
-    losses = [first_record(tmp_path / name)["identity_texture"] for name in ("second", "random")]
+    losses = [records(tmp_path / name, "train")[0]["identity_texture"] for name in ("second", "random")]
     assert losses[0] < 0.8 * losses[1]
 
 

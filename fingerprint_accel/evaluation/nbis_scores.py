@@ -1,0 +1,52 @@
+"""Compare the prints of a dataset with NIST's matcher (mindtct and Bozorth3, the optional package `nbis-py`)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from fingerprint_accel.data.nbis import Nbis, find_template
+from fingerprint_accel.data.shards import Shards
+from fingerprint_accel.errors import require
+from fingerprint_accel.metrics.protocols import Pairs, Scores
+
+TIMED_PRINTS, TIMED_PAIRS = 8, 20  # measured before the rest is started
+
+
+def nbis_scores(shards: Shards, pairs: Pairs, most_seconds: float, progress: bool = True) -> Scores:
+    """Return the Bozorth3 score of every listed comparison, computed in this process.
+
+    Args:
+        shards: Dataset.
+        pairs: Comparisons.
+        most_seconds: Largest duration. It is estimated from the first few prints and comparisons.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: If `nbis-py` is not installed, or the comparisons would take longer than `most_seconds`.
+    """
+    matcher, ppi = Nbis(), shards.info.ppi
+    both = np.concatenate([pairs.mated, pairs.nonmated])
+    rows = np.unique(both)
+    place = np.full(len(shards), -1)
+    place[rows] = np.arange(len(rows))
+    work = place[both].tolist()
+    templates, scores = [], []
+    started = time.perf_counter()
+    templates += [find_template(shards.image(row), ppi) for row in rows[:TIMED_PRINTS].tolist()]
+    per_print = (time.perf_counter() - started) / len(templates)
+    started = time.perf_counter()
+    timed = [matcher.compare(templates[0], templates[n % len(templates)]) for n in range(TIMED_PAIRS)]
+    expected = per_print * len(rows) + (time.perf_counter() - started) / len(timed) * len(work)
+    require(expected <= most_seconds, f"{len(work):,} comparisons would take about {expected:.0f} s on this machine")
+    with tqdm(total=len(rows) + len(work), initial=len(templates), desc="NBIS", disable=not progress) as bar:
+        for row in rows[TIMED_PRINTS:].tolist():
+            templates.append(find_template(shards.image(row), ppi))
+            bar.update()
+        for first, second in work:
+            scores.append(matcher.compare(templates[first], templates[second]))
+            bar.update()
+    found = np.array(scores, np.float32)
+    return Scores(found[: len(pairs.mated)], found[len(pairs.mated) :], pairs, shards.fingers)
