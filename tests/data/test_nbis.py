@@ -137,7 +137,7 @@ def test_without_the_option_no_minutiae_are_found(scans, tmp_path):
 
 def test_a_print_without_minutiae_matches_nothing(rendered):
     matcher = nbis.Nbis()
-    image = rendered(500)[0][0]
+    image = rendered[500][0][0]
     template, empty = matcher.template(image), nbis.find_template(np.full_like(image, 255), 500)
     assert len(empty) == nbis.EMPTY_TEMPLATE
     assert matcher.compare(template, empty) == matcher.compare(empty, empty) == 0

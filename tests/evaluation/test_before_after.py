@@ -100,9 +100,8 @@ def untrained(tmp_path_factory, prints, spread_out):
 
 
 def evaluated(model, prints, out, against, capsys):
-    evaluate_command(
-        model, prints, "all-pairs", out, 32, Extras(against=against), partial(before_after, model, progress=False)
-    )
+    add = partial(before_after, model, progress=False)
+    evaluate_command(model, prints, "all-pairs", out, 32, Extras(against=against), overwrite=True, add=add)
     return capsys.readouterr().out
 
 

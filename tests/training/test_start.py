@@ -52,7 +52,7 @@ def test_a_trained_network_is_validated_before_the_first_step(tiny, tmp_path):
     """And only then: a run from random weights, or one that is resumed, begins with a step."""
     run_training(tiny)
     assert [record["step"] for record in records(tmp_path / "run", "validation")] == [6]
-    config = changed(started(tiny, tmp_path), "training", save_every=3)
+    config = changed(started(tiny, tmp_path), "training", save_every=3, validate_every=6)
     run_training(config)
     found = records(tmp_path / "second", "validation")
     assert [record["step"] for record in found] == [0, 6]
