@@ -2,16 +2,16 @@
 
 accelerate launch recipes/quickstart.py --out runs/quickstart
 
-The prints are synthetic lifted marks: faint, smeared, dirty, some with bright ridges. Their quality is `default`, and
-one in ten shows only a part of the finger. `small` was trained on synthetic optical, capacitive, thermal and ink
-prints, so lifted marks are new to it. The recipe makes two sets, one to train on and one to test on, which have no
-finger in common.
+The prints are synthetic lifted marks: faint, smeared, dirty, and some with bright ridges. Their quality is `default`.
+One in ten shows only a part of the finger. `small` was trained on synthetic optical, capacitive, thermal and ink
+prints, so lifted marks are new to it, and training has something to gain. The recipe makes a training set and a test
+set, which have no finger in common.
 
-At the end a table compares the test prints before training, after training, and with NIST's matcher if the package
-`nbis-py` is installed. OUT/evaluation holds the table, a plot (before_after.png), a pair that only the trained model
-recognises (recovered_pair.png), and the report (report.html).
+At the end a table shows the error rates before and after training. If the package `nbis-py` is installed, it also shows
+those of NIST's matcher. OUT/evaluation contains the report (report.html), a plot (before_after.png), and a mated pair
+that only the trained model accepts (recovered_pair.png).
 
---data trains on a dataset folder, or on a synthetic source (synth:fingers=20000), in place of the marks.
+--data trains on a dataset folder or a synthetic source (synth:fingers=20000) instead of the marks.
 --model.init-from "" starts from random weights. Then add more --training.steps, a higher --training.learning-rate and
 a late margin, as in recipes/pretrain_small.py.
 """
@@ -63,7 +63,7 @@ CONFIG = Config(
 )
 STYLE = Style(sensors=("latent",), partial=0.1)
 FINGERS, IMPRESSIONS = 420, 8
-TEST_FINGERS, TEST_IMPRESSIONS = 100, 4
+TEST_FINGERS, TEST_IMPRESSIONS = 150, 4
 STAGES = 4
 
 

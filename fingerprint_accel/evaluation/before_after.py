@@ -26,7 +26,7 @@ from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer
 from fingerprint_accel.metrics.curve import resolvable, sorted_curve
 from fingerprint_accel.metrics.protocols import Pairs, Scores, sampled_comparisons
-from fingerprint_accel.metrics.verification import SENSIBLE, compute_metrics, sensible_fmr
+from fingerprint_accel.metrics.verification import SENSIBLE, compute_metrics
 
 TITLE = "Before and after training"
 BEFORE, AFTER, NBIS = "before training", "after training", "NBIS (mindtct, bozorth3)"
@@ -34,6 +34,7 @@ COLORS = {BEFORE: ORANGE, AFTER: BLUE, NBIS: GREEN}
 NBIS_FINGERS, NBIS_COMPARISONS = 50, 1000  # in the sample, the latter of each kind
 NBIS_SECONDS = 30.0  # NBIS is left out if its sample would take longer
 SHOWN_FMRS = (1e-2, 1e-3)
+PAIR_FMR = 1e-3  # FMR of the thresholds at which pairs are recovered
 SIZE = (11.2, 4.8)  # inches
 
 
@@ -175,13 +176,13 @@ class Recovered:
 def recovered_pair(before: Scores, after: Scores) -> Recovered:
     """Find the mated pair that was rejected before training and is accepted after it, by the largest margins.
 
-    Each model has its own threshold, at the smallest FMR for which at least ten false matches decide.
+    Each model has its own threshold at the same FMR.
 
     Args:
         before: Scores before training.
         after: Scores of the same comparisons after training.
     """
-    fmr = sensible_fmr(len(after.nonmated)) or 0.1
+    fmr = PAIR_FMR if resolvable(PAIR_FMR, len(after.nonmated)) else 0.1
     low, high = (sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(fmr) for scores in (before, after))
     was, is_now = before.mated >= low, after.mated >= high
     gained = ~was & is_now

@@ -41,7 +41,9 @@ def nbis_scores(shards: Shards, pairs: Pairs, most_seconds: float, progress: boo
     timed = [matcher.compare(templates[0], templates[n % len(templates)]) for n in range(TIMED_PAIRS)]
     expected = per_print * len(rows) + (time.perf_counter() - started) / len(timed) * len(work)
     require(expected <= most_seconds, f"{len(work):,} comparisons would take about {expected:.0f} s on this machine")
-    with tqdm(total=len(rows) + len(work), initial=len(templates), desc="NBIS", disable=not progress) as bar:
+    with tqdm(
+        total=len(rows) + len(work), initial=len(templates), desc="NBIS", unit="print or pair", disable=not progress
+    ) as bar:
         for row in rows[TIMED_PRINTS:].tolist():
             templates.append(find_template(shards.image(row), ppi))
             bar.update()
