@@ -165,11 +165,12 @@ class Recovered:
 
     def sentence(self) -> str:
         """Return the counts as one sentence."""
+        at = f"At FMR {100 * self.fmr:g} %,"
         if self.place is None:
-            return f"At FMR {100 * self.fmr:g} % no pair was rejected before training and is accepted after it."
+            return f"{at} no mated pair that was rejected before training is accepted after it."
         return (
-            f"At FMR {100 * self.fmr:g} % training made {self.gained:,} rejected mated pairs match, "
-            f"and {self.lost:,} accepted ones no longer do."
+            f"{at} {self.gained:,} mated pairs that were rejected before training are accepted after it. "
+            f"The reverse holds for {self.lost:,}."
         )
 
 

@@ -53,17 +53,17 @@ def test_rates_are_given_where_ten_false_matches_decide():
 
 
 def test_the_clearest_recovered_pair_is_found():
-    nonmated = np.linspace(0, 0.5, 1000)  # FMR 1 %: the tenth highest, so that the threshold lies above 0.4949
+    nonmated = np.linspace(0, 0.5, 1000)  # FMR 0.1 % allows one false match, so that the threshold lies above 0.4994
     before = scores([0.9, 0.4, 0.1, 0.3, 0.6], nonmated)
     after = scores([0.4, 0.8, 0.7, 0.9, 0.7], nonmated)
     found = recovered_pair(before, after)
-    assert found.fmr == 0.01
-    assert found.thresholds == pytest.approx((0.4945, 0.4945), abs=1e-3)
+    assert found.fmr == 0.001
+    assert found.thresholds == pytest.approx((0.4995, 0.4995), abs=1e-4)
     assert found.place == 2  # margins 0.1, 0.2 and 0.195 of places 1, 2, 3
     assert found.similarities == pytest.approx((0.1, 0.7))
     assert (found.gained, found.lost) == (3, 1)
     assert found.sentence() == (
-        "At FMR 1 % training made 3 rejected mated pairs match, and 1 accepted ones no longer do."
+        "At FMR 0.1 %, 3 mated pairs that were rejected before training are accepted after it. The reverse holds for 1."
     )
 
 
@@ -71,7 +71,7 @@ def test_no_recovered_pair_is_said():
     same = scores([0.9, 0.1], np.linspace(0, 0.5, 1000))
     found = recovered_pair(same, same)
     assert found.place is None
-    assert found.sentence() == "At FMR 1 % no pair was rejected before training and is accepted after it."
+    assert found.sentence() == "At FMR 0.1 %, no mated pair that was rejected before training is accepted after it."
 
 
 def test_the_plot_is_as_wide_as_its_panels():
