@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -111,3 +112,31 @@ def test_commands_run_as_pasted(page: Path, workplace: Path, tmp_path: Path) -> 
             shutil.rmtree(folder / out)  # the page makes what the workplace already has
         written.add(out)
         carry_out(command, folder)
+
+
+def marked() -> list[tuple[str, str]]:
+    """Return the program and the option of each command that no test runs, for the verbs and the recipes."""
+    found = set()
+    for page in PAGES:
+        for command in commands(page) if page.exists() else []:
+            if not command.not_run or "earlier commit" in command.not_run:
+                continue
+            words = command.words
+            recipe = next((word for word in words if word.startswith("recipes/") and word.endswith(".py")), "")
+            verb = f"fingerprint-accel {words[1]}" if words[0] == "fingerprint-accel" else ""
+            first = words.index(recipe) if recipe else 0
+            options = (word.split("=")[0] for word in words[first:] if word.startswith("--"))
+            found |= {(recipe or verb, option) for option in options if recipe or verb}
+    return sorted(found)
+
+
+@cache
+def help_of(program: str) -> str:
+    """Return the help of a recipe or a verb."""
+    words = ["-m", "fingerprint_accel.cli", program.split()[1]] if " " in program else [str(ROOT / program)]
+    return starting.run([*words, "--help"]).stdout
+
+
+@pytest.mark.parametrize(("program", "option"), marked())
+def test_options_of_commands_that_are_not_run_exist(program: str, option: str) -> None:
+    assert re.search(rf"{re.escape(option)}\b", help_of(program)), f"{program} has no option {option}"
