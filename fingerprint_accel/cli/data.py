@@ -82,7 +82,7 @@ def synth(
         seed: Random seed. Another seed gives other fingers.
         sensors: Sensors to choose from, see above.
         quality: Quality of the prints, see above.
-        partial: Share of touches, 0 to 1, that show only a part of the finger.
+        partial: Share of prints (0 to 1) that show only a part of the finger.
         first_finger: Number of the first finger. 1000 continues a dataset of 1000 fingers.
         siblings: Number of consecutive fingers that differ only in their minutiae.
     """
@@ -212,8 +212,8 @@ def merge(
 ) -> None:
     """Join datasets, select fingers, or change encoding and size.
 
-    Fingers of different SRC stay separate. If two of them have the same key, the folder name is put in front of it. An
-    interrupted or killed command continues when you run it again.
+    Fingers of different SRC stay separate. Keys (names of fingers) that occur in several SRC get the folder name as a
+    prefix. An interrupted or killed command continues when you run it again.
 
     --keep and --drop select fingers by their key. Use them to split a dataset, or to erase a person.
 
@@ -253,8 +253,8 @@ def inspect(
     """Print the contents of a dataset and draw some of its prints.
 
     With --audit the dataset is searched for errors: identical images, one finger under two keys, two fingers under one
-    key, prints under the wrong finger, and minutiae that do not fit their print. The picture shows the suspects, and
-    a .jsonl file beside it lists them.
+    key, prints under the wrong finger, and minutiae that do not fit their print. The picture shows prints with
+    possible errors, and a .jsonl file beside it lists the errors.
 
     Examples:
       fingerprint-accel inspect datasets/db1

@@ -107,7 +107,8 @@ def extract(
       embeddings-*.safetensors  embeddings (N, D), quality (N), finger (N) and
                                 impression (N); finger is -1 for image files
       prints.parquet            source of each row
-      failed.jsonl              rows of zeros: no print, or quality too low
+      failed.jsonl              prints without an embedding, and the reasons; their
+                                rows in embeddings-* contain only zeros
       config.json               model, template, arguments, versions, checksums
 
     Args:
@@ -115,7 +116,7 @@ def extract(
         out: Folder to write.
         template: Number format: float32 (4 bytes per number), int8 (1 byte) or binary (1 bit, the signs).
         length: Keep only this many numbers of each branch. Needs a model that was trained for this length.
-        minimum_quality: Prints below this quality, 0 to 1, count as failures to acquire.
+        minimum_quality: Prints below this quality (0 to 1) count as failures to acquire.
         batch_size: Number of prints in a batch.
         bf16: Run the network in bf16, which is faster on hardware that supports it.
     """
@@ -151,7 +152,7 @@ def minutiae(
         model: Run folder, checkpoint folder, or exported model folder.
         out: Folder to write. Files have the names of the images with another suffix.
         format: File format, see above.
-        threshold: Lowest score of a minutia, 0 to 1. Lower values find more minutiae, and more false ones.
+        threshold: Lowest score of a minutia (0 to 1). Lower values find more minutiae, and more false ones.
     """
     from fingerprint_accel.extraction.extractor import open_extractor
     from fingerprint_accel.extraction.minutiae_readout import FOLDER, read_minutiae, write_minutiae

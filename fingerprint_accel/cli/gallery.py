@@ -95,7 +95,7 @@ def search(
         probe: Image of a fingerprint.
         top: Number of prints to show.
         index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]').
-        position: Compare only with this finger, 7 or left_index, and with prints without a known finger.
+        position: Compare only with prints of this finger (for example 7 or left_index) and of unknown fingers.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor

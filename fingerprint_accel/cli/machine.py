@@ -1,4 +1,4 @@
-"""Collect facts about this machine for `doctor`: packages, devices, limits and settings."""
+"""Find the packages, devices, limits and settings of this machine, which the verb `doctor` reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts about a machine. Sizes are in bytes.
+    """Packages, devices, limits and settings of a machine. Sizes are in bytes.
 
     Attributes:
         torch: Version of torch, or "" if it cannot be imported.
@@ -36,11 +36,11 @@ class Machine:
         unsupported: Descriptions of the GPUs that this build of torch has no kernels for.
         gpu_error: First line of the error that torch raises if it can use no GPU, else "".
         driver: Version of the NVIDIA driver, or "".
-        precision: Result of `training.setup.fast_precision`, or "" if it fails.
+        precision: Fastest number format for training (`training.setup.fast_precision`), or "" if it is unknown.
         cpu: Model of the processor.
         cores: Number of cores, of threads, and of threads that this process may use.
         quota: Number of cores that the container may use, or 0 if it is not limited.
-        features: Instruction sets of the processor, out of `CPU_FEATURES`.
+        features: Instruction sets in `CPU_FEATURES` that the processor supports.
         memory: Available and total memory.
         disk: Free and total space of the disk that holds the current folder.
         shm: Size of /dev/shm, or 0.
@@ -73,7 +73,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Collect the facts about this machine. This imports torch, which takes seconds."""
+    """Return the description of this machine. The function imports torch, which takes seconds."""
     disk = shutil.disk_usage(Path.cwd())
     config, config_file = _attempt(_accelerate_config, ({}, ""))
     driver = re.search(r"Module\D*([\d.]+)", _text(DRIVER_INFO))

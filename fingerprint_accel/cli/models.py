@@ -91,10 +91,10 @@ def evaluate(
         seed: Random seed for --protocol sampled.
         pairs_file: Pairs to compare: a csv file with the columns reference,probe[,mated], or an flx benchmark (.json).
         against: Second model to compare with on the same pairs, with confidence intervals of the differences.
-        minimum_quality: Prints below this quality, 0 to 1, count as failures to acquire: they never match.
-        minimum_nfiq2: Prints below this NFIQ 2 score, 0 to 100, or without one, count as failures to acquire.
+        minimum_quality: Prints below this quality (0 to 1) count as failures to acquire: they never match.
+        minimum_nfiq2: Prints without an NFIQ 2 score, or below this score (0 to 100), count as failures to acquire.
         poses: Compare the best of several rotated and shifted copies, as `compare` does. Takes 6 to 45 times as long.
-        by: Regular expression. Prints with the same first match in their source form a group. Or nfiq2: score bands.
+        by: Regular expression. Prints with the same first match in their source form a group. nfiq2 groups by score.
         overwrite: Replace an evaluation in OUT.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command

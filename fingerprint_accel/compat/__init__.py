@@ -1,1 +1,1 @@
-"""Provide the interfaces of flx (fixed-length-fingerprint-extractors), and load its checkpoints."""
+"""Provide the interface of flx, another implementation of DeepPrint, and load checkpoints of flx."""

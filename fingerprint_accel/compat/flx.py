@@ -1,9 +1,9 @@
 """Provide the Python interface of flx for the datasets of this package.
 
 The interface consists of functions such as `get_DeepPrint_TexMinu`, and of the methods `fit` and `extract`. flx
-(fixed-length-fingerprint-extractors) is an implementation of DeepPrint. Its dataset classes are replaced by the path of
-a dataset folder, which `fingerprint-accel import ... --layout flx` creates. Embedding lengths are per branch, as in
-flx.
+(fixed-length-fingerprint-extractors) is an implementation of DeepPrint. In place of the dataset classes of flx, the
+methods take the path of a dataset folder, which `fingerprint-accel import ... --layout flx` creates. Embedding lengths
+apply to each branch, as in flx.
 """
 
 # ruff: noqa: N802  (names of flx)
@@ -145,7 +145,7 @@ def get_DeepPrint_Minu(num_training_subjects: int, num_minutia_dims: int) -> Dee
 
 
 def get_DeepPrint_TexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Make an untrained model with both branches. The embeddings of each branch have the length `num_dims`."""
+    """Make an untrained model with a texture and a minutia branch, each with embeddings of length `num_dims`."""
     return _make("TexMinu", num_training_subjects, 2 * num_dims)
 
 
@@ -166,7 +166,7 @@ def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> 
 
 
 def get_DeepPrint_LocTexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Make an untrained model with an alignment network and both branches.
+    """Make an untrained model with an alignment network, a texture branch and a minutia branch.
 
     The embeddings of each branch have the length `num_dims`.
     """

@@ -1,9 +1,9 @@
 """Load checkpoints of flx into the networks of this package, without executing code from the file.
 
 flx (fixed-length-fingerprint-extractors) is an implementation of DeepPrint. It writes checkpoints with
-`torch.save({"model_state_dict": ..., "loss_state_dict": ..., "optimizer_state_dict": ...})`. Its Inception modules have
-the names of timm. The modules that contain them have other names than in this package, and three parts have no
-activations (`ModelConfig.trunk = "flx"`).
+`torch.save({"model_state_dict": ..., "loss_state_dict": ..., "optimizer_state_dict": ...})`. The layers in its
+Inception modules have the same names as in timm. The modules around them have other names than in this package, and
+three parts have no activations (`ModelConfig.trunk = "flx"`).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class DeepPrintOutput:
-    """Embeddings of a batch with the names of flx, (B, D) float32 of unit length.
+    """Embeddings of a batch of B prints from each branch, (B, D) float32 of unit length.
 
-    A branch that does not exist is None.
+    The attributes have the same names as in flx. The value is None for a branch that the model does not have.
     """
 
     minutia_embeddings: torch.Tensor | None

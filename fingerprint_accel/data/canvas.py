@@ -88,7 +88,8 @@ def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.nd
 
 def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
     rows, columns = np.nonzero(mask)
-    # The centre lies midway between the 5th and the 95th percentile. The mean moves aside if half of a print is dry.
+    # The centre of the print is midway between the 5th and the 95th percentile of the positions of its blocks. The mean
+    # position would be off-centre if half of a print is dry.
     centre_y = (np.percentile(rows, 5) + np.percentile(rows, 95) + 1) / 2 * block
     centre_x = (np.percentile(columns, 5) + np.percentile(columns, 95) + 1) / 2 * block
     half = canvas / 2 / scale
@@ -217,8 +218,8 @@ def put_on_canvas(
 def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:
     """Copy a print to a canvas of another size or resolution. The centres of both canvases coincide.
 
-    If `scale` is 1, pixels are copied without resampling. The centre then moves by half a pixel if the two sides differ
-    by an odd number.
+    If `scale` is 1, pixels are copied without resampling. The centre then moves by half a pixel if the sides of the two
+    canvases differ by an odd number.
 
     Args:
         image: (C, C) uint8, the old canvas.
@@ -330,7 +331,7 @@ def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float,
 def _filled(mask: np.ndarray) -> np.ndarray:
     """Return a mask, (rows, columns) bool, with its gaps filled. A wet patch inside a print can cause a gap.
 
-    An entry is filled if the mask has entries to its left and right, and also above and below it.
+    An entry is filled if there are true entries to its left and right, and also above and below it.
     """
     between = np.ones_like(mask)
     for axis in (0, 1):

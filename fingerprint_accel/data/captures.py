@@ -27,7 +27,7 @@ SEVERAL = (
     "several fingers on one image: to cut them out, state the position 13 (right hand) or 14 (left hand) in the file "
     "name (see --names) or in the column `position` of the csv"
 )
-IMAGE_PPI = 500  # default resolution; most sensors and archives have it
+IMAGE_PPI = 500  # default resolution; most sensors and archives use it
 NAME = re.compile(r"(?P<path>.+)#(?P<record>\d+)(?:-(?P<finger>\d+))?")
 
 
@@ -58,7 +58,7 @@ class Capture:
 
     Attributes:
         grey: (H, W) uint8.
-        ppi: resolution in the image record, pixels per inch; 0 if there is none.
+        ppi: resolution that the image record states, pixels per inch; 0 if it states none.
         stated_ppi: resolution in the tags of an image file, pixels per inch; 0 if there is none. Tags are often wrong.
         pages: number of pages of the image file.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has no minutiae.
@@ -77,7 +77,7 @@ def split_name(name: str) -> tuple[str, int, int]:
     """Split the name of a print into path, record number and finger position.
 
     For example, `cards/a.an2#4-07` gives the path `cards/a.an2`, record 4 and finger position 7. Record and position
-    are 0 if the name lacks them. If a file has the whole name, the name is its path and is not split.
+    are 0 if the name lacks them. If a file with exactly this name exists, the whole name is returned as the path.
     """
     match = NAME.fullmatch(name)
     if match is None or Path(name).exists():

@@ -28,7 +28,7 @@ IMAGE_STARTS = (
     b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\xff\xa0", b"RIFF", b"\xff\x4f\xff\x51",
     b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
 )  # fmt: skip
-# starts that are long enough to occur in image files only
+# starts that are long enough not to occur in other kinds of files by chance
 SURE_STARTS = tuple(start for start in IMAGE_STARTS if len(start) > 2 and start != b"RIFF")
 PNG_START = b"\x89PNG"
 WSQ_START = b"\xff\xa0"  # the marker "start of image"
@@ -36,7 +36,7 @@ SIZE = struct.Struct(">Q")  # header of a request: number of bytes of the file, 
 # Header of an answer: success, height, width, pages, ppi, number of bytes that follow. These are the pixels, or the
 # reason of the failure in UTF-8.
 ANSWER = struct.Struct(">?IIIfQ")
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # value and number of the TIFF tag
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # value and number of the TIFF tag PhotometricInterpretation
 SCREEN_PPI = (72, 96)  # default values of programs for images of unknown resolution
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks the size and gives a reason

@@ -45,8 +45,8 @@ class ImageRecord:
         ppi: resolution, pixels per inch; 0 if the record states none.
         position: finger position code; 0 if it is unknown.
         subject: identifier of the person in the file; empty if there is none.
-        segments: boxes (left, top, right, bottom) in pixels of the fingers of a slap (an image of several fingers), by
-            finger position.
+        segments: bounding box (left, top, right, bottom; pixels) of each finger on a slap (an image of several
+            fingers), by finger position.
         missing: positions of fingers that a slap does not show because they are amputated or bandaged.
         minutiae: (n, 4) float32 x, y, angle, quality in image pixels; None if the file has none for this image.
         quality: NFIQ 2 score, 0 to 100; -1 if there is none.
@@ -67,7 +67,7 @@ class ImageRecord:
 
     @property
     def fingers(self) -> tuple[int, ...]:
-        """Return the positions of the fingers on the image, from left to right. The position 0 is unknown."""
+        """Return the positions of the fingers on the image, from left to right. 0 stands for an unknown position."""
         if self.position in SLAPS:
             return tuple(finger for finger in SLAPS[self.position] if finger not in self.missing)
         return (SINGLE_FINGERS.get(self.position, UNKNOWN_FINGER),)

@@ -232,7 +232,7 @@ class ImportJob(Job):
         publish_dataset(
             folder, self.names, facts, target.ppi, target.canvas, self.encoding, enhanced, nfiq2=target.nfiq2
         )
-        hidden = ("source", "prints", "names")  # folders of the user, and facts that are no options
+        hidden = ("source", "prints", "names")  # folders of the user, and entries that are no options
         options = {name: value for name, value in self.arguments.items() if name not in hidden}
         options["minutiae"] = Path(options["minutiae"]).name if options["minutiae"] else None
         origin = origin_of("import", options, [*versions(enhanced), "nbis-py"], [self.source.resolve().name])
@@ -267,8 +267,8 @@ def _import_files(files: list[ImageFile], reading: Reading, target: Target, enco
         path: shard to write.
 
     Returns:
-        Facts about the shard: those of `write_shard`, rejected files, notes, ridge periods of prints, and a digest of
-        the state of the files.
+        Properties of the shard: the result of `write_shard`, rejected files, notes, ridge periods of prints, and a
+        digest of the state of the files.
     """
     state = _state(files)
     records, rejected, notes = [], [], []

@@ -187,10 +187,12 @@ _SOCOFING = NamePattern(
 
 
 def flx(path: str) -> Named:
-    """Read finger and impression from a file name `<finger>_<impression>`, as the package flx names files.
+    """Read finger and impression from a file name `<finger>_<impression>`, the convention of flx.
 
-    The names `f0001_01` and `s0001_01` of the database NIST SD4 are impressions 0 and 1 of one finger. Impressions that
-    count from 1 are later changed to count from 0, see `listing`.
+    flx is another implementation of DeepPrint.
+
+    The names `f0001_01` and `s0001_01` of the database NIST SD4 are impressions 0 and 1 of one finger. If the
+    impression numbers of an import start at 1, they are later reduced by 1, see `listing`.
     """
     match = _FLX.match(path)
     finger, impression = int(match["finger"]), check_impression(int(match["impression"]))

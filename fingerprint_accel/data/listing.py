@@ -289,7 +289,10 @@ def finger_codes(table: pa.Table) -> np.ndarray:
 
 
 def _from_zero(table: pa.Table) -> pa.Table:
-    """Subtract 1 from all impression numbers of a listing if the lowest is 1 or more, because flx counts from 0."""
+    """Subtract 1 from all impression numbers of a listing if the lowest is 1 or more.
+
+    The package flx, whose file names are read, counts impressions from 0.
+    """
     impressions = table["impression"].to_numpy()
     stated = impressions >= 0
     lowest = int(impressions[stated].min()) if stated.any() else 0

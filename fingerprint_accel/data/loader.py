@@ -147,7 +147,8 @@ class _Slot:
 
     Attributes:
         buffer: the memory of the buffer, (bytes,) uint8.
-        copied: CUDA event after which the batch is copied and the buffer may be overwritten; None on a CPU.
+        copied: CUDA event at the end of the copy to the device, after which the buffer may be overwritten; None on a
+            CPU.
     """
 
     buffer: torch.Tensor
@@ -175,8 +176,8 @@ class TrainingLoader:
 
     Attributes:
         waited: seconds that the consumer has waited for batches, without the first batch.
-        seconds: seconds that the thread has spent on computing the `order`, on reading from `disk` (or memory) and on
-            `decode`, by these names.
+        seconds: seconds that the thread has spent on each activity: `order` (computing the order of prints), `disk`
+            (reading from disk or memory) and `decode` (decoding images).
     """
 
     subset: Subset

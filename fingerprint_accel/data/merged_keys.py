@@ -96,7 +96,7 @@ def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -
     who, number = finger[order], impression[order].copy()
     values = np.unique(number, return_inverse=True)[1]  # ranks fit into 32 bits, unlike impression numbers
     _, first = np.unique(who << 32 | values, return_index=True)  # first occurrence: the print of the earliest source
-    late = np.ones(len(order), bool)  # prints of a finger whose number an earlier print has
+    late = np.ones(len(order), bool)  # True if an earlier print of the finger has the same number
     late[first] = False
     starts = np.flatnonzero(np.diff(who, prepend=-1))
     highest = np.repeat(np.maximum.reduceat(number, starts), np.diff(starts, append=len(who)))

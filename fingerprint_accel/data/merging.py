@@ -1,4 +1,4 @@
-"""Merge datasets into one dataset, and optionally change its size of shards, encoding, resolution and canvas size.
+"""Merge datasets into one dataset, and optionally change shard size, encoding, resolution and canvas size.
 
 The module implements the command `fingerprint-accel merge`. An interrupted merge can be resumed.
 """
@@ -212,8 +212,8 @@ class MergeJob(Job):
     def _collect(self, sources: Sequence[Shards]) -> None:
         """Choose the rows of the merged dataset, number their fingers and impressions, and shuffle them.
 
-        The result is stored in `_keys`, the key of each finger, and in `_places`, (N, 4) int64 source, row in the
-        source, finger and impression in the order of writing.
+        The attribute `_keys` becomes the list of finger keys. The attribute `_places` becomes an array (N, 4) int64
+        with a row for each print, in the order of writing: source, row in the source, finger and impression.
         """
         taken = selected_rows(sources, self.options.keep, self.options.drop)
         row = np.concatenate([np.arange(len(source)) for source in sources])[taken]

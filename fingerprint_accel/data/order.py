@@ -1,9 +1,9 @@
-"""Compute the order of the training prints from a seed and a position, the same for any number of processes.
+"""Compute the order of the training prints from a seed. It is the same for any number of processes.
 
 Training reads one endless stream: a permutation of the prints for epoch 0, then another one for epoch 1, and so on.
 Micro-batch `m` of rank `r` starts at position `(m * processes + r) * batch_size` of the stream. Batches are always full
-and may span two epochs. Every print comes once per epoch, except if prints are drawn in groups of a finger. A run
-resumes from one integer, its position in the stream.
+and may span two epochs. Every print occurs once per epoch, except if prints are drawn in groups of impressions of one
+finger. A run resumes from one integer, its position in the stream.
 
 No list is shuffled in memory. The print at a position is computed on demand, so that time and memory do not depend on
 the number of prints.
@@ -121,7 +121,7 @@ class _Blocks:
     """Order in which each print comes once per epoch, shuffled within blocks of prints.
 
     A block consists of runs of neighbouring rows. Training then reads `block_size` prints at a time, in long sequential
-    pieces, which suits data larger than memory. Each epoch combines other runs into blocks.
+    pieces, which suits data larger than memory. Each epoch combines different runs into blocks.
     """
 
     def __init__(self, count: int, seed: int, block_size: int) -> None:
@@ -145,7 +145,7 @@ class _Blocks:
 
 
 class _Groups:
-    """Order in which prints come in groups of `per_finger` impressions of one finger. Each epoch forms other groups.
+    """Order in which prints come in groups of `per_finger` impressions of one finger. Each epoch forms new groups.
 
     Every print is in a group. The last group of a finger is completed with prints of its first group, and a finger with
     fewer than `per_finger` prints repeats them. With `balanced`, each finger has as many groups as the average finger
@@ -216,9 +216,9 @@ class SampleOrder:
         labels: (count,) int64 label of the finger of each print; needed for groups and for `balanced` only.
         per_finger: Number of impressions per group; 1 forms no groups.
         balanced: Whether to draw every finger equally often, regardless of its number of prints.
-        siblings: (families, size) int64 labels of fingers. The groups of the `size` fingers in a row (a family of
-            similar fingers) follow each other in the stream. Each label occurs once, and all fingers need the same
-            number of groups. None leaves the order of groups random.
+        siblings: (families, size) int64 labels of fingers. Each row is a family of `size` similar fingers. The groups
+            of a family follow each other in the stream. Each label occurs once, and all fingers need the same number of
+            groups. If None, the order of groups is random.
 
     Attributes:
         length: Number of positions per epoch: `count`, unless prints come in groups.

@@ -77,7 +77,7 @@ class Pairing:
             images: path of the image of each print, without suffix.
             keys: path of each minutiae file, without suffix.
             rejected: paths of rejected images, without suffix.
-            without: (N,) bool, prints without a minutiae file.
+            without: (N,) bool, True for prints without a minutiae file.
         """
         stems = _name(images)
         # A minutiae file with the full path of an image belongs only to that image.

@@ -1,4 +1,4 @@
-"""Check by the ridges of images whether their stated resolution is right, and whether images are inverted."""
+"""Check whether the stated resolution of images fits their ridge distance, and whether images are inverted."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def open_print(
         cut: position of the finger to cut out of a slap (an image of several fingers); 0 for an image of one finger.
         slap: position code of a slap in an image file.
         ppi: resolution stated by the file name or a csv, pixels per inch; 0 for none. It takes precedence over the
-            file.
+            resolution stated in the file.
 
     Raises:
         ImageError: if the print cannot be read, see `captures.read_capture`.

@@ -23,11 +23,11 @@ class PrintInfo:
     enhanced: bool = False
 
     def check_suits(self, wanted: PrintInfo, data: Path | str, synthetic: bool = False) -> None:
-        """Check that these prints have the format that a model was trained on.
+        """Raise `UserError` if this format of prints differs from the format that a model was trained on.
 
         Args:
             wanted: format of the training prints of the model.
-            data: source of these prints, for the error message.
+            data: source of the prints, for the error message.
             synthetic: whether `data` is a description of synthetic prints (`synth:...`) instead of a dataset folder.
 
         Raises:

@@ -143,8 +143,8 @@ def write_shard(
         nfiq2: whether to write the column of the NFIQ 2 scores.
 
     Returns:
-        Facts about the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae) and `fingers`
-        (sorted numbers of the fingers).
+        Properties of the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae) and
+        `fingers` (sorted numbers of the fingers).
     """
     records, at_once = iter(records), rows_per_record_batch(canvas)
     rows = with_minutiae = 0
@@ -176,7 +176,7 @@ def publish_dataset(
     Args:
         folder: folder that contains the shards.
         names: file names of the shards.
-        facts: facts about each shard as returned by `write_shard`, and its checksum `sha256`.
+        facts: result of `write_shard` for each shard, with the checksum of the file added as `sha256`.
         ppi: resolution of the prints, pixels per inch.
         canvas: side of the prints, pixels.
         encoding: encoding of the images, "raw" or "lz4".

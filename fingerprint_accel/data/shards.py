@@ -17,7 +17,7 @@ from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
 from fingerprint_accel.errors import UserError
 
-CHECKED_AT_ONCE = 2**26  # up to so many bytes of minutiae are checked on opening (10 ms), more bytes only on reading
+CHECKED_AT_ONCE = 2**26  # bytes of minutiae that are checked on opening (10 ms); if more, they are checked on reading
 RESIDENT = 2**30  # limit of mapped files in the resident memory of this process, bytes
 
 

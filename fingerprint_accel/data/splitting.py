@@ -78,11 +78,11 @@ def split_prints(shards: Shards, reading: ReadingConfig) -> Split:
 
     Args:
         shards: The dataset.
-        reading: `validation_fraction` or `fold` determines how many groups are held out, and `split_by` what a group
-            is. Nothing is held out if `validation_data` is given, or if the fraction is 0.
+        reading: `validation_fraction` or `fold` determines how many groups are held out, and `split_by` determines the
+            kind of the groups. Nothing is held out if `validation_data` is given, or if the fraction is 0.
 
     Raises:
-        UserError: If `split_by` does not fit the dataset, or too few prints are left on one side.
+        UserError: If `split_by` does not fit the dataset, or too few prints are left for training or validation.
     """
     unit, names, codes = _groups(shards, reading.split_by)
     hashes, useful = _hashes(names), _useful(shards.fingers, codes, len(names))

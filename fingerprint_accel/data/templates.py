@@ -140,7 +140,7 @@ def _read_xyt(text: str, image_height: int, kind: str) -> Template:
 
 
 def _read_mnt(text: str) -> Template:
-    """Parse an `.mnt` file, the format of flx and FingerNet.
+    """Parse an `.mnt` file, the format of FingerNet and of flx (another implementation of DeepPrint).
 
     The first line is a name or a count, the second line `[count] width height`. Each further line is a minutia
     `x y radians [quality]`.

@@ -38,7 +38,8 @@ def training_loader(
         device: Device that batches are copied to, `accelerator.device`. On a CPU the image and minutiae of a batch are
             valid until the next batch is requested.
         samples_per_class: Number of different impressions of each finger in a batch; 1 leaves it to chance.
-        position: Number of prints over all processes to skip, `step * batch_size * processes` to resume at `step`.
+        position: Number of prints to skip, summed over all processes. Pass `step * batch_size * processes` to resume at
+            `step`.
         truth: Whether batches have `pose` and `contact`, the ground truth for alignment networks and dense networks.
 
     Returns:
