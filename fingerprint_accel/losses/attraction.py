@@ -34,7 +34,7 @@ class CenterLoss(nn.Module):
         self.register_buffer("centers", torch.zeros(classes, dim))
 
     def forward(self, embedding: torch.Tensor, finger: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared distance between embeddings and the centres of their fingers, ().
+        """Return the mean squared distance between embeddings and the centres of their fingers, as a scalar.
 
         Args:
             embedding: (B, D) of unit length.
@@ -46,9 +46,9 @@ class CenterLoss(nn.Module):
     def update(self, embedding: torch.Tensor, finger: torch.Tensor, skip: torch.Tensor | None = None) -> None:
         """Move the centre c of each finger in the batch by rate * (mean of the embeddings of this finger - c).
 
-        Wen et al. divide the sum of the n embeddings of a finger by 1 + n instead of n. Sums use fixed-point numbers,
-        so that the bits do not depend on the order of the prints or the number of ranks. All shapes are static, so that
-        the host never waits for the device.
+        In contrast to this mean, Wen et al. divide the sum of the n embeddings of a finger by 1 + n. Sums use
+        fixed-point numbers, so that the bits do not depend on the order of the prints or the number of ranks. All
+        shapes are static, so that the host never waits for the device.
 
         Args:
             embedding: (N, D) of unit length, from all micro-batches and ranks.

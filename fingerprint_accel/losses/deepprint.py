@@ -27,7 +27,7 @@ class LossParts(NamedTuple):
 
     Attributes:
         total: () loss to minimise.
-        parts: the terms by name, each () without its weight and detached from the graph.
+        parts: the terms by name, each a scalar that is not multiplied by its weight and is detached from the graph.
     """
 
     total: torch.Tensor
@@ -43,7 +43,7 @@ class DeepPrintLoss(nn.Module):
 
     Every term is a mean over the batch. The mean over processes is therefore the loss of the whole batch. The same
     holds for the mean over micro-batches of equal size. The contrastive loss is an exception: it compares only the
-    prints of one micro-batch. Everything is computed in float32, under autocast, too.
+    prints of one micro-batch. Everything is computed in float32, even under autocast.
 
     The identity heads have parameters, which the optimizer needs. Centres are buffers: call `update_centers` after each
     optimizer step.
@@ -59,7 +59,7 @@ class DeepPrintLoss(nn.Module):
         self.config, self.has_map, self.cells = config, model.config.needs_minutia_maps, model.config.cells
         dims, dropout = model.branch_dims, model.config.dropout
         self.heads = nn.ModuleDict({name: self._head(dim, num_fingers, dropout) for name, dim in dims.items()})
-        with_centers = dims if config.center_weight > 0 else {}  # else they would only take room
+        with_centers = dims if config.center_weight > 0 else {}  # with weight 0, centres would only take memory
         self.centers = nn.ModuleDict({name: CenterLoss(dim, num_fingers) for name, dim in with_centers.items()})
 
     def _head(self, dim: int, classes: int, dropout: float) -> nn.Module:
@@ -157,7 +157,7 @@ class DeepPrintLoss(nn.Module):
     def _truths(
         self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Return the pose loss and the mask loss by name, if the network has the respective output.
+        """Return the pose loss and the mask loss by name, each only if the network has the output for it.
 
         Args:
             output: Output of the network.
@@ -217,9 +217,10 @@ class DeepPrintLoss(nn.Module):
 def minutia_map_loss(
     predicted: torch.Tensor, maps: torch.Tensor | None, has_minutiae: torch.Tensor | None
 ) -> torch.Tensor:
-    """Compute the mean squared error of minutia maps over the whole batch. Prints without minutiae count as 0.
+    """Compute the mean squared error of minutia maps over the whole batch.
 
-    If `maps` is None, the loss is 0 but depends on the predictions, so that DDP finds gradients for the decoder.
+    The error of prints without known minutiae is 0. If `maps` is None, the loss is 0 but depends on the predictions, so
+    that DDP finds gradients for the decoder.
 
     Args:
         predicted: (B, 6, S, S) float32 predicted maps.
@@ -239,14 +240,15 @@ def minutia_map_loss(
 def mask_loss(
     predicted: torch.Tensor, contact: torch.Tensor | None, transform: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the binary cross-entropy of the contact mask, averaged over cells and prints.
+    """Return the binary cross-entropy of the predicted contact mask, averaged over cells and prints.
 
     If `contact` is None, the loss is 0.
 
     Args:
         predicted: (B, G, G) contact logits of the cells of the aligned print.
         contact: (B, N, N) share of each cell of the input that is in contact with the finger, or None.
-        transform: (B, 3) rotation and shift that the network applied to the input, or None.
+        transform: (B, 3) rotation and shift that the network applied to the input, or None. The function
+            applies it to `contact`, too.
     """
     if contact is None:
         return 0.0 * predicted.sum()

@@ -30,7 +30,7 @@ class IdentityHead(nn.Module):
         kind: `softmax`; `arcface` adds the margin to the angle (Deng et al. 2019, arXiv 1801.07698); `cosface`
             subtracts the margin from the cosine (Wang et al. 2018, arXiv 1801.09414).
         scale: factor of the cosines.
-        margin: in radians for arcface, as a cosine for cosface.
+        margin: margin of the true class: an angle in radians for arcface, a difference of cosines for cosface.
         dropout: dropout probability of embedding elements, for softmax.
         label_smoothing: share of the target distribution that is spread over all fingers.
     """
@@ -60,7 +60,7 @@ class IdentityHead(nn.Module):
         Args:
             embedding: (B, d) embeddings of unit length, or their prefixes.
             finger: (B,) int64 true classes.
-            margin: replaces the margin of the head.
+            margin: margin to use instead of the margin of the head.
 
         Returns:
             (B, C).

@@ -47,7 +47,7 @@ class ShardedHead(nn.Module):
         classes: number of training fingers, C.
         kind: `softmax`, `arcface` or `cosface`; see `losses.margin`.
         scale: factor of the cosines.
-        margin: in radians for arcface, as a cosine for cosface.
+        margin: margin of the true class: an angle in radians for arcface, a difference of cosines for cosface.
         dropout: dropout probability of embedding elements, for softmax.
         sampling: share of the classes of this process that take part in an update.
         filter_threshold: wrong classes with a larger cosine are excluded, because they may be the same finger under
@@ -90,7 +90,7 @@ class ShardedHead(nn.Module):
         Args:
             embeddings: the embedding (B, D) and optional prefixes (B, d), each float32 of unit length.
             finger: (B,) int64 class labels in 0..C-1.
-            margin: replaces the margin of the head.
+            margin: margin to use instead of the margin of the head.
         """
         margin = self.margin if margin is None else margin
         lengths = [embedding.shape[1] for embedding in embeddings]
@@ -123,7 +123,7 @@ class ShardedHead(nn.Module):
 
         Args:
             finger: (M,) classes of the prints of all micro-batches and ranks. These classes are always in the sample.
-            optimizer: optimizer whose state for the sampled rows is copied, too.
+            optimizer: optimizer of the class vectors. Its state for the sampled rows is copied, too.
         """
         if not self.drawn:
             return
@@ -165,7 +165,7 @@ class ShardedHead(nn.Module):
 
 
 def _leaf(drawn: nn.Parameter) -> torch.Tensor:
-    """Return a leaf tensor that shares its data with `drawn` and adds its gradient to the gradient of `drawn`.
+    """Return a leaf tensor that has the data of `drawn` and whose gradient is added to the gradient of `drawn`.
 
     The shape of `drawn` can change between updates. An autograd graph that still exists requires leaves of constant
     shape, so each graph gets its own leaf.

@@ -44,7 +44,7 @@ class _Part:
 
     Attributes:
         logits: (N, R) logits. After the forward pass, exp(logit - largest logit of the print).
-        inverse: (R,) reciprocal length of the class vectors, or None for dot products.
+        inverse: (R,) reciprocal Euclidean norm of the class vectors, or None for dot products.
         slope: (N, 1) derivative of the logit of the true class with respect to its cosine or product, divided by
             `scale`.
     """
@@ -55,7 +55,7 @@ class _Part:
 
 
 class ShardedCrossEntropy(torch.autograd.Function):
-    """Autograd function of the mean cross-entropy of the prints of all ranks over all classes, ().
+    """Autograd function of the mean cross-entropy of the prints of all ranks over all classes, a scalar.
 
     All ranks get the same result. The gradient of the embeddings is multiplied by the number of ranks, because DDP
     averages over ranks. The gradient of the class vectors is not scaled.
@@ -65,8 +65,8 @@ class ShardedCrossEntropy(torch.autograd.Function):
             concatenated.
         weight: (R, D) class vectors of this rank.
         bias: (R,) or None.
-        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has it. The loss is NaN if no rank has
-            it.
+        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has this class. The loss is NaN if no
+            rank has it.
         margin: Margin of the true class.
         lengths: Lengths of the parts of `everyone`, D first. The loss is averaged over the parts.
         scoring: Options for computing logits.

@@ -187,7 +187,7 @@ def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tenso
     """Return the most probable transforms of each print: the highest peaks of the shift at the most probable rotation.
 
     A peak is the mean over the bins around the most probable bin. The next peak is searched outside of this window. For
-    an untrained network, whose bins are equally probable, the result is the identity.
+    an untrained network, whose bins are equally probable, the result is no rotation and no shift.
 
     Args:
         found: output of the alignment network for B prints.

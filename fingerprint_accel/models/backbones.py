@@ -65,7 +65,7 @@ class Residual(nn.Module):
         super().__init__()
         shrink = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
         last = _normalisation(norm, outputs)
-        nn.init.zeros_(last.weight)  # the block starts as its shortcut
+        nn.init.zeros_(last.weight)  # before training, the block computes only its shortcut
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
             _normalisation(norm, outputs),

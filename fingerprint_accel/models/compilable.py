@@ -165,7 +165,7 @@ def _spread(windows: torch.Tensor, size: torch.Size, up: int, left: int, elsewhe
     Args:
         windows: (B, C, h, w) one value per window.
         size: height and width of the input of the pooling.
-        up, left: 0 or 1.
+        up, left: offset of the window along the rows and columns, 0 or 1.
         elsewhere: value of pixels for which this window does not exist.
 
     Returns:

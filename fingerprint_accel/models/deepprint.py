@@ -29,9 +29,9 @@ class Output:
         texture: (B, D_t) float32 of unit length, embedding of the texture branch.
         minutia: (B, D_m) float32 of unit length, embedding of the minutia branch.
         minutia_map: (B, 6, S, S) predicted minutia map; only in training mode.
-        norm: (B,) float32 mean length of the branch embeddings before normalisation; only in evaluation mode.
+        norm: (B,) float32 mean Euclidean norm of the branch embeddings before normalisation; only in evaluation mode.
         dense: (B, D) float32 of unit length, embedding of a dense variant: the vectors of all grid cells in row-major
-            order. Cells that the print does not show are zero.
+            order. The vectors of cells that the print does not show are zero.
         contact: (B, G, G) logits of the probability that the print shows the cell, for a grid of G x G cells; dense
             variants only.
         pose: logits of an `AlignmentNetwork`. None if the alignment network is frozen, and in the output of `describe`.
@@ -133,7 +133,7 @@ class DeepPrint(nn.Module):
             frozen.append(self.stem)
         if config.trunk_frozen:
             frozen += [self.minutia_stem, self.minutia_map]
-            head = 1 if config.cells else 2  # a dense head is one module; else dropout and linear layer
+            head = 1 if config.cells else 2  # a dense head is one module, other heads are dropout and a linear layer
             for branch in (self.texture_branch, self.minutia_branch):
                 frozen += list(branch[:-head]) if branch is not None else []
         for part in frozen:
@@ -238,7 +238,7 @@ def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torc
             logit is kept, so that no embedding is zero.
 
     Returns:
-        Embeddings (B, G * G * D) float32 in row-major order, and their lengths (B,) before normalisation.
+        Embeddings (B, G * G * D) float32 in row-major order, and their Euclidean norms (B,) before normalisation.
     """
     logits = contact.detach().float().flatten(1)  # detached: the mask has its own loss
     shown = logits >= logits.amax(dim=1, keepdim=True).clamp(max=0.0)
@@ -247,7 +247,7 @@ def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torc
 
 
 def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise embeddings (B, D) to unit length in float32, and return them with their previous lengths (B,)."""
+    """Normalise embeddings (B, D) to unit length in float32, and return them with their previous norms (B,)."""
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.float()
         return F.normalize(embedding, dim=1), embedding.detach().norm(dim=1)

@@ -12,8 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def folded(network: nn.Module) -> nn.Module:
     """Return a copy of a network in which batch normalisations are folded into the preceding convolutions.
 
-    Outputs differ by rounding. Modules without a batch normalisation behind a convolution are shared with `network`,
-    not copied.
+    The outputs of both networks differ only by rounding. Modules without a batch normalisation behind a convolution are
+    shared with `network`, not copied.
 
     Args:
         network: network in evaluation mode. Modules that contain a batch normalisation must run their children in the

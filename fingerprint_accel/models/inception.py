@@ -46,7 +46,7 @@ except RuntimeError as error:  # timm imports torchvision
 
 
 def _steps(branch: Iterable[Any]) -> list[nn.Module]:
-    """Return the layers of a branch of an Inception block as a list, with its first block split into two layers.
+    """Return the layers of a branch of an Inception block as a list, in which the first block of the branch is split.
 
     The list begins with a 1 x 1 convolution and its batch normalisation, which contains the activation.
     """

@@ -49,7 +49,7 @@ class SavedModel:
         ppi: resolution of the canvases (the square images on which prints are placed), pixels per inch.
         canvas: side of the canvases, pixels.
         enhanced: whether the network expects prints that were stored with enhanced ridges.
-        notes: further facts stored with the model, such as its calibration.
+        notes: further information stored with the model, such as its calibration.
     """
 
     folder: Path
@@ -98,10 +98,10 @@ class SavedModel:
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     def starts(self, model: ModelConfig) -> bool:
-        """Return whether a network of another variant, `model`, can be initialised from a part of these weights.
+        """Return whether a network of another variant, `model`, can be initialised from a part of the stored weights.
 
-        This holds for a variant with and without alignment network, and for a dense variant that is initialised from
-        the trunk of a texture variant.
+        The result is true if the variants differ only in the alignment network, or if `model` is a dense variant and
+        the stored weights are those of a texture variant, whose trunk it can use.
         """
         ours, theirs = (variant.removeprefix("Loc") for variant in (self.model.variant, model.variant))
         return (ours, theirs) == ("Tex", "Dense") or (ours == theirs and self.model.variant != model.variant)

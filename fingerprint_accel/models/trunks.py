@@ -56,7 +56,7 @@ class TrunkParts(NamedTuple):
 
 
 def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
-    """Return functions that make the parts of the trunk that `config.trunk` names.
+    """Return functions that make the parts of the trunk with the name `config.trunk`.
 
     Args:
         config: configuration of the model.

@@ -21,7 +21,7 @@ from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.models.backbones import MapDecoder
 from fingerprint_accel.models.trunks import TrunkParts
 
-PATCH = 16  # pixels
+PATCH = 16  # side of a patch, pixels
 HEADS = {"vit_small": 6, "vit_base": 12}  # attention heads; each has 2 * width channels
 
 
@@ -63,8 +63,8 @@ def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
 class Patches(nn.Module):
     """Module that embeds the patches of an image and adds position embeddings.
 
-    It maps images (B, 1, S, S) to tokens (B, N, D), where N is the number of patches, row by row. Images are padded
-    with zeros to a multiple of the patch size.
+    It maps images (B, 1, S, S) to tokens (B, N, D), where N is the number of patches. Patches are in row-major order.
+    Images are padded with zeros to a multiple of the patch size.
 
     Args:
         channels: length of a token, D.

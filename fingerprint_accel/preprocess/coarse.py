@@ -19,7 +19,7 @@ CACHED = 1 << 19  # number of pixels per thread that fit into the CPU caches tog
 def chunks(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
     """Split a batch into slices of images that fit into the CPU caches.
 
-    On other devices, and during export, where the batch size is dynamic, the only slice is the whole batch.
+    On devices other than a CPU, and during export, where the batch size is dynamic, the only slice is the whole batch.
 
     Args:
         count: number of images in the batch.

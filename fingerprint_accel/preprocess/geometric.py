@@ -218,7 +218,7 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 def _turned(point: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Multiply the points (B, M, 2) of each print by its matrix (B, 2, 2) in full float32 precision.
 
-    The function avoids matrix products, because TF32 would round angles by degrees.
+    The function avoids matrix products, because the rounding of TF32 would change angles by degrees.
     """
     return (matrix[:, None] * point[:, :, None]).sum(dim=-1)
 

@@ -28,8 +28,8 @@ class Quality:
         thickness: (B, 1, 1, 1) weight of the local maximum (above 0) or of the local minimum (below 0).
         contrast: (B, 1, 1, 1) factor applied to the difference from the mean of the print.
         gain: (B, 1, 1, 1) factor applied to all pixels.
-        contact: (B, 1, n, n) share of the ink that an occlusion leaves. A cell has `_cell(S)` pixels, where S is the
-            side of the network input.
+        contact: (B, 1, n, n) share of the ink that the occlusion leaves in each of n x n cells. A cell has `_cell(S)`
+            pixels, where S is the side of the network input.
         noise: (B, 1, 1, 1) standard deviation of the noise.
         corner: (B, 2) first row and column of the window of the noise tile (see `noise_tile`) that is added to the
             print.

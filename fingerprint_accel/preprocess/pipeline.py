@@ -68,7 +68,7 @@ def contact_grid(contact: torch.Tensor, pose: Pose, cells: int, canvas: int) -> 
     """
     unit = canvas / GRID  # side of a cell of `contact`, canvas pixels
     in_cells = Pose(pose.matrix, pose.shift / unit, None, pose.crop / unit)
-    samples = max(1, math.ceil(2 * in_cells.crop / cells))  # along each side of a cell; two per cell of `contact`
+    samples = max(1, math.ceil(2 * in_cells.crop / cells))  # points along a cell side; two per cell of `contact`
     with torch.autocast(contact.device.type, enabled=False):
         taken = resample(contact[:, None].float(), in_cells, cells * samples)
         return cell_means(taken, samples)[:, 0].clamp_(0, 1)
@@ -180,7 +180,7 @@ class Preprocessor(nn.Module):
 
     @torch.no_grad()
     def truth(self, batch: Batch, augment: bool, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the training targets of the alignment network for the network input that `forward` returns.
+        """Return the true alignment and contact of the network input that `forward` returns, as training targets.
 
         Args:
             batch: batch on the device.
@@ -213,7 +213,7 @@ class Preprocessor(nn.Module):
         Args:
             images: (B, H, W) uint8 canvases, ridges dark.
             pose: map from the input to the canvas. The default is the upright centre of the canvas.
-            quality: degradation. The default is none.
+            quality: parameters of the degradation. By default, the canvases are not degraded.
 
         Returns:
             (B, 1, S, S) float32, where S is `config.size`.
@@ -229,7 +229,7 @@ class Preprocessor(nn.Module):
         Args:
             images: (B, H, W) uint8 canvases, ridges dark.
             pose: map from the input to the canvas.
-            quality: degradation, or None.
+            quality: parameters of the degradation, or None for no degradation.
             dtype: data type of the result.
 
         Returns:
@@ -249,7 +249,7 @@ class Preprocessor(nn.Module):
         Args:
             images: (B, H, W) uint8 canvases, ridges dark.
             pose: map from the input to the canvas.
-            quality: degradation, or None.
+            quality: parameters of the degradation, or None for no degradation.
 
         Returns:
             (B, 1, S, S) float32, where S is `config.size`.

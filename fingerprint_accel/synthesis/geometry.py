@@ -91,7 +91,7 @@ def contact_cells(skin: torch.Tensor) -> torch.Tensor:
     """
     size = skin.shape[-1]
     shares = cell_shares(size, skin.device)
-    return 2 * (shares @ skin.float() @ shares.T) >= size**2  # a cell has (size / GRID) ** 2 pixels of GRID ** 2 units
+    return 2 * (shares @ skin.float() @ shares.T) >= size**2  # the area of a cell is size ** 2 in these units
 
 
 @lru_cache(maxsize=16)

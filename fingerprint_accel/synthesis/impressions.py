@@ -56,8 +56,8 @@ def impression_keys(seed: int, fingers: torch.Tensor, impressions: torch.Tensor)
 
     Args:
         seed: random seed.
-        fingers: (B,) int64 number of the finger of each impression.
-        impressions: (B,) int64 number of each impression among the impressions of its finger, from 0.
+        fingers: (B,) int64 finger number of each impression.
+        impressions: (B,) int64 index of each impression among the impressions of its finger, from 0.
 
     Returns:
         (B,) int64 keys.

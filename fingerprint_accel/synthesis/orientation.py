@@ -233,11 +233,10 @@ def _straightening(kind: torch.Tensor, points: torch.Tensor, present: torch.Tens
 
 
 def _slopes(keys: torch.Tensor) -> torch.Tensor:
-    """Draw the orientation field of arches. Their ridges rise towards the middle of the finger and fall behind it.
+    """Draw the orientation field of arches. Their ridges rise towards the middle of the finger and descend after it.
 
     Args:
-        keys: (N,) int64 random key of each finger. It determines, among others, the height at which ridges are
-            steepest.
+        keys: (N,) int64 random key of each finger. The key also determines the height at which ridges are steepest.
 
     Returns:
         (N, HEIGHT, WIDTH) ridge direction, radians.

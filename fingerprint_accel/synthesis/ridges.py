@@ -22,7 +22,7 @@ from fingerprint_accel.synthesis.orientation import Pattern
 ROUNDS = 14
 ANGULAR_WIDTH = 0.30  # standard deviation of the angular profile of the filter, radians
 RADIAL_WIDTH = 0.26  # standard deviation of the radial profile, in the natural logarithm of the frequency
-HARMONICS = 5  # multiples of twice the angle in the Fourier series; the next one would have a weight of 0.2 %
+HARMONICS = 5  # number of multiples of twice the angle in the Fourier series; the next would have a weight of 0.2 %
 GAIN = 2.5  # factor in front of the saturating function, for responses with a root mean square of 1
 NOISE, PERIOD, PERIOD_WAVES = range(20, 23)  # random streams
 

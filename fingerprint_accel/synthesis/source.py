@@ -1,8 +1,8 @@
 """Render synthetic training data during training, without a dataset folder.
 
-The option `--data synth:fingers=20000` selects it. The masters (complete ridge images of the fingers) stay on the
-device, and each training step renders new impressions from them. `data.order` determines the order of fingers and
-impressions, so runs resume exactly and do not depend on the number of processes.
+The option `--data synth:fingers=20000` selects this kind of data. The masters (complete ridge images of the fingers)
+stay on the device, and each training step renders new impressions from them. `data.order` determines the order of
+fingers and impressions, so runs resume exactly and do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fingerprint_accel.synthesis.workers import join
 
 PREFIX = "synth:"
 CHUNK = 32  # number of masters that a process generates at a time
-MOST_MINUTIAE = 512  # largest number per finger; rows are padded to this number before processes exchange them
+MOST_MINUTIAE = 512  # largest number of minutiae per finger; rows are padded to this number for the exchange
 
 
 @dataclass(frozen=True)
@@ -240,8 +240,8 @@ def open_source(
 
     Args:
         data: value of `--data`, see `parse_source`.
-        held_out: number of validation fingers divided by the number of training fingers; 0 for no validation. If it is
-            above 0, there are at least two validation fingers.
+        held_out: number of validation fingers divided by the number of training fingers; 0 for no validation. A value
+            above 0 gives at least two validation fingers.
         device: device of the masters (complete ridge images).
         rank, processes: rank of this process and number of processes.
         gather: function that concatenates a tensor of all ranks along the first dimension; required for several

@@ -28,7 +28,7 @@ PARTIAL_DRAWS = ("chosen", "kind", "away", "smaller", "narrow", "width", "height
 TIP, LOW, SIDE, WINDOW = range(4)  # kinds of partial touch
 KIND_SHARES = (0.50, 0.15, 0.20)  # shares of TIP, LOW and SIDE; the rest is WINDOW
 FINGER_END = 13.5  # tip of an average finger in mm above its centre; the contact ends there
-SCRATCHES = 2  # largest number per impression
+SCRATCHES = 2  # largest number of scratches per impression
 MIDDLE_MM = (0.0, 0.3)  # mean centre of the contact of complete touches, in finger coordinates
 
 
@@ -174,7 +174,7 @@ class Touch:
         return torch.stack([-self.angle, x / self.mm, -y / self.mm], dim=1).flatten(1).float()
 
     def grid(self, points: int, over: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the coordinates of a square grid of points that covers the canvas, in mm from its centre.
+        """Return the coordinates of a square grid of points over the canvas, in mm from the canvas centre.
 
         Args:
             points: number of grid points along each side.

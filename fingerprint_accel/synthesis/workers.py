@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 def _single() -> None:
     """Set the number of threads that torch uses in the calling thread to one.
 
-    `torch.get_num_threads` must be called first, because its first call initialises the number and would override the
-    setting.
+    `torch.get_num_threads` must be called first, because the first call of that function initialises the number of
+    threads and would override a number that was set before.
     """
     torch.get_num_threads()
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ from fingerprint_accel.synthesis.skin import finger_name, make_masters
 from fingerprint_accel.text import aligned
 
 DEFAULT_STYLE = Style()
-ARGUMENTS = "synthesis.json"  # file in the dataset folder with the arguments
+ARGUMENTS = "synthesis.json"  # file in the dataset folder that stores the arguments
 CONTACT_SHEET = "contact_sheet.png"
 PIXELS_AT_ONCE = 2**24  # pixels rendered at a time: 163 prints of 320 x 320; a GPU needs about 200 bytes per pixel
 FINGERS_AT_ONCE = {"cpu": 1, "cuda": 64}  # fingers generated at a time; 64 keep a GPU busy
@@ -55,7 +55,7 @@ class Plan:
     Attributes:
         fingers: number of fingers.
         impressions: number of impressions of each finger.
-        seed: random seed. Seed and finger number determine the finger.
+        seed: random seed. A finger depends only on its number, the seed and `style.siblings`.
         first_finger: number of the first finger.
         style: appearance of the impressions.
         device: "cpu" or "cuda". Their results can differ.
@@ -163,8 +163,8 @@ def write_synthetic_dataset(
         first_finger: number of the first finger.
         workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes, a
             script needs `if __name__ == "__main__":` around the call.
-        cluster: address of a Dask scheduler, or its scheduler file. Its workers are used instead of processes of this
-            machine; see `executors.open_workers`.
+        cluster: address of a Dask scheduler, or its scheduler file. The workers of this scheduler are used instead of
+            processes of this machine; see `executors.open_workers`.
         device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if available.
         overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with other
             arguments.
