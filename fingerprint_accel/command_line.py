@@ -42,7 +42,8 @@ def parse_command_line(
         words: Words of the command line, without the name of the program. Default: `sys.argv[1:]`.
         default: Instance of the dataclass `target`. Its values are the defaults of the options.
         prog: Name of the program in the usage line.
-        console_outputs: Whether to print help and usage errors. If several processes are launched, only one should.
+        console_outputs: Whether to print help and usage errors. If several processes are launched, only one of them
+            should print.
 
     Raises:
         SystemExit: Status 0 after `--help`, and status 2 for unknown or malformed options.
@@ -60,7 +61,7 @@ def parse_command_line(
 
 
 def fill(text: str, width: int) -> str:
-    """Wrap the paragraphs of a text, but keep its indented lines, list items and commands as they are.
+    """Wrap the paragraphs of a text, but do not change its indented lines, list items and commands.
 
     Args:
         text: Paragraphs with an empty line between them.
@@ -98,7 +99,7 @@ def _join_lines(cls: Any) -> None:
 
 @contextlib.contextmanager
 def _description(text: str) -> Iterator[None]:
-    """Replace `PLACE` in the help that tyro prints by the wrapped description `text`.
+    """Insert the wrapped description `text` into the help that tyro prints, in place of the marker `PLACE`.
 
     If tyro printed the description, it would join the paragraphs and commands into one line.
     """
@@ -112,9 +113,9 @@ def _description(text: str) -> Iterator[None]:
 
 
 class _Captured(io.StringIO):
-    """Text buffer that reports the encoding and the terminal of another stream, `shown`.
+    """Text buffer that reports the encoding of another stream, `shown`, and whether `shown` is a terminal.
 
-    tyro chooses colours and box characters by these. The text is written to `shown` later.
+    tyro chooses colours and box characters by these two properties. The caller writes the text to `shown` later.
     """
 
     def __init__(self, shown: TextIO) -> None:

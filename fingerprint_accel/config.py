@@ -50,8 +50,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Number of micro-batches per optimizer step."""
     auto_micro_batch_size: Literal["auto", "yes", "no"] = "auto"
-    """Before training, check whether a micro-batch fits into memory. If not, use smaller ones and more of them, with
-    the same prints per step. `auto` is `yes` on GPUs, and `no` on CPUs and with FSDP."""
+    """Before training, check whether a micro-batch fits into memory. If not, use more and smaller micro-batches, with
+    the same number of prints per step. `auto` is `yes` on GPUs, and `no` on CPUs and with FSDP."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision of the network; losses are in float32. `auto` uses the setting of `accelerate launch`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -65,10 +65,10 @@ class TrainingConfig:
     trained network (`model.init_from`) change less."""
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, 0 to 1; 0 keeps no average. The average is validated and exported
-    instead of the raw weights. 0.999 suits runs of 10,000 steps. With `model.init_from`, the average still contains a
-    share of ema_decay^steps of the initial weights at the end: half of them after 700 steps at 0.999."""
+    instead of the raw weights. 0.999 suits runs of 10,000 steps. At the end, the initial weights (`model.init_from`)
+    have the share ema_decay^steps in the average: about one half after 700 steps at 0.999."""
     weight_decay: float = 0.02
-    """Weight decay of the matrices; biases and normalisation layers have none."""
+    """Weight decay of weight matrices. Biases and normalisation layers have no weight decay."""
     momentum: float = 0.9
     """Momentum of `sgd`; `adamw` does not use it."""
     warmup_steps: int = 100
@@ -207,7 +207,8 @@ def save_yaml(config: Config, path: Path) -> None:
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
     """Read the configuration of a run from the command line and the file in `--config`, and return it.
 
-    Options of the command line take precedence over those of the file, and both over the recipe.
+    Options of the command line take precedence over options of the file. Options of the file take precedence over the
+    recipe.
 
     Args:
         defaults: Settings of the recipe.

@@ -22,11 +22,12 @@ class ModelConfig:
     the training prints. If empty, weights are random."""
     variant: Variant = "TexMinu"
     """DeepPrint variant: a texture branch (`Tex`), a minutia branch (`Minu`), or both. `Dense` embeds each cell of a
-    grid on the finger separately and compares cells that both prints show. `Loc` adds an alignment network, which
-    corrects the position and rotation of the print first."""
+    grid on the finger separately, and a comparison uses the cells that both prints show. `Loc` adds an alignment
+    network, which corrects the position and rotation of the print first."""
     trunk: Trunk = "inception_v4"
     """`inception_v4` is the trunk of DeepPrint; `compact` has a few million parameters and trains on CPUs; `vit_small`
-    and `vit_base` are vision transformers; `flx` is the Inception v4 of the package flx, for weights from it."""
+    and `vit_base` are vision transformers; `flx` is the Inception v4 of flx, another implementation of DeepPrint, and
+    can load its weights."""
     embedding_dim: int = 512
     """Length of the embedding. A variant with two branches gives half of it to each branch."""
     grid: int = 8
@@ -46,8 +47,8 @@ class ModelConfig:
     trunk_frozen: bool = False
     """Train only the last layer of each branch. Use it with `init_from` and very few fingers."""
     gradient_checkpointing: bool = False
-    """Store only the inputs of the blocks and recompute the rest in the backward pass: less memory, about a third more
-    time."""
+    """Store only the inputs of the blocks and recompute the rest in the backward pass. This needs less memory and about
+    a third more time."""
 
     @property
     def needs_minutia_maps(self) -> bool:
@@ -95,8 +96,8 @@ class LossConfig:
     """Split the class vectors of each identity head, one for each finger, over the processes (PartialFC). Use it for
     many fingers. Loss and gradients are the same."""
     class_sample_rate: float = 1.0
-    """Share of the class vectors that each update uses, drawn at random. Those of the fingers in the batch are always
-    included. A value below 1 needs `sharded`."""
+    """Share of the class vectors that each update uses, drawn at random. The vectors of the fingers in the batch are
+    always included. A value below 1 needs `sharded`."""
     interclass_filter_threshold: float = 1.0
     """In the identity loss of a print, ignore other fingers with a larger cosine than this to the print. They may be
     the same finger under another label. A value below 1 needs `sharded`, and arcface or cosface."""
@@ -109,7 +110,7 @@ class LossConfig:
     identity_weight: float = 1.0
     """Weight of the identity loss."""
     center_weight: float = 0.125
-    """Weight of the center loss, which pulls embeddings to the mean of their finger."""
+    """Weight of the center loss, which moves each embedding towards the mean embedding of its finger."""
     minutia_map_weight: float = 0.3
     """Weight of the minutia-map loss, which trains the network to predict the positions and directions of minutiae. It
     needs prints with minutiae; 0 trains a minutia branch without minutiae."""

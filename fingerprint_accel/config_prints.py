@@ -39,10 +39,10 @@ class AugmentConfig:
     occlusion: float = 0.15
     """Maximum share of the input area that is masked, as by missing contact with the sensor."""
     start: float = 1.0
-    """Factor on all these maxima at the first step, 0 to 1. It has no effect if `ramp` is 0."""
+    """Factor on all maxima of this group at the first step, 0 to 1; no effect if `ramp` is 0."""
     ramp: float = 0.0
-    """Share of the training steps in which the factor rises linearly from `start` to 1; 0 keeps it at 1 for the whole
-    run."""
+    """Share of the training steps in which the factor rises linearly from `start` to 1; 0 keeps the factor at 1 for the
+    whole run."""
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):

@@ -25,11 +25,11 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: the exit code of Unix tools that write to a 
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct. The message names the file or option, and the remedy."""
+    """Error for a mistake that the user can correct. The message names the file or option, and the remedy."""
 
 
 class Stopped(Exception):  # noqa: N818  (not an error)
-    """Training was stopped by a signal and has saved a checkpoint.
+    """Exception for training that was stopped by a signal and has saved a checkpoint.
 
     On the first rank, the message explains how to resume. On the other ranks it is empty.
     """
@@ -38,7 +38,7 @@ class Stopped(Exception):  # noqa: N818  (not an error)
 
 
 class LostProcessError(Exception):
-    """Another process of the training run has failed or was killed. The message names that process if it is known."""
+    """Error if another training process has failed or was killed. The message names that process if it is known."""
 
     code = LOST
 

@@ -80,7 +80,7 @@ def open_workers(workers: int = 0, cluster: str = "", device: str = "cpu", threa
 
 def gpus() -> int:
     """Return the number of GPUs that this process may use. It is 0 if ACCELERATE_USE_CPU is set."""
-    import torch  # here, because most tasks do not need it
+    import torch  # imported here, because most tasks do not need it
 
     hidden = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return 0 if hidden else torch.cuda.device_count()
@@ -119,7 +119,7 @@ class _QuietPool(ProcessPoolExecutor):
     """
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        resource_tracker.ensure_running()  # the first spawn would start it otherwise, and that unblocks Ctrl-C
+        resource_tracker.ensure_running()  # if the first spawn started the tracker, it would unblock Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(fn, *args, **kwargs)
@@ -131,11 +131,11 @@ def _begin_worker(turn: Any) -> None:
     """Set up a worker process: make it end with its parent process, and choose its GPU.
 
     Args:
-        turn: Shared counter of the workers that have chosen a GPU. None: the worker uses no GPU.
+        turn: Shared counter of the workers that have chosen a GPU. None if the worker uses no GPU.
     """
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     if turn is not None:
-        import torch  # here, because only workers with a GPU need it
+        import torch  # imported here, because only workers with a GPU need it
 
         with turn.get_lock():
             torch.cuda.set_device(turn.value % torch.cuda.device_count())

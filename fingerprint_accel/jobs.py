@@ -1,9 +1,9 @@
 """Run the jobs of the commands `import`, `merge`, `synth` and `extract`: write a folder of shards in parallel.
 
 A shard is a file with a part of the prints. Each shard is written to a staging folder beside the output folder. When a
-shard is complete, a JSON record with facts about it is written to a subfolder. When all records exist, the staging
-folder is renamed to the output folder. A command that was killed continues from the records. The bytes of the output do
-not depend on the number of workers and machines, or on interruptions.
+shard is complete, a JSON record of its facts (such as its checksum) is written to a subfolder. When all records exist,
+the staging folder is renamed to the output folder. A command that was killed continues from the records. The bytes of
+the output do not depend on the number of workers and machines, or on interruptions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARGUMENTS = "arguments.json"  # file in the folder of the records; no shard has 
 
 
 class Job(Protocol):
-    """Description of a folder to write: its shards, a function that writes a shard, and one that writes the metadata.
+    """Description of a folder to write: its shards, and functions that write a shard and the metadata.
 
     Attributes:
         label: Text in front of the progress bar.
@@ -56,13 +56,13 @@ class Job(Protocol):
         return [self.pattern.format(shard, len(self.sizes)) for shard in range(len(self.sizes))]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """Return a picklable function that writes shard number `shard` to the file it is given, and returns facts."""
+        """Return a picklable function that writes shard number `shard` to a given path, and returns facts about it."""
         ...
 
     def is_current(self, shard: int, facts: Facts) -> bool:
         """Return whether a finished shard can be kept, because its input files have not changed.
 
-        Changes of `arguments` are found elsewhere.
+        This method does not check `arguments`; `run` does.
 
         Args:
             shard: Number of the shard.
@@ -87,16 +87,16 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
         job: The job.
         out: Output folder.
         executor: Executor that writes the shards, see `executors.open_workers`.
-        overwrite: Whether to replace `out`, if it is a folder of the same kind. Unfinished shards that another command
-            has left for `out` are deleted too.
+        overwrite: Whether to replace `out`, if it is a folder of the same kind. An unfinished output that another
+            command has left for `out` is deleted too.
         progress: Whether to show a progress bar.
 
     Returns:
         Number of prints in the shards that this call has written.
 
     Raises:
-        UserError: If `out` may not be written (see `outputs.check_folder`), another command is writing it or has left
-            unfinished shards, the disk is too small, or a task has failed.
+        UserError: If `out` may not be written (see `outputs.check_folder`), another command is writing it or (without
+            `overwrite`) has left finished shards for it, the disk is too small, or a task has failed.
         KeyboardInterrupt: After Ctrl-C. The message states how many shards are finished.
     """
     with exclusive_lock(
@@ -159,8 +159,8 @@ def _kept(finished: int, shards: int) -> str:
 def _begin(job: Job, out: Path, overwrite: bool) -> Path:
     """Return the staging folder of a job: a new one, or the one that an interrupted call has left.
 
-    The name of the folder contains a digest of the job's arguments. The worker of a cluster may therefore outlive its
-    client without writing into the staging folder of another command.
+    The name of the folder contains a digest of the job's arguments. If a cluster worker continues after its client has
+    ended, it therefore does not write into the staging folder of another command.
     """
     digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
     staging = out.with_name(f".{out.name}.{digest}.partial")

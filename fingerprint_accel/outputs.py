@@ -132,14 +132,14 @@ def check_picture(out: Path | str, inputs: Iterable[Path | str] = ()) -> None:
     """Check that a command may create or replace the PNG file `out`.
 
     Raises:
-        UserError: If `check_file` raises it, or if the suffix is not .png.
+        UserError: For the reasons given in `check_file`, or if the suffix is not .png.
     """
     require(Path(out).suffix.lower() == ".png", f"{out}: give a file that ends in .png")
     check_file(out, PICTURE, inputs)
 
 
 def mark(kind: str) -> str:
-    """Return the text that a command writes into files of a kind. Commands replace only files that contain it."""
+    """Return the text that marks files of a given kind. Commands replace only files that contain this text."""
     return f"{MARK} {kind}"
 
 
@@ -168,7 +168,7 @@ def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold an exclusive lock during a `with` statement. The end of the process releases the lock, even a kill.
+    """Hold an exclusive lock during a `with` statement. It is also released if the process is killed.
 
     On file systems without locks, nothing is locked.
 

@@ -45,7 +45,7 @@ class Device:
 
     @property
     def room(self) -> float:
-        """Bytes of memory that training can use. CUDA, cuDNN and fragmentation need the rest."""
+        """Memory that training can use, in bytes. CUDA, cuDNN and fragmentation need the rest of `memory`."""
         return 0.92 * self.memory * GIB
 
 
@@ -138,7 +138,7 @@ def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
 
     from fingerprint_accel.models.deepprint import DeepPrint
 
-    saved: dict[int, int] = {}  # bytes of each storage, by address; no address is reused, because all storages live
+    saved: dict[int, int] = {}  # bytes of each storage, by address; no storage is freed here, so addresses are unique
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -166,7 +166,7 @@ class Need:
 
     Attributes:
         network: Weights, gradients and optimizer state of the network.
-        head: The same for the identity heads, and their logits.
+        head: Weights, gradients and optimizer state of the identity heads, and their logits.
         activations: Tensors that are kept for the backward pass.
     """
 
@@ -199,7 +199,7 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
     rows = fingers / devices if recipe.sharded else fingers
     active = rows * recipe.sampling
     prints = batch_size * (devices if recipe.sharded else 1)
-    dims = MODEL.embedding_dim  # of both branches together
+    dims = MODEL.embedding_dim  # sum over both branches
     head = (rows * 12 + active * (16 if recipe.sampling < 1 else 4)) * dims + 2 * 2 * 4 * prints * active
     network = counted.parameters * (16 / (devices if fsdp else 1) + 2) + (16 * counted.largest_block if fsdp else 0)
     return Need(network, head, counted.saved_bytes * batch_size)
@@ -226,7 +226,7 @@ def plan(
     fsdp: bool = False,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> str:
-    """Choose the recipe for a number of prints, and return a table with its disk space, memory and training time.
+    """Choose the recipe for a number of prints, and return a table of the disk space, memory and training time.
 
     Args:
         fingers: Number of fingers to train on.

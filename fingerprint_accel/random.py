@@ -69,7 +69,7 @@ def uniforms(keys: torch.Tensor, counts: tuple[tuple[int, int], ...]) -> dict[in
         counts: pairs (stream, number of random numbers per key).
 
     Returns:
-        Tensors (B, count) float32 by stream.
+        Dictionary from each stream to its random numbers, (B, count) float32.
     """
     drawn = _uniform(keys, _table(counts, keys.device)).split([count for _, count in counts], dim=1)
     return dict(zip((stream for stream, _ in counts), drawn, strict=True))
@@ -112,10 +112,10 @@ def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.T
 
 
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """Apply an elementwise function to float32 values so that the bits do not depend on the position in the tensor.
+    """Apply an elementwise function to float32 values, with results that do not depend on the position of a value.
 
-    CPU kernels use different code for the vectorised part and for the end of a tensor. The two codes can differ in the
-    last bit. Computing in float64 and rounding removes the difference.
+    CPU kernels use different code for the vectorised part and for the end of a tensor. The results of the two can
+    differ in the last bit. Computing in float64 and rounding removes the difference.
     """
     if values.device.type != "cpu":
         return function(values)

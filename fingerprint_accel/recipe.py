@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fingerprint_accel.training.data import PrintSource
     from fingerprint_accel.training.setup import Run
 
-INTERRUPTED = "interrupted"  # `training.run_folder.holding` adds how to resume
+INTERRUPTED = "interrupted"  # printed at Ctrl-C; `training.run_folder.holding` appends how to resume
 
 
 def run_recipe(defaults: Config, description: str) -> None:

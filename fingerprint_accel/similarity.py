@@ -2,8 +2,9 @@
 
 The similarity is the cosine. For dense templates, it is the cosine over the cells that both prints show. A dense
 template is a vector of unit length that concatenates the vectors of the cells of a square grid on the finger, in
-row-major order. The vector of a cell is zero exactly if the print does not show the cell, so the template contains its
-own mask. The argument `cells` is the number of cells. It is 0 for templates that are not dense.
+row-major order. The vector of a cell is zero exactly if the print does not show the cell, so the mask of the visible
+cells can be computed from the template. The argument `cells` is the number of cells. It is 0 for templates that are not
+dense.
 
 A print can have several templates, one for each pose: a hypothesis about the position and rotation of the finger.
 
@@ -26,8 +27,8 @@ _BLOCK_BYTES = 2**26  # memory for squared norms and squared templates at a time
 def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.ndarray:
     """Compare all references with all probes, and return the best similarity over poses for each pair.
 
-    A pose is a hypothesis about the position and rotation of the finger. One print of a pair stays in its original
-    pose, and the other takes all poses. Both directions are tried.
+    A pose is a hypothesis about the position and rotation of the finger. The reference in its original pose is compared
+    with all poses of the probe, and the probe in its original pose with all poses of the reference.
 
     Args:
         reference: (N, P, D) float32 of unit length: one template of length D for each of P poses, the original pose
@@ -130,10 +131,10 @@ def fused(templates: np.ndarray, cells: int) -> np.ndarray:
 
 
 def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
-    """Rescale dense templates so that the length of a cell does not depend on the number of visible cells.
+    """Rescale dense templates so that the norm of a cell vector does not depend on the number of visible cells.
 
-    Templates have unit length. If a print shows a quarter of the finger, its cells are therefore twice as long as those
-    of a complete print. After rescaling, all cells have the same weight in a mean over prints.
+    Templates have unit length. If a print shows a quarter of the finger, its cell vectors therefore have twice the norm
+    of those of a complete print. After rescaling, all cells have the same weight in a mean over prints.
 
     Args:
         templates: (n, D) dense templates of unit length.
@@ -180,7 +181,7 @@ def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray
 
 
 def _by_cell(templates: Any, cells: int) -> tuple[Any, Any]:
-    """Return the squared norm of each cell of dense templates, and the mask of the cells that the prints show.
+    """Return the squared norm of each cell vector of dense templates, and the mask of the cells that the prints show.
 
     Args:
         templates: (..., D) dense templates.

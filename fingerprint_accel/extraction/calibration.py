@@ -15,7 +15,7 @@ from fingerprint_accel.errors import UserError
 
 NOTE = "calibration"  # key in the notes of a model
 LOOSE_NOTES = ("eer", "thresholds", "eer_with_poses", "thresholds_with_poses", "measured_on")
-"""Keys of older models, which `NOTE` replaces. They do not record whether the prints were synthetic."""
+"""Keys in the notes of older models, in place of `NOTE`. They do not record whether the prints were synthetic."""
 REMEDY = "measure thresholds on real prints with `fingerprint-accel calibrate MODEL DATASET`"
 
 

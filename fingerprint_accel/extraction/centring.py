@@ -3,7 +3,7 @@
 The templates of all prints of a sensor share a common part, which raises the similarity of different fingers.
 `fingerprint-accel calibrate` measures the mean template. It is stored in the same record as the thresholds, because the
 thresholds are valid only for templates that are centred with it. A single rename replaces the record, so a killed
-process cannot separate them.
+process cannot leave thresholds that belong to another mean template.
 
 A dense template consists of one vector for each cell of a grid on the finger; see `similarity`.
 """

@@ -197,8 +197,9 @@ def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
 class StaysHere:
     """ASGI middleware that refuses requests from pages of other hosts, and adds a content security policy to responses.
 
-    The `Host` and `Origin` headers of a request must name this machine. This prevents DNS rebinding: a foreign web page
-    whose host name resolves to 127.0.0.1 sends its own name as `Host`, and a form on a foreign page sends its `Origin`.
+    The `Host` and `Origin` headers of a request must name this machine. This prevents two attacks. In DNS rebinding,
+    the host name of a foreign web page resolves to 127.0.0.1, but requests contain this host name as `Host`. Requests
+    of a form on a foreign page contain the address of that page as `Origin`.
 
     Args:
         app: ASGI application to protect.
@@ -299,7 +300,7 @@ def demo_command(model: str, gallery: Path | None, port: int) -> None:
         SystemExit: after a signal; all image files that the user dropped have been deleted.
     """
     with dropped_prints() as dropped:
-        os.environ["GRADIO_TEMP_DIR"] = str(dropped)  # gradio reads it at import and later
+        os.environ["GRADIO_TEMP_DIR"] = str(dropped)  # gradio reads this variable at import and later
         gradio = import_gradio()
         extractor = open_extractor(model)
         if gallery is not None:

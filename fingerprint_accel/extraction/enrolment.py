@@ -147,7 +147,7 @@ class _Found:
         for row in listing.table.to_pylist():
             path = listing.root / row["path"]
             name = join_name(str(path), row["record"], row["cut"])
-            is_named = row["finger_key"] != row["path"]  # otherwise the folder stands for the finger
+            is_named = row["finger_key"] != row["path"]  # if not, the folder names the finger
             finger = row["finger_key"] if is_named else str(path.parent if path.parent.name else Path.cwd().name)
             file = ImageFile(path, row["ppi"], record=row["record"], cut=row["cut"], slap=row["slap"], name=name)
             person = self.wanted.person or row["person"]
@@ -223,7 +223,7 @@ def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Want
 
 
 def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
-    """Group the paths: each folder and csv file alone, and consecutive other files as one list.
+    """Yield each folder and each csv file as a path, and consecutive other files together as a list.
 
     The files of one list are read together, so that equal names can be told apart: ANSI/NIST records are named by
     transaction numbers, and two files may have the same number.

@@ -37,7 +37,7 @@ from fingerprint_accel.models.saved_model import find_model, write_model, write_
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
 
-LEAST_AREA = "least_print_area_mm2"  # key in the notes of a model; smaller prints are not compared
+LEAST_AREA = "least_print_area_mm2"  # key in the notes of a model: minimum area of a print for comparisons
 
 
 class FingerprintExtractor(PreparedNetwork):
@@ -58,7 +58,7 @@ class FingerprintExtractor(PreparedNetwork):
         model: the network, a `DeepPrint`.
         bf16: run the network in bfloat16, which is faster on CPUs and GPUs that support it.
         reading: options for reading image files: inverted, mirrored, or raw pixels.
-        notes: facts that are saved with the model, such as its calibration.
+        notes: dictionary that is saved with the model and describes it, for example its calibration.
         origin: folder that the model was opened from.
         cells: number of grid cells of a dense embedding, 0 for other models; see `similarity`.
         identity: digest of weights and centre. Embeddings of models with different identities must not be compared.
@@ -115,7 +115,7 @@ class FingerprintExtractor(PreparedNetwork):
         return embeddings
 
     def quality(self, prints: Prints, ppi: int = 0, batch_size: int = 64, placed: bool = False) -> np.ndarray:
-        """Measure the quality of prints, from 0 to 1; comparisons of prints of low quality often fail.
+        """Measure the quality of prints, 0 (worst) to 1 (best). Mated prints of low quality often do not match.
 
         The quality combines the area of clear ridges with the norm of the embedding; see `print_quality`.
 
@@ -278,7 +278,7 @@ class FingerprintExtractor(PreparedNetwork):
 
         Args:
             folder: folder to write.
-            notes: facts to store in `config.json`; None for the `notes` of the model.
+            notes: notes to store in `config.json`; None for the attribute `notes`.
             half: store weight matrices in 16 bits, which halves the file size and changes embeddings by about 0.001.
 
         Raises:
@@ -304,7 +304,7 @@ class FingerprintExtractor(PreparedNetwork):
 
         Args:
             name: name of the model in `README.md`.
-            notes: facts to include.
+            notes: notes of the model to include.
         """
         config = {
             "format_version": 1,

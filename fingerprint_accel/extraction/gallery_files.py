@@ -1,4 +1,4 @@
-"""Files of a gallery folder: `gallery.json` with the facts of the gallery, and Arrow files of prints.
+"""Files of a gallery folder: `gallery.json`, which describes the gallery, and Arrow files of prints.
 
 Code and docstrings call an Arrow file of prints a part. An enrolment adds one part by a rename. A change that also
 deletes parts is first recorded in `changes.json`. If a kill interrupts such a change, the next process that opens the
@@ -60,9 +60,9 @@ def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Read the facts of a gallery (see `as_facts`); return None if the folder is not a gallery.
+    """Read the description of a gallery (see `as_facts`); return None if the folder is not a gallery.
 
-    If `gallery.json` is missing or damaged, the facts are read from the metadata of the first file of prints.
+    If `gallery.json` is missing or damaged, the description is read from the metadata of the first file of prints.
     """
     for path in (folder / FACTS, *part_files(folder)[:1]):
         try:

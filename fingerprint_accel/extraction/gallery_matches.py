@@ -54,8 +54,8 @@ def conflicts(
         replace: whether a print with the same embedding but another record is enrolled again.
 
     Returns:
-        One (n,) bool mask for each file, true for enrolled prints with the name of a print that is true in `new`
-        afterwards.
+        One (n,) bool mask for each file, true for an enrolled print with the same name as a print whose entry in `new`
+        is true after the call.
     """
     wanted = pa.array([each.name for each in known], pa.string())
     row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}

@@ -15,7 +15,7 @@ import torch
 
 from fingerprint_accel.similarity import masked_similarity
 
-CELL = 128  # consecutive scores whose maximum is compared first, see `_top`
+CELL = 128  # number of consecutive scores whose maximum is compared first, see `_top`
 PROBES = 256  # number of probes that are compared with a block of references at a time
 RESCORED = 1000  # number of references per probe that are compared in all poses, if there are several
 

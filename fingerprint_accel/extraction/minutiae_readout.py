@@ -28,7 +28,7 @@ from fingerprint_accel.extraction.inputs import Image, read_image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
-DIRECTIONS, COARSELY = 180, 5  # number of directions; peaks are searched with every fifth one
+DIRECTIONS, COARSELY = 180, 5  # number of directions to tell apart; the search for peaks tries every fifth one
 UNTRAINED = "minutia_map_untrained"  # key in the notes of a model whose minutia branch was not trained
 APART = 2.5  # minimum distance of two minutiae, map pixels; of two closer minutiae the weaker is dropped
 FAINT = 1e-6  # lower bound of the neighbours of a peak, relative to the peak, so that their logarithms are finite
@@ -46,7 +46,7 @@ def _shapes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how a minutia of each direction is distributed over the six channels of a minutia map.
 
     Returns:
-        Weights (DIRECTIONS, 6) scaled to unit length, and their lengths (DIRECTIONS,) before scaling.
+        Weights (DIRECTIONS, 6) scaled to unit norm, and their norms (DIRECTIONS,) before scaling.
     """
     shapes = direction_weights(torch.arange(DIRECTIONS, device=device) * (2 * math.pi / DIRECTIONS)).T
     lengths = shapes.norm(dim=1)

@@ -81,7 +81,7 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
         ppi: resolution of the canvases (the images that the network takes), pixels per inch.
         canvas: side of the canvases, pixels.
         enhanced: whether the ridges of the canvases are enhanced.
-        notes: notes of the model. Metrics and the calibration become tables, other notes become a list of facts.
+        notes: notes of the model. Metrics and the calibration become tables, other notes become a list.
 
     Raises:
         UserError: if the metrics or the calibration cannot be read.
@@ -135,7 +135,7 @@ def _calibration_metrics(calibration: Calibration) -> list[Metric]:
 
 
 def compared(poses: int) -> str:
-    """Describe the comparison method: "as they are" for one pose, else for example "best of 5 poses"."""
+    """Return a text for the number of poses of a comparison: "as they are" for 1, "best of 5 poses" for 5."""
     return "as they are" if poses == 1 else f"best of {poses} poses"
 
 
@@ -211,7 +211,7 @@ def _calibration_section(calibration: Calibration) -> str:
 
 
 def _rows(way: Way) -> list[list[str]]:
-    """Return table rows for one comparison method: one row per FMR, of which the first also contains the counts."""
+    """Return table rows for one comparison method: one row per FMR. The first row also contains the EER and counts."""
     counts = [f"{count:,}" for count in (way.prints, way.fingers, way.mated, way.nonmated)]
     shared = [compared(way.poses), *counts, f"{way.eer:.2%}"]
     rates = [

@@ -42,7 +42,7 @@ class PreparedNetwork(nn.Module):
         model: the network, with the weights that are saved.
         preprocessor: the preprocessing.
         bf16: run the network in bfloat16, which is faster on CPUs and GPUs that support it.
-        notes: facts that are saved with the model, such as its calibration.
+        notes: dictionary that is saved with the model and describes it, for example its calibration.
         origin: folder that the model was opened from.
     """
 
@@ -90,7 +90,7 @@ class PreparedNetwork(nn.Module):
     def alignment_network(self) -> AlignmentNetwork | None:
         """Network that aligns prints before they are embedded; None if the model has none.
 
-        It is also None for models of flx, in which the alignment is part of the network itself.
+        It is also None for models of flx, another implementation of DeepPrint: their network contains the alignment.
         """
         network = self.running.alignment
         return network if isinstance(network, AlignmentNetwork) else None

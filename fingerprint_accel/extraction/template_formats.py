@@ -26,7 +26,8 @@ DENSE_CLIP = 12.0
 def shortened(embeddings: np.ndarray, length: int, branches: int = 1) -> np.ndarray:
     """Shorten embeddings to the first numbers of each branch of the network, and scale them to unit length.
 
-    Rows of zeros remain zero. See Kusupati et al. 2022, "Matryoshka Representation Learning".
+    The embedding of a failed print (all zeros) remains zero. See Kusupati et al. 2022, "Matryoshka Representation
+    Learning".
 
     Args:
         embeddings: (N, D) float32; the numbers of the first branch are followed by those of the second branch.

@@ -32,7 +32,7 @@ METHOD = (
 Interval = tuple[float, float]
 """Lower and upper end of a confidence interval."""
 Statistic = Callable[[WeightedCurves], np.ndarray]
-"""Function that computes one rate for each of B bootstrap draws, (B,)."""
+"""Function that takes the curves of B bootstrap draws, and returns one rate for each draw, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def compare_scores(ours: Scores, theirs: Scores, resamples: int = RESAMPLES) -> 
 
 
 def fnmr_at(fmr: float) -> Statistic:
-    """Return a function that computes the FNMR at a given FMR, as an element of `statistics` in `bootstrap_scores`."""
+    """Return a function that computes the FNMR at a given FMR, for the argument `statistics` of `bootstrap_scores`."""
     return lambda curves: curves.fnmr_at_fmr(fmr)
 
 

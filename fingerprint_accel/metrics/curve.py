@@ -66,7 +66,7 @@ class Curve:
         return (fmr_b if gap_b == 0 else fmr_a + share * (fmr_b - fmr_a)), nearest
 
     def _crossing(self, scores: np.ndarray) -> float:
-        """Return the lowest of the sorted `scores` that as a threshold gives FNMR >= FMR; infinity if there is none."""
+        """Return the lowest of the sorted `scores` at which, as threshold, FNMR >= FMR; infinity if there is none."""
         found = bisect_left(range(len(scores)), True, key=lambda i: bool(self.fnmr(scores[i]) >= self.fmr(scores[i])))
         return float(scores[found]) if found < len(scores) else float("inf")
 
@@ -98,8 +98,8 @@ class Curve:
         """Return pairs of FMR and FNMR with their thresholds, from accepting nothing to accepting everything.
 
         Args:
-            most: approximate number of points for each of mated and non-mated scores, denser where errors are rare.
-                None returns one point for each distinct score.
+            most: approximate number of points to choose from the mated scores, and from the non-mated scores. The
+                points are denser where errors are rare. None returns one point for each distinct score.
 
         Returns:
             FMR (rising from 0), FNMR (falling from 1) and thresholds (falling from infinity).
@@ -137,7 +137,7 @@ def sorted_curve(mated: np.ndarray, nonmated: np.ndarray) -> Curve:
 
 
 def resolvable(rate: float, count: int) -> bool:
-    """Return whether `count` comparisons suffice to measure the error rate `rate`, that is, at least 1 / `rate`."""
+    """Return whether `count` comparisons suffice to measure the error rate `rate`: 1 / `rate` are needed."""
     return count * rate >= 1 - 1e-9
 
 

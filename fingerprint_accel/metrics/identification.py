@@ -22,7 +22,7 @@ RANKS = (1, 5, 10)
 MAX_COMPARISONS = 2_000_000_000
 """Largest number of comparisons of one identification test. Larger tests search a seeded random sample of probes."""
 BLOCK_BYTES = 2**27
-"""Largest size of the similarities, and of the probe embeddings, that are in memory at a time."""
+"""Largest size, in bytes, of the similarities that are in memory at a time, and of the probe embeddings."""
 SLOW = 50_000_000
 """Number of comparisons from which a progress bar is shown."""
 SEED = 2382  # fixed, so that every model is tested with the same searches

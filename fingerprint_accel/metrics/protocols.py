@@ -62,10 +62,11 @@ class Scores:
 
 
 def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max_nonmated: int = MAX_NONMATED) -> Pairs:
-    """List the comparisons of the protocol `fvc` or `all-pairs`; see `sampled_comparisons` for `sampled`.
+    """List the comparisons of the protocol `fvc` or `all-pairs`.
 
     Args:
-        protocol: key of `PROTOCOLS`.
+        protocol: "fvc" or "all-pairs". Both compare all mated pairs. "fvc" compares the first impressions of all
+            fingers as non-mated pairs, "all-pairs" compares all non-mated pairs.
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print; the lowest number of a finger is its first impression.
         max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
@@ -134,7 +135,8 @@ def score_protocol(
     """Compute the cosine similarity of every comparison of the protocol `fvc` or `all-pairs`.
 
     Args:
-        protocol: key of `PROTOCOLS`.
+        protocol: "fvc" or "all-pairs". Both compare all mated pairs. "fvc" compares the first impressions of all
+            fingers as non-mated pairs, "all-pairs" compares all non-mated pairs.
         embeddings: (N, D) or (N, P, D) float32, as in `score_pairs`.
         fingers: (N,) finger of every print.
         impressions: (N,) impression number of every print.
@@ -221,7 +223,7 @@ def _blocks(
         fingers: (N,) finger of every print.
         rows: rows of the prints to compare.
         possible: number of non-mated pairs of these prints.
-        max_nonmated: the last block is the one in which the number of pairs reaches this limit.
+        max_nonmated: number of pairs after which to stop; the block that reaches this number is the last one.
 
     Yields:
         Rows of the first prints, rows of the second prints, and a (first, second) bool mask of the pairs to compare.
@@ -249,10 +251,10 @@ def _blocks(
 
 
 def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draw a random sample of mated pairs with equally many pairs for every finger; the order is kept.
+    """Draw a random sample of mated pairs with equally many pairs for every finger, in their original order.
 
-    Each finger gets `count` / number of fingers pairs, rounded up or down at random, or all of its pairs if it has
-    fewer.
+    The number of pairs of a finger is `count` divided by the number of fingers, rounded up or down at random. A finger
+    with fewer pairs contributes all of its pairs.
 
     Args:
         mated: (n, 2) mated pairs.

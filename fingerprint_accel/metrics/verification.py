@@ -61,7 +61,7 @@ DEFINITIONS = {
 class Metrics:
     """Error rates of a verification test, as shares.
 
-    A rate is None if there are too few non-mated comparisons to measure it: a rate at FMR f needs at least 1 / f.
+    A rate at FMR f needs at least 1 / f non-mated comparisons. If there are fewer, the rate is None.
 
     Attributes:
         eer: equal error rate.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 MOST_NONMATED = 300_000
-"""Default largest number of non-mated scores that are used; of more scores a sample is drawn."""
+"""Default largest number of non-mated scores to use. If there are more, a sample of them is used."""
 BLOCK = 2**20
 """Largest number of weights in memory at a time, for each of mated and non-mated comparisons."""
 
@@ -49,7 +49,7 @@ class WeightedScores:
 
     @property
     def draws_at_once(self) -> int:
-        """Largest number of bootstrap draws whose weights should be computed at a time, given `BLOCK`."""
+        """Largest number of bootstrap draws to compute at a time, so that at most `BLOCK` weights are in memory."""
         return max(1, BLOCK // max(len(self.mated), len(self.nonmated)))
 
     def curves(self, draws: np.ndarray) -> WeightedCurves:
@@ -135,8 +135,8 @@ class WeightedCurves:
 def _sampled(order: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Choose a sample of sorted scores that contains all of the highest scores.
 
-    The highest third of the sample is kept completely. The other scores are divided into runs of neighbours, and one of
-    each run is drawn.
+    The highest scores form one third of the sample. The other scores are divided into runs of neighbours, and one score
+    of each run is drawn.
 
     Args:
         order: (m,) indices of all scores, in ascending order of score.
@@ -173,7 +173,7 @@ def _weights(draws: np.ndarray, fingers: np.ndarray) -> np.ndarray:
 
 
 def _cumulated(weights: np.ndarray) -> np.ndarray:
-    """Return the sums of the first i rows of `weights` (n, B), for i from 0 to n; (n + 1, B)."""
+    """Return cumulative sums (n + 1, B) of `weights` (n, B): row i is the sum of the first i rows of `weights`."""
     below = np.zeros((len(weights) + 1, weights.shape[1]))
     np.cumsum(weights, axis=0, out=below[1:])
     return below
