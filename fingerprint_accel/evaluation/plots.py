@@ -56,7 +56,7 @@ def show_percent(axis: Axis) -> None:
 def det_points(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Return the points of a DET curve as two (N,) arrays, FMR and FNMR, in order of rising FMR.
 
-    A rate of 0, which a logarithmic axis cannot show, is replaced by the rate of half a comparison.
+    A rate of 0, which a logarithmic axis cannot show, is replaced by 0.5 divided by the number of comparisons.
     """
     fmr, fnmr, _ = sorted_curve(scores.mated, scores.nonmated).operating_points(POINTS)
     return np.maximum(fmr, 0.5 / len(scores.nonmated)), np.maximum(fnmr, 0.5 / len(scores.mated))

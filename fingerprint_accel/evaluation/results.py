@@ -122,7 +122,7 @@ class Evaluation:
         return rows
 
     def verification_facts(self) -> Rows:
-        """Return (name, text) rows with d', the number of comparisons, the smallest FMR and the failed prints."""
+        """Return (name, text) rows with d', numbers of comparisons, smallest resolvable FMR and failed prints."""
         metrics = self.metrics
         poses = f", best of {self.poses} poses" if self.poses > 1 else ""
         return [

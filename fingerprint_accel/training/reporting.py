@@ -246,7 +246,7 @@ class Reporter:
         All ranks must call this method.
 
         Args:
-            meters: Measurements of these steps. They are averaged over ranks and then reset.
+            meters: Measurements of these steps. Losses are averaged over ranks. All sums are then reset.
             now: Learning rate, augmentation strength and margin of the last step.
             loader: Loader of the training prints, which measures how long training waits for data.
             bar: Progress bar.
