@@ -1,4 +1,7 @@
-"""What fine-tuning changed: a model before and after training, beside NIST's matcher, on prints of unseen fingers."""
+"""Compare a model before and after fine-tuning, and NIST's matcher, on prints of fingers outside the training data.
+
+NIST's matcher NBIS finds minutiae with mindtct and compares them with Bozorth3.
+"""
 
 from __future__ import annotations
 
@@ -31,27 +34,32 @@ from fingerprint_accel.metrics.verification import SENSIBLE, compute_metrics
 TITLE = "Before and after training"
 BEFORE, AFTER, NBIS = "before training", "after training", "NBIS (mindtct, bozorth3)"
 COLORS = {BEFORE: ORANGE, AFTER: BLUE, NBIS: GREEN}
-NBIS_FINGERS, NBIS_COMPARISONS = 50, 1000  # in the sample, the latter of each kind
-NBIS_SECONDS = 30.0  # NBIS is left out if its sample would take longer
+NBIS_FINGERS, NBIS_COMPARISONS = 50, 1000  # sample: fingers, and comparisons of each kind (mated and non-mated)
+NBIS_SECONDS = 30.0  # NBIS is left out if comparing its sample would take longer
 SHOWN_FMRS = (1e-2, 1e-3)
-PAIR_FMR = 1e-3  # FMR of the thresholds at which pairs are recovered
+PAIR_FMR = 1e-3  # FMR of the thresholds before and after training, for `recovered_pair`
 SIZE = (11.2, 4.8)  # inches
 
 
 def before_after(
     model: Path, extractor: FingerprintExtractor, shards: Shards, evaluation: Evaluation, progress: bool = True
 ) -> Addition:
-    """Summarise an evaluation against the model that training started from, for `evaluate_command`.
+    """Create a report section that compares the model before training, the model after training, and NBIS.
+
+    To pass this function to `evaluate_command` as the argument `add`, bind `model` with `functools.partial`.
 
     Args:
-        model: Run folder, or a model in it. The validation EER over steps comes from there.
+        model: Path of the trained model: its run folder, or a model folder in the run folder. The validation EERs are
+            read from the run folder.
         extractor: The trained model.
         shards: Test prints.
-        evaluation: Error rates of the trained model, with those of the other model as its rival.
+        evaluation: Results of the trained model on the test prints. Its attribute `rival` contains the results of the
+            model before training. If it is None, the section has no results before training.
         progress: Show a progress bar.
 
     Returns:
-        A table and a plot of the model before and after training and of NBIS, and a picture of a recovered pair.
+        Section with a table of error rates and a plot. If there are results before training, the section may also
+        contain a picture of two prints of one finger that only the trained model accepts as a match.
     """
     methods = {AFTER: evaluation.scores}
     if evaluation.rival is not None:
@@ -83,12 +91,13 @@ def pairs_of(shards: Shards, fingers: np.ndarray, count: int) -> Pairs:
 
 
 def rate_table(methods: dict[str, Scores]) -> list[tuple[str, ...]]:
-    """Return one row for each method under a header: EER with its 95 % interval, and FNMR at two FMRs.
+    """Return a table of error rates: a header, and a row for each method with its EER and its FNMR at two FMRs.
 
-    An FNMR is given where at least ten false matches decide about its threshold, else a dash.
+    A row also contains the 95 % interval of the EER and the numbers of comparisons. An FNMR is replaced by a dash if
+    there are too few non-mated comparisons for at least ten false matches at this FMR.
 
     Args:
-        methods: Scores by name of the method.
+        methods: Scores of each method, by name of the method.
     """
     rates = tuple(f"FNMR at FMR {100 * fmr:g} %" for fmr in SHOWN_FMRS)
     rows: list[tuple[str, ...]] = [("", "EER", "95 % interval", *rates, "mated + non-mated comparisons")]
@@ -105,11 +114,12 @@ def rate_table(methods: dict[str, Scores]) -> list[tuple[str, ...]]:
 
 
 def before_after_png(methods: dict[str, Scores], validation: Columns | None) -> bytes:
-    """Draw the DET curves of all methods, and beside them the validation EER over training steps, as PNG.
+    """Plot the DET curves of all methods, and the validation EER over training steps, side by side in a PNG file.
 
     Args:
-        methods: Scores by name of the method.
-        validation: `step` and `eer` of the validations, as of `read_history`; None leaves the second plot out.
+        methods: Scores of each method, by name of the method.
+        validation: Columns `step` and `eer` of the validation records, from `read_history`. None leaves out the second
+            plot.
     """
     validated = validation is not None and bool(np.isfinite(validation["eer"]).any())
     figure = Figure(figsize=SIZE if validated else (SIZE[0] / 2, SIZE[1]), layout="constrained")
@@ -124,7 +134,7 @@ def before_after_png(methods: dict[str, Scores], validation: Columns | None) -> 
 
 
 def _draw_det(axes: Axes, methods: dict[str, Scores]) -> None:
-    """Draw a DET curve for each method, with a dot at its EER."""
+    """Draw the DET curve of each method, and mark the EER on each curve by a dot."""
     lowest_fmr, lowest_fnmr = 1.0, 1.0
     for name, scores in methods.items():
         fmr, fnmr = det_points(scores)
@@ -145,13 +155,14 @@ def _draw_det(axes: Axes, methods: dict[str, Scores]) -> None:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Mated comparisons whose decision training changed, at one FMR.
+    """Mated comparisons that are rejected before training and accepted after training, or the reverse.
 
     Attributes:
-        place: Position of the clearest recovered comparison among the mated ones; None if there is none.
-        similarities: Its similarity before and after training.
-        thresholds: Threshold before and after training.
-        fmr: FMR of both thresholds.
+        place: Index of the comparison, among the mated comparisons, that training changed most clearly from rejected to
+            accepted; None if training changed no comparison in this way.
+        similarities: Similarities of this comparison before and after training; without meaning if `place` is None.
+        thresholds: Thresholds of the model before training and of the model after training.
+        fmr: FMR of both models at their thresholds.
         gained: Number of mated comparisons that only the trained model accepts.
         lost: Number of mated comparisons that only the model before training accepts.
     """
@@ -164,7 +175,7 @@ class Recovered:
     lost: int
 
     def sentence(self) -> str:
-        """Return the counts as one sentence."""
+        """Describe the numbers of gained and lost comparisons in one or two sentences."""
         at = f"At FMR {100 * self.fmr:g} %,"
         if self.place is None:
             return f"{at} no mated pair that was rejected before training is accepted after it."
@@ -175,13 +186,14 @@ class Recovered:
 
 
 def recovered_pair(before: Scores, after: Scores) -> Recovered:
-    """Find the mated pair that was rejected before training and is accepted after it, by the largest margins.
+    """Find the mated comparison that training changed most clearly from rejected to accepted, and count such changes.
 
-    Each model has its own threshold at the same FMR.
+    Each model has its own threshold, at the same FMR. The comparison is chosen for which the smaller of the distances
+    of its two similarities from these thresholds is largest.
 
     Args:
-        before: Scores before training.
-        after: Scores of the same comparisons after training.
+        before: Scores of the model before training.
+        after: Scores of the same comparisons, from the model after training.
     """
     fmr = PAIR_FMR if resolvable(PAIR_FMR, len(after.nonmated)) else 0.1
     low, high = (sorted_curve(scores.mated, scores.nonmated).threshold_at_fmr(fmr) for scores in (before, after))
@@ -195,7 +207,16 @@ def recovered_pair(before: Scores, after: Scores) -> Recovered:
 
 
 def _pair_png(found: Recovered, extractor: FingerprintExtractor, shards: Shards, rows: np.ndarray) -> bytes:
-    """Draw a recovered pair, with its similarities and thresholds before and after training."""
+    """Draw the two prints of the comparison that `recovered_pair` found, as a PNG file.
+
+    The picture also shows the similarities and thresholds before and after training.
+
+    Args:
+        found: Result of `recovered_pair`; `place` must not be None.
+        extractor: The trained model.
+        shards: Dataset of the prints.
+        rows: (2,) rows of the two prints in the dataset.
+    """
     compared = compare_canvases(extractor, np.stack([shards.image(row) for row in rows.tolist()]), UPRIGHT)
     low, high = found.thresholds
     compared = dataclasses.replace(

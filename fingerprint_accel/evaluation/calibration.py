@@ -1,7 +1,8 @@
 """Calibration of a model: similarity thresholds for given false match rates, measured on a dataset.
 
 A mated comparison compares two prints of the same finger, a non-mated comparison compares prints of two fingers. Prints
-are compared either unchanged ("as they are") or in several poses (rotations and shifts), of which the best counts.
+are compared either unchanged ("as they are") or in several poses (rotations and shifts). The similarity of two prints
+in several poses is the highest similarity over these poses.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ BATCH = 64
 MOST_PRINTS = 10_000
 """Approximate largest number of prints that are compared in a single pose."""
 FEWEST_FINGERS = 20
-"""Smallest number of fingers for centring. The mean template of fewer depends mainly on the fingers."""
+"""Smallest number of fingers for centring. The mean template of fewer fingers depends mainly on these fingers."""
 
 
 def has_synthetic(prints: PrintSource) -> bool:
     """Return whether any of the prints is synthetic.
 
-    Prints of a generator are synthetic, and so are prints of a dataset with a `source` that starts with "synthetic".
+    A print is synthetic if it is rendered on demand, or if its `source` in the dataset starts with "synthetic".
     """
     if not isinstance(prints, Subset):
         return True
@@ -63,16 +64,15 @@ def calibrate(
     """Measure thresholds and error rates on prints, and store them in the notes of the model.
 
     Args:
-        extractor: model to calibrate. The calibration is stored in its `notes`, and replaces the keys that older
-            versions wrote.
+        extractor: model to calibrate. The result is stored in its `notes`, where it replaces an earlier calibration.
         prints: prints of fingers that the model was not trained on, in the format that the model needs.
         source: name of the prints, to store in the calibration.
         most: approximate largest number of prints to compare in a single pose.
         most_posed: approximate largest number of prints to compare in several poses; 0 skips this. None means 500 on a
             CPU and 2000 on a GPU, because embedding time grows with the number of poses.
         progress: show progress bars.
-        center: also store the mean template of the prints, which the model then subtracts from every template. The mean
-            of few fingers depends more on the fingers than on the sensor, see `FEWEST_FINGERS`.
+        center: also store the mean template of the prints. The model then subtracts this mean from every template. The
+            mean over few fingers depends more on the fingers than on the sensor, see `FEWEST_FINGERS`.
 
     Returns:
         The calibration.
@@ -83,7 +83,7 @@ def calibrate(
     for name in (NOTE, *LOOSE_NOTES):
         extractor.notes.pop(name, None)  # an earlier centre must not affect the measurement
     if center:
-        extractor.notes.pop(METRICS, None)  # they were measured without this centre
+        extractor.notes.pop(METRICS, None)  # these error rates were measured without this centre
     cells, branches = extractor.cells, len(extractor.model.branch_dims) if center else 0
     embeddings, fingers = embedded(extractor, prints, UPRIGHT, most, progress)
     ways = [measure(embeddings, fingers, cells, branches)]
@@ -153,8 +153,8 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
         fingers: (N,) finger of each print.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
         branches: number of branches of the network if its templates are to be centred, else 0. Each half of the fingers
-            is then centred by the mean of the other half. If the fingers contributed to their own mean, the similarity
-            of two of F fingers would be lower by about 1 / F, and the threshold would accept too many comparisons.
+            is then centred by the mean of the other half. If F fingers were centred by their own mean, non-mated
+            similarities would be lower by about 1 / F, and the threshold would accept too many comparisons.
 
     Raises:
         UserError: if there is no mated or no non-mated pair, or an embedding is not finite.
@@ -181,7 +181,7 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
 
 
 def halves(fingers: np.ndarray) -> list[np.ndarray]:
-    """Split the fingers into two halves, such that both contain equally many fingers with many and with few prints.
+    """Split the fingers into two halves, such that fingers with many prints are distributed equally to both halves.
 
     Args:
         fingers: (N,) finger of each print.
@@ -197,12 +197,14 @@ def halves(fingers: np.ndarray) -> list[np.ndarray]:
 
 
 def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: int) -> Way:
-    """Compute error rates and thresholds from similarities; FMRs that need more comparisons are left out.
+    """Compute error rates and thresholds from similarities.
+
+    An FMR of the list `RATES` is left out if there are too few non-mated comparisons to measure its threshold.
 
     Args:
         mated: similarities of the mated comparisons.
         nonmated: similarities of the non-mated comparisons.
-        fingers: (N,) finger of each print, for the counts.
+        fingers: (N,) finger of each print, from which the numbers of prints and fingers are determined.
         poses: number of poses in which each print was compared.
     """
     curve = sorted_curve(mated, nonmated)
@@ -222,11 +224,12 @@ def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: i
 
 
 def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, source: str) -> None:
-    """Calibrate a model on the validation fingers of its training run, in a small fraction of the training time.
+    """Calibrate a model on some of the validation fingers of its training run.
 
-    Prints are also compared in several poses if that is cheap: on a GPU, or with few prints if the model aligns prints.
+    The number of prints is limited, so that this takes a small fraction of the training time. The prints are also
+    compared in several poses on a GPU. On a CPU, at most about 100 prints are, and only if the model aligns prints.
     Synthetic prints are compared in a single pose only, because their thresholds are not used for decisions. If there
-    are too few prints, a message is printed and the model stays uncalibrated.
+    are too few prints, a message is printed and the model is not calibrated.
 
     Args:
         extractor: model to calibrate; the calibration is stored in its `notes`.

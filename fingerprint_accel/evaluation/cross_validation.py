@@ -1,4 +1,4 @@
-"""Cross-validation: error rates of the model of each fold on the prints that its training held out."""
+"""Cross-validation: evaluate the model of each fold on the prints that were held out of its training data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOLDER = FolderKind(
 
 
 def held_out_prints(config: Config) -> Subset:
-    """Return the prints that a training run held out of its training data for validation.
+    """Return the prints that were not used for training in a run, but held out for validation.
 
     Args:
         config: configuration of the run.
@@ -46,8 +46,9 @@ def measure_folds(folds: Sequence[Config], out: Path, device: str) -> str:
     """Evaluate the model of each fold on the prints held out of its training, and write `cross_validation.json`.
 
     All pairs of the held-out prints of a fold are compared, each print in a single pose. The pooled rates use the
-    comparisons of all folds with one threshold. The FNMR is measured at the smallest FMR at which the test of each fold
-    has ten false matches, or one false match if no FMR of the list allows ten.
+    comparisons of all folds with one threshold. The FNMR is measured at the smallest FMR of the list `FMRS` for which
+    each fold has enough non-mated comparisons for ten false matches. If there is no such FMR, one false match is
+    enough. If there is no such FMR either, no FNMR is measured.
 
     Args:
         folds: configurations of the trained folds.
@@ -93,10 +94,11 @@ def rates(mated: np.ndarray, nonmated: np.ndarray, fmr: float | None) -> dict[st
     Args:
         mated: similarities of the mated comparisons.
         nonmated: similarities of the non-mated comparisons.
-        fmr: FMR of the FNMR; None for no FNMR.
+        fmr: FMR at which the FNMR is computed; None leaves out the FNMR.
 
     Returns:
-        Numbers of comparisons "mated" and "nonmated", "eer", and "fnmr" unless `fmr` is None.
+        Dictionary with the numbers of comparisons `mated` and `nonmated`, the rate `eer`, and the rate `fnmr` unless
+        `fmr` is None.
     """
     curve = sorted_curve(mated, nonmated)
     found = {"mated": len(mated), "nonmated": len(nonmated), "eer": curve.eer()[0]}
@@ -127,5 +129,5 @@ def _table(results: dict[str, Any]) -> str:
 
 
 def _at(fmr: float) -> str:
-    """Return the title of the column of the FNMR at a given FMR."""
+    """Return the column title for the FNMR at a given FMR, such as "FNMR at FMR 0.1 %"."""
     return f"FNMR at FMR {100 * fmr:g} %"

@@ -19,7 +19,7 @@ from fingerprint_accel.metrics.protocols import Pairs, Scores
 from fingerprint_accel.metrics.verification import sensible_fmr
 from fingerprint_accel.metrics.weighted_curves import WeightedCurves
 
-FEWEST, MOST = 2, 12  # a folder level of the source makes a default grouping if it has this many names
+FEWEST, MOST = 2, 12  # smallest and largest number of groups in a default grouping by a folder level of the source
 SYNTHETIC_PARTS = {1: "quality", 2: "pattern class"}
 ACROSS = "across"
 BY_NFIQ2 = "nfiq2"
@@ -28,9 +28,9 @@ NFIQ2 = "NFIQ 2 of the worse print"
 """Name of the grouping by NFIQ 2 score."""
 BANDS = {20: "0-20", 40: "21-40", 60: "41-60", 80: "61-80", 100: "81-100"}
 """Names of the bands of NFIQ 2 scores, by the highest score of each band."""
-NOT_SCORED = "(no score)"  # sorts before digits, so that this counts as the lowest score
+NOT_SCORED = "(no score)"  # "(" sorts before digits, so that this group is below the groups with scores
 MOST_NONMATED = 20_000
-"""Largest number of non-mated scores that the intervals of a group use; limits the time for dozens of groups."""
+"""Largest number of non-mated scores that the intervals of a group are computed from, to save time."""
 Table = list[tuple[str, ...]]
 """Rows of cells; the first row is the header."""
 
@@ -47,7 +47,7 @@ class Group:
         prints: number of prints in the group.
         mated: number of mated comparisons.
         nonmated: number of non-mated comparisons.
-        eer: EER of these comparisons; None unless there are mated and non-mated ones.
+        eer: EER of the comparisons of the group; None if it has no mated or no non-mated comparisons.
         fmr: FMR at the threshold of the `Breakdown`; None without non-mated comparisons.
         fnmr: FNMR at the threshold of the `Breakdown`; None without mated comparisons.
         eer_interval_95: 95 % interval of the EER, by bootstrap over fingers; None unless there is an EER.
@@ -73,8 +73,8 @@ class Breakdown:
 
     Attributes:
         by: name of the grouping.
-        threshold_fmr: FMR at `threshold` of all comparisons of the test.
-        threshold: lowest accepted similarity, at which the FMR and FNMR of all groups are computed.
+        threshold_fmr: FMR of all comparisons together at `threshold`.
+        threshold: lowest accepted similarity. The FMR and FNMR of all groups are computed at this threshold.
         groups: groups in order of name, `ACROSS` last.
     """
 
@@ -89,7 +89,7 @@ class Breakdown:
         return f"By {self.by}, with 95 % intervals. FNMR and FMR at {at}."
 
     def table(self) -> Table:
-        """Return the header and one row for each group; a dash stands for a rate without comparisons."""
+        """Return a table of error rates: a header and one row for each group; a dash replaces an unknown rate."""
         rows: Table = [("group", "prints", "mated", "non-mated", "EER", "FNMR", "FMR")]
         for group in self.groups:
             counts = (f"{count:,}" for count in (group.prints, group.mated, group.nonmated))
@@ -158,16 +158,17 @@ def known_nfiq2(shards: Shards, option: str) -> np.ndarray:
 
 
 def nfiq2_bands(scores: np.ndarray) -> np.ndarray:
-    """Return the names of the ranges that NFIQ 2 scores (N,) fall into, such as "21-40"; (N,) str."""
+    """Return the (N,) names of the score ranges, such as "21-40", that contain the (N,) NFIQ 2 scores."""
     names = np.array([NOT_SCORED, *BANDS.values()], dtype=object)
     return names[np.where(scores < 0, 0, 1 + np.searchsorted(list(BANDS), scores))]
 
 
 def _matches(pattern: str, sources: list[str]) -> np.ndarray:
-    """Find a regular expression in the source of prints, to name the group of each print.
+    """Return the name of the group of each print, which a regular expression finds in the source of the print.
 
     Args:
-        pattern: regular expression. Its first parenthesised group, or the whole match if it has none, is returned.
+        pattern: regular expression. The name is the text of its first parenthesised group, or the whole match if the
+            expression has no parenthesised group.
         sources: source of each print.
 
     Raises:
@@ -189,8 +190,8 @@ def _matches(pattern: str, sources: list[str]) -> np.ndarray:
 def breakdown(scores: Scores, names: np.ndarray, by: str) -> Breakdown:
     """Compute the error rates of the comparisons within each group of prints, and of the comparisons across groups.
 
-    In the grouping by NFIQ 2 score there are no comparisons across groups. The quality of a comparison is that of its
-    print with the lower score (Grother and Tabassi 2007, "Performance of Biometric Quality Measures").
+    In the grouping by NFIQ 2 score, each comparison belongs to the group of its print with the lower score (Grother and
+    Tabassi 2007, "Performance of Biometric Quality Measures"). There are then no comparisons across groups.
 
     Args:
         scores: similarities of all comparisons.
@@ -247,11 +248,11 @@ def _group(name: str, prints: int, scores: Scores, threshold: float) -> Group:
 
 
 def _shown(rate: float | None, interval: Interval | None, digits: int) -> str:
-    """Format a rate and its interval, for example "2.83% (1.20 to 4.51)"; "-" without a rate.
+    """Format a rate and its interval in percent, for example "2.83% (1.20 to 4.51)".
 
     Args:
-        rate: rate as a share.
-        interval: 95 % interval of the rate.
+        rate: rate, from 0 to 1. None is formatted as "-".
+        interval: 95 % interval of the rate, or None for the rate alone.
         digits: number of decimals in percent.
     """
     if rate is None:

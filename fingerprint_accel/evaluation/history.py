@@ -80,7 +80,7 @@ def _number(record: dict[str, Any], name: str) -> float:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Smooth N values with a moving average over a centred window of about sqrt(N) values; NaN values are left out.
+    """Smooth N values with a moving average over a centred window of about sqrt(N) values, ignoring NaN values.
 
     The window is shorter at both ends. Unlike an exponential mean, a centred window does not lag behind the curve.
     """
@@ -92,10 +92,13 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def training_png(metrics_jsonl: Path) -> bytes | None:
-    """Plot loss and validation EER over optimizer steps as a PNG file; return None without training records.
+    """Plot the training loss and the validation EER over optimizer steps as a PNG file.
 
     Args:
         metrics_jsonl: path of the metrics file of the run.
+
+    Returns:
+        The contents of the file, or None if there is no training record with a loss.
     """
     train, validation = read_history(metrics_jsonl)
     if not np.isfinite(train["loss"]).any():

@@ -12,20 +12,20 @@ from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import require
 from fingerprint_accel.metrics.protocols import Pairs, Scores
 
-TIMED_PRINTS, TIMED_PAIRS = 8, 20  # measured before the rest is started
+TIMED_PRINTS, TIMED_PAIRS = 8, 20  # numbers of prints and pairs from which the total time is estimated
 
 
 def nbis_scores(shards: Shards, pairs: Pairs, most_seconds: float, progress: bool = True) -> Scores:
-    """Return the Bozorth3 score of every listed comparison, computed in this process.
+    """Find the minutiae of prints with mindtct, and return the Bozorth3 scores of mated and non-mated comparisons.
 
     Args:
-        shards: Dataset.
-        pairs: Comparisons.
-        most_seconds: Largest duration. It is estimated from the first few prints and comparisons.
+        shards: Dataset of the prints.
+        pairs: Mated and non-mated comparisons, as rows of the dataset.
+        most_seconds: Longest accepted computing time. The time is estimated from the first few prints and comparisons.
         progress: Show a progress bar.
 
     Raises:
-        UserError: If `nbis-py` is not installed, or the comparisons would take longer than `most_seconds`.
+        UserError: If `nbis-py` is not installed, or the estimated time is longer than `most_seconds`.
     """
     matcher, ppi = Nbis(), shards.info.ppi
     both = np.concatenate([pairs.mated, pairs.nonmated])

@@ -35,9 +35,10 @@ class Shared:
     Attributes:
         training: dataset folder of the training set, or description of its synthetic fingers, as configured in the run.
         known: whether the training set could be opened.
-        fingers: number of test fingers with the key of a finger that was trained on; validation fingers do not count.
-        prints: number of test prints with exactly the image of a print that was trained on. None if the images have
-            another size, resolution or enhancement, or if the training set does not store images.
+        fingers: number of test fingers that have the same key as a finger of the training prints. Fingers that the run
+            used only for validation are ignored.
+        prints: number of test prints whose image is identical to the image of a training print. None if the images of
+            the two sets differ in size, resolution or enhancement, or if the training set does not store images.
         by_session: whether the run held out recording sessions for validation, so that its training and validation sets
             share fingers.
     """
@@ -54,8 +55,8 @@ class Overlap:
     """Fingers and prints that the test set shares with the training sets of a model and of its ancestors.
 
     Attributes:
-        sets: overlap with each known training set, the newest first.
-        complete: whether all ancestors are known, back to random weights.
+        sets: overlap with the training set of the model, and then of each known ancestor, the newest ancestor first.
+        complete: whether all ancestors are known, back to one that was initialized with random weights.
         test_fingers: number of fingers of the test set.
         test_prints: number of prints of the test set.
     """

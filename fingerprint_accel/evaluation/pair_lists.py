@@ -35,9 +35,9 @@ WRONG = (KeyError, TypeError, ValueError, OverflowError)  # raised if the values
 def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
     """Read a list of comparisons, or the folds of an identification benchmark of flx.
 
-    A csv has the columns reference, probe and optionally mated (1 or 0, which must agree with the dataset). Prints are
-    named FINGER/IMPRESSION, or by their `source` if it is unique. A file that ends in .json is a benchmark of flx. A
-    comparison that is listed twice counts twice.
+    A csv file has the columns reference, probe and optionally mated (1 or 0, which must agree with the dataset). A
+    print is named FINGER/IMPRESSION, or by its `source` if no other print has the same source. A file that ends in
+    .json is a benchmark file of flx, another implementation of DeepPrint. Repeated comparisons are kept.
 
     Args:
         file: file to read.
@@ -106,9 +106,9 @@ def _read_csv(file: Path) -> pa.Table:
 
 
 def _names(shards: Shards) -> pa.Array:
-    """Return all names by which prints of a dataset can be listed, (2N,).
+    """Return the (2N,) names by which a list of comparisons can refer to the N prints of a dataset.
 
-    The first N names are FINGER/IMPRESSION, the other N names are the sources of the prints.
+    The first N names have the form FINGER/IMPRESSION, the other N names are the sources of the prints.
     """
     table = shards.table
     keys = pc.binary_join_element_wise(table["finger_key"], pc.cast(table["impression"], pa.string()), "/")
@@ -116,7 +116,7 @@ def _names(shards: Shards) -> pa.Array:
 
 
 def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) -> np.ndarray:
-    """Find the rows of named prints in a dataset.
+    """Return the row number in a dataset for each of the given names of prints.
 
     Args:
         file: file that contains the names, for error messages.
@@ -159,10 +159,10 @@ def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
         table: contents of the file.
 
     Returns:
-        (n,) bool, or None if there is no such column.
+        (n,) bool, whether each comparison is listed as mated; None if the file has no column `mated`.
 
     Raises:
-        UserError: if a value is neither yes nor no.
+        UserError: if a value is not one of the words in `YES` and `NO`, such as 1 and 0.
     """
     if "mated" not in table.column_names:
         return None
@@ -188,7 +188,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
-    """Find the rows of the comparisons in a verification benchmark of flx.
+    """Return the comparisons of a verification benchmark of flx, as rows of the dataset.
 
     Args:
         file: benchmark file, for error messages.
@@ -212,7 +212,7 @@ def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
 
 
 def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
-    """Find the rows of references and probes in each fold of an identification benchmark of flx.
+    """Return the references and probes of each fold of an identification benchmark of flx, as rows of the dataset.
 
     Args:
         file: benchmark file, for error messages.

@@ -22,7 +22,7 @@ from fingerprint_accel.metrics.verification import FMRS, Metrics
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 SIZE = (5.6, 4.6)  # inches; the report page shows two plots side by side
-POINTS = 4000  # approximate number of points of a curve, for each of mated and non-mated scores
+POINTS = 4000  # a curve has about this many points at mated scores, and as many at non-mated scores
 
 
 def as_png(figure: Figure) -> bytes:
@@ -33,7 +33,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def _panel(title: str) -> tuple[Figure, Axes]:
-    """Return an empty figure with one pair of axes in the style of all plots, and its axes."""
+    """Create a figure with one empty plot in the common style; return the figure and the axes of the plot."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot(title=title)
     axes.set_prop_cycle(color=[BLUE, GREEN])  # the evaluated model, the other model
@@ -48,15 +48,15 @@ def style_axes(axes: Axes) -> None:
 
 
 def show_percent(axis: Axis) -> None:
-    """Label an axis of shares in percent."""
+    """Label an axis in percent; the values on the axis are shares from 0 to 1."""
     axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axis.set_minor_formatter(NullFormatter())
 
 
 def det_points(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Return FMR and FNMR of the points of a DET curve for logarithmic axes, (N,) each, FMR rising.
+    """Return the points of a DET curve as two (N,) arrays, FMR and FNMR, in order of rising FMR.
 
-    A rate of 0 is replaced by half of the smallest rate that the comparisons can show.
+    A rate of 0, which a logarithmic axis cannot show, is replaced by 0.5 divided by the number of comparisons.
     """
     fmr, fnmr, _ = sorted_curve(scores.mated, scores.nonmated).operating_points(POINTS)
     return np.maximum(fmr, 0.5 / len(scores.nonmated)), np.maximum(fnmr, 0.5 / len(scores.mated))

@@ -172,11 +172,11 @@ def extreme_pairs(shards: Shards, pairs: np.ndarray, scores: np.ndarray, highest
 
 @dataclass(frozen=True)
 class Addition:
-    """A section that the caller of `evaluate_command` puts at the top of the report.
+    """A section for the top of the report, which the caller of `evaluate_command` supplies.
 
     Attributes:
-        title: Heading.
-        rows: Table, its header first.
+        title: Heading of the section.
+        rows: Cells of each row of a table. The first row is the header.
         lines: Sentences below the table.
         pictures: PNG files by name.
     """
@@ -187,7 +187,7 @@ class Addition:
     pictures: dict[str, bytes]
 
     def text(self) -> str:
-        """Return the table and the sentences for the terminal."""
+        """Return the table and the sentences as text for the terminal."""
         return "\n".join([aligned(self.rows, words=1), *self.lines])
 
     def section(self) -> str:
@@ -204,12 +204,12 @@ SYNTHETIC = (
 
 
 def is_synthetic(shards: Shards) -> bool:
-    """Return whether the first 100 prints of a dataset are synthetic: their `source` starts with "synthetic"."""
+    """Return whether the `source` of each of the first 100 prints of a dataset starts with "synthetic"."""
     return all(source.startswith("synthetic") for source in shards.table["source"].slice(0, 100).to_pylist())
 
 
 def _cards(evaluation: Evaluation) -> str:
-    """Return HTML that shows the most important rates with their intervals and thresholds."""
+    """Return HTML boxes that show the most important rates, each with its 95 % interval and its threshold."""
     metrics, closed, intervals = evaluation.metrics, evaluation.closed, evaluation.intervals
     cards = [("EER", metrics.eer, intervals.eer, f"threshold {threshold_text(metrics.eer_threshold)}")]
     if metrics.fnmr_at_fmr:
@@ -257,11 +257,11 @@ def report_html(
 
     Args:
         title: title of the page.
-        facts: model, dataset, settings and origin of the report, as (name, text) rows.
+        facts: (name, text) rows that describe the model, the dataset, the settings and the origin of the report.
         pictures: PNG files, as returned by `draw_pictures`.
         shards: the dataset, for pictures of the most difficult comparisons.
         evaluation: results to show.
-        addition: section above all other sections.
+        addition: section to place above all other sections, or None.
     """
 
     def picture(name: str, alt: str) -> str:

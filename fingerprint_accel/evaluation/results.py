@@ -1,4 +1,4 @@
-"""Results of one evaluation, as tables for readers and as values for `metrics.json`.
+"""Results of one evaluation, and methods that return them as text tables and as values for `metrics.json`.
 
 FNIR and FPIR are the false-negative and the false-positive identification rate.
 """
@@ -27,13 +27,13 @@ NEEDS = "needs "  # start of the text in place of a rate that needs more compari
 
 @dataclass(frozen=True)
 class Rival:
-    """Results of another model on the same comparisons, and the differences from the evaluated model.
+    """Results of a second model on the same comparisons, and its differences from the evaluated model.
 
     Attributes:
         name: name of the other model.
-        scores: similarities that it computed.
-        closed: its closed-set searches.
-        differences: difference of each rate between the two models.
+        scores: similarities that the other model computed.
+        closed: closed-set searches with the other model.
+        differences: difference between the two models for each rate.
     """
 
     name: str
@@ -42,7 +42,10 @@ class Rival:
     differences: list[Difference]
 
     def table(self) -> Table:
-        """Return a header and one row per rate: rate of both models, difference in percentage points, and verdict."""
+        """Return a table with a header and one row per rate.
+
+        A row contains the rate of each model, the difference in percentage points, and whether it is significant.
+        """
         rows: Table = [("", "this model", self.name, "difference, points", "")]
         for row in self.differences:
             low, high = row.interval
@@ -119,7 +122,7 @@ class Evaluation:
         return rows
 
     def verification_facts(self) -> Rows:
-        """Return the counts and other numbers of the verification test that are not rates, as (name, text) rows."""
+        """Return (name, text) rows with d', numbers of comparisons, smallest resolvable FMR and failed prints."""
         metrics = self.metrics
         poses = f", best of {self.poses} poses" if self.poses > 1 else ""
         return [

@@ -55,13 +55,14 @@ class Extras:
     """Optional settings of an evaluation.
 
     Attributes:
-        pairs: number of mated and of non-mated comparisons of the protocol `sampled`; None means `SAMPLED_PAIRS`.
-        seed: random seed of that sample.
-        pairs_file: file that lists the comparisons to make instead of those of the protocol, or a benchmark file of
-            flx; see `read_pairs_file`.
+        pairs: largest number of mated comparisons, and of non-mated comparisons, in the protocol `sampled`. None means
+            `SAMPLED_PAIRS`.
+        seed: random seed of the protocol `sampled`.
+        pairs_file: file with a list of comparisons, which replace the comparisons of the protocol; or a benchmark file
+            of flx, another implementation of DeepPrint. See `read_pairs_file`.
         by: how to group the prints for separate error rates, as in `groupings`.
         against: another model to evaluate on the same comparisons.
-        minimum_quality: prints of lower quality, from 0 to 1, count as failures to acquire.
+        minimum_quality: a value from 0 to 1. Prints of lower quality count as failures to acquire.
         minimum_nfiq2: prints with a lower NFIQ 2 score, or without one, count as failures to acquire.
         poses: compare prints in the usual poses of the model (rotations and shifts) and take the highest similarity, as
             `compare` does.
@@ -147,8 +148,8 @@ def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
         extras: optional settings.
 
     Raises:
-        UserError: if the protocol is unknown, if its options do not fit it, or if the list of comparisons cannot be
-            used.
+        UserError: if the protocol is unknown, if `extras.pairs` is given for another protocol than `sampled`, or if the
+            list of comparisons cannot be used.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
@@ -177,7 +178,7 @@ def evaluate(
     Args:
         extractor: model to evaluate.
         shards: the dataset.
-        protocol: key of `PROTOCOLS`; a list of comparisons in `extras` takes precedence.
+        protocol: key of `PROTOCOLS`. If `extras` names a list of comparisons, this list is used instead.
         batch_size: number of prints per batch.
         extras: optional settings.
 
@@ -286,8 +287,8 @@ def evaluate_command(
         batch_size: number of prints per batch.
         extras: optional settings.
         overwrite: replace an existing evaluation in `out`.
-        add: function that returns a section for the top of the report. The table of this section is printed instead of
-            the usual one.
+        add: function that returns a section for the top of the report. The text of this section is then printed instead
+            of the usual results.
 
     Raises:
         UserError: if `out` exists and `overwrite` is not set, or if a model, dataset or list of comparisons cannot be

@@ -42,7 +42,7 @@ class Checkpoint:
         training: All other tensors by name. Names of identity heads and class centres begin with `loss.`, names of
             optimizer state with `optimizer.`.
         state: Numbers and strings: step, position in the training data, seed, best EER, state of the gradient scaler,
-            and facts about the dataset.
+            and properties of the dataset.
         ema: State dict of the network with averaged weights, or None if the run keeps no moving average.
     """
 
@@ -93,7 +93,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
 
 
 def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Check that a safetensors file contains the tensors that were written, by name and shape.
+    """Check that the names and shapes of the tensors in a safetensors file are those of the given tensors.
 
     Opening the file also checks its length.
 
@@ -115,9 +115,9 @@ def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors on the CPU, contiguous and each with a storage of its own, as safetensors needs them.
+    """Return the tensors on the CPU, each contiguous and in memory of its own, as safetensors requires.
 
-    A tensor that is like this already is not copied, because identity heads can be large.
+    A tensor that fulfils these conditions is not copied, because identity heads can be large.
     """
     found: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
@@ -140,7 +140,7 @@ def prune(run: Path, keep: int) -> None:
     names = checkpoint_names(run)
     for name in names[:-keep]:
         if name != best:
-            # If the process is killed while it deletes a checkpoint, the rest does not look like a complete one.
+            # With this name, a checkpoint that is only partly deleted is not mistaken for a complete checkpoint.
             (folder / name).replace(folder / f".{name}.tmp")
     if folder.is_dir():
         for leftover in folder.glob(".step-*.tmp"):
@@ -177,11 +177,11 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
 
     Args:
         folder: Checkpoint folder, `RUN/checkpoints/step-XXXXXXXX`.
-        rows: For parameters that are sharded over processes: the rows to read, by name of the parameter. The same rows
-            of the optimizer state are read. All other tensors are read whole.
+        rows: Rows to read of each parameter that is sharded over processes, by name of the parameter. The same rows of
+            its optimizer state are read. All other tensors are read whole.
 
     Raises:
-        UserError: If `folder` is not a checkpoint, a file is damaged, or the format has another version.
+        UserError: If `folder` is not a checkpoint, a file is damaged, or its format version is not supported.
     """
     for name in FILES:
         if not (folder / name).is_file():

@@ -124,8 +124,8 @@ def _all_of(folder: str, trained: PrintInfo, trained_on: str) -> Subset:
 def sibling_labels(train: PrintSource, size: int, data: str) -> np.ndarray:
     """Group the training fingers into families of siblings, and return the class labels of each family.
 
-    Siblings are synthetic fingers that differ in their minutiae only. Each family consists of `size` fingers with
-    consecutive keys. A key is the name of a finger in a dataset.
+    Siblings are synthetic fingers that differ only in their minutiae. A key is the name of a finger in a dataset. In
+    the list of all keys of the dataset in sorted order, every `size` consecutive fingers are a family.
 
     Args:
         train: The training prints.

@@ -147,7 +147,7 @@ def prepare(
 def _keep_slices_apart(groups: list[dict]) -> None:
     """Split the parameter groups of an optimizer in place, so that no group mixes sharded and whole parameters.
 
-    Fused optimizers do not accept parameters that FSDP shards and others in the same group.
+    Fused optimizers do not accept a group with both kinds of parameters.
     """
     for group in list(groups):
         others = [parameter for parameter in group["params"] if not is_slice(parameter)]

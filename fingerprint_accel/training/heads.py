@@ -1,4 +1,4 @@
-"""Functions for identity heads in training: sample classes, clip gradients, gather slices, initialise class vectors.
+"""Sample classes, clip gradients, gather sharded tensors and initialise class vectors of identity heads in training.
 
 An identity head classifies the finger of a print. It has a class vector for each training finger. In a sharded head,
 each process holds the class vectors of a slice of the fingers.
@@ -21,7 +21,7 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
 PRINTS_PER_FINGER = 2  # prints of a finger whose mean embedding initialises its class vector
-ROWS_AT_ONCE = 1 << 15  # class vectors that are sent to rank 0 in one message: 64 MiB if a vector has 512 numbers
+ROWS_AT_ONCE = 1 << 15  # class vectors in one message to rank 0: 64 MiB if a vector has 512 numbers
 
 
 def draw_classes(run: Run, position: int) -> None:
@@ -46,7 +46,7 @@ def draw_classes(run: Run, position: int) -> None:
 
 
 def put_classes_back(run: Run) -> None:
-    """Copy the class vectors that `draw_classes` has sampled back into the identity heads.
+    """Copy the updated class vectors of the sampled classes back to the matrix of all class vectors of each head.
 
     Call this after each update, also if the update was skipped. It does nothing for heads that do not sample classes.
     """
@@ -55,10 +55,12 @@ def put_classes_back(run: Run) -> None:
 
 
 def clip_gradients(run: Run) -> torch.Tensor:
-    """Clip the gradients of all parameters together to the norm `training.max_grad_norm`; 0 does not clip.
+    """Clip the norm of the gradients of all parameters together to `training.max_grad_norm`.
+
+    The value 0 of this option means that gradients are not clipped.
 
     Returns:
-        () norm of all gradients before clipping, including those of class vectors on other processes.
+        () norm of all gradients before clipping. It includes the gradients of class vectors on other processes.
     """
     accelerator, limit = run.accelerator, run.config.training.max_grad_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
@@ -84,7 +86,7 @@ def _norm(parameters: list[torch.nn.Parameter], run: Run) -> torch.Tensor:
 
 
 def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
-    """Make a gradient non-finite on every rank if any rank has a non-finite gradient.
+    """If any rank has a non-finite gradient, make a gradient on every rank non-finite.
 
     A GradScaler checks only the gradients of its own process. Without this function, some ranks would skip an update
     and others would not.
@@ -97,7 +99,9 @@ def spread_what_is_not_finite(slices: list[torch.nn.Parameter]) -> None:
 
 
 def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gather the tensors of a checkpoint from the slices of all ranks. All ranks must call this with the same names.
+    """Gather whole tensors for a checkpoint from the slices of all ranks.
+
+    All ranks must call this function with tensors of the same names.
 
     Args:
         module: Network and losses, whose parameters may be sharded over ranks.
@@ -152,8 +156,8 @@ def first_of_each(labels: np.ndarray, most: int) -> np.ndarray:
     """Return the indices of the first `most` occurrences of each label, in ascending order.
 
     Args:
-        labels: (N,) integers. A label that occurs less often contributes all its indices.
-        most: Largest number of indices for each label.
+        labels: (N,) integers.
+        most: Largest number of indices for each label. All indices of a label that occurs less often are returned.
     """
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
@@ -167,9 +171,9 @@ def start_heads(run: Run) -> None:
     """Initialise each class vector of the identity heads with the mean embedding of a few prints of its finger.
 
     This is for runs that start from a trained network. Random class vectors would distort the trained embeddings until
-    the vectors are learned. With many fingers, this takes longer than an epoch. The method is that of imprinted weights
-    (Qi, Brown and Lowe 2018, arXiv 1712.07136). The mean length of the class vectors does not change. All ranks must
-    call this function.
+    the vectors are learned. With many fingers, learning them takes longer than an epoch. The method is called weight
+    imprinting (Qi, Brown and Lowe 2018, arXiv 1712.07136). The mean norm of the class vectors does not change. All
+    ranks must call this function.
     """
     some = first_of_each(run.train.labels, PRINTS_PER_FINGER)
     how = run.accelerator, run.bare, run.preprocessor, run.train, run.config.training.batch_size

@@ -39,7 +39,7 @@ def train(run: Run) -> Progress:
 
     Raises:
         UserError: If the loss is NaN or infinite in many steps in a row, or the run folder cannot be resumed.
-        Stopped: If a rank has received SIGTERM or SIGUSR1. All ranks have finished the same step then, and a checkpoint
+        Stopped: If a rank has received SIGTERM or SIGUSR1. Before that, all ranks finish the same step and a checkpoint
             is saved.
         LostProcessError: If another rank has failed or was killed.
     """
@@ -148,8 +148,8 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     """Validate on all ranks, record the error rates, and return whether the result is the best one so far.
 
     Results are compared by EER, or by alignment error if only the alignment network is trained. If the run keeps a
-    moving average of the weights, the result of these weights is compared. Without validation prints, nothing is done
-    and the result is False.
+    moving average of the weights, the result of the averaged weights is compared. Without validation prints, this
+    function does nothing and returns False.
     """
     if run.validation is None:
         return False
@@ -165,7 +165,13 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
 
 
 def _measured(run: Run) -> tuple[dict[str, float], float]:
-    """Return the error rates on the validation prints, and the one of them that checkpoints are chosen by."""
+    """Compute error rates on the validation prints.
+
+    Returns:
+        Error rates by name, and the value that decides which checkpoint is best: the EER, or the alignment error if
+        only the alignment network is trained. If the run keeps a moving average of the weights, the value is computed
+        with the averaged weights.
+    """
     assert run.validation is not None
     how = run.preprocessor, run.validation, run.config.training.batch_size, run.config.model.cells
     metrics = validate(run.accelerator, run.bare, *how)

@@ -23,10 +23,10 @@ from fingerprint_accel.training.step import prepared
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
-    """Return a smaller micro-batch size, and the number of micro-batches that keeps the prints per step.
+    """Return a smaller micro-batch size, and the larger number of micro-batches that keeps the prints per step.
 
-    The new size is at most half the present one. It is a multiple of the number of prints that must be in the same
-    micro-batch (`reading.samples_per_class` x `reading.siblings`).
+    The new size is at most half of the configured size. It is a multiple of the number of prints that must be in the
+    same micro-batch (`reading.samples_per_class` x `reading.siblings`).
 
     Returns:
         (`training.batch_size`, `training.gradient_accumulation_steps`), or None if there is no smaller size.
@@ -42,9 +42,9 @@ def smaller_batch(config: Config) -> tuple[int, int] | None:
 def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
     """Reduce the micro-batch size of a run until a micro-batch fits into the memory of every rank.
 
-    There are then more micro-batches in each optimizer step, so that its prints stay the same. The option
-    `training.auto_micro_batch_size` can disable this. By default it is disabled on CPUs, and with FSDP, where a rank
-    cannot compute a micro-batch alone.
+    The number of micro-batches in an optimizer step grows, so that the prints of the step stay the same. The option
+    `training.auto_micro_batch_size` can disable the function. With the default of this option, the function does
+    nothing on CPUs and with FSDP. With FSDP, a rank cannot compute a micro-batch alone.
 
     Args:
         run: The run. The sizes in its configuration are changed if necessary.
@@ -115,7 +115,7 @@ def rehearsal(run: Run) -> Iterator[None]:
 def rehearse(run: Run, step: int, position: int, size: int) -> None:
     """Run the forward and backward pass of a micro-batch on this rank alone, without an update of the weights.
 
-    Memory for the optimizer state is reserved meanwhile. Use it within `rehearsal`.
+    Meanwhile, memory for the optimizer state is reserved. Call this function only within `rehearsal`.
 
     Args:
         run: The run.

@@ -54,7 +54,7 @@ class Meters:
         self._since = time.perf_counter()
 
     def add(self, parts: dict[str, torch.Tensor], norm: torch.Tensor, bad: torch.Tensor, samples: int) -> None:
-        """Add the measurements of one optimizer step. The losses of a skipped update do not count.
+        """Add the measurements of one optimizer step. Losses and norm are ignored if the update was skipped.
 
         Args:
             parts: Losses by name, each a () tensor.
@@ -77,7 +77,7 @@ class Meters:
         return int(self.bad_in_all) + self.skipped_before
 
     def pause(self, seconds: float) -> None:
-        """Exclude a pause, such as validation and saving, from the training time. `seconds` is its duration."""
+        """Exclude a pause of the given duration, such as validation and saving, from the training time."""
         self._paused += seconds
 
     def flush(self, waited: float, accelerator: Accelerator) -> dict[str, float]:

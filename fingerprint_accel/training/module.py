@@ -42,8 +42,8 @@ class TrainingModule(nn.Module):
             targets: Arguments of `DeepPrintLoss.forward` after the output of the network, in the same order.
 
         Returns:
-            () loss, its () parts by name, and the (B, D) embeddings of each branch of the network by name. D is their
-            length.
+            Three values: the () loss; the () parts of the loss by name; and the (B, D) embeddings of the prints, by
+            name of the branch of the network.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
         result = self.loss(output, *targets)
@@ -68,7 +68,9 @@ class TrainingModule(nn.Module):
         return aligns or (self.model.config.cells > 0 and weights.mask_weight > 0)
 
     def embed(self, image: torch.Tensor) -> Output:
-        """Run the network on B images of S x S pixels, and return its output. FSDP gathers the weights for this call.
+        """Run the network on B images of S x S pixels, and return its output.
+
+        With FSDP, the weights are gathered on all processes for this call.
 
         Args:
             image: (B, 1, S, S) input of the network.
@@ -101,7 +103,8 @@ class StatisticsGuard:
 
     Args:
         module: Module with the batch normalisation layers.
-        average: Network with averaged weights, or None. The method `average` treats its statistics too.
+        average: Network with averaged weights, or None. The method `average` also averages its running statistics over
+            all ranks.
     """
 
     def __init__(self, module: nn.Module, average: nn.Module | None = None) -> None:
@@ -111,7 +114,7 @@ class StatisticsGuard:
 
     @torch.no_grad()
     def step(self, bad: torch.Tensor) -> None:
-        """Restore the statistics of the last good step if this step was bad, else remember the present ones.
+        """After a bad step, restore the statistics of the last good step. After a good step, store its statistics.
 
         Args:
             bad: () bool, True if the update of this step was skipped.

@@ -1,6 +1,6 @@
 """Report the time per step and the remaining time of a run.
 
-On a CPU, they are estimated before the first step. On all devices, they are measured in the first steps.
+On a CPU, both times are estimated before the first step. On all devices, both are measured in the first steps.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def forecast(run: Run, step: int, position: int) -> str:
 
 
 class Pace:
-    """Measures the time per step at the start of a run. Slow first steps, validation and saving do not count.
+    """Measures the time per step at the start of a run, without the slow first steps, validation and saving.
 
     Args:
         run: The run.
@@ -85,7 +85,7 @@ class Pace:
         self._reported = False
 
     def pause(self, seconds: float) -> None:
-        """Exclude a pause since the last step from the measurement. `seconds` is the duration of the pause."""
+        """Exclude a pause of the given duration since the last step from the measurement."""
         self._marks = [mark + seconds for mark in self._marks]
 
     def after_step(self, step: int) -> str:

@@ -29,7 +29,7 @@ from fingerprint_accel.training.run_folder import resume_advice
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TICK = 0.25  # seconds between two exchanges of the status
 GONE = "another process of the run is gone (killed, out of memory, or its machine was lost)"
-FAREWELL = 10.0  # seconds for a last exchange after training has failed, in which ranks learn which of them failed
+FAREWELL = 10.0  # seconds for a last exchange after training has failed, which sends the error to the other ranks
 GRACE = 3.0  # seconds in which the training thread can end by itself, before its process is ended
 
 
@@ -63,8 +63,8 @@ class PreemptionMonitor:
         signal: Name of the signal that stops the run, or "". It is the same on all ranks.
 
     Raises:
-        LostProcessError: At the end of the `with` block, if another rank has failed or is lost. It replaces the error
-            that has ended training on this rank.
+        LostProcessError: At the end of the `with` block, if another rank has failed or is lost. This error replaces a
+            `RuntimeError` that has ended training on this rank.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: int, folder: Path, step: int = 0) -> None:
@@ -129,7 +129,8 @@ class PreemptionMonitor:
     def stop_here(self, step: int) -> bool:
         """Return whether training must end after this step, because a rank has received a stop signal.
 
-        All ranks must call this at the end of each step. While the ranks agree on their last step, the call waits.
+        All ranks must call this method at the end of each step. If a rank has received a stop signal, the call blocks
+        until all ranks have agreed on the step after which they stop.
 
         Args:
             step: Number of optimizer steps done.
@@ -143,7 +144,7 @@ class PreemptionMonitor:
             return step == self._target
 
     def _poll(self) -> None:
-        """Exchange the status of all ranks repeatedly, until all are done, or one has failed or is lost.
+        """Exchange the status of all ranks repeatedly, until all ranks are done, or a rank has failed or is lost.
 
         The background thread of this rank runs this method.
         """
@@ -174,7 +175,7 @@ class PreemptionMonitor:
     def _agree(self, name: str) -> None:
         """Agree with the other ranks on the step after which all ranks stop.
 
-        Each rank is held at the end of its current step meanwhile, so that no rank begins a step after the last one.
+        Meanwhile, each rank is held at the end of its current step, so that no rank runs past the agreed step.
 
         Args:
             name: Name of the stop signal.
@@ -194,9 +195,9 @@ class PreemptionMonitor:
         return f"another process of the run has not answered within {self.timeout} s"
 
     def _end(self, what: str) -> None:
-        """Note that another rank is lost, and end this process if its training thread does not end by itself.
+        """Store the message that another rank is lost, and end this process if its training does not end by itself.
 
-        The training thread may wait for ranks that will never answer.
+        The training thread may be blocked, waiting for ranks that will never answer.
 
         Args:
             what: Description of the problem, for the error message.

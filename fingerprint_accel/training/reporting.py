@@ -70,9 +70,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Situation:
-    """Facts about a run that `advice` depends on.
+    """Properties of a run that `advice` depends on.
 
-    With them, the advice names no option that is already set or that does not work in this run.
+    With these properties, the advice names no option that is already set or that does not work in this run.
 
     Attributes:
         source: "shards" for a dataset folder, "synthetic" for prints that are rendered during training.
@@ -88,7 +88,7 @@ class Situation:
 
 
 def situation(run: Run) -> Situation:
-    """Return the facts about a run that `advice` depends on."""
+    """Return the properties of a run that `advice` depends on."""
     config, reading = run.config, run.config.reading
     gathers = reading.samples_per_class > 1 or reading.balanced or reading.siblings > 1
     replays = config.training.compile in ("reduce-overhead", "max-autotune")
@@ -105,11 +105,11 @@ def advice(record: Mapping[str, float], stages: Mapping[str, float], seconds: fl
 
     Args:
         record: Measurements of a period of training: `data_wait_share`, the share of the time spent waiting for data,
-            and `gpu_utilisation` if known, both 0 to 1.
-        stages: Seconds that the thread that reads prints spent on each stage in the period, by name of the stage (see
-            `TrainingLoader.seconds`).
+            and `gpu_utilisation` if known. Both are from 0 to 1.
+        stages: Seconds that the reading thread spent on each stage (such as "decode") during the period, by name of the
+            stage; see `TrainingLoader.seconds`.
         seconds: Duration of the period.
-        known: Facts about the run that the advice depends on.
+        known: Properties of the run that the advice depends on.
     """
     wait = record["data_wait_share"]
     if wait > WAITS_TOO_LONG:
@@ -152,7 +152,7 @@ class Adviser:
     """Gives advice on how to make training faster, but not after each record.
 
     Args:
-        known: Facts about the run that the advice depends on.
+        known: Properties of the run that the advice depends on.
         every: Number of records without advice after each record with advice.
     """
 
@@ -169,7 +169,7 @@ class Adviser:
 
         Args:
             record: Record of these steps.
-            stages: Seconds that the thread that reads prints spent on each stage since the start of the run.
+            stages: Seconds that the reading thread has spent on each stage since the start of the run, by name.
             seconds: Duration of these steps.
         """
         here = {name: value - self._stages.get(name, 0.0) for name, value in stages.items()}
@@ -241,10 +241,12 @@ class Reporter:
             tqdm.write(line)
 
     def training_record(self, meters: Meters, now: Schedule, loader: PrintLoader, bar: tqdm) -> None:
-        """Write a record of the steps since the last record, and show it in the progress bar. All ranks must call this.
+        """Write a record of the steps since the last record, and show the main values in the progress bar.
+
+        All ranks must call this method.
 
         Args:
-            meters: Measurements of these steps, which are reset. Losses are averaged over ranks.
+            meters: Measurements of these steps. Losses are averaged over ranks. All sums are then reset.
             now: Learning rate, augmentation strength and margin of the last step.
             loader: Loader of the training prints, which measures how long training waits for data.
             bar: Progress bar.
@@ -309,7 +311,7 @@ class Reporter:
 
 
 def _alignment(metrics: dict[str, float]) -> list[str]:
-    """Return a list with a text on the error of the alignment network, or an empty list if it was not measured.
+    """Return a list with one text about the error of the alignment network; it is empty if there is no measurement.
 
     The alignment network estimates the position and rotation of a finger.
 

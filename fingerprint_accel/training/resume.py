@@ -33,7 +33,7 @@ RNG_RULE = (
 
 @dataclass
 class Progress:
-    """Counters and results that change during training. Together with the tensors, they are the state of a run.
+    """Counters and results that change during training. A checkpoint contains them, besides tensors.
 
     Attributes:
         step: Number of optimizer steps done.
@@ -61,7 +61,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
     Args:
         run: The run.
         progress: Counters and results of the run.
-        best: Whether this is the best checkpoint so far. `best.json` then names it.
+        best: Whether this checkpoint is the best one so far. Its name is then written to `best.json`.
     """
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
@@ -85,9 +85,9 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
 
 
 def _stream(run: Run) -> dict[str, Any]:
-    """Return the facts about data, seed and options that determine which prints a run reads, and in which order.
+    """Return the values (data, seed, options) that determine which prints a run reads, and in which order.
 
-    A run can resume from a checkpoint only if all these facts are the same.
+    A run can resume from a checkpoint only if all these values are the same in the checkpoint.
     """
     return {
         "fingers": run.train.classes,
@@ -172,7 +172,7 @@ def restore(run: Run, folder: Path) -> Progress:
 
 
 def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
-    """Check that an optimizer step of the run reads as many prints as in the checkpoint.
+    """Check that a run has the same number of prints per optimizer step as the run that wrote a checkpoint.
 
     The number of processes and the size of the micro-batches may differ.
 
@@ -204,7 +204,7 @@ def _name_best(run: Path, name: str, progress: Progress) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed the random numbers of torch (dropout) for one optimizer step of one rank.
+    """Seed the random number generator of torch, which dropout uses, for one optimizer step of one rank.
 
     Each step has a seed of its own, so that checkpoints need not contain the state of a random number generator.
     """

@@ -43,8 +43,8 @@ def check_run_folder(config: Config) -> None:
     """Check the run folder (`--out`) and the experiment trackers (`--training.tracker`) before training.
 
     Raises:
-        UserError: If no run folder is given, it is a folder of another kind, or it is inside the training data. Also if
-            a tracker is unknown or not installed.
+        UserError: If no run folder is given, if the folder contains other files or is inside the training data, or if a
+            tracker is unknown or not installed.
     """
     trackers(config)
     if not config.out:
@@ -55,9 +55,9 @@ def check_run_folder(config: Config) -> None:
 
 
 def trackers(config: Config) -> list[str]:
-    """Return the names of the experiment trackers in `--training.tracker`, which commas separate.
+    """Return the names in the comma-separated list of experiment trackers, `--training.tracker`.
 
-    The value `none` gives an empty list.
+    For the value `none`, the returned list is empty.
 
     Raises:
         UserError: If a tracker is unknown or not installed. Accelerate itself would only warn and ignore the tracker.
@@ -76,7 +76,7 @@ def trackers(config: Config) -> list[str]:
 
 
 def resume_advice(folder: Path) -> str:
-    """Return a message on how to resume a run that has ended early, or that no checkpoint was saved."""
+    """Return a message that explains how to resume a run, or states that the run has not saved a checkpoint."""
     names = checkpoint_names(folder)
     if not names:
         return "nothing was saved yet"
@@ -113,8 +113,8 @@ def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 def check_launch(seen: int) -> None:
     """Check that Accelerate sees all processes that were launched.
 
-    It sees only one process if a configuration for several GPUs is used on a machine without GPUs, or if the processes
-    were started with `srun python`. Each process would then train a whole run by itself.
+    Accelerate sees only one process if a configuration for several GPUs is used on a machine without GPUs, or if the
+    processes were started with `srun python`. Each process would then train a whole run by itself.
 
     Args:
         seen: Number of processes of the run according to Accelerate.
@@ -132,10 +132,11 @@ def check_launch(seen: int) -> None:
 
 
 def _tasks_of_slurm() -> int:
-    """Return the number of tasks in the present step of a SLURM job, or 1 outside of SLURM.
+    """Return the number of tasks that SLURM has started in the current job step, or 1 outside of SLURM.
 
-    A batch script runs as a single task, although `SLURM_NTASKS` is set for it. Without `SLURM_STEP_NUM_TASKS`, this
-    variable therefore counts only in tasks other than the first.
+    The number is read from the environment variable `SLURM_STEP_NUM_TASKS`. If `SLURM_STEP_NUM_TASKS` is not set, the
+    number is read from `SLURM_NTASKS`, but only if `SLURM_PROCID` is not 0. The reason is that a batch script is a
+    single task with `SLURM_PROCID` 0, although its `SLURM_NTASKS` may be larger than 1.
     """
     step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
     if not step and os.environ.get("SLURM_PROCID", "0") != "0":

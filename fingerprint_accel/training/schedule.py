@@ -1,4 +1,4 @@
-"""Compute learning rate, augmentation strength and margin from the step alone, so that they need not be saved."""
+"""Compute learning rate, augmentation strength and margin from the step alone. Checkpoints need not contain them."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 def augmentation_strength(step: int, steps: int, config: AugmentConfig) -> float:
     """Return the augmentation strength of an optimizer step, 0 to 1.
 
-    It rises linearly from `config.start` to 1 during the first part of the run. `config.ramp` is this part, as a share
-    of the steps.
+    The strength rises linearly from `config.start` to 1 during the first part of the run. The length of this part is
+    `config.ramp`, a share of the steps.
 
     Args:
         step: Number of the step, from 0.
@@ -86,8 +86,8 @@ def augmentation_strength(step: int, steps: int, config: AugmentConfig) -> float
 def scheduled_margin(step: int, steps: int, config: LossConfig) -> float:
     """Return the margin of the identity heads in an optimizer step.
 
-    It is 0 in the first part of the run, and then rises linearly to `config.margin`. `config.margin_start` and
-    `config.margin_ramp` are the lengths of these two parts, as shares of the steps.
+    The margin is 0 in the first part of the run, rises linearly in the second part, and then stays at `config.margin`.
+    The lengths of the first two parts are `config.margin_start` and `config.margin_ramp`, as shares of the steps.
 
     Args:
         step: Number of the step, from 0.

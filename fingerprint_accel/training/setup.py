@@ -168,16 +168,17 @@ def use_all_cores(device: str, processes: int) -> None:
 
 
 def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
-    """Exclude sharded identity heads from DDP, because each process holds class vectors of other fingers.
+    """Exclude sharded identity heads from DDP, because each process holds the class vectors of different fingers.
 
-    DDP would average the gradients of these class vectors, and overwrite the vectors with those of rank 0.
+    DDP would average the gradients over processes, and overwrite the class vectors with the class vectors of rank 0.
 
     Args:
         module: Network and losses.
         kind: How Accelerate distributes training.
 
     Raises:
-        UserError: If a head is sharded, and DeepSpeed or Megatron-LM shards all parameters in its own way.
+        UserError: If a head is sharded, and training is distributed with DeepSpeed or Megatron-LM, which shard all
+            parameters themselves.
     """
     if not module.sharded_parameters:
         return
@@ -190,13 +191,18 @@ def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
 
 
 def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
-    """Load the weights of the trained network that `model.init_from` names into `model`.
+    """Initialise a network with the weights of a trained network, which the option `model.init_from` names.
 
-    The options `preprocess.crop` and `preprocess.size` may differ from those of the trained network.
+    The options `preprocess.crop` and `preprocess.size` of the run and of the trained network may differ.
+
+    Args:
+        model: Network to initialise.
+        config: Configuration of the run.
+        train: Training prints of the run.
 
     Raises:
-        UserError: If the trained network is missing, has another architecture, or was trained on prints of another
-            format.
+        UserError: If the trained network is missing, if it has another architecture than `model`, or if it was trained
+            on prints of another format than `train`.
     """
     saved = find_model(config.model.init_from)
     saved.check_fits(config.model)

@@ -42,7 +42,7 @@ def set_precision(device: torch.device) -> None:
 
 
 def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
-    """Return the options of DDP, in the form that Accelerate takes.
+    """Return the options of DDP as a keyword handler for `Accelerator`.
 
     `gradient_as_bucket_view` stores gradients in the buckets that are exchanged, which saves a copy of all gradients.
     `bucket_cap_mb` trades overlap with the backward pass (small buckets) against fewer messages (large buckets).
@@ -58,7 +58,9 @@ def ddp_options(training: TrainingConfig) -> DistributedDataParallelKwargs:
 
 
 def compile_parts(module: TrainingModule, training: TrainingConfig, device: torch.device) -> str:
-    """Compile the network, and on CUDA the losses, in place with torch.compile. Names in state dicts do not change.
+    """Compile the network in place with torch.compile; on CUDA, also compile the losses.
+
+    The names in state dicts do not change.
 
     Each region of the network, such as a block, is compiled alone. Equal blocks share compiled code, so compilation
     takes a fraction of the time. The module around network and losses is not compiled, because DDP installs hooks in
@@ -92,7 +94,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
 
 def input_dtype(precision: str) -> torch.dtype:
-    """Return the dtype for the input of the network, the one to which autocast would convert the input.
+    """Return the dtype of the network input for a precision. Autocast would convert the input to this dtype.
 
     Args:
         precision: `bf16`, `fp16` or `no`.

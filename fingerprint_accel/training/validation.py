@@ -1,4 +1,4 @@
-"""Compute embeddings on all ranks together, and the error rates of the validation prints."""
+"""Compute embeddings of prints on all ranks together, and error rates on the validation prints."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Embedded(NamedTuple):
     """Embeddings of N prints, in the order of the prints. The tensors are on the CPU and equal on all ranks.
 
     Attributes:
-        embeddings: (N, D) float32 embeddings of length D.
+        embeddings: (N, D) float32 embeddings with D dimensions.
         labels: (N,) int64 class label of the finger of each print.
-        misaligned: (N, 3) float32 errors of the alignment network, which estimates rotation and position of a finger:
-            rotation in radians, and shift along x and y as a multiple of half the side of the input. NaN if the true
-            pose of the finger is unknown, or the network has no alignment network.
+        misaligned: (N, 3) float32 errors of the alignment network, which estimates the rotation and position of a
+            finger. The columns are the rotation in radians, and the shifts along x and y, divided by half the side
+            length of the input. The errors are NaN if the true pose is unknown or there is no alignment network.
     """
 
     embeddings: torch.Tensor

@@ -25,7 +25,8 @@ from fingerprint_accel.similarity import similarity
 SURE = 1e-6
 """FMR of the threshold at which two prints count as the same finger; lower in large datasets."""
 AGREE, APART = 1e-3, 1e-2
-"""FMRs of two thresholds: impressions of a finger agree above that of `AGREE`, and disagree below that of `APART`."""
+"""FMRs of two thresholds. Impressions of a finger agree above the threshold for the FMR `AGREE`, and disagree below the
+threshold for the FMR `APART`."""
 SAMPLE = 4000
 """Approximate number of prints whose non-mated similarities are computed."""
 FEWEST_FINGERS, FEWEST_SCORES = 10, 1000
@@ -33,9 +34,9 @@ FEWEST_FINGERS, FEWEST_SCORES = 10, 1000
 ENOUGH_FINGERS = 20
 """Smallest number of fingers for which the thresholds of the model are not needed in addition."""
 TAIL = (1e-3, 1e-2)
-"""Bounds of the smaller of the two shares of similarities from which `tail` extrapolates; 1 / F for F fingers."""
+"""Bounds of the smaller share of highest similarities from which `tail` extrapolates. It is 1 / F for F fingers."""
 MATED_SHARES = (0.05, 0.01)
-"""Shares of the lowest mated similarities from which a lower bound of mated similarities is extrapolated."""
+"""Larger and smaller share of the lowest mated similarities, from which their lower bound is extrapolated."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class Bars:
 
     Attributes:
         same: lowest similarity at which two prints with different finger keys count as one finger.
-        match: a print that does not fit its own finger counts as another finger from this similarity on. The other
-            finger is represented by one template, which is fused from all its prints.
+        match: lowest similarity at which a print that does not match its own finger is assigned to another finger. The
+            other finger is represented by one template, which is fused from all its prints.
         agree: lowest similarity at which two prints with the same key agree.
-        unlike: a print that matches another finger is wrong if its similarity to its own finger is below this value.
-        apart: a print is wrong if its similarity to its own finger is below this value, even if it matches no other
-            finger.
+        unlike: a print that matches another finger has a wrong key if its similarity to its own finger is lower than
+            this value.
+        apart: a print has a wrong key if its similarity to its own finger is lower than this value, even if the print
+            matches no other finger.
         lines: sentences that state how the thresholds were derived, or why finger keys are not judged.
     """
 
@@ -118,8 +120,8 @@ def bar_of_fingers(references: np.ndarray, cells: int) -> tuple[float, list[str]
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        The lowest similarity at which two keys count as one finger, and a sentence that states how it was derived. If
-        there are too few fingers the threshold is infinite, so that no keys are joined in this way.
+        The lowest similarity at which two keys count as one finger, and a list with a sentence about its derivation. If
+        there are too few fingers, the threshold is infinite and the list is empty. No keys are joined then.
     """
     count = len(references)
     rows = sample_of_fingers(np.arange(count), SAMPLE)

@@ -162,7 +162,7 @@ def _labels(
     extractor: FingerprintExtractor,
     progress: bool,
 ) -> tuple[list[Suspect], list[str]]:
-    """Find suspects with wrong finger keys: single prints with a wrong key, then keys that stand for the same finger.
+    """Find single prints with a wrong finger key, and then groups of finger keys that stand for the same finger.
 
     Prints that probably have a wrong key are left out when whole fingers are compared.
 
@@ -205,11 +205,11 @@ def _labels(
 
 
 def _look(shards: Shards, progress: bool) -> tuple[list[bytes], np.ndarray, Reuse]:
-    """Read all images of the dataset once, and collect what the checks of copies and of minutiae need.
+    """Read all prints of a dataset once, and compute image hashes and the results of two checks of minutiae.
 
     Returns:
-        Digest of each image; fit of the minutiae of each print (N, 2), see `templates.fit`; and an index of minutia
-        templates that occur in several prints.
+        Three values: a hash of the image of each print; an (N, 2) array that states how well minutiae fit their
+        prints, see `templates.fit`; and an object that finds minutia templates that occur in several prints.
     """
     digests: list[bytes] = []
     fits, reuse = np.full((len(shards), 2), np.nan), Reuse()
@@ -233,8 +233,9 @@ def _mated(prints: Prints) -> tuple[list[Hit], np.ndarray]:
     """Compare the prints of each finger with each other.
 
     Returns:
-        Pairs of prints that may be copies, with their similarity; and the highest similarity of each print of
-        sufficient quality to another print of its finger, for fingers with several prints.
+        Two values: a list of pairs of prints that may be copies, with their similarities; and the highest similarity of
+        each print to another print of its finger. The second value leaves out prints of low quality and fingers with a
+        single print.
     """
     alike, best = [], []
     for finger, rows in enumerate(prints.rows_of):
@@ -263,7 +264,7 @@ def _hits(
         fingers: (N,) finger of each row.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
         bar: lowest similarity.
-        folder: folder to create for the search.
+        folder: folder to create for the search index.
         extractor: model that computed the embeddings.
         progress: show a progress bar.
 

@@ -20,7 +20,8 @@ LOW_QUALITY = 0.3
 LEAST_SHARED = 0.5
 """Smallest overlap of two prints (see `Prints.overlap`) at which a low similarity means that the fingers differ."""
 FEWEST_PRINTS = 3
-"""Smallest number of prints of a finger that is judged: a print is wrong if two others agree and it does not."""
+"""Smallest number of prints of a finger that is judged. A print has a wrong key if two other prints of its finger match
+each other, but not this print."""
 MOST_TO_SHOW = 4
 """Largest number of correct prints that are shown beside the prints with a wrong key."""
 
@@ -52,12 +53,12 @@ class Prints:
         return self.quality >= LOW_QUALITY
 
     def within(self, finger: int) -> np.ndarray:
-        """Return the (n, n) similarities between the n prints of a finger."""
+        """Return the (n, n) similarities between the n prints of the finger with the given number."""
         mine = self.embeddings[self.rows_of[finger]]
         return similarity(mine, mine, self.cells)
 
     def overlap(self, rows: np.ndarray) -> np.ndarray:
-        """Return how much of the finger every two prints have in common.
+        """Return the overlap of every two of the given prints: the part of the finger that both show.
 
         The overlap is the number of grid cells that both prints show, divided by the number of cells of the smaller
         print.
@@ -66,7 +67,7 @@ class Prints:
             rows: (n,) rows of the prints.
 
         Returns:
-            (n, n) in 0..1; 1 for templates without cells.
+            (n, n) overlaps from 0 to 1. They are all 1 if the templates have no cells.
         """
         if not self.cells:
             return np.ones((len(rows), len(rows)))
@@ -78,15 +79,15 @@ class Prints:
 def split_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider, progress: bool = False
 ) -> list[Suspect]:
-    """Find fingers whose impressions fall into groups that do not match each other, as if they were of two fingers.
+    """Find fingers whose impressions form groups that do not match each other, and so are probably of two fingers.
 
     Prints of low quality, and prints that show another part of the finger, are not judged.
 
     Args:
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) identifier of the picture of each print. Copies have the same identifier. A match of
-            two copies does not count.
+        picture: (N,) identifier of the picture of each print. Copies have the same identifier. A match of two copies
+            is ignored.
         reconsider: function that compares prints in several poses, as a final check.
         progress: show a progress bar.
 
@@ -183,8 +184,8 @@ def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
     Args:
         row: row of the print.
         other: row of the most similar print of the other finger.
-        score: similarity to the other finger.
-        own: highest similarity to the own finger.
+        score: similarity of the print to the other finger.
+        own: highest similarity of the print to the other prints of its own finger.
     """
     why = f"similarity {score:.3f} to that finger, at most {own:.3f} to its own finger"
     return Suspect("wrong-finger", (row, other), score, why, 1)
@@ -193,7 +194,7 @@ def _wrong(row: int, other: int, score: float, own: float) -> Suspect:
 def fingers_of_split(
     prints: Prints, bars: Bars, split: list[Suspect], references: np.ndarray, reference_of: np.ndarray
 ) -> list[Suspect]:
-    """Find the finger that each print of `split` belongs to, by comparing it with one template of every other finger.
+    """Find the true finger of each print in `split`, by comparing the print with one template of every other finger.
 
     Args:
         prints: embeddings and fingers of the dataset.

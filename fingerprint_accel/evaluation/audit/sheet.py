@@ -1,4 +1,4 @@
-"""Contact sheet of an audit: a picture with one row for each suspect, which shows its prints side by side."""
+"""Contact sheet of an audit: a picture with one row for each suspect. A row shows the prints of the suspect."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _picture(shards: Shards, row: int, suspect: Suspect) -> Image.Image:
 
 
 def _fitting(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, label: str) -> str:
-    """Shorten a label from its start until it fits above a print; the end distinguishes prints.
+    """Cut characters off the start of a label until it fits above a print. The end of a label differs between prints.
 
     Args:
         draw: drawing context, which measures the text.

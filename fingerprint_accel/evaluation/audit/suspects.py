@@ -54,7 +54,7 @@ KINDS: dict[Kind, tuple[str, str]] = {
         "find out which print it belongs to; import the others without it, or with --find-minutiae mindtct",
     ),
 }
-"""Description of each kind of suspect, and what the user should do."""
+"""For each kind of suspect, a short description and advice for the user."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Suspect:
         rows: rows of the prints in the dataset.
         score: value that led to the finding, such as a similarity; `why` explains it.
         why: reason of the finding, in words.
-        at_fault: number of prints at the start of `rows` that are probably wrong. The others are there for comparison.
-            0 means that any of the prints may be wrong.
+        at_fault: number of prints at the start of `rows` that are probably wrong. The other prints are only shown for
+            comparison. 0 means that any of the prints may be wrong.
     """
 
     kind: Kind

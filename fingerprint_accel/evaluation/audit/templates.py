@@ -2,8 +2,8 @@
 
 A minutia template is the list of minutiae that is stored with a print. A minutia is the end or the fork of a ridge, and
 its direction is that of the ridge. Minutiae of a print are therefore at dark pixels, and their directions are parallel
-to the ridges around them. This does not hold for minutiae of another finger, of a mirrored print, or in another file
-format convention. The ridge directions are computed with the structure tensor of the image.
+to the ridges around them. This does not hold for minutiae of another finger, for minutiae of a mirrored print, or if
+the convention of the file format was misread. The ridge directions are computed with the structure tensor of the image.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fingerprint_accel.evaluation.audit.suspects import Suspect
 from fingerprint_accel.extraction.print_quality import ridge_field
 
 FEWEST = 8  # templates with fewer minutiae are not judged
-PAPER = 0.03  # a neighbourhood is background if the standard deviation of its ink (0 to 1) is lower
-FAINT = 0.3  # and if it is also lower than this share of the strongest contrast of the print
+PAPER = 0.03  # background has a lower contrast than this: the standard deviation of the darkness, which is 0 to 1
+FAINT = 0.3  # background also has a lower contrast than this share of the strongest contrast of the print
 MOST_ON_PAPER = 0.5  # largest share of minutiae on the background in a template that fits
 LEAST_ALONG = 0.4  # smallest agreement with the ridge directions of a template that fits; see `fit`
 PER_PIXEL, PER_RADIAN = 4, 500  # positions are rounded to 1/4 pixel, angles to 1/500 radian
@@ -36,8 +36,8 @@ def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray
 
     Returns:
         (B, 2) float. The first column is the share of minutiae on the white background. The second column is the
-        agreement of the other minutiae with the ridge direction, from -1 to 1: the mean cosine of twice the angle
-        between them, weighted by the clarity of the ridges. Values are NaN for prints with fewer than `FEWEST` (8)
+        agreement of the other minutiae with the ridges, from -1 to 1. It is the mean cosine of twice the angle between
+        minutia and ridge, weighted by the clarity of the ridges. Values are NaN for prints with fewer than `FEWEST` (8)
         minutiae.
     """
     field = ridge_field(images, ppi)
@@ -105,7 +105,7 @@ def keys_of(minutiae: np.ndarray) -> np.ndarray:
 class Reuse:
     """Finds minutia templates that occur in several prints, in time linear in the number of prints.
 
-    Templates that have one of their `KEYS` (4) lowest hashes in common are compared with the first of them.
+    A template is compared only with earlier templates that have one of its `KEYS` (4) lowest hashes.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Reuse:
                 self._first.setdefault(key, row)
 
     def suspects(self, picture: np.ndarray) -> list[Suspect]:
-        """Return one suspect for each template that occurs in several prints, unless these are copies of one picture.
+        """Return one suspect for each template that occurs in prints of several different pictures.
 
         Args:
             picture: (N,) identifier of the picture of each print; copies have the same identifier.
