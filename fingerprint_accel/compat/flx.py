@@ -2,8 +2,8 @@
 
 The interface consists of functions such as `get_DeepPrint_TexMinu`, and of the methods `fit` and `extract`. flx
 (fixed-length-fingerprint-extractors) is an implementation of DeepPrint. In place of the dataset classes of flx, the
-methods take the path of a dataset folder, which `fingerprint-accel import ... --layout flx` creates. Embedding lengths
-apply to each branch, as in flx.
+methods take the path of a dataset folder, which `fingerprint-accel import ... --layout flx` creates. Embedding
+dimensions are per branch, as in flx.
 """
 
 # ruff: noqa: N802  (names of flx)
@@ -54,7 +54,7 @@ class DeepPrintExtractor:
         """Train a model. Afterwards, the best model is in `out_dir/model` and in this object.
 
         If `out_dir` contains a run, `fit` resumes it and prints the step. Dataset folders contain minutiae and labels,
-        so these are not separate arguments as in flx.
+        so minutiae and labels are not separate arguments as in flx.
 
         Args:
             fingerprints: dataset folder to train on.
@@ -66,7 +66,7 @@ class DeepPrintExtractor:
                 run validates once per epoch, rounded to whole steps.
             use_amp: use mixed precision where it is fast: bf16 on GPUs and CPUs with hardware support, and fp16 on
                 other GPUs. Other CPUs use float32.
-            batch_size: prints per process and step.
+            batch_size: number of prints per process and step.
             learning_rate: peak learning rate of AdamW. It is not scaled with the number of processes.
 
         Raises:
@@ -135,24 +135,24 @@ def _make(variant: Variant, fingers: int, embedding_dim: int) -> DeepPrintExtrac
 
 
 def get_DeepPrint_Tex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
-    """Make an untrained model with a texture branch, whose embeddings have the length `num_texture_dims`."""
+    """Make an untrained model with a texture branch, whose embeddings have the dimension `num_texture_dims`."""
     return _make("Tex", num_training_subjects, num_texture_dims)
 
 
 def get_DeepPrint_Minu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
-    """Make an untrained model with a minutia branch, whose embeddings have the length `num_minutia_dims`."""
+    """Make an untrained model with a minutia branch, whose embeddings have the dimension `num_minutia_dims`."""
     return _make("Minu", num_training_subjects, num_minutia_dims)
 
 
 def get_DeepPrint_TexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
-    """Make an untrained model with a texture and a minutia branch, each with embeddings of length `num_dims`."""
+    """Make an untrained model with a texture and a minutia branch, each with embeddings of dimension `num_dims`."""
     return _make("TexMinu", num_training_subjects, 2 * num_dims)
 
 
 def get_DeepPrint_LocTex(num_training_subjects: int, num_texture_dims: int) -> DeepPrintExtractor:
     """Make an untrained model with an alignment network and a texture branch.
 
-    The embeddings have the length `num_texture_dims`.
+    The embeddings have the dimension `num_texture_dims`.
     """
     return _make("LocTex", num_training_subjects, num_texture_dims)
 
@@ -160,7 +160,7 @@ def get_DeepPrint_LocTex(num_training_subjects: int, num_texture_dims: int) -> D
 def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> DeepPrintExtractor:
     """Make an untrained model with an alignment network and a minutia branch.
 
-    The embeddings have the length `num_minutia_dims`.
+    The embeddings have the dimension `num_minutia_dims`.
     """
     return _make("LocMinu", num_training_subjects, num_minutia_dims)
 
@@ -168,6 +168,6 @@ def get_DeepPrint_LocMinu(num_training_subjects: int, num_minutia_dims: int) -> 
 def get_DeepPrint_LocTexMinu(num_training_subjects: int, num_dims: int) -> DeepPrintExtractor:
     """Make an untrained model with an alignment network, a texture branch and a minutia branch.
 
-    The embeddings of each branch have the length `num_dims`.
+    The embeddings of each branch have the dimension `num_dims`.
     """
     return _make("LocTexMinu", num_training_subjects, 2 * num_dims)

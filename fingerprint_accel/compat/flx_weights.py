@@ -42,7 +42,7 @@ RENAMED = {
 class DeepPrintOutput:
     """Embeddings of a batch of B prints from each branch, (B, D) float32 of unit length.
 
-    The attributes have the same names as in flx. The value is None for a branch that the model does not have.
+    The attributes have the same names as in flx. An attribute is None if the model does not have the branch.
     """
 
     minutia_embeddings: torch.Tensor | None
@@ -50,7 +50,7 @@ class DeepPrintOutput:
 
 
 class FlxModel(nn.Module):
-    """Network with the call interface of flx: images (B, 1, 299, 299) float32 give a `DeepPrintOutput`."""
+    """Network with the call interface of flx: maps images (B, 1, 299, 299) float32 to a `DeepPrintOutput`."""
 
     def __init__(self, network: DeepPrint) -> None:
         super().__init__()

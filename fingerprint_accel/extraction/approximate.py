@@ -1,9 +1,10 @@
 """Approximate search in large galleries: a FAISS index selects candidates, and their similarities are computed exactly.
 
 The FAISS index (Douze et al. 2024, arXiv 2401.08281) groups the references, which are the enrolled embeddings, into
-cells. It stores each number of an embedding in one byte. A search visits only the cells nearest to the probe. The index
-is a memory-mapped file in the gallery folder. Its name is a hash of the names of the gallery files that it covers, and
-these names contain checksums. An index is therefore never used with files other than those it was built from.
+cells. It stores each element of an embedding in one byte. A search visits only the cells nearest to the probe. The
+index is a memory-mapped file in the gallery folder. The name of the index is a hash of the names of the gallery files
+that the index covers. The names of gallery files contain checksums. An index is therefore used only with the files that
+it was built from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fingerprint_accel.extraction.gallery_files import INDEXES, changing, part_f
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 
 REFERENCES_PER_CELL = 39  # minimum; with fewer, FAISS warns that there are too few training points
-TRAINED_ON = 64  # maximum number of references per cell of the sample that the cell centres are computed from
+TRAINED_ON = 64  # the cell centres are computed from a sample of the references; maximum size of the sample, per cell
 SHARE_OF_CELLS = 4  # a search visits one in `SHARE_OF_CELLS` cells, but at least `FEWEST_CELLS`
 FEWEST_CELLS = 32
 CANDIDATES = 20  # number of candidates to compare exactly, per reference to return
@@ -63,13 +64,13 @@ class ApproximateSearch:
         it finds fewer than k references for a probe, the last entries have row 0 and similarity -1.
 
         Args:
-            probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe, of which the best one
-                counts.
+            probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe. The highest similarity over
+                the poses is used.
             k: number of references to return for each probe.
             among: (N,) bool, true for the references to search; None for all N references of the gallery.
 
         Raises:
-            UserError: if the probes have another dimension than the embeddings of the gallery.
+            UserError: if the dimensions of the probes and the gallery embeddings differ.
         """
         self.gallery.check_probes(probes)
         k = min(k, len(self.gallery) if among is None else int(among.sum()))
@@ -86,7 +87,7 @@ class ApproximateSearch:
         return rescored(self.gallery.vectors, hypotheses, candidates, k, self.gallery.cells)
 
     def _bring_up_to_date(self) -> int:
-        """Build the FAISS index or add the references that it lacks; return the number of references added."""
+        """Build the FAISS index, or add the references that the index lacks; return the number of added references."""
         *older, name = self._names()
         folder = self.gallery.folder
         if (folder / name).exists():

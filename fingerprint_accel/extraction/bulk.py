@@ -57,8 +57,10 @@ class Options:
 
     Attributes:
         template: storage format of the embeddings: "float32", "int8" or "binary".
-        length: number of values to keep of each embedding, equally many from each branch of the network; 0 for all.
-        minimum_quality: lowest accepted quality of a print, 0 to 1; prints below it count as failures to extract.
+        length: dimension to which each embedding is shortened, with equally many values from each branch of the
+            network; 0 keeps all values.
+        minimum_quality: lowest accepted quality of a print, 0 to 1; prints below this quality are treated as failures
+            to extract.
         batch_size: number of prints per batch; 0 for the default of the device (`BATCH_ON_CPU` or `BATCH_ON_GPU`).
         bf16: run the network in bfloat16.
         inverted: whether image files show light ridges on a dark background: "yes", "no", or "auto" to detect it.
@@ -113,7 +115,8 @@ def extract_all(
         progress: show a progress bar.
 
     Returns:
-        Numbers of prints and failures, qualities and duration, to print as a table.
+        Summary with the numbers of prints and failures, the qualities and the duration, which can be printed as a
+        table.
 
     Raises:
         UserError: if the model or the prints are missing or do not fit each other, if the model does not support one of
@@ -207,7 +210,7 @@ class DatasetPrints:
         extractor: model that embeds the prints; the dataset must have its resolution and image size.
 
     Attributes:
-        finger: (N,) int32, number of the finger of each print.
+        finger: (N,) int32, finger identifier of each print.
         impression: (N,) int64, impression number of each print.
         table: table of N rows with the columns `source` and `finger_key`.
         digest: hash that changes if the dataset changes.
@@ -266,8 +269,8 @@ class ImageFolder:
             rows: positions of the prints in `table`.
 
         Returns:
-            (n, canvas, canvas) uint8, ridges dark, all white for a print that cannot be read; and a dictionary from the
-            row of each such print to the reason.
+            (n, canvas, canvas) uint8, ridges dark, all white for a print that cannot be read; and a dictionary that
+            maps the row of each unreadable print to the reason.
         """
         some = self._prints.slice(rows.start, len(rows)).select(["path", "record", "cut"]).to_pylist()
         files = [ImageFile(self.folder / row["path"], record=row["record"], cut=row["cut"]) for row in some]
@@ -316,7 +319,7 @@ class Work:
 
         Returns:
             Templates (n, ...) in the storage format, zero for failed prints; quality (n,) float32, 0 to 1; and a
-            dictionary from the row of each failed print to the reason.
+            dictionary that maps the row of each failed print to the reason.
         """
         canvases, reasons = self.prints.read(rows)
         batches = torch.from_numpy(canvases).split(self.options.batch_size)

@@ -27,14 +27,14 @@ class Way:
     each print.
 
     Attributes:
-        poses: number of poses in which each print was embedded; the best similarity counts.
+        poses: number of poses in which each print was embedded; the highest similarity over the poses is used.
         prints: number of prints that were compared.
         fingers: number of fingers among these prints.
         mated: number of mated comparisons.
         nonmated: number of non-mated comparisons.
         eer: equal error rate.
-        thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}. FMRs that would need
-            more non-mated comparisons are left out.
+        thresholds: dictionary that maps each FMR to the lowest similarity accepted as a match, for example {"0.001":
+            0.41}. FMRs below 1 / `nonmated` are left out.
         fnmr: FNMR at each threshold, with the same keys as `thresholds`.
         eer_before: equal error rate of the same comparisons without centring (see `centring`); None if the templates
             are not centred.
@@ -91,12 +91,12 @@ class Calibration:
         return asdict(self)
 
     def way(self, poses: int) -> Way | None:
-        """Return the error rates for this number of poses per print, or None if they were not measured."""
+        """Return the error rates for `poses` poses per print, or None if no such rates were measured."""
         return next((way for way in self.ways if way.poses == poses), None)
 
 
 def center_of(notes: dict[str, Any]) -> str:
-    """Return the mean template that the notes of a model contain, as text of `centring.as_text`; empty for none."""
+    """Return the mean template in the notes of a model, encoded by `centring.as_text`; empty if there is none."""
     record = notes.get(NOTE)
     return str(record.get("center") or "") if isinstance(record, dict) else ""
 
@@ -106,7 +106,8 @@ class Basis:
     """Thresholds that may be used for decisions, and a sentence for the user that states their source.
 
     Attributes:
-        thresholds: lowest similarity that counts as a match, by FMR; empty if no decision is possible.
+        thresholds: dictionary that maps each FMR to the lowest similarity accepted as a match; empty if no decision is
+            possible.
         line: sentence that names the source of the thresholds. Without thresholds it states the reason and a remedy.
     """
 

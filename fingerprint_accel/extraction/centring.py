@@ -1,9 +1,9 @@
 """Centring: subtract the mean template of a sensor from every template, then scale the result to unit length.
 
 The templates of all prints of a sensor share a common part, which raises the similarity of different fingers.
-`fingerprint-accel calibrate` measures the mean template. It is stored in the same record as the thresholds, because the
-thresholds are valid only for templates that are centred with it. A single rename replaces the record, so a killed
-process cannot leave thresholds that belong to another mean template.
+`fingerprint-accel calibrate` measures the mean template. The mean template is stored in the same record as the
+thresholds, because the thresholds are valid only for templates that are centred with this mean template. A single
+rename replaces the record, so a killed process cannot leave thresholds that belong to another mean template.
 
 A dense template consists of one vector for each cell of a grid on the finger; see `similarity`.
 """

@@ -25,7 +25,7 @@ class Comparison:
         canvases: (2, S, S) uint8, images of reference and probe as the model received them, ridges dark.
         pose: rotation and shift that make the probe overlay the reference, for `geometric.resample`.
         tried: number of poses in which each print was embedded.
-        verdicts: text and decision for each FMR with a threshold, see `decisions`.
+        verdicts: (text, decision) for each FMR that has a threshold; see `decisions`.
         basis: source of the thresholds, or the reason why there are no decisions.
     """
 
@@ -55,7 +55,7 @@ def compare_prints(
     Args:
         extractor: model that embeds the prints.
         reference: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
-        probe: image to compare with the reference, of the same types.
+        probe: image to compare with the reference; accepts the same types as `reference`.
         ppi: resolution of the images, pixels per inch.
         tried: poses to try; None for the usual poses of the model.
         probe_ppi: resolution of the probe, pixels per inch, if it differs from `ppi`; 0 for `ppi`.
@@ -89,7 +89,8 @@ def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str
 
     Args:
         value: similarity of two prints.
-        thresholds: lowest similarity that counts as a match, by FMR, for example {"0.001": 0.41}.
+        thresholds: dictionary that maps each FMR to the lowest similarity accepted as a match, for example {"0.001":
+            0.41}.
 
     Returns:
         (name, decision) rows of a table, highest FMR first, such as ("at FMR 0.001", "match (threshold 0.410)").

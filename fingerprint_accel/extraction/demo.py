@@ -35,7 +35,7 @@ STYLE = ".gradio-container {max-width: 1150px !important; margin: auto} footer {
 
 
 class Demo:
-    """Functions of the web page that do not depend on gradio: draw a print, compare two prints, search a gallery.
+    """Implement the functions of the web page without gradio: draw a print, compare two prints, search a gallery.
 
     All methods raise a UserError for a file that is missing or shows no print.
 
@@ -54,7 +54,7 @@ class Demo:
             ppi: resolution of the image, pixels per inch.
 
         Returns:
-            The picture; None if `file` is None.
+            The drawn image; None if `file` is None.
         """
         if file is None:
             return None
@@ -74,7 +74,7 @@ class Demo:
             poses: compare the prints in several rotations and shifts; otherwise compare one embedding of each print.
 
         Returns:
-            Similarity and decisions as Markdown, and a picture of the pair.
+            Similarity and decisions as Markdown, and an image of the pair.
         """
         if reference is None or probe is None:
             raise UserError("drop two prints first")
@@ -178,7 +178,7 @@ def build(gradio: Any, demo: Demo, gallery: str = "") -> Any:
 
 
 def _told(gradio: Any, action: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that the page shows the message if the function raises a `UserError`.
+    """Wrap a function so that the page shows the message of any `UserError` that the function raises.
 
     Args:
         gradio: the gradio module.

@@ -43,7 +43,7 @@ class Embeddings:
     Attributes:
         folder: folder that the embeddings were read from.
         templates: (N, ...) templates in their storage format; use `vectors` for float32 embeddings.
-        finger: (N,) int32, number of the finger of each print; -1 if unknown.
+        finger: (N,) int32, finger identifier of each print; -1 if unknown.
         impression: (N,) int64, impression number of each print; -1 if unknown.
         quality: (N,) float32, quality of each print, 0 to 1.
         failed: (N,) bool, true for prints that could not be embedded.
@@ -61,7 +61,7 @@ class Embeddings:
     config: dict[str, Any]
 
     def vectors(self) -> np.ndarray:
-        """Decode the templates; return (N, D) float32 of unit length, zero for prints that could not be embedded."""
+        """Decode the templates, and return (N, D) float32 of unit length; rows of failed prints are zero."""
         found = self.format.decode(self.templates)
         return np.where(self.failed[:, None], np.float32(0), found)
 
@@ -91,7 +91,7 @@ def open_embeddings(folder: Path | str) -> Embeddings:
 
 
 class ExtractionSummary:
-    """Summary of an extraction, read from the folder of embeddings that it wrote.
+    """Summary of an extraction, read from its output folder.
 
     Args:
         out: folder of embeddings.

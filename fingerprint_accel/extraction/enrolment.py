@@ -74,7 +74,7 @@ class Enrolled:
     total: int
 
     def told(self, fuse: bool) -> str:
-        """Return a summary of one line for the user.
+        """Return a one-line summary for the user.
 
         Args:
             fuse: whether the enrolment stored one template per finger instead of one per print.

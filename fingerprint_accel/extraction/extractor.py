@@ -37,7 +37,7 @@ from fingerprint_accel.models.saved_model import find_model, write_model, write_
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
 
-LEAST_AREA = "least_print_area_mm2"  # key in the notes of a model: minimum area of a print for comparisons
+LEAST_AREA = "least_print_area_mm2"  # key in the notes of a model, for the minimum area of a print in comparisons
 
 
 class FingerprintExtractor(PreparedNetwork):
@@ -61,7 +61,8 @@ class FingerprintExtractor(PreparedNetwork):
         notes: dictionary that is saved with the model and describes it, for example its calibration.
         origin: folder that the model was opened from.
         cells: number of grid cells of a dense embedding, 0 for other models; see `similarity`.
-        identity: digest of weights and centre. Embeddings of models with different identities must not be compared.
+        identity: hash of the weights and the mean template. Embeddings of models with different identities must not be
+            compared.
     """
 
     def __init__(
@@ -96,13 +97,14 @@ class FingerprintExtractor(PreparedNetwork):
 
         Returns:
             (N, D) float32 of unit length, with N = 1 for one image; (N, P, D) for P > 1 poses. If the network has two
-            branches, the first half of the numbers comes from the texture branch and the second half from the minutia
-            branch.
+            branches, the first half of each embedding comes from the texture branch and the second half from the
+            minutia branch.
 
         Raises:
-            TypeError: if `prints` has another type.
+            TypeError: if `prints` has an unsupported type.
             UserError: if an image shows no print, the resolution is unknown, or a dataset does not fit the model. Small
-                prints are embedded too and have a low `quality`. `compare`, enrolment and search refuse them.
+                prints raise no error here and have a low `quality`. `compare`, enrolment and search refuse small
+                prints.
         """
         embeddings, filled = np.empty((0, self.model.config.embedding_dim), np.float32), 0
         reader = self._opened(prints, ppi, placed)
@@ -181,22 +183,22 @@ class FingerprintExtractor(PreparedNetwork):
             Cosine similarity of the embeddings in the best pose, -1 to 1; see `similarity`.
 
         Raises:
-            TypeError: if an image has another type.
+            TypeError: if an image has an unsupported type.
             UserError: if an image shows no print, or less of a finger than the model needs.
         """
         both = self.embed_to_compare([reference, probe], ppi, poses or self.usual_poses)
         return float(self.similarity(both[:1], both[1:])[0, 0])
 
     def similarity(self, references: np.ndarray, probes: np.ndarray) -> np.ndarray:
-        """Compute the similarity of every reference with every probe, from embeddings of this model.
+        """Compute the cosine similarity of every reference with every probe.
 
         Args:
-            references: (N, D) float32; or (N, P, D) with P poses of each print, as `extract` returns them.
-            probes: (M, D), or (M, P, D) with P poses of each print.
+            references: embeddings from `extract`, (N, D) float32, or (N, P, D) for P poses.
+            probes: embeddings from `extract`, (M, D) float32, or (M, P, D) for P poses.
 
         Returns:
-            (N, M) float32 cosine similarities, -1 to 1. Dense embeddings are compared over the part of the finger that
-            both prints show. With several poses the best pose counts.
+            (N, M) float32 similarities, -1 to 1. With several poses, each entry is the highest similarity over the
+            poses. Dense embeddings are compared over the part of the finger that both prints show.
         """
         return similarity(references, probes, self.cells)
 
@@ -223,7 +225,7 @@ class FingerprintExtractor(PreparedNetwork):
         """Find the print in an image, and place it on a canvas: a square image of the size that the model needs.
 
         Args:
-            image: image of one print, as in `extract`. A file with several prints needs the number of the record:
+            image: image of one print, as in `extract`. For a file with several prints, append the record number:
                 `file#record`. One finger of a slap (an image of several fingers) is `file#record-position`.
             ppi: resolution of images that do not state their own, pixels per inch.
             however_small: skip `check_area`, so that small prints are accepted.
@@ -233,7 +235,7 @@ class FingerprintExtractor(PreparedNetwork):
             (canvas, canvas) uint8, ridges dark, enhanced if the model needs enhanced prints.
 
         Raises:
-            TypeError: if the image has another type.
+            TypeError: if the image has an unsupported type.
             UserError: if the image cannot be read, or shows no print or too small a part of one.
         """
         name = name or name_of_image(image)
@@ -267,7 +269,8 @@ class FingerprintExtractor(PreparedNetwork):
         """Check that the prints of a dataset have the format that the model needs.
 
         Raises:
-            UserError: if resolution, size or enhancement differ. The message names the remedy.
+            UserError: if the dataset and the model differ in resolution, size or enhancement. The message names the
+                remedy.
         """
         check_dataset(shards.info, self.print_info, shards.folder)
 
@@ -326,7 +329,7 @@ class FingerprintExtractor(PreparedNetwork):
                 folder, or a run folder. The best checkpoint of a run folder is opened.
 
         Raises:
-            UserError: if there is no model at this place, or if it is damaged.
+            UserError: if `place` is not a model, or the model is damaged.
         """
         saved = find_model(place)
         extractor = cls(saved.model, saved.preprocess, saved.ppi, saved.canvas, saved.enhanced)

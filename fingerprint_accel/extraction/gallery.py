@@ -1,9 +1,10 @@
 """A gallery: a folder with the embeddings and names of enrolled prints.
 
 A gallery consists of Arrow files, one for each enrolment. A file appears under its final name only when it is complete.
-Its name contains the beginning of its SHA-256, and its schema contains a copy of `gallery.json`. A killed process, a
-full disk or two simultaneous enrolments therefore cannot damage a gallery. The files are memory-mapped, so opening a
-gallery is fast and a gallery may be larger than memory. Deleting a print rewrites the file that contains it.
+The name of each file contains the beginning of its SHA-256, and the schema of each file contains a copy of
+`gallery.json`. A killed process, a full disk or two simultaneous enrolments therefore cannot damage a gallery. The
+files are memory-mapped, so opening a gallery is fast and a gallery may be larger than memory. Deleting a print rewrites
+the file that contains the print.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ BLOCK = 65_536  # number of embeddings that are read at a time
 class Gallery:
     """A folder of enrolled prints: one embedding per print, its name, and optionally its person and finger position.
 
-    Each print has a row number, which counts the prints of all files in the order of the files.
+    Each print has a row index. Rows are numbered consecutively over all files, in the order of the files.
 
     Args:
         folder: folder of an existing gallery; `open_or_create` creates one.
@@ -71,17 +72,19 @@ class Gallery:
         self._open_parts()
 
     def _open_parts(self) -> None:
-        """Open the files of prints that the folder contains at this moment."""
+        """Open the files of prints that the folder currently contains."""
         parts = settled_parts(self.folder, self.dims)
         self.part_names, self._parts = [name for name, _ in parts], [part for _, part in parts]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     @classmethod
     def create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
-        """Create an empty gallery; a killed process leaves either a complete gallery or nothing.
+        """Create an empty gallery in a folder, and return the gallery.
+
+        The gallery is created atomically: a process that is killed during creation leaves no incomplete gallery.
 
         Args:
-            folder: path of the new gallery; it must not exist, or must be empty.
+            folder: path of the new gallery; either does not exist, or is an empty folder.
             dims: dimension of the embeddings.
             model: identity of the model that computes the embeddings, see `FingerprintExtractor.identity`.
             cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
@@ -147,7 +150,7 @@ class Gallery:
             replace: replace an enrolled print of the same name if its embedding or its record differs.
 
         Returns:
-            Number of prints that were added, including those that replaced others.
+            Number of prints that were added, including prints that replaced enrolled ones.
 
         Raises:
             UserError: if an enrolled print has the same name but another embedding, and `replace` is not set; if two
@@ -244,7 +247,7 @@ class Gallery:
             `search`.
 
         Raises:
-            UserError: if there is no such print.
+            UserError: if the gallery has no print of this position and none of unknown position.
         """
         known = np.concatenate([np.empty(0, np.int16), *(positions_in(part) for part in self._parts)])
         among = (known == position) | (known == 0)
@@ -286,9 +289,9 @@ class Gallery:
         """Find the k enrolled prints that are most similar to each probe, by exact search.
 
         Args:
-            probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe, as `extract` returns them.
-                With poses, the first pose selects `RESCORED` candidates (or k if k is larger). Only these are compared
-                in all poses, and the best pose counts.
+            probes: (M, D) float32 of unit length; or (M, P, D) with P poses of each probe, as returned by `extract`.
+                With poses, the first pose selects `RESCORED` candidates (or k if k is larger). Only these candidates
+                are compared in all poses, and the highest similarity over the poses is used.
             k: number of prints to return for each probe, limited to the number of prints that are searched.
             device: device that computes the matrix products.
             among: (N,) bool, true for the enrolled prints to search; None for all.
@@ -297,7 +300,7 @@ class Gallery:
             Similarities and rows of the prints found, best first.
 
         Raises:
-            UserError: if the gallery is empty, or the probes have another dimension.
+            UserError: if the gallery is empty, or the dimensions of the probes and the gallery embeddings differ.
         """
         require(len(self) > 0, f"{self.folder}: no print is enrolled yet; add prints with `fingerprint-accel enroll`")
         self.check_probes(probes)

@@ -115,7 +115,7 @@ def read_part(path: Path, dims: int) -> pa.RecordBatch:
         dims: dimension of the embeddings of the gallery.
 
     Raises:
-        UserError: if the file is damaged, or its embeddings have another dimension.
+        UserError: if the file is damaged, or the dimension of its embeddings is not `dims`.
     """
     try:
         batch = _open(path).get_batch(0)

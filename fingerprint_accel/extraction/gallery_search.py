@@ -15,9 +15,9 @@ import torch
 
 from fingerprint_accel.similarity import masked_similarity
 
-CELL = 128  # number of consecutive scores whose maximum is compared first, see `_top`
+CELL = 128  # number of consecutive scores per cell, see `_top`
 PROBES = 256  # number of probes that are compared with a block of references at a time
-RESCORED = 1000  # number of references per probe that are compared in all poses, if there are several
+RESCORED = 1000  # number of candidates per probe that are compared in all poses
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def rescored(
 
     Args:
         vectors: function that reads the references of the given rows (n,) as (n, D) float32.
-        probes: (M, P, D) float32 of unit length, P poses of each probe. The best pose counts.
+        probes: (M, P, D) float32 of unit length, P poses of each probe. The highest similarity over the poses is used.
         candidates: (M, n) rows of the candidates of each probe; -1 for none.
         k: number of references to return for each probe.
         cells: number of grid cells of a dense template, 0 for other templates.
@@ -89,7 +89,7 @@ def _nearest(
     """Find the k best references for a few probes (M, D), on the device of the probes; see `nearest`.
 
     Returns:
-        Similarities and rows of the references, (M, k) each.
+        Similarities (M, k) and rows (M, k) of the references.
     """
     best = probes.new_full((len(probes), k), -torch.inf)
     rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
@@ -106,10 +106,10 @@ def _nearest(
 
 
 def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute `scores.topk(k, dim=1)` faster; return values and indices, (M, k) each.
+    """Return the values (M, k) and indices (M, k) of `scores.topk(k, dim=1)`, but compute them faster.
 
     Each row of scores is divided into cells of `CELL` (128) consecutive scores. The k largest scores lie in the k cells
-    with the largest maxima, so only these cells are searched, and the scores after the last complete cell.
+    with the largest maxima, so only these k cells and the scores after the last complete cell are searched.
     """
     count = scores.shape[1]
     whole = count // CELL * CELL

@@ -47,8 +47,8 @@ class CanvasReader:
 
     Attributes:
         count: number of prints.
-        read: function that takes start and stop, and returns the canvases of these prints, (stop - start, canvas,
-            canvas) uint8.
+        read: function that takes two row indices, start and stop, and returns the canvases of the rows from start to
+            stop - 1 as (stop - start, canvas, canvas) uint8.
     """
 
     count: int
@@ -66,7 +66,7 @@ def open_prints(prints: Prints, wanted: PrintInfo, place: ToCanvas, ppi: int, pl
         placed: whether the images are canvases; they are then used without changes.
 
     Raises:
-        TypeError: if `prints` has another type.
+        TypeError: if `prints` has an unsupported type.
         UserError: if the resolution of the images is not given, or a dataset does not fit the model.
     """
     if isinstance(prints, Shards | Subset):
@@ -91,7 +91,7 @@ def read_image(image: Image | ImageFile, reading: Reading) -> PrintImage:
         reading: options for reading, such as the resolution.
 
     Raises:
-        TypeError: if `image` has another type.
+        TypeError: if `image` has an unsupported type.
         ImageError: if the image cannot be decoded, or shows several fingers.
     """
     if isinstance(image, ImageFile):
@@ -227,7 +227,7 @@ def _as_several(prints: Any, side: int, placed: bool) -> Sequence[Any] | np.ndar
         placed: whether the images are canvases, which must have the shape (side, side).
 
     Raises:
-        TypeError: if an image has another type or shape.
+        TypeError: if an image has an unsupported type or shape.
     """
     if isinstance(prints, np.ndarray | torch.Tensor):
         several = prints[None] if _is_single(prints) else prints
@@ -299,7 +299,7 @@ def _placed_canvas(image: Any, name: str, side: int) -> np.ndarray:
         (side, side) uint8.
 
     Raises:
-        UserError: if the image cannot be decoded or has another size.
+        UserError: if the image cannot be decoded, or its size is not (side, side).
     """
     try:
         if isinstance(image, torch.Tensor):
@@ -320,7 +320,7 @@ def _grey(image: Any) -> np.ndarray:
 
     Raises:
         ImageError: if the image cannot be decoded.
-        TypeError: if `image` has another type.
+        TypeError: if `image` has an unsupported type.
     """
     if isinstance(image, bytes):
         decoded = decode_apart(image, "image")

@@ -28,9 +28,9 @@ from fingerprint_accel.extraction.inputs import Image, read_image
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.preprocess.minutia_map import direction_weights
 
-DIRECTIONS, COARSELY = 180, 5  # number of directions to tell apart; the search for peaks tries every fifth one
+DIRECTIONS, COARSELY = 180, 5  # number of directions; the search for peaks tries every fifth direction
 UNTRAINED = "minutia_map_untrained"  # key in the notes of a model whose minutia branch was not trained
-APART = 2.5  # minimum distance of two minutiae, map pixels; of two closer minutiae the weaker is dropped
+APART = 2.5  # minimum distance between two minutiae, map pixels; the weaker of two closer minutiae is dropped
 FAINT = 1e-6  # lower bound of the neighbours of a peak, relative to the peak, so that their logarithms are finite
 FOLDER = FolderKind(
     "a folder of minutiae",
@@ -127,7 +127,8 @@ def minutiae_on_canvases(
         threshold: minimum score of a minutia, 0 to 1.
 
     Returns:
-        For each print (n, 4) float32, highest score first: x and y in canvas pixels, angle in radians, score.
+        List with one (n, 4) float32 array per print, highest score first. The columns are x and y in canvas pixels,
+        angle in radians, and score.
 
     Raises:
         UserError: if the model has no trained minutia branch.
@@ -162,8 +163,9 @@ def read_minutiae(
         progress: show a progress bar.
 
     Returns:
-        For each print (n, 4) float32, highest score first: x, y, angle, score. x and y are pixels of the original
-        image, or of the stored image for a dataset. The angle is in radians, counter-clockwise from +x with y up.
+        List with one (n, 4) float32 array per print, highest score first. The columns are x, y, angle and score. x and
+        y are pixels of the original image, or of the stored image for a dataset. The angle is in radians,
+        counter-clockwise from +x with y up.
 
     Raises:
         UserError: if the model has no trained minutia branch, or if the prints cannot be read or do not fit the model.

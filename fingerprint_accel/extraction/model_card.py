@@ -58,7 +58,7 @@ class Metric:
     Attributes:
         dataset: name of the dataset that the metric was measured on.
         metric: identifier of the metric, such as "eer" or "fnmr".
-        value: value of the metric; rates are shares, so 0.01 means 1 %.
+        value: value of the metric; rates are fractions, so 0.01 means 1 %.
         name: name of the metric for readers; empty for the identifier.
         dataset_type: identifier of the dataset or of its type, as model hubs need it.
         args: settings of the measurement, such as the FMR of an FNMR, and `interval_95`.

@@ -63,7 +63,7 @@ class PreparedNetwork(nn.Module):
     def _apply(self, *arguments: Any, **named: Any) -> Self:
         """Discard the folded copy of the network, because a method such as `to` or `half` changes the tensors.
 
-        The property `running` makes a new copy. `torch.nn.Module` calls this method for every such change.
+        The property `running` makes a new copy. `torch.nn.Module` calls `_apply` in all methods of this kind.
         """
         self._running.clear()
         return super()._apply(*arguments, **named)
@@ -90,7 +90,8 @@ class PreparedNetwork(nn.Module):
     def alignment_network(self) -> AlignmentNetwork | None:
         """Network that aligns prints before they are embedded; None if the model has none.
 
-        It is also None for models of flx, another implementation of DeepPrint: their network contains the alignment.
+        For models of flx, another implementation of DeepPrint, the value is also None, because their network contains
+        the alignment.
         """
         network = self.running.alignment
         return network if isinstance(network, AlignmentNetwork) else None
@@ -232,7 +233,7 @@ class PreparedNetwork(nn.Module):
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
-        """Return the median norm that the embeddings of typical prints have before they are scaled to unit length.
+        """Return the median norm of the embeddings of typical prints before normalisation.
 
         The value is stored in `notes` as "usual_norm". The quality of a print depends on the ratio of its norm to this
         value.

@@ -1,4 +1,4 @@
-"""Draw pictures of prints: a compared pair side by side and overlaid, or a single print with its minutiae."""
+"""Draw images of prints: a compared pair side by side and overlaid, or a single print with its minutiae."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFERENCE, PROBE = (
     (0.0, 0.447, 0.698),
     (0.835, 0.369, 0.0),
 )  # blue and vermilion of Okabe and Ito's palette
-FINER = 2  # picture pixels per canvas pixel
+FINER = 2  # pixels of the drawn image per canvas pixel
 SCALE_MM = 5  # length of the scale bar, mm
 
 
@@ -32,7 +32,7 @@ def pair_png(
 ) -> bytes:
     """Draw two compared prints: the reference in blue, the probe in red in its best pose, and both overlaid.
 
-    The picture also shows the similarity, the decisions, a scale bar and the outline of the network input.
+    The image also shows the similarity, the decisions, a scale bar and the outline of the network input.
 
     Args:
         comparison: result of `compare_prints`.
@@ -46,7 +46,7 @@ def pair_png(
     reference = _ink(comparison.canvases[0], upright(1, 1.0, torch.device("cpu")))
     probe = _ink(comparison.canvases[1], comparison.pose)
     pictures = [_tinted(reference, REFERENCE), _tinted(probe, PROBE)]
-    pictures.append(pictures[0] * pictures[1])  # multiplying two pictures mixes their colours like inks
+    pictures.append(pictures[0] * pictures[1])  # multiplying two images mixes their colours like inks
     titles = [
         f"reference {_short(names[0])}\nas it is",
         f"probe {_short(names[1])}\n{in_words(comparison.pose, extractor.ppi)}",
@@ -76,7 +76,7 @@ def canvas_picture(canvas: np.ndarray, minutiae: np.ndarray | None = None) -> PI
             pale. None draws no minutiae.
 
     Returns:
-        RGB picture, enlarged by the factor `FINER` (2).
+        RGB image, enlarged by the factor `FINER` (2).
     """
     size = FINER * len(canvas)
     picture = PIL.Image.fromarray(canvas).resize((size, size), PIL.Image.Resampling.BICUBIC).convert("RGB")
@@ -141,7 +141,7 @@ def _outline(axes: Axes, extractor: FingerprintExtractor) -> None:
 
 
 def _write(figure: Figure, comparison: Comparison, heading: str) -> None:
-    """Write the heading, the decisions and the source of the thresholds above the pictures."""
+    """Write the heading, the decisions and the source of the thresholds above the images."""
     (_, value), *verdicts = comparison.rows()
     figure.text(0.012, 0.955, heading or f"similarity {value}", fontsize=16, weight="bold", va="top")
     figure.text(0.012, 0.845 if verdicts else 0.885, comparison.basis, fontsize=8.5, va="top", color="0.3")

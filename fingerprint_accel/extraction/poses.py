@@ -1,8 +1,8 @@
-"""Poses for comparisons: a print is embedded with several rotations and shifts, and the best similarity counts.
+"""Poses for comparisons: a print is embedded with several rotations and shifts, and the highest similarity is used.
 
 The input of the network is a square around the centre of the contact area, the area that the finger touched. Two
-impressions of a finger differ in their contact area and their rotation. Comparing several poses compensates for
-differences to which the network is not invariant.
+impressions of a finger differ in contact area and rotation. Comparing several poses compensates for differences to
+which the network is not invariant.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Poses:
         degrees: rotations to try in addition to 0, degrees counter-clockwise.
         shift_mm: shift of the network input along each axis, mm. The unshifted and the eight shifted positions are
             tried; 0 means no shifts.
-        hypotheses: number of alignments to try. The alignment network of the model proposes them, the most probable
-            first.
+        hypotheses: number of alignments to try. The alignment network of the model proposes the alignments, the most
+            probable first.
 
     Raises:
         UserError: if a rotation is 0, or a number is out of range.

@@ -1,8 +1,8 @@
 """Quality of prints, 0 to 1, computed from the area of clear ridges and the norm of the embedding.
 
 Ridges are detected with the structure tensor (Kass and Witkin 1987; for fingerprints: Bazen and Gerez 2002). A cell of
-a grid on the print counts as ridges if all gradients in its neighbourhood are parallel to one line and the spatial
-frequency is that of ridges.
+a grid on the print is classified as ridges if all gradients in the neighbourhood of the cell are parallel to one line
+and the spatial frequency is that of ridges.
 
 The norm of an embedding before normalisation is larger for prints that the network recognises well (Meng et al. 2021,
 "MagFace"). Noise can have a large norm too, so the quality combines both measures.
@@ -22,10 +22,10 @@ from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.preprocess.coarse import local_means
 
 CELL_MM = 0.68  # side of a cell, about one and a half ridge periods; a neighbourhood is 3 x 3 cells
-RIDGES_PER_MM = (1.0, 3.0)  # range of spatial frequencies that count as ridges; about 2 is usual
-CLEAR_CONTRAST = 0.08  # standard deviation of the ink (0 to 1) from which on a cell has full contrast
+RIDGES_PER_MM = (1.0, 3.0)  # range of spatial frequencies that are classified as ridges; about 2 is usual
+CLEAR_CONTRAST = 0.08  # minimum standard deviation of the ink (0 to 1) of a cell with full contrast
 NOISE = 1e-6  # added to squared gradients and variances, so that blank areas do not divide by 0
-AMPLE_AREA = 200.0  # mm^2 of clear ridges from which on the area has its full score
+AMPLE_AREA = 200.0  # minimum area of clear ridges with the full score, mm^2
 STEEPNESS = 4  # exponent of the norm relative to that of typical prints
 
 
@@ -89,7 +89,7 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
     Args:
         images: (B, canvas, canvas) uint8, ridges dark.
         ppi: resolution of the images, pixels per inch.
-        window: side of the central square, pixels; normally that of the network input.
+        window: side of the central square, pixels; normally the side of the network input.
 
     Returns:
         (B,) float32.
@@ -102,8 +102,8 @@ def ridge_area(images: torch.Tensor, ppi: int, window: int) -> torch.Tensor:
 def contact_area(canvas: np.ndarray, ppi: int) -> float:
     """Measure the area that the finger touched, in mm^2.
 
-    Unlike in `ridge_area`, faint ridges count fully. The area therefore distinguishes a faint complete print from a
-    small part of a print.
+    Unlike in `ridge_area`, faint ridges have full weight. The area therefore distinguishes a faint complete print from
+    a small part of a print.
 
     Args:
         canvas: (S, S) uint8, image of one print, ridges dark.

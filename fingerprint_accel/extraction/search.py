@@ -128,8 +128,8 @@ def find(
 def details(known: list[Known]) -> tuple[list[str], list[list[str]]]:
     """Format the person, finger position and source of references as table columns.
 
-    Columns that are empty for all references are left out. A source that is equal to the name of the print counts as
-    empty.
+    Columns that are empty for all references are left out. A source that is equal to the name of the print is treated
+    as empty.
 
     Args:
         known: record of each reference.

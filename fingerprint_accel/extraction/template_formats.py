@@ -24,13 +24,13 @@ DENSE_CLIP = 12.0
 
 
 def shortened(embeddings: np.ndarray, length: int, branches: int = 1) -> np.ndarray:
-    """Shorten embeddings to the first numbers of each branch of the network, and scale them to unit length.
+    """Keep the first values of each network branch in embeddings, and rescale the embeddings to unit length.
 
     The embedding of a failed print (all zeros) remains zero. See Kusupati et al. 2022, "Matryoshka Representation
     Learning".
 
     Args:
-        embeddings: (N, D) float32; the numbers of the first branch are followed by those of the second branch.
+        embeddings: (N, D) float32; the values of the first branch are followed by the values of the second branch.
         length: total number of values to keep, a multiple of `branches`.
         branches: number of branches of the network.
 
@@ -47,9 +47,9 @@ class TemplateFormat:
     """Storage format of embeddings.
 
     Attributes:
-        kind: "float32", "int8" or "binary". "int8" stores each number multiplied by the property `scale` and rounded.
-            "binary" stores one bit per number, which is 1 if the number is above 0. For dense templates it appends one
-            bit per grid cell, which is 1 if the print shows the cell.
+        kind: "float32", "int8" or "binary". "int8" stores each value multiplied by the property `scale` and rounded.
+            "binary" stores one bit per value, which is 1 if the value is above 0. For dense templates, "binary" appends
+            one bit per grid cell, which is 1 if the print shows the cell.
         length: number of values in an embedding.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 

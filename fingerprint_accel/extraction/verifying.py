@@ -58,7 +58,10 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
 
 
 def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file of a folder that has a stored checksum, with its SHA-256 or the first digits of its SHA-256."""
+    """Yield (path, checksum) for each file in a folder that has a stored checksum.
+
+    The checksum is the SHA-256 in hexadecimal, or only its first 16 digits for the files of a gallery.
+    """
     for name in (INFO, CONFIG, "state.json"):  # in a dataset; embeddings or an exported model; a checkpoint
         for file, digest in _read(folder / name).get("sha256", {}).items():
             yield folder / file, digest

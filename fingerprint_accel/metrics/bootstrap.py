@@ -1,9 +1,10 @@
 """95 % confidence intervals of error rates, by resampling fingers (Efron 1979; ISO/IEC 19795-1).
 
 Comparisons of one finger are not independent, so the bootstrap draws fingers with replacement, not comparisons. If a
-finger is drawn k times, its mated comparisons and its searches have the weight k. The weight of a non-mated comparison
-is the product of the counts of its two fingers, so a finger is never compared with its own copy. The interval contains
-the middle 95 % of the rates of all draws (percentile interval).
+finger is drawn k times, each mated comparison and each search of this finger has the weight k. The weight of a
+non-mated comparison is the product of the draw counts of the two fingers. Copies of a finger are never compared with
+each other. The rate is computed for each draw, and the interval contains the middle 95 % of these rates (percentile
+interval).
 
 This module imports only numpy and other modules of this package.
 """
@@ -32,7 +33,7 @@ METHOD = (
 Interval = tuple[float, float]
 """Lower and upper end of a confidence interval."""
 Statistic = Callable[[WeightedCurves], np.ndarray]
-"""Function that takes the curves of B bootstrap draws, and returns one rate for each draw, (B,)."""
+"""Function that takes the curves of B bootstrap draws, and returns an array (B,) with one rate for each draw."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Difference:
     interval: Interval
 
     def verdict(self) -> str:
-        """State whether the rate of the evaluated model is "lower" or "higher" than that of the other model.
+        """State whether the evaluated model has a "lower" or "higher" rate than the other model.
 
         Returns:
             "lower", "higher", or "no difference shown" if the interval contains 0.
@@ -124,8 +125,8 @@ def bootstrap_share(events: np.ndarray, fingers: np.ndarray, resamples: int = RE
     """Compute the 95 % interval of a share of prints or searches, such as a rank-k identification rate.
 
     Args:
-        events: (N,) bool, whether each print or search counts, for example because it was identified.
-        fingers: (N,) finger of each print or search.
+        events: (N,) bool, whether the event occurred for each print or search, for example a correct identification.
+        fingers: (N,) finger identifier of each print or search.
         resamples: number of bootstrap draws.
         seed: random seed of the draws.
     """
@@ -139,7 +140,7 @@ def bootstrap_share(events: np.ndarray, fingers: np.ndarray, resamples: int = RE
 
 
 def compare_scores(ours: Scores, theirs: Scores, resamples: int = RESAMPLES) -> list[Difference]:
-    """Compare two models by their EER, and by their FNMR at the smallest FMR at which ten false matches occur.
+    """Compare two models by EER, and by FNMR at the smallest FMR for which ten false matches are expected.
 
     Args:
         ours: similarities that the evaluated model computed.
@@ -195,7 +196,8 @@ def _rates_of_draws(
         most_nonmated: largest number of non-mated scores to use, see `WeightedScores`.
 
     Returns:
-        For each model and each of `statistics`, the rates of all usable draws (n,); see `_rates`.
+        Nested list: for each model and each of `statistics`, an array (n,) with the rates of all usable draws; see
+            `_rates`.
     """
     pairs, (_, codes) = several[0].pairs, np.unique(several[0].fingers, return_inverse=True)
     compared = np.zeros(codes.max() + 1, bool)
@@ -221,7 +223,7 @@ def _rates(
         seed: random seed of the draws.
 
     Returns:
-        For each set of scores and each of `statistics`, the rates of all usable draws (n,).
+        Nested list: for each set of scores and each of `statistics`, an array (n,) with the rates of all usable draws.
     """
     found: list[list[list[np.ndarray]]] = [[[] for _ in statistics] for _ in several]
     at_once = min(scores.draws_at_once for scores in several)

@@ -2,8 +2,8 @@
 
 Scores are similarities. A comparison is accepted if its score is at or above the threshold. FMR is the share of
 non-mated comparisons that are accepted. FNMR is the share of mated comparisons that are rejected. A score of -infinity
-marks a comparison with a print that failed to acquire. It is rejected at every threshold, so the rates are generalised
-rates in the sense of ISO/IEC 19795-1 (GFMR, GFNMR).
+marks a comparison with a print that failed to acquire. Such a comparison is rejected at every threshold, so the rates
+are generalised rates in the sense of ISO/IEC 19795-1 (GFMR, GFNMR).
 
 This module imports only numpy and the errors of this package.
 """
@@ -27,7 +27,7 @@ class Curve:
 
     Attributes:
         mated: (n,) scores of the mated comparisons in ascending order.
-        nonmated: (m,) scores of the non-mated comparisons in ascending order, of the same type.
+        nonmated: (m,) scores of the non-mated comparisons in ascending order; has the dtype of `mated`.
     """
 
     mated: np.ndarray
@@ -98,8 +98,9 @@ class Curve:
         """Return pairs of FMR and FNMR with their thresholds, from accepting nothing to accepting everything.
 
         Args:
-            most: approximate number of points to choose from the mated scores, and from the non-mated scores. The
-                points are denser where errors are rare. None returns one point for each distinct score.
+            most: approximate number of thresholds to choose from the mated scores, and the same number from the
+                non-mated scores. The points are denser where errors are rare. None returns one point for each distinct
+                score.
 
         Returns:
             FMR (rising from 0), FNMR (falling from 1) and thresholds (falling from infinity).
@@ -115,7 +116,7 @@ def sorted_curve(mated: np.ndarray, nonmated: np.ndarray) -> Curve:
 
     Args:
         mated: scores of the mated comparisons; -infinity for comparisons with a print that failed to acquire.
-        nonmated: scores of the non-mated comparisons, likewise.
+        nonmated: scores of the non-mated comparisons, with -infinity as in `mated`.
 
     Raises:
         UserError: if a score is NaN or +infinity, if there is no mated or no non-mated score, or if all mated or all

@@ -24,7 +24,7 @@ MAX_COMPARISONS = 2_000_000_000
 BLOCK_BYTES = 2**27
 """Largest size, in bytes, of the similarities that are in memory at a time, and of the probe embeddings."""
 SLOW = 50_000_000
-"""Number of comparisons from which a progress bar is shown."""
+"""Minimum number of comparisons for which a progress bar is shown."""
 SEED = 2382  # fixed, so that every model is tested with the same searches
 Fold = tuple[np.ndarray, np.ndarray]
 """Part of an identification test: rows of the references, one for each finger, and rows of the probes to search."""
@@ -32,16 +32,18 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Searches:
-    """Results of searching M probes among the references.
+    """Results of M searches, each of which compares one probe with all references.
 
     Attributes:
-        rank: (M,) int64 rank of the mated reference, 1 for the most similar reference, 0 if the finger of the probe is
-            not enrolled. If similarities are equal, the mated reference counts as the last of them. A failed search has
-            a rank after all references.
-        mated: (M,) float32 similarity to the mated reference; -infinity if there is none or the search failed.
-        best_other: (M,) float32 highest similarity to a reference of another finger; -infinity if the search failed.
-        fingers: (M,) finger of each probe.
-        enrolled: number of references, of the first fold if there are several folds.
+        rank: (M,) int64 rank of the mated reference when references are sorted by descending similarity, starting at 1.
+            The rank is 0 if the finger of the probe is not enrolled. The mated reference is ranked after other
+            references of equal similarity. For a failed search, the rank is the number of references + 1.
+        mated: (M,) float32 similarity of the probe to the mated reference; -infinity if the finger is not enrolled or
+            the search failed.
+        best_other: (M,) float32 highest similarity of the probe to a reference of a different finger; -infinity if the
+            search failed.
+        fingers: (M,) finger identifier of each probe.
+        enrolled: number of references. If the test has several folds, this is the number in the first fold.
         possible: number of searches that the test defines; larger than M if only a sample was searched.
     """
 
@@ -54,18 +56,19 @@ class Searches:
 
     @property
     def is_mated(self) -> np.ndarray:
-        """(M,) bool, whether the finger of each probe is enrolled."""
+        """Whether the finger of each probe is enrolled, as an array (M,) bool."""
         return self.rank > 0
 
     def identified(self, rank: int) -> float:
         """Return the rank-k identification rate for k = `rank`.
 
-        It is the share of mated searches whose mated reference is among the `rank` most similar references.
+        The rate is the share of mated searches in which the mated reference is among the `rank` most similar
+        references.
         """
         return float((self.rank[self.is_mated] <= rank).mean())
 
     def cmc(self, most: int = 50) -> np.ndarray:
-        """Return the cumulative match characteristic: the identification rates at ranks 1 to K, (K,).
+        """Return the cumulative match characteristic, an array (K,) of the identification rates at ranks 1 to K.
 
         Args:
             most: largest rank; K is lower if there are fewer references.
@@ -99,7 +102,7 @@ def first_enrolled(fingers: np.ndarray, impressions: np.ndarray) -> Fold:
     All other impressions are probes.
 
     Args:
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         impressions: (N,) impression number of every print; the lowest number of a finger is its first impression.
     """
     order = np.lexsort((impressions, fingers))
@@ -113,7 +116,7 @@ def half_enrolled(fingers: np.ndarray, impressions: np.ndarray, seed: int = SEED
     The probes are those of `first_enrolled`. Searches of fingers that are not enrolled are non-mated.
 
     Args:
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         impressions: (N,) impression number of every print.
         seed: random seed of the choice of fingers.
     """
@@ -128,12 +131,13 @@ def search(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Searches:
-    """Search the probes of every fold among its references, and concatenate the results of all folds.
+    """Search every probe among the references of the same fold, and concatenate the results of all folds.
 
     Args:
-        embeddings: (N, D) float32 of any length above 0; or (N, P, D) in P poses, of which the most similar one counts.
-        fingers: (N,) finger of every print.
-        folds: rows of references and probes for each part of the test.
+        embeddings: (N, D) float32 with any norm above 0; or (N, P, D) for P poses. The highest similarity over the
+            poses is used.
+        fingers: (N,) finger identifier of every print.
+        folds: row indices of the references and of the probes, one pair of arrays per fold.
         extracted: (N,) bool, False for prints that failed to acquire. None means that no print failed.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
@@ -149,17 +153,21 @@ def search(
 def _search_fold(
     vectors: np.ndarray, fingers: np.ndarray, references: np.ndarray, probes: np.ndarray, cells: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Search the probes of one fold among its references, by blocks of matrix products.
+    """Compare the probes of one fold with all references of the same fold.
+
+    The similarities are computed in blocks to limit memory. If the fold has more than `MAX_COMPARISONS` pairs, only a
+    fixed random sample of the probes is searched.
 
     Args:
         vectors: (N, P, D) or (N, D) embeddings of unit length; NaN for prints that failed to acquire.
-        fingers: (N,) finger of every print.
-        references: rows of the references.
-        probes: rows of the probes.
+        fingers: (N,) finger identifier of every print.
+        references: row indices of the references in `vectors`.
+        probes: row indices of the probes in `vectors`.
         cells: number of grid cells of a dense template, 0 for other templates.
 
     Returns:
-        The attributes `rank`, `mated`, `best_other` and `fingers` of `Searches`.
+        Four arrays (M,) for M searched probes: `rank`, `mated`, `best_other` and `fingers`, as defined by the
+        attributes of `Searches`.
     """
     if len(probes) * len(references) > MAX_COMPARISONS:
         kept = np.random.default_rng(SEED).permutation(len(probes))[: max(1, MAX_COMPARISONS // len(references))]

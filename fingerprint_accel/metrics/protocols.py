@@ -30,7 +30,7 @@ _SAMPLE_SEED = 2382  # fixed, so that every model is tested with the same compar
 
 @dataclass(frozen=True)
 class Pairs:
-    """Comparisons of a test, as pairs of row numbers in the dataset with the lower row first.
+    """Comparisons of a test, as pairs of row indices into the dataset, with the lower index first.
 
     Attributes:
         mated: (n, 2) int64 pairs of prints of the same finger.
@@ -51,8 +51,8 @@ class Scores:
     Attributes:
         mated: (n,) float32 similarities of the mated comparisons.
         nonmated: (m,) float32 similarities of the non-mated comparisons.
-        pairs: rows of the compared prints, in the order of the similarities.
-        fingers: (N,) finger of every print of the dataset.
+        pairs: row indices of the compared prints, in the order of the similarities.
+        fingers: (N,) finger identifier of every print of the dataset.
     """
 
     mated: np.ndarray
@@ -67,7 +67,7 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
     Args:
         protocol: "fvc" or "all-pairs". Both compare all mated pairs. "fvc" compares the first impressions of all
             fingers as non-mated pairs, "all-pairs" compares all non-mated pairs.
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         impressions: (N,) impression number of every print; the lowest number of a finger is its first impression.
         max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
 
@@ -80,10 +80,10 @@ def comparisons(protocol: str, fingers: np.ndarray, impressions: np.ndarray, max
 
 
 def sampled_comparisons(fingers: np.ndarray, impressions: np.ndarray, count: int, seed: int = 0) -> Pairs:
-    """Draw a random sample of the comparisons of the protocol `all-pairs`, with equally many for every finger.
+    """Draw a random sample of the `all-pairs` comparisons, in which every finger occurs about equally often.
 
     Args:
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         impressions: (N,) impression number of every print.
         count: largest number of mated comparisons, and largest number of non-mated comparisons.
         seed: random seed of the sample.
@@ -105,12 +105,13 @@ def score_pairs(
     extracted: np.ndarray | None = None,
     cells: int = 0,
 ) -> Scores:
-    """Compute the cosine similarity of listed comparisons; with several poses, the highest similarity counts.
+    """Compute the cosine similarity of each pair in `pairs`; with several poses, the highest over the poses.
 
     Args:
-        embeddings: (N, D) float32 of any length above 0; or (N, P, D) in P poses with the unchanged print first.
+        embeddings: (N, D) float32 with any norm above 0; or (N, P, D) for P poses, with the unchanged print as the
+            first pose.
         pairs: comparisons to make.
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         extracted: (N,) bool, False for prints that failed to acquire. Their comparisons score -infinity, and their
             embeddings are ignored. None means that no print failed.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
@@ -138,7 +139,7 @@ def score_protocol(
         protocol: "fvc" or "all-pairs". Both compare all mated pairs. "fvc" compares the first impressions of all
             fingers as non-mated pairs, "all-pairs" compares all non-mated pairs.
         embeddings: (N, D) or (N, P, D) float32, as in `score_pairs`.
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         impressions: (N,) impression number of every print.
         max_nonmated: largest number of non-mated comparisons, see `MAX_NONMATED`.
         extracted: (N,) bool, False for prints that failed to acquire, as in `score_pairs`.
@@ -167,8 +168,8 @@ def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[
     """Determine which prints and pairs a protocol compares.
 
     Returns:
-        Rows of the prints that take part in non-mated comparisons; mated pairs (n, 2); and the number of non-mated
-        pairs.
+        Row indices of the prints that take part in non-mated comparisons, mated pairs (n, 2), and the number of
+        non-mated pairs.
 
     Raises:
         UserError: if the protocol is unknown, if there are fewer than two fingers, or if no finger has two impressions.
@@ -190,7 +191,7 @@ def _plan(protocol: str, fingers: np.ndarray, impressions: np.ndarray) -> tuple[
 
 
 def _mated(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """List all pairs of prints of the same finger, (n, 2).
+    """Return all pairs of prints of the same finger as row indices (n, 2).
 
     Fingers with equally many impressions are processed together.
 
@@ -220,13 +221,14 @@ def _blocks(
     compared equally often, and the cost grows only with the size of the sample.
 
     Args:
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         rows: rows of the prints to compare.
         possible: number of non-mated pairs of these prints.
-        max_nonmated: number of pairs after which to stop; the block that reaches this number is the last one.
+        max_nonmated: number of pairs after which to stop. The block that reaches this number is the last block.
 
     Yields:
-        Rows of the first prints, rows of the second prints, and a (first, second) bool mask of the pairs to compare.
+        Row indices (F,) of the first prints, row indices (S,) of the second prints, and an (F, S) bool mask of the
+        pairs to compare.
     """
     fingers = np.asarray(fingers)
     if possible <= max_nonmated:
@@ -258,7 +260,7 @@ def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int)
 
     Args:
         mated: (n, 2) mated pairs.
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         count: size of the sample.
         seed: random seed.
     """
@@ -274,20 +276,21 @@ def _mated_sample(mated: np.ndarray, fingers: np.ndarray, count: int, seed: int)
 
 
 def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draw a random sample of pairs of prints of different fingers, without repetition.
+    """Draw a random sample of non-mated pairs without replacement, in which all fingers occur about equally often.
 
-    The fingers are shuffled and arranged in a circle. In each round, every finger is compared with the finger at a
-    certain distance, so that it takes part in two comparisons. The distances come in random order, and the impressions
-    are drawn at random. When all pairs of fingers have been compared, the rounds start again with other impressions.
-    The numbers of comparisons of any two fingers differ by at most two, unless a finger has too few impressions.
+    The fingers are shuffled and arranged in a circle. In each iteration, every finger is paired with the finger that
+    follows it at a fixed offset on the circle. Every finger therefore occurs in two pairs per iteration. The offsets
+    are used in random order, and the impressions are drawn at random. After all offsets, the iterations repeat with
+    pairs of impressions that are not yet in the sample. Any two fingers differ by at most two in their number of
+    comparisons, unless a finger has too few impressions.
 
     Args:
-        fingers: (N,) finger of every print.
+        fingers: (N,) finger identifier of every print.
         count: size of the sample.
         seed: random seed.
 
     Returns:
-        (m, 2) rows, where m is `count`, or the number of all pairs if there are fewer.
+        (m, 2) row indices of the prints. m is `count`, or the number of all non-mated pairs if this is smaller.
     """
     generator = np.random.default_rng(seed)
     rows = np.argsort(fingers, kind="stable")
@@ -313,7 +316,7 @@ def _nonmated_sample(fingers: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """List the pairs that a mask selects, (n, 2), with the lower row first.
+    """Return the pairs that a mask selects as row indices (n, 2), with the lower index first.
 
     Args:
         first: rows of the prints along the first axis of the mask.
@@ -327,7 +330,7 @@ def _ordered(first: np.ndarray, second: np.ndarray, keep: np.ndarray) -> np.ndar
 def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: int = 0) -> np.ndarray:
     """Scale embeddings to unit length; embeddings of prints that failed to acquire become NaN.
 
-    In dense templates, all poses of a print are divided by the length of the first pose, because a shifted print may
+    In dense templates, all poses of a print are divided by the norm of the first pose, because a shifted print may
     lose some or all of its cells.
 
     Args:
@@ -336,7 +339,7 @@ def unit_vectors(embeddings: np.ndarray, extracted: np.ndarray | None, cells: in
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Raises:
-        UserError: if an embedding of another print is not finite, or is zero.
+        UserError: if the embedding of a print that did not fail is not finite, or is zero.
     """
     vectors = np.array(embeddings, np.float32)
     lengths = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]  # `norm` would store all squares

@@ -21,7 +21,7 @@ FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
 VALIDATION_NONMATED = 4_000_000
 SENSIBLE = 10
-"""Smallest number of false matches at an FMR at which two models are compared."""
+"""Smallest expected number of false matches at the FMR at which two models are compared."""
 DEFINITIONS = {
     "Mated, non-mated": "A mated comparison compares two impressions of one finger. A non-mated comparison compares "
     "impressions of two fingers.",
@@ -81,7 +81,7 @@ class Metrics:
         smallest_fmr: 1 / nonmated, the smallest FMR that the test can measure.
         fnmr_at_fmr: lowest FNMR for each FMR of `FMRS` that the test can measure.
         thresholds: lowest accepted similarity for each FMR of `fnmr_at_fmr`; TAR at FAR has the same threshold.
-        zero_fmr_threshold: lowest accepted similarity of `zero_fmr`.
+        zero_fmr_threshold: lowest accepted similarity at the operating point of `zero_fmr`.
         tar: true accept rate, 1 - lowest FNMR, for each false accept rate of `TAR_FARS` that the test can measure.
     """
 
@@ -109,7 +109,7 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
 
     Args:
         mated: (n,) similarities of mated comparisons, -infinity for a comparison with a print that failed to acquire.
-        nonmated: (m,) similarities of non-mated comparisons, likewise.
+        nonmated: (m,) similarities of non-mated comparisons, with -infinity as in `mated`.
 
     Raises:
         UserError: if a score is NaN or +infinity, or if there is no mated or no non-mated score.
@@ -143,7 +143,7 @@ def compute_metrics(mated: np.ndarray, nonmated: np.ndarray) -> Metrics:
 
 
 def sensible_fmr(nonmated: int) -> float | None:
-    """Return the smallest FMR of `FMRS` at which at least `SENSIBLE` (10) false matches occur, or None.
+    """Return the smallest FMR in `FMRS` for which at least `SENSIBLE` (10) false matches are expected, or None.
 
     Args:
         nonmated: number of non-mated comparisons.
@@ -155,11 +155,11 @@ def validation_metrics(embeddings: torch.Tensor, fingers: torch.Tensor, cells: i
     """Compute EER and TAR at FAR over all pairs of prints, for the training loop.
 
     The rates are exact up to `VALIDATION_NONMATED` non-mated pairs (about 2,800 prints). For larger sets, a fixed
-    sample of that many pairs is compared.
+    sample of `VALIDATION_NONMATED` non-mated pairs is compared.
 
     Args:
         embeddings: (N, D) embeddings on any device.
-        fingers: (N,) finger of each print.
+        fingers: (N,) finger identifier of each print.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:

@@ -1,7 +1,7 @@
 """FMR and FNMR as functions of the threshold, for many bootstrap draws of fingers at once.
 
-A bootstrap draw counts each finger zero, one or several times. It does not change the scores, but gives each comparison
-a weight. This module imports only numpy.
+A bootstrap draw counts each finger zero, one or several times. The scores are the same in all draws. Each draw gives
+each comparison a weight. This module imports only numpy.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class WeightedScores:
     """Sorted scores, with the fingers whose bootstrap counts determine the weight of each score.
 
     A draw counts finger f `draws[f]` times. The weight of a comparison is the product of the counts of its fingers. If
-    there are more than `most_nonmated` non-mated scores, a sample is kept. One third of the sample are the highest
-    scores, because low FMRs depend on them. Each of the other scores of the sample represents several neighbouring
-    scores.
+    there are more than `most_nonmated` non-mated scores, a sample is kept. One third of the sample consists of the
+    highest scores, because low FMRs depend on the highest scores. Each of the other scores of the sample represents
+    several neighbouring scores.
 
     Args:
         mated: (n,) scores of mated comparisons, -infinity for comparisons that failed.
-        mated_fingers: (n, c) numbers of the fingers that each mated comparison depends on; c is 1 or 2.
-        nonmated: (m,) scores of non-mated comparisons, of the same type.
-        nonmated_fingers: (m, c) numbers of the fingers that each non-mated comparison depends on.
+        mated_fingers: (n, c) indices of the fingers that each mated comparison depends on; c is 1 or 2.
+        nonmated: (m,) scores of non-mated comparisons; has the dtype of `mated`.
+        nonmated_fingers: (m, c) indices of the fingers that each non-mated comparison depends on.
         most_nonmated: largest number of non-mated scores to keep.
     """
 
@@ -86,24 +86,24 @@ class WeightedCurves:
         self._each = np.arange(mated_below.shape[1])
 
     def fmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """Return the FMR of each weighting (B,): the share of the non-mated weight at or above the threshold.
+        """Return the FMR of each weighting (B,): the weighted share of non-mated scores at or above the threshold.
 
         Args:
-            threshold: one threshold for all weightings, or (B,) one for each weighting.
+            threshold: scalar for all weightings, or (B,) with one threshold for each weighting.
         """
         below = self.nonmated_below[_before(self.scores.nonmated, threshold), self._each]
         return (self.nonmated_below[-1] - below) / self.nonmated_below[-1]
 
     def fnmr(self, threshold: np.ndarray | float) -> np.ndarray:
-        """Return the FNMR of each weighting (B,): the share of the mated weight below the threshold.
+        """Return the FNMR of each weighting (B,): the weighted share of mated scores below the threshold.
 
         Args:
-            threshold: one threshold for all weightings, or (B,) one for each weighting.
+            threshold: scalar for all weightings, or (B,) with one threshold for each weighting.
         """
         return self.mated_below[_before(self.scores.mated, threshold), self._each] / self.mated_below[-1]
 
     def eer(self) -> np.ndarray:
-        """Return the equal error rate of each weighting, (B,), as defined in `Curve.eer`."""
+        """Return the equal error rates (B,) of all weightings, as defined in `Curve.eer`."""
         thresholds = self.scores.thresholds
 
         def crossed(place: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ class WeightedCurves:
         return np.where(after > 0, crossing, fnmr_b)
 
     def fnmr_at_fmr(self, rate: float) -> np.ndarray:
-        """Return the lowest FNMR of each weighting, (B,), with FMR at most `rate`; see `Curve.fnmr_at_fmr`."""
+        """Return the lowest FNMR with FMR at most `rate`, as an array (B,) over weightings; see `Curve.fnmr_at_fmr`."""
         total = self.nonmated_below[-1]
         accepted = np.floor(rate * total + 1e-9)
 
@@ -161,10 +161,10 @@ def _weights(draws: np.ndarray, fingers: np.ndarray) -> np.ndarray:
 
     Args:
         draws: (F, B) how often each of F fingers is counted in each of B draws.
-        fingers: (n, c) numbers of the fingers of each comparison.
+        fingers: (n, c) indices of the fingers of each comparison.
 
     Returns:
-        (n, B).
+        Weights (n, B).
     """
     weights = draws[fingers[:, 0]]
     for column in fingers.T[1:]:
@@ -188,13 +188,13 @@ def _first(holds: Callable[[np.ndarray], np.ndarray], count: int, columns: int) 
     """Find the lowest index at which a monotonic condition holds, for several columns at once, by bisection.
 
     Args:
-        holds: function that takes one index per column and returns whether the condition holds. In each column it must
-            hold at the last index, and at all indices after the first at which it holds.
+        holds: function that takes one index per column and returns whether the condition holds. In each column, the
+            condition must hold at the last index, and at all indices after the first index at which it holds.
         count: number of indices.
         columns: number of columns.
 
     Returns:
-        (columns,) int64.
+        Lowest index of each column, (columns,) int64.
     """
     low, high = np.zeros(columns, np.int64), np.full(columns, count - 1)
     while (low < high).any():
