@@ -53,8 +53,8 @@ def before_after(
             read from the run folder.
         extractor: The trained model.
         shards: Test prints.
-        evaluation: Results of the trained model on the test prints. Its attribute `rival` contains the results of the
-            model before training. If it is None, the section has no results before training.
+        evaluation: Results of the trained model on the test prints. The attribute `rival` contains the results of the
+            model before training. If `rival` is None, the section has no results before training.
         progress: Show a progress bar.
 
     Returns:
@@ -84,7 +84,7 @@ def before_after(
 
 
 def pairs_of(shards: Shards, fingers: np.ndarray, count: int) -> Pairs:
-    """Return a sample of up to `count` mated and `count` non-mated comparisons of some fingers of a dataset."""
+    """Return a sample of up to `count` mated and `count` non-mated comparisons of prints of the given fingers."""
     rows = np.flatnonzero(np.isin(shards.fingers, fingers))
     pairs = sampled_comparisons(shards.fingers[rows], shards.impressions[rows], count)
     return Pairs(rows[pairs.mated], rows[pairs.nonmated], pairs.nonmated_possible)
@@ -97,7 +97,7 @@ def rate_table(methods: dict[str, Scores]) -> list[tuple[str, ...]]:
     there are too few non-mated comparisons for at least ten false matches at this FMR.
 
     Args:
-        methods: Scores of each method, by name of the method.
+        methods: Dictionary from the name of each method to its scores.
     """
     rates = tuple(f"FNMR at FMR {100 * fmr:g} %" for fmr in SHOWN_FMRS)
     rows: list[tuple[str, ...]] = [("", "EER", "95 % interval", *rates, "mated + non-mated comparisons")]
@@ -117,7 +117,7 @@ def before_after_png(methods: dict[str, Scores], validation: Columns | None) -> 
     """Plot the DET curves of all methods, and the validation EER over training steps, side by side in a PNG file.
 
     Args:
-        methods: Scores of each method, by name of the method.
+        methods: Dictionary from the name of each method to its scores.
         validation: Columns `step` and `eer` of the validation records, from `read_history`. None leaves out the second
             plot.
     """
@@ -160,7 +160,7 @@ class Recovered:
     Attributes:
         place: Index of the comparison, among the mated comparisons, that training changed most clearly from rejected to
             accepted; None if training changed no comparison in this way.
-        similarities: Similarities of this comparison before and after training; without meaning if `place` is None.
+        similarities: Similarities of the comparison `place` before and after training; undefined if `place` is None.
         thresholds: Thresholds of the model before training and of the model after training.
         fmr: FMR of both models at their thresholds.
         gained: Number of mated comparisons that only the trained model accepts.
@@ -188,8 +188,9 @@ class Recovered:
 def recovered_pair(before: Scores, after: Scores) -> Recovered:
     """Find the mated comparison that training changed most clearly from rejected to accepted, and count such changes.
 
-    Each model has its own threshold, at the same FMR. The comparison is chosen for which the smaller of the distances
-    of its two similarities from these thresholds is largest.
+    Each model has its own threshold, at the same FMR. The margin of a model is the absolute difference between
+    similarity and threshold. Among the comparisons that changed from rejected to accepted, the function chooses the one
+    for which the smaller margin of the two models is largest.
 
     Args:
         before: Scores of the model before training.

@@ -102,7 +102,7 @@ def sample_of_fingers(fingers: np.ndarray, most: int) -> np.ndarray:
     """Choose the prints of a seeded random sample of fingers, so that there are about `most` prints.
 
     Args:
-        fingers: (N,) int, number of the finger of each print.
+        fingers: (N,) int finger index of each print.
         most: approximate largest number of prints. At least two fingers are chosen.
 
     Returns:
@@ -130,7 +130,7 @@ def embedded(
         progress: show a progress bar.
 
     Returns:
-        Embeddings, (N, P, D) float32 in P poses, and the finger of each print, (N,).
+        Two arrays: (N, P, D) float32 embeddings of N prints in P poses, and the (N,) finger of each print.
     """
     rows = sample_of_fingers(prints.labels, most)
     parts = []
@@ -149,7 +149,7 @@ def measure(embeddings: np.ndarray, fingers: np.ndarray, cells: int, branches: i
     """Measure error rates and thresholds over all pairs of prints.
 
     Args:
-        embeddings: (N, P, D) float32 embeddings of unit length in P poses, with the unchanged print as the first pose.
+        embeddings: (N, P, D) float32 embeddings with unit norm in P poses, with the unchanged print as the first pose.
         fingers: (N,) finger of each print.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
         branches: number of branches of the network if its templates are to be centred, else 0. Each half of the fingers
@@ -187,7 +187,7 @@ def halves(fingers: np.ndarray) -> list[np.ndarray]:
         fingers: (N,) finger of each print.
 
     Returns:
-        Two (N,) bool masks of the prints of each half.
+        Two (N,) bool masks, one for each half, which are True for the prints in this half.
     """
     values, codes, sizes = np.unique(fingers, return_inverse=True, return_counts=True)
     rank = np.empty(len(values), np.int64)
@@ -226,10 +226,10 @@ def rates(mated: np.ndarray, nonmated: np.ndarray, fingers: np.ndarray, poses: i
 def calibrate_export(extractor: FingerprintExtractor, validation: PrintSource, source: str) -> None:
     """Calibrate a model on some of the validation fingers of its training run.
 
-    The number of prints is limited, so that this takes a small fraction of the training time. The prints are also
-    compared in several poses on a GPU. On a CPU, at most about 100 prints are, and only if the model aligns prints.
-    Synthetic prints are compared in a single pose only, because their thresholds are not used for decisions. If there
-    are too few prints, a message is printed and the model is not calibrated.
+    The number of prints is limited, so that this takes a small fraction of the training time. On a GPU, the prints are
+    also compared in several poses. On a CPU, at most about 100 prints are also compared in several poses, and only if
+    the model aligns prints. Synthetic prints are compared in a single pose only, because their thresholds are not used
+    for decisions. If there are too few prints, a message is printed and the model is not calibrated.
 
     Args:
         extractor: model to calibrate; the calibration is stored in its `notes`.

@@ -46,9 +46,9 @@ def measure_folds(folds: Sequence[Config], out: Path, device: str) -> str:
     """Evaluate the model of each fold on the prints held out of its training, and write `cross_validation.json`.
 
     All pairs of the held-out prints of a fold are compared, each print in a single pose. The pooled rates use the
-    comparisons of all folds with one threshold. The FNMR is measured at the smallest FMR of the list `FMRS` for which
-    each fold has enough non-mated comparisons for ten false matches. If there is no such FMR, one false match is
-    enough. If there is no such FMR either, no FNMR is measured.
+    comparisons of all folds with a common threshold. The FNMR is measured at the smallest FMR in `FMRS` for which each
+    fold has enough non-mated comparisons for ten false matches. If no FMR in `FMRS` meets this condition, each fold
+    only needs enough comparisons for one false match. If this condition cannot be met either, no FNMR is measured.
 
     Args:
         folds: configurations of the trained folds.
@@ -56,7 +56,7 @@ def measure_folds(folds: Sequence[Config], out: Path, device: str) -> str:
         device: device that computes the embeddings.
 
     Returns:
-        Text table with a row for each fold, for the mean, for the standard deviation, and for the pooled rates.
+        Text table with one row for each fold, and rows for the mean, the standard deviation and the pooled rates.
     """
     subsets = [held_out_prints(fold) for fold in folds]
     scores = [_scores(fold, subset, device) for fold, subset in zip(folds, subsets, strict=True)]

@@ -50,9 +50,9 @@ class Group:
         eer: EER of the comparisons of the group; None if it has no mated or no non-mated comparisons.
         fmr: FMR at the threshold of the `Breakdown`; None without non-mated comparisons.
         fnmr: FNMR at the threshold of the `Breakdown`; None without mated comparisons.
-        eer_interval_95: 95 % interval of the EER, by bootstrap over fingers; None unless there is an EER.
-        fmr_interval_95: 95 % interval of the FMR; None unless there is an EER.
-        fnmr_interval_95: 95 % interval of the FNMR; None unless there is an EER.
+        eer_interval_95: 95 % interval of the EER, by bootstrap over fingers; None if `eer` is None.
+        fmr_interval_95: 95 % interval of the FMR; None if `eer` is None.
+        fnmr_interval_95: 95 % interval of the FNMR; None if `eer` is None.
     """
 
     name: str
@@ -113,7 +113,7 @@ def groupings(shards: Shards, by: str = "") -> dict[str, np.ndarray]:
             pattern class for synthetic prints), and one by NFIQ 2 score if prints have scores.
 
     Returns:
-        For each name of a grouping, the name of the group of each print, (N,).
+        Dictionary from the name of each grouping to an (N,) array with the group name of each print.
 
     Raises:
         UserError: if `by` is not a regular expression, does not match a source, or needs scores that are missing.
@@ -164,7 +164,7 @@ def nfiq2_bands(scores: np.ndarray) -> np.ndarray:
 
 
 def _matches(pattern: str, sources: list[str]) -> np.ndarray:
-    """Return the name of the group of each print, which a regular expression finds in the source of the print.
+    """Find the group name of each print by searching the source of the print with a regular expression.
 
     Args:
         pattern: regular expression. The name is the text of its first parenthesised group, or the whole match if the

@@ -43,9 +43,10 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
         metrics_jsonl: path of the file.
 
     Returns:
-        Two dictionaries of columns, sorted by step. The training records (N,) have the columns `step` and `loss`.
-        They also have `learning_rate`, `augmentation` and `margin`, if the run recorded them. The validation records
-        (M,) have the columns `step` and `eer`, a fraction from 0 to 1. Missing values are NaN.
+        Two dictionaries from the name of a column to an array, sorted by step. The first one describes the N training
+        records, with the columns `step` and `loss`, and the columns `learning_rate`, `augmentation` and `margin` if the
+        run recorded these values. The second one describes the M validation records, with the columns `step` and `eer`,
+        a fraction from 0 to 1. Missing values are NaN.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for line in metrics_jsonl.read_text(errors="replace").splitlines():
@@ -69,7 +70,7 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
 
 
 def _number(record: dict[str, Any], name: str) -> float:
-    """Return the value of a record as a float, or NaN if it is missing or not a finite number.
+    """Return a value of a record as a float, or NaN if the value is missing or not a finite number.
 
     Args:
         record: line of `metrics.jsonl`.

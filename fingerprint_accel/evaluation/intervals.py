@@ -29,9 +29,9 @@ class Intervals:
 
     Attributes:
         eer: interval of the EER.
-        fnmr_at_fmr: intervals of the FNMR, by FMR; FMRs that need more non-mated comparisons are left out.
+        fnmr_at_fmr: intervals of the FNMR, by FMR; FMRs for which there are too few non-mated comparisons are left out.
         identified: intervals of the rank-k identification rate, by rank k.
-        fnir: intervals of the FNIR, by FPIR; FPIRs that need more non-mated searches are left out.
+        fnir: intervals of the FNIR, by FPIR; FPIRs for which there are too few non-mated searches are left out.
         failed: interval of the failure-to-acquire rate.
     """
 

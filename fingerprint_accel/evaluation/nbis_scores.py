@@ -1,4 +1,8 @@
-"""Compare the prints of a dataset with NIST's matcher (mindtct and Bozorth3, the optional package `nbis-py`)."""
+"""Compute similarity scores of pairs of prints with NBIS, the fingerprint software of NIST.
+
+The NBIS program mindtct finds the minutiae of each print. Bozorth3 compares the minutiae of two prints. Both programs
+are part of the optional Python package `nbis-py`.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ class Overlap:
     """Fingers and prints that the test set shares with the training sets of a model and of its ancestors.
 
     Attributes:
-        sets: overlap with the training set of the model, and then of each known ancestor, the newest ancestor first.
+        sets: overlap with each training set. The training set of the model is first, then those of its known ancestors,
+            from the newest to the oldest ancestor.
         complete: whether all ancestors are known, back to one that was initialized with random weights.
         test_fingers: number of fingers of the test set.
         test_prints: number of prints of the test set.
@@ -162,7 +163,8 @@ def _compare(config: Config, shards: Shards) -> Shared:
 def common_prints(training: Shards, trained: np.ndarray, shards: Shards) -> int | None:
     """Count the test prints whose image is byte-identical to the image of a training print.
 
-    Each dataset is read once. A training image is read completely only if its central band equals that of a test image.
+    Each dataset is read once. A training image is read completely only if its central band equals the central band of a
+    test image.
 
     Args:
         training: the training set.

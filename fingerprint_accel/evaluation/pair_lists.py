@@ -44,7 +44,7 @@ def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
         shards: dataset that contains the listed prints.
 
     Returns:
-        Comparisons; or, for an identification benchmark, references and probes of each fold.
+        The comparisons, or, for an identification benchmark, a list of folds with references and probes.
 
     Raises:
         UserError: if the file cannot be read, names a print that the dataset does not contain, compares a print with
@@ -125,7 +125,7 @@ def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) 
         shards: the dataset.
 
     Returns:
-        (n,) int64.
+        (n,) int64 row of each named print.
 
     Raises:
         UserError: if a name is unknown, or is the source of several prints.
@@ -248,7 +248,7 @@ def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
 
 
 def _numbers(prints: dict[str, list[int]]) -> np.ndarray:
-    """Convert a list of prints in the format of flx to an array (n, 2) of subject and impression, counted from 0."""
+    """Convert n prints in the format of flx to an (n, 2) array of subject and impression, counted from 0."""
     return np.array([prints["array_subject"], prints["array_impression"]], np.int64).T
 
 
@@ -261,7 +261,7 @@ def _flx_rows(file: Path, numbers: np.ndarray, shards: Shards) -> np.ndarray:
         shards: dataset of the prints.
 
     Returns:
-        (n,) int64.
+        (n,) int64 row of each print.
 
     Raises:
         UserError: if the finger keys of the dataset are not numbers, or a print is missing.

@@ -1,6 +1,6 @@
 """Plots of an evaluation: DET, ROC and CMC curves and score histograms.
 
-The colours are those of the colour-blind safe palette of Okabe and Ito.
+The colours are from the colour-blind safe palette by Okabe and Ito.
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ def _finished(figure: Figure, *percent: Axis, **legend: Any) -> bytes:
 
 
 def curve_pngs(scores: Mapping[str, Scores], metrics: Metrics) -> dict[str, bytes]:
-    """Plot the DET and ROC curves of one or two models as PNG files, under the keys "det" and "roc".
+    """Plot the DET and ROC curves of one or two models and return PNG files with the keys "det" and "roc".
 
-    Rates of zero, which a logarithmic axis cannot show, are drawn at the edge.
+    Rates of zero, which a logarithmic axis cannot show, are drawn at the edge of the plot.
 
     Args:
-        scores: similarities of the verification test by name of the model, the evaluated model first.
+        scores: dictionary from the name of each model to its similarities in the verification test. The evaluated model
+            is the first entry.
         metrics: error rates of the evaluated model.
     """
     lowest_fmr, lowest_fnmr, lowest = 0.5 / metrics.nonmated, 0.5 / metrics.mated, 1.0
@@ -136,7 +137,8 @@ def cmc_png(searches: Mapping[str, Searches]) -> bytes:
     """Plot the cumulative match characteristic (CMC) of one or two models as a PNG file.
 
     Args:
-        searches: closed-set searches by name of the model, the evaluated model first.
+        searches: dictionary from the name of each model to its closed-set searches. The evaluated model is the first
+            entry.
     """
     figure, axes = _panel("Cumulative match characteristic (CMC)")
     for name, shown in searches.items():

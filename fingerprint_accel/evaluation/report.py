@@ -1,4 +1,4 @@
-"""The report page of an evaluation: one HTML file that contains all of its pictures."""
+"""The report page of an evaluation: one HTML file with embedded images."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def table(rows: Sequence[tuple[str, ...]], header: bool = False) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a section of the page with a heading, or an empty text if it has no content.
+    """Return a section of the page with a heading, or an empty string if the section has no content.
 
     Args:
         title: heading.

@@ -22,7 +22,7 @@ Rows = list[tuple[str, str]]
 """(name, text) rows of a table."""
 KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}
 HEADER = ("rate", "value", "95 % interval", "threshold")
-NEEDS = "needs "  # start of the text in place of a rate that needs more comparisons
+NEEDS = "needs "  # start of the text that replaces a rate for which there are too few comparisons
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Evaluation:
         return rows
 
     def text(self, groups: bool = False) -> str:
-        """Return all results as text for the terminal; rates that need more comparisons are left out.
+        """Return all results as text for the terminal; rates for which there are too few comparisons are left out.
 
         Args:
             groups: also show the error rates of groups of prints.

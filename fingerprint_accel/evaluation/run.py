@@ -178,7 +178,8 @@ def evaluate(
     Args:
         extractor: model to evaluate.
         shards: the dataset.
-        protocol: key of `PROTOCOLS`. If `extras` names a list of comparisons, this list is used instead.
+        protocol: key of `PROTOCOLS`. If `extras.pairs_file` is set, the comparisons listed in this file are used
+            instead.
         batch_size: number of prints per batch.
         extras: optional settings.
 

@@ -1,7 +1,7 @@
 """Write and read checkpoints, which are folders of safetensors and JSON files.
 
 Writing is atomic. A checkpoint is written to a temporary folder, flushed to disk with fsync, and then renamed. Old
-checkpoints are deleted after that.
+checkpoints are deleted after the renaming.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors on the CPU, each contiguous and in memory of its own, as safetensors requires.
+    """Return the tensors on the CPU, each contiguous and in separate memory, as safetensors requires.
 
     A tensor that fulfils these conditions is not copied, because identity heads can be large.
     """
@@ -177,8 +177,8 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
 
     Args:
         folder: Checkpoint folder, `RUN/checkpoints/step-XXXXXXXX`.
-        rows: Rows to read of each parameter that is sharded over processes, by name of the parameter. The same rows of
-            its optimizer state are read. All other tensors are read whole.
+        rows: Dictionary from the name of each parameter that is sharded over processes to the rows to read. The same
+            rows of the optimizer state of this parameter are read. All other tensors are read completely.
 
     Raises:
         UserError: If `folder` is not a checkpoint, a file is damaged, or its format version is not supported.
@@ -228,7 +228,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 
     Args:
         optimizer: The optimizer.
-        names: Names of the parameters, by `id(parameter)`. The state of parameters without a name is left out.
+        names: Dictionary from `id(parameter)` to the name of the parameter. The state of parameters without a name is
+            left out.
     """
     return {
         f"optimizer.{names[id(parameter)]}.{entry}": torch.as_tensor(value)
@@ -246,8 +247,9 @@ def restore_optimizer(
 
     Args:
         optimizer: The optimizer.
-        names: Names of the parameters, by `id(parameter)`.
-        tensors: Tensors named as by `optimizer_tensors`. Tensors without the prefix `optimizer.` are ignored.
+        names: Dictionary from `id(parameter)` to the name of the parameter.
+        tensors: Tensors with the names that `optimizer_tensors` creates. Tensors without the prefix `optimizer.` are
+            ignored.
     """
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():

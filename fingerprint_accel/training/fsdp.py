@@ -1,9 +1,9 @@
 """Train with FSDP (fully sharded data parallel), for networks that do not fit into the memory of one device.
 
-Every process holds a slice of each weight, and of the gradient and optimizer state of this weight. The whole weights of
-a block of layers are gathered on all processes while the block computes (Zhao et al. 2023, "PyTorch FSDP: Experiences
-on Scaling Fully Sharded Data Parallel", arXiv 2304.11277). FSDP is enabled with `accelerate config`. Checkpoints
-contain whole tensors, as without FSDP.
+Every process holds a slice of each weight, together with the matching slices of gradient and optimizer state. The whole
+weights of a block of layers are gathered on all processes while the block computes (Zhao et al. 2023, "PyTorch FSDP:
+Experiences on Scaling Fully Sharded Data Parallel", arXiv 2304.11277). FSDP is enabled with `accelerate config`.
+Checkpoints contain whole tensors, as without FSDP.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sample classes, clip gradients, gather sharded tensors and initialise class vectors of identity heads in training.
+"""Functions for training with identity heads: class sampling, gradient clipping, gathering and initialisation.
 
 An identity head classifies the finger of a print. It has a class vector for each training finger. In a sharded head,
 each process holds the class vectors of a slice of the fingers.
@@ -21,7 +21,7 @@ from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.validation import embed
 
 PRINTS_PER_FINGER = 2  # prints of a finger whose mean embedding initialises its class vector
-ROWS_AT_ONCE = 1 << 15  # class vectors in one message to rank 0: 64 MiB if a vector has 512 numbers
+ROWS_AT_ONCE = 1 << 15  # class vectors in one message to rank 0: 64 MiB if a vector has 512 elements
 
 
 def draw_classes(run: Run, position: int) -> None:
@@ -60,7 +60,8 @@ def clip_gradients(run: Run) -> torch.Tensor:
     The value 0 of this option means that gradients are not clipped.
 
     Returns:
-        () norm of all gradients before clipping. It includes the gradients of class vectors on other processes.
+        Scalar tensor with the norm of all gradients before clipping. The norm includes the gradients of class vectors
+        on other processes.
     """
     accelerator, limit = run.accelerator, run.config.training.max_grad_norm or float("inf")
     heads = run.bare.loss.sharded_heads.values()
@@ -105,7 +106,7 @@ def whole_tensors(module: TrainingModule, tensors: dict[str, torch.Tensor]) -> d
 
     Args:
         module: Network and losses, whose parameters may be sharded over ranks.
-        tensors: Tensors of this rank, whole or slices: weights by name, and optimizer state by
+        tensors: Tensors of this rank, whole or slices. The key of a weight is its name; the key of optimizer state is
             `optimizer.<name>.<entry>`.
 
     Returns:
@@ -128,7 +129,7 @@ def _all_classes(part: torch.Tensor, classes: int) -> torch.Tensor:
 
     Args:
         part: (R, ...) tensor with a row for each of the R classes (training fingers) of this rank.
-        classes: Number of classes of all ranks together, C.
+        classes: Number C of classes of all ranks together.
 
     Returns:
         (C, ...) tensor on rank 0. Other ranks, and a run with one process, return `part`.

@@ -39,8 +39,8 @@ def train(run: Run) -> Progress:
 
     Raises:
         UserError: If the loss is NaN or infinite in many steps in a row, or the run folder cannot be resumed.
-        Stopped: If a rank has received SIGTERM or SIGUSR1. Before that, all ranks finish the same step and a checkpoint
-            is saved.
+        Stopped: If a rank received SIGTERM or SIGUSR1. The exception is raised after all ranks have finished the same
+            step and a checkpoint has been saved.
         LostProcessError: If another rank has failed or was killed.
     """
     progress = _start(run)
@@ -107,7 +107,7 @@ def _start(run: Run) -> Progress:
     trained network, it initialises the identity heads.
 
     Returns:
-        The progress of the resumed run, or that of a new run at step 0.
+        The progress of the resumed run, or the initial progress of a new run, at step 0.
     """
     accelerator = run.accelerator
     checkpoint = checkpoint_to_resume(run.config)

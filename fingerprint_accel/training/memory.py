@@ -3,7 +3,7 @@
 If a rank ran out of memory inside a step, the other ranks would wait for the gradients of this rank. Each rank
 therefore rehearses a micro-batch before the first step. In a rehearsal, the rank alone runs the preprocessing, the
 network, the losses and the backward pass, while memory is reserved for the optimizer state. If the micro-batch does not
-fit on one rank, all ranks use smaller micro-batches and more of them.
+fit on one rank, all ranks use smaller micro-batches, and more micro-batches per step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fingerprint_accel.training.step import prepared
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
-    """Return a smaller micro-batch size, and the larger number of micro-batches that keeps the prints per step.
+    """Return a smaller micro-batch size, and a larger number of micro-batches, for the same number of prints per step.
 
     The new size is at most half of the configured size. It is a multiple of the number of prints that must be in the
     same micro-batch (`reading.samples_per_class` x `reading.siblings`).
@@ -132,7 +132,7 @@ def rehearse(run: Run, step: int, position: int, size: int) -> None:
     batch = run.train.read(*samples, truth=bare.learns_truth).to(accelerator.device)
     bare.train()
     begin_step()
-    # The optimizer allocates its state at the first update: two numbers per weight for AdamW, one for SGD.
+    # The optimizer allocates its state at the first update: two values per weight for AdamW, one for SGD.
     states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]
     reserved = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
     inputs, loss_config = prepared(run, batch, now), run.config.loss

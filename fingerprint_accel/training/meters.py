@@ -28,7 +28,7 @@ class Meters:
         skipped_before: Number of updates that were skipped before the run was resumed.
 
     Attributes:
-        longest: () largest number of skipped updates in a row.
+        longest: Scalar tensor with the largest number of consecutive skipped updates.
         seconds_training: Seconds of training, without validation and saving, up to the last record.
         seconds_of_window: Seconds of training between the last two records.
         samples_training: Number of prints trained on, up to the last record.
@@ -83,7 +83,8 @@ class Meters:
     def flush(self, waited: float, accelerator: Accelerator) -> dict[str, float]:
         """Return the measurements of the steps since the last call as a record, and reset the sums.
 
-        Losses are means over steps and ranks. All ranks must call this method. It waits for the device.
+        Losses are means over steps and ranks. All ranks must call this method. The method waits until the device has
+        computed the losses.
 
         Args:
             waited: Seconds that training has waited for the data loader since the start of the run.
@@ -151,7 +152,7 @@ class GpuMonitor:
             self.ask()
 
     def ask(self) -> None:
-        """Query the load and memory of the GPU once."""
+        """Measure the load and the used memory of the GPU once, for the results of `window` and `whole_run`."""
         if self._nvml is None:
             return
         try:

@@ -34,16 +34,16 @@ class TrainingModule(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Compute the loss of a micro-batch.
 
-        If the loss is NaN or infinite, all gradients become non-finite. Averaging them makes the gradients of all ranks
-        non-finite. The optimizer then skips the update on the device, without waiting for the host.
+        If the loss is NaN or infinite, all gradients become non-finite. The average over ranks is then non-finite on
+        all ranks. The optimizer skips the update on the device, without waiting for the host.
 
         Args:
             image: (B, 1, S, S) input of the network: images of B prints with sides of S pixels.
             targets: Arguments of `DeepPrintLoss.forward` after the output of the network, in the same order.
 
         Returns:
-            Three values: the () loss; the () parts of the loss by name; and the (B, D) embeddings of the prints, by
-            name of the branch of the network.
+            Three values: the loss as a scalar tensor; a dictionary from the name of each part of the loss to a scalar
+                tensor; and a dictionary from the name of each network branch to the (B, D) embeddings of the prints.
         """
         output = self.model(image) if self.loss.describes else self.model.locate(image)
         result = self.loss(output, *targets)
@@ -53,7 +53,7 @@ class TrainingModule(nn.Module):
 
     @property
     def sharded_parameters(self) -> dict[str, ShardedHead]:
-        """Identity heads of which this process holds only a slice, by the names of their parameters."""
+        """Dictionary from parameter names to identity heads, for heads of which this process holds only a slice."""
         return {
             f"loss.heads.{branch}.{name}": head
             for branch, head in self.loss.sharded_heads.items()
@@ -103,8 +103,8 @@ class StatisticsGuard:
 
     Args:
         module: Module with the batch normalisation layers.
-        average: Network with averaged weights, or None. The method `average` also averages its running statistics over
-            all ranks.
+        average: Network with averaged weights, or None. The method `average` also averages the running statistics of
+            this network over all ranks.
     """
 
     def __init__(self, module: nn.Module, average: nn.Module | None = None) -> None:
@@ -114,10 +114,10 @@ class StatisticsGuard:
 
     @torch.no_grad()
     def step(self, bad: torch.Tensor) -> None:
-        """After a bad step, restore the statistics of the last good step. After a good step, store its statistics.
+        """Store the running statistics if `bad` is False; otherwise restore the last stored running statistics.
 
         Args:
-            bad: () bool, True if the update of this step was skipped.
+            bad: () bool, True if the update of the current step was skipped.
         """
         if self.live:  # operations on one joined tensor are fewer than operations on each layer
             self.good = torch.where(bad, self.good, _joined(self.live))
@@ -139,7 +139,7 @@ class StatisticsGuard:
 
 
 def _joined(buffers: list[torch.Tensor]) -> torch.Tensor:
-    """Concatenate one-dimensional buffers to one tensor, which is empty if there are no buffers."""
+    """Concatenate one-dimensional buffers into one tensor, which is empty if there are no buffers."""
     return torch.cat(buffers) if buffers else torch.empty(0)
 
 

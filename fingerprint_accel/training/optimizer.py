@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def depths(model: DeepPrint) -> dict[nn.Parameter, int]:
-    """Return for each parameter the number of blocks between it and the output of the network.
+    """Return for each parameter the number of blocks between this parameter and the output of the network.
 
     The option `training.layer_decay` uses this number. Parameters of the decoder of minutia maps are left out, because
     they are treated as parameters of the last block.
@@ -75,9 +75,9 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
 def moving_average(model: DeepPrint, decay: float, trained: bool) -> ModelEmaV3 | None:
     """Create the exponential moving average of the weights of a network, or return None if `decay` is 0.
 
-    Random initial weights do not contribute to the average: the weights after the first step replace them, and the
-    decay rises from 0. Trained initial weights contribute to the final average with a share of decay^steps. Wortsman et
-    al. 2022, arXiv 2109.01903, also average the weights before and after fine-tuning.
+    Random initial weights do not contribute to the average. The weights after the first step replace the initial
+    weights, and the decay rises from 0. Trained initial weights contribute to the final average with a share of
+    decay^steps. Wortsman et al. 2022, arXiv 2109.01903, also average the weights before and after fine-tuning.
 
     Args:
         model: The network.

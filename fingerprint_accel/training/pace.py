@@ -14,7 +14,7 @@ from fingerprint_accel.training.setup import Run
 
 WARM_UP, MEASURED = 2, 5  # number of first steps that are not measured, and the step after which times are reported
 EARLY = 60.0  # seconds after which a slow run on a CPU reports times before step MEASURED
-REHEARSED = (2, 4)  # prints in a rehearsal; the first one also initialises kernels, so the second one is measured
+REHEARSED = (2, 4)  # prints in two rehearsals; the first also initialises kernels, so the second is measured
 SLOW_STEP = 10.0  # seconds per step above which the estimate is printed
 HOPELESS, HOPELESS_COMPACT = 3600.0, 12 * 3600.0  # seconds of a run above which a warning is printed; compact trunk
 QUICK = 20_000  # prints on which the compact trunk can train in less than HOPELESS_COMPACT on any CPU

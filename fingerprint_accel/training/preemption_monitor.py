@@ -2,8 +2,9 @@
 
 A thread on each rank exchanges the status of all ranks four times a second. The threads use a gloo process group of
 their own, so that training steps never wait for them. If one rank has received a signal, the threads hold each rank at
-the end of its current step. They find the latest of these steps, and let all ranks run to the end of the step after it.
-A held rank has already taken part in the collectives of its current step, so the other ranks can finish this step too.
+the end of its current step. The threads find the latest of these steps, and let all ranks run to the end of the
+following step. A held rank has already taken part in the collectives of its current step, so the other ranks can finish
+this step too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class PreemptionMonitor:
 
     Args:
         accelerator: Accelerator of the run.
-        timeout: Seconds without an answer after which a rank counts as lost.
+        timeout: Seconds without an answer after which a rank is considered lost.
         folder: Run folder. Error messages name its newest checkpoint.
         step: Number of optimizer steps done, if the run resumes.
 
@@ -116,7 +117,8 @@ class PreemptionMonitor:
     def _acknowledge(self, name: str) -> None:
         """Tell the user on rank 0, once, that the run stops after the current step.
 
-        This writes to stderr without print(), because it runs in a signal handler, which may interrupt another print().
+        The method writes to stderr without print(), because the method runs in a signal handler, which may interrupt
+        another print().
 
         Args:
             name: Name of the stop signal.

@@ -24,9 +24,9 @@ from fingerprint_accel.training.resume import Progress
 from fingerprint_accel.training.schedule import Schedule, schedule_record
 from fingerprint_accel.training.setup import Run
 
-WAITS_TOO_LONG = 0.05  # advice is given if training waits for data for a larger share of the time
-IDLE_GPU = 0.9  # advice is given if the GPU utilisation is lower
-BUSY_READER = 0.5  # the reading thread is the bottleneck if it is busy for a larger share of the time
+WAITS_TOO_LONG = 0.05  # advice is given if training waits for data for more than this share of the time
+IDLE_GPU = 0.9  # advice is given if the GPU utilisation is lower than this
+BUSY_READER = 0.5  # the reading thread is the bottleneck if it is busy for more than this share of the time
 
 
 def start_line(run: Run, progress: Progress) -> str:
@@ -311,7 +311,7 @@ class Reporter:
 
 
 def _alignment(metrics: dict[str, float]) -> list[str]:
-    """Return a list with one text about the error of the alignment network; it is empty if there is no measurement.
+    """Return a list with one text about the error of the alignment network, or [] if there is no measurement.
 
     The alignment network estimates the position and rotation of a finger.
 

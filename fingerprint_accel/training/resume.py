@@ -33,7 +33,7 @@ RNG_RULE = (
 
 @dataclass
 class Progress:
-    """Counters and results that change during training. A checkpoint contains them, besides tensors.
+    """Counters and results that change during training. A checkpoint contains these values and tensors.
 
     Attributes:
         step: Number of optimizer steps done.
@@ -61,7 +61,7 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
     Args:
         run: The run.
         progress: Counters and results of the run.
-        best: Whether this checkpoint is the best one so far. Its name is then written to `best.json`.
+        best: Whether this checkpoint is the best one so far. The name of the checkpoint is then written to `best.json`.
     """
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}

@@ -1,4 +1,7 @@
-"""Compute learning rate, augmentation strength and margin from the step alone. Checkpoints need not contain them."""
+"""Compute learning rate, augmentation strength and margin from the step alone.
+
+Checkpoints therefore need not contain these values.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def schedule_at(step: int, steps: int, config: Config) -> Schedule:
     """Return the settings of an optimizer step.
 
     Args:
-        step: Number of the step, from 0.
+        step: Index of the step, from 0.
         steps: Number of steps of the run.
         config: Configuration of the run.
     """
@@ -57,7 +60,7 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     The warm-up takes at most a tenth of the steps. The learning rate of the last step is `min_lr_ratio` times the peak.
 
     Args:
-        step: Number of the step, from 0.
+        step: Index of the step, from 0.
         steps: Number of steps of the run.
         config: Options of the schedule.
     """
@@ -76,7 +79,7 @@ def augmentation_strength(step: int, steps: int, config: AugmentConfig) -> float
     `config.ramp`, a share of the steps.
 
     Args:
-        step: Number of the step, from 0.
+        step: Index of the step, from 0.
         steps: Number of steps of the run.
         config: Options of augmentation.
     """
@@ -90,7 +93,7 @@ def scheduled_margin(step: int, steps: int, config: LossConfig) -> float:
     The lengths of the first two parts are `config.margin_start` and `config.margin_ramp`, as shares of the steps.
 
     Args:
-        step: Number of the step, from 0.
+        step: Index of the step, from 0.
         steps: Number of steps of the run.
         config: Options of the loss.
     """

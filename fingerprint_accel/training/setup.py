@@ -1,4 +1,4 @@
-"""Build a `Run` from a configuration. It contains all objects that the training loop needs."""
+"""Build a `Run` from a configuration. A `Run` contains all objects that the training loop needs."""
 
 from __future__ import annotations
 
@@ -97,15 +97,15 @@ class Run:
 
     @property
     def parameter_names(self) -> dict[int, str]:
-        """Names of the parameters, by `id(parameter)`."""
+        """Dictionary from `id(parameter)` to the name of the parameter."""
         return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
 
 def fast_precision() -> Literal["bf16", "fp16", "no"]:
     """Return the value of `training.precision` that is fastest on this machine.
 
-    It is `bf16` if the device computes bf16 in hardware. Otherwise it is `fp16` on a GPU, and `no` on a CPU. If the
-    environment variable `ACCELERATE_USE_CPU` is set, the device is the CPU, even if there is a GPU.
+    The value is `bf16` if the device computes bf16 in hardware. Otherwise the value is `fp16` on a GPU, and `no` on a
+    CPU. If the environment variable `ACCELERATE_USE_CPU` is set, the device is the CPU, even if there is a GPU.
     """
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -64,7 +64,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
     Each region of the network, such as a block, is compiled alone. Equal blocks share compiled code, so compilation
     takes a fraction of the time. The module around network and losses is not compiled, because DDP installs hooks in
-    it. With `training.compile` set to `no`, nothing is compiled.
+    this module. With `training.compile` set to `no`, nothing is compiled.
 
     Args:
         module: Network and losses.
@@ -72,7 +72,7 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
         device: Device of the run.
 
     Returns:
-        A note for the user if the device does not support the mode, else "".
+        A note for the user if the device does not support the mode `training.compile`, else "".
     """
     mode = training.compile
     if mode == "no":
@@ -105,7 +105,8 @@ def input_dtype(precision: str) -> torch.dtype:
 def begin_step() -> None:
     """Mark the beginning of an optimizer step for CUDA graphs, which may then overwrite results of the previous step.
 
-    Call this once per optimizer step and not once per micro-batch, because accumulated gradients are such results.
+    Call this once per optimizer step and not once per micro-batch, because CUDA graphs could otherwise overwrite the
+    accumulated gradients.
     """
     if "torch._inductor.cudagraph_trees" in sys.modules:  # without this check, the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()

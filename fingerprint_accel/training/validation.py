@@ -47,8 +47,8 @@ def embed(
 ) -> Embedded:
     """Compute the embeddings of prints. All ranks must call this, because each rank embeds a part of the prints.
 
-    The prints are assigned to the ranks in turn. A rank with fewer prints repeats some, because `gather` needs equal
-    shapes on all ranks. The result contains each print once.
+    The prints are assigned to the ranks in turn. A rank with fewer prints repeats some of its prints, because `gather`
+    needs equal shapes on all ranks. The result contains each print once.
 
     Args:
         accelerator: Accelerator of the run.
@@ -108,9 +108,9 @@ def validate(
             0 for other embeddings.
 
     Returns:
-        `eer`, and `tar@far=...` for each false accept rate (FAR) for which there are enough pairs. If true poses are
-        known, the result also contains the metrics of `alignment_metrics`. If an embedding is not finite, the EER is 1,
-        and training can continue.
+        Dictionary with `eer`, and `tar@far=...` for each false accept rate (FAR) for which there are enough pairs. If
+        true poses are known, the result also contains the metrics of `alignment_metrics`. If an embedding is not
+        finite, the EER is 1, and training can continue.
     """
     found = embed(accelerator, model, preprocessor, subset, batch_size)
     metrics = alignment_metrics(found.misaligned, preprocessor.config.crop / 2 / subset.info.ppi * MM_PER_INCH)
@@ -128,8 +128,8 @@ def alignment_metrics(misaligned: torch.Tensor, half_side_mm: float) -> dict[str
         half_side_mm: Half the side of the input of the network, in mm on the finger.
 
     Returns:
-        `alignment_mm` (median), `alignment_mm_95` (95th percentile) and `alignment_degrees` (median). The dictionary is
-        empty if no true pose is known.
+        Dictionary with `alignment_mm` (median), `alignment_mm_95` (95th percentile) and `alignment_degrees` (median).
+        The dictionary is empty if no true pose is known.
     """
     known = misaligned[misaligned.isfinite().all(dim=1)]
     if not len(known):

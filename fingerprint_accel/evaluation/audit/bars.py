@@ -6,8 +6,8 @@ expected in the whole set.
 
 A dataset has too few comparisons to measure a threshold at such a low FMR, so the threshold is extrapolated from the
 tail of the non-mated similarities s. Among the highest few percent, the share of similarities above s falls
-exponentially with atanh(s). This model slightly overestimates thresholds, so fewer prints are reported as the same
-finger. (For 4,000 synthetic prints and FMR 1e-6 it gives 0.80 to 0.85, where the measured threshold is 0.77.)
+exponentially with atanh(s). This model slightly overestimates thresholds, so fewer pairs of prints are reported as the
+same finger. (For 4,000 synthetic prints and FMR 1e-6 it gives 0.80 to 0.85, where the measured threshold is 0.77.)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Bars:
     """Similarity thresholds of an audit.
 
     Attributes:
-        same: lowest similarity at which two prints with different finger keys count as one finger.
+        same: lowest similarity at which two prints with different finger keys are considered the same finger.
         match: lowest similarity at which a print that does not match its own finger is assigned to another finger. The
             other finger is represented by one template, which is fused from all its prints.
         agree: lowest similarity at which two prints with the same key agree.
@@ -69,14 +69,15 @@ def find_bars(embeddings: np.ndarray, fingers: np.ndarray, best_mated: np.ndarra
     The calibration is used if the dataset has few fingers.
 
     Args:
-        embeddings: (N, D) float32 embeddings of unit length.
+        embeddings: (N, D) float32 embeddings with unit norm.
         fingers: (N,) finger of each print.
-        best_mated: (n,) highest mated similarity of each print that has other prints of its finger.
+        best_mated: (n,) highest mated similarity of each print whose finger has several prints.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
         notes: notes of the model.
 
     Returns:
-        The thresholds. If they cannot be derived they are infinite or -infinite, so that finger keys are not judged.
+        The thresholds. If the thresholds cannot be derived, each is infinite or -infinite, so that finger keys are not
+        judged.
     """
     rows = sample_of_fingers(fingers, SAMPLE)
     scores = nonmated_scores(embeddings[rows], fingers[rows], cells)
@@ -116,12 +117,13 @@ def bar_of_fingers(references: np.ndarray, cells: int) -> tuple[float, list[str]
     """Derive the threshold for comparing finger keys by one template per key, fused from all prints of the key.
 
     Args:
-        references: (F, D) float32 templates of unit length, one for each finger key.
+        references: (F, D) float32 templates with unit norm, one for each finger key.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        The lowest similarity at which two keys count as one finger, and a list with a sentence about its derivation. If
-        there are too few fingers, the threshold is infinite and the list is empty. No keys are joined then.
+        The lowest similarity at which two keys are considered the same finger, and a list with a sentence about its
+        derivation. If there are too few fingers, the threshold is infinite and the list is empty. With an infinite
+        threshold, no keys are joined.
     """
     count = len(references)
     rows = sample_of_fingers(np.arange(count), SAMPLE)
@@ -142,12 +144,12 @@ def nonmated_scores(embeddings: np.ndarray, fingers: np.ndarray, cells: int) -> 
     """Compute the similarities of all pairs of prints of different fingers.
 
     Args:
-        embeddings: (N, D) float32 embeddings of unit length.
+        embeddings: (N, D) float32 embeddings with unit norm.
         fingers: (N,) finger of each print.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
 
     Returns:
-        (M,) float32, for M pairs.
+        (M,) float32 similarities of the M pairs.
     """
     parts = []
     for start in range(0, len(fingers), 256):
@@ -159,7 +161,7 @@ def nonmated_scores(embeddings: np.ndarray, fingers: np.ndarray, cells: int) -> 
 
 
 def tail(scores: np.ndarray, shares: tuple[float, float], rate: float) -> float:
-    """Return the value that a similarity exceeds with probability `rate`, extrapolated from the highest of `scores`.
+    """Return the value that a similarity exceeds with probability `rate`, extrapolated from the highest `scores`.
 
     In a plot of atanh(score) over log(share of higher scores), the value lies on the straight line through the points
     at the two `shares`. If `rate` is not below the larger share, the quantile of `scores` is returned.

@@ -69,7 +69,7 @@ class Audit:
 
 
 def audit_command(dataset: Path, model: str, out: Path) -> None:
-    """Audit a dataset, write a picture and a list of the suspects, and print a summary.
+    """Audit a dataset, write an image and a list of the suspects, and print a summary.
 
     Args:
         dataset: dataset folder.
@@ -169,10 +169,10 @@ def _labels(
     Args:
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) identifier of the picture of each print; copies have the same identifier.
+        picture: (N,) identifier of the original image of each print; copies of one image have the same identifier.
         hits: pairs of similar prints of different fingers.
         split: results of `split_fingers`.
-        copied: suspects that are copies of one picture.
+        copied: suspects that are copies of one image.
         work: folder for search indexes.
         extractor: model that computed the embeddings.
         progress: show progress bars.
@@ -257,10 +257,10 @@ def _hits(
     extractor: FingerprintExtractor,
     progress: bool,
 ) -> list[Hit]:
-    """Find all pairs of rows of different fingers whose similarity is at least `bar`.
+    """Find all pairs of embeddings of different fingers whose similarity is at least `bar`.
 
     Args:
-        embeddings: (N, D) float32 embeddings of unit length.
+        embeddings: (N, D) float32 embeddings with unit norm.
         fingers: (N,) finger of each row.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
         bar: lowest similarity.
@@ -269,7 +269,7 @@ def _hits(
         progress: show a progress bar.
 
     Returns:
-        (lower row, higher row, similarity) of each pair.
+        A tuple (lower row, higher row, similarity) for each pair.
     """
     count = len(fingers)
     gallery = Gallery.create(folder, embeddings.shape[1], extractor.identity, cells)

@@ -1,6 +1,6 @@
 """Find prints with wrong finger keys, by the similarities that a model computes.
 
-A finger key is the name of a finger in the dataset. Fingers are numbered in the order of their keys.
+A finger key is the name of a finger in the dataset. The index of a finger is its position in the sorted list of keys.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Prints:
     """Embeddings, fingers and qualities of N prints of a dataset.
 
     Attributes:
-        embeddings: (N, D) float32 embeddings of unit length.
+        embeddings: (N, D) float32 embeddings with unit norm.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
-        fingers: (N,) finger number of each print.
+        fingers: (N,) finger index of each print.
         quality: (N,) quality of each print, from 0 to 1.
-        rows_of: for each finger number, the rows of its prints.
+        rows_of: for each finger index, the rows of the prints of this finger.
     """
 
     embeddings: np.ndarray
@@ -49,16 +49,16 @@ class Prints:
 
     @property
     def usable(self) -> np.ndarray:
-        """(N,) bool, whether the quality of each print is high enough for judging its finger key."""
+        """Boolean array (N,): whether the quality of each print is high enough for judging its finger key."""
         return self.quality >= LOW_QUALITY
 
     def within(self, finger: int) -> np.ndarray:
-        """Return the (n, n) similarities between the n prints of the finger with the given number."""
+        """Return the (n, n) similarities between the n prints of the finger with the given index."""
         mine = self.embeddings[self.rows_of[finger]]
         return similarity(mine, mine, self.cells)
 
     def overlap(self, rows: np.ndarray) -> np.ndarray:
-        """Return the overlap of every two of the given prints: the part of the finger that both show.
+        """Return the overlap of each pair of the given prints: the part of the finger that both prints show.
 
         The overlap is the number of grid cells that both prints show, divided by the number of cells of the smaller
         print.
@@ -67,7 +67,7 @@ class Prints:
             rows: (n,) rows of the prints.
 
         Returns:
-            (n, n) overlaps from 0 to 1. They are all 1 if the templates have no cells.
+            (n, n) overlaps from 0 to 1. All overlaps are 1 if the templates have no cells.
         """
         if not self.cells:
             return np.ones((len(rows), len(rows)))
@@ -79,15 +79,15 @@ class Prints:
 def split_fingers(
     prints: Prints, bars: Bars, picture: np.ndarray, reconsider: Reconsider, progress: bool = False
 ) -> list[Suspect]:
-    """Find fingers whose impressions form groups that do not match each other, and so are probably of two fingers.
+    """Find fingers whose impressions form groups that do not match each other, and so probably show different fingers.
 
-    Prints of low quality, and prints that show another part of the finger, are not judged.
+    Prints of low quality, and prints that show another part of the finger than the other prints, are not judged.
 
     Args:
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) identifier of the picture of each print. Copies have the same identifier. A match of two copies
-            is ignored.
+        picture: (N,) identifier of the original image of each print; copies of one image have the same identifier. A
+            match of two copies is ignored.
         reconsider: function that compares prints in several poses, as a final check.
         progress: show a progress bar.
 
@@ -131,13 +131,13 @@ def _parts(scores: np.ndarray, bar: float) -> list[list[int]]:
 
 
 def _agreeing(scores: np.ndarray, part: list[int], picture: np.ndarray, bar: float) -> int:
-    """Count the pairs of prints in a group that are similar and are not copies of one picture.
+    """Count the pairs of prints in a group that are similar and are not copies of one image.
 
     Args:
         scores: (n, n) similarities of the prints of a finger.
         part: positions of the prints of the group among the n prints.
-        picture: (n,) identifier of the picture of each print; copies have the same identifier.
-        bar: lowest similarity of a pair that counts.
+        picture: (n,) identifier of the original image of each print; copies of one image have the same identifier.
+        bar: lowest similarity of the pairs that are counted.
     """
     inner = scores[np.ix_(part, part)] >= bar
     return int(np.triu(inner & (picture[part, None] != picture[None, part]), 1).sum())
@@ -200,7 +200,7 @@ def fingers_of_split(
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
         split: result of `split_fingers`: prints that do not match their own finger.
-        references: (R, D) float32 templates of unit length, each fused from the prints of one finger.
+        references: (R, D) float32 templates with unit norm, each fused from the prints of one finger.
         reference_of: (R,) finger of each template.
 
     Returns:
@@ -220,14 +220,17 @@ def fingers_of_split(
 
 
 def references_of(prints: Prints, left_out: set[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Fuse the prints of each finger into one template; prints of low quality are not used.
+    """Fuse the templates of all prints of each finger into one template, except for prints in `left_out`.
+
+    Prints of low quality are also excluded.
 
     Args:
         prints: embeddings and fingers of the dataset.
-        left_out: rows of further prints that are not used.
+        left_out: rows of the prints to exclude.
 
     Returns:
-        Templates (R, D) float32, and the finger of each template (R,). Fingers without a usable print have no template.
+        Two arrays: (R, D) float32 templates of R fingers, and the (R,) finger index of each template. Fingers without a
+            usable print have no template.
     """
     fingers, found = [], []
     for finger, rows in enumerate(prints.rows_of):
@@ -247,10 +250,10 @@ def joined_fingers(
     Args:
         prints: embeddings and fingers of the dataset.
         bars: thresholds.
-        picture: (N,) identifier of the picture of each print. Copies have the same identifier; a copy under another key
-            does not show that the two keys are one finger.
+        picture: (N,) identifier of the original image of each print; copies of one image have the same identifier.
+            Copies with different keys do not show that the keys stand for one finger.
         hits: pairs of similar prints of different fingers.
-        outside: rows of prints that may not belong to their finger; they are ignored.
+        outside: rows of prints that may not belong to their finger. These prints are ignored.
         together: pairs of fingers whose fused templates match: one row of each finger, and the similarity.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Find copies of one picture: equal pixels, or a picture that was compressed, cropped or brightened.
+"""Find prints that are copies of one image: unchanged, or compressed, cropped or brightened.
 
 Skin stretches differently at every touch, so no shift aligns the ridges of two impressions of a finger, and their
-correlation is low. The correlation of two copies of one picture is near 1.
+correlation is low. The correlation of two copies of one image is near 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ALIKE = 0.9
 """Lowest similarity of the embeddings of two prints at which their pixels are compared."""
 COPY = 0.9
 """Lowest correlation of the pixels of two prints at which they count as copies of one picture."""
-RIDGES_MM = (0.3, 1.0)  # range of ridge distances; finer structure is noise, coarser structure is the print's shape
-AT_ONCE = 64  # number of pairs of pictures that are compared in parallel
+RIDGES_MM = (0.3, 1.0)  # range of ridge spacings; finer structure is noise, coarser structure is the print's shape
+AT_ONCE = 64  # number of pairs of images that are compared in parallel
 FINER = 8  # the search for the best shift has this many steps per pixel
 
 
@@ -59,16 +59,16 @@ def correlation(first: np.ndarray, second: np.ndarray, ppi: float) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
-    """Return the side of a padded 2D spectrum, and a mask of the spatial frequencies of ridges in it.
+    """Return the side length of the padded 2D spectrum of an image, and a mask of the ridge frequencies.
 
     Args:
-        size: side of the picture, pixels.
-        ppi: resolution of the picture, pixels per inch.
+        size: side length of the image, pixels.
+        ppi: resolution of the image, pixels per inch.
 
     Returns:
-        Side of the spectrum, and a (side, side) bool mask.
+        Side length of the spectrum, and a (side, side) bool mask that is True at spatial frequencies of ridges.
     """
-    side = 1 << (3 * size // 2 - 1).bit_length()  # only shifts by more than half a picture wrap around
+    side = 1 << (3 * size // 2 - 1).bit_length()  # only shifts by more than half an image wrap around
     frequency = np.fft.fftfreq(side)
     per_mm = np.hypot(frequency[:, None], frequency[None]) * ppi / MM_PER_INCH
     band = (per_mm > 1 / RIDGES_MM[1]) & (per_mm < 1 / RIDGES_MM[0])
@@ -78,7 +78,7 @@ def _band(size: int, ppi: float) -> tuple[int, np.ndarray]:
 def copies(
     shards: Shards, digests: Sequence[bytes], pairs: np.ndarray, progress: bool = True
 ) -> tuple[list[Suspect], np.ndarray]:
-    """Find prints that are copies of one picture.
+    """Find prints that are copies of one image.
 
     Args:
         shards: the dataset of N prints.
@@ -87,8 +87,8 @@ def copies(
         progress: show a progress bar.
 
     Returns:
-        One suspect for each group of copies; and the identifier of the picture of each print, (N,) int64, which is the
-        same for copies.
+        Two values: a list with one suspect for each group of copies; and an (N,) int64 array with an identifier of the
+            original image of each print, which is the same for copies.
     """
     groups = Groups(len(digests))
     first_of: dict[bytes, int] = {}

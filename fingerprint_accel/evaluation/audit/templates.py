@@ -1,9 +1,10 @@
 """Find minutia templates that do not fit their print, or that several prints share.
 
 A minutia template is the list of minutiae that is stored with a print. A minutia is the end or the fork of a ridge, and
-its direction is that of the ridge. Minutiae of a print are therefore at dark pixels, and their directions are parallel
-to the ridges around them. This does not hold for minutiae of another finger, for minutiae of a mirrored print, or if
-the convention of the file format was misread. The ridge directions are computed with the structure tensor of the image.
+its direction is the direction of the ridge. Minutiae of a print are therefore at dark pixels, and their directions are
+parallel to the ridges around them. These properties do not hold for minutiae of another finger, for minutiae of a
+mirrored print, or if the convention of the file format was misread. The ridge directions are computed with the
+structure tensor of the image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MOST_ON_PAPER = 0.5  # largest share of minutiae on the background in a template
 LEAST_ALONG = 0.4  # smallest agreement with the ridge directions of a template that fits; see `fit`
 PER_PIXEL, PER_RADIAN = 4, 500  # positions are rounded to 1/4 pixel, angles to 1/500 radian
 KEYS = 4  # number of hashes of a template by which similar templates are found
-SHARED = 0.5  # two templates count as one if at least this part of their hashes is equal
+SHARED = 0.5  # two templates are considered the same if at least this part of their hashes is equal
 
 
 def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -36,9 +37,9 @@ def fit(images: torch.Tensor, ppi: int, minutiae: np.ndarray, counts: np.ndarray
 
     Returns:
         (B, 2) float. The first column is the share of minutiae on the white background. The second column is the
-        agreement of the other minutiae with the ridges, from -1 to 1. It is the mean cosine of twice the angle between
-        minutia and ridge, weighted by the clarity of the ridges. Values are NaN for prints with fewer than `FEWEST` (8)
-        minutiae.
+        agreement of the other minutiae with the ridges, from -1 to 1. The agreement is the mean cosine of twice the
+        angle between minutia and ridge, weighted by the clarity of the ridges. Values are NaN for prints with fewer
+        than `FEWEST` (8) minutiae.
     """
     field = ridge_field(images, ppi)
     flow, contrast = field.flow.numpy(), field.contrast.numpy()
@@ -133,10 +134,10 @@ class Reuse:
                 self._first.setdefault(key, row)
 
     def suspects(self, picture: np.ndarray) -> list[Suspect]:
-        """Return one suspect for each template that occurs in prints of several different pictures.
+        """Return one suspect for each template that occurs in prints of several original images.
 
         Args:
-            picture: (N,) identifier of the picture of each print; copies have the same identifier.
+            picture: (N,) identifier of the original image of each print; copies of one image have the same identifier.
         """
         found = []
         for rows in self._of.values():
