@@ -22,7 +22,7 @@ class CenterLoss(nn.Module):
     all embeddings have unit length.
 
     Args:
-        dim: length of the embedding, D.
+        dim: embedding dimension, D.
         classes: number of training fingers.
         rate: step size with which a centre moves to the mean of its prints.
     """
@@ -53,7 +53,7 @@ class CenterLoss(nn.Module):
         Args:
             embedding: (N, D) of unit length, from all micro-batches and ranks.
             finger: (N,) class labels.
-            skip: () bool; if True, the centres do not change.
+            skip: scalar bool tensor; if True, the centres do not change.
         """
         fixed = (embedding.float() * _UNIT).round().to(torch.int64)
         ranked, order = finger.sort()
@@ -72,18 +72,19 @@ class CenterLoss(nn.Module):
 def contrastive_loss(embedding: torch.Tensor, finger: torch.Tensor, temperature: float, cells: int = 0) -> torch.Tensor:
     """Compute the supervised contrastive loss of the prints of this rank against the prints of all ranks.
 
-    A print without another print of its finger has the loss 0. DDP averages losses and gradients over ranks. The
+    If a print is the only print of its finger, its loss is 0. DDP averages losses and gradients over ranks. The
     averages equal the loss and gradient of the whole micro-batch in one process.
 
     Args:
         embedding: (B, D) float32 of unit length.
         finger: (B,) int64 class labels.
         temperature: divisor of the similarities.
-        cells: number of grid cells of dense embeddings; 0 for other embeddings. For dense embeddings, the result is the
-            mean of two losses, one with plain cosines and one with the similarities of `masked_similarity`.
+        cells: number of grid cells of dense embeddings; 0 for embeddings that are not dense. For dense embeddings, the
+            result is the mean of two losses, one with plain cosines and one with the similarities of
+            `masked_similarity`.
 
     Returns:
-        () float32.
+        Scalar float32 tensor.
     """
     everyone, fingers = gather_with_gradient(embedding), gather(finger)  # (N, D), (N,)
     row = torch.arange(len(finger), device=finger.device) + rank_and_world_size()[0] * len(finger)

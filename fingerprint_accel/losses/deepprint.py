@@ -26,7 +26,7 @@ class LossParts(NamedTuple):
     """The loss of a batch and its terms.
 
     Attributes:
-        total: () loss to minimise.
+        total: scalar loss to minimise.
         parts: the terms by name, each a scalar that is not multiplied by its weight and is detached from the graph.
     """
 
@@ -80,7 +80,7 @@ class DeepPrintLoss(nn.Module):
 
     @property
     def sharded_heads(self) -> dict[str, ShardedHead]:
-        """Identity heads that are sharded over processes, by the name of their branch."""
+        """Identity heads that are sharded over processes, as a dictionary keyed by branch name."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ShardedHead)}
 
     def forward(
@@ -101,8 +101,8 @@ class DeepPrintLoss(nn.Module):
             maps: (B, 6, M, M) true minutia maps, as `Preprocessor` returns them; for networks with a minutia branch and
                 dense networks.
             has_minutiae: (B,) bool, whether the minutiae of the print are known, `batch.minutia_count > 0`. The
-                minutia-map loss of other prints is 0.
-            margin: Margin of this step, a number or () float32; `config.margin` by default.
+                minutia-map loss of prints with unknown minutiae is 0.
+            margin: Margin of this step, a number or a scalar float32 tensor; `config.margin` by default.
             pose: (B, 3) true rotations and shifts, as `Preprocessor.truth` returns them, NaN where unknown; for
                 networks with an alignment network.
             contact: (B, N, N) share of each cell of the input that is in contact with the finger, as
@@ -157,7 +157,7 @@ class DeepPrintLoss(nn.Module):
     def _truths(
         self, output: Output, pose: torch.Tensor | None, contact: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Return the pose loss and the mask loss by name, each only if the network has the output for it.
+        """Return the pose loss and the mask loss, keyed by name, for the targets that the network predicts.
 
         Args:
             output: Output of the network.
@@ -174,7 +174,7 @@ class DeepPrintLoss(nn.Module):
     def _branch(
         self, name: str, embedding: torch.Tensor, finger: torch.Tensor, margin: float | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Return the identity, center and contrastive losses of one branch by name.
+        """Return the identity, center and contrastive losses of one branch as a dictionary keyed by name.
 
         Identity and contrastive losses are averaged over the embedding and its prefixes (`config.matryoshka_dims`).
 
@@ -206,7 +206,7 @@ class DeepPrintLoss(nn.Module):
         Args:
             embeddings: (N, D) embeddings by branch, `Output.branches`, of all micro-batches of this process.
             finger: (N,) int64 class labels of the prints.
-            skip: () bool; if True, the centres do not change. Use it if the optimizer step was skipped.
+            skip: scalar bool tensor; if True, the centres do not change. Use it if the optimizer step was skipped.
         """
         everyone = gather(finger) if len(self.centers) else finger
         for name, center in self.centers.items():

@@ -44,7 +44,8 @@ def _exchange(tensor: torch.Tensor) -> torch.Tensor:
 class _GatherWithGradient(torch.autograd.Function):
     """Autograd function that concatenates the tensors of all ranks.
 
-    It replaces the deprecated `torch.distributed.nn.functional.all_gather`. Its backward pass also works with gloo.
+    The function replaces the deprecated `torch.distributed.nn.functional.all_gather`. Its backward pass also works with
+    gloo.
     """
 
     @staticmethod
@@ -60,7 +61,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def reduce(tensor: torch.Tensor, largest: bool = False) -> torch.Tensor:
-    """Replace a tensor by its sum over all ranks, or by its maximum if `largest`, in place and without gradient."""
+    """Replace a tensor in place by its sum over all ranks, or by its maximum if `largest` is true, without gradient."""
     return _reduce(tensor, largest) if is_distributed() else tensor
 
 

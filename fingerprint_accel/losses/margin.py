@@ -1,7 +1,7 @@
 """Define the identity head: a classification loss over the training fingers for embeddings of unit length.
 
-The head also accepts prefixes of the embedding. They are compared with prefixes of the class vectors (Kusupati et al.
-2022, "Matryoshka Representation Learning", arXiv 2205.13147, the variant with tied weights).
+The head also accepts prefixes of the embedding. Prefixes are compared with prefixes of the class vectors (Kusupati et
+al. 2022, "Matryoshka Representation Learning", arXiv 2205.13147, the variant with tied weights).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class IdentityHead(nn.Module):
     per finger, with a margin on the true class.
 
     Args:
-        dim: length of the embedding, D.
+        dim: embedding dimension, D.
         classes: number of training fingers, C.
         kind: `softmax`; `arcface` adds the margin to the angle (Deng et al. 2019, arXiv 1801.07698); `cosface`
             subtracts the margin from the cosine (Wang et al. 2018, arXiv 1801.09414).
@@ -90,11 +90,11 @@ class IdentityHead(nn.Module):
 def random_class_vectors(classes: int, dim: int, rows: slice = slice(None)) -> torch.Tensor:
     """Draw the initial class vectors (classes, dim), and return some of their rows.
 
-    The values of a row do not depend on the selection.
+    The values of a row do not depend on `rows`.
 
     Args:
         classes: number of classes.
-        dim: length of a class vector.
+        dim: dimension of a class vector.
         rows: rows to return.
     """
     first, last, _ = rows.indices(classes)

@@ -43,15 +43,15 @@ class ShardedHead(nn.Module):
     `drawn`, and the optimizer changes these copies. Classes outside the sample and their optimizer state do not change.
 
     Args:
-        dim: length of the embedding, D.
+        dim: embedding dimension, D.
         classes: number of training fingers, C.
         kind: `softmax`, `arcface` or `cosface`; see `losses.margin`.
         scale: factor of the cosines.
         margin: margin of the true class: an angle in radians for arcface, a difference of cosines for cosface.
         dropout: dropout probability of embedding elements, for softmax.
         sampling: share of the classes of this process that take part in an update.
-        filter_threshold: wrong classes with a larger cosine are excluded, because they may be the same finger under
-            another key (An et al. 2022, section 3.3); 1 excludes none.
+        filter_threshold: wrong classes with a larger cosine are excluded, because they may be the same finger stored
+            under a different key (An et al. 2022, section 3.3); 1 excludes none.
 
     Raises:
         UserError: if there are fewer classes than processes.
@@ -106,9 +106,9 @@ class ShardedHead(nn.Module):
         return ShardedCrossEntropy.apply(everyone, weight, bias, own, margin, lengths, self.scoring)
 
     def _row_here(self, finger: torch.Tensor) -> torch.Tensor:
-        """Return the row of each class (N,) in the class vectors of this process.
+        """Return the row index of each class in the class vectors of this process, as a tensor (N,).
 
-        For a class of another process, the row is -1.
+        The index is -1 for a class that a different process owns.
         """
         row = finger - self.rows.start
         return torch.where((row >= 0) & (row < len(self.weight)), row, -1)
@@ -165,10 +165,10 @@ class ShardedHead(nn.Module):
 
 
 def _leaf(drawn: nn.Parameter) -> torch.Tensor:
-    """Return a leaf tensor that has the data of `drawn` and whose gradient is added to the gradient of `drawn`.
+    """Return a leaf tensor that shares the data of `drawn` and adds its gradient to `drawn.grad` in the backward pass.
 
-    The shape of `drawn` can change between updates. An autograd graph that still exists requires leaves of constant
-    shape, so each graph gets its own leaf.
+    `drawn` is resized between updates, but the leaves of an autograd graph must keep their shape. Each graph therefore
+    gets its own leaf.
     """
 
     def hand_over(leaf: torch.Tensor) -> None:

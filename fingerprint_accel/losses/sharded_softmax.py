@@ -43,8 +43,8 @@ class _Part:
     """Tensors of one embedding prefix that the backward pass needs, for N prints and R classes.
 
     Attributes:
-        logits: (N, R) logits. After the forward pass, exp(logit - largest logit of the print).
-        inverse: (R,) reciprocal Euclidean norm of the class vectors, or None for dot products.
+        logits: (N, R) logits. The forward pass overwrites them with exp(logit - largest logit of the print).
+        inverse: (R,) reciprocal Euclidean norm of each class vector, or None for dot products.
         slope: (N, 1) derivative of the logit of the true class with respect to its cosine or product, divided by
             `scale`.
     """
@@ -55,20 +55,23 @@ class _Part:
 
 
 class ShardedCrossEntropy(torch.autograd.Function):
-    """Autograd function of the mean cross-entropy of the prints of all ranks over all classes, a scalar.
+    """Autograd function that returns the mean softmax cross-entropy over sharded classes as a scalar tensor.
 
-    All ranks get the same result. The gradient of the embeddings is multiplied by the number of ranks, because DDP
+    The softmax covers the classes of all ranks. The mean is taken over the prints of all ranks.
+
+    All ranks get the same loss. The gradient of the embeddings is multiplied by the number of ranks, because DDP
     averages over ranks. The gradient of the class vectors is not scaled.
 
     Args:
-        everyone: (N, sum of lengths) embeddings of the prints of all ranks and prefixes of these embeddings,
-            concatenated.
+        everyone: (N, sum(lengths)) embeddings of the prints of all ranks, concatenated with their prefixes along the
+            second dimension.
         weight: (R, D) class vectors of this rank.
         bias: (R,) or None.
-        own: (N,) int64 row of the true class in `weight`, or -1 if another rank has this class. The loss is NaN if no
-            rank has it.
+        own: (N,) int64 row of the true class in `weight`, or -1 if a different rank owns this class. The loss is NaN if
+            no rank owns the class.
         margin: Margin of the true class.
-        lengths: Lengths of the parts of `everyone`, D first. The loss is averaged over the parts.
+        lengths: Dimensions of the embeddings and of each prefix in `everyone`, starting with D. The loss is averaged
+            over these parts.
         scoring: Options for computing logits.
     """
 

@@ -36,7 +36,7 @@ class PoseLogits(NamedTuple):
 
 
 def bin_centres(count: int, reach: float, device: torch.device) -> torch.Tensor:
-    """Return the centres of `count` equal bins between -reach and reach, (count,)."""
+    """Return the centres of `count` equal bins between -reach and reach, as a tensor (count,)."""
     return (torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (2 * reach / count) - reach
 
 
@@ -71,7 +71,7 @@ class AlignmentNetwork(nn.Module):
         """Return the logits of all shifts and rotations in float32.
 
         Args:
-            image: (B, 1, S, S) images. Larger images than `SIDE` are downsampled first.
+            image: (B, 1, S, S) images. Images with a side above `SIDE` are downsampled.
         """
         if image.shape[-1] > self.SIDE:
             image = _smaller(image, self.SIDE)
@@ -186,8 +186,8 @@ def best_or_mean(found: PoseLogits, training: bool) -> torch.Tensor:
 def hypotheses(found: PoseLogits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable transforms of each print: the highest peaks of the shift at the most probable rotation.
 
-    A peak is the mean over the bins around the most probable bin. The next peak is searched outside of this window. For
-    an untrained network, whose bins are equally probable, the result is no rotation and no shift.
+    A peak is the mean over the bins around the most probable bin. The next peak is searched more than `APART` bins
+    away. For an untrained network, whose bins are equally probable, the result is no rotation and no shift.
 
     Args:
         found: output of the alignment network for B prints.
@@ -229,7 +229,7 @@ def pose_loss(found: PoseLogits, truth: torch.Tensor) -> torch.Tensor:
             A row with NaN means that the truth is unknown; the loss of this print is 0.
 
     Returns:
-        () float32.
+        Scalar float32 tensor.
     """
     known = truth.isfinite().all(dim=1)
     truth = truth.nan_to_num()

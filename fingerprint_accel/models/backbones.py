@@ -20,7 +20,7 @@ class MapDecoder(nn.Module):
 
     Args:
         channels: number of input channels, C.
-        hidden: numbers of channels of the two hidden stages.
+        hidden: channel counts of the two hidden stages.
         side: side of the minutia map in pixels, S.
         plain: whether to leave out activations, as the flx implementation of DeepPrint does.
     """

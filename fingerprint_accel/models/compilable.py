@@ -1,11 +1,11 @@
 """Define layers that read memory fewer times than the layers of torch when compiled or run on a GPU.
 
-Results differ only by rounding. The layers of torch have these costs:
+Results differ from those of the torch layers only by rounding. The layers of torch have these costs:
 
 - ReLU: the compiled backward pass reads the output of the activation in addition to its input.
 - Max pooling: the backward pass scatters gradients into a tensor of zeros.
-- 3 x 3 average pooling: on a GPU, it takes ten times as long as reading the input.
-- Convolution of an image with one channel: on a GPU, it takes several times as long as a matrix product.
+- 3 x 3 average pooling: on a GPU, the pooling takes ten times as long as reading the input.
+- Convolution of an image with one channel: on a GPU, the convolution takes several times as long as a matrix product.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class StridedMaxPool(nn.MaxPool2d):
 
 
 class StemConv(nn.Conv2d):
-    """3 x 3 convolution with stride 2 of images with one channel. On a GPU, it is computed as a matrix product.
+    """3 x 3 convolution with stride 2 for images with one channel, computed as a matrix product on a GPU.
 
-    It maps (B, 1, S, S) to (B, C, (S - 1) // 2, (S - 1) // 2).
+    The layer maps (B, 1, S, S) to (B, C, (S - 1) // 2, (S - 1) // 2).
 
     Args:
         channels: number of output channels, C.
@@ -86,7 +86,7 @@ class AvgPool3x3(nn.AvgPool2d):
 class _AvgPool3x3(torch.autograd.Function):
     """Autograd function that computes 3 x 3 average pooling as a sum of shifted tensors.
 
-    This sum is its own adjoint, so the backward pass uses it, too.
+    The sum of shifted tensors is self-adjoint, so the backward pass also uses this sum.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ class _AvgPool3x3(torch.autograd.Function):
 def _sums(values: torch.Tensor) -> torch.Tensor:
     """Return the sum of the 3 x 3 window around each pixel of a tensor (B, C, h, w), in the same shape.
 
-    Pixels outside the image count as 0.
+    Pixels outside the image are treated as 0.
     """
     height, width = values.shape[2:]
     padded = F.pad(values, (1, 1, 1, 1))
@@ -110,7 +110,7 @@ def _sums(values: torch.Tensor) -> torch.Tensor:
 
 
 def _places(values: torch.Tensor) -> torch.Tensor:
-    """Return the number of pixels of each 3 x 3 window that lie inside the image, (h, w).
+    """Return the number of pixels of each 3 x 3 window that lie inside the image, as a tensor (h, w).
 
     Args:
         values: (B, C, h, w) tensor with the size, device and data type of the result.
@@ -123,8 +123,8 @@ def _places(values: torch.Tensor) -> torch.Tensor:
 class _Largest(torch.autograd.Function):
     """Autograd function of 3 x 3 max pooling with stride 2 that saves the position of each maximum as int8.
 
-    A position is the index of the maximum within its window. In the backward pass, each input pixel checks the up to
-    four windows that contain it. This needs no atomic additions and no tensor of zeros.
+    A position is the index of the maximum within its window. In the backward pass, each input pixel checks all windows
+    that contain it (at most four). This method needs no atomic additions and no tensor of zeros.
     """
 
     @staticmethod
@@ -157,16 +157,17 @@ class _Largest(torch.autograd.Function):
 
 
 def _spread(windows: torch.Tensor, size: torch.Size, up: int, left: int, elsewhere: int) -> torch.Tensor:
-    """Copy one value per pooling window to the pixels of the input of the pooling.
+    """Assign to each input pixel of a 3 x 3 pooling with stride 2 the value of one window, given by `up` and `left`.
 
-    Windows have a side of 3 pixels and a distance of 2 pixels. The pixel (r, c) gets the value of the window (r // 2 -
-    up, c // 2 - left).
+    Several overlapping windows can contain a pixel. The pixel (r, c) gets the value of the window (r // 2 - up, c // 2
+    - left).
 
     Args:
         windows: (B, C, h, w) one value per window.
-        size: height and width of the input of the pooling.
-        up, left: offset of the window along the rows and columns, 0 or 1.
-        elsewhere: value of pixels for which this window does not exist.
+        size: height and width of the pooling input.
+        up, left: number of windows (0 or 1) by which the selected window lies above, or to the left of, the window
+            (r // 2, c // 2).
+        elsewhere: value of pixels for which the selected window does not exist.
 
     Returns:
         (B, C, height, width).

@@ -49,13 +49,13 @@ class Output:
 
     @property
     def branches(self) -> dict[str, torch.Tensor]:
-        """Embeddings of the existing branches by name, texture first."""
+        """Embeddings of the existing branches, as a dictionary keyed by branch name, texture first."""
         present = {"texture": self.texture, "minutia": self.minutia, "dense": self.dense}
         return {name: value for name, value in present.items() if value is not None}
 
     @property
     def embedding(self) -> torch.Tensor:
-        """Concatenation of the branch embeddings with equal weights, (B, D) float32 of unit length."""
+        """Concatenation of the branch embeddings with equal weights, as a float32 tensor (B, D) of unit length."""
         parts = list(self.branches.values())
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
@@ -144,7 +144,7 @@ class DeepPrint(nn.Module):
     def forward(self, image: torch.Tensor) -> Output:
         """Compute embeddings of images (B, 1, S, S) float32.
 
-        In training mode the output also has the minutia map, in evaluation mode the norm.
+        In training mode, the output also contains the minutia map. In evaluation mode, the output contains the norm.
         """
         if self.alignment is None:
             return self.describe(image)
@@ -234,8 +234,8 @@ def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torc
 
     Args:
         vectors: (B, G, G, D) vectors of the cells.
-        contact: (B, G, G) contact logits; cells above 0 are kept. If no logit is above 0, the cell with the largest
-            logit is kept, so that no embedding is zero.
+        contact: (B, G, G) contact logits; cells with a logit above 0 are kept. If no logit is above 0, the cell with
+            the largest logit is kept, so that no embedding is zero.
 
     Returns:
         Embeddings (B, G * G * D) float32 in row-major order, and their Euclidean norms (B,) before normalisation.
@@ -247,7 +247,7 @@ def masked_embedding(vectors: torch.Tensor, contact: torch.Tensor) -> tuple[torc
 
 
 def _unit(embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise embeddings (B, D) to unit length in float32, and return them with their previous norms (B,)."""
+    """Normalise embeddings (B, D) to unit length in float32, and also return the original norms (B,)."""
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.float()
         return F.normalize(embedding, dim=1), embedding.detach().norm(dim=1)

@@ -43,7 +43,8 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
 def _after(normalisation: nn.BatchNorm2d) -> nn.Module:
     """Return the module that replaces a batch normalisation after folding.
 
-    Batch normalisations of timm contain an activation, which is kept. Others are replaced by the identity.
+    A batch normalisation of timm contains an activation, which is kept. All other batch normalisations are replaced by
+    the identity.
     """
     behind = [child for _, child in normalisation.named_children()]
     return nn.Sequential(*behind) if behind else nn.Identity()

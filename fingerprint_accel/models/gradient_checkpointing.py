@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 def statistics_kept(block: nn.Module) -> Iterator[None]:
     """Return a context manager that keeps the running statistics of the batch normalisations in a block unchanged.
 
-    The recomputation processes the same batch again, which must not be counted twice. The layers stay in training mode,
-    because the recomputation must save the same tensors as the first pass.
+    The recomputation processes the same batch again, and must not update the statistics a second time. The layers stay
+    in training mode, because the recomputation must save the same tensors as the first pass.
     """
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [(part.momentum, part.num_batches_tracked) for part in norms]

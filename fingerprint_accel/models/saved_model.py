@@ -49,7 +49,7 @@ class SavedModel:
         ppi: resolution of the canvases (the square images on which prints are placed), pixels per inch.
         canvas: side of the canvases, pixels.
         enhanced: whether the network expects prints that were stored with enhanced ridges.
-        notes: further information stored with the model, such as its calibration.
+        notes: additional metadata of the model, such as the calibration.
     """
 
     folder: Path
@@ -71,8 +71,8 @@ class SavedModel:
 
         Args:
             network: network to load into.
-            other_head: whether the network may have another variant, see `starts`. Then only tensors with equal names
-                and shapes are loaded.
+            other_head: whether the network may have a variant other than the stored variant, see `starts`. If true,
+                only tensors with equal names and shapes are loaded.
 
         Raises:
             UserError: if the file is missing or damaged, or its weights do not fit the network.
@@ -98,10 +98,11 @@ class SavedModel:
         return PrintInfo(self.ppi, self.canvas, self.enhanced)
 
     def starts(self, model: ModelConfig) -> bool:
-        """Return whether a network of another variant, `model`, can be initialised from a part of the stored weights.
+        """Return whether a part of the stored weights can initialise a network of a different variant.
 
-        The result is true if the variants differ only in the alignment network, or if `model` is a dense variant and
-        the stored weights are those of a texture variant, whose trunk it can use.
+        The result is true if the variants of `model` and of the stored network differ only in the alignment network.
+        The result is also true if `model` is a dense variant and the stored network is a texture variant: a dense
+        network can use the trunk of a texture network.
         """
         ours, theirs = (variant.removeprefix("Loc") for variant in (self.model.variant, model.variant))
         return (ours, theirs) == ("Tex", "Dense") or (ours == theirs and self.model.variant != model.variant)
@@ -122,7 +123,7 @@ class SavedModel:
 
 
 def todays_names(tensors: dict[str, T]) -> dict[str, T]:
-    """Rename tensors from earlier versions of the package: return all tensors by their current names."""
+    """Return all tensors keyed by current names, replacing names that earlier versions of the package used."""
     for old, new in RENAMED.items():
         tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     return tensors
@@ -159,7 +160,7 @@ def find_checkpoint(run: Path) -> Path | None:
     """Return the newest intact checkpoint of a run folder, or None.
 
     The names of the folders determine the newest checkpoint, not `latest.json`. A checkpoint folder gets its final name
-    when it is complete, and `latest.json` is written after that.
+    when it is complete, and `latest.json` is written later.
     """
     folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
     return next((folder for folder in folders if damage(folder) is None), None)

@@ -25,9 +25,9 @@ TRUNKS = {  # "module:function" by name; modules are imported on demand, because
 
 
 class TrunkParts(NamedTuple):
-    """Functions that make the parts of a network. `DeepPrint` calls only those that its variant needs.
+    """Functions that make the parts of a network. `DeepPrint` calls only the functions that its variant needs.
 
-    In the shapes below, `dims` is the embedding length of a branch.
+    In the shapes below, `dims` is the embedding dimension of a branch.
 
     Attributes:
         stem: makes the stem that all branches share. It maps images (B, 1, S, S) to features.
@@ -60,7 +60,7 @@ def trunk_parts(config: ModelConfig, dims: int) -> TrunkParts:
 
     Args:
         config: configuration of the model.
-        dims: embedding length of each branch.
+        dims: embedding dimension of each branch.
     """
     module, _, function = TRUNKS[config.trunk].partition(":")
     parts: TrunkParts = getattr(importlib.import_module(module), function)(config, dims)
@@ -76,7 +76,7 @@ class DenseHead(nn.Module):
     Args:
         channels: number of input channels, C.
         grid: number of cells along each side, G.
-        dims: length of the vector of a cell, D.
+        dims: dimension of the vector of each cell, D.
         dropout: dropout probability in front of the vectors.
     """
 

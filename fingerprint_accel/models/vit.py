@@ -28,10 +28,10 @@ HEADS = {"vit_small": 6, "vit_base": 12}  # attention heads; each has 2 * width 
 def vit_parts(config: ModelConfig, dims: int) -> TrunkParts:
     """Return functions that make the parts of a vision transformer; see `trunks.trunk_parts`.
 
-    Four of the twelve blocks are in the stem. Each branch has the other eight.
+    Four of the twelve blocks are in the stem. Each branch has the remaining eight blocks.
     """
     heads = HEADS[config.trunk]
-    channels = 2 * config.width * heads  # D, length of a token
+    channels = 2 * config.width * heads  # D, dimension of a token
 
     def blocks(count: int) -> list[nn.Module]:
         made = [Block(channels, heads, qkv_bias=True) for _ in range(count)]
@@ -67,7 +67,7 @@ class Patches(nn.Module):
     Images are padded with zeros to a multiple of the patch size.
 
     Args:
-        channels: length of a token, D.
+        channels: dimension of a token, D.
     """
 
     def __init__(self, channels: int) -> None:

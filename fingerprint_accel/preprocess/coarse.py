@@ -73,13 +73,13 @@ def cell_means(values: torch.Tensor, cell: int) -> torch.Tensor:
 
 
 def local_means(values: torch.Tensor, cell: int, cells: int, rounds: int = 1) -> torch.Tensor:
-    """Average images over a square window around each cell.
+    """Average images over a square window around each cell, `rounds` times in succession.
 
     Args:
         values: (..., S, S) images.
         cell: side of a cell, pixels.
         cells: side of the window in cells; odd. Windows are clipped at the border of the image.
-        rounds: number of times that the images are averaged. Further averages have the previous averages as input.
+        rounds: number of iterations. Each iteration after the first averages the means of the previous iteration.
 
     Returns:
         (..., n, n) means, where n is S / cell rounded up.
@@ -116,12 +116,12 @@ def grow(coarse: torch.Tensor, cell: int, size: int) -> torch.Tensor:
 
 
 def _every(values: torch.Tensor, step: int, dim: int, first: int) -> torch.Tensor:
-    """Return the elements `first`, `first + step`, ... along dimension `dim`, which is -1 or -2, as a view."""
+    """Return a view of every `step`-th element along dimension `dim` (-1 or -2), starting at the index `first`."""
     return values[..., first::step] if dim == -1 else values[..., first::step, :]
 
 
 def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) -> torch.Tensor:
-    """Interpolate between cell centres along one dimension, at the same pixel of each cell.
+    """Interpolate between cell centres along one dimension, at the pixel with the index `phase` of each cell.
 
     Args:
         padded: values at cell centres. Along `dim`, one extra cell precedes the first cell, and one follows the last.
@@ -138,7 +138,9 @@ def _between(padded: torch.Tensor, cell: int, dim: int, phase: int, count: int) 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
-    """Return the number of pixels of each cell along one axis of an image, (n,). The last cell can be smaller.
+    """Return a tensor (n,) with the number of pixels of each of n cells along one image axis.
+
+    The last cell can be smaller.
 
     Args:
         size: number of pixels along the axis.
@@ -152,13 +154,14 @@ def _counts(size: int, cell: int, device: torch.device) -> torch.Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the cached tensor may later be used in autograd or export
 def _window(size: int, cell: int, cells: int, rounds: int, device: torch.device) -> torch.Tensor:
-    """Return the matrix that converts sums over cells to means over windows of cells, along one axis of an image.
+    """Return the matrix that averages cell sums over windows along one image axis, `rounds` times in succession.
 
     Args:
         size: number of pixels along the axis.
         cell: side of a cell, pixels.
         cells: side of a window in cells; odd.
-        rounds: number of times that the images are averaged.
+        rounds: number of averaging iterations. Each iteration after the first averages the means of the previous
+            iteration.
         device: device of the result.
 
     Returns:

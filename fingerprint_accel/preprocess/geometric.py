@@ -52,12 +52,12 @@ class Pose:
         return Pose(self.matrix.expand(count, -1, -1), self.shift.expand(count, -1), elastic, self.crop)
 
     def within(self, outer: Pose) -> Pose:
-        """Return the map that applies this pose first and `outer` to the result, for poses without elastic part."""
+        """Return the map that applies this pose and then `outer`. Both poses must have no elastic part."""
         shift = (outer.matrix @ self.shift[:, :, None])[:, :, 0] + outer.shift
         return Pose(outer.matrix @ self.matrix, shift, None, self.crop)
 
     def inverse(self) -> Pose:
-        """Return the inverse map, for a pose without elastic part."""
+        """Return the inverse map. The pose must have no elastic part."""
         back = _inverse(self.matrix)
         return Pose(back, -(back @ self.shift[:, :, None])[:, :, 0], None, self.crop)
 
@@ -149,7 +149,7 @@ def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
     Args:
         pose: map from the input to the canvas.
         size: side of the input in pixels, S.
-        unit: length of the unit of the result, canvas pixels.
+        unit: unit of the result, in canvas pixels.
 
     Returns:
         (B, 2, S, S) x and y relative to the centre of the canvas.
@@ -168,7 +168,8 @@ def _sources(pose: Pose, size: int, unit: float) -> torch.Tensor:
 def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
     """Resample canvases to network inputs in the given poses, with one bilinear `grid_sample`.
 
-    If the input is much coarser than the canvas, the canvas is first averaged down, so that ridges do not alias.
+    If the input is much coarser than the canvas, the canvas is first downsampled by averaging, so that ridges do not
+    alias.
 
     Args:
         ink: (B, 1, H, W) canvases, 0 for background.
@@ -256,8 +257,8 @@ def move_minutiae(minutiae: torch.Tensor, pose: Pose, canvas: int, size: int) ->
         size: side of the input, pixels.
 
     Returns:
-        (B, M, 4) minutiae with x and y in input pixels. The new angle is the direction of a short step along the old
-        angle after the transform.
+        (B, M, 4) minutiae with x and y in input pixels. To obtain the new angle, a short step along the old angle is
+        transformed.
     """
     point, angle = minutiae[..., :2], minutiae[..., 2]
     step = torch.stack([steady(torch.cos, angle), -steady(torch.sin, angle)], dim=-1)

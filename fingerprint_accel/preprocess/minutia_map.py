@@ -27,8 +27,9 @@ def minutia_maps(
 ) -> torch.Tensor:
     """Draw the minutia map of each print: a Gaussian for each minutia in the channels of similar direction.
 
-    Channel k represents the direction k * 60 degrees. A minutia whose direction differs by d radians contributes with
-    the weight exp(-d / (2 * (pi / 6)^2)). Gaussians are separable, so a batched matrix product draws all of them.
+    Channel k represents the direction k * 60 degrees. A minutia whose direction differs from the direction of a channel
+    by d radians contributes to this channel with the weight exp(-d / (2 * (pi / 6)^2)). Gaussians are separable, so a
+    batched matrix product draws all of them.
 
     Args:
         minutiae: (B, M, 4) x and y in input pixels, angle in radians, quality.

@@ -25,7 +25,8 @@ class Quality:
     """Parameters for the degradation of B prints. A parameter is None if its option is 0.
 
     Attributes:
-        thickness: (B, 1, 1, 1) weight of the local maximum (above 0) or of the local minimum (below 0).
+        thickness: (B, 1, 1, 1) weight with which the local maximum (if above 0) or the local minimum (if below 0) is
+            blended in.
         contrast: (B, 1, 1, 1) factor applied to the difference from the mean of the print.
         gain: (B, 1, 1, 1) factor applied to all pixels.
         contact: (B, 1, n, n) share of the ink that the occlusion leaves in each of n x n cells. A cell has `_cell(S)`
@@ -50,7 +51,7 @@ class Quality:
 def noise_tile(seed: int, size: int) -> torch.Tensor:
     """Make a periodic tile of noise with mean 0 and standard deviation 1.
 
-    Each print takes a random window of the tile.
+    Each print uses a random window of the tile.
 
     Args:
         seed: random seed.

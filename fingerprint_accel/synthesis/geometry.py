@@ -43,8 +43,8 @@ def bell(distance: torch.Tensor) -> torch.Tensor:
 def cubic_basis(size: int, points: int, device: torch.device) -> torch.Tensor:
     """Return the weights that interpolate control points along one axis of an image by a uniform cubic B-spline.
 
-    The outermost control points lie one knot outside the image. The result is cached, because every smooth field uses
-    it.
+    The outermost control points lie one knot outside the image. The result is cached, because all smooth fields use the
+    same weights.
 
     Args:
         size: number of pixels along the axis.

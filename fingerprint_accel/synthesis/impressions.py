@@ -44,9 +44,9 @@ class Prints:
 
     @property
     def contact(self) -> torch.Tensor:
-        """Mask of the cells that the finger touches over at least half of their area, (B, GRID, GRID) bool.
+        """Mask of the canvas cells that the finger touches over at least half of the cell area.
 
-        The canvas is divided into GRID x GRID equal cells.
+        The canvas is divided into GRID x GRID equal cells. The mask is a bool tensor (B, GRID, GRID).
         """
         return contact_cells(self.skin)
 
@@ -56,7 +56,7 @@ def impression_keys(seed: int, fingers: torch.Tensor, impressions: torch.Tensor)
 
     Args:
         seed: random seed.
-        fingers: (B,) int64 finger number of each impression.
+        fingers: (B,) int64 finger index of each impression.
         impressions: (B,) int64 index of each impression among the impressions of its finger, from 0.
 
     Returns:
@@ -73,7 +73,7 @@ def render(masters: Masters, which: torch.Tensor, keys: torch.Tensor, style: Sty
 
     Args:
         masters: masters of all fingers that occur in the batch.
-        which: (B,) int64 index of the finger of each impression in `masters`.
+        which: (B,) int64 index in `masters` of the finger of each impression.
         keys: (B,) int64 random key of each impression, see `impression_keys`.
         style: sensors, quality, resolution and canvas size.
     """
@@ -203,7 +203,7 @@ def _longest(count: torch.Tensor, there: int) -> int:
 def _on_canvas(touch: Touch, position: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Map positions on fingers to positions on the canvas.
 
-    `source` maps in the opposite direction. The function inverts it with a fixed-point iteration.
+    `source` maps in the opposite direction. The function inverts `source` with a fixed-point iteration.
 
     Args:
         touch: parameters of the impressions.

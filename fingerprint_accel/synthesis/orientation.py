@@ -82,7 +82,7 @@ def _singular_points(keys: torch.Tensor, kind: torch.Tensor, size: torch.Tensor)
 
     Returns:
         Positions (N, 4, 2) of the upper core, lower core, left delta and right delta in mm, and (N, 4) bool, whether
-        the pattern class has the point. The coordinates of other points are `FAR`.
+        the pattern class has the point. The coordinates of points that the class does not have are `FAR`.
     """
     core = normal(keys, CORE, 2) * torch.tensor([0.7, 1.0], device=keys.device) + torch.tensor(
         [0.0, 1.2], device=keys.device
@@ -159,8 +159,8 @@ def _bends(keys: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> t
 def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
     """Compute the orientation field that results from the cores and deltas.
 
-    The direction is half the sum of the angles around the cores minus half the sum of the angles around the deltas. The
-    waves of `_bends` are added to each angle first.
+    The direction is half the sum of the angles around the cores minus half the sum of the angles around the deltas.
+    Each angle includes the waves of `_bends`.
 
     Args:
         points: (N, 4, 2) positions of two cores and two deltas, mm.
@@ -189,8 +189,8 @@ def _turns(points: torch.Tensor, present: torch.Tensor, size: torch.Tensor, phas
 def _unwinding(keys: torch.Tensor, kind: torch.Tensor, points: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Return the rotation of the orientation field that turns spirals around the cores of whorls into rings.
 
-    Double loops are rotated by a smaller share of this angle. A small random rotation is added, so that some whorls
-    keep a slight spiral.
+    For double loops, only a smaller share of the rotation is applied. A small random rotation is added, so that some
+    whorls keep a slight spiral.
 
     Args:
         keys: (N,) int64 random key of each finger.
@@ -233,7 +233,7 @@ def _straightening(kind: torch.Tensor, points: torch.Tensor, present: torch.Tens
 
 
 def _slopes(keys: torch.Tensor) -> torch.Tensor:
-    """Draw the orientation field of arches. Their ridges rise towards the middle of the finger and descend after it.
+    """Draw the orientation field of arches, whose ridges rise towards the middle of the finger and then descend.
 
     Args:
         keys: (N,) int64 random key of each finger. The key also determines the height at which ridges are steepest.

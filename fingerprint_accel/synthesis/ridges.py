@@ -30,7 +30,7 @@ NOISE, PERIOD, PERIOD_WAVES = range(20, 23)  # random streams
 def period_field(keys: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """Draw the ridge period, the distance between neighbouring ridges, at each pixel of each finger.
 
-    The period is smaller near the core. It is larger near the joint below the fingertip and on large fingers.
+    The period is smaller near the core, and larger near the joint below the fingertip and on large fingers.
 
     Args:
         keys: (N,) int64 random key of each finger.
@@ -55,8 +55,8 @@ def _frequency(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the frequency and direction of each coefficient of the Fourier transform (`rfft2`) of a master image.
 
     Returns:
-        Natural logarithm of the frequency in cycles per mm, and direction in radians with y up; both (HEIGHT, WIDTH / 2
-        + 1).
+        Natural logarithm of the frequency in cycles per mm, and direction in radians with y up. Both have the shape
+        (HEIGHT, WIDTH / 2 + 1).
     """
     down = torch.fft.fftfreq(HEIGHT, device=device, dtype=torch.float64)[:, None]
     right = torch.fft.rfftfreq(WIDTH, device=device, dtype=torch.float64)[None]
@@ -90,8 +90,8 @@ def _orders(odd: bool) -> list[int]:
 def _waves(angle: torch.Tensor, odd: bool) -> list[torch.Tensor]:
     """Return the cosines of the multiples of an angle, followed by the sines.
 
-    The Fourier series of the ridge filter consists of these terms. To steer the filter to a direction, its terms are
-    multiplied by the terms for that direction and summed.
+    The Fourier series of the ridge filter consists of these terms. To steer the filter to a direction, the terms of the
+    filter are multiplied by the terms for that direction and summed.
 
     Args:
         angle: angles in radians, any shape.
@@ -152,7 +152,7 @@ class RidgeFilter:
         """Return the analytic signal of ridge images.
 
         The real part is the response of the even filter, and the imaginary part is the response of the odd filter. The
-        argument of the signal is the phase of the ridges. It increases along `normal_angle`, the direction
+        argument of the signal is the phase of the ridges. The phase increases along `normal_angle`, the direction
         perpendicular to the ridges.
 
         Args:

@@ -71,7 +71,7 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
 
     Args:
         seed: random seed.
-        fingers: (N,) int64 finger numbers.
+        fingers: (N,) int64 finger indices.
 
     Returns:
         (N,) int64 keys.
@@ -82,14 +82,14 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
 def finger_name(seed: int, number: int, siblings: int = 1) -> str:
     """Return the name of a synthetic finger in a dataset. Equal names mean equal fingers.
 
-    Numbers are padded to six digits, so that names sort in the order of the numbers. If `siblings` is above 1, all
-    fingers of a family except the first get a suffix: they differ from the fingers that have the same numbers in a
+    Indices are padded to six digits, so that names sort in the order of the indices. If `siblings` is above 1, all
+    fingers of a family except the first get a suffix: they differ from the fingers that have the same indices in a
     dataset without families.
 
     Args:
         seed: random seed of the fingers.
-        number: number of the finger.
-        siblings: number of fingers of a family, see `Style.siblings`.
+        number: index of the finger.
+        siblings: number of fingers in a family, see `Style.siblings`.
     """
     return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
 
@@ -101,8 +101,8 @@ def make_masters(seed: int, fingers: torch.Tensor, siblings: int = 1) -> Masters
     depend on the batch.
 
     Args:
-        seed: random seed. Seed, number and `siblings` determine a finger.
-        fingers: (N,) int64 finger numbers.
+        seed: random seed. Seed, index and `siblings` determine a finger.
+        fingers: (N,) int64 finger indices.
         siblings: number of consecutive fingers that form a family. All fingers of a family have the pattern class,
             ridge flow, ridge period and creases of the first finger.
     """

@@ -38,7 +38,7 @@ class SourceSpec:
         fingers: number of training fingers.
         impressions: number of impressions of each finger per epoch. Every epoch renders new impressions.
         seed: random seed of fingers and impressions.
-        first: number of the first finger.
+        first: index of the first finger.
         style: sensors, quality, ppi, canvas, siblings and share of partial impressions.
     """
 
@@ -109,7 +109,7 @@ class SyntheticPrints:
     Attributes:
         spec: options of the prints.
         masters: masters (complete ridge images) of the fingers, on the device.
-        numbers: (F,) int64 number of each finger, on the device.
+        numbers: (F,) int64 index of each finger, on the device.
     """
 
     spec: SourceSpec
@@ -131,7 +131,10 @@ class SyntheticPrints:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class label of each print of an epoch, (len(self),) int64: the position of its finger in `masters`."""
+        """Class labels of the prints of an epoch, as an int64 array (len(self),).
+
+        A label is an index into `masters`.
+        """
         return np.arange(len(self)) // self.spec.impressions
 
     @property
@@ -189,8 +192,8 @@ class RenderLoader:
 
     Attributes:
         prints, order, batch_size, rank, processes, position, truth: see `data.loader.Subset.loader`.
-        waited: seconds spent on rendering on a CPU, without the first batch. It is 0 on a GPU, where rendering runs
-            asynchronously and the host cannot time it.
+        waited: seconds spent on rendering on a CPU, without the first batch. The value is 0 on a GPU, where rendering
+            runs asynchronously and the host cannot time it.
     """
 
     prints: SyntheticPrints
@@ -204,7 +207,7 @@ class RenderLoader:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds that training has waited for data, by stage. Rendering is the only stage."""
+        """Seconds that training has waited for data, as a dictionary keyed by stage. Rendering is the only stage."""
         return {"render": self.waited}
 
     def __enter__(self) -> RenderLoader:
@@ -234,7 +237,7 @@ def open_source(
     processes: int = 1,
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[SyntheticPrints, SyntheticPrints | None]:
-    """Generate the fingers of synthetic training data, and other fingers for validation.
+    """Generate the fingers of synthetic training data, and separate fingers for validation.
 
     Each rank generates a part of the fingers. Then all ranks exchange their parts, so that each rank has all fingers.
 

@@ -64,16 +64,16 @@ class Touch:
         style: sensors, quality and resolution.
 
     Attributes:
-        draw: uniform random numbers in 0..1, by the names in `TOUCH`.
-        sensor: parameters of the sensor, by the names in `sensors.PARAMETERS`.
-        severity: strength of all disturbances.
+        draw: dictionary of uniform random numbers in 0..1, keyed by the names in `TOUCH`.
+        sensor: dictionary of sensor parameters, keyed by the names in `sensors.PARAMETERS`.
+        severity: common strength factor of all disturbances of an impression.
         angle: rotation of the finger in radians, counter-clockwise.
         spot_x, spot_y: centre of the contact in finger coordinates.
         half_x, half_y: half width and half height of the contact.
         shift_x, shift_y: position of the centre of the canvas (the image of the impression) relative to the centre of
             the contact, along the axes of the canvas.
         left, right, bottom, top: edges of the sensing area, relative to the centre of the canvas.
-        mm: side of a pixel, a float.
+        mm: side of a pixel as a float.
     """
 
     def __init__(self, size: torch.Tensor, keys: torch.Tensor, style: Style) -> None:
@@ -219,7 +219,7 @@ class Touch:
     def fields(self) -> torch.Tensor:
         """Compute displacement, contact, pressure, dryness and shading of each touch at every canvas pixel.
 
-        All of them are smooth random fields.
+        All of these quantities are smooth random fields.
 
         Returns:
             (B, 6, canvas, canvas), in this order: displacement of the skin along x and y in mm, distance inside the

@@ -54,8 +54,8 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 def join(parts: Sequence[Result]) -> Result:
     """Concatenate batches along the first dimension.
 
-    A batch is a dataclass of tensors or of further batches. Tensors whose second dimensions differ are padded with
-    zeros.
+    A batch is a dataclass whose fields are tensors or nested batches. Tensors whose second dimensions differ are padded
+    with zeros.
     """
 
     def together(values: list[Any]) -> Any:

@@ -55,10 +55,10 @@ class Plan:
     Attributes:
         fingers: number of fingers.
         impressions: number of impressions of each finger.
-        seed: random seed. A finger depends only on its number, the seed and `style.siblings`.
-        first_finger: number of the first finger.
+        seed: random seed. A finger depends only on its index, the seed and `style.siblings`.
+        first_finger: index of the first finger.
         style: appearance of the impressions.
-        device: "cpu" or "cuda". Their results can differ.
+        device: "cpu" or "cuda". The results of these two devices can differ.
 
     Raises:
         UserError: if a number is out of range.
@@ -91,7 +91,7 @@ class SynthesisSummary:
         classes: number of fingers of each pattern class.
         minutiae: (N,) number of minutiae of each print.
         megabytes: size of the dataset folder, MB.
-        made: number of prints that this call rendered. A resumed call renders only the missing ones.
+        made: number of prints that this call rendered. A resumed call renders only the missing prints.
         seconds: duration of this call.
     """
 
@@ -152,7 +152,7 @@ def write_synthetic_dataset(
     """Write a dataset folder of synthetic prints. A call with the same arguments resumes an interrupted call.
 
     The contents depend on `fingers`, `impressions`, `seed`, `style`, `first_finger` and the kind of device (CPU or
-    GPU). A finger depends only on its number, `seed` and `style.siblings`.
+    GPU). A finger depends only on its index, `seed` and `style.siblings`.
 
     Args:
         out: dataset folder to create.
@@ -160,19 +160,19 @@ def write_synthetic_dataset(
         impressions: number of impressions of each finger.
         seed: random seed. Different seeds give different fingers.
         style: sensors, quality, share of partial impressions, ppi and canvas.
-        first_finger: number of the first finger.
+        first_finger: index of the first finger.
         workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes, a
             script needs `if __name__ == "__main__":` around the call.
         cluster: address of a Dask scheduler, or its scheduler file. The workers of this scheduler are used instead of
             processes of this machine; see `executors.open_workers`.
         device: "cpu", "cuda" for all GPUs of this machine, or "auto" for GPUs if available.
-        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with other
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with different
             arguments.
         progress: show a progress bar.
 
     Raises:
         UserError: if a number is out of range, the device does not exist, the disk has too little space, a worker
-            process was killed, `out` exists, or there are unfinished shards of a call with other arguments.
+            process was killed, `out` exists, or there are unfinished shards of a call with different arguments.
     """
     started = time.perf_counter()
     out = Path(out)
@@ -221,7 +221,7 @@ def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:
 
     Args:
         plan: arguments of the dataset.
-        fingers: (F,) numbers of the fingers, relative to `plan.first_finger`.
+        fingers: (F,) indices of the fingers, relative to `plan.first_finger`.
         path: file to write.
     """
     before = torch.get_num_threads()
@@ -240,7 +240,7 @@ def _rendered(plan: Plan, fingers: np.ndarray) -> Iterator[list[Record]]:
 
     Args:
         plan: arguments of the dataset.
-        fingers: (F,) numbers of the fingers, relative to `plan.first_finger`.
+        fingers: (F,) indices of the fingers, relative to `plan.first_finger`.
     """
     at_once = max(1, min(128, PIXELS_AT_ONCE // plan.style.canvas**2))  # prints per call of `render`
     every = torch.arange(plan.impressions, device=plan.device)
@@ -260,9 +260,9 @@ def _records(plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], i
     Args:
         plan: arguments of the dataset.
         prints: B prints.
-        fingers: finger number of each print, relative to `plan.first_finger`.
+        fingers: finger index of each print, relative to `plan.first_finger`.
         kinds: pattern class of each print.
-        impressions: impression number of each print.
+        impressions: impression index of each print.
     """
     images, minutiae, counts, poses = (
         values.cpu().numpy() for values in (prints.image, prints.minutiae, prints.count, prints.pose)
