@@ -96,10 +96,8 @@ class TrainingConfig:
     """Mode of torch.compile for the network, and on a GPU for the losses. `reduce-overhead` adds CUDA graphs, for small
     networks and batches. `max-autotune` also tries several kernels for each operation."""
     gradient_compression: Literal["no", "bf16", "fp16"] = "no"
-    """Number format in which processes exchange gradients; `no` is float32.
-
-    bf16 has the same exponent range as float32.
-    """
+    """Number format in which processes exchange gradients; `no` is float32. bf16 has the same exponent range as
+    float32."""
     bucket_cap_mb: int = 25
     """Size of the buckets in which processes exchange gradients, in MiB. Larger buckets suit many GPUs or a slow
     network."""

@@ -29,10 +29,7 @@ class ModelConfig:
     and `vit_base` are vision transformers; `flx` is the Inception v4 of flx, another implementation of DeepPrint, and
     can load its weights."""
     embedding_dim: int = 512
-    """Number of elements of the embedding.
-
-    In a variant with two branches, each branch computes half of the elements.
-    """
+    """Number of elements of the embedding. In a variant with two branches, each branch computes half of them."""
     grid: int = 8
     """Number of cells along each side of the square grid of dense variants. Each cell has an equal part of the
     embedding."""

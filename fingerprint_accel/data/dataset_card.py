@@ -214,7 +214,7 @@ def _feature(column: pa.Field) -> dict[str, Any]:
 
 
 def _scalar(kind: pa.DataType) -> str:
-    """Return the name of a scalar Arrow type in the library `datasets`, for example `int64` or `binary`."""
+    """Return the name of a scalar Arrow type in the library `datasets`, for example `float32` for `float`."""
     return {"float": "float32"}.get(str(kind), str(kind))
 
 
