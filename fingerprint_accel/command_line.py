@@ -80,7 +80,8 @@ def fill(text: str, width: int) -> str:
 def _join_lines(cls: Any) -> None:
     """Set the help text of each field of a dataclass to the field's docstring, without line breaks.
 
-    tyro reads these docstrings too, but keeps their line breaks. Nested dataclasses are changed in the same way.
+    tyro reads the docstrings of fields itself too, but keeps the line breaks. Nested dataclasses are changed in the
+    same way.
     """
     types = get_type_hints(cls)
     try:
@@ -99,7 +100,7 @@ def _join_lines(cls: Any) -> None:
 
 @contextlib.contextmanager
 def _description(text: str) -> Iterator[None]:
-    """Insert the wrapped description `text` into the help that tyro prints, in place of the marker `PLACE`.
+    """In a `with` block, replace the marker `PLACE` in the help that tyro prints by the wrapped description `text`.
 
     If tyro printed the description, it would join the paragraphs and commands into one line.
     """

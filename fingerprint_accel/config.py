@@ -61,12 +61,12 @@ class TrainingConfig:
     head_lr_mult: float = 1.0
     """Factor on the learning rate for the identity heads, which classify the finger of a print in training."""
     layer_decay: float = 1.0
-    """Learning rate of a block of the network, relative to that of the following block. Below 1, early layers of a
-    trained network (`model.init_from`) change less."""
+    """Learning rate of a network block divided by the learning rate of the following block. With a value below 1,
+    early layers of a trained network (`model.init_from`) change less than late layers."""
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, 0 to 1; 0 keeps no average. The average is validated and exported
     instead of the raw weights. 0.999 suits runs of 10,000 steps. At the end, the initial weights (`model.init_from`)
-    have the share ema_decay^steps in the average: about one half after 700 steps at 0.999."""
+    contribute the share ema_decay^steps to the average. At 0.999, this share is about one half after 700 steps."""
     weight_decay: float = 0.02
     """Weight decay of weight matrices. Biases and normalisation layers have no weight decay."""
     momentum: float = 0.9
@@ -77,16 +77,16 @@ class TrainingConfig:
     min_lr_ratio: float = 0.01
     """Learning rate at the last step, as a share of the peak."""
     max_grad_norm: float = 5.0
-    """Norm to which gradients are clipped; 0 does not clip."""
+    """Maximum gradient norm, to which larger gradients are clipped; 0 disables clipping."""
     validate_every: int = 500
     """Number of steps between validations; 0 validates at the end only."""
     patience: int = 0
-    """Stop after this many validations in a row without a lower EER than before; 0 never stops early."""
+    """Stop if the EER has not reached a new minimum in this many consecutive validations; 0 never stops early."""
     log_every: int = 20
     """Number of steps between records in metrics.jsonl."""
     save_every: int = 500
     """Number of steps between checkpoints; 0 saves at the end only. After a validation with the lowest EER so far, a
-    checkpoint is saved too."""
+    checkpoint is saved additionally."""
     save_total_limit: int = 3
     """Number of checkpoints to keep; the best one is always kept."""
     tracker: str = "tensorboard"
@@ -96,12 +96,13 @@ class TrainingConfig:
     """Mode of torch.compile for the network, and on a GPU for the losses. `reduce-overhead` adds CUDA graphs, for small
     networks and batches. `max-autotune` also tries several kernels for each operation."""
     gradient_compression: Literal["no", "bf16", "fp16"] = "no"
-    """Number format in which processes exchange gradients. `no` is float32; bf16 has the range of float32."""
+    """Number format in which processes exchange gradients; `no` is float32. bf16 has the same exponent range as
+    float32."""
     bucket_cap_mb: int = 25
     """Size of the buckets in which processes exchange gradients, in MiB. Larger buckets suit many GPUs or a slow
     network."""
     timeout: int = 600
-    """Seconds to wait for another process before the job ends with an error."""
+    """Seconds that a process waits for the other processes before the job ends with an error."""
     seed: int = 0
     """Seed of the initial weights, the order of prints, and augmentation."""
 
@@ -184,7 +185,7 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
 
     Args:
         path: The file.
-        base: Values of the options that the file does not name. Defaults to `Config()`.
+        base: Configuration that provides the values of options that are not in the file. Defaults to `Config()`.
         stored: Whether to accept option names of earlier versions. Use it for the `config.yaml` of a run.
 
     Raises:
@@ -211,7 +212,7 @@ def parse(defaults: Config, description: str, arguments: Sequence[str] | None = 
     recipe.
 
     Args:
-        defaults: Settings of the recipe.
+        defaults: Configuration of the recipe.
         description: Text of `--help` above the options. Paragraphs are wrapped; indented lines and commands are kept.
         arguments: Words of the command line, without the name of the program. Default: `sys.argv[1:]`.
 

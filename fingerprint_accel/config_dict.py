@@ -45,7 +45,7 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 
     Args:
         cls: The dataclass.
-        values: Options by name; groups of options are dictionaries.
+        values: Dictionary keyed by option name. The value of a group of options is a dictionary too.
         base: Values of the options that are missing in `values`. Defaults to `cls()`.
         where: Name of the file or object that contained `values`, for error messages.
 
@@ -89,9 +89,9 @@ def renamed(values: Any) -> Any:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Check that a command line has no options from before version 0.1.0, and no switches with a value.
+    """Check that a command line has no option names from before version 0.1.0, and no switches with a value.
 
-    The error message names the option that replaces an old one.
+    For an old option, the error message names the option that replaces it.
 
     Raises:
         UserError: If an option was renamed or removed, or a switch has a value.

@@ -29,13 +29,13 @@ class ModelConfig:
     and `vit_base` are vision transformers; `flx` is the Inception v4 of flx, another implementation of DeepPrint, and
     can load its weights."""
     embedding_dim: int = 512
-    """Length of the embedding. A variant with two branches gives half of it to each branch."""
+    """Number of elements of the embedding. In a variant with two branches, each branch computes half of them."""
     grid: int = 8
     """Number of cells along each side of the square grid of dense variants. Each cell has an equal part of the
     embedding."""
     width: int = 32
-    """Number of channels in the first stage of the `compact` trunk. The vision transformers have a multiple of it:
-    `vit_small` 12 times, `vit_base` 24 times as many channels."""
+    """Number of channels in the first stage of the `compact` trunk. The vision transformers have a multiple of
+    `width` channels: 12 times `width` for `vit_small`, 24 times `width` for `vit_base`."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers of the `compact` trunk; `group` makes outputs independent of the other prints in a batch."""
     dropout: float = 0.2
@@ -47,8 +47,8 @@ class ModelConfig:
     trunk_frozen: bool = False
     """Train only the last layer of each branch. Use it with `init_from` and very few fingers."""
     gradient_checkpointing: bool = False
-    """Store only the inputs of the blocks and recompute the rest in the backward pass. This needs less memory and about
-    a third more time."""
+    """Store only the inputs of the blocks and recompute the rest in the backward pass. This reduces memory
+    and takes about a third more time."""
 
     @property
     def needs_minutia_maps(self) -> bool:
@@ -93,14 +93,15 @@ class LossConfig:
     margin: float = 0.35
     """Additive margin: an angle in radians for arcface, a cosine for cosface."""
     sharded: bool = False
-    """Split the class vectors of each identity head, one for each finger, over the processes (PartialFC). Use it for
-    many fingers. Loss and gradients are the same."""
+    """Split the class vectors of each identity head, one for each finger, over the processes (PartialFC). Use this
+    option for many fingers. Loss and gradients are the same as without it."""
     class_sample_rate: float = 1.0
     """Share of the class vectors that each update uses, drawn at random. The vectors of the fingers in the batch are
     always included. A value below 1 needs `sharded`."""
     interclass_filter_threshold: float = 1.0
-    """In the identity loss of a print, ignore other fingers with a larger cosine than this to the print. They may be
-    the same finger under another label. A value below 1 needs `sharded`, and arcface or cosface."""
+    """In the identity loss of a print, ignore class vectors of other fingers with a cosine to the print above this
+    threshold. Such a finger may be the same finger under a second label. A value below 1 needs `sharded`, and arcface
+    or cosface."""
     margin_start: float = 0.0
     """Share of the training steps, at the start of the run, in which the margin is 0."""
     margin_ramp: float = 0.0
@@ -112,21 +113,21 @@ class LossConfig:
     center_weight: float = 0.125
     """Weight of the center loss, which moves each embedding towards the mean embedding of its finger."""
     minutia_map_weight: float = 0.3
-    """Weight of the minutia-map loss, which trains the network to predict the positions and directions of minutiae. It
-    needs prints with minutiae; 0 trains a minutia branch without minutiae."""
+    """Weight of the minutia-map loss, which trains the network to predict the positions and directions of minutiae. The
+    loss needs prints with minutiae; 0 trains a minutia branch without minutiae."""
     contrastive_weight: float = 0.0
-    """Weight of the contrastive loss (InfoNCE). It needs several impressions of a finger in a micro-batch
+    """Weight of the contrastive loss (InfoNCE). The loss needs several impressions of a finger in a micro-batch
     (`reading.samples_per_class`)."""
     mask_weight: float = 1.0
-    """Weight of the mask loss, which trains dense variants to predict which cells a print shows."""
+    """Weight of the mask loss, which trains dense variants to predict which grid cells a print shows."""
     pose_weight: float = 1.0
-    """Weight of the pose loss, which trains the alignment network to predict position and rotation. It applies only to
-    prints with a known pose, which are synthetic."""
+    """Weight of the pose loss, which trains the alignment network to predict position and rotation. The loss
+    applies only to prints with a known pose, which are synthetic."""
     contrastive_temperature: float = 0.1
-    """Temperature of the contrastive loss. Smaller values put more weight on the most similar other fingers."""
+    """Temperature of the contrastive loss. Smaller values put more weight on the most similar non-mated prints."""
     matryoshka_dims: tuple[int, ...] = ()
-    """Shorter lengths, in ascending order, for which each branch is trained too. The first numbers of an embedding,
-    scaled to unit norm, are then an embedding of that length (Matryoshka)."""
+    """Shorter lengths, in ascending order, for which each branch is trained too (Matryoshka). The first n elements of
+    an embedding, scaled to unit norm, are then an embedding of length n for each length n in this option."""
 
     def __post_init__(self) -> None:
         require(self.scale > 0, "loss.scale must be above 0")

@@ -15,7 +15,10 @@ from fingerprint_accel.errors import require
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the pose and quality of training prints, drawn uniformly up to a maximum; 0 is no change."""
+    """Random changes of the pose and quality of training prints, drawn uniformly up to a maximum.
+
+    A maximum of 0 disables a change.
+    """
 
     enabled: bool = True
     """Augment training prints. If off, all options of this group have no effect."""
@@ -54,7 +57,7 @@ class AugmentConfig:
         require(self.occlusion < 1, "preprocess.augment.occlusion must be below 1")
 
     def scaled(self, strength: float) -> AugmentConfig:
-        """Return a copy with all maxima of random changes multiplied by `strength`, 0 to 1."""
+        """Return a copy with weaker random changes: all maxima are multiplied by `strength`, 0 to 1."""
         amplitudes = {
             option.name: strength * getattr(self, option.name)
             for option in dataclasses.fields(self)
@@ -65,12 +68,12 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Options for the steps from a stored print to the input of the network. They run on the device."""
+    """Options for the preprocessing of stored prints to network inputs. Preprocessing runs on the device."""
 
     crop: int = 299
     """Side of the square that is cut from the centre of the canvas (the image of a stored print), in canvas pixels."""
     size: int = 299
-    """Side of the input of the network, in pixels. The square is resized to it."""
+    """Side of the input of the network, in pixels. The cut square is resized to this size."""
     normalize: Literal["local", "none"] = "local"
     """`local` equalises brightness and contrast around each pixel; `none` scales grey values to the range 0 to 1, with
     bright ridges."""
@@ -85,7 +88,7 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """Options for the choice of training and validation prints, and for the order in which prints are read."""
+    """Options for the selection of training and validation prints, and for the order in which prints are read."""
 
     validation_data: str = ""
     """Dataset folder to validate on. If empty, fingers of the training data are held out."""
@@ -105,8 +108,8 @@ class ReadingConfig:
     """`permutation` shuffles all prints. `block` is for data larger than memory: it collects runs of 1024 neighbouring
     prints from random places into blocks of 16384 prints, and shuffles each block."""
     samples_per_class: int = 1
-    """Number of different impressions of each finger in a micro-batch; the batch size must be a multiple of it. 1 draws
-    prints independently."""
+    """Number of different impressions of each finger in a micro-batch; the batch size must be a multiple of this
+    number. 1 draws prints independently."""
     balanced: bool = False
     """Draw every finger equally often, regardless of its number of prints."""
     siblings: int = 1

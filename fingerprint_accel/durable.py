@@ -48,7 +48,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """Return a temporary path beside `path`, to write a file before it is renamed to `path`.
+    """Return a temporary path beside `path`. A file is first written to the temporary path and then renamed to `path`.
 
     The name contains the machine, the process and the thread, so that two writers do not use the same file.
     """

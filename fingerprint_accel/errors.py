@@ -31,14 +31,17 @@ class UserError(ValueError):
 class Stopped(Exception):  # noqa: N818  (not an error)
     """Exception for training that was stopped by a signal and has saved a checkpoint.
 
-    On the first rank, the message explains how to resume. On the other ranks it is empty.
+    On the first rank, the message explains how to resume. On the other ranks the message is empty.
     """
 
     code = STOPPED
 
 
 class LostProcessError(Exception):
-    """Error if another training process has failed or was killed. The message names that process if it is known."""
+    """Error if a training process other than this one has failed or was killed.
+
+    The message names the process if known.
+    """
 
     code = LOST
 

@@ -37,7 +37,7 @@ class InProcess(Executor):
 
 @dataclass(frozen=True)
 class Workers:
-    """An executor, and the device that its tasks compute on.
+    """An executor, and the device on which the tasks of the executor compute.
 
     Attributes:
         executor: Runs the tasks.
@@ -54,10 +54,10 @@ def open_workers(workers: int = 0, cluster: str = "", device: str = "cpu", threa
 
     Args:
         workers: Number of processes on this machine. 0 starts one per core, and 1 runs the tasks in this process.
-        cluster: Address of a Dask scheduler (`tcp://head:8786`) or its scheduler file. Its workers run the tasks
-            instead of processes on this machine.
+        cluster: Address of a Dask scheduler (`tcp://head:8786`) or its scheduler file. The workers of the
+            scheduler run the tasks, instead of processes on this machine.
         device: "cpu", "cuda" (one process for each GPU of this machine), or "auto" (GPUs if there are any).
-        threads: Whether each task uses all cores by itself. If so, tasks on a CPU run in this process.
+        threads: Whether each task uses all cores by itself. If true, tasks on a CPU run in this process.
 
     Raises:
         UserError: If the device or cluster is not available, or a worker was killed.
@@ -101,7 +101,7 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         yield pool
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # to wait for the end of a task could take minutes
+            process.kill()  # waiting for the end of a task could take minutes
         if isinstance(error, BrokenExecutor):
             raise UserError(
                 "a worker process was killed, probably because the memory was full; run the same command with fewer "

@@ -1,9 +1,9 @@
 """Run the jobs of the commands `import`, `merge`, `synth` and `extract`: write a folder of shards in parallel.
 
 A shard is a file with a part of the prints. Each shard is written to a staging folder beside the output folder. When a
-shard is complete, a JSON record of its facts (such as its checksum) is written to a subfolder. When all records exist,
-the staging folder is renamed to the output folder. A command that was killed continues from the records. The bytes of
-the output do not depend on the number of workers and machines, or on interruptions.
+shard is complete, a JSON file with its metadata (such as its checksum) is written to a subfolder. When the metadata of
+all shards exist, the staging folder is renamed to the output folder. A command that was killed and is run again keeps
+the finished shards. The bytes of the output do not depend on the number of workers and machines, or on interruptions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_j
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 
-Facts = dict[str, Any]  # facts about a finished shard, as JSON
+Facts = dict[str, Any]  # metadata of a finished shard, as JSON
 IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
 ARGUMENTS = "arguments.json"  # file in the folder of the records; no shard has this name
 
@@ -37,7 +37,8 @@ class Job(Protocol):
     Attributes:
         label: Text in front of the progress bar.
         kind: Kind of the output folder.
-        pattern: Format string of shard names. It is formatted with the number of the shard and the number of shards.
+        pattern: Format string of shard names. It is formatted with the index of the shard and the total number of
+            shards.
         arguments: All values that the bytes of the output depend on, as JSON, including versions of libraries.
         sizes: Number of prints in each shard.
         bytes_per_print: Approximate disk space of one print, in bytes.
@@ -56,7 +57,7 @@ class Job(Protocol):
         return [self.pattern.format(shard, len(self.sizes)) for shard in range(len(self.sizes))]
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
-        """Return a picklable function that writes shard number `shard` to a given path, and returns facts about it."""
+        """Return a picklable function that writes shard `shard` to a given path and returns the shard's metadata."""
         ...
 
     def is_current(self, shard: int, facts: Facts) -> bool:
@@ -65,8 +66,8 @@ class Job(Protocol):
         This method does not check `arguments`; `run` does.
 
         Args:
-            shard: Number of the shard.
-            facts: Facts that were recorded when the shard was written.
+            shard: Index of the shard.
+            facts: Metadata that the function of `task` returned when the shard was written.
         """
         return True
 
@@ -75,7 +76,7 @@ class Job(Protocol):
 
         Args:
             folder: Folder that contains the shards.
-            facts: Facts about each shard, including the checksum of its file as `sha256`.
+            facts: Metadata of each shard, with the checksum of the shard file added under the key `sha256`.
         """
         ...
 
@@ -128,8 +129,8 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
 def _make_missing(job: Job, staging: Path, executor: Executor, progress: bool, facts: dict[int, Facts]) -> int:
     """Write the missing shards of a job, and return the number of prints in them.
 
-    The facts about each finished shard are added to `facts`, by shard number. `facts` is an argument, so that the
-    caller has the facts of the finished shards after an error too.
+    The metadata of each finished shard is added to `facts`, a dictionary keyed by the index of the shard. `facts` is an
+    argument, so that the caller has the metadata of the finished shards after an error too.
     """
     facts.update(_finished(job, staging))
     missing = [shard for shard in range(len(job.sizes)) if shard not in facts]
@@ -202,7 +203,7 @@ def _discard(other: Path, job: Job, overwrite: bool) -> None:
 
 
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
-    """Return the recorded facts about the finished shards in a staging folder, by shard number."""
+    """Return the metadata of the finished shards in a staging folder, keyed by shard index."""
     found = {}
     for shard, name in enumerate(job.names):
         facts = _read_json(_record(staging / name))
@@ -212,7 +213,7 @@ def _finished(job: Job, staging: Path) -> dict[int, Facts]:
 
 
 def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
-    """Write shards with an executor, and yield the number and the facts of each shard when it is finished.
+    """Write shards with an executor, and yield the index and the metadata of each shard when it is finished.
 
     At most `IN_FLIGHT` shards are submitted to the executor at a time.
     """
@@ -229,11 +230,11 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
 
 
 def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
-    """Write one shard and the record of its facts, and return the facts. Workers run this function.
+    """Write one shard and a JSON file with its metadata, and return the metadata. Workers run this function.
 
     Args:
-        task: Function that writes the shard to a file and returns facts about it.
-        path: File of the shard. It exists only when it is complete.
+        task: Function that writes the shard to a given path and returns the metadata of the shard.
+        path: Path of the shard. The file exists at this path only when it is complete.
 
     Raises:
         UserError: If this machine cannot access the staging folder, or the task has failed.
@@ -246,7 +247,7 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
     try:
         facts = task(temporary)
         fsync_path(temporary)
-        facts["sha256"] = file_sha256(temporary)  # read back from the file
+        facts["sha256"] = file_sha256(temporary)  # computed from the file as stored on disk
         temporary.replace(path)
         # The record is not flushed to the disk. If a crash of the machine loses it, the shard is written again.
         draft = path.parent / RECORDS / temporary.name

@@ -1,7 +1,7 @@
 """Check whether a command may write its output file or output folder, and lock output folders.
 
-A command replaces only files and folders of the kind that it writes, and never one of its inputs. While a command
-writes a folder, it holds a lock, so that no other command writes the same folder.
+A command replaces only files and folders of the kind that the command itself writes. It never replaces its inputs.
+While a command writes a folder, it holds a lock, so that no other command writes the same folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from fingerprint_accel.errors import UserError, require
 MARK = "fingerprint_accel"  # single files that commands write contain this word and the kind of the file
 PICTURE = "picture"  # kind of a PNG file
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
-DECORATION = len("..01234567.partial")  # length that the name of a temporary folder adds to the name of the output
+# Number of characters that the name of a temporary folder adds to the name of the output.
+DECORATION = len("..01234567.partial")
 RECORDS = "records"  # subfolder of an unfinished folder: one record for each finished shard
 OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs[0-9a-f]+")  # files that the operating system creates
 
@@ -168,12 +169,12 @@ def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold an exclusive lock during a `with` statement. It is also released if the process is killed.
+    """Hold an exclusive lock during a `with` statement. The lock is also released if the process is killed.
 
     On file systems without locks, nothing is locked.
 
     Args:
-        path: File to lock. It is created, and deleted when the lock is released.
+        path: File to lock. The function creates the file, and deletes it when the lock is released.
         refusal: Error message if another process holds the lock.
         patience: Number of seconds to wait for the lock.
 

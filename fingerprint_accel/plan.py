@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 GIB, GB = 2**30, 1e9
 ROW_BYTES = 2_300  # bytes per print besides pixels: minutiae, labels, padding (measured on a synthetic dataset)
-LZ4_SHARE = 0.37  # size of prints compressed with lz4, relative to raw prints (measured on a synthetic dataset)
-MFU = 0.1297  # model FLOP utilisation: measured speed relative to the bf16 peak of the data sheet, see MEASURED
+LZ4_SHARE = 0.37  # size of prints after lz4 compression as a share of their raw size (measured on a synthetic dataset)
+MFU = 0.1297  # model FLOP utilisation: measured speed divided by the bf16 peak of the data sheet, see MEASURED
 MEASURED = (
     "Inception v4 Tex on one H100: 1,747 prints/s at batch 256 in bf16 (benchmarks/results/h100/tex.json). "
     "The estimate assumes the same 13 % of the data sheet's peak on every GPU, and no loss between GPUs."
@@ -65,7 +65,7 @@ class Recipe:
 
     Attributes:
         name: File name of the recipe.
-        most_prints: Largest number of training prints for which the recipe is chosen.
+        most_prints: Maximum number of training prints. For more prints, a different recipe is chosen.
         batch_size: Number of prints per device.
         epochs: Number of passes over the training prints.
         sharded: Whether the identity heads are split over the devices.
@@ -99,7 +99,7 @@ class Counted:
         parameters: Number of trained parameters.
         largest_block: Number of parameters of the largest block of the network.
         saved_bytes: Bytes per print that the forward pass keeps for the backward pass, with bf16 autocast.
-        flops: Operations per print, forward and backward. A multiplication and an addition count as two.
+        flops: Floating-point operations per print in the forward and backward pass. A multiply-add is two operations.
     """
 
     parameters: int
@@ -125,7 +125,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
-    """Count the parameters of a network, and its memory and operations per print. Takes a few seconds.
+    """Count the parameters of a network, and the memory and operations that training needs per print. Takes seconds.
 
     The network runs on fake tensors, which have shapes but no values.
 
@@ -176,7 +176,7 @@ class Need:
 
     @property
     def total(self) -> float:
-        """Sum of all parts."""
+        """Memory for network, heads and activations together."""
         return self.network + self.head + self.activations
 
 
@@ -206,7 +206,7 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
 
 
 def parse_devices(text: str) -> tuple[int, str, Device]:
-    """Parse text such as `8xA100-80` into the number of devices, the name of the GPU, and its speed and memory.
+    """Parse text such as `8xA100-80`, and return the number of devices, the GPU's name and its `Device`.
 
     Raises:
         UserError: If the text is malformed or the GPU is not in `DEVICES`.
@@ -226,7 +226,7 @@ def plan(
     fsdp: bool = False,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> str:
-    """Choose the recipe for a number of prints, and return a table of the disk space, memory and training time.
+    """Choose the recipe for a number of prints, and return a text table of disk space, memory and training time.
 
     Args:
         fingers: Number of fingers to train on.

@@ -19,7 +19,7 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift int64 values right by a number of bits, without sign extension."""
+    """Shift int64 values to the right by `bits` bits, without sign extension."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -69,7 +69,7 @@ def uniforms(keys: torch.Tensor, counts: tuple[tuple[int, int], ...]) -> dict[in
         counts: pairs (stream, number of random numbers per key).
 
     Returns:
-        Dictionary from each stream to its random numbers, (B, count) float32.
+        Dictionary keyed by stream. Each value is a (B, count) float32 tensor of random numbers.
     """
     drawn = _uniform(keys, _table(counts, keys.device)).split([count for _, count in counts], dim=1)
     return dict(zip((stream for stream, _ in counts), drawn, strict=True))
@@ -95,12 +95,12 @@ def _uniform(keys: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
 
 
 def _elements(stream: int, count: int, device: torch.device) -> torch.Tensor:
-    """Return the offsets that distinguish the random numbers of a key, (count,) int64.
+    """Return (count,) int64 offsets, which distinguish the random numbers that are drawn for one key.
 
     Args:
         stream: identifier of the random stream.
         count: number of random numbers per key.
-        device: device of the result.
+        device: device of the returned tensor.
     """
     return (torch.arange(count, device=device) + (stream << 32)) * _GOLDEN
 
@@ -114,8 +114,8 @@ def _table(counts: tuple[tuple[int, int], ...], device: torch.device) -> torch.T
 def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
     """Apply an elementwise function to float32 values, with results that do not depend on the position of a value.
 
-    CPU kernels use different code for the vectorised part and for the end of a tensor. The results of the two can
-    differ in the last bit. Computing in float64 and rounding removes the difference.
+    CPU kernels use different code for the vectorised part and for the end of a tensor. The results of the two code
+    paths can differ in the last bit. Computing in float64 and rounding removes the difference.
     """
     if values.device.type != "cpu":
         return function(values)
@@ -123,7 +123,7 @@ def steady(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tenso
 
 
 def steady_mean(values: torch.Tensor) -> torch.Tensor:
-    """Compute means over H and W, with bits that do not depend on the number of threads or on the batch.
+    """Compute the mean over H and W. The result is bit-identical for any number of threads and any batch size.
 
     Args:
         values: (B, C, H, W).

@@ -13,7 +13,7 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 
 
 def launched_rank_and_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, as a launcher has set them in the environment.
+    """Return the rank of this process and the number of processes, read from environment variables of the launcher.
 
     Without a rank in the environment the result is (0, 1), because SLURM scripts may set only the number of processes.
     """

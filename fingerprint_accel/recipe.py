@@ -72,9 +72,9 @@ def run_training(config: Config) -> Run:
 def fold_configs(config: Config) -> list[Config]:
     """Return the training configuration of each fold of a cross-validation.
 
-    The run folders are OUT/fold-1, OUT/fold-2, ... A fold validates at its last step only, and this checkpoint is
-    evaluated. If the best of several checkpoints were chosen on the held-out prints, the error rates on these prints
-    would be too low.
+    The run folders are OUT/fold-1, OUT/fold-2, ... A fold validates at its last step only, and the
+    checkpoint of the last step is evaluated. If the best of several checkpoints were chosen on the held-out prints, the
+    error rates on these prints would be too low.
     """
     training = dataclasses.replace(config.training, validate_every=0, patience=0)
     return [
@@ -128,7 +128,8 @@ def cross_validate(config: Config) -> None:
 def export(run: Run) -> None:
     """Export the best checkpoint of a run to the subfolder `model` of its run folder.
 
-    If the run has validation prints, the exported model contains similarity thresholds from them (a calibration).
+    If the run has validation prints, the exported model contains similarity thresholds that were computed from
+    these prints (a calibration).
     """
     from fingerprint_accel.evaluation.calibration import calibrate_export
     from fingerprint_accel.extraction.calibration import NOTE
@@ -152,8 +153,8 @@ def export(run: Run) -> None:
 def learns_maps(run: Run) -> bool:
     """Return whether the network of a run has learned to predict minutia maps.
 
-    Minutia maps are images of the positions and directions of minutiae. The network has learned them if the run trains
-    them, or if the run starts from a network that was trained on them.
+    Minutia maps are images of the positions and directions of minutiae. The network has learned to predict
+    them if the run uses the minutia-map loss, or starts from a network that was trained with it.
     """
     if run.config.loss.minutia_map_weight > 0 and run.train.with_minutiae > 0:
         return True
@@ -180,7 +181,7 @@ def some_of(prints: PrintSource) -> Iterator[torch.Tensor]:
 
 
 def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, style: Style) -> str:
-    """Write a synthetic dataset, unless its folder exists, and return the folder. Only the main process writes it.
+    """Write a synthetic dataset, unless `folder` exists, and return `folder`. Only the main process writes.
 
     Args:
         folder: Dataset folder.

@@ -1,7 +1,7 @@
 """Compute the similarity of templates, the embeddings of prints.
 
 The similarity is the cosine. For dense templates, it is the cosine over the cells that both prints show. A dense
-template is a vector of unit length that concatenates the vectors of the cells of a square grid on the finger, in
+template is a vector of unit norm that concatenates the vectors of the cells of a square grid on the finger, in
 row-major order. The vector of a cell is zero exactly if the print does not show the cell, so the mask of the visible
 cells can be computed from the template. The argument `cells` is the number of cells. It is 0 for templates that are not
 dense.
@@ -31,9 +31,9 @@ def similarity(reference: np.ndarray, probe: np.ndarray, cells: int = 0) -> np.n
     with all poses of the probe, and the probe in its original pose with all poses of the reference.
 
     Args:
-        reference: (N, P, D) float32 of unit length: one template of length D for each of P poses, the original pose
-            first. With one pose also (N, D).
-        probe: (M, P, D) or (M, D), likewise. The number of poses can differ from `reference`.
+        reference: (N, P, D) float32: a template of unit norm with D elements for each of P poses, the original pose
+            first. For P = 1, the shape (N, D) is accepted too.
+        probe: (M, P, D) or (M, D) float32, in the same format. The number of poses can differ from `reference`.
         cells: number of cells of dense templates, else 0; see `masked_similarity`.
 
     Returns:
@@ -54,7 +54,7 @@ def pair_similarity(reference: np.ndarray, probe: np.ndarray, pairs: np.ndarray,
     Args:
         reference: (N, P, D) or (N, D) templates, see `similarity`.
         probe: (M, P, D) or (M, D) templates.
-        pairs: (n, 2) row in `reference` and row in `probe` of each pair.
+        pairs: (n, 2) indices of each pair: the row in `reference` and the row in `probe`.
         cells: number of cells of dense templates, else 0.
 
     Returns:
@@ -77,17 +77,17 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
     """Compute the cosine of every template in `first` with every template in `second`.
 
     For dense templates (`cells` above 0), the cosine covers only the cells that both prints show. The dot product needs
-    no mask, because missing cells are zero. The squared norm of each template is taken over the cells that the other
-    print shows, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity 0. The function
-    computes three matrix products at once, so the caller must limit N x M.
+    no mask, because the vectors of missing cells are zero. The squared norm of a template is summed over the cells that
+    the other print of the pair shows, and is at least `OVERLAP_FLOOR`. Prints without a common cell have the similarity
+    0. The function computes three matrix products at once, so the caller must limit N x M.
 
     Args:
-        first: (N, D) float32 of unit length, numpy array or torch tensor.
-        second: (M, D), likewise.
+        first: (N, D) float32 templates of unit norm, a numpy array or torch tensor.
+        second: (M, D) float32 templates of unit norm, of the same type as `first`.
         cells: number of cells of dense templates, else 0.
 
     Returns:
-        (N, M).
+        (N, M) similarities.
     """
     scores = first @ second.T
     if not cells:
@@ -98,7 +98,7 @@ def masked_similarity(first: Any, second: Any, cells: int) -> Any:
 
 
 def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
-    """Return which cells each print shows, as a mask (..., cells) bool.
+    """Return a bool mask (..., cells) that is True for the cells that a print shows.
 
     Args:
         templates: (..., D) dense templates.
@@ -110,15 +110,15 @@ def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:
     """Fuse the templates of several prints of one finger into one template.
 
-    The result is the mean, normalised to unit length. For dense templates, each cell is averaged over the prints that
+    The result is the mean, normalised to unit norm. For dense templates, each cell is averaged over the prints that
     show it.
 
     Args:
-        templates: (n, D) float32 of unit length.
+        templates: (n, D) float32 of unit norm.
         cells: number of cells of dense templates, else 0.
 
     Returns:
-        (D,) float32 of unit length; zero if the mean is zero.
+        (D,) float32 of unit norm; zero if the mean is zero.
     """
     if cells:
         templates = per_cell(templates, cells)
@@ -133,22 +133,23 @@ def fused(templates: np.ndarray, cells: int) -> np.ndarray:
 def per_cell(templates: np.ndarray, cells: int) -> np.ndarray:
     """Rescale dense templates so that the norm of a cell vector does not depend on the number of visible cells.
 
-    Templates have unit length. If a print shows a quarter of the finger, its cell vectors therefore have twice the norm
-    of those of a complete print. After rescaling, all cells have the same weight in a mean over prints.
+    Templates have unit norm. If a print shows a quarter of the finger, the norm of its cell vectors is therefore twice
+    the norm of the cell vectors of a complete print. After rescaling, all cells have the same weight in a mean over
+    prints.
 
     Args:
-        templates: (n, D) dense templates of unit length.
+        templates: (n, D) dense templates of unit norm.
         cells: number of cells.
 
     Returns:
-        (n, D).
+        (n, D) rescaled templates.
     """
     shares = mask_of(templates, cells).mean(axis=-1, keepdims=True, dtype=np.float32)
     return templates * np.sqrt(shares)
 
 
 def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """Compute `masked_similarity` in blocks, so that the function needs little more memory than its result."""
+    """Return the result of `masked_similarity`, computed in blocks, so that temporaries need little memory."""
     if not cells:
         return np.asarray(first @ second.T)
     scores = np.empty((len(first), len(second)), np.float32)
@@ -162,7 +163,7 @@ def _products(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _row_by_row(first: np.ndarray, second: np.ndarray, cells: int) -> np.ndarray:
-    """Compare each template with the templates in the same row of `second`.
+    """Compute the similarity of each template in `first` with the P templates in the same row of `second`.
 
     Args:
         first: (n, D) templates.

@@ -13,8 +13,8 @@ def aligned(rows: Sequence[Sequence[str]], words: int | None = None) -> str:
 
     Args:
         rows: Rows with the same number of cells.
-        words: Number of columns, from the left, that are aligned to the left. The other columns are aligned to the
-            right. By default all columns are aligned to the left.
+        words: The first `words` columns are aligned to the left, and the other columns to the right. By default all
+            columns are aligned to the left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = len(widths) if words is None else words

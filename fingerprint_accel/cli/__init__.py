@@ -87,7 +87,7 @@ def overview() -> str:
 
 
 def _unknown(verb: str) -> str:
-    """Return the error message for a verb that does not exist. It suggests a similar verb if there is one."""
+    """Return the error message for a verb that does not exist. The message suggests a similar verb if there is one."""
     if verb in RENAMED:
         return f"{verb}: no such verb; {RENAMED[verb]}"
     close = difflib.get_close_matches(verb, VERBS, 1)

@@ -1,4 +1,4 @@
-"""Annotated types for options that several verbs share. They hold placeholders and texts for `--help`."""
+"""Annotated types for options that several verbs share. The annotations hold placeholders and texts for `--help`."""
 
 from __future__ import annotations
 

@@ -62,14 +62,14 @@ def synth(
       fingerprint-accel synth --out datasets/touch --fingers 200 --impressions 4 \\
           --sensors capacitive --quality poor
 
-    Sensors. Each print is captured by one of them, chosen at random:
+    Sensors. Each print is captured by a sensor chosen at random:
       optical     glass prism: even, sharp, dark ridges
       capacitive  silicon chip: small area, noise, fixed stripes
       thermal     swept silicon: broad ridges, soft shading
       ink         ink on paper, scanned: uneven ink, large area
       latent      mark lifted from a surface: faint, smeared, dirty
 
-    Qualities. They set how strongly prints are rotated, cropped, pressed, dried and soiled:
+    Qualities. The quality sets how strongly prints are rotated, cropped, pressed, dried and soiled:
       clean       weak effects
       default     a usual capture
       poor        strong effects
@@ -79,11 +79,11 @@ def synth(
         out: Dataset folder to write.
         fingers: Number of fingers.
         impressions: Number of prints of each finger.
-        seed: Random seed. Another seed gives other fingers.
+        seed: Random seed. Each seed gives different fingers.
         sensors: Sensors to choose from, see above.
         quality: Quality of the prints, see above.
         partial: Share of prints (0 to 1) that show only a part of the finger.
-        first_finger: Number of the first finger. 1000 continues a dataset of 1000 fingers.
+        first_finger: Index of the first finger. 1000 continues a dataset of 1000 fingers.
         siblings: Number of consecutive fingers that differ only in their minutiae.
     """
     from fingerprint_accel.synthesis.sensors import Style
@@ -130,7 +130,7 @@ def import_files(
       fingerprint-accel import casia --out datasets/casia \\
           --names "(?P<finger>.+_[LR][0-3])_(?P<impression>[0-4])"
 
-    Layouts. They read finger and impression from the name of each file:
+    Layouts. A layout reads finger and impression from the name of each file:
       fvc       101_1.tif                     finger 101, impression 1
       folders   anna-left-thumb/any.png       one folder for each finger
       flx       10_9.png, f0001_01.png        finger and impression, in any folder
@@ -141,7 +141,7 @@ def import_files(
                 path,finger,impression[,ppi][,minutiae][,position]
 
     For other names, --names takes a regular expression with the groups finger or subject, and optionally impression,
-    position and ppi. A position is a number (1 to 10; 13 and 14 for a slap of four fingers) or a word such as
+    position and ppi. A position is a code (1 to 10; 13 and 14 for a slap of four fingers) or a word such as
     left_index or R2.
 
     Args:
@@ -151,7 +151,7 @@ def import_files(
         names: Regular expression for file names without suffix. If it contains a slash, it must match whole paths.
         raw_size: Size of raw pixel files, which have 8 bits per pixel.
         minutiae: Folder of minutiae files: FOLDER/anna/1.iso or FOLDER/1.iso for SRC/anna/1.png.
-        xyt_kind: Coordinate convention of .xyt files: that of mindtct (nist), or of mindtct -m1 (m1).
+        xyt_kind: Coordinate convention of .xyt files: as mindtct writes them (nist), or as mindtct -m1 (m1).
         find_minutiae: Find missing minutiae with NIST's detector mindtct (pip install nbis-py).
         nfiq2: Store NFIQ 2 scores, 0 to 100 (pip install nbis-py). Takes about 0.4 s per print.
         encoding: Encoding of the images in the dataset. lz4 is lossless and needs less disk space.
@@ -253,7 +253,7 @@ def inspect(
     """Print the contents of a dataset and draw some of its prints.
 
     With --audit the dataset is searched for errors: identical images, one finger under two keys, two fingers under one
-    key, prints under the wrong finger, and minutiae that do not fit their print. The picture shows prints with
+    key, prints under the wrong finger, and minutiae that do not fit their print. The PNG file shows prints with
     possible errors, and a .jsonl file beside it lists the errors.
 
     Examples:
@@ -262,7 +262,7 @@ def inspect(
 
     Args:
         out: PNG file to write.
-        fingers: Number of fingers in the picture.
+        fingers: Number of fingers in the PNG file.
         minutiae: Draw the minutiae on the prints.
         audit: Search for wrong labels and other errors. Takes about as long as `extract`.
         model: Model that compares prints for --audit.

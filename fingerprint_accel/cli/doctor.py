@@ -32,7 +32,7 @@ TORCH = "https://pytorch.org/get-started/locally"
 
 
 def doctor() -> None:
-    """Show versions and devices, and what would be slow or fail.
+    """Show versions and devices, and settings that make commands slow or fail.
 
     The output is plain text without user and host names, so that you can paste it into a bug report.
 
@@ -107,7 +107,7 @@ def _gib(size: float) -> str:
 
 
 def troubles(machine: Machine) -> list[str]:
-    """Return one line for each problem of a machine, with its remedy."""
+    """Return a list with one line of text for each problem of a machine, which also names the remedy."""
     groups = (_package_troubles, _gpu_troubles, _config_troubles, _cpu_troubles, _limit_troubles)
     return [line for group in groups for line in group(machine)]
 

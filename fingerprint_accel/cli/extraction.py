@@ -95,8 +95,8 @@ def extract(
 ) -> None:
     """Compute the embeddings of all prints of a dataset or folder.
 
-    All GPUs of the machine are used, or else all CPU cores. The results do not depend on their number. An interrupted
-    or killed command continues when you run it again.
+    All GPUs of the machine are used, or else all CPU cores. The results do not depend on the number of GPUs or cores.
+    An interrupted or killed command continues when you run it again.
 
     Examples:
       fingerprint-accel extract datasets/db1 --out embeddings/db1
@@ -114,8 +114,8 @@ def extract(
     Args:
         data: Dataset folder, or folder of images including its subfolders.
         out: Folder to write.
-        template: Number format: float32 (4 bytes per number), int8 (1 byte) or binary (1 bit, the signs).
-        length: Keep only this many numbers of each branch. Needs a model that was trained for this length.
+        template: Number format: float32 (4 bytes per element), int8 (1 byte) or binary (1 bit, the sign).
+        length: Keep only this many elements of each branch. Needs a model that was trained for this length.
         minimum_quality: Prints below this quality (0 to 1) count as failures to acquire.
         batch_size: Number of prints in a batch.
         bf16: Run the network in bf16, which is faster on hardware that supports it.
@@ -136,8 +136,8 @@ def minutiae(
 ) -> None:
     """Find the minutiae of prints and write a file for each image.
 
-    The model needs a minutia branch: variants Minu, TexMinu, LocMinu and LocTexMinu have one. The bundled models have
-    none. To train one, give a recipe --model.variant TexMinu.
+    The model needs a minutia branch: the variants Minu, TexMinu, LocMinu and LocTexMinu have one. The bundled models
+    have no minutia branch. To train such a model, give --model.variant TexMinu to a recipe.
 
     Examples:
       fingerprint-accel minutiae scans/*.png --model runs/mine --out minutiae
@@ -150,9 +150,9 @@ def minutiae(
     Args:
         images: Image files.
         model: Run folder, checkpoint folder, or exported model folder.
-        out: Folder to write. Files have the names of the images with another suffix.
+        out: Folder to write. Files have the names of the images with the suffix of the format.
         format: File format, see above.
-        threshold: Lowest score of a minutia (0 to 1). Lower values find more minutiae, and more false ones.
+        threshold: Lowest score of a minutia (0 to 1). Lower values find more minutiae, but more of them are false.
     """
     from fingerprint_accel.extraction.extractor import open_extractor
     from fingerprint_accel.extraction.minutiae_readout import FOLDER, read_minutiae, write_minutiae
@@ -180,7 +180,7 @@ def demo(
     """Open a page in the browser that compares and searches prints.
 
     Drop two images on the page to see their similarity and how they overlap. The page is only served to this machine,
-    and it loads nothing from the internet. Press Ctrl-C to end it, which also deletes the dropped images.
+    and it loads nothing from the internet. Press Ctrl-C to stop the server and delete the dropped images.
 
     Needs: pip install 'fingerprint-accel[demo]'
 

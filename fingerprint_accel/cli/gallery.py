@@ -95,7 +95,7 @@ def search(
         probe: Image of a fingerprint.
         top: Number of prints to show.
         index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]').
-        position: Compare only with prints of this finger (for example 7 or left_index) and of unknown fingers.
+        position: Compare only with prints of this finger (for example 7 or left_index) and prints of unknown fingers.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
@@ -120,8 +120,9 @@ def remove(
 ) -> None:
     """Delete a person or single prints from a gallery.
 
-    The files of the gallery are rewritten without these prints, and its index is deleted. Names and templates are then
-    gone from the folder. If the command is killed, run it again. Copies and backups of the folder are not changed.
+    The files of the gallery are rewritten without these prints, and its index is deleted. Names and templates of
+    the deleted prints are then no longer in the folder. If the command is killed, run it again. Copies and backups of
+    the folder are not changed.
 
     Examples:
       fingerprint-accel remove known --person anna

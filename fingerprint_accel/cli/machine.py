@@ -38,16 +38,16 @@ class Machine:
         driver: Version of the NVIDIA driver, or "".
         precision: Fastest number format for training (`training.setup.fast_precision`), or "" if it is unknown.
         cpu: Model of the processor.
-        cores: Number of cores, of threads, and of threads that this process may use.
-        quota: Number of cores that the container may use, or 0 if it is not limited.
+        cores: Three numbers: cores, threads, and threads that this process may use.
+        quota: Number of cores that the container may use, or 0 without a limit.
         features: Instruction sets in `CPU_FEATURES` that the processor supports.
         memory: Available and total memory.
         disk: Free and total space of the disk that holds the current folder.
         shm: Size of /dev/shm, or 0.
-        open_files: Number of files that a process may open, or 0 if it is not limited.
+        open_files: Number of files that a process may open, or 0 without a limit.
         config: Settings that `accelerate config` has written to a file, or {} if there is no file.
         config_file: Path of the file of `accelerate config`.
-        environment: Values of the environment variables in `VARIABLES` that are set, by name.
+        environment: Dictionary from the name to the value of each environment variable in `VARIABLES` that is set.
     """
 
     torch: str = ""

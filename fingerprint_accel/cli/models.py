@@ -26,7 +26,7 @@ def plan(
     """Estimate disk space, GPU memory and training time.
 
     The output also names the recipe for this number of prints. Memory is computed from the network itself. Times are
-    projected from one measured GPU.
+    projected from a measurement on one GPU.
 
     Examples:
       fingerprint-accel plan --fingers 100000 --impressions 10 --gpus 8xA100-80
@@ -71,8 +71,8 @@ def evaluate(
     """Measure the error rates of a model on a dataset.
 
     Writes metrics.json, plots and report.html: verification (EER, FNMR at FMR), closed-set and open-set
-    identification, error rates of groups, and whether the model was trained on these prints. Every rate has its 95 %
-    interval and its threshold.
+    identification, error rates of groups, and whether the model was trained on these prints. Every rate is reported
+    with its 95 % confidence interval and its threshold.
 
     Examples:
       fingerprint-accel evaluate small datasets/db1 --out evaluation/db1
@@ -116,7 +116,7 @@ def calibrate(
     FMR of 0.1 %. The weights of the model do not change.
 
     With 20 fingers or more, the mean template of the prints is stored too and subtracted from every template. This
-    removes the part that all prints of one sensor share. Galleries that were made before must then be enrolled again.
+    removes what all prints of one sensor have in common. Galleries made before this calibration must be enrolled again.
 
     Examples:
       fingerprint-accel calibrate runs/mine datasets/db2
@@ -124,7 +124,7 @@ def calibrate(
 
     Args:
         model: Run folder or exported model folder to update. A checkpoint folder or bundled model needs --out.
-        out: Model folder to write. MODEL is then not changed.
+        out: Model folder to write. If it is given, MODEL is not changed.
         center: Subtract the mean template of these prints from every template.
     """
     from fingerprint_accel.evaluation.calibration import calibrate_command
@@ -141,8 +141,9 @@ def export(
 ) -> None:
     """Export a model to ONNX or torch.export.
 
-    The exported model includes preprocessing. Its output is compared with that of the original. Input: images
-    (N, canvas, canvas) uint8 with dark ridges. Output: embeddings (N, D) float32 of unit length. N can vary.
+    The exported model includes preprocessing. The embeddings of the exported model are compared with those of the
+    original. Input: images (N, canvas, canvas) uint8 with dark ridges. Output: embeddings (N, D) float32 of unit norm.
+    N can vary.
 
     Examples:
       fingerprint-accel export small --onnx small.onnx
@@ -169,7 +170,7 @@ def export(
 def convert_flx(checkpoint: Annotated[Positional[Path], arg("CHECKPOINT")], out: OutFolder) -> None:
     """Convert a checkpoint of flx to a model folder.
 
-    flx is another implementation of DeepPrint. All six of its variants and any number of training subjects are
+    flx is another implementation of DeepPrint. All six variants of flx and any number of training subjects are
     supported. Code in the checkpoint is not executed.
 
     Examples:

@@ -46,8 +46,9 @@ class Record:
     Attributes:
         kind: record type, for example 14.
         data: all bytes of the record.
-        idc: information designation character, a number that a minutiae record shares with the record of its image.
-        fields: values by field number, without the image; empty for binary record types.
+        idc: information designation character, an integer. A minutiae record has the same value as the record of its
+            image.
+        fields: dictionary from field number to value, without the image; empty for binary record types.
         image: bytes of the image: field 999, or the bytes after the header of a binary record. Empty if there are none.
     """
 
@@ -79,12 +80,12 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
 
     Args:
         data: all bytes of the file.
-        key: numbers of the fields that identify the subject, for example `2.018`. The values of these fields, joined
-            with `_`, become the attribute `subject` of each image.
+        key: identifiers of the fields that identify the subject, for example `2.018`. The values of these fields,
+            joined with `_`, become the attribute `subject` of each image.
 
     Returns:
-        One entry for each record with an image. If an image cannot be used, for example a palm or a face, its
-        attribute `reason` explains why.
+        List with one `ImageRecord` for each record with an image. If an image cannot be used, for example a palm or a
+        face, its attribute `reason` explains why.
 
     Raises:
         RecordError: if the file is not a transaction, is damaged, or holds no image.
@@ -219,8 +220,8 @@ def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
 def _nfiq2(record: Record) -> int:
     """Return the NFIQ 2 quality score (0 to 100) in field 14.024 of a record, or -1 if there is none.
 
-    Each subfield holds the finger, a score, the owner of the quality algorithm and the number of the algorithm. The
-    owner of NFIQ 2 is 000F.
+    Each subfield holds the finger, a score, and two identifiers: of the owner of the quality algorithm, and of the
+    algorithm itself. The owner of NFIQ 2 is 000F.
     """
     for row in record.rows(24):
         if len(row) >= 4 and row[1].isdigit() and row[2].upper() == b"000F" and int(row[1]) <= 100:
@@ -288,7 +289,7 @@ def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
         # 2 is the best quality and 63 the worst; 0 and 1 mean that no quality is stated
         code = int(row[2]) if len(row) > 2 and row[2].isdigit() else 0
         quality = (64 - code) / 62 if 2 <= code <= 63 else 0.0
-        # this format measures the opposite direction along the ridge
+        # the angle of this format points in the opposite direction along the ridge
         rows.append((x * scale, height - y * scale, degrees + 180, quality))
     return _minutiae(rows)
 
@@ -296,7 +297,7 @@ def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
 def _incits_378(template: Record, ppi: float) -> np.ndarray:
     """Read the minutiae in field 9.137 of a record of type 9 (the format INCITS 378).
 
-    A subfield holds a number, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent).
+    A subfield holds an index, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent).
 
     Args:
         template: record of type 9.
@@ -326,7 +327,7 @@ def _extended(template: Record, ppi: float) -> np.ndarray:
         ppi: resolution of the image, pixels per inch.
 
     Returns:
-        (n, 4) float32 x, y (image pixels), angle (radians) and quality, which is 0.
+        (n, 4) float32 x, y (image pixels), angle (radians) and quality (always 0).
     """
     scale = ppi / (100 * MM_PER_INCH)
     region = template.rows(300)[0] if 300 in template.fields else []

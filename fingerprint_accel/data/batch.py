@@ -16,13 +16,13 @@ class Batch:
 
     Attributes:
         image: (B, H, W) uint8 canvases, the square images of the prints. Ridges are dark.
-        finger: (B,) int64 class labels, from 0 to the number of training fingers - 1.
+        finger: (B,) int64 class labels, from 0 to F - 1 for F training fingers.
         minutiae: (B, M, 4) float32 with room for M minutiae per print. Each row holds x, y (canvas pixels, y down),
             angle (radians, counter-clockwise from +x with y up) and quality (0 to 1). Rows from `minutia_count` on are
             padding.
         minutia_count: (B,) int64 number of minutiae of each print; 0 if a print has none.
-        index: (B,) int64 row of each print in the dataset.
-        epoch: (B,) int64 number of the epoch of each print; a batch may contain prints of two epochs.
+        index: (B,) int64 row index of each print in the dataset.
+        epoch: (B,) int64 epoch of each print, from 0; a batch may contain prints of two epochs.
         pose: (B, 3) float32 true pose of the finger: rotation in radians, shift along x and y in canvas pixels (see
             `synthesis.touch.Touch.pose`). Rows are NaN for prints without ground truth. None if the batch was read
             without ground truth.
@@ -43,7 +43,7 @@ class Batch:
         return self.image.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with all tensors on a device."""
+        """Return the batch with all tensors moved to `device`."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return Batch(**{name: part.to(device) for name, part in parts.items() if part is not None})
 
@@ -54,7 +54,7 @@ class BatchLayout:
     Args:
         prints: number of prints, B.
         canvas: side of the images, pixels (H = W).
-        minutiae: number of minutiae that each print has room for, M. It is equal for all batches, so that shapes are
+        minutiae: number of minutiae that each print has room for, M. All batches have the same M, so that shapes are
             static.
         truth: whether the batch contains the true pose and contact.
     """
@@ -70,21 +70,21 @@ class BatchLayout:
         self.shapes["image"] = ((prints, canvas, canvas), torch.uint8)
 
     def empty(self, pinned: bool = False) -> torch.Tensor:
-        """Allocate an uninitialised buffer for one batch, (bytes,) uint8.
+        """Allocate an uninitialised buffer for one batch, and return it as a (bytes,) uint8 tensor.
 
         Args:
-            pinned: allocate page-locked memory, which CUDA copies asynchronously.
+            pinned: whether to allocate page-locked memory, from which CUDA can copy asynchronously.
         """
         size = sum(math.prod(shape) * kind.itemsize for shape, kind in self.shapes.values())
         return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
 
     def view(self, flat: torch.Tensor, keep_numbers: bool = False) -> Batch:
-        """Return the batch stored in a buffer, as views without a copy.
+        """Return the batch stored in a buffer. Its tensors are views of the buffer.
 
         Args:
             flat: (bytes,) uint8 on any device, laid out as `empty` allocates it.
-            keep_numbers: copy `finger`, `minutia_count`, `index` and `epoch`, so that they stay valid when the buffer
-                is reused.
+            keep_numbers: whether to copy `finger`, `minutia_count`, `index` and `epoch`, so that they stay valid when
+                the buffer is reused.
         """
         parts, start = {}, 0
         for name, (shape, kind) in self.shapes.items():

@@ -53,7 +53,7 @@ class Frame:
 
 
 def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> Frame:
-    """Return the position on an image at which `put_on_canvas` places the canvas.
+    """Return the position and scale of the canvas that `put_on_canvas` uses for an image.
 
     Args:
         grey: (H, W) uint8, ridges dark.
@@ -68,7 +68,7 @@ def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> F
 
 
 def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
-    """Mark the blocks of an image that contain ridges, as `ridge_mask` does, and check that there are enough.
+    """Return the mask and block side of `ridge_mask`, and check that enough blocks of the image contain ridges.
 
     Args:
         grey: (H, W) uint8, the image.
@@ -99,7 +99,7 @@ def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
 def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     """Mark the blocks of an image that contain ridges.
 
-    A block contains ridges if its contrast is high and its grey values are spread to both sides of the mean.
+    A block is marked if its contrast is high and its grey values are spread to both sides of their mean.
 
     Args:
         grey: (H, W) uint8.
@@ -115,7 +115,7 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
 
 
 def _smoothed(grey: np.ndarray) -> np.ndarray:
-    """Blur an image, (H, W) uint8, with a 3 x 3 box filter, so that sensor noise is not detected as ridges."""
+    """Blur a (H, W) uint8 image with a 3 x 3 box filter, so that sensor noise is not detected as ridges."""
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(1)))
 
 
@@ -138,7 +138,7 @@ def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -
 
     Args:
         values: (rows, columns) array.
-        mode: value of neighbours outside the array: "constant" for 0, "edge" for the nearest entry.
+        mode: values outside the array: "constant" pads with 0, "edge" repeats the nearest entry.
 
     Returns:
         (9, rows, columns) array.
@@ -154,7 +154,7 @@ def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -
 
 
 def _neighbours(mask: np.ndarray) -> np.ndarray:
-    """Count the true values in the 3 x 3 neighbourhood of each entry of a mask, (rows, columns) int."""
+    """Return the number of true values in the 3 x 3 neighbourhood of each mask entry, as a (rows, columns) array."""
     counts: np.ndarray = around(mask.astype(np.int32)).sum(axis=0)
     return counts
 
@@ -166,7 +166,7 @@ def connected_parts(mask: np.ndarray) -> np.ndarray:
         mask: (rows, columns) bool.
 
     Returns:
-        (rows, columns) int with a label above 0 for each component and 0 for the background. Labels need not be
+        (rows, columns) int: the label of the component, above 0, or 0 for the background. Labels need not be
         consecutive.
     """
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
@@ -178,7 +178,7 @@ def connected_parts(mask: np.ndarray) -> np.ndarray:
 
 
 def _main_part(mask: np.ndarray) -> np.ndarray:
-    """Keep the largest connected component of a mask and all components at least a quarter as large."""
+    """Keep the largest connected component of a mask, and all components with at least a quarter of its area."""
     labels = connected_parts(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -216,15 +216,15 @@ def put_on_canvas(
 
 
 def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Copy a print to a canvas of another size or resolution. The centres of both canvases coincide.
+    """Copy a print to a canvas of a different size or resolution. The centres of both canvases coincide.
 
-    If `scale` is 1, pixels are copied without resampling. The centre then moves by half a pixel if the sides of the two
-    canvases differ by an odd number.
+    If `scale` is 1, pixels are copied without resampling. In this case, the centre moves by half a pixel if the sides
+    of the two canvases differ by an odd number of pixels.
 
     Args:
         image: (C, C) uint8, the old canvas.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the old canvas.
-        scale: pixels of the new canvas per pixel of the old one.
+        scale: pixels of the new canvas per pixel of the old canvas.
         canvas: side of the new canvas, pixels.
 
     Returns:
@@ -292,7 +292,7 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
 
 
 def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Resample a square of an image to (canvas, canvas) float32. Parts outside the image are white.
+    """Cut a square from an image and resample it to (canvas, canvas) float32. Parts outside the image are white.
 
     Args:
         grey: (H, W) uint8.
@@ -309,7 +309,7 @@ def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) ->
 
 
 def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Return a soft mask of the area of the print on the canvas, (canvas, canvas) float32.
+    """Return a (canvas, canvas) float32 soft mask of the canvas area that the print covers.
 
     The mask is 1 on the print and up to two blocks around it, and decreases smoothly to 0 outside.
 
@@ -329,7 +329,7 @@ def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float,
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """Return a mask, (rows, columns) bool, with its gaps filled. A wet patch inside a print can cause a gap.
+    """Fill the gaps of a (rows, columns) bool mask. A wet patch inside a print can cause a gap.
 
     An entry is filled if there are true entries to its left and right, and also above and below it.
     """

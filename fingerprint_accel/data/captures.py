@@ -22,7 +22,7 @@ from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
 from fingerprint_accel.data.images import decode_apart
 from fingerprint_accel.data.slaps import cut_fingers, holds_several_fingers
 
-HEAD = 4096  # number of bytes by which the format of a file is recognised
+HEAD = 4096  # number of bytes at the start of a file from which its format is recognised
 SEVERAL = (
     "several fingers on one image: to cut them out, state the position 13 (right hand) or 14 (left hand) in the file "
     "name (see --names) or in the column `position` of the csv"
@@ -58,7 +58,7 @@ class Capture:
 
     Attributes:
         grey: (H, W) uint8.
-        ppi: resolution that the image record states, pixels per inch; 0 if it states none.
+        ppi: resolution that the image record states, pixels per inch; 0 if the record states no resolution.
         stated_ppi: resolution in the tags of an image file, pixels per inch; 0 if there is none. Tags are often wrong.
         pages: number of pages of the image file.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has no minutiae.
@@ -91,7 +91,7 @@ def join_name(path: str, record: int, finger: int) -> str:
 
 
 def container_of(head: bytes) -> Container | None:
-    """Return the container format of a file, given its first `HEAD` bytes, or None if the file is not a container."""
+    """Return the container format of a file from its first `HEAD` bytes; None if the file is not a container."""
     if head.startswith(IMAGE_STARTS):
         return None
     return next((container for container in CONTAINERS if container.starts(head)), None)
@@ -102,7 +102,7 @@ def read_records(path: Path, key: Sequence[str] = ()) -> list[ImageRecord]:
 
     Args:
         path: path of the file. The file stays memory-mapped as long as one of its records exists.
-        key: numbers of the fields of an ANSI/NIST transaction that identify the subject, for example `2.018`.
+        key: identifiers of the ANSI/NIST fields that identify the subject, for example `2.018`.
 
     Returns:
         The records; an empty list if the file is not a container.
@@ -134,12 +134,13 @@ def read_capture(
 
     Args:
         path: path of the file.
-        record: number of the record in a container; 0 for an image file or for a container of a single print.
+        record: position of the record in a container, from 1; 0 for an image file or for a container of a single print.
         finger: position of the finger to cut out of a slap (one image of several fingers); 0 for an image of one
             finger.
-        slap: position code of a slap in an image file, for example 13 for four fingers of the right hand. Records of
-            containers state their own code.
-        ppi: resolution of the image if the file does not state it, pixels per inch. It is needed to cut slaps.
+        slap: position code of a slap in an image file, for example 13 for four fingers of the right hand. For
+            containers, the position code in the record is used.
+        ppi: resolution of the image if the file does not state it, pixels per inch. This resolution is needed to cut
+            slaps.
         raw_size: (height, width) of files of raw pixels, or None.
 
     Raises:
@@ -176,7 +177,7 @@ def _fingers_of(
         slap: position code of the slap if its record states none.
         ppi: resolution of the image if the file does not state it, pixels per inch.
         raw_size: (height, width) of files of raw pixels, or None.
-        `_`: modification time and size of the file, so that the cache does not return an older version.
+        `_`: modification time and size of the file, so that the cache does not return an older version of it.
     """
     record, capture = _read(path, number, raw_size)
     if record.position not in SLAPS:
@@ -237,7 +238,7 @@ def _chosen(records: list[ImageRecord], number: int, path: Path) -> ImageRecord:
 
     Args:
         records: all image records of the file.
-        number: number of the record to return. 0 returns the only record that can be used.
+        number: position of the record to return, from 1. 0 selects the only usable record of the file.
         path: path of the file, for error messages.
 
     Raises:

@@ -108,8 +108,8 @@ class Origin:
 
     Attributes:
         verb: name of the command: `import`, `merge` or `synth`.
-        options: options of the command by name, without paths of the user's folders.
-        versions: version of each software package that the bytes of the dataset depend on, by name.
+        options: dictionary from the name to the value of each option, without paths of the user's folders.
+        versions: dictionary from the name to the version of each software package that affects the dataset.
         sources: names of the source folders.
         synthetic: whether all prints are synthetic.
     """
@@ -129,7 +129,7 @@ def origin_of(
     Args:
         verb: name of the command.
         arguments: arguments of the job, `Job.arguments`.
-        versions: names of those arguments that are versions of software. The other arguments are options.
+        versions: names of the arguments that are versions of software. All other arguments are options.
         sources: names of the source folders.
         synthetic: whether all prints are synthetic.
     """
@@ -158,7 +158,7 @@ def dataset_card(info: DatasetInfo, columns: pa.Schema, origin: Origin, rejected
         info: properties of the dataset.
         columns: columns of the dataset.
         origin: command that made the dataset.
-        rejected: number of rejected files for each reason; None for commands that reject nothing.
+        rejected: number of rejected files for each reason; None for commands that do not reject files.
     """
     title = f"{info.prints:,} {'synthetic ' if origin.synthetic else ''}fingerprints of {info.fingers:,} fingers"
     side = {"canvas": info.canvas}
@@ -214,7 +214,7 @@ def _feature(column: pa.Field) -> dict[str, Any]:
 
 
 def _scalar(kind: pa.DataType) -> str:
-    """Return the name that the library `datasets` uses for an Arrow type of single values."""
+    """Return the name of a scalar Arrow type in the library `datasets`, for example `float32` for `float`."""
     return {"float": "float32"}.get(str(kind), str(kind))
 
 
@@ -250,7 +250,7 @@ def _reasons(rejected: Counter[str]) -> str:
 
 
 def _rejected(folder: Path) -> Counter[str] | None:
-    """Count the rejected files of an import by reason. None if the folder has no list of rejected files."""
+    """Return the number of rejected files for each reason; None if the folder has no list of rejected files."""
     if not (folder / REJECTED).is_file():
         return None
     with (folder / REJECTED).open() as lines:

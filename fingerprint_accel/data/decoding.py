@@ -1,8 +1,8 @@
 """Decode image files to grey pixels, and serve decoding requests in a child process.
 
 Image decoders are native code that may crash on damaged files, so the module `images` runs them in a child process.
-Each worker starts such a process. To keep the start fast, this module imports numpy and the WSQ plugin only when a file
-needs them.
+Each worker starts a child process for decoding. To keep the start fast, this module imports numpy and the WSQ plugin
+only when a file needs them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
 TIME_LIMIT = 300  # seconds for one file; JPEG 2000, the slowest format, takes 60 s for 50 megapixels of colour noise
-# Limit of the address space in bytes. Float images of 50 megapixels, the largest case, need 1.6 GB. If a damaged header
-# announces a huge image, the decoder fails at once and the machine does not swap.
+# Limit of the address space in bytes. Float images of 50 megapixels, which need the most memory, take 1.6 GB. If a
+# damaged header announces a huge image, the decoder fails at once and the machine does not swap.
 MEMORY_LIMIT = 3 * 2**30
 OUT_OF_MEMORY = 3  # exit code of a decoder process that exceeds the memory limit
 IMAGE_STARTS = (
@@ -65,7 +65,7 @@ class Decoded(NamedTuple):
 
 
 class Grey(NamedTuple):
-    """A grey image: height * width bytes, row by row."""
+    """A grey image: height, width, and height * width pixel bytes in row-major order."""
 
     height: int
     width: int
@@ -159,12 +159,12 @@ def _deep(image: Image.Image, white_is_zero: bool) -> bytes:
     """Scale an image of more than 8 bits per pixel to 8-bit grey.
 
     The value of white is the smallest of 255, 1023, 4095, 16383 and 65535 that no pixel exceeds. For floating-point
-    images it is the smallest of 1, 255 and 65535. If a pixel is negative or exceeds 65535, the smallest value of the
+    images, the candidates are 1, 255 and 65535. If a pixel is negative or exceeds 65535, the smallest value of the
     image becomes black and the largest becomes white.
 
     Args:
-        image: image of one of Pillow's modes I and F.
-        white_is_zero: invert the result, because the file stores white as 0.
+        image: image in one of Pillow's modes I (integer) and F (float).
+        white_is_zero: whether the file stores white as 0. If true, the result is inverted.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Encode the image of a print for a row of a dataset, and decode it. Encodings are raw pixels or one lz4 block.
+"""Encode and decode the images of prints in a dataset. Encodings are raw pixels or one lz4 block per image.
 
 A dataset stores each print on a canvas, a square image of the same side for all prints. The module imports little,
 because every worker process imports it.
@@ -21,7 +21,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def encode(image: np.ndarray, encoding: str) -> bytes:
-    """Encode an image, (canvas, canvas) uint8, without loss. `encoding` is "raw" or "lz4"."""
+    """Encode a (canvas, canvas) uint8 image without loss, as raw pixels (`encoding="raw"`) or lz4 (`"lz4"`)."""
     raw = np.ascontiguousarray(image).data.cast("B")
     return _LZ4.compress(raw, asbytes=True) if encoding == "lz4" else bytes(raw)
 

@@ -35,7 +35,8 @@ def read_finger_images(data: memoryview) -> list[ImageRecord]:
     if not layouts:
         raise RecordError(f"finger image record of version {version!r}: not supported; export it as ISO/IEC 19794-4")
     for layout in layouts:
-        # ISO and INCITS use the same version strings with headers of different size. The right one fits the length.
+        # ISO and INCITS use the same version strings with headers of different size. The correct header size agrees
+        # with the length field.
         try:
             return list(layout.read(record, layout.header))
         except (struct.error, IndexError):
@@ -46,7 +47,7 @@ def read_finger_images(data: memoryview) -> list[ImageRecord]:
 def _views(record: memoryview, header: int) -> Iterator[ImageRecord]:
     """Read the images of a record in the layout of ISO/IEC 19794-4:2005 and INCITS 381.
 
-    The record begins with a header that states the resolution. Each image has a further header of 14 bytes.
+    The record begins with a header that states the resolution. In addition, each image has its own header of 14 bytes.
 
     Args:
         record: bytes of the record.

@@ -48,11 +48,11 @@ class ImageChunk:
         return len(self._offsets) - 1
 
     def stored(self, row: int) -> np.ndarray:
-        """Return the encoded image of a print as a view of the file, (number of bytes,) uint8."""
+        """Return the encoded image of a print as a 1-D uint8 array, which is a view of the file."""
         return self._bytes[self._offsets[row] : self._offsets[row + 1]]
 
     def image(self, stored: np.ndarray) -> np.ndarray:
-        """Decode the bytes that `stored` returns to an image, (canvas, canvas) uint8. Raw images are not copied.
+        """Decode bytes from the method `stored`, and return a (canvas, canvas) uint8 image. Raw images are not copied.
 
         Raises:
             UserError: if the bytes are damaged.

@@ -8,9 +8,10 @@ import numpy as np
 
 UNKNOWN_FINGER = 0
 ROUNDING = 0.002  # largest relative rounding error of a resolution that is stated in pixels per mm or cm
-# Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4, and the finger (1 to 10, 16 or 17; 0 if unknown) of each.
-# Thumbs have a second code, 11 or 12, for plain (not rolled) prints.
+# Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4, and the finger of each code (1 to 10, 16 or 17; 0 if
+# unknown). Thumbs have a second code, 11 or 12, for plain (not rolled) prints.
 SINGLE_FINGERS = {**{code: code for code in range(11)}, 11: 1, 12: 6, 16: 16, 17: 17}
+# Position codes of images of several fingers (slaps), and the positions of their fingers from left to right.
 # Position codes of images of several fingers (slaps), and the positions of their fingers from left to right.
 SLAPS: dict[int, tuple[int, ...]] = {
     13: (2, 3, 4, 5),
@@ -39,14 +40,14 @@ class ImageRecord:
     """One image of a container file, not decoded.
 
     Attributes:
-        number: number of the record in its file, from 1.
+        number: position of the record in its file, from 1.
         image: bytes of an image file, or raw pixels of 8 bits in row-major order.
         raw: (height, width) of raw pixels; None for an image file.
         ppi: resolution, pixels per inch; 0 if the record states none.
         position: finger position code; 0 if it is unknown.
         subject: identifier of the person in the file; empty if there is none.
-        segments: bounding box (left, top, right, bottom; pixels) of each finger on a slap (an image of several
-            fingers), by finger position.
+        segments: dictionary from finger position to bounding box (left, top, right, bottom; pixels), for a slap (an
+            image of several fingers).
         missing: positions of fingers that a slap does not show because they are amputated or bandaged.
         minutiae: (n, 4) float32 x, y, angle, quality in image pixels; None if the file has none for this image.
         quality: NFIQ 2 score, 0 to 100; -1 if there is none.
@@ -83,7 +84,7 @@ def meant_ppi(ppi: float) -> float:
 
 
 def why_not_a_finger(position: int) -> str:
-    """Return the reason why an image with a finger position code cannot be imported; empty if it can be."""
+    """Return the reason why an image with the position code `position` cannot be imported; "" if it can be imported."""
     if position in SINGLE_FINGERS or position in SLAPS:
         return ""
     if position == 19:
@@ -96,7 +97,7 @@ def why_not_a_finger(position: int) -> str:
 
 
 def shows_no_finger(reason: str) -> bool:
-    """Return whether an image was rejected because it does not show a finger, but for example a palm.
+    """Return whether an image was rejected because it shows no finger (but a palm, for example).
 
     Args:
         reason: reason of the rejection, as given by `why_not_a_finger` or `ansi_nist.NOT_FINGERS`.

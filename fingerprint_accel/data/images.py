@@ -25,13 +25,14 @@ from fingerprint_accel.errors import UserError
 __all__ = ["ImageError", "decode_apart", "read_grey"]
 PACKAGES = str(Path(__file__).resolve().parents[2])
 PROGRAM = "from fingerprint_accel.data.decoding import serve; serve()"
-# Signals that a damaged file can cause. Other signals come from outside, for example SIGKILL when memory runs out.
+# Signals that a damaged file can cause. All other signals come from outside the process, for example SIGKILL when
+# memory runs out.
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
 PATIENCE = 5.0  # seconds in which a process must end after it has closed its output
 
 
 def read_grey(path: Path | str) -> np.ndarray:
-    """Read the first page of an image file as grey pixels, (H, W) uint8.
+    """Read the first page of an image file, and return its grey pixels as a (H, W) uint8 array.
 
     Raises:
         ImageError: if the file is empty, damaged, not an image, or larger than 50 megapixels, or if its decoder
@@ -99,8 +100,8 @@ class _Decoder:
         After an answer, the process is added to the idle processes.
 
         Raises:
-            ImageError: if the file cannot be used (see `decoding.decode`), or if there is no answer in time. In the
-                second case the process is ended.
+            ImageError: if the file cannot be used (see `decoding.decode`), or if there is no answer in time. After a
+                timeout the process is ended.
             _Died: if the process ends without an answer.
         """
         try:
@@ -112,7 +113,7 @@ class _Decoder:
             raise _Died from None
         decoded, height, width, pages, ppi, size = ANSWER.unpack(self._read(ANSWER.size))
         if size > MAX_PIXELS or (decoded and size != height * width):
-            raise _Died  # an impossible answer, so the process is in a broken state
+            raise _Died  # the answer is invalid, so the process is in a broken state
         answer = self._read(size)
         self.answered += 1
         _idle.append(self)
@@ -218,7 +219,7 @@ def _how(code: int) -> str:
 
 
 def end_decoders() -> None:
-    """End all decoder processes. Decoding another file starts a new one."""
+    """End all decoder processes. The next call that decodes a file starts a new process."""
     for decoder in list(_decoders):
         decoder.end()
 

@@ -21,10 +21,10 @@ class ImportSummary:
     Attributes:
         out: dataset folder.
         info: properties of the dataset.
-        impressions: (F,) number of impressions of each of the F fingers, in ascending order.
+        impressions: (F,) number of impressions of each finger, sorted in ascending order.
         rejected: number of rejected files for each reason.
-        notes: number of prints for each distinct note (remark on how a print was read). A note about the whole dataset
-            counts as one print.
+        notes: number of prints for each distinct note (remark on how a print was read). The number is 1 for a note
+            about the whole dataset.
         megabytes: size of the dataset folder in MB.
         seconds: duration of the import or merge.
     """

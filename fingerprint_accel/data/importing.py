@@ -78,10 +78,10 @@ def import_dataset(
         ppi: resolution of the images, pixels per inch. A resolution in a file name, csv column or image record takes
             precedence.
         names: regular expression for file names, which replaces the layout (see `layouts.NamePattern`).
-        key: numbers of the fields of ANSI/NIST transactions that identify the subject, for example `2.018`.
-        reading: options for reading the images. Its `ppi` is replaced by the argument `ppi`.
+        key: identifiers of the ANSI/NIST fields that identify the subject, for example `2.018`.
+        reading: options for reading the images. The attribute `ppi` is replaced by the argument `ppi`.
         find_minutiae: "mindtct" to find minutiae in prints without a minutiae file; empty for none.
-        nfiq2: store the NFIQ 2 score of every print.
+        nfiq2: whether to store the NFIQ 2 score of every print.
         dataset_ppi: resolution of the dataset, pixels per inch.
         canvas: side of a print in the dataset, pixels.
         minutiae: folder of minutiae files. Their relative paths must be those of the images, except for the suffix. A
@@ -92,14 +92,16 @@ def import_dataset(
             `preprocess.enhance.enhance_canvas`; None for no enhancement.
         workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
             needs `if __name__ == "__main__":` around the call.
-        cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
+        cluster: address or file of a Dask scheduler. If given, its workers are used instead of CPU processes.
         seed: random seed of the order in which prints are written.
-        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of another call.
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with different
+            arguments.
         progress: show a progress bar.
 
     Raises:
         UserError: if an argument is invalid, there is nothing to import, no image could be used, the disk has too
-            little space, `out` must not be written, or there are unfinished shards of another call.
+            little space, `out` must not be written, or there are unfinished shards of a call with
+            different arguments.
     """
     started = time.perf_counter()
     check_folder(out, DATASET, inputs=[source, *([minutiae] if minutiae else [])])
@@ -240,9 +242,9 @@ class ImportJob(Job):
 
 
 def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
-    """Return the numbers of the N rows of a listing in random order, (N,) int64.
+    """Return the row indices of a listing with N rows in random order, as an (N,) int64 array.
 
-    The fingers of a slap (an image of several fingers) stay together, so that the image is decoded only once.
+    The fingers of a slap (an image of several fingers) stay together, so that the slap is decoded only once.
     """
     cut, record = (table[name].to_numpy() for name in ("cut", "record"))
     path = table["path"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -301,7 +303,7 @@ def _state(files: Sequence[ImageFile]) -> str:
 
 
 def versions(enhance: bool) -> dict[str, Any]:
-    """Return the versions of all packages that the bytes of an imported print depend on, by package name.
+    """Return the versions of all packages that affect the bytes of imported prints, as a dictionary keyed by package.
 
     Args:
         enhance: whether ridges are enhanced, which needs torch.
@@ -318,12 +320,12 @@ def check_canvas(option: str, ppi: int, canvas: int) -> None:
     """Check the resolution and the canvas size of a dataset.
 
     Args:
-        option: name of the option that gives the resolution, for the error message.
+        option: name of the resolution option, for the error message.
         ppi: resolution, pixels per inch.
         canvas: side of the canvas, pixels.
 
     Raises:
-        UserError: if one of them is out of range.
+        UserError: if the resolution or the canvas size is out of range.
     """
     require(50 <= ppi <= 2000, f"{option} {ppi}: must lie between 50 and 2000")
     require(64 <= canvas <= 2048, f"--canvas {canvas}: must lie between 64 and 2048")

@@ -1,4 +1,4 @@
-"""Describe a dataset by a table of its counts and by a contact sheet, which is a picture of some of its prints."""
+"""Describe a dataset by a table of its counts and by a contact sheet, which is an image of some of its prints."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def contact_sheet(shards: Shards, fingers: int = 5, minutiae: bool = False, colu
     Args:
         shards: the dataset.
         fingers: number of fingers, spread evenly over the dataset.
-        minutiae: draw each minutia as a circle with a line in its direction.
-        columns: largest number of impressions of a finger.
+        minutiae: whether to draw each minutia as a circle with a line in the direction of the minutia.
+        columns: maximum number of impressions to draw per finger.
     """
     chosen = np.unique(np.linspace(0, shards.info.fingers - 1, fingers).astype(int))
     side = shards.info.canvas
@@ -86,11 +86,11 @@ def draw_minutiae(draw: ImageDraw.ImageDraw, shards: Shards, row: int, left: int
     """Draw the minutiae of a print as circles with a line in their direction.
 
     Args:
-        draw: picture to draw on.
+        draw: image to draw on.
         shards: the dataset.
-        row: row of the print.
-        left: left edge of the canvas of the print in the picture, pixels.
-        top: top edge of the canvas of the print in the picture, pixels.
+        row: row index of the print in the dataset.
+        left: x of the left edge of the print in the image, pixels.
+        top: y of the top edge of the print in the image, pixels.
     """
     points, counts = shards.minutiae(np.array([row]))
     for x, y, angle, _ in points[0, : counts[0]].tolist():

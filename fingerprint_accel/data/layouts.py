@@ -28,9 +28,9 @@ class Named:
     """Information about a print that a layout has read from the path of its image.
 
     Attributes:
-        finger_key: identifier of the finger. For a slap (an image of several fingers) it is the identifier of the
-            person.
-        impression: number of the impression, or None to number the files of the finger in order of path.
+        finger_key: identifier of the finger. For a slap (an image of several fingers), `finger_key` identifies
+            the person.
+        impression: number of the impression, or None to number the impressions of the finger in order of path.
         ppi: resolution, pixels per inch; 0 if the path states none.
         slap: position code of a slap; 0 for an image of one finger.
         person: identifier of the person; empty if the path states none.
@@ -50,7 +50,10 @@ class LayoutError(ValueError):
 
 
 def check_ppi(ppi: int) -> int:
-    """Return a resolution unchanged, or raise LayoutError if it is not plausible. 0 means that none is stated."""
+    """Return a resolution unchanged, or raise LayoutError if it is not plausible.
+
+    0 stands for an unknown resolution.
+    """
     if ppi and not 50 <= ppi <= 5000:
         raise LayoutError(f"ppi {ppi} is out of range: it must lie between 50 and 5000")
     return ppi
@@ -88,7 +91,7 @@ def finger_position(text: str) -> int:
 def position_name(code: int) -> str:
     """Return the name of a finger position, for example `left_index` for 7.
 
-    For codes above 10 the result is the code itself, and for 0 it is empty.
+    For codes above 10 the result is the code itself as text, and for 0 the result is empty.
     """
     if not 1 <= code <= 10:
         return str(code) if code else ""
@@ -101,7 +104,7 @@ class NamePattern:
 
     The groups are finger, subject, position, impression and ppi. Some may be missing. The expression must match the
     whole file name without its suffix. If the expression contains a slash, it must match the whole path without the
-    suffix. A call of the object with a path returns the information in the path.
+    suffix. Calling the object with a path returns the information in the path as a `Named`.
 
     Args:
         pattern: the expression.
@@ -148,7 +151,7 @@ def names_layout(expression: str) -> NamePattern:
     """Create a layout from the regular expression of the option `--names`.
 
     Raises:
-        UserError: if the expression is invalid, has an unknown group, or has neither a group `finger` nor `subject`.
+        UserError: if the expression is invalid, has an unknown group, or has no group `finger` and no group `subject`.
     """
     try:
         pattern = re.compile(expression)
@@ -192,7 +195,7 @@ def flx(path: str) -> Named:
     flx is another implementation of DeepPrint.
 
     The names `f0001_01` and `s0001_01` of the database NIST SD4 are impressions 0 and 1 of one finger. If the
-    impression numbers of an import start at 1, they are later reduced by 1, see `listing`.
+    impression numbers of an import start at 1, all numbers are later reduced by 1, see `listing`.
     """
     match = _FLX.match(path)
     finger, impression = int(match["finger"]), check_impression(int(match["impression"]))

@@ -36,7 +36,7 @@ from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEMPLATE, walk
 from fingerprint_accel.errors import UserError, require
 
-SAYS_NOTHING = Named("", 0)  # result for a file name that is not read or contains no information
+SAYS_NOTHING = Named("", 0)  # result for a file name that is ignored or contains no information
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Listing:
         root: folder that relative paths refer to.
         table: one row per print, with the columns path, record, cut, slap, position, person, finger_key, impression,
             ppi and minutiae (see `listing_rows.FIELDS`).
-        rejected: path and reason of each file or record that is not imported.
+        rejected: pairs (path, reason) of the files and records that are not imported.
         templates: paths of the minutiae files, also called templates, that were found.
     """
 
@@ -66,7 +66,7 @@ def list_files(
         source: folder of images, or the csv file.
         layout: file-name convention, one of `layouts.NAMES`.
         names: regular expression for file names; replaces `layout` if it is not empty.
-        key: numbers of the fields of ANSI/NIST transactions that identify the subject, for example `2.018`.
+        key: identifiers of the ANSI/NIST fields that identify the subject, for example `2.018`.
         raw_size: (height, width) of files of raw pixels, or None.
 
     Raises:
@@ -184,7 +184,7 @@ def _nothing(source: Path, layout: str, sample: list[str], rejected: list[tuple[
     Args:
         source: folder of images.
         layout: file-name convention.
-        sample: paths of some images of the source, with which fitting layouts are searched.
+        sample: paths of some images of the source, from which matching layouts are guessed.
         rejected: path and reason of each rejected file.
     """
     if not sample:
@@ -281,9 +281,9 @@ def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:
 
 
 def finger_codes(table: pa.Table) -> np.ndarray:
-    """Return a number for the finger of each of the N rows of a listing, (N,) int64.
+    """Return an integer label of the finger of each row of a listing, as an (N,) int64 array for N rows.
 
-    Rows with the same finger key have the same number.
+    Rows with the same finger key have the same label.
     """
     return pc.dictionary_encode(table["finger_key"]).combine_chunks().indices.to_numpy().astype(np.int64)
 
@@ -291,7 +291,7 @@ def finger_codes(table: pa.Table) -> np.ndarray:
 def _from_zero(table: pa.Table) -> pa.Table:
     """Subtract 1 from all impression numbers of a listing if the lowest is 1 or more.
 
-    The package flx, whose file names are read, counts impressions from 0.
+    The package flx numbers impressions from 0, and its file names can be imported.
     """
     impressions = table["impression"].to_numpy()
     stated = impressions >= 0
@@ -300,11 +300,11 @@ def _from_zero(table: pa.Table) -> pa.Table:
 
 
 def _without_duplicates(table: pa.Table, rejected: list[tuple[str, str]]) -> pa.Table:
-    """Return a listing without duplicates: the first of several prints with the same finger and impression is kept.
+    """Return a listing without duplicates. Of several prints with the same finger and impression, the first is kept.
 
     Args:
         table: the listing.
-        rejected: list to which the names of the other prints and the reason are appended.
+        rejected: list to which the name of each removed print and the reason are appended.
     """
     numbers = np.unique(table["impression"].to_numpy(), return_inverse=True)[1]  # ranks, which fit into 32 bits
     claim = finger_codes(table) << 32 | numbers.astype(np.int64)
@@ -326,9 +326,10 @@ def name_of(table: pa.Table, row: int) -> str:
 
 
 def _ranked(table: pa.Table) -> pa.Table:
-    """Return a listing in which all impressions have a number.
+    """Return a listing in which all impressions have an impression number.
 
-    Impressions without a number get the numbers after the highest stated number of their finger, in order of path.
+    Impressions without a number are numbered in order of path, starting after the highest stated number of their
+    finger.
     """
     impressions = table["impression"].to_numpy().copy()
     open_rows = impressions < 0

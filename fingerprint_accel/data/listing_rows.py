@@ -18,13 +18,13 @@ CHUNK = 65536
 TRANSACTION_NUMBER = "1.009"  # field of an ANSI/NIST transaction that holds its number
 FIELDS = [
     ("path", pa.string()),
-    ("record", pa.int32()),  # number of the record in a container file; 0 for an image file
+    ("record", pa.int32()),  # position of the record in a container file, from 1; 0 for an image file
     ("cut", pa.int16()),  # finger to cut out of a slap (an image of several fingers); 0 for an image of one finger
     ("slap", pa.int16()),  # position code of the slap if the file does not state it
     ("position", pa.int16()),  # position code of the finger; 0 if unknown
     ("person", pa.string()),  # identifier of the person; empty if unknown
     ("finger_key", pa.string()),
-    ("subject", pa.string()),  # transaction number to put before an incomplete key; null if the key is complete
+    ("subject", pa.string()),  # transaction number to put before an incomplete finger key; null if the key is complete
     ("impression", pa.int64()),  # -1 to number the files of the finger in order of path
     ("ppi", pa.int32()),  # 0 to use the resolution in the record or the default of the import
     ("minutiae", pa.string()),  # path of the minutiae file if a csv states it, else null
@@ -37,8 +37,8 @@ class Rows:
     After every CHUNK rows, the rows are converted to Arrow, so that few Python objects exist at a time.
 
     Args:
-        key: numbers of the fields of ANSI/NIST transactions that identify the subject. If it is empty, the transaction
-            number is used.
+        key: identifiers of the ANSI/NIST fields that identify the subject. If empty, the transaction number
+            identifies the subject.
 
     Attributes:
         rows: rows that are not yet converted to Arrow.
@@ -151,7 +151,8 @@ def _with_subjects(table: pa.Table) -> pa.Table:
     """Complete the finger keys of a listing that consist of a finger position only.
 
     The number of the transaction (`TRANSACTION_NUMBER`) is put before the position, and also becomes the person. If a
-    transaction has no number, or another file has the same number, the path of the file without suffix is used instead.
+    transaction has no number, or shares the number with a different file, the path of its file without suffix is used
+    instead.
     """
     subjects = table["subject"]
     if subjects.null_count == len(table):

@@ -1,4 +1,4 @@
-"""Read training batches ahead of the training step, with one thread and into reused buffers.
+"""Prefetch training batches with one thread, into reused buffers.
 
 The thread copies bytes from the memory-mapped shards. numpy releases the GIL while it copies, so that reading and
 training run in parallel without worker processes.
@@ -33,7 +33,7 @@ class Subset:
     Attributes:
         shards: the dataset.
         rows: (N,) int64 rows of the dataset that are selected.
-        labels: (N,) int64 class label of each row: the number of its finger in the subset, from 0 to `classes` - 1.
+        labels: (N,) int64 class label of each row, from 0 to `classes` - 1. Prints of one finger have the same label.
     """
 
     shards: Shards
@@ -68,7 +68,10 @@ class Subset:
         return hashlib.blake2b(keys.encode() + numbers, digest_size=8).hexdigest()
 
     def layout(self, prints: int, truth: bool = False) -> BatchLayout:
-        """Return the memory layout of a batch. `prints` is the batch size, and `truth` adds pose and contact."""
+        """Return the memory layout of a batch of `prints` prints.
+
+        If `truth` is true, a batch includes pose and contact.
+        """
         return BatchLayout(prints, self.info.canvas, max(1, self.shards.most_minutiae), truth)
 
     def read(
@@ -82,8 +85,8 @@ class Subset:
         """Read a batch of B prints.
 
         Args:
-            samples: (B,) int64 positions of the prints in the subset.
-            epochs: (B,) int64 value of `Batch.epoch` for each print: the number of the pass over the data.
+            samples: (B,) int64 indices of the prints in the subset.
+            epochs: (B,) int64 epoch of each print, which becomes `Batch.epoch`.
             buffer: (bytes,) uint8 buffer with the size of `layout(B, truth)`. The batch is a view of it. By default, a
                 new buffer is allocated.
             seconds: Dictionary to which the time of reading and decoding is added (`Shards.read`).
@@ -120,7 +123,7 @@ def subset_of_fingers(shards: Shards, fingers: np.ndarray) -> Subset:
     Args:
         shards: The dataset.
         fingers: (F,) bool with an entry for each of the F fingers of the dataset, True for the fingers to include. The
-            n included fingers get the labels 0 to n - 1, in ascending order of their numbers in the dataset.
+            n included fingers get the labels 0 to n - 1, in ascending order of their indices in the dataset.
     """
     return subset_of_prints(shards, fingers[shards.fingers])
 
@@ -131,7 +134,7 @@ def subset_of_prints(shards: Shards, prints: np.ndarray) -> Subset:
     Args:
         shards: The dataset.
         prints: (N,) bool with an entry for each of the N rows of the dataset, True for the rows to include. The n
-            fingers of these rows get the labels 0 to n - 1, in ascending order of their numbers in the dataset.
+            fingers of these rows get the labels 0 to n - 1, in ascending order of their indices in the dataset.
     """
     present = np.zeros(len(shards.key_of_finger), bool)
     present[shards.fingers[prints]] = True
@@ -143,10 +146,10 @@ def subset_of_prints(shards: Shards, prints: np.ndarray) -> Subset:
 class _Slot:
     """Reused buffer for one batch.
 
-    To allocate pinned memory takes longer than to fill it, so a few buffers are used for the whole run.
+    Allocating pinned memory takes longer than filling it, so a few buffers are reused for the whole run.
 
     Attributes:
-        buffer: the memory of the buffer, (bytes,) uint8.
+        buffer: (bytes,) uint8 tensor, the memory of the buffer.
         copied: CUDA event at the end of the copy to the device, after which the buffer may be overwritten; None on a
             CPU.
     """
@@ -167,15 +170,15 @@ class TrainingLoader:
         subset: prints to train on.
         order: order in which the prints are read, an endless stream of positions in `subset`.
         batch_size: number of prints in a micro-batch of this process.
-        rank: number of this process, which selects its part of the stream.
+        rank: rank of this process, which selects its part of the stream.
         processes: number of processes.
         device: device that batches are copied to.
         position: position in the stream to start from, counted in prints over all processes.
-        prefetch: number of batches to read ahead. Three are enough if the disk is slow at times.
+        prefetch: number of batches to read ahead. Three batches bridge short delays of the disk.
         truth: whether batches have pose and contact.
 
     Attributes:
-        waited: seconds that the consumer has waited for batches, without the first batch.
+        waited: seconds that the training loop has waited for batches, excluding the first batch.
         seconds: seconds that the thread has spent on each activity: `order` (computing the order of prints), `disk`
             (reading from disk or memory) and `decode` (decoding images).
     """
@@ -227,7 +230,7 @@ class TrainingLoader:
                 raise RuntimeError("this loader is not reading: use it inside `with loader:`")
             start = time.perf_counter()
             flat, slot = self._coming.popleft().result()
-            if started:  # the wait for the first batch does not count
+            if started:  # `waited` excludes the first batch
                 self.waited += time.perf_counter() - start
             started = True
             if slot.copied is None:
@@ -279,7 +282,7 @@ class TrainingLoader:
             yield samples[by_row], epochs[by_row]
 
     def _announced(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the same as `_samples`, and ask the kernel to prefetch each batch `ANNOUNCED` batches earlier."""
+        """Yield the values of `_samples`, and ask the kernel to prefetch each batch `ANNOUNCED` batches in advance."""
         waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
         for samples, epochs in self._samples():
             self.subset.shards.wanted(self.subset.rows[samples])

@@ -86,9 +86,9 @@ def _merged(starts: np.ndarray, ends: np.ndarray) -> Iterable[tuple[int, int]]:
 
 
 def resident_files() -> int:
-    """Return how many bytes of mapped files are in the memory of this process.
+    """Return the number of bytes of mapped files that are in the memory of this process.
 
-    The number can exceed the bytes that were read, because the operating system may map large pages. It is 0 on systems
+    The result can exceed the number of bytes read, because the operating system may map large pages. It is 0 on systems
     without `/proc`.
     """
     try:
@@ -100,7 +100,7 @@ def resident_files() -> int:
 def memory_of_machine() -> int:
     """Return the memory that this process may use, in bytes.
 
-    It is the memory of the machine, or the limit of the control group of the process if the limit is lower.
+    The result is the memory of the machine, or the limit of the control group of the process if that limit is lower.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _control_group_files():

@@ -17,7 +17,7 @@ from fingerprint_accel.errors import UserError, require
 
 
 def selected_rows(sources: Sequence[Shards], keep: str, drop: str) -> np.ndarray:
-    """Return which rows to merge, as a mask (N,) bool over the N rows of all source datasets in order.
+    """Return an (N,) bool mask of the rows to merge, where N is the total number of rows in all source datasets.
 
     Args:
         sources: the datasets.
@@ -54,8 +54,8 @@ def _compiled(option: str, text: str) -> re.Pattern[str]:
 def kept_apart(sources: Sequence[Shards]) -> list[list[str]]:
     """Return the finger keys of each dataset, changed so that no two datasets have a key in common.
 
-    A key that occurs in several datasets is prefixed with the folder name of its dataset. If folders have equal names,
-    a number is added, for example `db1/101` and `db1-2/101`.
+    A key that occurs in several datasets is prefixed with the folder name of its dataset. If two folders have the
+    same name, a suffix distinguishes them, for example `db1/101` and `db1-2/101`.
     """
     count = Counter(itertools.chain.from_iterable(source.key_of_finger for source in sources))
     prefixes: set[str] = set()
@@ -82,7 +82,7 @@ def renumbered(finger: np.ndarray, impression: np.ndarray, origin: np.ndarray) -
     the numbers after the highest number of the finger.
 
     Args:
-        finger: (N,) int64 number of the finger of each of N prints, from 0.
+        finger: (N,) int64 index of the finger of each print, from 0.
         impression: (N,) int64 impression number of each print.
         origin: (N,) index of the source dataset of each print.
 

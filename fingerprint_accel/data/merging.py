@@ -50,11 +50,11 @@ class MergeOptions:
     """Options of a merged dataset.
 
     Attributes:
-        ppi: resolution, pixels per inch; 0 for that of the first source.
-        canvas: side of a print, pixels; 0 for that of the first source.
-        encoding: encoding of the images, "raw" or "lz4"; empty for that of the first source.
+        ppi: resolution, pixels per inch; 0 for the resolution of the first source.
+        canvas: side of a print, pixels; 0 for the side in the first source.
+        encoding: encoding of the images, "raw" or "lz4"; empty for the encoding of the first source.
         rows_per_shard: number of prints per shard; 0 for the default of `shard_writing.rows_per_shard`.
-        join_fingers: treat equal finger keys of different sources as one finger.
+        join_fingers: whether prints with the same finger key in different sources belong to one finger.
         enhance: function that enhances the ridges of each canvas (the square image of a stored print), usually
             `preprocess.enhance.enhance_canvas`; None for no enhancement.
         seed: random seed of the order in which prints are written.
@@ -94,14 +94,15 @@ def merge(
         options: options of the new dataset. By default, the new dataset has the format of the first source.
         workers: number of CPU processes; 0 for one per core, 1 for the calling process. With several processes a script
             needs `if __name__ == "__main__":` around the call.
-        cluster: address or file of a Dask scheduler whose workers are used instead; see `executors.open_workers`.
-        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of another call.
+        cluster: address or file of a Dask scheduler. If given, its workers are used instead of CPU processes.
+        overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with different
+            arguments.
         progress: show a progress bar.
 
     Raises:
         UserError: if there is no source, a source is missing or damaged, only some sources are enhanced, an option is
             out of range, `out` exists or lies in a source, the disk has too little space, or there are unfinished
-            shards of another call.
+            shards of a call with different arguments.
     """
     started = time.perf_counter()
     require(len(sources) > 0, "no source: give at least one dataset folder")
@@ -151,8 +152,8 @@ class _Row(NamedTuple):
 
     Attributes:
         source: index of the source dataset that contains the print.
-        row: row of the print in the source.
-        finger: finger number in the merged dataset.
+        row: row index of the print in the source.
+        finger: finger index in the merged dataset.
         finger_key: finger key in the merged dataset.
         impression: impression number in the merged dataset.
     """
@@ -172,7 +173,7 @@ class MergeJob(Job):
         options: options of the merged dataset, filled in by `_completed`.
 
     Raises:
-        UserError: if `keep` or `drop` select no finger, or an impression number of a joined finger is too large.
+        UserError: if `keep` and `drop` leave no finger, or an impression number of a joined finger is too large.
     """
 
     label, kind, pattern = "merging", DATASET, SHARD_NAMES
@@ -193,7 +194,8 @@ class MergeJob(Job):
             **versions(options.enhance is not None),
         }
         self.enhanced = options.enhance is not None or sources[0].info.enhanced
-        # A column is written if at least one source has it. In rows of other sources its value is "unknown".
+        # A column is written if at least one source has it. In rows from sources without the column, its value is
+        # "unknown".
         self.columns = {
             "truth": any(source.has_truth for source in sources),
             "nfiq2": any(source.has_nfiq2 for source in sources),
@@ -240,7 +242,7 @@ class MergeJob(Job):
         return functools.partial(_write_merged, self._sources, rows, self.options, self.columns)
 
     def _rows(self, places: Iterable[int]) -> list[_Row]:
-        """Return rows of the merged dataset, given their places in the order of writing."""
+        """Return rows of the merged dataset, given their indices in the order of writing."""
         return [
             _Row(source, row, finger, self._keys[finger], impression)
             for source, row, finger, impression in self._places[list(places)].tolist()
@@ -288,7 +290,7 @@ def _write_merged(
 def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions) -> Iterator[Record]:
     """Read rows of the merged dataset from its sources, and yield them in the given order.
 
-    The rows of each record batch are read in the order of the source files, which is faster.
+    Within a record batch, rows are read in the order of the source files, which is faster than the order of writing.
 
     Args:
         sources: folder of each source dataset, and digest of the state of its files.

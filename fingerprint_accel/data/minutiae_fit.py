@@ -13,8 +13,8 @@ CLEAR = 0.35  # minimum coherence (0 to 1) of the ridge direction on clear ridge
 FEWEST = 6  # prints with fewer minutiae are not checked
 PAPER = 0.05  # a place with a lower share of the typical gradient energy counts as paper
 LEAST_ON_RIDGES = 0.35  # minimum share of the minutiae that lie on clear ridges
-# Largest median error of the direction, degrees. The errors of 260 prints with their own minutiae are at most 22, and
-# about 33 with the minutiae of other prints.
+# Largest median error of the direction, degrees. For 260 prints, the median error is at most 22 degrees with the
+# minutiae of the same print, and about 33 degrees with the minutiae of a different print.
 LARGEST_ERROR = 24.0
 
 
@@ -43,8 +43,8 @@ def _flow_at(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> tuple[np.nda
     The arguments are those of `why_foreign`.
 
     Returns:
-        (n,) direction of the ridges in radians, counter-clockwise from +x, and (n,) bool, whether the minutia lies on
-        clear ridges.
+        Two arrays: (n,) ridge directions in radians, counter-clockwise from +x, and an (n,) bool mask that is True for
+        minutiae on clear ridges.
     """
     scale = min(1.0, WORKING_PPI / ppi)
     size = (max(2, round(grey.shape[1] * scale)), max(2, round(grey.shape[0] * scale)))
@@ -65,7 +65,7 @@ def _flow_at(grey: np.ndarray, ppi: float, minutiae: np.ndarray) -> tuple[np.nda
 
 
 def _table(values: np.ndarray, radius: int) -> np.ndarray:
-    """Compute the summed-area table of an array (h, w), with the padding that `_sums` needs for the same radius."""
+    """Return the summed-area table of an (h, w) array, padded so that `_sums` can use it with the same `radius`."""
     return np.pad(values, radius + 1)[:-1, :-1].cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
 
 

@@ -24,7 +24,7 @@ class TemplateError(ValueError):
 
 @dataclass(frozen=True)
 class Template:
-    """Minutiae of one print, with the size and resolution of the image in which they were found.
+    """Minutiae of one print, and the size and resolution of the image in which the minutiae were found.
 
     Attributes:
         minutiae: (n, 4) float32 x, y (pixels), angle (radians) and quality (0 to 1).
@@ -39,7 +39,7 @@ class Template:
     ppi: float = 0.0
 
     def fitted(self, width: int, height: int, ppi: float = 0.0) -> np.ndarray:
-        """Scale the minutiae to an image of another size, with a separate factor for each axis.
+        """Scale the minutiae to an image of a different size, with a separate factor for each axis.
 
         If the file states no size, the ratio of the resolutions is used as the factor.
 
@@ -77,7 +77,7 @@ class Header:
         size: size of the header.
         views: offset of the number of views.
         image: offset of width, height and resolution of the image, relative to the header, or to the view if `in_view`.
-        view: size of the header of a view. Its last byte is the number of minutiae.
+        view: size of the header of a view. The last byte of this header is the number of minutiae.
         unit: unit of angles, radians.
         in_view: whether size and resolution of the image are in the view.
     """
@@ -145,7 +145,7 @@ def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
 
     Args:
         data: bytes of the record.
-        header: layout of its headers.
+        header: layout of the headers in the record.
 
     Yields:
         Finger position code and minutiae of each view.
@@ -177,7 +177,7 @@ def _chosen(views: list[tuple[int, Template]], position: int) -> Template:
         position: position code of the finger on the image; 0 if unknown.
 
     Raises:
-        TemplateError: if the only view shows another finger, or if several views remain.
+        TemplateError: if the only view shows a different finger, or if several views match.
     """
     if not views:
         return Template(NO_MINUTIAE, 0, 0)
@@ -236,7 +236,7 @@ def read_card(data: bytes) -> Template:
     Raises:
         TemplateError: if the data are not in this format.
     """
-    if data[:2] == b"\x7f\x2e":  # a biometric data template, whose object 81 or 90 holds the minutiae
+    if data[:2] == b"\x7f\x2e":  # a biometric data template; its object 81 or 90 holds the minutiae
         data = _object(data, (0x81, 0x90))
     if not data or len(data) % 3:
         raise TemplateError(f"not an on-card record: {len(data)} bytes are not a multiple of 3")
@@ -264,7 +264,7 @@ def _object(data: bytes, tags: tuple[int, ...]) -> bytes:
 
 
 def _length(data: bytes, at: int) -> tuple[int, int]:
-    """Read the BER length field at offset `at`, and return its value and its size in bytes."""
+    """Read the BER length field at offset `at`. Return the length and the size of the field, both in bytes."""
     if data[at] < 0x80:
         return data[at], 1
     more = data[at] - 0x80

@@ -2,8 +2,8 @@
 
 The programs are the minutiae detector mindtct, the matcher Bozorth3 and the quality measure NFIQ 2. mindtct returns x
 and y from the top left corner, angles in steps of 11.25 degrees and a reliability from 0 to 1. Angles follow ISO/IEC
-19794-2, as everywhere in this package. `contrast_boost` reproduces the option `-b` of mindtct: of the 3,877 minutiae
-published for FVC2000 DB1_B, 98 % are found at exactly the same pixel.
+19794-2, as everywhere in this package. `contrast_boost` reproduces the option `-b` of mindtct: 98 % of the 3,877
+minutiae published for FVC2000 DB1_B are found at exactly the same pixel.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fingerprint_accel.errors import UserError
 PPI = 500  # resolution that the three programs expect, pixels per inch
 ENDING, BIFURCATION = 1, 2
 SMALLEST = 32  # minimum side of an image, pixels; the NIST code crashes on images with a side below 16
-# Minimum reliability of a minutia. On clean synthetic prints, 94 % of the minutiae with this reliability are real, and
-# 67 % of all minutiae that are found (benchmarks/minutiae_worth.py).
+# Minimum reliability of a minutia. On clean synthetic prints, 94 % of the minutiae with this reliability or more are
+# real, compared with 67 % of all detected minutiae (benchmarks/minutiae_worth.py).
 RELIABLE = 0.3
 EMPTY_TEMPLATE = 26  # size of a record without minutiae, bytes
 FEW, RUN = 10, 5  # a tail of the histogram starts at 5 consecutive grey levels with fewer than 10 pixels each
@@ -71,9 +71,9 @@ class Nbis:
         return self._nbis.new_nbis_extractor(settings)
 
     def extract(self, grey: np.ndarray) -> Found:
-        """Find the minutiae and the quality of a print.
+        """Find the minutiae of a print and compute its NFIQ 2 score.
 
-        Minutiae are searched after `contrast_boost`. The quality is that of the original image.
+        Minutiae are searched after `contrast_boost`. The score is computed on the original image.
 
         Args:
             grey: (H, W) uint8 at 500 ppi, ridges dark.
@@ -121,11 +121,11 @@ class Nbis:
     def compare(self, first: bytes, second: bytes) -> int:
         """Compare two minutiae records with the matcher Bozorth3, and return the similarity score, 0 or more.
 
-        The score is 0 if one of the records has no minutiae, which the library cannot load.
+        The score is 0 if a record has no minutiae, because the library cannot load an empty record.
 
         Args:
             first: record that `extract` or `template` has computed.
-            second: record to compare it with.
+            second: record to compare with `first`.
         """
         if min(len(first), len(second)) <= EMPTY_TEMPLATE:
             return 0
@@ -148,7 +148,7 @@ def _handle() -> Nbis:
 def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
     """Find the minutiae of a print with mindtct, at any resolution.
 
-    Minutiae with a reliability below RELIABLE are dropped, because many of them do not exist.
+    Minutiae with a reliability below RELIABLE are dropped, because many of them are false.
 
     Args:
         grey: (H, W) uint8, ridges dark.
@@ -212,9 +212,10 @@ def _png(grey: np.ndarray) -> bytes:
 
 
 def contrast_boost(grey: np.ndarray) -> np.ndarray:
-    """Clip the tails of the histogram of an image (H, W) uint8, and stretch the rest to 0..255, as `mindtct -b` does.
+    """Clip the histogram tails of a (H, W) uint8 image and stretch the remaining grey levels to 0..255.
 
-    Source: NBIS 5.0, User's Guide to NIST Biometric Image Software (NISTIR 7392), section on MINDTCT.
+    The option `-b` of mindtct does the same. Source: NBIS 5.0, User's Guide to NIST Biometric Image Software (NISTIR
+    7392), section on MINDTCT.
     """
     few = np.bincount(grey.ravel(), minlength=256) < FEW
     middle = int(grey.mean())
@@ -227,6 +228,6 @@ def contrast_boost(grey: np.ndarray) -> np.ndarray:
 
 
 def _tail(few: np.ndarray) -> int | None:
-    """Return the index in `few`, (n,) bool, at which the first RUN consecutive true values begin, or None."""
+    """Return the start index of the first run of RUN true values in the (n,) bool mask `few`, or None."""
     windows = np.convolve(few, np.ones(RUN, np.int64), "valid") == RUN if len(few) >= RUN else few[:0]
     return int(windows.argmax()) if windows.any() else None

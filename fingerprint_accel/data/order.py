@@ -1,6 +1,6 @@
-"""Compute the order of the training prints from a seed. It is the same for any number of processes.
+"""Compute the order of the training prints from a seed. The order is the same for any number of processes.
 
-Training reads one endless stream: a permutation of the prints for epoch 0, then another one for epoch 1, and so on.
+Training reads one endless stream: a permutation of the prints for epoch 0, then a new permutation for epoch 1, etc.
 Micro-batch `m` of rank `r` starts at position `(m * processes + r) * batch_size` of the stream. Batches are always full
 and may span two epochs. Every print occurs once per epoch, except if prints are drawn in groups of impressions of one
 finger. A run resumes from one integer, its position in the stream.
@@ -21,7 +21,7 @@ _ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _HALF = np.uint64(32)
-# Numbers of independent random streams. Stream 2 is the order in which shards are written.
+# Identifiers of independent random streams. Stream 2 is the order in which shards are written.
 PRINTS, RUNS, INSIDE, GROUPS, IMPRESSIONS = 0, 1, 4, 3, 5
 
 
@@ -34,7 +34,7 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def stream_key(*parts: int) -> np.uint64:
-    """Hash integers such as (seed, epoch, number of a random stream) into one key."""
+    """Hash integers such as (seed, epoch, identifier of a random stream) into one key."""
     key = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -47,9 +47,9 @@ class Permutation:
 
     `numpy.random.permutation` would need the whole array to find one element. A Feistel network is a bijection that a
     hash function makes random, so single elements and their inverses can be computed. The network permutes pairs of
-    numbers below a and b, where a * b is at least `count`. A value outside of 0..count-1 goes through the network again
-    until it is inside, which keeps the map a bijection (cycle walking; Black and Rogaway 2002, "Ciphers with Arbitrary
-    Finite Domains").
+    integers below a and b, where a * b is at least `count`. A value outside of 0..count-1 goes through the network
+    again until it is inside, which keeps the map a bijection (cycle walking; Black and Rogaway 2002, "Ciphers with
+    Arbitrary Finite Domains").
 
     Args:
         count: Number of elements.
@@ -64,11 +64,11 @@ class Permutation:
             self._keys = mix64(key + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Return the elements of the permutation, (N,) int64, at `positions`, (N,) int64. Both are in 0..count-1."""
+        """Return the (N,) int64 elements of the permutation at the (N,) int64 `positions`. Both lie in 0..count-1."""
         return self._walk(positions, inverse=False)
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
-        """Return the positions, (N,) int64, at which the permutation has the elements `values`, (N,) int64."""
+        """Return the (N,) int64 positions at which the permutation has the (N,) int64 elements `values`."""
         return self._walk(values, inverse=True)
 
     def _walk(self, positions: np.ndarray, inverse: bool) -> np.ndarray:
@@ -96,19 +96,19 @@ def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def permutation(count: int, seed: int, epoch: int, level: int = PRINTS) -> np.ndarray:
-    """Return a random permutation of 0..count-1, (count,) int64, that depends on the arguments alone.
+    """Return a random permutation of 0..count-1 as a (count,) int64 array, determined by the arguments alone.
 
     Args:
         count: Number of elements.
         seed: Random seed.
-        epoch: Number of the epoch.
-        level: Number of the random stream, see the constants above.
+        epoch: Epoch, from 0.
+        level: Identifier of the random stream, see the constants above.
     """
     return Permutation(count, stream_key(seed, epoch, level))(np.arange(count))
 
 
 class _Plain:
-    """Order in which each print comes once per epoch, shuffled over the whole dataset."""
+    """Order in which each print occurs once per epoch, shuffled over the whole dataset."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.length, self.seed = count, seed
@@ -118,7 +118,7 @@ class _Plain:
 
 
 class _Blocks:
-    """Order in which each print comes once per epoch, shuffled within blocks of prints.
+    """Order in which each print occurs once per epoch, shuffled within blocks of prints.
 
     A block consists of runs of neighbouring rows. Training then reads `block_size` prints at a time, in long sequential
     pieces, which suits data larger than memory. Each epoch combines different runs into blocks.
@@ -149,8 +149,8 @@ class _Groups:
 
     Every print is in a group. The last group of a finger is completed with prints of its first group, and a finger with
     fewer than `per_finger` prints repeats them. With `balanced`, each finger has as many groups as the average finger
-    needs. An epoch then leaves out some prints of fingers with many prints, different prints each time, and repeats
-    prints of fingers with few prints.
+    needs. An epoch then leaves out some prints of fingers with many prints, different prints in each epoch, and
+    repeats prints of fingers with few prints.
 
     With `siblings`, the groups of the fingers of a family follow each other. The arguments are those of `SampleOrder`.
     """
@@ -187,12 +187,12 @@ class _Groups:
         return self._shuffled(finger, place, epoch), repetition
 
     def _shuffled(self, finger: np.ndarray, place: np.ndarray, epoch: int) -> np.ndarray:
-        """Return prints by their places in the shuffled prints of their finger, (N,) int64.
+        """Return the (N,) int64 prints at the given places in the shuffled prints of each finger.
 
         Args:
             finger: (N,) label of the finger of each print.
             place: (N,) place of each print among the prints of its finger, in the shuffled order of the epoch.
-            epoch: number of the epoch, which determines the shuffled order.
+            epoch: epoch, which determines the shuffled order.
         """
         fingers, which = np.unique(finger, return_inverse=True)
         prints = self.prints[fingers]
@@ -222,7 +222,7 @@ class SampleOrder:
 
     Attributes:
         length: Number of positions per epoch: `count`, unless prints come in groups.
-        rule: Name of the kind of order. A position refers to the same print only in an order of the same rule and seed.
+        rule: Name of the shuffling method. A position refers to the same print only if rule and seed are the same.
     """
 
     def __init__(
@@ -252,9 +252,9 @@ class SampleOrder:
         self.length = self._kind.length
 
     def take(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the prints at `length` positions of the stream from `start` on, and the pass of each print.
+        """Return the prints at the stream positions `start` to `start + length - 1`, and the pass of each print.
 
-        The pass is the number of the epoch, plus `REPEATED` for each earlier occurrence of the print in that epoch.
+        The pass is the epoch, plus `REPEATED` for each earlier occurrence of the print in the same epoch.
         Augmentation depends on the pass, so that a repeated print is augmented differently.
 
         Returns:

@@ -23,17 +23,17 @@ SECOND = "the image has another minutiae file: {}"
 class Pairing:
     """Assignment of minutiae files to the prints of a listing.
 
-    If a csv names the minutiae file of a print, that file is used. Otherwise the file must have the same relative path
-    as the image, except for the suffix, below `folder` or beside the image. Upper and lower case are not distinguished.
-    If there is no such file below `folder`, a file directly in `folder` with the name of the image is used, unless
-    another image has the same name. A file that fits several prints is not used.
+    If a csv names the minutiae file of a print, the named file is used. Otherwise the minutiae file must have the same
+    relative path as the image, except for the suffix, below `folder` or beside the image. Upper and lower case are not
+    distinguished. If `folder` has no file with this path, a file directly in `folder` with the name of the image is
+    used, unless a second image has the same name. A file that fits several prints is not used.
 
     Args:
         listing: prints to import.
         folder: folder of minutiae files; None if they lie beside the images.
 
     Attributes:
-        unused: path and reason of minutiae files that belong to no image.
+        unused: pairs (path, reason) of the minutiae files that belong to no image.
     """
 
     def __init__(self, listing: Listing, folder: Path | None) -> None:
@@ -84,11 +84,11 @@ class Pairing:
         found = np.where(np.asarray(pc.is_in(stems, images)), -1, _index_in(stems, keys))
         take = without & (found >= 0)
         self._file[take] = found[take]
-        counts = _counts(pa.concat_arrays([stems, _name(rejected)]))[: len(stems)]  # rejected images count too
+        counts = _counts(pa.concat_arrays([stems, _name(rejected)]))[: len(stems)]  # includes rejected images
         self._prints[take] = counts[take]
 
     def with_xyt_kind(self, reading: Reading) -> Reading:
-        """Return reading options in which `xyt_kind`, the convention of the `.xyt` files, is filled in.
+        """Return a copy of `reading` with the attribute `xyt_kind`, the convention of the `.xyt` files, filled in.
 
         The convention is detected from all files together. If `reading` states a convention, it is kept.
         """
@@ -97,20 +97,20 @@ class Pairing:
         return dataclasses.replace(reading, xyt_kind=xyt_kind(map(Path, self._xyt)))
 
     def notes(self, reading: Reading) -> list[tuple[str, str]]:
-        """Return a list with a note (path and text) on the convention of the `.xyt` files; empty without such files."""
+        """Return a list with one note (path, text) on the convention of `.xyt` files; empty without such files."""
         if not self._xyt:
             return []
         kind = "mindtct -m1" if reading.xyt_kind == "m1" else "mindtct"
         return [(".", f"{len(self._xyt)} .xyt files are read as {kind} writes them; to change this, give --xyt-kind")]
 
     def of(self, row: int) -> tuple[Path | None, str]:
-        """Return the minutiae file of a print, and the reason if it must not be used.
+        """Return the minutiae file of a print, and the reason if the file must not be used.
 
         Args:
-            row: row of the print in the listing.
+            row: row index of the print in the listing.
 
         Returns:
-            Path of the file, or None; and the reason, or an empty string.
+            Path of the file (None if the print has none), and the reason (empty if the file can be used).
         """
         number = int(self._file[row])
         if number < 0:
@@ -122,7 +122,7 @@ class Pairing:
 
 
 def _by_preference(paths: pa.Array) -> pa.Array:
-    """Sort paths by name without suffix, and paths of the same name by the order of their suffixes in `SUFFIXES`."""
+    """Sort paths by name without suffix, and paths with the same name by the order of suffixes in `SUFFIXES`."""
     suffixes = pc.utf8_lower(pc.replace_substring_regex(paths, r"^.*(\.[^./]+)$", r"\1"))
     columns = {"stem": _key(paths), "rank": pc.index_in(suffixes, pa.array(SUFFIXES))}
     return paths.take(pc.sort_indices(pa.table(columns), [("stem", "ascending"), ("rank", "ascending")]))
@@ -154,11 +154,11 @@ def _name(paths: pa.Array) -> pa.Array:
 
 
 def _counts(values: pa.Array) -> np.ndarray:
-    """Return for each of N entries how often its value occurs, (N,) int64."""
+    """Return an (N,) int64 array: for each of N entries, the number of entries with the same value."""
     codes = values.dictionary_encode().indices.to_numpy()
     return np.bincount(codes)[codes]
 
 
 def _index_in(values: pa.Array, others: pa.Array) -> np.ndarray:
-    """Return the index of the first occurrence of each of N values in `others`, (N,) int64; -1 if there is none."""
+    """Return an (N,) int64 array with the index of each of N values in `others` (first occurrence); -1 if missing."""
     return pc.fill_null(pc.index_in(values, others), -1).to_numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Check whether the stated resolution of images fits their ridge distance, and whether images are inverted."""
+"""Check whether the stated resolution of images fits the distance of their ridges, and whether images are inverted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image, ImageFilter
 
 from fingerprint_accel.data.ridges import MM_PER_INCH, measure_ridges
 
-# Typical distance of ridges of adults, mm. The medians of eight sets of prints are 0.37 to 0.49 mm. The lowest is that
-# of a set of generated prints.
+# Typical distance of ridges of adults, mm. The medians of eight sets of prints are 0.37 to 0.49 mm. The lowest median
+# is from a set of generated prints.
 RIDGE_PERIOD_MM = 0.46
-PERIODS_MM = (0.18, 1.1)  # range of ridge distances; it covers prints of half or twice the stated resolution
+PERIODS_MM = (0.18, 1.1)  # range of ridge distances; it allows for a true resolution of half or twice the stated one
 WINDOW_MM = 2.4  # side of a window in which the ridge distance is measured, mm
 LEAST_SHARE = 0.35  # minimum share of the energy of a window around one frequency
 NEAR = 0.2  # largest deviation (natural logarithm) from a common resolution
@@ -28,7 +28,7 @@ DARK_PAPER = 0.2  # largest brightness of dark paper, on a scale from the dark (
 
 
 def ridge_period(grey: np.ndarray, ppi: float) -> float:
-    """Measure the distance between neighbouring ridges of a print, in mm. NaN if there are too few clear ridges.
+    """Measure the distance between neighbouring ridges of a print, in mm. Return NaN if there are too few clear ridges.
 
     Args:
         grey: (H, W) uint8 image of a print.
@@ -58,8 +58,8 @@ def likely_ppi(period: float, ppi: float) -> int:
         ppi: stated resolution, pixels per inch.
 
     Returns:
-        Resolution in pixels per inch at which the distance would be `RIDGE_PERIOD_MM`, the typical value of adults. It
-        is rounded to a common resolution, or to a multiple of 10 if no common resolution is close.
+        Resolution in pixels per inch at which the distance would be `RIDGE_PERIOD_MM`, the typical value of adults. The
+        result is rounded to a common resolution, or to a multiple of 10 if no common resolution is close.
     """
     true = ppi * period / RIDGE_PERIOD_MM
     usual = min(USUAL_PPI, key=lambda usual: abs(math.log(usual / true)))
@@ -67,10 +67,10 @@ def likely_ppi(period: float, ppi: float) -> int:
 
 
 def is_inverted(grey: np.ndarray) -> bool:
-    """Return whether an image, (H, W) uint8, shows light ridges on a dark background.
+    """Return whether a (H, W) uint8 image shows light ridges on a dark background.
 
     An image is inverted if its left and right edges and its four corners are as dark as the dark lines in the middle. A
-    print that fills the whole image has no visible background and counts as not inverted.
+    print that fills the whole image has no visible background, and the result is False.
     """
     height, width = grey.shape
     rim = max(4, min(height, width) // 32)
@@ -110,10 +110,10 @@ def outliers(periods: dict[str, float]) -> list[tuple[str, str]]:
     The prints of a shard are a random sample of the whole set and therefore represent it.
 
     Args:
-        periods: distance of ridges of each print in mm, by name of the print.
+        periods: dictionary from the name of each print to the distance of its ridges, mm.
 
     Returns:
-        Note for each unusual print: its name and a text.
+        List of notes (name, text), one for each unusual print.
     """
     if len(periods) < FEWEST_FOR_OUTLIERS:
         return []

@@ -34,7 +34,7 @@ class Reading:
     Attributes:
         ppi: resolution of images that do not state their own, pixels per inch.
         inverted: whether ridges are light on dark background: "yes", "no", or "auto" to detect it for each print.
-        mirror: whether to flip images horizontally. Prints lifted with tape need this, because they are mirrored.
+        mirror: whether to flip images horizontally. Prints lifted with tape are mirrored and must be flipped.
         raw_size: (height, width) of files of raw pixels, or None.
         xyt_kind: convention of `.xyt` minutiae files, "nist" or "m1" (see `templates.xyt_kind`); empty to detect it for
             each file.
@@ -78,11 +78,11 @@ def open_print(
     Args:
         path: path of the file.
         reading: options for reading.
-        record: number of the record in a container file (a file with several images); 0 for an image file.
+        record: position of the record in a container file (a file with several images), from 1; 0 for an image file.
         cut: position of the finger to cut out of a slap (an image of several fingers); 0 for an image of one finger.
         slap: position code of a slap in an image file.
-        ppi: resolution stated by the file name or a csv, pixels per inch; 0 for none. It takes precedence over the
-            resolution stated in the file.
+        ppi: resolution stated by the file name or a csv, pixels per inch; 0 for none. This value takes precedence over
+            the resolution stated in the file.
 
     Raises:
         ImageError: if the print cannot be read, see `captures.read_capture`.
@@ -116,7 +116,7 @@ def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.
 
 
 def _turned(grey: np.ndarray, reading: Reading) -> tuple[np.ndarray, list[str]]:
-    """Invert and mirror an image, (H, W) uint8, according to the options. Return it with notes on the changes."""
+    """Invert and mirror a (H, W) uint8 image according to the options. Return the image, and notes on the changes."""
     notes = []
     if reading.inverted == "yes" or (reading.inverted == "auto" and is_inverted(grey)):
         grey = 255 - grey
@@ -161,14 +161,14 @@ class ImageFile:
         ppi: resolution stated by the file name or a csv, pixels per inch; 0 if none is stated.
         minutiae: path of the minutiae file of the print, or None.
         minutiae_reason: reason why the minutiae file must not be used; empty if it can be used.
-        record: number of the record in a container file; 0 for an image file.
+        record: position of the record in a container file, from 1; 0 for an image file.
         cut: position of the finger to cut out of a slap (an image of several fingers); 0 for an image of one finger.
         slap: position code of a slap in an image file.
         position: position code of the finger; 0 if unknown.
         name: name of the print in the dataset.
         finger_key: identifier of the finger.
         impression: number of the impression.
-        finger: number of the finger in the dataset.
+        finger: index of the finger in the dataset.
     """
 
     path: Path
@@ -242,7 +242,7 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
 
 
 def _found_out(opened: PrintImage, minutiae: np.ndarray | None, target: Target) -> tuple[np.ndarray, int]:
-    """Return the minutiae and the NFIQ 2 score of a print. NIST programs measure them if they are missing.
+    """Return the minutiae and the NFIQ 2 score of a print. Missing values are measured with NIST programs.
 
     Args:
         opened: the print.

@@ -23,7 +23,7 @@ class PrintInfo:
     enhanced: bool = False
 
     def check_suits(self, wanted: PrintInfo, data: Path | str, synthetic: bool = False) -> None:
-        """Raise `UserError` if this format of prints differs from the format that a model was trained on.
+        """Check that this format of prints is equal to the format that a model was trained on.
 
         Args:
             wanted: format of the training prints of the model.

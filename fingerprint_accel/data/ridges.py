@@ -1,4 +1,4 @@
-"""Find ridges in an image and measure their distance, by the peak of the Fourier spectrum of small windows."""
+"""Find ridges in an image and measure the distance between ridges, from Fourier spectra of small windows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class RidgeMap:
     """Ridges in the windows of an image.
 
     Attributes:
-        share: (rows, columns) float32, share of the energy of each window around its strongest ridge frequency; 0 on
-            paper.
+        share: (rows, columns) float32 share of the spectral energy of a window that is near its strongest ridge
+            frequency; 0 on paper.
         period: (rows, columns) float32, distance of ridges in each window, pixels.
-        step: distance of neighbouring windows, pixels; window (i, j) starts at pixel (i * step, j * step).
+        step: stride between neighbouring windows, pixels; window (i, j) starts at pixel (i * step, j * step).
     """
 
     share: np.ndarray
@@ -42,9 +42,9 @@ def measure_ridges(
         ppi: resolution of the image, pixels per inch.
         window_mm: side of a window, mm.
         periods_mm: smallest and largest distance of ridges, mm.
-        overlap: whether windows overlap by half of their side. Without overlap the function takes a quarter of the
-            time.
-        most: maximum number of windows to measure, those with the highest contrast. Default: all.
+        overlap: whether windows overlap by half of their side. Without overlap, the function takes a quarter of the
+            time that it takes with overlap.
+        most: measure only this many windows, those with the highest contrast. Default: all windows.
     """
     side = 2 * max(4, round(window_mm / 2 / MM_PER_INCH * ppi))
     step = side // 2 if overlap else side

@@ -1,6 +1,6 @@
-"""Write dataset folders: Arrow shards in the format of the library `datasets`, and their description.
+"""Write dataset folders: Arrow shards in the format of the library `datasets`, and the file `fingerprint.json`.
 
-The description is the file `fingerprint.json`.
+The file `fingerprint.json` describes the dataset.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Record:
         source: origin of the print, for example the path of its file.
         minutiae: (n, 4) x, y (canvas pixels), angle (radians) and quality (0 to 1).
         truth: ground truth of a synthetic print; None if it is unknown.
-        finger: number of the finger in the dataset.
+        finger: index of the finger in the dataset.
         nfiq2: NFIQ 2 score, 0 to 100; -1 if unknown.
     """
 
@@ -78,7 +78,7 @@ class DatasetInfo:
         prints: Number of prints.
         fingers: Number of fingers.
         with_minutiae: Number of prints with at least one minutia.
-        sha256: Checksum of each shard by its name.
+        sha256: Dictionary from the file name of each shard to its SHA-256 checksum.
         enhanced: Whether the canvases are stored after ridge enhancement.
     """
 
@@ -115,7 +115,7 @@ class DatasetInfo:
 def rows_per_shard(rows: int, canvas: int) -> int:
     """Return the number of prints in each shard of a dataset with `rows` prints.
 
-    The number does not depend on the number of workers, so that the written bytes do not depend on it.
+    The result depends on the arguments alone, so that the written bytes are the same for any number of workers.
 
     Args:
         rows: number of prints in the dataset.
@@ -144,7 +144,7 @@ def write_shard(
 
     Returns:
         Properties of the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae) and
-        `fingers` (sorted numbers of the fingers).
+        `fingers` (sorted indices of the fingers).
     """
     records, at_once = iter(records), rows_per_record_batch(canvas)
     rows = with_minutiae = 0
@@ -171,7 +171,8 @@ def publish_dataset(
 ) -> None:
     """Complete a dataset folder: write its metadata beside the finished shards, and delete empty shards.
 
-    The metadata are those of `Dataset.save_to_disk` in the library `datasets`, and `fingerprint.json`.
+    The metadata consists of `fingerprint.json` and the files that `Dataset.save_to_disk` of the library `datasets`
+    writes.
 
     Args:
         folder: folder that contains the shards.
@@ -181,7 +182,7 @@ def publish_dataset(
         canvas: side of the prints, pixels.
         encoding: encoding of the images, "raw" or "lz4".
         enhanced: whether the ridges of the prints are enhanced.
-        truth: whether there are columns of the ground truth.
+        truth: whether the shards have the columns `pose` and `contact` of the ground truth.
         nfiq2: whether there is a column of NFIQ 2 scores.
 
     Raises:
@@ -225,8 +226,8 @@ def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
     """Return the Arrow schema of a dataset.
 
     Args:
-        truth: add the columns `pose` and `contact` of the ground truth, see `truth.Truth`.
-        nfiq2: add a column of NFIQ 2 scores.
+        truth: whether to add the columns `pose` and `contact` of the ground truth, see `truth.Truth`.
+        nfiq2: whether to add the column `nfiq2` of NFIQ 2 scores.
     """
     columns = {
         "image": pa.binary(),
@@ -244,7 +245,7 @@ def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
 
 
 def rows_per_record_batch(canvas: int) -> int:
-    """Return the maximum number of prints in an Arrow record batch, given the side of their images in pixels."""
+    """Return the maximum number of prints in an Arrow record batch for images of side `canvas`, in pixels."""
     return max(1, min(MOST_ROWS, BYTES_PER_RECORD_BATCH // canvas**2))
 
 

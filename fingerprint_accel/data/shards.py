@@ -36,9 +36,9 @@ class Shards:
         folder: path of the dataset folder.
         info: resolution, canvas, encoding and counts of the dataset.
         table: Arrow table of all rows.
-        fingers: (N,) int32 number of the finger of each print, from 0 to the number of fingers - 1.
+        fingers: (N,) int32 finger index of each print, from 0 to F - 1 for F fingers.
         impressions: (N,) int64 impression number of each print.
-        key_of_finger: finger key (identifier chosen by the owner of the data) of each finger number.
+        key_of_finger: finger key (identifier chosen by the owner of the data) of each finger, by finger index.
         minutia_count: (N,) int32 number of minutiae of each print.
         most_minutiae: largest number of minutiae of a print.
         has_truth: whether the dataset has the columns `pose` and `contact`; they may be unknown for some prints.
@@ -96,10 +96,12 @@ class Shards:
         return self.table["finger_key"].combine_chunks().take(rows).to_pylist()
 
     def _minutia_index(self, tables: list[pa.Table]) -> list[tuple[slice, np.ndarray]]:
-        """Compute and store where the minutiae of each row are: file, offset in the file and number of minutiae.
+        """Store the location of the minutiae of each row: file, offset in the file and number of minutiae.
 
         Returns:
-            For each record batch its range of rows, and the minutiae of these rows as a flat view of the file.
+            List with a pair for each record batch: its range of rows, and the minutiae of these rows as a flat view of
+                the
+            file.
         """
         together = []
         self._minutia_file = np.empty(len(self), np.int32)
@@ -145,11 +147,14 @@ class Shards:
         return views
 
     def nfiq2(self) -> np.ndarray:
-        """Return the NFIQ 2 score of each print, (N,) int16 from 0 to 100; -1 where it is unknown."""
+        """Return the NFIQ 2 scores of all prints as an (N,) int16 array, from 0 to 100; -1 if unknown."""
         return self._numbers("nfiq2") if self.has_nfiq2 else np.full(len(self), -1, np.int16)
 
     def image(self, row: int) -> np.ndarray:
-        """Return the image of one print, (canvas, canvas) uint8. Raw images are views of the file, without a copy."""
+        """Return the image of one print as a (canvas, canvas) uint8 array.
+
+        A raw image is a view of the file, not a copy.
+        """
         chunk, place = self._place(row)
         return chunk.image(chunk.stored(place))
 
@@ -163,7 +168,7 @@ class Shards:
         return self._images[number], row - int(self._chunk_start[number])
 
     def read(self, rows: np.ndarray, out: np.ndarray, seconds: dict[str, float] | None = None) -> None:
-        """Read the images of prints into a buffer. It is fastest if the rows are in ascending order.
+        """Read the images of prints into a buffer. Reading is fastest if the rows are in ascending order.
 
         Args:
             rows: (B,) int64 rows of the dataset.
@@ -183,7 +188,7 @@ class Shards:
             ascending = np.empty_like(flat)
             self.read(rows[order], ascending.reshape(out.shape), seconds)
             flat[order] = ascending
-        # This keeps the resident memory near RESIDENT bytes, however large the files are.
+        # This keeps the resident memory near RESIDENT bytes for files of any size.
         if self._unmaps and resident_files() - self._resident_before > RESIDENT:
             self._unmap()
 
@@ -194,7 +199,7 @@ class Shards:
             chunks: (B,) index of the record batch of each row, ascending.
 
         Yields:
-            Index of each record batch that occurs, and the slice of its rows.
+            Index of each record batch, and the slice of `chunks` that holds its rows.
         """
         bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=len(self._images)))
         for start, stop in itertools.pairwise(bounds.tolist()):
@@ -265,7 +270,10 @@ class Shards:
         contact[:] = unpack_contact(packed)
 
     def truth_known(self, rows: np.ndarray) -> np.ndarray:
-        """Return for which prints the ground truth is known, (B,) bool. `rows` are (B,) int64 rows of the dataset."""
+        """Return a (B,) bool mask that is True if the ground truth is known.
+
+        `rows` are (B,) int64 rows of the dataset.
+        """
         if not self.has_truth:
             return np.zeros(len(rows), bool)
         return np.concatenate([~np.isnan(poses[:, 0]) for poses, _ in self._truths])[rows]
@@ -281,14 +289,14 @@ class Shards:
 def _dense(fingers: np.ndarray, count: int) -> np.ndarray:
     """Renumber the fingers of a dataset without gaps, from 0 to `count` - 1.
 
-    Numbers are missing if an import has rejected all prints of a finger.
+    Indices are missing if an import has rejected all prints of a finger.
 
     Args:
-        fingers: (N,) number of the finger of each print.
+        fingers: (N,) finger index of each print, possibly with gaps.
         count: number of fingers.
 
     Returns:
-        (N,) int32.
+        (N,) int32 finger index of each print, without gaps.
     """
     if fingers.max(initial=-1) >= count:
         fingers = np.unique(fingers, return_inverse=True)[1]
@@ -300,8 +308,8 @@ def open_dataset(folder: Path | str) -> Shards:
 
     Raises:
         UserError: if the folder is not a dataset folder or has another format version, or if a shard is missing,
-            damaged or has another encoding. Also if minutiae are not finite or out of range; in large datasets this is
-            checked only when they are read.
+            damaged or has another encoding. The error is also raised if minutiae are not finite or out of range. In
+            large datasets, minutiae are checked only when they are read.
     """
     folder = Path(folder)
     info = DatasetInfo.read(folder)

@@ -29,7 +29,7 @@ LEAST_ABOVE_CREASE, LEAST_BELOW_CREASE = 13.0, 3.0  # minimum length of the fing
 CREASE_BELOW = 7.0  # largest distance of the crease from the place where ridges become weaker, mm
 LEAST_STEP = 0.12  # minimum decrease of the share of energy at the crease
 MARGIN_MM = 1.0  # margin around a finger that is cut out, mm
-INTRUDER = 0.6  # a component smaller than this share of the smallest finger is a part of another print
+INTRUDER = 0.6  # a component smaller than this share of the smallest finger is a part of a different print
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Finger:
 
     Attributes:
         mask: (rows, columns) bool, entries of the map that the finger covers.
-        left: left edge of its bounding box, map entries.
-        top: top edge of its bounding box, map entries.
-        right: right edge of its bounding box (exclusive), map entries.
-        bottom: bottom edge of its bounding box (exclusive), map entries.
+        left: left edge of the bounding box, map entries.
+        top: top edge of the bounding box, map entries.
+        right: right edge of the bounding box (exclusive), map entries.
+        bottom: bottom edge of the bounding box (exclusive), map entries.
     """
 
     mask: np.ndarray
@@ -97,9 +97,9 @@ def cut_fingers(grey: np.ndarray, ppi: float, expected: int) -> tuple[list[Box],
 
 
 def holds_several_fingers(grey: np.ndarray, ppi: float) -> bool:
-    """Return whether an image, (H, W) uint8, shows several fingers side by side.
+    """Return whether a (H, W) uint8 image shows several fingers side by side.
 
-    If an image is too narrow for two fingers, the answer is False without any measurement.
+    For an image that is too narrow for two fingers, the function returns False without measuring ridges.
     """
     if grey.shape[1] / ppi * MM_PER_INCH < LEAST_TWO_MM:
         return False
@@ -155,7 +155,7 @@ def _expected(measured: RidgeMap, ppi: float, expected: int) -> list[Finger]:
 
 
 def _grown(fingers: list[Finger], ridges: np.ndarray) -> list[Finger]:
-    """Grow fingers over adjacent ridges without overlap, because a high threshold shrinks them.
+    """Extend fingers over adjacent ridges without overlap, because a high threshold makes fingers too small.
 
     Args:
         fingers: the fingers.
@@ -176,7 +176,7 @@ def _finger(mask: np.ndarray) -> Finger:
 def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
     """Find connected components of the ridge map that have the shape of a fingertip.
 
-    Components below another fingertip are lower phalanges and are dropped.
+    A component below a fingertip is a lower phalanx and is dropped.
 
     Args:
         share: (rows, columns) share of energy of the ridge map.
@@ -244,11 +244,11 @@ def _box(finger: Finger, measured: RidgeMap, shape: tuple[int, ...], ppi: float)
 
 
 def _box_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the 3 x 3 neighbourhood of each entry of an array, (rows, columns) float32."""
+    """Return a (rows, columns) float32 array with the mean over the 3 x 3 neighbourhood of each entry."""
     mean: np.ndarray = around(values.astype(np.float32)).mean(axis=0)
     return mean
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:
-    """Dilate a mask (rows, columns) bool by one entry in all eight directions."""
+    """Dilate a (rows, columns) bool mask by one entry in all eight directions."""
     return np.logical_or.reduce(around(mask))

@@ -1,8 +1,8 @@
 """Choose the prints of a dataset to hold out for validation: all prints of some fingers, subjects or sessions.
 
 These fingers, subjects or sessions are called groups. The choice depends on the names of the groups alone. It is the
-same for any order of shards, number of processes and training seed. If data is added, no existing group moves from the
-training prints to the validation prints or back.
+same for any order of shards, number of processes and training seed. If data is added, each existing group stays in the
+training set or in the validation set.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Split:
     extended: bool
 
     def note(self, fold: str = "") -> str:
-        """Return one line of text about the split for the user, or "" for a plain split by finger.
+        """Return a line of text that describes the split to the user, or "" for a split by single fingers.
 
         Args:
             fold: Fold of a cross-validation, `reading.fold`.
@@ -79,7 +79,7 @@ def split_prints(shards: Shards, reading: ReadingConfig) -> Split:
     Args:
         shards: The dataset.
         reading: `validation_fraction` or `fold` determines how many groups are held out, and `split_by` determines the
-            kind of the groups. Nothing is held out if `validation_data` is given, or if the fraction is 0.
+            kind of the groups. No prints are held out if `validation_data` is given, or if the fraction is 0.
 
     Raises:
         UserError: If `split_by` does not fit the dataset, or too few prints are left for training or validation.
@@ -119,17 +119,17 @@ def _counted(number: int, unit: str) -> str:
 
 
 def _hashes(names: Sequence[str]) -> np.ndarray:
-    """Return a hash of each of G names, (G,) uint64. The hashes are uniformly distributed."""
+    """Return a (G,) uint64 array with a hash of each of G names. The hashes are uniformly distributed."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return mix64(np.frombuffer(digests, np.uint64))
 
 
 def _useful(fingers: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
-    """Return which of the G groups have a print of a finger with two prints or more, (G,) bool.
+    """Return a (G,) bool mask of the groups that contain a print of a finger with at least two prints.
 
     Args:
-        fingers: (N,) number of the finger of each print.
-        codes: (N,) number of the group of each print.
+        fingers: (N,) finger index of each print.
+        codes: (N,) group index of each print.
         groups: Number of groups, G.
     """
     useful = np.zeros(groups, bool)
@@ -140,14 +140,14 @@ def _useful(fingers: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
 def _enough(
     held_out: np.ndarray, hashes: np.ndarray, useful: np.ndarray, fingers: np.ndarray, codes: np.ndarray
 ) -> np.ndarray:
-    """Hold out further groups, in order of their hashes, until two fingers have two held-out prints each.
+    """Add groups to the held-out groups, in order of their hashes, until two fingers have two held-out prints each.
 
     Args:
         held_out: (G,) bool, groups that are already held out.
         hashes: (G,) hash of each group.
         useful: (G,) bool, result of `_useful`. Other groups are not added.
-        fingers: (N,) number of the finger of each print.
-        codes: (N,) number of the group of each print.
+        fingers: (N,) finger index of each print.
+        codes: (N,) group index of each print.
 
     Returns:
         (G,) bool, groups to hold out.
@@ -173,7 +173,7 @@ def _enough(
 
 
 def _groups(shards: Shards, split_by: str) -> tuple[str, list[str], np.ndarray]:
-    """Return the unit of the groups (see `Split`), their names, and the number of the group of each print, (N,)."""
+    """Return the unit of the groups (see `Split`), the names of the groups, and an (N,) group index of each print."""
     if not split_by:
         return FINGER, shards.key_of_finger, shards.fingers
     unit, group_of = (_table if split_by.lower().endswith(".csv") else _pattern)(split_by)
@@ -195,7 +195,7 @@ def _groups(shards: Shards, split_by: str) -> tuple[str, list[str], np.ndarray]:
 
 
 def _pattern(text: str) -> tuple[str, Callable[[str], str | None]]:
-    """Return the unit of the groups that a regular expression finds, and a function that finds the group of a name.
+    """Return the unit of the groups in a regular expression, and a function that returns the group of a name.
 
     Args:
         text: Regular expression with a group `subject` or `session`. The text `subject` stands for `WITH_POSITION`.

@@ -27,7 +27,7 @@ from fingerprint_accel.data.minutiae_record import (
 )
 from fingerprint_accel.durable import write_file
 
-CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # on-card files, which only the suffix identifies
+CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # on-card files, which are recognised by their suffix only
 UNSIGNED_SUFFIXES = (".mnt", *CARD_SUFFIXES)  # files that may start with any bytes
 # suffixes of minutiae files, in order of preference if an image has several minutiae files
 SUFFIXES = (".ist", ".iso", ".fmr", ".iso-fmr", ".incits378", ".ansi", *CARD_SUFFIXES, ".xyt", ".min", ".mnt")
@@ -42,7 +42,7 @@ _MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.
 
 
 def plausible(values: np.ndarray) -> bool:
-    """Return whether all values of an array of minutiae are finite and at most LARGEST in magnitude."""
+    """Return whether all values in an array of minutiae are finite and have an absolute value of at most LARGEST."""
     # The minimum of an array with NaN is NaN, and comparisons with NaN are false. This makes no copy of the array.
     return values.size == 0 or bool(values.min() >= -LARGEST and values.max() <= LARGEST)
 
@@ -57,8 +57,8 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
         xyt_kind: convention of an `.xyt` file, one of `XYT_KINDS`; empty to detect it from this file.
 
     Raises:
-        TemplateError: if the file is damaged, has an unknown format, or contains implausible numbers. Also if it holds
-            several fingers or views and `position` does not select one.
+        TemplateError: if the file is damaged, has an unknown format, or contains implausible numbers. The error is also
+            raised if the file holds several fingers or views and `position` does not select one.
     """
     try:
         data = path.read_bytes()
@@ -87,18 +87,18 @@ XYT_KINDS = ("nist", "m1")
 
 
 def xyt_kind(files: Iterable[Path | str]) -> str:
-    """Detect which convention the `.xyt` files of one origin follow.
+    """Detect the convention of `.xyt` files that come from one source.
 
     The files do not state their convention. Files of `mindtct -m1` store angles in units of two degrees, so that all
     numbers are below 180. The default output of mindtct stores degrees, and almost every print has an angle of 180 or
-    more. One such angle in any file therefore decides for all files.
+    more. An angle of 180 or more in any file therefore decides the convention of all files.
 
     Args:
         files: paths or contents of the files. They are read until a file has an angle of 180 or more. Damaged files are
             skipped.
 
     Returns:
-        "nist" for the default output of mindtct, "m1" for that of `mindtct -m1`.
+        "nist" for the default output of mindtct, "m1" for the output of `mindtct -m1`.
     """
     for file in files:
         with contextlib.suppress(OSError, ValueError):  # TemplateError is a ValueError
@@ -118,9 +118,9 @@ def _xyt_rows(text: str) -> list[list[float]]:
 def _read_xyt(text: str, image_height: int, kind: str) -> Template:
     """Parse an `.xyt` file.
 
-    The convention "m1" counts y from the top, and its angles have units of two degrees. They point along the ridge, as
-    the angles of ISO/IEC 19794-2 do. The convention "nist" counts y from the bottom. Its angles are in degrees and
-    differ from those of ISO/IEC 19794-2 by 180 degrees.
+    The convention "m1" counts y from the top, and its angles have units of two degrees. The angles point along the
+    ridge, as in ISO/IEC 19794-2. The convention "nist" counts y from the bottom. Its angles are in degrees and
+    differ from the angles of ISO/IEC 19794-2 by 180 degrees.
 
     Args:
         text: contents of the file.
@@ -142,8 +142,8 @@ def _read_xyt(text: str, image_height: int, kind: str) -> Template:
 def _read_mnt(text: str) -> Template:
     """Parse an `.mnt` file, the format of FingerNet and of flx (another implementation of DeepPrint).
 
-    The first line is a name or a count, the second line `[count] width height`. Each further line is a minutia
-    `x y radians [quality]`.
+    The first line is a name or a count, the second line `[count] width height`. Each of the following lines is a
+    minutia `x y radians [quality]`.
     """
     lines = [line.split() for line in text.splitlines()]
     if len(lines) < 2:
@@ -159,7 +159,7 @@ def _checked(table: np.ndarray) -> np.ndarray:
     """Check the minutiae of a text file, (n, 4) float64, and convert them to float32.
 
     Raises:
-        TemplateError: if a number is not finite or above LARGEST in magnitude.
+        TemplateError: if a value is not finite, or its absolute value exceeds LARGEST.
     """
     if not plausible(table):
         row = int(np.flatnonzero(~(np.abs(table) <= LARGEST).all(axis=1))[0])
@@ -204,9 +204,9 @@ def write_template(path: Path, minutiae: np.ndarray, width: int, height: int, pp
 def iso_bytes(minutiae: np.ndarray, width: int, height: int, ppi: int) -> bytes:
     """Encode minutiae as a record of ISO/IEC 19794-2:2005 with one view.
 
-    If there are more than 255 minutiae, those of the best quality are kept. The record does not state the type of a
-    minutia (ending or bifurcation), the finger or the sensor. Angles are rounded to 1.4 degrees and qualities to 1 %.
-    The lowest quality is 1 %, because 0 means that no quality is stated.
+    If there are more than 255 minutiae, the 255 minutiae of the highest quality are kept. The record does not state the
+    type of a minutia (ending or bifurcation), the finger or the sensor. Angles are rounded to 1.4 degrees and qualities
+    to 1 %. The lowest quality is 1 %, because 0 means that no quality is stated.
 
     Args:
         minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).
@@ -231,7 +231,7 @@ def xyt_bytes(minutiae: np.ndarray, image_height: int) -> bytes:
 
     Each line is `x y theta quality`. y is counted from the bottom, and theta is the angle of the opposite direction
     along the ridge in degrees. If all angles are below 180, `xyt_kind` would detect the file as output of `mindtct
-    -m1`. In this case 360 is added to one angle, which does not change its direction.
+    -m1`. In this case 360 is added to one angle, which does not change the direction of the minutia.
 
     Args:
         minutiae: (n, 4) x, y (image pixels), angle (radians) and quality (0 to 1).

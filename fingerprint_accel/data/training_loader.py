@@ -25,7 +25,7 @@ def training_loader(
 ) -> TrainingLoader:
     """Create an endless loader of shuffled batches for one training process.
 
-    Use the loader as a context manager, then iterate over it. Every print comes once per epoch. The order depends on
+    Use the loader as a context manager, then iterate over it. Every print occurs once per epoch. The order depends on
     `seed` and `position` alone. All processes together read the same prints for any number of processes, as long as
     `batch_size * processes` is the same. No `DataLoader` and no `accelerator.prepare` are needed.
 
@@ -33,11 +33,12 @@ def training_loader(
         data: Opened dataset, or some of its fingers from `data.loader.subset_of_fingers`.
         batch_size: Number of prints per batch of this process.
         seed: Seed of the order.
-        rank: Number of this process, `accelerator.process_index`.
+        rank: Rank of this process, `accelerator.process_index`.
         processes: Number of processes, `accelerator.num_processes`.
         device: Device that batches are copied to, `accelerator.device`. On a CPU the image and minutiae of a batch are
             valid until the next batch is requested.
-        samples_per_class: Number of different impressions of each finger in a batch; 1 leaves it to chance.
+        samples_per_class: Number of different impressions of each finger in a batch; 1 draws prints independently of
+            the finger.
         position: Number of prints to skip, summed over all processes. Pass `step * batch_size * processes` to resume at
             `step`.
         truth: Whether batches have `pose` and `contact`, the ground truth for alignment networks and dense networks.

@@ -1,7 +1,7 @@
 """Ground truth of synthetic prints: the pose of the finger, and the area where the finger touches the sensor.
 
 The area is stored as a contact mask, which states for each of GRID x GRID cells of the canvas whether the finger
-touches it. The canvas is the square image of a stored print.
+touches the cell. The canvas is the square image of a stored print.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GRID = 40  # cells of a contact mask along each side of the canvas; independent of the size of the canvas
+GRID = 40  # number of cells of a contact mask along each side of a canvas of any size
 CONTACT_BYTES = GRID**2 // 8  # size of a packed contact mask
 
 
@@ -28,7 +28,7 @@ class Truth:
     contact: bytes
 
     def on_another_canvas(self, left: float, scale: float, before: int, canvas: int) -> Truth:
-        """Return the ground truth of the print after `canvas.recanvas` has copied it to another canvas.
+        """Return the ground truth of the print after `canvas.recanvas` has copied the print to a different canvas.
 
         The contact mask is resampled between the two grids. Its border is accurate to half a cell of the coarser grid.
 
@@ -75,7 +75,7 @@ def unpack_contact(packed: bytes | np.ndarray) -> np.ndarray:
 
 
 def overlaps(into: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Compute the overlap of all intervals of one partition with all intervals of another.
+    """Compute the length of the overlap of each interval in one partition with each interval in a second partition.
 
     Args:
         into: (m + 1,) ascending edges of the first partition.

@@ -13,7 +13,7 @@ from fingerprint_accel.data.minutiae_record import MAGIC as MINUTIAE_MAGIC
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.templates import UNSIGNED_SUFFIXES, WRAPPER
 
-# Files with these suffixes count as images without being opened. Other files among them are found when they are
+# Files with these suffixes are listed as images without being opened. Files with a wrong suffix are found when they are
 # decoded.
 IMAGE_SUFFIXES = frozenset((
     ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc",
@@ -47,11 +47,12 @@ class Met:
 def walk(folder: Path, raw_bytes: int = 0) -> Iterator[Met]:
     """Iterate over all files below a folder in sorted order.
 
-    Links are followed if they lead out of the folder. Each target is read only once.
+    Symbolic links are followed if the target lies outside the folder. Each target is read only once.
 
     Args:
         folder: folder to search.
-        raw_bytes: size of files of raw pixels, bytes. Files of this size count as images. 0 if there are no such files.
+        raw_bytes: size of files of raw pixels, bytes. Files of this size are listed as images. 0 if there are no files
+            of raw pixels.
     """
     yield from _walk(folder, "", os.path.realpath(folder), set(), False, raw_bytes)
 
@@ -134,7 +135,7 @@ def _kind(found: list[os.DirEntry[str]], at: int, path: str, raw_bytes: int) -> 
         found: the entries of the folder that contains the file, sorted by name.
         at: index of the file in `found`.
         path: path of the file relative to the folder that is searched.
-        raw_bytes: size of files of raw pixels, bytes; 0 if there are no such files.
+        raw_bytes: size of files of raw pixels, bytes; 0 if there are no files of raw pixels.
     """
     entry = found[at]
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
