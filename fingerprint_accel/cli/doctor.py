@@ -32,7 +32,7 @@ TORCH = "https://pytorch.org/get-started/locally"
 
 
 def doctor() -> None:
-    """Show versions and devices, and settings that make commands slow or fail.
+    """Show versions and devices, and what would be slow or fail.
 
     The output is plain text without user and host names, so that you can paste it into a bug report.
 

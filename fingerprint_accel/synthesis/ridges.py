@@ -74,7 +74,8 @@ def _angular(device: torch.device, odd: bool) -> torch.Tensor:
         odd: whether to use odd multiples of the angle (odd filter) instead of even multiples (even filter).
 
     Returns:
-        (terms, HEIGHT, WIDTH / 2 + 1): weighted cosines, then weighted sines, for each Fourier coefficient of an image.
+        (terms, HEIGHT, WIDTH / 2 + 1). The first axis holds the weighted cosines and then the weighted sines of the
+        series. The other axes are the coefficients of `torch.fft.rfft2` of an image.
     """
     angle = _frequency(device)[1].double()
     weights = [math.exp(-((order * ANGULAR_WIDTH) ** 2) / 2) * (1.0 if order else 0.5) for order in _orders(odd)]

@@ -43,7 +43,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Apply a function to each item, and return the results in order.
 
-    Each call of the function uses a single thread. As many calls run in parallel as torch has threads.
+    Each call of the function uses a single thread. Up to `torch.get_num_threads()` calls run in parallel.
     """
     workers = torch.get_num_threads()
     if workers == 1:

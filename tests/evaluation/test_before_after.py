@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def evaluated(model, prints, out, against, capsys):
     return capsys.readouterr().out
 
 
-def test_the_report_begins_with_the_comparison(untrained, prints, tmp_path, capsys):
+def test_the_report_begins_with_the_comparison(untrained, prints, tmp_path, capsys, monkeypatch):
     """`small` stands for the trained network: it recognises prints that random weights do not."""
     out = tmp_path / "evaluation"
     text = evaluated(Path("small"), prints, out, untrained, capsys)
@@ -120,6 +121,7 @@ def test_the_report_begins_with_the_comparison(untrained, prints, tmp_path, caps
     assert page.index("<h2>Before and after training</h2>") < page.index("<h2>Curves</h2>")
     with Image.open(out / "recovered_pair.png") as image:
         assert image.size == (1320, 594)
+    monkeypatch.setitem(sys.modules, "nbis", None)  # saves its time
     evaluated(untrained, prints, out, Path("small"), capsys)
     assert (out / "before_after.png").exists()
     assert not (out / "recovered_pair.png").exists()
@@ -159,7 +161,7 @@ def test_nbis_compares_a_sample(prints):
 
 
 def test_a_missing_nbis_is_said(untrained, prints, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nbis", None)
+    monkeypatch.setitem(sys.modules, "nbis", None)
     text = evaluated(untrained, prints, tmp_path / "evaluation", None, capsys)
     assert NBIS not in text
     assert "NBIS is left out: NIST's detector and matcher are not installed: pip install nbis-py." in text

@@ -35,7 +35,7 @@ def shown(suspects: list[Suspect]) -> list[Suspect]:
 
 
 def suspect_sheet(shards: Shards, suspects: list[Suspect]) -> bytes:
-    """Draw the contact sheet as a PNG file; suspects about minutiae are drawn with their minutiae.
+    """Draw the suspicious prints of an audit as a PNG file. Minutiae are drawn if a finding is about minutiae.
 
     Args:
         shards: the dataset.
