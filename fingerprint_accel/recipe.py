@@ -72,9 +72,9 @@ def run_training(config: Config) -> Run:
 def fold_configs(config: Config) -> list[Config]:
     """Return the training configuration of each fold of a cross-validation.
 
-    The run folders are OUT/fold-1, OUT/fold-2, ... A fold validates at its last step only, and the
-    checkpoint of the last step is evaluated. If the best of several checkpoints were chosen on the held-out prints, the
-    error rates on these prints would be too low.
+    The run folders are OUT/fold-1, OUT/fold-2, ... A fold validates at its last step only, and the checkpoint of that
+    step is evaluated. If the best of several checkpoints were chosen on the held-out prints, the error rates on these
+    prints would be too low.
     """
     training = dataclasses.replace(config.training, validate_every=0, patience=0)
     return [

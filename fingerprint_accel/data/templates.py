@@ -54,7 +54,7 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
         path: path of the file. Binary formats are recognised by content, text formats by suffix.
         image_height: height of the image in pixels, for formats that count y from the bottom.
         position: position code of the finger, which selects one of several fingers in a record; 0 if unknown.
-        xyt_kind: convention of an `.xyt` file, one of `XYT_KINDS`; empty to detect it from this file.
+        xyt_kind: convention of an `.xyt` file, "nist" or "m1"; empty to detect it from this file.
 
     Raises:
         TemplateError: if the file is damaged, has an unknown format, or contains implausible numbers. The error is also
@@ -81,9 +81,6 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
     except (struct.error, IndexError, ValueError) as error:
         raise TemplateError(f"damaged minutiae file ({error}); copy it again") from error
     raise TemplateError("no known minutiae format; export it as ISO/IEC 19794-2")
-
-
-XYT_KINDS = ("nist", "m1")
 
 
 def xyt_kind(files: Iterable[Path | str]) -> str:

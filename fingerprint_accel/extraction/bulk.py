@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import save_file
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.importing import IMAGE_PPI
-from fingerprint_accel.data.listing import list_prints, name_of
-from fingerprint_accel.data.print_file import ImageFile, Reading, Target, prepare
+from fingerprint_accel.data.print_file import Reading
 from fingerprint_accel.data.shard_writing import INFO
-from fingerprint_accel.data.shards import open_dataset
-from fingerprint_accel.durable import file_sha256, write_json
+from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
+from fingerprint_accel.extraction.bulk_prints import DatasetPrints, ImageFolder
 from fingerprint_accel.extraction.embeddings_folder import (
     CONFIG,
     FAILED,
@@ -42,9 +40,8 @@ from fingerprint_accel.extraction.embeddings_folder import (
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
-from fingerprint_accel.jobs import Facts, Job, run, state_of_files
+from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
-from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.synthesis.workers import each
 
 BATCHES_PER_SHARD = 64  # occupies all cores of a CPU, and the images of a shard fit in memory
@@ -200,88 +197,6 @@ class ExtractJob(Job):
             "arguments": self.arguments,
         }
         write_json(folder / CONFIG, config)
-
-
-class DatasetPrints:
-    """The prints of a dataset folder, as input of an extraction.
-
-    Args:
-        folder: dataset folder.
-        extractor: model that embeds the prints; the dataset must have its resolution and image size.
-
-    Attributes:
-        finger: (N,) int32, finger identifier of each print.
-        impression: (N,) int64, impression number of each print.
-        table: table of N rows with the columns `source` and `finger_key`.
-        digest: hash that changes if the dataset changes.
-    """
-
-    def __init__(self, folder: Path, extractor: FingerprintExtractor) -> None:
-        self.shards = open_dataset(folder)
-        extractor.check_dataset(self.shards)
-        self.finger, self.impression = self.shards.fingers, self.shards.impressions
-        self.table = self.shards.table.select(["source", "finger_key"])
-        self.digest = file_sha256(folder / INFO)[:16]
-
-    def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
-        """Read the images of a range of rows of the dataset.
-
-        Returns:
-            (n, canvas, canvas) uint8, ridges dark; and an empty dictionary, because no print of a dataset can fail.
-        """
-        side = self.shards.info.canvas
-        canvases = np.empty((len(rows), side, side), np.uint8)
-        self.shards.read(np.arange(rows.start, rows.stop), canvases)
-        return canvases, {}
-
-
-class ImageFolder:
-    """The prints in the image files of a folder, ordered by path; has the same interface as `DatasetPrints`.
-
-    Args:
-        folder: folder of image files; subfolders are included.
-        reading: options for reading the image files, such as their resolution.
-        extractor: model that the images are prepared for.
-
-    Attributes:
-        finger: (N,) int32, -1 for all prints, because their fingers are unknown.
-        impression: (N,) int64, -1 for all prints.
-        table: table of N rows with the column `source`, the path of each print.
-        digest: hash that changes if a file changes.
-    """
-
-    def __init__(self, folder: Path, reading: Reading, extractor: FingerprintExtractor) -> None:
-        require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
-        require(50 <= reading.ppi <= 5000, f"--ppi {reading.ppi}: must lie between 50 and 5000")
-        self.folder, self.reading = folder, reading
-        self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
-        listing = list_prints(folder)
-        self._prints = listing.table
-        self.table = pa.table({"source": [name_of(listing.table, row) for row in range(len(listing.table))]})
-        self.finger = np.full(len(self.table), -1, np.int32)
-        self.impression = np.full(len(self.table), -1, np.int64)
-        self.digest = state_of_files(folder / name.as_py() for name in self._prints["path"])
-
-    def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
-        """Read a range of prints and place each one on a canvas, a square white image.
-
-        Args:
-            rows: positions of the prints in `table`.
-
-        Returns:
-            (n, canvas, canvas) uint8, ridges dark, all white for a print that cannot be read; and a dictionary that
-            maps the row of each unreadable print to the reason.
-        """
-        some = self._prints.slice(rows.start, len(rows)).select(["path", "record", "cut"]).to_pylist()
-        files = [ImageFile(self.folder / row["path"], record=row["record"], cut=row["cut"]) for row in some]
-        canvases = np.full((len(rows), self.target.canvas, self.target.canvas), 255, np.uint8)
-        reasons = {}
-        for row, prepared in enumerate(each(lambda file: prepare(file, self.reading, self.target), files)):
-            if prepared.image is None:
-                reasons[rows.start + row] = prepared.reason
-            else:
-                canvases[row] = prepared.image
-        return canvases, reasons
 
 
 class Work:

@@ -13,7 +13,7 @@ from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.print_file import Reading
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.bulk import ImageFolder
+from fingerprint_accel.extraction.bulk_prints import ImageFolder
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
