@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+CHECKSUM = "checksum"  # entry of a JSON object with the checksum of all other entries
+
 
 def fsync_path(path: Path) -> None:
     """Flush the content of a file, or the list of entries of a folder, to the disk."""
@@ -38,13 +40,31 @@ def write_file(path: Path, content: str | bytes) -> None:
     fsync_path(path.parent)
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any, checksum: bool = True) -> None:
     """Write or replace a JSON file atomically.
+
+    Args:
+        path: The file.
+        values: Content of the file, a dictionary if `checksum` is True.
+        checksum: Whether to add an entry with the checksum of all other entries. `untrusted.read_json` compares it.
 
     Raises:
         ValueError: If `values` contain NaN or infinity.
     """
-    write_file(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_file(path, json_text(values, checksum))
+
+
+def json_text(values: Any, checksum: bool = True) -> str:
+    """Return the text that `write_json` writes. The arguments are the same."""
+    if checksum:
+        values = {**values, CHECKSUM: checksum_of(values)}
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def checksum_of(values: dict[str, Any]) -> str:
+    """Return the checksum of a JSON object. It does not depend on the order of entries or on white space."""
+    plain = json.loads(json.dumps(values))  # as a reader sees it: tuples are lists, and all keys are strings
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def draft_of(path: Path) -> Path:

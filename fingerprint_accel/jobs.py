@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
+from fingerprint_accel.untrusted import read_json
 
 Facts = dict[str, Any]  # metadata of a finished shard, as JSON
 IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
@@ -264,11 +265,9 @@ def _record(shard: Path) -> Path:
 
 
 def _read_json(path: Path) -> Facts | None:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
+    with contextlib.suppress(OSError, UserError):
+        return read_json(path, "")
+    return None
 
 
 def state_of_files(paths: Iterable[Path]) -> str:

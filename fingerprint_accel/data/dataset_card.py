@@ -17,7 +17,7 @@ import pyarrow as pa
 import yaml
 
 from fingerprint_accel.data.import_summary import kind_of
-from fingerprint_accel.data.shard_writing import CARD, INFO, REJECTED, DatasetInfo, schema
+from fingerprint_accel.data.shard_writing import CARD, REJECTED, DatasetInfo, schema
 from fingerprint_accel.data.truth import GRID
 
 SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
@@ -147,7 +147,7 @@ def write_dataset_card(folder: Path, origin: Origin, truth: bool = False, nfiq2:
         truth: whether the dataset has the columns `pose` and `contact`.
         nfiq2: whether the dataset has the column `nfiq2`.
     """
-    info = DatasetInfo(**json.loads((folder / INFO).read_text()))
+    info = DatasetInfo.read(folder)
     (folder / CARD).write_text(dataset_card(info, schema(truth, nfiq2), origin, _rejected(folder)))
 
 

@@ -27,6 +27,7 @@ from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.pairing import OF_REJECTED, Pairing
 from fingerprint_accel.data.plausibility import about_ridges, outliers
 from fingerprint_accel.data.print_file import IMAGE_PPI, Enhance, ImageFile, Reading, Target, prepare
+from fingerprint_accel.data.print_info import HIGHEST_PPI, LARGEST_CANVAS, LOWEST_PPI
 from fingerprint_accel.data.shard_writing import (
     DATASET,
     MINUTIAE_BYTES,
@@ -327,5 +328,5 @@ def check_canvas(option: str, ppi: int, canvas: int) -> None:
     Raises:
         UserError: if the resolution or the canvas size is out of range.
     """
-    require(50 <= ppi <= 2000, f"{option} {ppi}: must lie between 50 and 2000")
-    require(64 <= canvas <= 2048, f"--canvas {canvas}: must lie between 64 and 2048")
+    require(LOWEST_PPI <= ppi <= HIGHEST_PPI, f"{option} {ppi}: must lie between {LOWEST_PPI} and {HIGHEST_PPI}")
+    require(64 <= canvas <= LARGEST_CANVAS, f"--canvas {canvas}: must lie between 64 and {LARGEST_CANVAS}")

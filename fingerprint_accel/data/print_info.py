@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fingerprint_accel.errors import require
+from fingerprint_accel.untrusted import Fields
+
+LOWEST_PPI, HIGHEST_PPI = 50, 2000
+LARGEST_CANVAS = 2048  # pixels
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,19 @@ class PrintInfo:
     ppi: int
     canvas: int
     enhanced: bool = False
+
+    @classmethod
+    def read(cls, fields: Fields) -> PrintInfo:
+        """Read `ppi`, `canvas` and `enhanced` from the description of a dataset or model.
+
+        Raises:
+            UserError: If a value is missing, has another type, or is out of range.
+        """
+        return cls(
+            fields.integer("ppi", LOWEST_PPI, HIGHEST_PPI),
+            fields.integer("canvas", 1, LARGEST_CANVAS),
+            fields.switch("enhanced", default=False),
+        )
 
     def check_suits(self, wanted: PrintInfo, data: Path | str, synthetic: bool = False) -> None:
         """Check that this format of prints is equal to the format that a model was trained on.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -18,12 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.data.encoding import ENCODINGS, encode
+from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.truth import UNKNOWN, Truth
 from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, json_with
+from fingerprint_accel.untrusted import Fields, read_json
 
 FORMAT_VERSION = 1
+MOST_PRINTS = 2**31 - 1
 # names of files: description of the dataset, rejected files with reasons, remarks on prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
 CARD = "README.md"  # see `dataset_card`
@@ -99,17 +101,26 @@ class DatasetInfo:
         Raises:
             UserError: If the folder has no description, or if the description is damaged or of another version.
         """
+        remedy = "restore it from a copy, or make the dataset again"
         try:
-            info = cls(**json.loads((folder / INFO).read_text()))
-        except OSError as error:
+            found = Fields(read_json(folder / INFO, remedy), folder / INFO, remedy)
+        except FileNotFoundError as error:
             raise UserError(f"{folder}: not a dataset folder (no {INFO}); make one with `import`") from error
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{folder / INFO}: damaged or of another version; import again") from error
-        if info.format_version != FORMAT_VERSION or info.encoding not in ENCODINGS:
-            raise UserError(
-                f"{folder}: format {info.format_version} ({info.encoding}), this version reads {FORMAT_VERSION}"
-            )
-        return info
+        version = found.integer("format_version", 0, 2**31)
+        if version != FORMAT_VERSION:
+            raise UserError(f"{folder}: has format {version}, this version reads {FORMAT_VERSION}")
+        prints, kind = found.integer("prints", 1, MOST_PRINTS), PrintInfo.read(found)
+        return cls(
+            version,
+            kind.ppi,
+            kind.canvas,
+            found.text("encoding", choices=ENCODINGS),
+            prints,
+            found.integer("fingers", 1, prints),
+            found.integer("with_minutiae", 0, prints),
+            found.digests("sha256"),
+            kind.enhanced,
+        )
 
 
 def rows_per_shard(rows: int, canvas: int) -> int:
@@ -218,7 +229,7 @@ def publish_dataset(
         "_output_all_columns": False,
         "_split": None,
     }
-    write_json(folder / "state.json", state)
+    write_json(folder / "state.json", state, checksum=False)  # a file of the library datasets
 
 
 @cache

@@ -9,7 +9,6 @@ the file that contains the print.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from fingerprint_accel.data.layouts import position_name
-from fingerprint_accel.durable import fsync_path, write_file, write_json
+from fingerprint_accel.durable import fsync_path, json_text, write_file, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery_files import (
     FACTS,
@@ -68,7 +67,7 @@ class Gallery:
         if facts is None:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
         self.dims, self.model, self.cells = facts["dims"], facts["model"], facts["cells"]
-        self._facts = json.dumps(facts, indent=2) + "\n"
+        self._facts = json_text(facts)
         self._open_parts()
 
     def _open_parts(self) -> None:

@@ -10,7 +10,6 @@ This module does not import torch, so that commands which only check files start
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import pyarrow as pa
 from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, exclusive_lock
+from fingerprint_accel.untrusted import parse_json, read_json
 
 FORMAT_VERSION = 1
 FACTS = "gallery.json"
@@ -67,7 +67,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     for path in (folder / FACTS, *part_files(folder)[:1]):
         try:
             text = path.read_text() if path.name == FACTS else _open(path).schema.metadata[b"gallery"]
-            facts = json.loads(text)
+            facts = parse_json(text)
             return as_facts(int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0)))  # missing in old files
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             continue
@@ -236,7 +236,7 @@ def _complete(folder: Path) -> None:
         UserError: if a new file of the change is missing.
     """
     try:
-        changes = json.loads((folder / CHANGES).read_text())
+        changes = read_json(folder / CHANGES, "restore the gallery from a copy")
     except FileNotFoundError:
         return
     for draft, name in changes["new"].items():
