@@ -307,7 +307,7 @@ def evaluate_command(
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
     origin = Provenance.of_this_process()
-    write_json(out / "metrics.json", {**origin.values(), **evaluation.values(), "facts": dict(facts)})
+    write_json(out / "metrics.json", {**origin.values(), **evaluation.values(), "facts": dict(facts)}, checksum=False)
     for name in ("training", "before_after", "recovered_pair"):
         (out / f"{name}.png").unlink(missing_ok=True)  # may remain from the evaluation that is replaced
     for name, png in [*pictures.items(), *(addition.pictures.items() if addition is not None else ())]:

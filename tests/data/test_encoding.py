@@ -10,6 +10,7 @@ from fingerprint_accel.data.encoding import decode, decode_canvas, encode
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from tests.editing import edited
 
 SIDE = 64
 
@@ -74,9 +75,8 @@ def test_an_older_folder_opens(tmp_path):
     with ShardWriter(tmp_path / "set", 300, SIDE) as writer:
         writer.add(Record(images(1)[0], "a", 0, "", np.empty((0, 4), np.float32)))
     file = tmp_path / "set" / "fingerprint.json"
-    values = json.loads(file.read_text())
-    assert values.pop("enhanced") is False
-    file.write_text(json.dumps(values))
+    assert json.loads(file.read_text())["enhanced"] is False
+    edited(file, enhanced=None)
     assert open_dataset(tmp_path / "set").info.enhanced is False
 
 

@@ -1,4 +1,3 @@
-import json
 import sys
 import time
 import tracemalloc
@@ -14,6 +13,7 @@ from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.verifying import verify
+from tests.editing import edited
 
 SIDE = 64
 
@@ -96,19 +96,17 @@ def test_damage_is_one_clear_line(folder, tmp_path):
         open_dataset(folder)
     with pytest.raises(UserError, match="not a dataset folder"):
         open_dataset(tmp_path)
-    info = json.loads((folder / "fingerprint.json").read_text())
-    (folder / "fingerprint.json").write_text(json.dumps({**info, "format_version": 99}))
+    edited(folder / "fingerprint.json", format_version=99)
     with pytest.raises(UserError, match="format 99"):
         open_dataset(folder)
 
 
 def test_a_row_that_is_not_in_the_folders_encoding_is_refused(folder):
     """Shards of different encodings were copied together."""
-    info = json.loads((folder / "fingerprint.json").read_text())
-    (folder / "fingerprint.json").write_text(json.dumps({**info, "encoding": "lz4"}))
+    edited(folder / "fingerprint.json", encoding="lz4")
     with pytest.raises(UserError, match=r"mixed encodings: fingerprint\.json says lz4, but 1024 prints are raw"):
         open_dataset(folder)
-    (folder / "fingerprint.json").write_text(json.dumps({**info, "canvas": 32}))
+    edited(folder / "fingerprint.json", encoding="raw", canvas=32)
     with pytest.raises(UserError, match="says raw, but 1024 prints are not 32 x 32 bytes each"):
         open_dataset(folder)
 

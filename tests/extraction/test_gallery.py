@@ -225,7 +225,7 @@ def test_a_gallery_remembers_its_cells_and_older_ones_have_none(tmp_path):
     facts = json.loads(description.read_text())
     description.unlink()
     assert Gallery(tmp_path / "gallery").cells == CELLS, "from the files of prints"
-    del facts["cells"]
+    del facts["cells"], facts["checksum"]
     description.write_text(json.dumps(facts))
     assert Gallery(tmp_path / "gallery").cells == 0
 

@@ -13,6 +13,7 @@ from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.untrusted import read_json
 
 
 def changed(config, **training):
@@ -182,7 +183,7 @@ def test_early_stopping(tiny, tmp_path, monkeypatch):
     run_training(changed(tiny, steps=50, validate_every=2, patience=2))
     run = tmp_path / "run"
     assert json.loads((run / "latest.json").read_text())["step"] == 8
-    assert json.loads((run / "best.json").read_text()) == {"checkpoint": "step-00000004", "step": 4, "eer": 0.3}
+    assert read_json(run / "best.json", "") == {"checkpoint": "step-00000004", "step": 4, "eer": 0.3}
     resumed = changed(dataclasses.replace(tiny, resume="auto"), steps=50, validate_every=2, patience=2)
     run_training(resumed)
     assert json.loads((run / "latest.json").read_text())["step"] == 8, "a run that has stopped stays stopped"
