@@ -1,23 +1,22 @@
-"""The example of a training loop of one's own, started as its docstring says."""
+"""The example of a training loop of one's own, with one process and with two."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
+import starting
 from safetensors.torch import load_file
 
 from fingerprint_accel import FingerprintExtractor, open_dataset
 
-from .conftest import LAUNCHERS, ROOT
+from .conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "own_loop.py"
 STEPS = 4
 
 
-def trained(command, environment):
-    """Runs a command to its good end; the losses that it printed."""
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def trained(words, processes, environment):
+    """Runs the example to its good end; the losses that it printed."""
+    result = starting.run([EXAMPLE, *words], processes, environment)
     assert result.returncode == 0, result.stderr[-3000:]
     losses = re.findall(r"^step \d+: loss ([\d.]+)$", result.stdout, re.MULTILINE)
     assert len(losses) == STEPS, "one line a step, of one process"
@@ -25,10 +24,9 @@ def trained(command, environment):
 
 
 def test_one_process_and_two_train_the_same_model(prints, environment, tmp_path):
-    words = [str(EXAMPLE), str(prints)]
-    one = [sys.executable, *words, str(tmp_path / "one"), "--batch-size", "8", "--steps", str(STEPS)]
-    two = [*LAUNCHERS["two processes"], *words, str(tmp_path / "two"), "--batch-size", "4", "--steps", str(STEPS)]
-    losses = [trained(command, environment) for command in (one, two)]
+    one = [prints, tmp_path / "one", "--batch-size", "8", "--steps", STEPS]
+    two = [prints, tmp_path / "two", "--batch-size", "4", "--steps", STEPS]
+    losses = [trained(words, processes, environment) for processes, words in enumerate((one, two), 1)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-4)
     assert np.ptp(losses[0]) > 0.01, "it does learn"
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
@@ -46,9 +44,6 @@ def test_one_process_and_two_train_the_same_model(prints, environment, tmp_path)
 
 
 def test_an_unknown_dataset_is_one_error(environment, tmp_path):
-    result = subprocess.run(
-        [sys.executable, str(EXAMPLE), "nowhere", str(tmp_path / "model")],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = starting.run([EXAMPLE, "nowhere", tmp_path / "model"], 1, environment)
     assert result.returncode == 1
     assert "nowhere: not a dataset folder" in result.stderr.splitlines()[-1]
