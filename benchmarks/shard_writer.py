@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from fingerprint_accel.data.encoding import check_encoding
-from fingerprint_accel.data.shard_writing import DATASET, MOST_ROWS, SHARD_NAMES, Record, publish_dataset, write_shard
+from fingerprint_accel.data.shard_writing import (
+    DATASET,
+    MOST_ROWS,
+    SHARD_NAMES,
+    Record,
+    publish_dataset,
+    seal_dataset,
+    write_shard,
+)
 from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError
@@ -107,4 +115,5 @@ class ShardWriter:
         publish_dataset(
             self.folder, names, self._facts, self.ppi, self.canvas, self.encoding, self.enhanced, **self.columns
         )
+        seal_dataset(self.folder)
         put_in_place(self.folder, self.out, DATASET)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import re
 import stat
@@ -25,7 +26,7 @@ MOST_JSON = 2**25  # bytes; the largest JSON file lists a few thousand shards
 MOST_YAML = 2**17  # bytes; YAML is parsed slowly, in pure Python
 MOST_HEADER = 2**23  # bytes; the header of a safetensors file with 10,000 tensors has about 1.5 MB
 MOST_LINE = 2**20  # bytes of one line of a JSON lines file
-SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256, XXH3 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{16}")  # digests in hexadecimal
 # Errors of json, yaml and the checks of this module for damaged content. Deep nesting raises RecursionError.
 DAMAGED = (ValueError, RecursionError, MemoryError, yaml.YAMLError)
 
@@ -41,12 +42,17 @@ def open_regular(path: Path | str) -> BinaryIO:
         OSError: If the file is missing or cannot be opened.
         UnreadableError: If it is not a regular file (for example a pipe or a device).
     """
+    return os.fdopen(regular_descriptor(path), "rb")
+
+
+def regular_descriptor(path: Path | str) -> int:
+    """Open a regular file for reading like `open_regular`, and return its file descriptor."""
     # Without O_NONBLOCK, opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnreadableError("is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_bytes(path: Path | str, limit: int) -> bytes:
@@ -109,6 +115,9 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UnreadableError("contains no JSON object")
     checksum = values.pop(CHECKSUM, None)
+    for name in values:  # a changed bit in the name of the entry must not turn the comparison off
+        if len(name) == len(CHECKSUM) and sum(map(operator.ne, name, CHECKSUM)) == 1:
+            raise UnreadableError(f"contains {name!r} instead of {CHECKSUM!r}")
     if checksum is not None and checksum != checksum_of(values):
         raise UnreadableError(f"differs from its {CHECKSUM}; if you edited it yourself, delete the line {CHECKSUM!r}")
     return values
@@ -218,22 +227,23 @@ class Fields:
             self._refuse(name, "an object")
         return Fields(value, f"{self._where}: {name}", self._remedy)
 
-    def digests(self, name: str, names: str | None = None) -> dict[str, str]:
-        """Return a dictionary from names of files in the same folder to their SHA-256 checksums.
+    def digests(self, name: str, names: str | None = None, digest: re.Pattern[str] = SHA256) -> dict[str, str]:
+        """Return a dictionary from names of files in the same folder to their checksums.
 
         Args:
             name: Name of the dictionary in the object.
             names: Regular expression that the names of the files must match. By default, every name is allowed that
                 contains no slash and does not begin with a dot.
+            digest: Regular expression that the checksums must match.
         """
         value = self.values.get(name, {})
         allowed = re.compile(r"(?!\.)[^/\0]{1,255}" if names is None else names)
         good = type(value) is dict and all(
-            allowed.fullmatch(file) and "/" not in file and type(digest) is str and SHA256.fullmatch(digest)
-            for file, digest in value.items()
+            allowed.fullmatch(file) and "/" not in file and type(stated) is str and digest.fullmatch(stated)
+            for file, stated in value.items()
         )
         if not good:
-            self._refuse(name, "names of files in this folder with their SHA-256 checksums")
+            self._refuse(name, "names of files in this folder with their checksums")
         return value
 
     def _get(self, name: str, default: Any) -> Any:

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from fingerprint_accel.data.arrow_shard import schema
 from fingerprint_accel.data.import_summary import kind_of
-from fingerprint_accel.data.shard_writing import CARD, REJECTED, DatasetInfo, schema
+from fingerprint_accel.data.shard_writing import CARD, REJECTED, DatasetInfo
 from fingerprint_accel.data.truth import GRID
 
 SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}

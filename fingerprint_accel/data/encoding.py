@@ -20,6 +20,11 @@ def check_encoding(encoding: str) -> None:
     require(encoding in ENCODINGS, f"--encoding {encoding}: unknown; there are {', '.join(ENCODINGS)}")
 
 
+def largest_encoded(canvas: int) -> int:
+    """Return an upper limit of the size of an encoded image of side `canvas`, in bytes."""
+    return canvas**2 + canvas**2 // 255 + 16  # LZ4_compressBound, which also holds for raw pixels
+
+
 def encode(image: np.ndarray, encoding: str) -> bytes:
     """Encode a (canvas, canvas) uint8 image without loss, as raw pixels (`encoding="raw"`) or lz4 (`"lz4"`)."""
     raw = np.ascontiguousarray(image).data.cast("B")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fingerprint_accel.data.encoding import decode
+from fingerprint_accel.data.encoding import decode, largest_encoded
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.errors import UserError
@@ -23,6 +23,9 @@ class ImageChunk:
         folder: dataset folder, for error messages.
         file: memory-mapped file that contains the column.
 
+    Attributes:
+        span: positions in the file of the first byte of the images, and of the byte after the last one.
+
     Raises:
         UserError: if the rows do not have the encoding of the dataset.
     """
@@ -32,13 +35,18 @@ class ImageChunk:
         self._offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
         self._file, self._start = file, file.offset(data.address)
         self._canvas, self._encoding = info.canvas, info.encoding
-        raw = bool((np.diff(self._offsets) == info.canvas**2).all())
+        self.span = self._start + int(self._offsets[0]), self._start + int(self._offsets[-1])
+        sizes = self._offsets[1:] - self._offsets[:-1]
+        least, most = int(sizes.min()), int(sizes.max())
+        raw = least == most == info.canvas**2
         if raw != (info.encoding == "raw"):
             found = "raw" if raw else f"not {info.canvas} x {info.canvas} bytes each"
             raise UserError(
                 f"{folder}: mixed encodings: fingerprint.json says {info.encoding}, but {len(column)} prints are "
                 f"{found}; import the dataset again"
             )
+        if least < 1 or most > largest_encoded(info.canvas):
+            raise UserError(f"{file.path}: contains an image of {least if least < 1 else most} bytes; import it again")
         self._bytes = np.frombuffer(data, np.uint8)
         self._rows = None
         if raw:

@@ -37,6 +37,7 @@ from fingerprint_accel.data.shard_writing import (
     Record,
     publish_dataset,
     rows_per_shard,
+    seal_dataset,
     write_shard,
 )
 from fingerprint_accel.errors import UserError, require
@@ -240,6 +241,7 @@ class ImportJob(Job):
         options["minutiae"] = Path(options["minutiae"]).name if options["minutiae"] else None
         origin = origin_of("import", options, [*versions(enhanced), "nbis-py"], [self.source.resolve().name])
         write_dataset_card(folder, origin, nfiq2=target.nfiq2)
+        seal_dataset(folder)
 
 
 def _shuffled(table: pa.Table, seed: int) -> np.ndarray:

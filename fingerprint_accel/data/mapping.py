@@ -6,35 +6,95 @@ import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data import bus_errors
+from fingerprint_accel.untrusted import UnreadableError, regular_descriptor
+
 PAGE = mmap.PAGESIZE
-# `mmap.mmap` offers madvise as a method, but keeps a file descriptor open for each file.
-_MADVISE = ctypes.CDLL(None).madvise
+# `mmap.mmap` offers these functions as methods, but keeps a file descriptor open for each file.
+_C = ctypes.CDLL(None, use_errno=True)
+_MMAP, _MUNMAP, _MADVISE = _C.mmap, _C.munmap, _C.madvise
+_MMAP.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_MMAP.restype = ctypes.c_void_p
+_MUNMAP.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+@dataclass(frozen=True)
+class FileState:
+    """State of a file, which changes if the file is written or replaced.
+
+    Attributes:
+        device: number of the device that contains the file.
+        inode: number of the file on its device.
+        size: size of the file, bytes.
+        modified: time of the last write, nanoseconds.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, stated: os.stat_result) -> FileState:
+        """Return the state of a file from the result of `os.stat`."""
+        return cls(stated.st_dev, stated.st_ino, stated.st_size, stated.st_mtime_ns)
+
+
+class _Mapping:
+    """Owner of a mapping, which ends with this object. The arguments are those of mmap(2)."""
+
+    def __init__(self, descriptor: int, size: int, path: Path) -> None:
+        self.address, self.size = 0, size
+        found = _MMAP(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if found == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+        self.address = found
+        bus_errors.watch(found, size, path)
+
+    # The defaults keep the functions alive until the interpreter has shut down.
+    def __del__(self, forget: Callable[[int], None] = bus_errors.forget, unmap: Any = _MUNMAP) -> None:
+        if self.address:
+            forget(self.address)
+            unmap(self.address, self.size)
 
 
 class MappedFile:
     """File that is memory-mapped for reading.
 
-    No file descriptor stays open, so the number of mapped files is not limited.
+    No file descriptor stays open, so the number of mapped files is not limited. If the file becomes shorter while it is
+    read, the process ends with an error message that names the file, see `bus_errors`.
 
     Attributes:
         path: path of the file.
         buffer: contents of the file, without a copy. The mapping exists as long as the buffer.
+        state: state of the file when it was mapped.
 
     Raises:
         OSError: if the file cannot be opened.
+        UnreadableError: if it is not a regular file, or is empty.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with pa.memory_map(str(path)) as file:
-            self.buffer = file.read_buffer(file.size())
+        descriptor = regular_descriptor(path)
+        try:
+            self.state = FileState.of(os.fstat(descriptor))
+            if not self.state.size:
+                raise UnreadableError("is empty")
+            mapping = _Mapping(descriptor, self.state.size, path)
+        finally:
+            os.close(descriptor)
+        self.buffer = pa.foreign_buffer(mapping.address, mapping.size, mapping)
 
     def __len__(self) -> int:
         return self.buffer.size

@@ -32,6 +32,7 @@ from fingerprint_accel.data.shard_writing import (
     publish_dataset,
     rows_per_record_batch,
     rows_per_shard,
+    seal_dataset,
     write_shard,
 )
 from fingerprint_accel.data.shards import Shards, open_dataset
@@ -270,6 +271,7 @@ class MergeJob(Job):
         names = [source.name for source, _ in self._sources]
         origin = origin_of("merge", known, list(versions(options.enhance is not None)), names, self._synthetic)
         write_dataset_card(folder, origin, **self.columns)
+        seal_dataset(folder)
 
 
 def _write_merged(

@@ -8,27 +8,29 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data.arrow_shard import digest_without_pixels, pixel_range, record_batches, schema
 from fingerprint_accel.data.encoding import ENCODINGS, encode
+from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.truth import UNKNOWN, Truth
-from fingerprint_accel.durable import write_json
+from fingerprint_accel.durable import file_sha256, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, json_with
-from fingerprint_accel.untrusted import Fields, read_json
+from fingerprint_accel.untrusted import XXH3, Fields, read_json
 
 FORMAT_VERSION = 1
 MOST_PRINTS = 2**31 - 1
 # names of files: description of the dataset, rejected files with reasons, remarks on prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
 CARD = "README.md"  # see `dataset_card`
+OTHER_FILES = "sha256_of_other_files"  # entry of the description with the checksums of all files that are no shards
 # A large dataset has at least SHARDS shards, so that every core has work. A shard holds LEAST_ROWS to MOST_ROWS prints.
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024
 BYTES_PER_RECORD_BATCH = 2**28  # maximum size of the images in a record batch; an Arrow chunk must stay below 2 GiB
@@ -82,6 +84,10 @@ class DatasetInfo:
         with_minutiae: Number of prints with at least one minutia.
         sha256: Dictionary from the file name of each shard to its SHA-256 checksum.
         enhanced: Whether the canvases are stored after ridge enhancement.
+        xxh3_without_pixels: Dictionary from the file name of each shard to the digest of everything except its pixels,
+            see `arrow_shard.digest_without_pixels`. It is empty in datasets of earlier versions.
+        sha256_of_other_files: Dictionary from the name of every other file to its SHA-256 checksum. It is empty in
+            datasets of earlier versions.
     """
 
     format_version: int
@@ -93,6 +99,8 @@ class DatasetInfo:
     with_minutiae: int
     sha256: dict[str, str]
     enhanced: bool = False
+    xxh3_without_pixels: dict[str, str] = field(default_factory=dict)
+    sha256_of_other_files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> DatasetInfo:
@@ -120,6 +128,8 @@ class DatasetInfo:
             found.integer("with_minutiae", 0, prints),
             found.digests("sha256"),
             kind.enhanced,
+            found.digests("xxh3_without_pixels", digest=XXH3),
+            found.digests(OTHER_FILES),
         )
 
 
@@ -154,8 +164,11 @@ def write_shard(
         nfiq2: whether to write the column of the NFIQ 2 scores.
 
     Returns:
-        Properties of the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae) and
-        `fingers` (sorted indices of the fingers).
+        Properties of the shard: `rows` (number of prints), `with_minutiae` (number of prints with minutiae), `fingers`
+        (sorted indices of the fingers) and `xxh3_without_pixels` (digest of everything except the pixels).
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     records, at_once = iter(records), rows_per_record_batch(canvas)
     rows = with_minutiae = 0
@@ -166,7 +179,15 @@ def write_shard(
             rows += len(some)
             with_minutiae += sum(len(record.minutiae) > 0 for record in some)
             fingers.update(record.finger for record in some)
-    return {"rows": rows, "with_minutiae": with_minutiae, "fingers": sorted(fingers)}
+    written = MappedFile(path)
+    spans = [pixel_range(written, batch.column(0)) for batch in record_batches(written)] if rows else []
+    digest = digest_without_pixels(written, spans)
+    return {
+        "rows": rows,
+        "with_minutiae": with_minutiae,
+        "fingers": sorted(fingers),
+        "xxh3_without_pixels": digest,
+    }
 
 
 def publish_dataset(
@@ -180,10 +201,10 @@ def publish_dataset(
     truth: bool = False,
     nfiq2: bool = False,
 ) -> None:
-    """Complete a dataset folder: write its metadata beside the finished shards, and delete empty shards.
+    """Write the metadata of a dataset folder beside the finished shards, and delete empty shards.
 
     The metadata consists of `fingerprint.json` and the files that `Dataset.save_to_disk` of the library `datasets`
-    writes.
+    writes. Call `seal_dataset` when all other files of the folder are written.
 
     Args:
         folder: folder that contains the shards.
@@ -216,6 +237,7 @@ def publish_dataset(
         sum(known["with_minutiae"] for known in filled.values()),
         {name: known["sha256"] for name, known in filled.items()},
         enhanced,
+        {name: known["xxh3_without_pixels"] for name, known in filled.items()},
     )
     write_json(folder / INFO, asdict(info))
     features = datasets.Features.from_arrow_schema(schema(truth, nfiq2))
@@ -232,27 +254,15 @@ def publish_dataset(
     write_json(folder / "state.json", state, checksum=False)  # a file of the library datasets
 
 
-@cache
-def schema(truth: bool = False, nfiq2: bool = False) -> pa.Schema:
-    """Return the Arrow schema of a dataset.
-
-    Args:
-        truth: whether to add the columns `pose` and `contact` of the ground truth, see `truth.Truth`.
-        nfiq2: whether to add the column `nfiq2` of NFIQ 2 scores.
-    """
-    columns = {
-        "image": pa.binary(),
-        "finger": pa.int32(),
-        "impression": pa.int64(),
-        "finger_key": pa.string(),
-        "source": pa.string(),
-        "minutiae": pa.list_(pa.float32()),
+def seal_dataset(folder: Path) -> None:
+    """Add the checksums of all files that are no shards to the description of a complete dataset folder."""
+    info = DatasetInfo.read(folder)
+    others = {
+        path.name: file_sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != INFO and path.name not in info.sha256
     }
-    if truth:
-        columns |= {"pose": pa.list_(pa.float32(), 3), "contact": pa.binary()}
-    if nfiq2:
-        columns["nfiq2"] = pa.int16()
-    return pa.schema(columns)
+    write_json(folder / INFO, asdict(replace(info, sha256_of_other_files=others)))
 
 
 def rows_per_record_batch(canvas: int) -> int:

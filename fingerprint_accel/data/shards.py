@@ -10,15 +10,21 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 
+from fingerprint_accel.data.arrow_shard import digest_without_pixels, record_batches
 from fingerprint_accel.data.image_chunk import ImageChunk
 from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, resident_files
+from fingerprint_accel.data.minutiae_index import MinutiaeIndex
 from fingerprint_accel.data.shard_writing import DatasetInfo
-from fingerprint_accel.data.templates import IMPLAUSIBLE, plausible
-from fingerprint_accel.data.truth import CONTACT_BYTES, unpack_contact
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.data.templates import IMPLAUSIBLE
+from fingerprint_accel.data.truth import CONTACT_BYTES, plausible_poses, unpack_contact
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.untrusted import DAMAGED, UnreadableError, reason_of
 
-CHECKED_AT_ONCE = 2**26  # bytes of minutiae that are checked on opening (10 ms); if more, they are checked on reading
+# Size of all columns except the images, in bytes. Up to this size, digests and all numbers are checked when a dataset
+# is opened (20 ms). In larger datasets, minutiae and ground truth are checked when they are read.
+CHECKED_AT_ONCE = 2**26
 RESIDENT = 2**30  # limit of mapped files in the resident memory of this process, bytes
+REMEDY = "restore it from a copy, or import it again"
 
 
 class Shards:
@@ -30,7 +36,7 @@ class Shards:
         folder: path of the dataset folder.
         info: contents of its `fingerprint.json`.
         files: shards of the dataset, memory-mapped.
-        tables: contents of the shards.
+        batches: record batches of each shard.
 
     Attributes:
         folder: path of the dataset folder.
@@ -46,29 +52,32 @@ class Shards:
         larger_than_memory: whether the files are larger than the memory that this process may use.
     """
 
-    def __init__(self, folder: Path, info: DatasetInfo, files: list[MappedFile], tables: list[pa.Table]) -> None:
+    def __init__(
+        self, folder: Path, info: DatasetInfo, files: list[MappedFile], batches: list[list[pa.RecordBatch]]
+    ) -> None:
         self.folder, self.info = folder, info
-        self.table = pa.concat_tables(tables)
+        self._files, self._batches = files, batches
+        self.table = pa.Table.from_batches(itertools.chain.from_iterable(batches))
+        self.impressions = self._numbers("impression").astype(np.int64, copy=False)
         self.fingers = _dense(self._numbers("finger"), info.fingers)
-        self.impressions = self._numbers("impression").astype(np.int64)
         self.key_of_finger = self._keys()
-        self._files = files
         self._images = [
-            ImageChunk(chunk, info, folder, file)
-            for file, table in zip(files, tables, strict=True)
-            for chunk in table["image"].chunks
+            ImageChunk(batch.column(0), info, folder, file)
+            for file, of_file in zip(files, batches, strict=True)
+            for batch in of_file
         ]
         self._chunk_start = np.cumsum([0] + [len(chunk) for chunk in self._images])
-        self._floats = [np.frombuffer(file.buffer, np.float32, len(file) // 4) for file in files]
+        place = self.table.schema.get_field_index("minutiae")
+        columns = [[batch.column(place) for batch in of_file] for of_file in batches]
+        self._minutiae = MinutiaeIndex(files, columns, self._refuse)
+        self.minutia_count = self._minutiae.counts
+        self.most_minutiae = int(self.minutia_count.max(initial=0))
         self.has_truth = "pose" in self.table.column_names
         self.has_nfiq2 = "nfiq2" in self.table.column_names
         self._truths = self._truth_views() if self.has_truth else []
-        stored = self._minutia_index(tables)
-        self.most_minutiae = int(self.minutia_count.max(initial=0))
-        if sum(values.nbytes for _, values in stored) <= CHECKED_AT_ONCE:
-            for rows in [rows for rows, values in stored if not plausible(values)]:
-                self.minutiae(np.arange(rows.start, rows.stop))  # raises an error that names the print
         size = sum(map(len, files))
+        if size - sum(chunk.span[1] - chunk.span[0] for chunk in self._images) <= CHECKED_AT_ONCE:
+            self._check_all()
         self.larger_than_memory = size > memory_of_machine()
         self._unmaps = size > RESIDENT
         if self._unmaps:  # opening has loaded pages of every record batch
@@ -81,47 +90,67 @@ class Shards:
     def __len__(self) -> int:
         return len(self.fingers)
 
+    @property
+    def files(self) -> list[MappedFile]:
+        """The shards of the dataset."""
+        return self._files
+
+    def _check_all(self) -> None:
+        """Check everything except the pixels: the digests of the shards, and all numbers.
+
+        Raises:
+            UserError: if a shard differs from its digest, or a number is not finite or out of range.
+        """
+        images = iter(self._images)
+        for file, batches in zip(self._files, self._batches, strict=True):
+            known = self.info.xxh3_without_pixels.get(file.path.name)
+            spans = [next(images).span for _ in batches]
+            if known is not None and digest_without_pixels(file, spans) != known:
+                raise UserError(f"{file.path}: differs from its checksum; {REMEDY}")
+        self._minutiae.check()
+        for poses, _ in self._truths:
+            self._check_poses(poses)
+        self.nfiq2()
+
     def _numbers(self, column: str) -> np.ndarray:
-        """Return a numeric column as an array (N,). The method avoids `to_numpy`, which would import pandas."""
-        return np.concatenate([np.from_dlpack(chunk) for chunk in self.table[column].chunks])
+        """Return a numeric column as an array (N,). The method avoids `to_numpy`, which would import pandas.
+
+        Raises:
+            UserError: if a number is below the range of the column.
+        """
+        numbers = np.concatenate([np.from_dlpack(chunk) for chunk in self.table[column].chunks])
+        lowest = -1 if column == "nfiq2" else 0
+        if numbers.min(initial=0) < lowest:
+            row = int(np.flatnonzero(numbers < lowest)[0])
+            raise UserError(f"{self._path_of(row)}: contains a print with {column} {numbers[row]}; {REMEDY}")
+        return numbers
+
+    def _path_of(self, row: int) -> Path:
+        """Return the path of the shard that contains a row."""
+        ends = np.cumsum([sum(map(len, batches)) for batches in self._batches])
+        return self._files[int(np.searchsorted(ends, row, side="right"))].path
 
     def _keys(self) -> list[str]:
         """Return the key of each finger, read from the first row of the finger.
 
         The method avoids `pa.array`, which would import pandas.
+
+        Raises:
+            UserError: if the fingers are not those of `fingerprint.json`, or a key is empty.
         """
-        first = np.full(self.info.fingers, len(self), np.int64)
+        count = int(self.fingers.max()) + 1
+        first = np.full(max(count, self.info.fingers), len(self), np.int64)
         np.minimum.at(first, self.fingers, np.arange(len(self)))
+        found = int(np.count_nonzero(first < len(self)))
+        if found != self.info.fingers or len(first) != found:
+            raise UserError(
+                f"{self.folder}: holds {found} fingers, but fingerprint.json says {self.info.fingers}; {REMEDY}"
+            )
         rows = pa.Array.from_buffers(pa.int64(), len(first), [None, pa.py_buffer(first)])
-        return self.table["finger_key"].combine_chunks().take(rows).to_pylist()
-
-    def _minutia_index(self, tables: list[pa.Table]) -> list[tuple[slice, np.ndarray]]:
-        """Store the location of the minutiae of each row: file, offset in the file and number of minutiae.
-
-        Returns:
-            List with a pair for each record batch: its range of rows, and the minutiae of these rows as a flat view of
-                the
-            file.
-        """
-        together = []
-        self._minutia_file = np.empty(len(self), np.int32)
-        self._minutia_start = np.empty(len(self), np.int64)
-        self.minutia_count = np.empty(len(self), np.int32)
-        row = 0
-        for number, (file, table) in enumerate(zip(self._files, tables, strict=True)):
-            for chunk in table["minutiae"].chunks:
-                offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-                data = chunk.values.buffers()[1]
-                stored = data is not None and data.size > 0
-                origin = np.int64(file.offset(data.address) // 4 + chunk.values.offset if stored else 0)
-                here = slice(row, row + len(chunk))
-                self._minutia_file[here] = number
-                self._minutia_start[here] = origin + offsets[:-1]
-                self.minutia_count[here] = np.diff(offsets) // 4
-                values = self._floats[number][origin + offsets[0] : origin + offsets[-1]]
-                together.append((here, values))
-                row += len(chunk)
-        return together
+        keys: list[str] = self.table["finger_key"].combine_chunks().take(rows).to_pylist()
+        if "" in keys:
+            raise UserError(f"{self._path_of(int(first[keys.index('')]))}: contains an empty finger key; {REMEDY}")
+        return keys
 
     def _truth_views(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return views of the ground truth in the files, one pair of arrays for each record batch.
@@ -130,25 +159,32 @@ class Shards:
             Poses (n, 3) float32 and packed contact masks (n, CONTACT_BYTES) uint8.
 
         Raises:
-            UserError: if the columns have an unexpected type or size.
+            UserError: if a contact mask has another size.
         """
         views = []
         for poses, contacts in zip(self.table["pose"].chunks, self.table["contact"].chunks, strict=True):
             rows = len(poses)
             offsets = np.frombuffer(contacts.buffers()[1], np.int32)[contacts.offset : contacts.offset + rows + 1]
-            fits = pa.types.is_fixed_size_list(poses.type) and poses.type.list_size == 3
-            if not fits or poses.type.value_type != pa.float32() or (np.diff(offsets) != CONTACT_BYTES).any():
-                raise UserError(
-                    f"{self.folder}: the columns pose and contact have an unknown type; make it again with `synth`"
-                )
-            pose = np.frombuffer(poses.values.buffers()[1], np.float32)[3 * poses.offset :][: 3 * rows]
+            if (np.diff(offsets) != CONTACT_BYTES).any():
+                raise UserError(f"{self.folder}: contains contact masks of another size; make it again with `synth`")
+            values = poses.values
+            pose = np.frombuffer(values.buffers()[1], np.float32)[values.offset + 3 * poses.offset :][: 3 * rows]
             contact = np.frombuffer(contacts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
             views.append((pose.reshape(rows, 3), contact.reshape(rows, CONTACT_BYTES)))
         return views
 
     def nfiq2(self) -> np.ndarray:
-        """Return the NFIQ 2 scores of all prints as an (N,) int16 array, from 0 to 100; -1 if unknown."""
-        return self._numbers("nfiq2") if self.has_nfiq2 else np.full(len(self), -1, np.int16)
+        """Return the NFIQ 2 scores of all prints as an (N,) int16 array, from 0 to 100; -1 if unknown.
+
+        Raises:
+            UserError: if a score is out of range.
+        """
+        if not self.has_nfiq2:
+            return np.full(len(self), -1, np.int16)
+        scores = self._numbers("nfiq2")
+        highest = int(scores.max(initial=-1))
+        require(highest <= 100, f"{self.folder}: contains an NFIQ 2 score of {highest}; {REMEDY}")
+        return scores
 
     def image(self, row: int) -> np.ndarray:
         """Return the image of one print as a (canvas, canvas) uint8 array.
@@ -237,17 +273,7 @@ class Shards:
         counts = self.minutia_count[rows].astype(np.int64)
         if out is None:
             out = np.empty((len(rows), max(1, int(counts.max(initial=0))), 4), np.float32)
-        out[:] = 0
-        for number in np.unique(self._minutia_file[rows]) if counts.any() else ():
-            chosen = np.flatnonzero((self._minutia_file[rows] == number) & (counts > 0))
-            wanted = np.arange(out.shape[1])[None] < counts[chosen, None]
-            which, place = np.nonzero(wanted)
-            position = self._minutia_start[rows[chosen]][which] + 4 * place
-            values = self._floats[number][position[:, None] + np.arange(4)]
-            if not plausible(values):
-                at_fault = next(row for row, value in enumerate(values) if not plausible(value))
-                self._refuse(int(rows[chosen[which[at_fault]]]))
-            out[chosen[which], place] = values
+        self._minutiae.read(rows, out)
         return out, counts
 
     def truth(self, rows: np.ndarray, pose: np.ndarray, contact: np.ndarray) -> None:
@@ -257,6 +283,9 @@ class Shards:
             rows: (B,) int64 rows of the dataset.
             pose: (B, 3) float32 buffer for rotation (radians) and shift (canvas pixels); NaN for unknown poses.
             contact: (B, GRID, GRID) bool buffer for contact masks; False for unknown masks.
+
+        Raises:
+            UserError: if a pose is not finite or out of range.
         """
         if not self.has_truth:
             pose[:], contact[:] = np.nan, False
@@ -267,7 +296,11 @@ class Shards:
             here, (poses, contacts) = chunks == chunk, self._truths[chunk]
             places = rows[here] - self._chunk_start[chunk]
             pose[here], packed[here] = poses[places], contacts[places]
+        self._check_poses(pose)
         contact[:] = unpack_contact(packed)
+
+    def _check_poses(self, poses: np.ndarray) -> None:
+        require(plausible_poses(poses), f"{self.folder}: contains a pose that is not finite; {REMEDY}")
 
     def truth_known(self, rows: np.ndarray) -> np.ndarray:
         """Return a (B,) bool mask that is True if the ground truth is known.
@@ -281,7 +314,7 @@ class Shards:
     def _refuse(self, row: int) -> NoReturn:
         finger = self.key_of_finger[self.fingers[row]]
         raise UserError(
-            f"{self._files[self._minutia_file[row]].path}: {IMPLAUSIBLE} (finger {finger}, "
+            f"{self._path_of(row)}: {IMPLAUSIBLE} (finger {finger}, "
             f"impression {self.impressions[row]}); import it again, which leaves such minutiae out"
         )
 
@@ -308,23 +341,24 @@ def open_dataset(folder: Path | str) -> Shards:
 
     Raises:
         UserError: if the folder is not a dataset folder or has another format version, or if a shard is missing,
-            damaged or has another encoding. The error is also raised if minutiae are not finite or out of range. In
-            large datasets, minutiae are checked only when they are read.
+            damaged or has another encoding. The error is also raised if a shard differs from its digest, or if minutiae
+            or poses are not finite or out of range. Large datasets are not compared with their digests when they are
+            opened, and their minutiae and poses are checked when they are read.
     """
     folder = Path(folder)
     info = DatasetInfo.read(folder)
-    files, tables = [], []
+    files, batches = [], []
     for name in info.sha256:
         try:
             files.append(MappedFile(folder / name))
-            tables.append(pa.ipc.open_stream(files[-1].buffer).read_all())
-            for column in {"image", "minutiae", "pose", "contact"}.intersection(tables[-1].column_names):
-                tables[-1][column].validate(full=True)  # wrong offsets would cause reads outside the file
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"{folder / name}: missing or damaged ({str(error)[:80]}); copy or import it again"
-            ) from error
-    rows = sum(map(len, tables))
-    if rows != info.prints:
-        raise UserError(f"{folder}: holds {rows} prints, but fingerprint.json says {info.prints}; import it again")
-    return Shards(folder, info, files, tables)
+            batches.append(record_batches(files[-1]))
+        except (OSError, *DAMAGED, pa.ArrowException) as error:
+            raise UserError(f"{folder / name}: missing or damaged ({reason_of(error)}); {REMEDY}") from error
+    rows = sum(len(batch) for of_file in batches for batch in of_file)
+    require(rows == info.prints, f"{folder}: holds {rows} prints, but fingerprint.json says {info.prints}; {REMEDY}")
+    try:
+        return Shards(folder, info, files, batches)
+    except UnreadableError as error:  # names the file
+        raise UserError(f"{error}; {REMEDY}") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{folder}: damaged ({reason_of(error)}); {REMEDY}") from error

@@ -12,6 +12,7 @@ import numpy as np
 
 GRID = 40  # number of cells of a contact mask along each side of a canvas of any size
 CONTACT_BYTES = GRID**2 // 8  # size of a packed contact mask
+LARGEST = 65535  # largest absolute value of a pose, as for minutiae
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Truth:
 
 
 UNKNOWN = Truth(np.full(3, np.nan, np.float32), bytes(CONTACT_BYTES))
+
+
+def plausible_poses(poses: np.ndarray) -> bool:
+    """Return whether all numbers of each pose in an array (n, 3) are finite, or all are NaN (unknown)."""
+    # Comparisons with NaN are false.
+    known = (np.abs(poses) <= LARGEST).all(axis=-1)
+    return bool((known | np.isnan(poses).all(axis=-1)).all())
 
 
 def pack_contact(contact: np.ndarray) -> bytes:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.data.shard_writing import INFO, OTHER_FILES
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
 from fingerprint_accel.extraction.gallery_files import FACTS, part_files
+from fingerprint_accel.untrusted import Fields, read_json
 
 MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with more threads the disk is the limit
 
@@ -63,8 +62,10 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
     The checksum is the SHA-256 in hexadecimal, or only its first 16 digits for the files of a gallery.
     """
     for name in (INFO, CONFIG, "state.json"):  # in a dataset; embeddings or an exported model; a checkpoint
-        for file, digest in _read(folder / name).get("sha256", {}).items():
-            yield folder / file, digest
+        fields = _read(folder / name)
+        for entry in ("sha256", OTHER_FILES):
+            for file, digest in fields.digests(entry).items():
+                yield folder / file, digest
     if (folder / FACTS).is_file():
         yield from ((path, path.stem[-16:]) for path in part_files(folder))
     if (folder / "config.yaml").is_file():  # a run folder
@@ -72,12 +73,10 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
             yield from _checksums(inner)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON file; return an empty dictionary if there is no such file, and raise a UserError if it is damaged."""
+def _read(path: Path) -> Fields:
+    """Read a JSON file, which is compared with its own checksum. A missing file is read as an empty object."""
+    remedy = "restore it from a copy"
     try:
-        values = json.loads(path.read_text())
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({str(error)[:60]}); restore it from a copy") from error
-    return values if isinstance(values, dict) else {}
+        return Fields(read_json(path, remedy), path, remedy)
+    except FileNotFoundError:
+        return Fields({}, path, remedy)

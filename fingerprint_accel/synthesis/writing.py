@@ -25,6 +25,7 @@ from fingerprint_accel.data.shard_writing import (
     Record,
     publish_dataset,
     rows_per_shard,
+    seal_dataset,
     write_shard,
 )
 from fingerprint_accel.data.shards import open_dataset
@@ -214,6 +215,7 @@ class SynthJob(Job):
         origin = origin_of("synth", self.arguments, ["fingerprint_accel", "torch"], synthetic=True)
         write_dataset_card(folder, origin, truth=True)
         save_contact_sheet(open_dataset(folder), folder / CONTACT_SHEET)
+        seal_dataset(folder)
 
 
 def _write_shard(plan: Plan, fingers: np.ndarray, path: Path) -> Facts:

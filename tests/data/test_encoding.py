@@ -76,7 +76,7 @@ def test_an_older_folder_opens(tmp_path):
         writer.add(Record(images(1)[0], "a", 0, "", np.empty((0, 4), np.float32)))
     file = tmp_path / "set" / "fingerprint.json"
     assert json.loads(file.read_text())["enhanced"] is False
-    edited(file, enhanced=None)
+    edited(file, enhanced=None, xxh3_without_pixels=None, sha256_of_other_files=None)
     assert open_dataset(tmp_path / "set").info.enhanced is False
 
 
