@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,6 @@ class ImageChunk:
     Args:
         column: the image column, encoded as raw pixels or with one lz4 block per row.
         info: description of the dataset; its canvas and encoding are used.
-        folder: dataset folder, for error messages.
         file: memory-mapped file that contains the column.
 
     Attributes:
@@ -30,7 +28,7 @@ class ImageChunk:
         UserError: if the rows do not have the encoding of the dataset.
     """
 
-    def __init__(self, column: pa.BinaryArray, info: DatasetInfo, folder: Path, file: MappedFile) -> None:
+    def __init__(self, column: pa.BinaryArray, info: DatasetInfo, file: MappedFile) -> None:
         _, offset_buffer, data = column.buffers()
         self._offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
         self._file, self._start = file, file.offset(data.address)
@@ -42,7 +40,7 @@ class ImageChunk:
         if raw != (info.encoding == "raw"):
             found = "raw" if raw else f"not {info.canvas} x {info.canvas} bytes each"
             raise UserError(
-                f"{folder}: mixed encodings: fingerprint.json says {info.encoding}, but {len(column)} prints are "
+                f"{file.path}: mixed encodings: fingerprint.json says {info.encoding}, but {len(column)} prints are "
                 f"{found}; import the dataset again"
             )
         if least < 1 or most > largest_encoded(info.canvas):

@@ -62,7 +62,7 @@ class Shards:
         self.fingers = _dense(self._numbers("finger"), info.fingers)
         self.key_of_finger = self._keys()
         self._images = [
-            ImageChunk(batch.column(0), info, folder, file)
+            ImageChunk(batch.column(0), info, file)
             for file, of_file in zip(files, batches, strict=True)
             for batch in of_file
         ]
