@@ -51,8 +51,11 @@ def record_batches(file: MappedFile) -> list[pa.RecordBatch]:
         ValueError: if the shard is damaged, has other columns or types than those of `shard_writing.schema`, has null
             values or no row, or is compressed as a whole. Compressed shards could expand to any size.
     """
-    messages = pa.ipc.MessageReader.open_stream(file.buffer)
-    found = pa.ipc.read_schema(messages.read_next_message())
+    messages = iter(pa.ipc.MessageReader.open_stream(file.buffer))
+    first = next(messages, None)
+    if first is None:
+        raise UnreadableError("contains no columns")
+    found = pa.ipc.read_schema(first)
     if not any(found.equals(known) for known in _schemas()):
         raise UnreadableError("contains columns of another name or type")
     batches = []

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 EXIT_CODE = 2
@@ -34,7 +35,7 @@ class _Action(ctypes.Structure):
 
 _mapped: dict[int, tuple[int, Path]] = {}  # from the address of each mapped file to its size and path
 _previous = _Action()
-_installing = threading.Lock()
+_installing, _ending = threading.Lock(), threading.Lock()
 _installed = False
 
 
@@ -70,7 +71,10 @@ def _handler(number: int, info: int, context: int) -> None:
     address = ctypes.c_void_p.from_address(info + SI_ADDR).value or 0
     for start, (size, path) in list(_mapped.items()):
         if start <= address < start + size:
-            os.write(2, f"\nerror: {_line(path, size)}\n".encode(errors="surrogateescape"))
+            if _ending.acquire(blocking=False):
+                os.write(2, f"\nerror: {_line(path, size)}\n".encode(errors="surrogateescape"))
+            else:  # another thread writes the line, and ends the process
+                time.sleep(1)
             os._exit(EXIT_CODE)
     # Another memory-mapped file: return to the previous handler, for which the processor repeats the read.
     _sigaction(ctypes.byref(_previous), None)

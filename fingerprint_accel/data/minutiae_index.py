@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.templates import plausible
-from fingerprint_accel.untrusted import UnreadableError
+from fingerprint_accel.errors import UserError
 
 MOST_MINUTIAE = 2**16  # of a print; a batch has room for the largest number of minutiae in each of its prints
 
@@ -29,7 +29,7 @@ class MinutiaeIndex:
         bytes: total size of all minutiae, bytes.
 
     Raises:
-        UnreadableError: if a print has a broken or an implausible number of minutiae.
+        UserError: if a print has a broken or an implausible number of minutiae.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MinutiaeIndex:
                 stored = data is not None and data.size > 0
                 place = file.offset(data.address) if stored else 0
                 if place % 4:
-                    raise UnreadableError(f"{file.path}: contains minutiae that are not aligned")
+                    raise UserError(f"{file.path}: contains minutiae that are not aligned; import it again")
                 places.append(offsets)
                 origins.append(place // 4 + values.offset if stored else 0)
                 numbers.append(number)
@@ -59,7 +59,7 @@ class MinutiaeIndex:
         if size.size and (np.bitwise_or.reduce(size) % 4 or size.max() > 4 * MOST_MINUTIAE):
             row = int(np.flatnonzero((size % 4 != 0) | (size > 4 * MOST_MINUTIAE))[0])
             path = files[np.repeat(numbers, lengths)[row]].path
-            raise UnreadableError(f"{path}: contains a print with {size[row]} numbers as its minutiae")
+            raise UserError(f"{path}: contains a print with {size[row]} numbers as its minutiae; import it again")
         self.counts = size >> 2  # (x, y, angle, quality) each
         self.bytes = int(size.sum(dtype=np.int64)) * 4
         self._start = start + np.repeat(np.array(origins, np.int64), lengths)

@@ -18,7 +18,7 @@ from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.data.templates import IMPLAUSIBLE
 from fingerprint_accel.data.truth import CONTACT_BYTES, plausible_poses, unpack_contact
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.untrusted import DAMAGED, UnreadableError, reason_of
+from fingerprint_accel.untrusted import DAMAGED, reason_of
 
 # Size of all columns except the images, in bytes. Up to this size, digests and all numbers are checked when a dataset
 # is opened (20 ms). In larger datasets, minutiae and ground truth are checked when they are read.
@@ -358,7 +358,7 @@ def open_dataset(folder: Path | str) -> Shards:
     require(rows == info.prints, f"{folder}: holds {rows} prints, but fingerprint.json says {info.prints}; {REMEDY}")
     try:
         return Shards(folder, info, files, batches)
-    except UnreadableError as error:  # names the file
-        raise UserError(f"{error}; {REMEDY}") from error
-    except pa.ArrowException as error:
+    except UserError:
+        raise
+    except (ValueError, pa.ArrowException) as error:
         raise UserError(f"{folder}: damaged ({reason_of(error)}); {REMEDY}") from error
