@@ -37,17 +37,19 @@ class FileState:
         inode: number of the file on its device.
         size: size of the file, bytes.
         modified: time of the last write, nanoseconds.
+        changed: time of the last write or change of name or permissions, nanoseconds. Programs cannot set it.
     """
 
     device: int
     inode: int
     size: int
     modified: int
+    changed: int
 
     @classmethod
     def of(cls, stated: os.stat_result) -> FileState:
         """Return the state of a file from the result of `os.stat`."""
-        return cls(stated.st_dev, stated.st_ino, stated.st_size, stated.st_mtime_ns)
+        return cls(stated.st_dev, stated.st_ino, stated.st_size, stated.st_mtime_ns, stated.st_ctime_ns)
 
 
 class _Mapping:

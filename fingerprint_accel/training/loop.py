@@ -10,6 +10,8 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from fingerprint_accel.config import save_yaml
+from fingerprint_accel.data.loader import Subset
+from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.errors import Stopped, UserError
 from fingerprint_accel.training.checkpoint import set_aside_damaged
 from fingerprint_accel.training.heads import start_heads
@@ -38,7 +40,8 @@ def train(run: Run) -> Progress:
         The last step, the position in the training data, and the result of the best validation.
 
     Raises:
-        UserError: If the loss is NaN or infinite in many steps in a row, or the run folder cannot be resumed.
+        UserError: If the loss is NaN or infinite in many steps in a row, the run folder cannot be resumed, or a shard
+            of the dataset is damaged, or changes while the run reads it.
         Stopped: If a rank received SIGTERM or SIGUSR1. The exception is raised after all ranks have finished the same
             step and a checkpoint has been saved.
         LostProcessError: If another rank has failed or was killed.
@@ -58,6 +61,7 @@ def train(run: Run) -> Progress:
     with (
         PreemptionMonitor(accelerator, training.timeout, run.folder, progress.step) as monitor,
         Reporter(run, progress) as reporter,
+        _watched(run) as watcher,
         loader,
     ):
         if rates_of_start:
@@ -74,6 +78,7 @@ def train(run: Run) -> Progress:
                 run.ema.update(run.bare.model, progress.step)
             progress.position += run.samples_per_step
             bar.update()
+            watcher.check()
             reporter.after_step()
             last = progress.step == run.steps
             if last or progress.step % training.log_every == 0:
@@ -95,6 +100,7 @@ def train(run: Run) -> Progress:
             if stop:
                 _stop(run, progress, monitor.signal)
         bar.close()
+        watcher.finish()
         reporter.final_table(meters)
     accelerator.wait_for_everyone()
     return progress
@@ -126,6 +132,14 @@ def _start(run: Run) -> Progress:
     if estimate := forecast(run, progress.step, progress.position):
         accelerator.print(estimate)
     return progress
+
+
+def _watched(run: Run) -> ShardWatcher:
+    """Return the watcher of the shards that this machine reads. It is idle on all but one process of the machine."""
+    datasets = {
+        prints.shards.folder: prints.shards for prints in (run.train, run.validation) if isinstance(prints, Subset)
+    }
+    return ShardWatcher(datasets.values() if run.accelerator.is_local_main_process else ())
 
 
 def _finished(run: Run, progress: Progress) -> bool:

@@ -4,18 +4,23 @@ import faulthandler
 import hashlib
 import mmap
 import os
+import shutil
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from small_datasets import dataset
 
-from fingerprint_accel.data import bus_errors
+from fingerprint_accel.data import bus_errors, watching
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.data.watching import ShardWatcher
+from fingerprint_accel.errors import UserError
 
 SHARD = "data-00000-of-00001.arrow"
 
@@ -114,3 +119,131 @@ def test_mappings_are_forgotten(tmp_path):
     assert view.sum() == 0, "a view keeps the mapping"
     del view
     assert len(bus_errors._mapped) == before
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A dataset of two shards, which are looked at a hundred times a second."""
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    return dataset(tmp_path / "set", [f"key{number}" for number in range(5)])
+
+
+def zeros(path):
+    """Overwrites the pixels of a shard, and keeps its size and time."""
+    state = path.stat()
+    with path.open("r+b") as file:
+        file.seek(5000)
+        file.write(bytes(8000))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def by_another(path):
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    zeros(copy)
+    copy.replace(path)
+
+
+def by_itself(path):
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    copy.replace(path)
+
+
+CHANGES = {
+    "overwritten": (zeros, "differs from its sha256 while training reads it"),
+    "replaced": (by_another, "differs from its sha256 while training reads it"),
+    "truncated": (lambda path: os.truncate(path, 5000), r"has 5000 bytes instead of \d+ while training reads it"),
+    "longer": (lambda path: path.open("ab").write(b"1"), r"has \d+ bytes instead of \d+ while training reads it"),
+    "deleted": (os.unlink, r"is missing \(No such file or directory\) while training reads it"),
+    "moved": (lambda path: path.parent.rename(path.parent.with_name("there")), "is missing"),
+}
+HARMLESS = {"touched": Path.touch, "replaced by a copy": by_itself, "permissions": lambda path: path.chmod(0o400)}
+
+
+def seen(watcher, seconds=10.0):
+    """Waits until the watcher has found something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        watcher.check()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_shard_that_changes_under_a_run_ends_it(watched, change):
+    """Training went on with zeros, and ended with exit code 0."""
+    path = watched / "data-00001-of-00002.arrow"
+    act, message = CHANGES[change]
+    with ShardWatcher([open_dataset(watched)]) as watcher:
+        watcher.check()
+        act(path)
+        where = path if change != "moved" else watched
+        with pytest.raises(UserError, match=f"{where}.*: {message}.*; restore it from a copy, then.*--resume auto"):
+            seen(watcher)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_shard_that_changed_at_the_end_of_a_run_is_found(watched, change, monkeypatch):
+    monkeypatch.setattr(watching, "EVERY", 60)
+    path = watched / "data-00001-of-00002.arrow"
+    act, message = CHANGES[change]
+    with ShardWatcher([open_dataset(watched)]) as watcher:
+        act(path)
+        with pytest.raises(UserError, match=f"{path if change != 'moved' else watched}.*: {message}"):
+            watcher.finish()
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_a_touched_shard_does_not_end_a_run(watched, change, monkeypatch):
+    path, compared = watched / "data-00001-of-00002.arrow", []
+    compare = ShardWatcher._compare
+    monkeypatch.setattr(ShardWatcher, "_compare", lambda self, path: compared.append(path) or compare(self, path))
+    with ShardWatcher([open_dataset(watched)]) as watcher:
+        HARMLESS[change](path)
+        deadline = time.monotonic() + 10
+        while compared.count(path) < 2 and time.monotonic() < deadline:
+            watcher.check()
+            time.sleep(0.005)
+        watcher.finish()
+    assert compared.count(path) == 2, "once at the start, and once after it was touched"
+
+
+def test_every_shard_is_compared_once_per_run(watched):
+    """A flipped pixel is noticed by no check when the dataset is opened."""
+    path = watched / "data-00001-of-00002.arrow"
+    zeros(path)
+    shards = open_dataset(watched)
+    with ShardWatcher([shards]) as watcher, pytest.raises(UserError, match=f"{path}: differs from its sha256"):
+        seen(watcher)
+
+
+def test_a_missing_moment_is_not_the_end(watched):
+    """Some tools delete a file before they put the new one in its place."""
+    path = watched / "data-00001-of-00002.arrow"
+    watcher = ShardWatcher([open_dataset(watched)])
+    whole = path.read_bytes()
+    path.unlink()
+    watcher._look()
+    path.write_bytes(whole)
+    watcher.finish()
+
+
+def test_hashing_takes_one_percent_of_the_cores(watched, monkeypatch):
+    """The thread sleeps after each block, in proportion to the time that the block took."""
+    monkeypatch.setattr(watching, "BLOCK", 4096)
+    monkeypatch.setattr(watching, "cores", lambda: 2)
+    monkeypatch.setattr(watching, "EVERY", 60)
+    watcher, pauses = ShardWatcher([open_dataset(watched)]), []
+    monkeypatch.setattr(watcher._leaving, "wait", lambda pause: pauses.append(pause) or len(pauses) == 11)
+    started = time.perf_counter()
+    watcher._watch()
+    assert len(pauses) == 11
+    assert 0 < sum(pauses) / 49 < 1.01 * (time.perf_counter() - started), "49 times as long as the work"
+    assert sum(pauses) > 20 * (time.perf_counter() - started)
+
+
+def test_nothing_to_watch():
+    with ShardWatcher([]) as watcher:
+        assert not watcher._thread.is_alive()
+        watcher.check()
+        watcher.finish()

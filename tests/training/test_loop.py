@@ -13,6 +13,7 @@ from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training import loop
 from fingerprint_accel.untrusted import read_json
 
 
@@ -288,3 +289,25 @@ def test_extractor_round_trip(tiny, tmp_path):
     (run / "model" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="missing or damaged"):
         FingerprintExtractor.from_pretrained(run / "model")
+
+
+def test_data_that_changes_under_a_run_ends_it(tiny, prints, tmp_path, monkeypatch):
+    """A run whose shards were overwritten with zeros went on, and returned 0."""
+    copy = tmp_path / "prints"
+    shutil.copytree(prints, copy)
+    shard = sorted(copy.glob("*.arrow"))[0]
+    steps, schedule_at = [], loop.schedule_at
+
+    def overwrite(step, *rest):
+        steps.append(step)
+        if step == 2:
+            with shard.open("r+b") as file:
+                file.seek(100_000)
+                file.write(bytes(100_000))
+        return schedule_at(step, *rest)
+
+    monkeypatch.setattr(loop, "schedule_at", overwrite)
+    monkeypatch.setattr("fingerprint_accel.data.watching.EVERY", 0.01)
+    with pytest.raises(UserError, match=rf"{shard}: differs from its sha256 while training reads it; restore it"):
+        run_training(changed(dataclasses.replace(tiny, data=str(copy)), steps=500))
+    assert 2 < len(steps) < 400
