@@ -204,7 +204,10 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            # If the folder was moved, another process may have locked a new file in its place.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    path.unlink()
 
 
 def _check_name(out: Path) -> None:
