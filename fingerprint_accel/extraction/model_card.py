@@ -117,7 +117,7 @@ def noted_metrics(notes: dict[str, Any]) -> list[Metric]:
     entries = notes.get(METRICS) or []
     if not isinstance(entries, list) or not all(isinstance(values, dict) for values in entries):
         raise UserError("the metrics of the model cannot be read; each needs dataset, metric and value")
-    return [_metric(Fields(values, "metrics of the model", "measure them again")) for values in entries]
+    return [_metric(Fields(values, "the metrics of the model", "measure them again")) for values in entries]
 
 
 def _metric(fields: Fields) -> Metric:
