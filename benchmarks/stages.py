@@ -22,7 +22,7 @@ from fingerprint_accel.synthesis.source import RenderLoader
 from fingerprint_accel.training.heads import draw_classes, put_classes_back
 from fingerprint_accel.training.meters import GpuMonitor, Meters
 from fingerprint_accel.training.module import StatisticsGuard
-from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.saving import Progress
 from fingerprint_accel.training.schedule import Schedule
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step

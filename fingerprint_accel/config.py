@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,15 @@ from typing import Literal
 import yaml
 
 from fingerprint_accel.command_line import parse_command_line
-from fingerprint_accel.config_dict import check_words, from_dict, renamed
+from fingerprint_accel.config_dict import check_numbers, check_words, from_dict, renamed
 from fingerprint_accel.config_network import LossConfig, ModelConfig, Trunk, Variant
 from fingerprint_accel.config_prints import AugmentConfig, PreprocessConfig, ReadingConfig
+from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.untrusted import MOST_YAML, UnreadableError, read_bytes, read_yaml
+
+CHECKSUM_LINE = "# checksum: "  # start of the last line of the config.yaml of a run
+MOST_SEED = 2**63 - 1
 
 __all__ = [
     "AugmentConfig",
@@ -107,11 +113,14 @@ class TrainingConfig:
     """Seed of the initial weights, the order of prints, and augmentation."""
 
     def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit"), 2**20)
+        check_numbers(self, "training", **sizes, epochs=1e6, timeout=1e7, bucket_cap_mb=2**20, seed=MOST_SEED)
         counts = ("batch_size", "gradient_accumulation_steps", "log_every", "save_total_limit")
         for name in (*counts, "bucket_cap_mb", "timeout"):
             require(getattr(self, name) >= 1, f"training.{name} must be at least 1")
         every = ("validate_every", "save_every", "patience")
-        for name in (*every, "steps", "warmup_steps", "max_grad_norm", "head_lr_mult", "seed"):
+        least_zero = ("weight_decay", "momentum", "min_lr_ratio", "max_grad_norm", "head_lr_mult", "seed")
+        for name in (*every, *least_zero, "steps", "warmup_steps"):
             require(getattr(self, name) >= 0, f"training.{name} must not be negative")
         require(0 < self.layer_decay <= 1, "training.layer_decay must be above 0 and at most 1")
         require(0 <= self.ema_decay < 1, "training.ema_decay must be at least 0 and below 1")
@@ -142,6 +151,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "--folds", folds=1000)
         batch_size, per_finger = self.training.batch_size, self.reading.samples_per_class
         require(
             batch_size % per_finger == 0,
@@ -186,23 +196,41 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
     Args:
         path: The file.
         base: Configuration that provides the values of options that are not in the file. Defaults to `Config()`.
-        stored: Whether to accept option names of earlier versions. Use it for the `config.yaml` of a run.
+        stored: Whether the file is the `config.yaml` of a run. Option names of earlier versions are then accepted, and
+            the file is compared with the checksum in its last line, if there is one.
 
     Raises:
-        UserError: If the file is missing, is not YAML, or does not fit `Config`.
+        UserError: If the file is missing, is not YAML, or does not fit `Config`, or a stored file was changed.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        if stored:
+            _compare_checksum(path, read_bytes(path, MOST_YAML))
+        values = read_yaml(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file to --config") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    except UnreadableError as error:
+        raise UserError(f"{path}: {error}; give a YAML file with options") from error
     return from_dict(Config, renamed(values) if stored else values or {}, base, str(path) + ":")
 
 
 def save_yaml(config: Config, path: Path) -> None:
-    """Write all options of a configuration to a YAML file that `load_yaml` can read."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    """Write all options of a configuration to a YAML file that `load_yaml` can read.
+
+    The last line is a comment with the checksum of all other lines.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    write_file(path, f"{text}{CHECKSUM_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+
+def _compare_checksum(path: Path, data: bytes) -> None:
+    text, mark, checksum = data.rpartition(CHECKSUM_LINE.encode())
+    if mark and hashlib.sha256(text).hexdigest().encode() != checksum.strip():
+        raise UserError(
+            f"{path}: differs from its checksum; restore it, or delete its last line if you edited it yourself"
+        )
 
 
 def parse(defaults: Config, description: str, arguments: Sequence[str] | None = None) -> Config:

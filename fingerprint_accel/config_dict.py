@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Sequence
@@ -38,6 +39,27 @@ REMOVED = {  # removed options, and the fixed behaviour in their place
 # Built-in values of removed options. A run that was started with another value cannot continue, so `renamed` keeps such
 # an option, and `from_dict` raises an error for it.
 BUILT_IN = {"map_size": 128, "map_sigma": 1.5, "center_rate": 0.01}
+LARGEST = 1e9  # largest number of an option without another limit
+DEEPEST = 4  # levels of nested groups of options
+
+
+def check_numbers(options: Any, group: str, **largest: float) -> None:
+    """Check that all numbers of a group of options are finite and not too large.
+
+    Args:
+        options: Instance of a configuration dataclass.
+        group: Name of the group for error messages.
+        `**largest`: Largest absolute value of an option, by its name. The default is `LARGEST`.
+
+    Raises:
+        UserError: If a number is NaN, infinite or too large.
+    """
+    for option in dataclasses.fields(options):
+        value, limit = getattr(options, option.name), largest.get(option.name, LARGEST)
+        for number in value if isinstance(value, tuple) else (value,):
+            good = not isinstance(number, (int, float)) or -limit <= number <= limit
+            if not good:
+                raise UserError(f"{group}.{option.name} must be a number of at most {limit:g}, not {_shown(number)}")
 
 
 def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:
@@ -54,7 +76,7 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
     """
     base = cls() if base is None else base  # every configuration class has defaults
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of options, found {values!r}")
+        raise UserError(f"{where}: expected a mapping of options, found {_shown(values)}")
     hints = typing.get_type_hints(cls)
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -64,7 +86,7 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
                 hint = f"it is called {RENAMED[key]}"
             elif key in REMOVED:
                 hint = f"leave it out: {REMOVED[key]}"
-            raise UserError(f"{where}: no option named {key!r}; {hint}")
+            raise UserError(f"{where}: no option named {_shown(key)}; {hint}")
         here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
         if dataclasses.is_dataclass(hints[key]):
             changes[key] = from_dict(typing.cast(type, hints[key]), value, getattr(base, key), here)
@@ -73,16 +95,16 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
     return dataclasses.replace(base, **changes)  # type: ignore[type-var]
 
 
-def renamed(values: Any) -> Any:
+def renamed(values: Any, depth: int = DEEPEST) -> Any:
     """Return the nested options of a stored configuration with old option names replaced by the present ones.
 
     Removed options are dropped. A removed option whose value differs from `BUILT_IN` is kept, so that `from_dict`
-    raises an error for it.
+    raises an error for it. Options are nested in at most `depth` levels.
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or depth == 0:
         return values
     return {
-        RENAMED.get(name, name): renamed(value)
+        RENAMED.get(name, name): renamed(value, depth - 1)
         for name, value in values.items()
         if name not in REMOVED or value != BUILT_IN.get(name, value)
     }
@@ -116,21 +138,23 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     choices = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where} must be a list, not {value!r}")
+            raise UserError(f"{where} must be a list, not {_shown(value)}")
         return tuple(_checked(item, choices[0], where) for item in value)
     if choices:
         if isinstance(value, bool):  # YAML reads a bare `no` as False, and old files have `compile: true`
             value = next((word for word in choices if word == ("default" if value else "no")), value)
         if value not in choices:
-            raise UserError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+            raise UserError(f"{where} must be one of {', '.join(choices)}, not {_shown(value)}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as a string
-        try:
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 as a string
             return float(value)
-        except ValueError:
-            pass
-    if type(value) is not hint:
-        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+    if type(value) is not hint or (hint is str and "\0" in value):
+        raise UserError(f"{where} must be {hint.__name__}, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Return a short text that shows a value of a file, which may be large or nested deeply."""
+    text = type(value).__name__ if isinstance(value, (dict, list, tuple)) else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from fingerprint_accel.config_dict import check_numbers
 from fingerprint_accel.errors import require
 
 Variant = Literal["Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu", "Dense", "LocDense"]
@@ -61,6 +62,7 @@ class ModelConfig:
         return self.grid**2 if self.variant.endswith("Dense") else 0
 
     def __post_init__(self) -> None:
+        check_numbers(self, "model", embedding_dim=2**16, grid=64, width=4096)
         both = self.variant.endswith("TexMinu")
         require(self.embedding_dim >= 2, "model.embedding_dim must be at least 2")
         require(not both or self.embedding_dim % 2 == 0, f"model.embedding_dim must be even for {self.variant}")
@@ -130,6 +132,7 @@ class LossConfig:
     an embedding, scaled to unit norm, are then an embedding of length n for each length n in this option."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "loss", scale=1e6)
         require(self.scale > 0, "loss.scale must be above 0")
         require(self.contrastive_temperature > 0, "loss.contrastive_temperature must be above 0")
         weights = [option.name for option in dataclasses.fields(self) if option.name.endswith("_weight")]

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fingerprint_accel.config_dict import check_numbers
 from fingerprint_accel.errors import require
 
 
@@ -48,6 +49,7 @@ class AugmentConfig:
     whole run."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "preprocess.augment", rotation_degrees=180, translation=2048, scale=100, elastic=2048)
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             require(value >= 0, f"preprocess.augment.{option.name} must not be negative, not {value}")
@@ -82,6 +84,7 @@ class PreprocessConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "preprocess", crop=2048, size=2048)
         for name in ("crop", "size"):
             require(getattr(self, name) >= 32, f"preprocess.{name} must be at least 32")
 
@@ -117,6 +120,7 @@ class ReadingConfig:
     their minutiae only. Use the value of `synth --siblings`. The contrastive loss compares siblings."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "reading", samples_per_class=2**20, siblings=2**20)
         require(0.0 <= self.validation_fraction < 1.0, "reading.validation_fraction must be at least 0 and below 1")
         for name in ("samples_per_class", "siblings"):
             require(getattr(self, name) >= 1, f"reading.{name} must be at least 1")
@@ -130,7 +134,7 @@ class ReadingConfig:
                 not (self.validation_data and getattr(self, name)),
                 f"reading.{name} holds out prints of the training data: leave out reading.validation_data",
             )
-        parts = re.fullmatch(r"(\d+)/(\d+)", self.fold)
+        parts = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.fold)
         require(
             not self.fold or (parts is not None and 1 <= int(parts[1]) <= int(parts[2]) >= 2),
             f"reading.fold {self.fold}: write K/N with K from 1 to N, as 2/5",

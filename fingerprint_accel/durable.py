@@ -5,6 +5,7 @@ This module imports no other module of the package.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,18 +27,27 @@ def fsync_path(path: Path) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write or replace a file atomically, and flush it to the disk. A missing parent folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write or replace a file atomically, and flush it to the disk. A missing parent folder is created.
+
+    Raises:
+        OSError: If the file cannot be written. The error names `path`. An existing file is not changed.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path: Path, values: Any, checksum: bool = True) -> None:

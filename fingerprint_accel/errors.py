@@ -7,14 +7,21 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ),  # names that the file system refuses
+}
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), "bring its folder back"),
+    errno.EFBIG: "raise the limit of `ulimit -f`",
 }
 
 # Exit codes:
@@ -26,6 +33,10 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: the exit code of Unix tools that write to a 
 
 class UserError(ValueError):
     """Error for a mistake that the user can correct. The message names the file or option, and the remedy."""
+
+
+class RepeatedError(UserError):
+    """`UserError` that another training process raises too. The other process prints it."""
 
 
 class Stopped(Exception):  # noqa: N818  (not an error)
@@ -40,7 +51,7 @@ class Stopped(Exception):  # noqa: N818  (not an error)
 class LostProcessError(Exception):
     """Error if a training process other than this one has failed or was killed.
 
-    The message names the process if known.
+    The message names the process if known. It is empty if the other process has printed the reason.
     """
 
     code = LOST
@@ -50,6 +61,26 @@ def require(holds: bool, message: str) -> None:
     """Raise `UserError` with `message` if the condition `holds` is false."""
     if not holds:
         raise UserError(message)
+
+
+@contextlib.contextmanager
+def write_errors(advice: Callable[[], str] = lambda: "run the same command again") -> Iterator[None]:
+    """Turn an error of the disk or the file system in a `with` block into a `UserError` with one line.
+
+    Args:
+        advice: Function that returns what the user can do when the disk is in order again, for the end of the message.
+
+    Raises:
+        UserError: If a file could not be written. The message names the file, the reason and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError):  # not an error of a file
+            raise
+        remedy = _REMEDIES.get(error.errno, "check the disk")
+        reason = f"cannot be written ({os.strerror(error.errno)})"
+        raise UserError(f"{error.filename or 'a file'}: {reason}; {remedy}; {advice()}") from error
 
 
 @contextlib.contextmanager
@@ -75,11 +106,12 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
             raise
         sys.stdout.flush()
     except UserError as error:
-        _end(f"error: {error}", 2)
+        _end("" if isinstance(error, RepeatedError) else f"error: {error}", 2)
     except Stopped as stopped:
         _end(f"\n{stopped}" if str(stopped) else "", STOPPED)
     except LostProcessError as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        if str(error):
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
         os._exit(LOST)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -89,12 +121,14 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
-        _end(f"error: {error.filename or 'a file'}: {error.strerror}; choose another place", 2)
+        remedy = f"{_REMEDIES[error.errno]}, or " if error.errno in _REMEDIES else ""
+        _end(f"error: {error.filename or 'a file'}: {error.strerror}; {remedy}choose another place", 2)
     except KeyboardInterrupt as interrupt:  # start below the line of a progress bar
         _end(f"\ninterrupted; {interrupt}" if str(interrupt) else f"\n{on_interrupt}", INTERRUPTED)
 
 
 def _end(line: str, code: int) -> NoReturn:
     if line:
-        print(line, file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may be a file on a full disk
+            print(line, file=sys.stderr, flush=True)
     raise SystemExit(code) from None

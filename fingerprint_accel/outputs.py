@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fingerprint_accel.durable import fsync_path
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.untrusted import DAMAGED, MOST_JSON, read_bytes
 
 MARK = "fingerprint_accel"  # single files that commands write contain this word and the kind of the file
 PICTURE = "picture"  # kind of a PNG file
@@ -59,8 +60,8 @@ def json_with(file: str, *keys: str) -> Callable[[Path], bool]:
 
     def recognises(folder: Path) -> bool:
         try:
-            values = json.loads((folder / file).read_text())
-        except (OSError, ValueError):
+            values = json.loads(read_bytes(folder / file, MOST_JSON))
+        except (OSError, *DAMAGED):
             return False
         return isinstance(values, dict) and all(key in values for key in keys)
 
@@ -204,7 +205,10 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            # If the folder was moved, another process may have locked a new file in its place.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    path.unlink()
 
 
 def _check_name(out: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fingerprint_accel.config import Config, parse
-from fingerprint_accel.errors import Stopped, UserError, one_line_errors, require
+from fingerprint_accel.errors import Stopped, UserError, one_line_errors, require, write_errors
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +48,9 @@ def run_training(config: Config) -> Run:
         LostProcessError: If another process of the run has failed or was killed.
     """
     # These imports take seconds. They are not at the top, so that --help is fast.
+    from fingerprint_accel.training.agreement import one_error
     from fingerprint_accel.training.loop import train
-    from fingerprint_accel.training.run_folder import check_run_folder, holding
+    from fingerprint_accel.training.run_folder import check_run_folder, holding, resume_advice
     from fingerprint_accel.training.setup import set_up
 
     require(
@@ -63,9 +64,9 @@ def run_training(config: Config) -> Run:
         except Stopped:
             run.accelerator.state.destroy_process_group()
             raise
-        if run.accelerator.is_main_process:
-            export(run)
-        run.accelerator.wait_for_everyone()
+        with one_error(run.accelerator), write_errors(lambda: resume_advice(run.folder)):
+            if run.accelerator.is_main_process:
+                export(run)
     return run
 
 
@@ -135,12 +136,13 @@ def export(run: Run) -> None:
     from fingerprint_accel.extraction.calibration import NOTE
     from fingerprint_accel.extraction.extractor import FingerprintExtractor
     from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
+    from fingerprint_accel.extraction.network import USUAL_NORM
     from fingerprint_accel.synthesis.source import is_source
 
     extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
     extractor.notes["checkpoint"] = Path(extractor.origin).name
     if run.validation is not None:
-        extractor.notes["usual_norm"] = extractor.usual_norm(some_of(run.validation))
+        extractor.notes[USUAL_NORM] = extractor.usual_norm(some_of(run.validation))
         if NOTE not in extractor.notes:  # keep the calibration that a user may have made after an earlier export
             source = run.config.reading.validation_data or run.config.data
             name = source if is_source(source) else Path(source).resolve().name

@@ -201,8 +201,7 @@ class Fields:
     def number(self, name: str, low: float = -math.inf, high: float = math.inf, default: float | None = None) -> float:
         """Return a finite number from `low` to `high`. If the value is missing, return `default` unless it is None."""
         value = self._get(name, default)
-        # abs(...) bounds integers that are too large for a float
-        if type(value) not in (int, float) or not (abs(value) <= 1e300 and low <= value <= high):
+        if not _is_finite(value) or not low <= value <= high:
             self._refuse(name, f"a number from {low:g} to {high:g}" if math.isfinite(high) else "a finite number")
         return float(value)
 
@@ -226,6 +225,13 @@ class Fields:
         if type(value) is not dict:
             self._refuse(name, "an object")
         return Fields(value, f"{self._where}: {name}", self._remedy)
+
+    def numbers(self, name: str) -> list[float]:
+        """Return a non-empty list of finite numbers."""
+        value = self._get(name, None)
+        if not isinstance(value, (list, tuple)) or not value or not all(map(_is_finite, value)):
+            self._refuse(name, "a list of finite numbers")
+        return list(value)
 
     def digests(self, name: str, names: str | None = None, digest: re.Pattern[str] = SHA256) -> dict[str, str]:
         """Return a dictionary from names of files in the same folder to their checksums.
@@ -268,6 +274,11 @@ def _shown(value: Any) -> str:
     """Return a short text that shows a value of a JSON object."""
     text = json.dumps(value, default=str) if not isinstance(value, (dict, list)) else type(value).__name__
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is a number other than NaN, infinity, and integers that are too large for a float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def _not_a_number(word: str) -> NoReturn:

@@ -18,7 +18,15 @@ ORDER = [
 ]
 LEAVES = {"command_line", "config", "config_dict", "config_network", "config_prints", "durable"}
 LEAVES |= {"errors", "executors", "jobs"}
-LEAVES |= {"outputs", "random", "ranks", "similarity", "text", "untrusted"}  # modules that every package may import
+LEAVES |= {
+    "outputs",
+    "random",
+    "ranks",
+    "similarity",
+    "tensor_files",
+    "text",
+    "untrusted",
+}  # modules that every package may import
 ABOVE = {"compat", "plan", "recipe"}  # what puts packages together; only the command line may import it
 
 

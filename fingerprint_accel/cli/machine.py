@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fingerprint_accel.executors import cores
+from fingerprint_accel.untrusted import read_yaml
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU")
@@ -162,7 +161,7 @@ def _accelerate_config() -> tuple[dict[str, Any], str]:
     """Return the settings that `accelerate config` has written to its file, and the path of the file."""
     from accelerate.commands.config.config_args import default_config_file
 
-    return dict(yaml.safe_load(Path(default_config_file).read_text())), default_config_file
+    return dict(read_yaml(Path(default_config_file))), default_config_file
 
 
 def _text(path: Path) -> str:

@@ -160,7 +160,7 @@ def export(
     require(bool(wanted), "no output given: add --onnx FILE, --torch FILE, or both")
     for path, _ in wanted:
         check_file(path, KIND)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # an error now, not after minutes
     extractor = FingerprintExtractor.from_pretrained(model)
     program = traced(extractor)
     for path, save in wanted:

@@ -20,9 +20,9 @@ from fingerprint_accel.config import Config, ReadingConfig, TrainingConfig, Vari
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names
 from fingerprint_accel.ranks import launched_rank_and_size
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.resume import checkpoint_to_resume
 from fingerprint_accel.training.setup import fast_precision
 
 _DEFAULT = Config()
@@ -94,9 +94,9 @@ class DeepPrintExtractor:
             reading=ReadingConfig(validation_data=str(validation_fingerprints or ""), validation_fraction=0.0),
             training=replace(training, validate_every=every, save_every=every),
         )
-        checkpoint = checkpoint_to_resume(config)
-        if checkpoint is not None and rank == 0:
-            step, steps = int(checkpoint.name.removeprefix("step-")), max(1, round(num_epochs * epoch))
+        names = checkpoint_names(Path(out_dir))
+        if names and rank == 0:
+            step, steps = int(names[-1].removeprefix("step-")), max(1, round(num_epochs * epoch))
             print(f"{out_dir}: holds a run already; fit resumes it from step {step} of {steps}", flush=True)
         run_training(config)
         return self.load_best_model(out_dir)

@@ -8,7 +8,6 @@ three parts have no activations (`ModelConfig.trunk = "flx"`).
 
 from __future__ import annotations
 
-import pickle  # only for UnpicklingError; nothing is unpickled
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,15 @@ from typing import get_args
 import torch
 from torch import nn
 
+from fingerprint_accel.compat.torch_file import read_torch_file
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, Variant
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.tensor_files import not_finite
+from fingerprint_accel.untrusted import DAMAGED
 
 PPI, CANVAS, SIZE = 300, 320, 299
 HEADS = ("texture_logits.", "minutia_logits.")
@@ -100,17 +102,22 @@ def read_network(path: Path) -> DeepPrint:
     """
     weights = {_renamed(name): tensor for name, tensor in _read(path).items() if not name.startswith(HEADS)}
     heads = {"Tex": weights.get("texture_branch.19.weight"), "Minu": weights.get("minutia_branch.7.weight")}
-    lengths = {name: len(weight) for name, weight in heads.items() if weight is not None}
+    lengths = {name: len(weight) for name, weight in heads.items() if weight is not None and weight.ndim}
     variant = "".join(["Loc" * any(name.startswith("alignment.") for name in weights), *lengths])
     require(variant in get_args(Variant), f"{path}: not a DeepPrint of flx; give its best_model.pyt")
     found = sorted(set(lengths.values()))
     require(len(found) == 1, f"{path}: branches of {' and '.join(map(str, found))} numbers; they must be equal")
-    config = ModelConfig(variant=variant, trunk="flx", embedding_dim=sum(lengths.values()))  # type: ignore[arg-type]
+    try:
+        config = ModelConfig(variant=variant, trunk="flx", embedding_dim=sum(lengths.values()))  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{path}: not a DeepPrint of flx ({error})") from error
     network = DeepPrint(config)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path}: not a DeepPrint of flx ({str(error).splitlines()[-1].strip()[:100]})") from error
+    bad = not_finite(network.state_dict())
+    require(bad is None, f"{path}: {bad} contains NaN or infinity; give another checkpoint of flx")
     return network
 
 
@@ -121,15 +128,23 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         UserError: if the file cannot be read, contains objects other than tensors, or is not a checkpoint of flx.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a checkpoint of flx") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged, or holds more than tensors; refused") from error
     state = content.get("model_state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(map(_is_weight, state.items())):
         raise UserError(f"{path}: not a checkpoint of flx; give its best_model.pyt")
     return {name.removeprefix("embeddings."): tensor for name, tensor in state.items()}  # prefix in `Loc` variants
+
+
+def _is_weight(entry: tuple[object, object]) -> bool:
+    """Return whether a name and a tensor can be a weight. A tensor that repeats its numbers could have any size."""
+    name, tensor = entry
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _renamed(name: str) -> str:

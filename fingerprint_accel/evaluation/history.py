@@ -12,7 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.plots import BLUE, ORANGE, as_png
+from fingerprint_accel.training.meters import MOST_METRICS
+from fingerprint_accel.untrusted import UnreadableError, read_bytes, reason_of
 
 WIDE = (11.2, 4.2)  # inches
 SCHEDULES = {"learning_rate": ":", "augmentation": "-.", "margin": "--"}
@@ -47,12 +50,19 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
         records, with the columns `step` and `loss`, and the columns `learning_rate`, `augmentation` and `margin` if the
         run recorded these values. The second one describes the M validation records, with the columns `step` and `eer`,
         a fraction from 0 to 1. Missing values are NaN.
+
+    Raises:
+        UserError: if the file cannot be read, or is too large.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for line in metrics_jsonl.read_text(errors="replace").splitlines():
+    try:
+        lines = read_bytes(metrics_jsonl, MOST_METRICS).splitlines()
+    except (OSError, UnreadableError) as error:
+        raise UserError(f"{metrics_jsonl}: cannot be read ({reason_of(error)}); move it away") from error
+    for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # a line that was being written when the run was killed
+        except (ValueError, RecursionError):  # a line that was being written when the run was killed
             continue
         if isinstance(record, dict) and record.get("kind") in list(records) and math.isfinite(_number(record, "step")):
             records[record["kind"]].append(record)
@@ -77,7 +87,8 @@ def _number(record: dict[str, Any], name: str) -> float:
         name: key of the value.
     """
     value = record.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    # the comparison bounds integers that are too large for a float
+    return float(value) if isinstance(value, int | float) and abs(value) <= 1e300 else math.nan
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.durable import write_file, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.evaluation.groups import breakdown, groupings, known_nfiq2
 from fingerprint_accel.evaluation.intervals import Intervals
@@ -22,6 +21,7 @@ from fingerprint_accel.evaluation.pair_lists import read_pairs_file
 from fingerprint_accel.evaluation.provenance import Provenance
 from fingerprint_accel.evaluation.report import Addition, draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
+from fingerprint_accel.evaluation.writing import FOLDER, write_evaluation
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.model_card import compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
@@ -37,17 +37,11 @@ from fingerprint_accel.metrics.protocols import (
 )
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.models.saved_model import BUNDLED
-from fingerprint_accel.outputs import FolderKind, check_folder, json_with
+from fingerprint_accel.outputs import check_folder
 
 SAMPLED_PAIRS = 100_000
 REPORTS = Path("evaluation")
 """Parent folder of evaluations that are written without the option `--out`."""
-FOLDER = FolderKind(
-    "an evaluation folder",
-    json_with("metrics.json", "protocol", "eer", "definitions"),
-    r"metrics\.json|report\.html|(det|roc|cmc|scores|samples|training|sweep|before_after|recovered_pair)\.png",
-    whole=False,
-)
 
 
 @dataclass(frozen=True)
@@ -307,13 +301,11 @@ def evaluate_command(
     pictures = draw_pictures(model, shards, evaluation)
     facts = _facts(extractor, shards, extras)
     origin = Provenance.of_this_process()
-    write_json(out / "metrics.json", {**origin.values(), **evaluation.values(), "facts": dict(facts)}, checksum=False)
-    for name in ("training", "before_after", "recovered_pair"):
-        (out / f"{name}.png").unlink(missing_ok=True)  # may remain from the evaluation that is replaced
-    for name, png in [*pictures.items(), *(addition.pictures.items() if addition is not None else ())]:
-        write_file(out / f"{name}.png", png)
     title = f"{model_name(model)} on {dataset.resolve().name}"
     page = report_html(title, [*facts, *origin.rows()], pictures, shards, evaluation, addition)
-    write_file(out / "report.html", page)
+    pictures |= addition.pictures if addition is not None else {}
+    files = {**{f"{name}.png": png for name, png in pictures.items()}, "report.html": page.encode()}
+    values = {**origin.values(), **evaluation.values(), "facts": dict(facts)}
+    write_evaluation(out, files, values, overwrite)
     text = addition.text() if addition is not None else evaluation.text(groups=bool(extras.by))
     print(f"\n{text}\n\nreport: {out / 'report.html'}")

@@ -8,11 +8,14 @@ FMR states. A calibration on synthetic prints is stored and shown, but never use
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.untrusted import Fields
 
+MOST_PAIRS, MOST_POSES = 10**15, 10**4
 NOTE = "calibration"  # key in the notes of a model
 LOOSE_NOTES = ("eer", "thresholds", "eer_with_poses", "thresholds_with_poses", "measured_on")
 """Keys in the notes of older models, in place of `NOTE`. They do not record whether the prints were synthetic."""
@@ -50,6 +53,41 @@ class Way:
     fnmr: dict[str, float]
     eer_before: float | None = None
 
+    @classmethod
+    def read(cls, fields: Fields) -> Way:
+        """Read the error rates of a comparison method from the notes of a model.
+
+        Raises:
+            UserError: if a value is missing or out of range.
+        """
+        counts = {name: fields.integer(name, 0, MOST_PAIRS) for name in ("prints", "fingers", "mated", "nonmated")}
+        thresholds = _rates(fields.part("thresholds"), -2, 2)
+        fnmr = _rates(fields.part("fnmr"), 0, 1)
+        require(list(fnmr) == list(thresholds), f"calibration: the FMRs of thresholds and fnmr differ; {REMEDY}")
+        centred = fields.values.get("eer_before") is not None
+        return cls(
+            poses=fields.integer("poses", 1, MOST_POSES),
+            **counts,
+            eer=fields.number("eer", 0, 1),
+            thresholds=thresholds,
+            fnmr=fnmr,
+            eer_before=fields.number("eer_before", 0, 1) if centred else None,
+        )
+
+
+def _rates(fields: Fields, low: float, high: float) -> dict[str, float]:
+    """Return numbers by FMR. The FMRs are the keys, as texts.
+
+    Raises:
+        UserError: if an FMR is not above 0 and below 1, or a number is out of range.
+    """
+    for name in fields.values:
+        require(
+            re.fullmatch(r"0\.0*[1-9]\d{0,9}|[1-9]e-0?\d", name) is not None,
+            f"calibration: {name[:40]!r} is no FMR; {REMEDY}",
+        )
+    return {name: fields.number(name, low, high) for name in fields.values}
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -77,14 +115,19 @@ class Calibration:
         Raises:
             UserError: if the calibration cannot be read.
         """
-        values = notes.get(NOTE)
-        if values is None:
+        if notes.get(NOTE) is None:
             return None
-        try:
-            facts = str(values["source"]), bool(values["synthetic"]), str(values["protocol"])
-            return cls(*facts, [Way(**way) for way in values["ways"]], center_of(notes))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"the model's calibration cannot be read ({error}); {REMEDY}") from error
+        fields = Fields(notes, "notes of the model", REMEDY).part(NOTE)
+        ways = fields.values.get("ways")
+        if not isinstance(ways, list) or not all(isinstance(way, dict) for way in ways):
+            raise UserError(f"the model's calibration cannot be read (ways is no list of objects); {REMEDY}")
+        return cls(
+            fields.text("source"),
+            fields.switch("synthetic"),
+            fields.text("protocol"),
+            [Way.read(Fields(way, "calibration of the model", REMEDY)) for way in ways],
+            center_of(notes),
+        )
 
     def values(self) -> dict[str, Any]:
         """Return the calibration as a dictionary, to store in the notes of a model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import statistics
 import time
 import warnings
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.durable import write_file
+from fingerprint_accel.errors import UserError, write_errors
 from fingerprint_accel.extraction.centring import centred
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import mark
@@ -88,10 +90,15 @@ def save_torch(extractor: FingerprintExtractor, program: torch.export.ExportedPr
 
     Returns:
         Text with the size of the file, the largest difference from the original embeddings and the time per print.
+
+    Raises:
+        UserError: if the file cannot be written.
     """
-    torch.export.save(program, path, extra_files={mark(KIND): ""})
-    module = torch.export.load(path).module()
-    return _checked(extractor, path, lambda images: module(torch.from_numpy(images)).detach().numpy())
+    buffer = io.BytesIO()  # if the disk is full, the writer of torch ends the process
+    torch.export.save(program, buffer, extra_files={mark(KIND): ""})
+    module = torch.export.load(buffer).module()
+    found = _checked(extractor, lambda images: module(torch.from_numpy(images)).detach().numpy())
+    return _written(path, buffer.getvalue(), found)
 
 
 def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedProgram, path: Path) -> str:
@@ -108,7 +115,7 @@ def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedPro
         Text with the size of the file, the largest difference from the original embeddings and the time per print.
 
     Raises:
-        UserError: if onnx, onnxscript or onnxruntime is not installed.
+        UserError: if onnx, onnxscript or onnxruntime is not installed, or the file cannot be written.
     """
     try:
         runtime: Any = importlib.import_module("onnxruntime")
@@ -128,17 +135,28 @@ def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedPro
         )
     assert written is not None, "the new exporter returns a program"
     written.model.metadata_props["written_by"] = mark(KIND)
-    written.save(str(path))
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _checked(extractor, path, lambda images: session.run(["embeddings"], {"images": images})[0])
+    content = written.model_proto.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = _checked(extractor, lambda images: session.run(["embeddings"], {"images": images})[0])
+    return _written(path, content, found)
 
 
-def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndarray], np.ndarray]) -> str:
-    """Run an exported file and the original model on random images; return size, largest difference and speed as text.
+def _written(path: Path, content: bytes, found: str) -> str:
+    """Write an exported file, and return its size and the results of its check as text.
+
+    Raises:
+        UserError: if the file cannot be written. An earlier file then stays as it is.
+    """
+    with write_errors():
+        write_file(path, content)
+    return f"{len(content) / 1e6:.1f} MB, {found}"
+
+
+def _checked(extractor: FingerprintExtractor, run: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Run an exported file and the original model on random images; return the largest difference and speed as text.
 
     Args:
         extractor: original model.
-        path: exported file.
         run: function that embeds images (N, canvas, canvas) uint8 with the exported file.
     """
     extractor = extractor.cpu()
@@ -158,6 +176,6 @@ def _checked(extractor: FingerprintExtractor, path: Path, run: Callable[[np.ndar
             found.append(1000 * (time.perf_counter() - started) / len(images))
     ours, theirs = map(statistics.median, times)
     return (
-        f"{path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by at most {largest:.1e}; {ours:.1f} ms per print "
-        f"in batches of {TRIED[-1]}, PyTorch {theirs:.1f} ms"
+        f"differs from PyTorch by at most {largest:.1e}; {ours:.1f} ms per print in batches of {TRIED[-1]}, PyTorch "
+        f"{theirs:.1f} ms"
     )

@@ -12,8 +12,9 @@ import yaml
 
 from fingerprint_accel import __version__
 from fingerprint_accel.config import ModelConfig
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.calibration import NOTE, Calibration, Way
+from fingerprint_accel.untrusted import Fields
 
 METRICS = "metrics"
 """Key in the notes of a model under which measured metrics are stored."""
@@ -86,7 +87,7 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
     Raises:
         UserError: if the metrics or the calibration cannot be read.
     """
-    metrics, calibration = _noted_metrics(notes), Calibration.from_notes(notes)
+    metrics, calibration = noted_metrics(notes), Calibration.from_notes(notes)
     measured = metrics + (_calibration_metrics(calibration) if calibration else [])
     text = CARD.format(
         front_matter=_front_matter(name, notes, measured),
@@ -107,18 +108,30 @@ def model_card(name: str, model: ModelConfig, ppi: int, canvas: int, enhanced: b
     return "\n".join(part for part in parts if part)
 
 
-def _noted_metrics(notes: dict[str, Any]) -> list[Metric]:
+def noted_metrics(notes: dict[str, Any]) -> list[Metric]:
     """Return the metrics that the notes of a model contain.
 
     Raises:
         UserError: if an entry does not have the fields of `Metric`.
     """
-    try:
-        return [Metric(**{**values, "value": float(values["value"])}) for values in notes.get(METRICS) or []]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the metrics of the model cannot be read ({error}); each needs dataset, metric and value"
-        ) from error
+    entries = notes.get(METRICS) or []
+    if not isinstance(entries, list) or not all(isinstance(values, dict) for values in entries):
+        raise UserError("the metrics of the model cannot be read; each needs dataset, metric and value")
+    return [_metric(Fields(values, "the metrics of the model", "measure them again")) for values in entries]
+
+
+def _metric(fields: Fields) -> Metric:
+    args = fields.part("args")
+    if INTERVAL in args.values:
+        require(len(args.numbers(INTERVAL)) == 2, f"metrics of the model: {INTERVAL} needs two numbers")
+    return Metric(
+        dataset=fields.text("dataset"),
+        metric=fields.text("metric"),
+        value=fields.number("value"),
+        name=fields.text("name", default=""),
+        dataset_type=fields.text("dataset_type", default=DATASET_TYPE),
+        args=args.values,
+    )
 
 
 def _calibration_metrics(calibration: Calibration) -> list[Metric]:

@@ -25,6 +25,8 @@ from fingerprint_accel.models.folding import folded
 from fingerprint_accel.preprocess.geometric import Pose, turned_and_shifted
 from fingerprint_accel.preprocess.pipeline import Preprocessor
 
+USUAL_NORM = "usual_norm"  # key in the notes of a model, for the norm of the embeddings of typical prints
+
 
 class PreparedNetwork(nn.Module):
     """Network with its preprocessing, for inference only.
@@ -229,14 +231,14 @@ class PreparedNetwork(nn.Module):
         output = self.network(images)
         assert output.norm is not None, "an extractor is never in training mode"
         area = ridge_area(images, self.ppi, self.preprocess_config.crop)
-        return self.centred(output.embedding), print_quality(area, output.norm, self.notes.get("usual_norm"))
+        return self.centred(output.embedding), print_quality(area, output.norm, self.notes.get(USUAL_NORM))
 
     @torch.inference_mode()
     def usual_norm(self, batches: Iterable[torch.Tensor]) -> float:
         """Return the median norm of the embeddings of typical prints before normalisation.
 
-        The value is stored in `notes` as "usual_norm". The quality of a print depends on the ratio of its norm to this
-        value.
+        The value is stored in `notes` under `USUAL_NORM`. The quality of a print depends on the ratio of its norm to
+        this value.
 
         Args:
             batches: batches of canvases, (B, canvas, canvas) uint8.

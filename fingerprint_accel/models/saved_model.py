@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, renamed
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.durable import file_sha256, fsync_path, write_file
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, json_text
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.models.checkpoint_folder import (
+    WEIGHTS,
+    checkpoint_names,
+    damage,
+    find_checkpoint,
+    name_of_step,
+    read_pointer,
+    read_state,
+    todays_names,
+    weights_file,
+)
+from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
+from fingerprint_accel.tensor_files import not_finite, read_header, read_tensors, write_tensors
+from fingerprint_accel.untrusted import DAMAGED, Fields, read_json, reason_of
 
-T = TypeVar("T")
 BUNDLED = Path(__file__).parent.parent / "pretrained"
+CONFIG, CARD = "config.json", "README.md"
 MODEL = FolderKind(
     "a model folder",
-    json_with("config.json", "model", "preprocess", "ppi"),
+    json_with(CONFIG, "model", "preprocess", "ppi"),
     r"model\.safetensors|config\.json|README\.md",
 )
-EMA_FILE = "ema.safetensors"
-RENAMED = {  # parts of tensor names in files from before version 0.1.0, and their current names
-    "localization.localization.": "alignment.features.",
-    "localization.fc_loc.": "alignment.head.",
-}
-FILES = ("state.json", "model.safetensors", "training_state.safetensors")
-_NAME = re.compile(r"step-(\d{8})")
+FORMAT_VERSION = 1
+_ANOTHER = "export the model again, or use another copy"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class SavedModel:
 
     Attributes:
         folder: folder of the exported model or checkpoint.
+        weights: file of the weights, or of their moving average if it was stored. `find_model` has compared it with its
+            checksum.
         model: configuration of the network.
         preprocess: configuration of the preprocessing.
         ppi: resolution of the canvases (the square images on which prints are placed), pixels per inch.
@@ -53,6 +59,7 @@ class SavedModel:
     """
 
     folder: Path
+    weights: Path
     model: ModelConfig
     preprocess: PreprocessConfig
     ppi: int
@@ -63,8 +70,33 @@ class SavedModel:
     @property
     def half(self) -> bool:
         """Whether weights are stored as float16."""
-        with safe_open(self.folder / "model.safetensors", "pt") as file:
-            return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
+        return any(info.dtype == "F16" for info in read_header(self.weights).values())
+
+    def check_size(self) -> None:
+        """Check that the file of the weights has exactly the tensors of the network, before the network is built.
+
+        Otherwise a small file could state the configuration of a network that is larger than the memory.
+
+        Raises:
+            UserError: if the file is missing or damaged, or its tensors do not fit the network.
+        """
+        try:
+            there = todays_names(read_header(self.weights))
+        except (OSError, *DAMAGED) as error:
+            raise UserError(f"{self.weights}: missing or damaged ({reason_of(error)}); {_ANOTHER}") from error
+        try:
+            with torch.device("meta"):  # allocates no memory
+                wanted = {name: tuple(tensor.shape) for name, tensor in DeepPrint(self.model).state_dict().items()}
+        except (RuntimeError, TypeError, ValueError) as error:  # sizes beyond 64 bits
+            raise UserError(f"{self.folder}: no network has this configuration ({reason_of(error)})") from error
+        for name in {**wanted, **there}:
+            found = there[name].shape if name in there else "missing"
+            expected = wanted.get(name, "not part of the network")
+            if found != expected:
+                raise UserError(
+                    f"{self.weights}: does not fit its configuration ({name[:80]}: {found} in the file, {expected} in "
+                    "the network)"
+                )
 
     def load_into(self, network: torch.nn.Module, other_head: bool = False) -> None:
         """Load the stored weights into a network. If a moving average of the weights was stored, load this average.
@@ -75,22 +107,21 @@ class SavedModel:
                 only tensors with equal names and shapes are loaded.
 
         Raises:
-            UserError: if the file is missing or damaged, or its weights do not fit the network.
+            UserError: if the file is missing or damaged, its weights do not fit the network, or are not finite.
         """
-        file = self.folder / EMA_FILE
-        if not file.is_file():
-            file = self.folder / "model.safetensors"
         try:
-            weights = todays_names(load_file(file))
+            weights = todays_names(read_tensors(self.weights))
             if other_head:
                 wanted = {name: value.shape for name, value in network.state_dict().items()}
                 weights = {name: value for name, value in weights.items() if wanted.get(name) == value.shape}
             network.load_state_dict(weights, strict=not other_head)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: missing or damaged ({str(error)[:80]})") from error
+        except (OSError, *DAMAGED) as error:
+            raise UserError(f"{self.weights}: missing or damaged ({reason_of(error)}); {_ANOTHER}") from error
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{file}: does not fit its configuration ({reason})") from error
+            raise UserError(f"{self.weights}: does not fit its configuration ({reason})") from error
+        bad = not_finite(network.state_dict())
+        require(bad is None, f"{self.weights}: {bad} contains NaN or infinity; {_ANOTHER}")
 
     @property
     def prints(self) -> PrintInfo:
@@ -122,79 +153,13 @@ class SavedModel:
         require(not differing, f"{self.folder}: the network differs from the configured one; {start}")
 
 
-def todays_names(tensors: dict[str, T]) -> dict[str, T]:
-    """Return all tensors keyed by current names, replacing names that earlier versions of the package used."""
-    for old, new in RENAMED.items():
-        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all tensors of a safetensors file from its header, without reading the tensors."""
-    with safe_open(file, framework="pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-
-
-def checkpoint_names(run: Path) -> list[str]:
-    """Return the names of the complete checkpoints of a run folder, oldest first."""
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
-
-
-def read_pointer(path: Path) -> str | None:
-    """Read the name of a checkpoint from `path`, which is `best.json` or `latest.json` of a run.
-
-    If the file does not exist, the result is None.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return str(json.loads(path.read_text())["checkpoint"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; delete it to fall back on the newest checkpoint") from error
-
-
-def find_checkpoint(run: Path) -> Path | None:
-    """Return the newest intact checkpoint of a run folder, or None.
-
-    The names of the folders determine the newest checkpoint, not `latest.json`. A checkpoint folder gets its final name
-    when it is complete, and `latest.json` is written later.
-    """
-    folders = (run / "checkpoints" / name for name in reversed(checkpoint_names(run)))
-    return next((folder for folder in folders if damage(folder) is None), None)
-
-
-def damage(folder: Path) -> str | None:
-    """Return a description of what is wrong with the files of a checkpoint, or None if they are intact.
-
-    The function checks that the files exist, and reads their headers. It does not detect changed values inside a
-    tensor.
-    """
-    name = next((name for name in FILES if not (folder / name).is_file()), None)
-    if name is not None:
-        return f"no {name}"
-    try:
-        step = json.loads((folder / "state.json").read_text())["step"]
-        shapes = shapes_in(folder / "model.safetensors")
-        shapes_in(folder / "training_state.safetensors")
-        if (folder / EMA_FILE).is_file():
-            shapes_in(folder / EMA_FILE)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        return f"damaged: {str(error)[:80] or type(error).__name__}"
-    if not shapes:
-        return "model.safetensors holds no tensor"
-    return None if folder.name == f"step-{step:08d}" else f"state.json is of step {step}"
-
-
 def bundled_models() -> list[str]:
     """Return the names of the models that are part of the package."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def find_model(place: Path | str) -> SavedModel:
-    """Find a model by the name of a bundled model or by the path of a folder.
+    """Find a model by the name of a bundled model or by the path of a folder, and check the sha256 of its weights.
 
     Args:
         place: name of a bundled model, or path of an exported model, a checkpoint or a run. In a run folder, the
@@ -207,11 +172,13 @@ def find_model(place: Path | str) -> SavedModel:
     path = Path(place)
     if not path.exists() and str(place) in bundled_models():
         return _export(BUNDLED / str(place))
-    if (path / "config.json").is_file():
+    if (path / CONFIG).is_file():
         return _export(path)
     if (path / "config.yaml").is_file():
         return _checkpoint(_best_checkpoint(path), path / "config.yaml")
-    if (path / "state.json").is_file() and (path / "model.safetensors").is_file():
+    if (path / "state.json").is_file() and (path / WEIGHTS).is_file():
+        wrong = damage(path, weights_only=True)
+        require(wrong is None, f"{path}: {wrong}; use another checkpoint, or the run folder")
         return _checkpoint(path, path.parent.parent / "config.yaml")
     raise UserError(
         f"{path}: no model here; give a run folder, a checkpoint folder, an exported model/ folder, or a bundled "
@@ -222,62 +189,80 @@ def find_model(place: Path | str) -> SavedModel:
 def _best_checkpoint(run: Path) -> Path:
     """Return the best checkpoint of a run folder, or the newest if there is no intact best checkpoint.
 
-    If the best checkpoint is damaged, the function prints a message.
+    If the best checkpoint is damaged, the function prints a message. If `best.json` is damaged, the newest intact
+    checkpoint states which one is the best.
     """
-    best = read_pointer(run / "best.json")
-    if best is not None:
-        wrong = damage(run / "checkpoints" / best)
-        if wrong is None:
-            return run / "checkpoints" / best
-    newest = find_checkpoint(run)
+    wrong = ""
+    try:
+        best = read_pointer(run / "best.json")
+        if best is not None:
+            fault = damage(run / "checkpoints" / best, weights_only=True)
+            if fault is None:
+                return run / "checkpoints" / best
+            wrong = f"the best checkpoint, {best}, cannot be used ({fault})"
+    except UserError as error:
+        wrong = str(error)
+    newest = find_checkpoint(run, weights_only=True)
     if newest is None:
-        raise UserError(f"{run}: the run has no intact checkpoint; train it first")
-    if best is not None:
-        print(f"{run}: the best checkpoint, {best}, cannot be used ({wrong}); using {newest.name}", file=sys.stderr)
-    return newest
+        names = checkpoint_names(run)
+        fault = f" ({names[-1]}: {damage(run / 'checkpoints' / names[-1], weights_only=True)})" if names else ""
+        raise UserError(f"{run}: the run has no intact checkpoint{fault}; train it first")
+    found = newest
+    if wrong:
+        step = read_state(newest).values.get("best_step")
+        stated = run / "checkpoints" / name_of_step(step if type(step) is int and step > 0 else 0)
+        if stated.is_dir() and damage(stated, weights_only=True) is None:
+            found = stated
+        print(f"{run}: {wrong}; using {found.name}", file=sys.stderr)
+    return found
 
 
 def _export(path: Path) -> SavedModel:
-    file = path / "config.json"
+    file = path / CONFIG
+    fields = Fields(read_json(file, _ANOTHER), file, _ANOTHER)
+    fields.integer("format_version", FORMAT_VERSION, FORMAT_VERSION, default=FORMAT_VERSION)
+    digest = fields.digests("sha256").get(WEIGHTS)
     try:
-        values = json.loads(file.read_text())
-        ppi, canvas = int(values["ppi"]), int(values["canvas"])
-        enhanced, notes = bool(values.get("enhanced", False)), dict(values.get("notes", {}))
-        model, preprocess = values["model"], values["preprocess"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: damaged; export the model again") from error
-    where = f"{file}:"
+        read_header(path / WEIGHTS)  # bounds the size before the file is read
+        changed = digest is not None and file_sha256(path / WEIGHTS) != digest
+    except (OSError, *DAMAGED) as error:
+        raise UserError(f"{path / WEIGHTS}: missing or damaged ({reason_of(error)}); {_ANOTHER}") from error
+    require(not changed, f"{path / WEIGHTS}: differs from its sha256 in {CONFIG}; {_ANOTHER}")
+    for name in ("model", "preprocess"):
+        require(name in fields.values, f"{file}: damaged ({name} is missing); {_ANOTHER}")
+    prints = PrintInfo.read(fields)
     return SavedModel(
-        path,
-        from_dict(ModelConfig, renamed(model), where=where),
-        from_dict(PreprocessConfig, renamed(preprocess), where=where),
-        ppi,
-        canvas,
-        enhanced,
-        notes,
+        folder=path,
+        weights=path / WEIGHTS,
+        model=from_dict(ModelConfig, renamed(fields.part("model").values), where=f"{file}:"),
+        preprocess=from_dict(PreprocessConfig, renamed(fields.part("preprocess").values), where=f"{file}:"),
+        ppi=prints.ppi,
+        canvas=prints.canvas,
+        enhanced=prints.enhanced,
+        notes=fields.part("notes").values,
     )
 
 
 def _checkpoint(path: Path, config_file: Path) -> SavedModel:
-    config = load_yaml(config_file, stored=True)
-    try:
-        state = json.loads((path / "state.json").read_text())
-        ppi, canvas = int(state["ppi"]), int(state["canvas"])
-        enhanced = bool(state.get("enhanced", False))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path / 'state.json'}: missing or damaged; use another checkpoint") from error
+    config, state = load_yaml(config_file, stored=True), read_state(path)
+    prints = PrintInfo.read(state)
+    weights = path / weights_file(path, state.digests("sha256"))
     notes = _exported_notes(config_file.parent / "model", path.name)
-    return SavedModel(path, config.model, config.preprocess, ppi, canvas, enhanced, notes)
+    return SavedModel(path, weights, config.model, config.preprocess, prints.ppi, prints.canvas, prints.enhanced, notes)
 
 
 def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
     """Return the notes of the exported model in `export`.
 
     If the model was not made from the checkpoint with the given name, the result is an empty dictionary.
+
+    Raises:
+        UserError: if `config.json` of the exported model is damaged. Without notes, a calibration would be lost.
     """
+    remedy = f"delete {export}, and calibrate the model again"
     try:
-        notes = dict(json.loads((export / "config.json").read_text())["notes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        notes = Fields(read_json(export / CONFIG, remedy), export / CONFIG, remedy).part("notes").values
+    except FileNotFoundError:
         return {}
     return notes if notes.get("checkpoint") == checkpoint else {}
 
@@ -288,30 +273,50 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     An existing model folder is replaced atomically.
 
     Raises:
+        OSError: if a file cannot be written. An existing model folder then stays as it is.
         UserError: if `folder` exists and is not a model folder.
     """
     check_folder(folder, MODEL)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    config = {**config, "sha256": {"model.safetensors": file_sha256(temporary / "model.safetensors")}}
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (temporary / "README.md").write_text(card)
-    for file in temporary.iterdir():
-        file.chmod(0o644)  # safetensors creates files that only their owner can read
-        fsync_path(file)
-    put_in_place(temporary, folder, MODEL)
+    try:
+        write_tensors(temporary / WEIGHTS, tensors)
+        (temporary / CARD).write_text(card)
+        digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, CARD)}
+        (temporary / CONFIG).write_text(json_text({**config, "sha256": digests}))
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors creates files that only their owner can read
+            fsync_path(file)
+        fsync_path(temporary)
+        put_in_place(temporary, folder, MODEL)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
     """Replace `config.json` by `config` and `README.md` by `card` in an exported model folder.
 
-    The weights do not change. Each of the two files is replaced atomically.
+    The weights do not change. Both files are written completely before the first one is renamed, so that a full disk
+    changes neither of them. `config.json` is renamed last. It contains the checksum of `README.md`.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError):  # models of earlier versions have no checksum
-        config = {**config, "sha256": json.loads((folder / "config.json").read_text())["sha256"]}
-    for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):
-        mode = (folder / name).stat().st_mode if (folder / name).exists() else 0o644
-        write_file(folder / name, text)
-        (folder / name).chmod(mode)
+    digests = Fields(read_json(folder / CONFIG, _ANOTHER), folder / CONFIG, _ANOTHER).digests("sha256")
+    drafts = {name: draft_of(folder / name) for name in (CARD, CONFIG)}
+    try:
+        drafts[CARD].write_text(card)
+        weights = digests.get(WEIGHTS) or file_sha256(folder / WEIGHTS)  # models of early versions have no checksums
+        digests = {WEIGHTS: weights, CARD: file_sha256(drafts[CARD])}
+        drafts[CONFIG].write_text(json_text({**config, "sha256": digests}))
+        for name, draft in drafts.items():
+            draft.chmod((folder / name).stat().st_mode if (folder / name).exists() else 0o644)
+            fsync_path(draft)
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
+        fsync_path(folder)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)

@@ -6,31 +6,33 @@ checkpoints are deleted after the renaming.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
-from fingerprint_accel.durable import file_sha256, fsync_path, write_json
+from fingerprint_accel.durable import file_sha256, fsync_path, json_text, write_json
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.saved_model import (
-    EMA_FILE,
-    FILES,
+from fingerprint_accel.models.checkpoint_folder import (
+    AVERAGE,
+    FORMAT_VERSION,
+    STATE,
+    TRAINING,
+    WEIGHTS,
     checkpoint_names,
     damage,
-    read_pointer,
-    shapes_in,
+    name_of_step,
+    read_state,
     todays_names,
+    weights_file,
 )
+from fingerprint_accel.tensor_files import read_header, read_tensors, write_tensors
 from fingerprint_accel.training.fsdp import shard_like
-
-FORMAT_VERSION = 1
+from fingerprint_accel.untrusted import DAMAGED, reason_of
 
 
 @dataclass(frozen=True)
@@ -55,41 +57,54 @@ class Checkpoint:
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     """Write a checkpoint to the folder `step-XXXXXXXX` in `run/checkpoints`, and return the name of this folder.
 
-    The name contains the step. `run/latest.json` then names the checkpoint. If the process is killed at any moment, the
-    previous checkpoints stay intact. The files are read back before the checkpoint gets its final name.
+    The name contains the step. `run/latest.json` then names the checkpoint. If the process is killed or the disk is
+    full at any moment, the previous checkpoints stay intact. The files are read back before the checkpoint gets its
+    final name.
 
     Args:
-        run: Run folder.
+        run: Run folder, which must exist.
         checkpoint: Content of the checkpoint.
 
     Raises:
+        OSError: If a file cannot be written. No part of the checkpoint is then left.
         UserError: If a file on disk does not contain the tensors that were written.
     """
     folder = run / "checkpoints"
-    name = f"step-{checkpoint.state['step']:08d}"
-    temporary = folder / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files = {"model.safetensors": checkpoint.model, "training_state.safetensors": checkpoint.training}
+    name = name_of_step(checkpoint.state["step"])
+    folder.mkdir(exist_ok=True)
+    files = {WEIGHTS: checkpoint.model, TRAINING: checkpoint.training}
     if checkpoint.ema is not None:
-        files[EMA_FILE] = checkpoint.ema
-    checksums = {}
-    for file_name, tensors in files.items():
-        save_file(_plain(tensors), temporary / file_name, metadata={"format": "pt"})
-        fsync_path(temporary / file_name)
-        _check_written(temporary / file_name, tensors)
-        checksums[file_name] = file_sha256(temporary / file_name)
-    state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
-    (temporary / "state.json").write_text(json.dumps(state, indent=2))
-    fsync_path(temporary / "state.json")
-    fsync_path(temporary)
-    if (folder / name).exists():  # the run was resumed from an older checkpoint and reaches this step again
-        (folder / name).replace(folder / f".{name}.old.tmp")
-    temporary.replace(folder / name)
+        files[AVERAGE] = checkpoint.ema
+    with _temporary(folder / f".{name}.tmp") as temporary:
+        checksums = {}
+        for file_name, tensors in files.items():
+            write_tensors(temporary / file_name, _plain(tensors))
+            fsync_path(temporary / file_name)
+            _check_written(temporary / file_name, tensors)
+            checksums[file_name] = file_sha256(temporary / file_name)
+        state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
+        (temporary / STATE).write_text(json_text(state))
+        fsync_path(temporary / STATE)
+        fsync_path(temporary)
+        if (folder / name).exists():  # the run was resumed from an older checkpoint and reaches this step again
+            (folder / name).replace(folder / f".{name}.old.tmp")
+        temporary.replace(folder / name)
     fsync_path(folder)
     write_json(run / "latest.json", {"checkpoint": name, "step": checkpoint.state["step"]})
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
     return name
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """Create an empty folder, and delete it after an error. It could otherwise keep the disk full."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -101,10 +116,10 @@ def _check_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:
         UserError: If the file cannot be read, or its tensors differ.
     """
     try:
-        there = shapes_in(file)
-    except (OSError, SafetensorError) as error:
+        there = {name: info.shape for name, info in read_header(file).items()}
+    except (OSError, *DAMAGED) as error:
         raise UserError(
-            f"{file}: cannot be read back ({error}); check the disk, and end other runs in this folder"
+            f"{file}: cannot be read back ({reason_of(error)}); check the disk, and end other runs in this folder"
         ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if there != expected:
@@ -130,21 +145,26 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def prune(run: Path, keep: int) -> None:
+def prune(run: Path, keep: int, best: str | None = None) -> None:
     """Delete old checkpoints from the folder of a run, and the leftovers of interrupted saves.
 
-    The newest `keep` checkpoints and the best one are kept.
+    Args:
+        run: Run folder.
+        keep: Number of the newest checkpoints to keep.
+        best: Name of the best checkpoint, which is kept too.
     """
     folder = run / "checkpoints"
-    best = read_pointer(run / "best.json")
-    names = checkpoint_names(run)
-    for name in names[:-keep]:
+    for name in checkpoint_names(run)[:-keep]:
         if name != best:
             # With this name, a checkpoint that is only partly deleted is not mistaken for a complete checkpoint.
             (folder / name).replace(folder / f".{name}.tmp")
-    if folder.is_dir():
-        for leftover in folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    delete_leftovers(run)
+
+
+def delete_leftovers(run: Path) -> None:
+    """Delete what interrupted saves have left in the folder of a run. It could otherwise keep the disk full."""
+    for leftover in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside_damaged(run: Path, newest: Path) -> list[str]:
@@ -160,20 +180,18 @@ def set_aside_damaged(run: Path, newest: Path) -> list[str]:
         A message for the user about each damaged checkpoint.
     """
     lines = []
-    for name in checkpoint_names(run):
-        if name > newest.name:
-            folder = run / "checkpoints" / name
-            lines.append(f"{folder}: {damage(folder)}; renamed to damaged-{name}, continuing from {newest.name}")
-            aside = folder.with_name(f"damaged-{name}")
-            shutil.rmtree(aside, ignore_errors=True)  # an earlier damaged checkpoint of the same step
-            folder.rename(aside)
-            if read_pointer(run / "best.json") == name:
-                (run / "best.json").unlink()
+    names = checkpoint_names(run)
+    for name in names[names.index(newest.name) + 1 :]:
+        folder = run / "checkpoints" / name
+        lines.append(f"{folder}: {damage(folder)}; renamed to damaged-{name}, continuing from {newest.name}")
+        aside = folder.with_name(f"damaged-{name}")
+        shutil.rmtree(aside, ignore_errors=True)  # an earlier damaged checkpoint of the same step
+        folder.rename(aside)
     return lines
 
 
 def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Checkpoint:
-    """Read a checkpoint folder.
+    """Read a checkpoint folder. The checksums of its files are not compared, see `damage`.
 
     Args:
         folder: Checkpoint folder, `RUN/checkpoints/step-XXXXXXXX`.
@@ -183,35 +201,20 @@ def load_checkpoint(folder: Path, rows: Mapping[str, slice] | None = None) -> Ch
     Raises:
         UserError: If `folder` is not a checkpoint, a file is damaged, or its format version is not supported.
     """
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: not a checkpoint folder (no {name})")
+    missing = next((name for name in (STATE, WEIGHTS, TRAINING) if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise UserError(f"{folder}: not a checkpoint folder (no {missing})")
+    state = read_state(folder)
+    averaged = weights_file(folder, state.digests("sha256")) == AVERAGE
     try:
-        state = json.loads((folder / "state.json").read_text())
-        model = todays_names(load_file(folder / "model.safetensors"))
-        training = todays_names(_load_rows(folder / "training_state.safetensors", rows or {}))
-        ema = todays_names(load_file(folder / EMA_FILE)) if (folder / EMA_FILE).is_file() else None
-    except (OSError, ValueError, SafetensorError) as error:
+        model = todays_names(read_tensors(folder / WEIGHTS))
+        training = read_tensors(folder / TRAINING, lambda name: (rows or {}).get(parameter_of(name)))
+        ema = todays_names(read_tensors(folder / AVERAGE)) if averaged else None
+    except (OSError, *DAMAGED) as error:
         raise UserError(
-            f"{folder}: damaged checkpoint ({error}); --resume auto uses the newest complete one"
+            f"{folder}: damaged checkpoint ({reason_of(error)}); --resume auto uses the newest intact one"
         ) from error
-    if state.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder}: checkpoint has format {state.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "resume it with the version that wrote it"
-        )
-    return Checkpoint(model, training, state, ema)
-
-
-def _load_rows(path: Path, rows: Mapping[str, slice]) -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file. Of the parameters named in `rows`, read only the given rows."""
-    tensors = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  (not a dictionary)
-            wanted, stored = rows.get(parameter_of(key)), file.get_slice(key)
-            whole = wanted is None or not stored.get_shape()  # optimizer state such as the step is a scalar
-            tensors[key] = file.get_tensor(key) if whole else stored[wanted]
-    return tensors
+    return Checkpoint(model, todays_names(training), state.values, ema)
 
 
 def parameter_of(key: str) -> str:
@@ -250,6 +253,9 @@ def restore_optimizer(
         names: Dictionary from `id(parameter)` to the name of the parameter.
         tensors: Tensors with the names that `optimizer_tensors` creates. Tensors without the prefix `optimizer.` are
             ignored.
+
+    Raises:
+        RuntimeError: If a tensor has neither the shape of its parameter nor a single element, or is no float.
     """
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -258,14 +264,22 @@ def restore_optimizer(
             by_name.setdefault(parameter, {})[entry] = tensor
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            entries = by_name.get(names.get(id(parameter), ""))
+            name = names.get(id(parameter), "")
+            entries = by_name.get(name)
             if entries is not None:
                 optimizer.state[parameter] = {
-                    entry: _like(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
+                    entry: _state_tensor(parameter, value, f"optimizer.{name}.{entry}")
                     for entry, value in entries.items()
                 }
 
 
-def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Copy `value` to the device, memory layout and FSDP sharding of `parameter`, as fused optimizers need it."""
+def _state_tensor(parameter: torch.Tensor, value: torch.Tensor, name: str) -> torch.Tensor:
+    """Copy `value` to the device, memory layout and FSDP sharding of `parameter`, as fused optimizers need it.
+
+    Fused optimizers do not check shapes and number formats themselves.
+    """
+    if not value.is_floating_point() or (value.shape != parameter.shape and value.numel() != 1):
+        raise RuntimeError(f"{name} has the shape {tuple(value.shape)} and the type {value.dtype}")
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(shard_like(value, parameter))

@@ -9,11 +9,11 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from fingerprint_accel.config import save_yaml
+from fingerprint_accel.config import load_yaml, save_yaml
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.data.watching import ShardWatcher
-from fingerprint_accel.errors import Stopped, UserError
-from fingerprint_accel.training.checkpoint import set_aside_damaged
+from fingerprint_accel.errors import Stopped, UserError, write_errors
+from fingerprint_accel.training.agreement import one_error
 from fingerprint_accel.training.heads import start_heads
 from fingerprint_accel.training.memory import auto_micro_batch_size, explained
 from fingerprint_accel.training.meters import Meters
@@ -21,8 +21,9 @@ from fingerprint_accel.training.module import StatisticsGuard
 from fingerprint_accel.training.pace import forecast
 from fingerprint_accel.training.preemption_monitor import PreemptionMonitor
 from fingerprint_accel.training.reporting import Reporter, start_line
-from fingerprint_accel.training.resume import Progress, checkpoint_to_resume, restore, save
+from fingerprint_accel.training.resume import resume
 from fingerprint_accel.training.run_folder import resume_advice
+from fingerprint_accel.training.saving import Progress, save
 from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.step import optimizer_step
@@ -40,8 +41,8 @@ def train(run: Run) -> Progress:
         The last step, the position in the training data, and the result of the best validation.
 
     Raises:
-        UserError: If the loss is NaN or infinite in many steps in a row, the run folder cannot be resumed, or a shard
-            of the dataset is damaged, or changes while the run reads it.
+        UserError: If the loss is NaN or infinite in many steps in a row, the run folder cannot be resumed, a file
+            cannot be written, or a shard of the dataset is damaged, or changes while the run reads it.
         Stopped: If a rank received SIGTERM or SIGUSR1. The exception is raised after all ranks have finished the same
             step and a checkpoint has been saved.
         LostProcessError: If another rank has failed or was killed.
@@ -53,6 +54,7 @@ def train(run: Run) -> Progress:
     rates_of_start = _measured(run)[0] if validates_start and run.validation is not None else {}
     guard = StatisticsGuard(run.bare, run.ema.module if run.ema is not None else None)
     meters = Meters(accelerator.device, progress.skipped)
+    meters.restore(progress.meters, accelerator)
     loader = run.train.loader(
         run.order, training.batch_size, accelerator.process_index, accelerator.num_processes,
         accelerator.device, progress.position, truth=run.bare.learns_truth,
@@ -83,7 +85,7 @@ def train(run: Run) -> Progress:
             last = progress.step == run.steps
             if last or progress.step % training.log_every == 0:
                 reporter.training_record(meters, now, loader, bar)
-                _stop_if_all_is_nan(run, progress, guard, meters)
+                _stop_if_all_is_nan(run, progress, guard, meters, reporter)
             started = time.perf_counter()
             improved = False
             if last or _due(progress.step, training.validate_every):
@@ -91,9 +93,7 @@ def train(run: Run) -> Progress:
                 improved = _validate(run, progress, reporter)
             stop = monitor.stop_here(progress.step) and not _finished(run, progress)
             if improved or stop or _finished(run, progress) or _due(progress.step, training.save_every):
-                guard.average(accelerator.num_processes)
-                progress.skipped = meters.skipped()
-                save(run, progress, improved)
+                _save(run, progress, guard, meters, reporter, improved)
             paused = time.perf_counter() - started
             meters.pause(paused)
             reporter.pace.pause(paused)
@@ -116,18 +116,14 @@ def _start(run: Run) -> Progress:
         The progress of the resumed run, or the initial progress of a new run, at step 0.
     """
     accelerator = run.accelerator
-    checkpoint = checkpoint_to_resume(run.config)
-    accelerator.wait_for_everyone()  # rank 0 must not write before all ranks have read the folder
-    if accelerator.is_main_process and checkpoint and checkpoint.parent.parent == run.folder:
-        for line in set_aside_damaged(run.folder, checkpoint):
-            print(line, file=sys.stderr)
-    progress = restore(run, checkpoint) if checkpoint else Progress()
-    if run.config.model.init_from and not checkpoint:
+    resumed = resume(run)
+    progress = resumed or Progress()
+    if run.config.model.init_from and resumed is None:
         start_heads(run)
     auto_micro_batch_size(run, progress.step, progress.position)
-    if accelerator.is_main_process:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        save_yaml(run.config, run.folder / "config.yaml")
+    with one_error(accelerator), write_errors():
+        if accelerator.is_main_process:
+            _write_config(run)
     accelerator.print(start_line(run, progress))
     if estimate := forecast(run, progress.step, progress.position):
         accelerator.print(estimate)
@@ -140,6 +136,17 @@ def _watched(run: Run) -> ShardWatcher:
         prints.shards.folder: prints.shards for prints in (run.train, run.validation) if isinstance(prints, Subset)
     }
     return ShardWatcher(datasets.values() if run.accelerator.is_local_main_process else ())
+
+
+def _write_config(run: Run) -> None:
+    """Write `config.yaml`, and tell the user if this replaces a damaged file."""
+    file = run.folder / "config.yaml"
+    try:
+        if file.exists():
+            load_yaml(file, stored=True)
+    except UserError as error:
+        print(f"{error}; the options of this command replace it", file=sys.stderr)
+    save_yaml(run.config, file)
 
 
 def _finished(run: Run, progress: Progress) -> bool:
@@ -168,7 +175,7 @@ def _validate(run: Run, progress: Progress, reporter: Reporter) -> bool:
     if run.validation is None:
         return False
     metrics, score = _measured(run)
-    improved = progress.best_eer is None or score < progress.best_eer
+    improved = math.isfinite(score) and (progress.best_eer is None or score < progress.best_eer)
     if improved:
         progress.best_eer, progress.best_step = score, progress.step
         progress.validations_without_gain = 0
@@ -200,13 +207,26 @@ def _measured(run: Run) -> tuple[dict[str, float], float]:
     return metrics, score
 
 
-def _stop_if_all_is_nan(run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters) -> None:
+def _save(
+    run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters, reporter: Reporter, best: bool = False
+) -> None:
+    """Save a checkpoint. All ranks must call this function. See `saving.save`."""
+    guard.average(run.accelerator.num_processes)
+    progress.skipped, progress.meters = meters.skipped(), meters.state(run.accelerator)
+    with write_errors(lambda: resume_advice(run.folder)):
+        reporter.before_save()
+        save(run, progress, best)
+
+
+def _stop_if_all_is_nan(
+    run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters, reporter: Reporter
+) -> None:
     if int(meters.longest) < MAX_BAD_STEPS:
         return
-    guard.average(run.accelerator.num_processes)
-    progress.skipped = meters.skipped()
-    save(run, progress)
-    raise UserError(
-        f"{run.folder}: loss was NaN or infinite in {int(meters.longest)} steps in a row before step {progress.step}; "
-        "lower --training.learning-rate, raise --training.warmup-steps, or use --training.precision bf16 or no"
-    )
+    _save(run, progress, guard, meters, reporter)
+    with one_error(run.accelerator):
+        raise UserError(
+            f"{run.folder}: loss was NaN or infinite in {int(meters.longest)} steps in a row before step "
+            f"{progress.step}; lower --training.learning-rate, raise --training.warmup-steps, or use "
+            "--training.precision bf16 or no"
+        )

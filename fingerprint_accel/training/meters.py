@@ -6,15 +6,23 @@ A record describes the training steps since the previous record.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from fingerprint_accel.durable import write_file
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.untrusted import UnreadableError, read_bytes
+
+MOST_METRICS = 2**28  # bytes of metrics.jsonl; 500,000 records
 INTERVAL = 0.5  # seconds between queries of the GPU load
 
 
@@ -48,7 +56,7 @@ class Meters:
     def _start(self, waited: float) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.updates = 0
-        self.samples = 0
+        self.samples = 0  # of this process: the speed before the run was resumed is not known
         self._paused = 0.0
         self._waited = waited
         self._since = time.perf_counter()
@@ -71,6 +79,38 @@ class Meters:
         self.longest = torch.maximum(self.longest, self.bad_in_a_row)
         self.updates += 1
         self.samples += samples
+
+    def state(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Return the sums since the last record, to store them in a checkpoint. All ranks must call this method.
+
+        With these sums, the record after a resumed run is bit-identical to the record of a run without a stop. Times
+        are not stored.
+
+        Returns:
+            Number of updates, and the sums of all ranks by name. The dictionary is empty directly after a record, and
+            if a sum has overflowed.
+        """
+        if not self.updates:
+            return {}
+        sums = accelerator.gather(torch.stack([value.float() for value in self.sums.values()])[None])  # (ranks, sums)
+        if not torch.isfinite(sums).all():
+            return {}
+        return {"updates": self.updates, "sums": dict(zip(self.sums, sums.T.tolist(), strict=True))}
+
+    def restore(self, state: dict[str, Any], accelerator: Accelerator) -> None:
+        """Continue with the sums that a checkpoint contains.
+
+        If the number of ranks has changed, each rank starts with the mean over the previous ranks. The record then
+        differs by rounding.
+
+        Args:
+            state: Result of `state`.
+            accelerator: Accelerator of the run.
+        """
+        self.updates = state.get("updates", 0)
+        for name, values in state.get("sums", {}).items():
+            own = values[accelerator.process_index] if len(values) == accelerator.num_processes else fmean(values)
+            self.sums[name] = torch.tensor(own, dtype=torch.float32, device=self.device)
 
     def skipped(self) -> int:
         """Return the number of skipped updates in this run, including those before it was resumed."""
@@ -204,30 +244,49 @@ class MetricsFile:
     """Writes the records of a run to the file `metrics.jsonl`, one JSON object per line.
 
     Args:
-        path: The file. Records that it already contains are kept.
-        resumed_at: Step from which the run resumes. Records of later steps are deleted, because these steps run again.
+        path: The file.
+        resumed_at: Step from which the run resumes, or 0 for a new run. Records of later steps are deleted, because
+            these steps run again.
+
+    Raises:
+        OSError: If the file cannot be written.
+        UserError: If there is such a file, but it cannot be read.
     """
 
     def __init__(self, path: Path, resumed_at: int = 0) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the last line is incomplete if the run was killed
-                    continue
-                if record["step"] <= resumed_at:
-                    kept.append(line + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        write_file(path, b"".join(_records_until(path, resumed_at)) if resumed_at else b"")
+        self._file = path.open("ab")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record and flush the file."""
-        self._file.write(json.dumps(record) + "\n")
+        """Append one record, and pass it to the operating system.
+
+        Raises:
+            OSError: If the disk is full or has another error.
+        """
+        self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Flush the records to the disk, so that a crash of the machine does not lose them."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _records_until(path: Path, step: int) -> Iterator[bytes]:
+    """Yield the lines of a metrics file up to a step. Damaged lines are left out, such as the last one after a kill."""
+    try:
+        lines = read_bytes(path, MOST_METRICS).splitlines()
+    except FileNotFoundError:
+        return
+    except UnreadableError as error:
+        raise UserError(f"{path}: {error}; move it away") from error
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and type(record.get("step")) is int and record["step"] <= step:
+            yield line + b"\n"

@@ -24,7 +24,7 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from fingerprint_accel.errors import LOST, LostProcessError
+from fingerprint_accel.errors import LOST, LostProcessError, UserError
 from fingerprint_accel.training.run_folder import resume_advice
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -41,11 +41,13 @@ class Status:
     Attributes:
         stop: Name of the stop signal that the rank has received, or "".
         failed: Text of the error that has ended training on this rank, or "".
+        prints: Whether this rank prints the error itself, as one line for the user.
         done: Whether training has ended on this rank without an error.
     """
 
     stop: str = ""
     failed: str = ""
+    prints: bool = False
     done: bool = False
 
 
@@ -65,7 +67,8 @@ class PreemptionMonitor:
 
     Raises:
         LostProcessError: At the end of the `with` block, if another rank has failed or is lost. This error replaces a
-            `RuntimeError` that has ended training on this rank.
+            `RuntimeError` that has ended training on this rank. Its message is empty if the other rank has raised a
+            `UserError`, because it prints this error itself.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: int, folder: Path, step: int = 0) -> None:
@@ -79,7 +82,7 @@ class PreemptionMonitor:
         self._turn = threading.Condition()
         self._word = Status()
         self._leaving = threading.Event()
-        self._lost = ""
+        self._lost: str | None = None
         self._thread: threading.Thread | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
@@ -99,13 +102,13 @@ class PreemptionMonitor:
         failed = ""
         if error is not None and getattr(error, "code", None) is None:  # `Stopped` has a code and is no failure
             failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        self._word = Status(failed=failed, done=not failed)
+        self._word = Status(failed=failed, prints=isinstance(error, UserError), done=not failed)
         self._leaving.set()
         if self._thread is not None:
             self._thread.join(FAREWELL if failed else None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._lost and (error is None or isinstance(error, RuntimeError)):
+        if self._lost is not None and (error is None or isinstance(error, RuntimeError)):
             raise LostProcessError(self._lost) from error
         if isinstance(error, RuntimeError) and _is_timeout(error):
             raise LostProcessError(self._line(self._silence())) from error
@@ -153,11 +156,11 @@ class PreemptionMonitor:
         try:
             while True:
                 words = self._tell(Status(self._own_signal) if not self._leaving.is_set() else self._word)
-                broken = {rank: word.failed for rank, word in enumerate(words) if word.failed}
-                own = broken.pop(self.rank, "")
+                broken = {rank: word for rank, word in enumerate(words) if word.failed}
+                own = broken.pop(self.rank, None)
                 if broken:
-                    rank, text = next(iter(broken.items()))
-                    self._end(f"rank {rank} has failed ({text})")
+                    rank, word = next(iter(broken.items()))
+                    self._end("" if word.prints else self._line(f"rank {rank} has failed ({word.failed})"))
                 if broken or own or all(word.done for word in words):
                     return
                 stop = next((word.stop for word in words if word.stop), "")
@@ -166,7 +169,7 @@ class PreemptionMonitor:
                     self._agree(stop)
                 time.sleep(TICK)
         except RuntimeError as error:  # a connection of gloo was lost, or a rank did not answer in time
-            self._end(self._silence() if _is_timeout(error) else GONE)
+            self._end(self._line(self._silence() if _is_timeout(error) else GONE))
 
     def _tell(self, word: Any) -> list[Any]:
         """Send `word` to all ranks, and return the objects that all ranks have sent, in order of rank."""
@@ -196,20 +199,21 @@ class PreemptionMonitor:
     def _silence(self) -> str:
         return f"another process of the run has not answered within {self.timeout} s"
 
-    def _end(self, what: str) -> None:
+    def _end(self, line: str) -> None:
         """Store the message that another rank is lost, and end this process if its training does not end by itself.
 
         The training thread may be blocked, waiting for ranks that will never answer.
 
         Args:
-            what: Description of the problem, for the error message.
+            line: The error message, or "" if the other rank prints it.
         """
-        self._lost = self._line(what)
+        self._lost = line
         with self._turn:
             self._held = False
             self._turn.notify_all()
         if not self._leaving.wait(GRACE):
-            print(f"\nerror: {self._lost}", file=sys.stderr, flush=True)
+            if line:
+                print(f"\nerror: {line}", file=sys.stderr, flush=True)
             os._exit(LOST)
 
 

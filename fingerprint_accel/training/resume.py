@@ -1,102 +1,68 @@
-"""Save the state of a run as a checkpoint, and restore it."""
+"""Choose the checkpoint from which a run resumes, and restore the state of the run."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fingerprint_accel.config import Config
-from fingerprint_accel.durable import write_json
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint
+from fingerprint_accel.errors import UserError, require, write_errors
+from fingerprint_accel.models.checkpoint_folder import (
+    MOST_STEPS,
+    STATE,
+    checkpoint_names,
+    damage,
+    find_checkpoint,
+    name_of_step,
+    read_pointer,
+    read_state,
+)
+from fingerprint_accel.training.agreement import from_main_process, one_error
 from fingerprint_accel.training.checkpoint import (
-    Checkpoint,
+    delete_leftovers,
     load_checkpoint,
-    optimizer_tensors,
-    prune,
     restore_optimizer,
-    save_checkpoint,
+    set_aside_damaged,
 )
 from fingerprint_accel.training.fsdp import load_whole
-from fingerprint_accel.training.heads import whole_tensors
+from fingerprint_accel.training.saving import Progress, name_best, stream_of
 from fingerprint_accel.training.setup import Run
-
-# Each checkpoint contains this text, as documentation.
-RNG_RULE = (
-    "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
-)
+from fingerprint_accel.untrusted import Fields
 
 
-@dataclass
-class Progress:
-    """Counters and results that change during training. A checkpoint contains these values and tensors.
+def resume(run: Run) -> Progress | None:
+    """Load the checkpoint that the option `--resume` selects, or return None to start a new run.
 
-    Attributes:
-        step: Number of optimizer steps done.
-        position: Number of prints read from the stream of training prints, over all processes.
-        best_eer: Lowest validation EER so far, or None before the first validation. If only the alignment network is
-            trained, it is the lowest alignment error in mm.
-        best_step: Step of the best validation.
-        validations_without_gain: Number of validations since the best one, for early stopping.
-        skipped: Number of updates that were skipped because a loss or gradient was not finite.
+    Rank 0 chooses the checkpoint and compares its files with their checksums. It then renames damaged newer
+    checkpoints. All ranks must call this function.
+
+    Raises:
+        UserError: If no checkpoint can be resumed. All ranks raise an error.
     """
-
-    step: int = 0
-    position: int = 0
-    best_eer: float | None = None
-    best_step: int = 0
-    validations_without_gain: int = 0
-    skipped: int = 0
-
-
-def save(run: Run, progress: Progress, best: bool = False) -> None:
-    """Save the state of a run as a checkpoint, and delete old checkpoints.
-
-    All ranks must call this, because they contribute their slices of sharded tensors. Rank 0 writes the files.
-
-    Args:
-        run: The run.
-        progress: Counters and results of the run.
-        best: Whether this checkpoint is the best one so far. The name of the checkpoint is then written to `best.json`.
-    """
-    scaler = run.accelerator.scaler
-    tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
-    tensors |= optimizer_tensors(run.torch_optimizer, run.parameter_names)
-    tensors = whole_tensors(run.bare, tensors)
-    model = whole_tensors(run.bare, run.bare.model.state_dict())
-    ema = whole_tensors(run.bare, run.ema.module.state_dict()) if run.ema is not None else None
-    if not run.accelerator.is_main_process:
-        return
-    state = {
-        **dataclasses.asdict(progress),
-        **_stream(run),
-        "rng": RNG_RULE,
-        "gradient_scaler": scaler.state_dict() if scaler is not None else None,
-        "processes": run.accelerator.num_processes,
-    }
-    name = save_checkpoint(run.folder, Checkpoint(model, tensors, state, ema))
-    if best:
-        _name_best(run.folder, name, progress)
-    prune(run.folder, run.config.training.save_total_limit)
-
-
-def _stream(run: Run) -> dict[str, Any]:
-    """Return the values (data, seed, options) that determine which prints a run reads, and in which order.
-
-    A run can resume from a checkpoint only if all these values are the same in the checkpoint.
-    """
-    return {
-        "fingers": run.train.classes,
-        "prints": len(run.train),
-        **dataclasses.asdict(run.train.info),
-        "seed": run.config.training.seed,
-        "order": run.order.rule,
-        "data": run.train.identity,
-    }
+    accelerator, lost = run.accelerator, ""
+    checkpoint: Path | None = None
+    with one_error(accelerator):
+        if accelerator.is_main_process:
+            checkpoint = checkpoint_to_resume(run.config)
+            with write_errors():
+                if checkpoint is not None and checkpoint.parent.parent == run.folder:
+                    for line in set_aside_damaged(run.folder, checkpoint):
+                        print(line, file=sys.stderr)
+                    lost = _lost_best(checkpoint)
+                delete_leftovers(run.folder)
+    checkpoint, lost = from_main_process(accelerator, (checkpoint, lost))
+    if checkpoint is None:
+        return None
+    with one_error(accelerator):
+        progress = restore(run, checkpoint)
+        if lost:  # the checkpoint that is best from now on must exist
+            progress.best_eer, progress.best_step, progress.validations_without_gain = None, 0, 0
+            accelerator.print(f"{lost}; the best checkpoint of the following validations replaces it")
+        if accelerator.is_main_process and checkpoint.parent.parent == run.folder:
+            with write_errors():
+                _name_best_again(run.folder, progress)
+    return progress
 
 
 def checkpoint_to_resume(config: Config) -> Path | None:
@@ -104,27 +70,43 @@ def checkpoint_to_resume(config: Config) -> Path | None:
 
     Raises:
         UserError: If the run folder contains a run that would be overwritten, all its checkpoints are damaged, or the
-            selected checkpoint does not exist.
+            selected checkpoint does not exist or is damaged.
     """
     folder = Path(config.out)
-    names, newest = checkpoint_names(folder), find_checkpoint(folder)
+    names = checkpoint_names(folder)
+    if config.resume == "never":
+        require(not names, f"{folder}: contains a run; add --resume auto to continue it, or choose another --out")
+        return None
+    newest = find_checkpoint(folder)
     if config.resume == "auto":
         if names and newest is None:
             wrong = damage(folder / "checkpoints" / names[-1])
             raise UserError(
-                f"{folder}: no checkpoint is complete ({names[-1]}: {wrong}); restore one, or choose another --out"
+                f"{folder}: no checkpoint is intact ({names[-1]}: {wrong}); restore one, or choose another --out"
             )
         return newest
-    if config.resume == "never":
-        if names:
-            raise UserError(f"{folder}: contains a run; add --resume auto to continue it, or choose another --out")
-        return None
     chosen = Path(config.resume)
-    if not (chosen / "state.json").is_file():
+    if not (chosen / STATE).is_file():
         raise UserError(f"--resume {chosen}: not a checkpoint folder; give RUN/checkpoints/step-XXXXXXXX, or auto")
+    wrong = damage(chosen)
+    if wrong is not None:
+        intact = find_checkpoint(chosen.parent.parent)
+        remedy = f"--resume {intact} is intact" if intact is not None else "no other checkpoint of this run is intact"
+        raise UserError(f"--resume {chosen}: {wrong}; {remedy}")
     if names and (newest is None or chosen.resolve() != newest.resolve()):
-        raise UserError(f"{folder}: contains {names[-1]}, which would be lost; choose another --out")
-    return chosen
+        kept = names[-1] if newest is None else newest.name
+        raise UserError(f"{folder}: contains {kept}, which would be lost; choose another --out")
+    return newest or chosen
+
+
+def _lost_best(checkpoint: Path) -> str:
+    """Return a message if the best checkpoint up to a given one is damaged or was deleted, else ""."""
+    progress = Progress.read(read_state(checkpoint))
+    if progress.best_eer is None or progress.best_step == progress.step:
+        return ""
+    best = checkpoint.with_name(name_of_step(progress.best_step))
+    wrong = damage(best, weights_only=True)
+    return f"{best}: the best checkpoint cannot be used ({wrong})" if wrong is not None else ""
 
 
 def restore(run: Run, folder: Path) -> Progress:
@@ -141,14 +123,16 @@ def restore(run: Run, folder: Path) -> Progress:
     """
     rows = {name: head.rows for name, head in run.bare.sharded_parameters.items()}
     checkpoint = load_checkpoint(folder, rows)
-    state = checkpoint.state
-    for what, value in _stream(run).items():
-        if state.get(what) != value and (what != "data" or "data" in state):  # earlier versions did not store `data`
+    state = Fields(checkpoint.state, folder / STATE, "--resume auto uses the newest intact checkpoint")
+    progress = Progress.read(state)
+    for what, value in stream_of(run).items():
+        there = state.values.get(what)
+        if there != value and (what != "data" or "data" in state.values):  # earlier versions did not store `data`
             raise UserError(
-                f"{folder}: trained on {what} {state.get(what, 'of an earlier version')}, this run has {value}; "
+                f"{folder}: trained on {what} {_shown(there)}, this run has {value}; "
                 "use the same data, seed and options of the group reading"
             )
-    _check_batch(folder, run, state)
+    _check_batch(folder, run, progress)
     heads = {key.removeprefix("loss."): t for key, t in checkpoint.training.items() if key.startswith("loss.")}
     if run.config.loss.center_weight == 0:  # checkpoints of earlier versions contain unused centres
         heads = {name: tensor for name, tensor in heads.items() if not name.startswith("centers.")}
@@ -157,21 +141,33 @@ def restore(run: Run, folder: Path) -> Progress:
         load_whole(run.bare.loss, heads)
         if run.ema is not None:  # without an average in the checkpoint, the average starts from the weights
             load_whole(run.ema.module, checkpoint.ema or checkpoint.model)
+        restore_optimizer(run.torch_optimizer, run.parameter_names, checkpoint.training)
     except RuntimeError as error:
         raise UserError(
             f"{folder}: contains another model than configured ({str(error).splitlines()[-1].strip()}); use the "
             "options of its config.yaml"
         ) from error
-    restore_optimizer(run.torch_optimizer, run.parameter_names, checkpoint.training)
-    if run.accelerator.scaler is not None and state["gradient_scaler"]:
-        run.accelerator.scaler.load_state_dict(state["gradient_scaler"])
-    progress = Progress(**{knob.name: state[knob.name] for knob in dataclasses.fields(Progress)})
-    if progress.best_step == progress.step and run.accelerator.is_main_process and folder.parent.parent == run.folder:
-        _name_best(run.folder, folder.name, progress)  # the run may have been killed before it wrote best.json
+    if run.accelerator.scaler is not None and state.values.get("gradient_scaler") is not None:
+        run.accelerator.scaler.load_state_dict(_scaler_state(state.part("gradient_scaler")))
     return progress
 
 
-def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
+def _shown(value: Any) -> str:
+    return "of an earlier version" if value is None else str(value)[:80]
+
+
+def _scaler_state(fields: Fields) -> dict[str, Any]:
+    """Return the state of a gradient scaler, after checking its values."""
+    return {
+        "scale": fields.number("scale", 1e-30, 1e30),
+        "growth_factor": fields.number("growth_factor", 1, 1e3),
+        "backoff_factor": fields.number("backoff_factor", 1e-3, 1),
+        "growth_interval": fields.integer("growth_interval", 1, MOST_STEPS),
+        "_growth_tracker": fields.integer("_growth_tracker", 0, MOST_STEPS),
+    }
+
+
+def _check_batch(folder: Path, run: Run, progress: Progress) -> None:
     """Check that a run has the same number of prints per optimizer step as the run that wrote a checkpoint.
 
     The number of processes and the size of the micro-batches may differ.
@@ -179,13 +175,13 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
     Args:
         folder: Checkpoint folder, for the error message.
         run: The run.
-        state: Content of `state.json` of the checkpoint.
+        progress: Progress of the run that wrote the checkpoint.
 
     Raises:
         UserError: If the number of prints per step differs.
     """
     here, training = run.samples_per_step, run.config.training
-    before = state["position"] // state["step"] if state["step"] else here
+    before = progress.position // progress.step if progress.step else here
     if before == here:
         return
     processes = run.accelerator.num_processes
@@ -199,14 +195,14 @@ def _check_batch(folder: Path, run: Run, state: dict[str, Any]) -> None:
     )
 
 
-def _name_best(run: Path, name: str, progress: Progress) -> None:
-    write_json(run / "best.json", {"checkpoint": name, "step": progress.best_step, "eer": progress.best_eer})
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed the random number generator of torch, which dropout uses, for one optimizer step of one rank.
-
-    Each step has a seed of its own, so that checkpoints need not contain the state of a random number generator.
-    """
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
-    torch.manual_seed(mixed)
+def _name_best_again(run: Path, progress: Progress) -> None:
+    """Write `best.json` if it is damaged or names another checkpoint, which happens if a process is killed."""
+    try:
+        named = read_pointer(run / "best.json")
+    except UserError:
+        named = "damaged"
+    best = name_of_step(progress.best_step) if progress.best_eer is not None else None
+    if best is not None and named != best:
+        name_best(run, best, progress)
+    elif best is None:
+        (run / "best.json").unlink(missing_ok=True)

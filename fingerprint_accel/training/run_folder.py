@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import broadcast_object_list
 
 from fingerprint_accel.config import Config
-from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.models.saved_model import MODEL, checkpoint_names
+from fingerprint_accel.errors import UserError, require, write_errors
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names
+from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock
 from fingerprint_accel.ranks import launched_rank_and_size
+from fingerprint_accel.training.agreement import one_error
+from fingerprint_accel.untrusted import MOST_YAML, read_bytes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,9 +26,11 @@ SECTIONS = ("reading:", "preprocess:", "model:", "loss:", "training:")  # sectio
 
 
 def _is_run(folder: Path) -> bool:
+    if checkpoint_names(folder):  # config.yaml may be damaged
+        return True
     try:
-        lines = (folder / "config.yaml").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_bytes(folder / "config.yaml", MOST_YAML).decode().splitlines()
+    except (OSError, ValueError):
         return False
     return all(section in lines for section in SECTIONS)
 
@@ -43,15 +47,18 @@ def check_run_folder(config: Config) -> None:
     """Check the run folder (`--out`) and the experiment trackers (`--training.tracker`) before training.
 
     Raises:
-        UserError: If no run folder is given, if the folder contains other files or is inside the training data, or if a
-            tracker is unknown or not installed.
+        UserError: If no run folder is given, if the folder contains other files or is inside the training data, if its
+            exported model is damaged, or if a tracker is unknown or not installed.
     """
     trackers(config)
     if not config.out:
         raise UserError("no run folder: give --out a new folder")
     out = Path(config.out)
     check_folder(out, RUN, inputs=[config.data] if config.data and Path(config.data).exists() else [])
-    check_folder(out / "model", MODEL)
+    try:
+        check_folder(out / "model", MODEL)
+    except UserError as error:
+        raise UserError(f"{error}, or move {out / 'model'} away: training writes it again") from error
 
 
 def trackers(config: Config) -> list[str]:
@@ -95,19 +102,42 @@ def holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """
     refusal = f"{folder}: another run is writing to it; wait until it ends, stop it, or choose another --out"
     with contextlib.ExitStack() as stack:
-        found = [""]
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(exclusive_lock(folder / "run.lock", refusal))
-            except UserError as error:
-                found = [str(error)]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        require(not found[0], found[0])
+        with one_error(accelerator):
+            if accelerator.is_main_process:
+                with write_errors():
+                    stack.enter_context(exclusive_lock(folder / "run.lock", refusal))
         try:
             yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_advice(folder)) from None
+
+
+class FolderWatch:
+    """Checks that a run folder was not moved or deleted since training began. A save would create it a second time.
+
+    Args:
+        folder: The run folder, which must exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # The number of a deleted folder can be used again, but not while the folder is open.
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def check(self) -> None:
+        """Raise `UserError` if the folder was moved or deleted."""
+        try:
+            there = os.path.samestat(self.folder.stat(), os.fstat(self._descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        require(
+            there,
+            f"{self.folder}: was moved or deleted during training; give its new place to --out, and add --resume auto",
+        )
+
+    def close(self) -> None:
+        """Stop watching the folder."""
+        os.close(self._descriptor)
 
 
 def check_launch(seen: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.training.heads import clip_gradients, draw_classes, put_classes_back
 from fingerprint_accel.training.meters import Meters
-from fingerprint_accel.training.resume import Progress, seed_step
+from fingerprint_accel.training.saving import Progress, seed_step
 from fingerprint_accel.training.schedule import Schedule
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.speed import begin_step, input_dtype

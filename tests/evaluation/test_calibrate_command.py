@@ -23,15 +23,15 @@ from fingerprint_accel.metrics.protocols import score_protocol
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.recipe import run_training
+from tests.editing import edited
 
 
 @pytest.fixture
 def model(tiny_model, tmp_path):
     """A copy of the tiny model, as an older version has exported it."""
     shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    config["notes"] = {"licence": "Apache-2.0", "eer": 0.01, "thresholds": {"0.01": 0.3}, "measured_on": "others"}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    notes = {"licence": "Apache-2.0", "eer": 0.01, "thresholds": {"0.01": 0.3}, "measured_on": "others"}
+    edited(tmp_path / "model" / "config.json", notes=notes)
     return tmp_path / "model"
 
 
@@ -289,8 +289,7 @@ def test_notes_of_another_checkpoint_are_not_taken(run, ten_fingers):
     best = find_model(run).folder
     later = best.with_name("step-00000009")
     shutil.copytree(best, later)
-    state = json.loads((later / "state.json").read_text())
-    (later / "state.json").write_text(json.dumps(state | {"step": 9}))
+    edited(later / "state.json", step=9)
     (run / "best.json").write_text(json.dumps({"checkpoint": later.name}))
     assert FingerprintExtractor.from_pretrained(run).notes == {}
     calibrate_command(str(run), ten_fingers.folder, None)

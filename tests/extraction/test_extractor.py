@@ -12,6 +12,7 @@ from fingerprint_accel.data.merging import MergeOptions, merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from tests.editing import edited
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,7 @@ def test_enhanced_prints_and_others_are_not_mixed_up(extractor, prints, tmp_path
     assert len(again.extract(enhanced, progress=False)) == 96
     with pytest.raises(UserError, match=f"the model needs enhanced prints; run `merge {prints} --enhance`"):
         again.extract(open_dataset(prints), progress=False)
-    values = json.loads((tmp_path / "model" / "config.json").read_text())
-    del values["enhanced"]  # as a model exported before there were enhanced datasets
-    (tmp_path / "model" / "config.json").write_text(json.dumps(values))
+    edited(tmp_path / "model" / "config.json", enhanced=None)  # as a model exported before there were such datasets
     assert FingerprintExtractor.from_pretrained(tmp_path / "model").enhanced is False
 
 

@@ -10,8 +10,8 @@ import torch
 
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training.advice import Adviser, Situation, advice, situation
 from fingerprint_accel.training.meters import GpuMonitor
-from fingerprint_accel.training.reporting import Adviser, Situation, advice, situation
 from fingerprint_accel.training.setup import set_up
 
 READING = {"order": 0.1, "disk": 7.0, "decode": 0.4}

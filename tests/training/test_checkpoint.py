@@ -3,9 +3,8 @@ import json
 import pytest
 import torch
 
-from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.saved_model import checkpoint_names, find_checkpoint
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names, find_checkpoint
 from fingerprint_accel.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -33,10 +32,9 @@ def test_round_trip(tmp_path):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
-    write_json(tmp_path / "best.json", {"checkpoint": "step-00000002"})
     leftover = tmp_path / "checkpoints" / ".step-00000009.tmp"
     leftover.mkdir()
-    prune(tmp_path, keep=2)
+    prune(tmp_path, keep=2, best="step-00000002")
     assert checkpoint_names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
     assert not leftover.exists()
 
@@ -60,7 +58,7 @@ def test_damage_is_named(tmp_path, file):
     folder = tmp_path / "checkpoints" / save(tmp_path, 1)
     whole = (folder / file).read_bytes()
     (folder / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="damaged checkpoint"):
+    with pytest.raises(UserError, match=r"damaged checkpoint|state.json: damaged"):
         load_checkpoint(folder)
     (folder / file).unlink()
     with pytest.raises(UserError, match=f"not a checkpoint folder .no {file}"):

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.models.saved_model import checkpoint_names, damage, find_checkpoint, find_model
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names, damage, find_checkpoint
+from fingerprint_accel.models.saved_model import find_model
 from fingerprint_accel.outputs import exclusive_lock
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import checkpoint as module
@@ -119,14 +120,14 @@ def some(step, names=("a", "b")):
 
 def test_a_checkpoint_is_read_back_before_it_counts(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, some(1))
-    original = module.save_file
+    original = module.write_tensors
     for written in ({}, {"a": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(4)}):
-        monkeypatch.setattr(module, "save_file", lambda tensors, path, written=written, **_: original(written, path))
+        monkeypatch.setattr(module, "write_tensors", lambda path, tensors, written=written: original(path, written))
         with pytest.raises(
             UserError, match=r"model.safetensors: contains \d tensors instead of the 2 that were written"
         ):
             save_checkpoint(tmp_path, some(2))
-    monkeypatch.setattr(module, "save_file", lambda tensors, path, **_: path.write_bytes(b"half"))
+    monkeypatch.setattr(module, "write_tensors", lambda path, tensors: path.write_bytes(b"half"))
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read back"):
         save_checkpoint(tmp_path, some(2))
     assert checkpoint_names(tmp_path) == ["step-00000001"]
@@ -138,7 +139,7 @@ def spoil(folder, how):
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-7])
     elif how == "no tensor":
-        module.save_file({}, folder / "model.safetensors")
+        module.write_tensors(folder / "model.safetensors", {})
     elif how == "another step":
         (folder / "state.json").write_text(json.dumps({"format_version": 1, "step": 5}))
     else:
@@ -189,7 +190,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     for folder in (run / "checkpoints").glob("step-*"):
         spoil(folder, "no tensor")
     with pytest.raises(
-        UserError, match=r"no checkpoint is complete \(step-00000006: model.safetensors holds no tensor\)"
+        UserError, match=r"no checkpoint is intact \(step-00000006: model.safetensors holds no tensor\)"
     ):
         run_training(dataclasses.replace(saving, resume="auto"))
 

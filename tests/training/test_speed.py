@@ -27,7 +27,7 @@ from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import speed
 from fingerprint_accel.training.meters import Meters
 from fingerprint_accel.training.optimizer import make_optimizer
-from fingerprint_accel.training.resume import Progress
+from fingerprint_accel.training.saving import Progress
 from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import set_up
 from fingerprint_accel.training.speed import FEWER_PASSES, compile_parts

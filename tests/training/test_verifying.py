@@ -54,8 +54,8 @@ def test_a_gallery(tmp_path):
 
 def test_a_run_its_checkpoint_and_its_model(run, tmp_path):
     checkpoint = run / "checkpoints" / "step-00000002"
-    assert verify(run, progress=False)[0] == 4, "three files of the checkpoint, and the model"
-    assert_found(run / "model", run / "model" / "model.safetensors", 1)
+    assert verify(run, progress=False)[0] == 5, "three files of the checkpoint, the model and its card"
+    assert_found(run / "model", run / "model" / "model.safetensors", 2)
     assert_found(checkpoint, checkpoint / "training_state.safetensors", 3)
     with pytest.raises(UserError, match=r"model\.safetensors|training_state"):
         verify(run, progress=False)
