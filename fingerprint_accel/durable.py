@@ -25,6 +25,14 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, and flush their names to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_path(folder.parent)
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write or replace a file atomically, and flush it to the disk. A missing parent folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)

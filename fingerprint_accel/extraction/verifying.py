@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -14,9 +13,12 @@ from fingerprint_accel.data.shard_writing import INFO
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
-from fingerprint_accel.extraction.embeddings_folder import CONFIG
-from fingerprint_accel.extraction.gallery_files import FACTS, part_files
+from fingerprint_accel.extraction.embeddings_folder import CONFIG, LISTS
+from fingerprint_accel.extraction.gallery_files import INDEX_NAME, INDEXES, own_facts
+from fingerprint_accel.extraction.gallery_parts import part_files
+from fingerprint_accel.untrusted import Fields, read_json
 
+REMEDY = "restore it from a copy"
 MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with more threads the disk is the limit
 
 
@@ -61,23 +63,19 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield (path, checksum) for each file in a folder that has a stored checksum.
 
     The checksum is the SHA-256 in hexadecimal, or only its first 16 digits for the files of a gallery.
+
+    Raises:
+        UserError: if a description with checksums is damaged.
     """
     for name in (INFO, CONFIG, "state.json"):  # in a dataset; embeddings or an exported model; a checkpoint
-        for file, digest in _read(folder / name).get("sha256", {}).items():
-            yield folder / file, digest
-    if (folder / FACTS).is_file():
-        yield from ((path, path.stem[-16:]) for path in part_files(folder))
+        with contextlib.suppress(FileNotFoundError):
+            fields = Fields(read_json(folder / name, REMEDY), folder / name, REMEDY)
+            for key in ("sha256", LISTS):
+                yield from ((folder / file, digest) for file, digest in fields.digests(key).items())
+    if parts := part_files(folder):
+        own_facts(folder)  # raises an error if `gallery.json` is damaged
+        indexes = [path for path in sorted(folder.glob(INDEXES)) if INDEX_NAME.fullmatch(path.name)]
+        yield from ((path, path.stem[-16:]) for path in [*parts, *indexes])
     if (folder / "config.yaml").is_file():  # a run folder
         for inner in [*sorted(folder.glob("checkpoints/step-*")), folder / "model"]:
             yield from _checksums(inner)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON file; return an empty dictionary if there is no such file, and raise a UserError if it is damaged."""
-    try:
-        values = json.loads(path.read_text())
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({str(error)[:60]}); restore it from a copy") from error
-    return values if isinstance(values, dict) else {}
