@@ -94,6 +94,8 @@ class ApproximateSearch:
             chosen = self._faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
             settings = self._faiss.SearchParametersIVF(sel=chosen, nprobe=self._index.nprobe)
         _, candidates = self._index.search(first, min(wanted, len(self.gallery)), params=settings)
+        known = bool((candidates < len(self.gallery)).all())
+        require(known, f"{self.gallery.folder}: the index names prints that are not enrolled; delete index-*.faiss")
         return rescored(self.gallery.vectors, hypotheses, candidates, k, self.gallery.cells)
 
     def _bring_up_to_date(self) -> int:
@@ -173,7 +175,9 @@ class ApproximateSearch:
                 index = self._faiss.read_index(str(path), flags) if is_intact(path) else None
             except (RuntimeError, OSError):  # another process has deleted the file
                 continue
-            if index is not None and index.d == self.gallery.dims:
+            except MemoryError:
+                index = None
+            if index is not None and index.d == self.gallery.dims and index.ntotal <= len(self.gallery):
                 return index
             print(f"{path}: damaged; the index is built again", file=sys.stderr)
         return None

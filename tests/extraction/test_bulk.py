@@ -157,5 +157,7 @@ def test_damaged_embeddings_are_named(model, prints, tmp_path):
     extract(prints, tmp_path / "out", model)
     file = next((tmp_path / "out").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(UserError, match=rf"{file}: differs from its sha256; restore it from a copy, or run `extract` again"):
+    with pytest.raises(
+        UserError, match=rf"{file}: differs from its sha256; restore it from a copy, or run `extract` again"
+    ):
         open_embeddings(tmp_path / "out")
