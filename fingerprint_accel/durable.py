@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+OTHER_FILES = "sha256_of_other_files"  # entry of a description with the checksums of the files that are no shards
 CHECKSUM = "checksum"  # entry of a JSON object with the checksum of all other entries
 
 
@@ -24,6 +25,14 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, and flush their names to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_path(folder.parent)
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 OVERLAP_FLOOR = 0.1
 """Lower bound of the squared norm of a template over the shared cells. Over all cells, the squared norm is 1.
 Without this bound, two prints that share a single cell could have a high similarity."""
+_TOLERANCE = 2e-4  # of the squared norm of a template
 _GATHERED_BYTES = 2**27  # memory for the embeddings of listed pairs that are gathered at a time
 _BLOCK_BYTES = 2**26  # memory for squared norms and squared templates at a time
 
@@ -105,6 +106,16 @@ def mask_of(templates: np.ndarray, cells: int) -> np.ndarray:
         cells: number of cells.
     """
     return np.asarray((templates.reshape(*templates.shape[:-1], cells, -1) != 0).any(axis=-1))
+
+
+def are_normalised(templates: np.ndarray) -> bool:
+    """Return whether all templates (..., D) are finite and of unit norm, or zero.
+
+    A dense template is zero if the print shows no cell.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = np.einsum("...d,...d->...", templates, templates)
+    return bool(((np.abs(square - 1) <= _TOLERANCE) | (square == 0)).all())  # comparisons with NaN are false
 
 
 def fused(templates: np.ndarray, cells: int) -> np.ndarray:

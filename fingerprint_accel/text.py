@@ -1,4 +1,4 @@
-"""Format tables as text.
+"""Format text for the terminal.
 
 This module imports no other module of the package.
 """
@@ -26,3 +26,8 @@ def aligned(rows: Sequence[Sequence[str]], words: int | None = None) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Replace each character that cannot be printed, such as a line break or an escape code, by U+FFFD."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -14,8 +14,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -26,6 +27,9 @@ MOST_JSON = 2**25  # bytes; the largest JSON file lists a few thousand shards
 MOST_YAML = 2**17  # bytes; YAML is parsed slowly, in pure Python
 MOST_HEADER = 2**23  # bytes; the header of a safetensors file with 10,000 tensors has about 1.5 MB
 MOST_LINE = 2**20  # bytes of one line of a JSON lines file
+MOST_COMPARED = 2**26
+"""Largest size, in bytes, of a gallery or folder of embeddings whose checksums are compared when it is opened. This
+takes 30 ms. The checksums of larger ones are compared by `verify` only."""
 SHA256, XXH3 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{16}")  # digests in hexadecimal
 # Errors of json, yaml and the checks of this module for damaged content. Deep nesting raises RecursionError.
 DAMAGED = (ValueError, RecursionError, MemoryError, yaml.YAMLError)
@@ -35,7 +39,7 @@ class UnreadableError(ValueError):
     """Error for a file that must not be read, or whose content is damaged. The message does not name the file."""
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:

@@ -46,6 +46,11 @@ Key = Annotated[
     arg("FIELD ...", "ANSI/NIST fields that identify the person, for example 2.018.", "1.009, or the file name"),
 ]
 
+Protect = Annotated[
+    Path | None,
+    arg("KEY_FILE", "Protect templates by the secret key in this file (openssl rand -hex 32 makes one).", "none"),
+]
+
 Workers = Annotated[int, arg("N", "Number of processes on the CPU.", "one per core")]
 Cluster = Annotated[
     str,

@@ -20,6 +20,7 @@ from fingerprint_accel.cli.arguments import (
     Overwrite,
     Paths,
     Ppi,
+    Protect,
     Switch,
     arg,
 )
@@ -89,6 +90,7 @@ def extract(
     bf16: Flag = False,
     inverted: Inverted = "auto",
     mirror: Mirror = False,
+    protect: Protect = None,
     cluster: Cluster = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -122,7 +124,7 @@ def extract(
     """
     from fingerprint_accel.extraction.bulk import Options, extract_all
 
-    options = Options(template, length, minimum_quality, batch_size, bf16, inverted, mirror)
+    options = Options(template, length, minimum_quality, batch_size, bf16, inverted, mirror, protect)
     extract_all(data, out, model, ppi, options, cluster=cluster, device=device, overwrite=overwrite).show()
 
 

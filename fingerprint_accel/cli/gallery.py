@@ -7,7 +7,19 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from fingerprint_accel.cli.arguments import BatchSize, Flag, Gallery, Inverted, Key, Mirror, Model, Paths, Ppi, arg
+from fingerprint_accel.cli.arguments import (
+    BatchSize,
+    Flag,
+    Gallery,
+    Inverted,
+    Key,
+    Mirror,
+    Model,
+    Paths,
+    Ppi,
+    Protect,
+    arg,
+)
 from fingerprint_accel.errors import require
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
@@ -27,6 +39,7 @@ def enroll(
     replace: Flag = False,
     inverted: Inverted = "auto",
     mirror: Mirror = False,
+    protect: Protect = None,
 ) -> None:
     """Add prints to a gallery, which is created if it is missing.
 
@@ -56,15 +69,18 @@ def enroll(
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.enrolment import Wanted, enroll_prints
     from fingerprint_accel.extraction.extractor import open_extractor
-    from fingerprint_accel.extraction.gallery_files import KIND
+    from fingerprint_accel.extraction.gallery_files import KIND, read_facts
+    from fingerprint_accel.extraction.gallery_parts import part_files
+    from fingerprint_accel.extraction.protection import read_key
     from fingerprint_accel.extraction.search import open_gallery
 
     require(bool(prints), "no PRINTS given: name one or more files, folders or datasets")
     require(ppi > 0, f"--ppi {ppi}: must be above 0")
     check_folder(gallery, KIND, inputs=prints)
+    protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
-    extractor.reading = Reading(ppi, inverted, mirror)
-    if gallery.is_dir() and any(gallery.iterdir()):
+    extractor.reading, extractor.protection = Reading(ppi, inverted, mirror), protection
+    if read_facts(gallery) is not None and part_files(gallery):
         open_gallery(gallery, extractor)  # fails early if another model has filled the gallery
     wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
     print(f"{gallery}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
@@ -80,6 +96,7 @@ def search(
     inverted: Inverted = "auto",
     mirror: Mirror = False,
     position: Annotated[str, arg("POSITION", default="all fingers")] = "",
+    protect: Protect = None,
 ) -> None:
     """Find the prints of a gallery that are most similar to an image.
 
@@ -99,15 +116,17 @@ def search(
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.protection import read_key
     from fingerprint_accel.extraction.search import columns, details, find, open_gallery, position_code
 
     code = position_code(position)
+    protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
-    extractor.reading = Reading(ppi, inverted, mirror)
+    extractor.reading, extractor.protection = Reading(ppi, inverted, mirror), protection
     rows, known, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index, code)
     titles = columns(extractor)
     more, texts = details(known)
-    words_of = [["name", *more], *([each.name, *told_of] for each, told_of in zip(known, texts, strict=True))]
+    words_of = [["name", *more], *([row[-1], *told_of] for row, told_of in zip(rows, texts, strict=True))]
     for (*cells, _), words in zip([titles, *rows], aligned(words_of).splitlines(), strict=True):
         print("  ".join([*(f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=False)), words]))
     print("", *told, sep="\n")

@@ -20,7 +20,7 @@ from fingerprint_accel.data.encoding import ENCODINGS, encode
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.truth import UNKNOWN, Truth
-from fingerprint_accel.durable import file_sha256, write_json
+from fingerprint_accel.durable import OTHER_FILES, file_sha256, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.outputs import FolderKind, json_with
 from fingerprint_accel.untrusted import XXH3, Fields, read_json
@@ -30,7 +30,6 @@ MOST_PRINTS = 2**31 - 1
 # names of files: description of the dataset, rejected files with reasons, remarks on prints
 INFO, REJECTED, NOTES = "fingerprint.json", "rejected.jsonl", "notes.jsonl"
 CARD = "README.md"  # see `dataset_card`
-OTHER_FILES = "sha256_of_other_files"  # entry of the description with the checksums of all files that are no shards
 # A large dataset has at least SHARDS shards, so that every core has work. A shard holds LEAST_ROWS to MOST_ROWS prints.
 SHARDS, LEAST_ROWS, MOST_ROWS = 64, 32, 1024
 BYTES_PER_RECORD_BATCH = 2**28  # maximum size of the images in a record batch; an Arrow chunk must stay below 2 GiB

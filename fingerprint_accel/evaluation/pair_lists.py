@@ -1,20 +1,8 @@
-"""Read files that list comparisons or searches: a csv with pairs of names, or a benchmark file of flx.
-
-flx is another implementation of DeepPrint. It stores prints as {"array_subject": [...], "array_impression": [...]}. A
-verification benchmark has two such lists, `array_sample1` and `array_sample2`. An identification benchmark is a list of
-folds. Each fold has a `gallery`, `probes`, and a list `mated` with one value for each probe.
-
-flx counts subjects and impressions from 0, and the file of subject 0, impression 0 is called `1_1`. If the lowest
-finger of a dataset is 0, the dataset is assumed to count fingers from 0, otherwise from 1. The same holds for
-impressions. In finger keys such as 12_5 (NIST SD4: pair and finger), the first number is the subject.
-"""
+"""Read files that list comparisons or searches: a csv with pairs of names, or a benchmark file of flx."""
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +11,15 @@ import pyarrow.csv
 
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.evaluation.flx_benchmarks import read_flx, read_listed
 from fingerprint_accel.metrics.identification import Fold
 from fingerprint_accel.metrics.protocols import Pairs
+from fingerprint_accel.untrusted import reason_of
 
 YES, NO = ("1", "true", "yes", "mated"), ("0", "false", "no", "non-mated")
 HEADER = "reference,probe[,mated]"
-SAMPLES = ("array_sample1", "array_sample2")
-WRONG = (KeyError, TypeError, ValueError, OverflowError)  # raised if the values have another structure
+COLUMNS = ("reference", "probe", "mated")
+MOST_CSV, MOST_HEADER, MOST_COLUMNS = 2**28, 2**16, 100  # bytes (ten million comparisons), bytes, number
 
 
 def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
@@ -53,10 +43,10 @@ def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:
     """
     claimed = None
     if file.suffix.lower() == ".json":
-        values = _read_json(file)
-        if isinstance(values, list) and values and isinstance(values[0], dict) and "gallery" in values[0]:
-            return _flx_folds(file, values, shards)
-        pairs = _flx_pairs(file, values, shards)
+        found = read_flx(file, shards)
+        if isinstance(found, list):
+            return found
+        pairs = found
     else:
         table = _read_csv(file)
         names = _names(shards)
@@ -89,20 +79,34 @@ def _read_csv(file: Path) -> pa.Table:
     Raises:
         UserError: if the file cannot be read, or has no column reference or probe.
     """
-    texts = dict.fromkeys(("reference", "probe", "mated"), pa.string())
+    data = pa.py_buffer(read_listed(file, MOST_CSV))
     try:
-        table = pyarrow.csv.read_csv(
-            file, convert_options=pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=False)
-        )
-    except OSError as error:
-        reason = "no such file" if not file.exists() else str(error)[:80]
-        raise UserError(f"{file}: cannot be read ({reason}); give a csv or json file to --pairs-file") from error
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: not a csv of comparisons ({str(error)[:80]}); its header must be {HEADER}") from error
-    for column in ("reference", "probe"):
-        if column not in table.column_names:
-            raise UserError(f"{file}: no column {column}; the header must be {HEADER}")
-    return table
+        # Arrow needs gigabytes for a million columns, so the header is read alone. It must fit in one block.
+        options = pyarrow.csv.ReadOptions(block_size=MOST_HEADER)
+        names = pyarrow.csv.open_csv(data, read_options=options).schema.names[: MOST_COLUMNS + 1]
+        wrong = _wrong_header(names)
+        if not wrong:
+            texts = {column: pa.string() for column in COLUMNS if column in names}
+            return pyarrow.csv.read_csv(
+                data,
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=texts, include_columns=list(texts), strings_can_be_null=False
+                ),
+            )
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+        wrong = f"not a csv of comparisons ({reason_of(error)})"
+    raise UserError(f"{file}: {wrong}; the header must be {HEADER}")
+
+
+def _wrong_header(names: list[str]) -> str:
+    """Return what is wrong with the names of the columns of a csv of comparisons; empty if nothing is."""
+    if len(names) > MOST_COLUMNS:
+        return f"more than {MOST_COLUMNS} columns"
+    repeated = [column for column in COLUMNS if names.count(column) > 1]
+    missing = [column for column in COLUMNS[:2] if column not in names]
+    if repeated:
+        return f"several columns {repeated[0]}"
+    return f"no column {missing[0]}" if missing else ""
 
 
 def _names(shards: Shards) -> pa.Array:
@@ -173,117 +177,3 @@ def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
         value = table["mated"][int(unclear[0])].as_py()
         raise UserError(f"{file}: comparison {unclear[0] + 1}: mated is {value!r}; write 1 or 0")
     return yes
-
-
-def _read_json(file: Path) -> Any:
-    """Read a JSON file; raise a UserError if it cannot be read."""
-    try:
-        return json.loads(file.read_text())
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror}); give a csv or json file to --pairs-file"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{file}: not a JSON file ({error}); give a benchmark file of flx, or a .csv") from error
-
-
-def _flx_pairs(file: Path, values: Any, shards: Shards) -> np.ndarray:
-    """Return the comparisons of a verification benchmark of flx, as rows of the dataset.
-
-    Args:
-        file: benchmark file, for error messages.
-        values: contents of the file.
-        shards: dataset of the prints.
-
-    Returns:
-        (n, 2) int64, rows of reference and probe of each comparison.
-
-    Raises:
-        UserError: if the contents are not a verification benchmark, or name a print that the dataset does not contain.
-    """
-    try:
-        both = np.stack([_numbers(values[sample]) for sample in SAMPLES], axis=1)
-    except WRONG as error:
-        raise UserError(
-            f"{file}: not a verification benchmark of flx; it must have array_sample1 and array_sample2, "
-            "each with array_subject and array_impression of equal length"
-        ) from error
-    return _flx_rows(file, both.reshape(-1, 2), shards).reshape(-1, 2)
-
-
-def _flx_folds(file: Path, values: Any, shards: Shards) -> list[Fold]:
-    """Return the references and probes of each fold of an identification benchmark of flx, as rows of the dataset.
-
-    Args:
-        file: benchmark file, for error messages.
-        values: contents of the file.
-        shards: dataset of the prints.
-
-    Raises:
-        UserError: if the contents are not an identification benchmark, contradict the dataset, or contain no mated
-            search.
-    """
-    try:
-        parts = [
-            (_numbers(fold["gallery"]), _numbers(fold["probes"]), np.array(fold["mated"], bool)) for fold in values
-        ]
-    except WRONG as error:
-        raise UserError(
-            f"{file}: not an identification benchmark of flx; every fold must have gallery, probes and mated"
-        ) from error
-    folds = []
-    for number, (gallery, probes, mated) in enumerate(parts, 1):
-        references, searched = _flx_rows(file, gallery, shards), _flx_rows(file, probes, shards)
-        if not len(references) or not len(searched):
-            raise UserError(f"{file}: fold {number} has no reference or no probe; remove this fold")
-        enrolled = shards.fingers[references]
-        if len(np.unique(enrolled)) < len(enrolled):
-            raise UserError(f"{file}: fold {number} enrols a finger twice; list one reference for each finger")
-        if not np.array_equal(np.isin(shards.fingers[searched], enrolled), mated):
-            raise UserError(f"{file}: fold {number}: `mated` contradicts the gallery; correct it")
-        folds.append((references, searched))
-    if not any(mated.any() for *_, mated in parts):
-        raise UserError(f"{file}: none of the listed searches is mated; identification rates need mated searches")
-    return folds
-
-
-def _numbers(prints: dict[str, list[int]]) -> np.ndarray:
-    """Convert n prints in the format of flx to an (n, 2) array of subject and impression, counted from 0."""
-    return np.array([prints["array_subject"], prints["array_impression"]], np.int64).T
-
-
-def _flx_rows(file: Path, numbers: np.ndarray, shards: Shards) -> np.ndarray:
-    """Find the rows of prints in a dataset from their subject and impression numbers.
-
-    Args:
-        file: benchmark file, for error messages.
-        numbers: (n, 2) subject and impression, counted from 0 as in flx.
-        shards: dataset of the prints.
-
-    Returns:
-        (n,) int64 row of each print.
-
-    Raises:
-        UserError: if the finger keys of the dataset are not numbers, or a print is missing.
-    """
-    found = [re.fullmatch(r"(\d{1,9})(?:_\d+)?", key) for key in shards.key_of_finger]
-    fingers = np.array([int(match[1]) if match else -1 for match in found], np.int64)
-    if (fingers < 0).any() or len(np.unique(fingers)) < len(fingers):
-        key = shards.key_of_finger[int(np.argmin(fingers))]
-        raise UserError(
-            f"{file}: flx names fingers by numbers, but {shards.folder} has fingers like {key!r}; "
-            "import it with --layout flx"
-        )
-    impressions = shards.impressions.astype(np.int64)
-    first = np.array([min(1, int(fingers.min())), min(1, int(impressions.min()))])
-    keys = zip(fingers[shards.fingers].tolist(), impressions.tolist(), strict=True)
-    row_of = {key: row for row, key in enumerate(keys)}
-    rows = np.array([row_of.get(tuple(each), -1) for each in (numbers + first).tolist()], np.int64)
-    missing = np.flatnonzero(rows < 0)
-    if len(missing):
-        subject, impression = (numbers[missing[0]] + first).tolist()
-        raise UserError(
-            f"{file}: {shards.folder} has no impression {impression} of finger {subject} "
-            f"(flx's subject {numbers[missing[0], 0]}); {len(missing):,} of {len(numbers):,} prints are missing"
-        )
-    return rows

@@ -2,23 +2,27 @@
 
 The FAISS index (Douze et al. 2024, arXiv 2401.08281) groups the references, which are the enrolled embeddings, into
 cells. It stores each element of an embedding in one byte. A search visits only the cells nearest to the probe. The
-index is a memory-mapped file in the gallery folder. The name of the index is a hash of the names of the gallery files
-that the index covers. The names of gallery files contain checksums. An index is therefore used only with the files that
-it was built from.
+index is a memory-mapped file in the gallery folder. The name of the index contains a hash of the names of the gallery
+files that the index covers. The names of gallery files contain checksums. An index is therefore used only with the
+files that it was built from. The name also contains the beginning of the SHA-256 of the index, which is compared before
+FAISS reads the file, because FAISS crashes if it reads a damaged file. A damaged index is built again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fingerprint_accel.durable import draft_of
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery import Gallery
-from fingerprint_accel.extraction.gallery_files import INDEXES, changing, part_files
+from fingerprint_accel.extraction.gallery_files import INDEXES, changing
+from fingerprint_accel.extraction.gallery_parts import is_intact, part_files
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 
 REFERENCES_PER_CELL = 39  # minimum; with fewer, FAISS warns that there are too few training points
@@ -41,7 +45,7 @@ class ApproximateSearch:
         added: number of references that the constructor added to the index.
 
     Raises:
-        UserError: if FAISS is not installed, the gallery is empty, or the index is damaged.
+        UserError: if FAISS is not installed, the gallery is empty, or the index cannot be written.
     """
 
     def __init__(self, gallery: Gallery, quick: bool = False) -> None:
@@ -53,8 +57,14 @@ class ApproximateSearch:
         self._faiss: Any = faiss
         enrolled = len(gallery) > 0
         require(enrolled, f"{gallery.folder}: no print is enrolled yet; add prints with `fingerprint-accel enroll`")
-        self.added = self._bring_up_to_date()
-        self._index = self._read(self._names()[-1], self._faiss.IO_FLAG_MMAP)
+        prefix, self.added = self._prefixes()[-1], 0
+        index = self._intact(prefix, faiss.IO_FLAG_MMAP)
+        if index is None:
+            self.added = self._bring_up_to_date()
+            index = self._intact(prefix, faiss.IO_FLAG_MMAP)
+        if index is None:
+            raise UserError(f"{gallery.folder}: changed during the search; search again")
+        self._index: Any = index
         self._index.nprobe = max(FEWEST_CELLS, 0 if quick else self._index.nlist // SHARE_OF_CELLS)
 
     def search(self, probes: np.ndarray, k: int = 10, among: np.ndarray | None = None) -> Hits:
@@ -84,47 +94,64 @@ class ApproximateSearch:
             chosen = self._faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
             settings = self._faiss.SearchParametersIVF(sel=chosen, nprobe=self._index.nprobe)
         _, candidates = self._index.search(first, min(wanted, len(self.gallery)), params=settings)
+        known = bool((candidates < len(self.gallery)).all())
+        require(known, f"{self.gallery.folder}: the index names prints that are not enrolled; delete index-*.faiss")
         return rescored(self.gallery.vectors, hypotheses, candidates, k, self.gallery.cells)
 
     def _bring_up_to_date(self) -> int:
-        """Build the FAISS index, or add the references that the index lacks; return the number of added references."""
-        *older, name = self._names()
+        """Build the FAISS index, or add the references that the index lacks; return the number of added references.
+
+        Raises:
+            UserError: if the index cannot be written, or a print was deleted in the meantime.
+        """
+        *older, prefix = self._prefixes()
         folder = self.gallery.folder
-        if (folder / name).exists():
-            return 0
-        known = next((each for each in reversed(older) if (folder / each).exists()), None)
-        index = self._read(known) if known else self._trained()
+        known = (self._intact(each) for each in reversed(older))
+        index = next((each for each in known if each is not None), None) or self._trained()
         before = index.ntotal
         for start, block in self.gallery.blocks():
             if start + len(block) > index.ntotal:
                 index.add(np.ascontiguousarray(block[max(0, index.ntotal - start) :]))
-        temporary = draft_of(folder / name)
+        temporary = draft_of(folder / "index")
         try:
-            self._faiss.write_index(index, str(temporary))
+            self._write(index, temporary)
+            path = folder / f"{prefix}-{file_sha256(temporary)[:16]}.faiss"
             with changing(folder):
                 # A print may have been deleted during the build. Its embedding must not remain in an index.
                 there = {path.name for path in part_files(folder)}
-                gone = not there.issuperset(self.gallery.part_names)
+                gone = not there.issuperset(self.gallery.part_names) or not temporary.exists()
                 require(not gone, f"{folder}: prints were deleted during the search; search again")
-                temporary.rename(folder / name)
-                for path in folder.glob(INDEXES):
-                    if path.name != name:
-                        path.unlink(missing_ok=True)
+                temporary.rename(path)
+                fsync_path(folder)
+                for other in folder.glob(INDEXES):
+                    if other != path:
+                        other.unlink(missing_ok=True)
         finally:
             temporary.unlink(missing_ok=True)
         return int(index.ntotal - before)
 
-    def _names(self) -> list[str]:
-        """Return the file name of the index over the first n gallery files, for each n from 1 to the number of files.
+    def _write(self, index: Any, path: Path) -> None:
+        """Write an index to a file, and flush the file to the disk."""
+        try:
+            self._faiss.write_index(index, str(path))
+            fsync_path(path)
+        except RuntimeError as error:  # FAISS does not say which error of the system it was
+            folder = self.gallery.folder
+            raise UserError(
+                f"{folder}: the index cannot be written; free some space, or search without --index"
+            ) from error
 
-        The name of an index is a hash of the names of the gallery files that it covers. An index that covers only the
-        first files can be extended, because enrolment only appends files. Deleting prints renames files and deletes all
+    def _prefixes(self) -> list[str]:
+        """Return the beginning of the name of the index over the first n gallery files, for each n from 1 on.
+
+        It contains a hash of the names of the gallery files that the index covers. An index that covers only the first
+        files can be extended, because enrolment only appends files. Deleting prints renames files and deletes all
         indexes.
         """
         names, files = [], hashlib.sha256()
         for part in self.gallery.part_names:
             files.update(part.encode())
-            names.append(f"index-{files.hexdigest()[:16]}.faiss")
+            names.append(f"index-{files.hexdigest()[:16]}")
         return names
 
     def _trained(self) -> Any:
@@ -136,10 +163,21 @@ class ApproximateSearch:
         index.train(self.gallery.vectors(np.sort(rows)))
         return index
 
-    def _read(self, name: str, flags: int = 0) -> Any:
-        """Read an index file of the gallery folder; raise a UserError if the file is damaged."""
-        path = self.gallery.folder / name
-        try:
-            return self._faiss.read_index(str(path), flags)
-        except RuntimeError as error:
-            raise UserError(f"{path}: damaged; delete it, and the next search builds it again") from error
+    def _intact(self, prefix: str, flags: int = 0) -> Any | None:
+        """Read the index whose name begins with `prefix`; return None if there is none, or if it is damaged.
+
+        Args:
+            prefix: element of `_prefixes`.
+            flags: flags of `faiss.read_index`.
+        """
+        for path in sorted(self.gallery.folder.glob(f"{prefix}-{'[0-9a-f]' * 16}.faiss")):
+            try:
+                index = self._faiss.read_index(str(path), flags) if is_intact(path) else None
+            except (RuntimeError, OSError):  # another process has deleted the file
+                continue
+            except MemoryError:
+                index = None
+            if index is not None and index.d == self.gallery.dims and index.ntotal <= len(self.gallery):
+                return index
+            print(f"{path}: damaged; the index is built again", file=sys.stderr)
+        return None

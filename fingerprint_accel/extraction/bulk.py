@@ -25,7 +25,7 @@ from fingerprint_accel import __version__
 from fingerprint_accel.data.importing import IMAGE_PPI
 from fingerprint_accel.data.print_file import Reading
 from fingerprint_accel.data.shard_writing import INFO
-from fingerprint_accel.durable import write_json
+from fingerprint_accel.durable import OTHER_FILES, file_sha256, write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.extraction.bulk_prints import DatasetPrints, ImageFolder
@@ -39,6 +39,7 @@ from fingerprint_accel.extraction.embeddings_folder import (
     ExtractionSummary,
 )
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.protection import read_key
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
 from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
@@ -62,6 +63,7 @@ class Options:
         bf16: run the network in bfloat16.
         inverted: whether image files show light ridges on a dark background: "yes", "no", or "auto" to detect it.
         mirror: flip image files horizontally, because they show mirrored prints.
+        protect: file of the key that protects the templates, see `protection`; None for templates without protection.
 
     Raises:
         UserError: if `minimum_quality` or `batch_size` is out of range.
@@ -74,6 +76,7 @@ class Options:
     bf16: bool = False
     inverted: Literal["auto", "yes", "no"] = "auto"
     mirror: bool = False
+    protect: Path | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
@@ -148,6 +151,7 @@ class ExtractJob(Job):
             "model": work.extractor.identity,
             "usual_norm": work.extractor.notes.get("usual_norm"),
             **dataclasses.asdict(options),
+            "protect": protection.fingerprint if (protection := work.extractor.protection) else "",
             "length": work.format.length,
             "device": device,
             "fingerprint_accel": __version__,
@@ -160,7 +164,8 @@ class ExtractJob(Job):
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """Return a picklable function that embeds the prints of one shard and writes them to a file; see `Job.task`."""
         start = shard * self._per_shard
-        return functools.partial(_write_shard, self._settings, range(start, start + self.sizes[shard]))
+        rows = range(start, start + self.sizes[shard])
+        return functools.partial(_write_shard, self._settings, self.arguments["protect"], rows)
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """Write `prints.parquet`, `failed.jsonl` and `config.json` into the output folder; see `Job.publish`.
@@ -194,6 +199,7 @@ class ExtractJob(Job):
             },
             "template": {**vars(template), "bytes": template.bytes, "scale": template.scale},
             "sha256": {name: known["sha256"] for name, known in zip(self.names, facts, strict=True)},
+            OTHER_FILES: {name: file_sha256(folder / name) for name in (PRINTS, FAILED)},
             "arguments": self.arguments,
         }
         write_json(folder / CONFIG, config)
@@ -205,14 +211,15 @@ class Work:
     The arguments are those of `extract_all`, except `device`, which is the device of the model.
 
     Raises:
-        UserError: if the model or the prints are missing or do not fit each other, or if the model cannot produce
-            embeddings of the requested length.
+        UserError: if the model, the prints or the key are missing or do not fit each other, or if the model cannot
+            produce embeddings of the requested length.
     """
 
     def __init__(self, data: Path, model: str, ppi: int, options: Options, device: str) -> None:
         self.options = options
         self.extractor = extractor = FingerprintExtractor.from_pretrained(model).to(torch.device(device))
         extractor.bf16 = options.bf16
+        extractor.protection = read_key(options.protect) if options.protect else None
         dims = extractor.model.config.embedding_dim
         length, branches = options.length or dims, len(extractor.model.branch_dims)
         halves = f" and be divisible by {branches}, the number of branches of the model" if branches > 1 else ""
@@ -250,7 +257,10 @@ class Work:
         for row in np.flatnonzero(quality < self.options.minimum_quality).tolist():
             reasons.setdefault(rows.start + row, f"quality below {self.options.minimum_quality}: {quality[row]:.3f}")
         branches = len(self.extractor.model.branch_dims)
-        templates = self.format.encode(shortened(embeddings, self.format.length, branches))
+        embeddings = shortened(embeddings, self.format.length, branches)
+        if self.extractor.protection is not None:
+            embeddings = self.extractor.protection.apply(embeddings, self.extractor.cells)
+        templates = self.format.encode(embeddings)
         templates[[row - rows.start for row in reasons]] = 0
         return templates, quality, reasons
 
@@ -258,11 +268,12 @@ class Work:
 open_work = functools.lru_cache(maxsize=1)(Work)  # a process opens the model only once
 
 
-def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, path: Path) -> Facts:
+def _write_shard(settings: tuple[Path, str, int, Options, str], key: str, rows: range, path: Path) -> Facts:
     """Embed a range of prints in a worker process, and write their templates to a shard file.
 
     Args:
         settings: arguments of `Work`.
+        key: fingerprint of the key that protects the templates; empty for none.
         rows: rows of the prints.
         path: safetensors file to write.
 
@@ -270,6 +281,11 @@ def _write_shard(settings: tuple[Path, str, int, Options, str], rows: range, pat
         Row and reason of each print that failed, under the key "failed".
     """
     work = open_work(*settings)
+    protection = work.extractor.protection
+    require(
+        key == (protection.fingerprint if protection else ""),
+        f"{settings[3].protect}: the key was replaced during the extraction; restore it, or start again",
+    )
     templates, quality, reasons = work.embed(rows)
     here = slice(rows.start, rows.stop)
     known = {"finger": work.prints.finger[here], "impression": work.prints.impression[here]}

@@ -6,29 +6,49 @@ A template is an embedding in its storage format. The folder contains:
 - `prints.parquet`: source of each print, which is the path or description of the original image.
 - `failed.jsonl`: prints that could not be embedded, with reasons.
 - `config.json`: model, template format, options and checksums.
+
+All files are checked when the folder is opened. Their checksums are compared too, unless the folder is large.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from fingerprint_accel.data.import_summary import kind_of
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.template_formats import TemplateFormat
+from fingerprint_accel.durable import OTHER_FILES, file_sha256
+from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.extraction.template_formats import DTYPES, TemplateFormat
 from fingerprint_accel.outputs import FolderKind, json_with
+from fingerprint_accel.similarity import are_normalised
 from fingerprint_accel.text import aligned
+from fingerprint_accel.untrusted import (
+    DAMAGED,
+    MOST_COMPARED,
+    Fields,
+    UnreadableError,
+    check_tensors,
+    open_regular,
+    read_json,
+    read_json_lines,
+    reason_of,
+)
 
 FORMAT_VERSION = 2  # version 1 has a single file embeddings.safetensors; it can be read too
 PRINTS, FAILED, CONFIG = "prints.parquet", "failed.jsonl", "config.json"
+OF_VERSION_1 = "embeddings.safetensors"
 SHARD_NAMES = "embeddings-{:05d}-of-{:05d}.safetensors"
+MOST_FAILED = 2**28  # bytes of `failed.jsonl`: a million failures
+MOST_NUMBERS, MOST_PRINTS = 2**16, 2**40
+REMEDY = "restore it from a copy, or run `extract` again"
 FOLDER = FolderKind(
     "a folder of embeddings",
     json_with(CONFIG, "format_version", "template", "arguments"),
@@ -67,27 +87,136 @@ class Embeddings:
 
 
 def open_embeddings(folder: Path | str) -> Embeddings:
-    """Open a folder of embeddings that `fingerprint-accel extract` wrote.
+    """Open a folder of embeddings that `fingerprint-accel extract` wrote, and check its files.
 
     Raises:
-        UserError: if the folder is missing or damaged.
+        UserError: if the folder is missing, or one of its files is damaged.
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        facts = config["template"]
-        template = TemplateFormat(facts["kind"], int(facts["length"]), int(facts.get("cells", 0)))
-        shards = [load_file(folder / name) for name in config.get("sha256", ["embeddings.safetensors"])]
-        templates, finger, impression, quality = (
-            np.concatenate([shard[name] for shard in shards])
-            for name in ("embeddings", "finger", "impression", "quality")
+        config = read_json(folder / CONFIG, REMEDY)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no embeddings; `fingerprint-accel extract` writes them") from error
+    fields = Fields(config, folder / CONFIG, REMEDY)
+    template = _template(fields.part("template"), folder / CONFIG)
+    names = _shard_names(fields.digests("sha256"), folder / CONFIG)
+    _compare(folder, {**fields.digests("sha256"), **fields.digests(OTHER_FILES)})
+    shards = [_read_shard(folder / name, template) for name in names]
+    templates, finger, impression, quality = (
+        np.concatenate([shard[name] for shard in shards]) for name in ("embeddings", "finger", "impression", "quality")
+    )
+    prints = fields.integer("prints", 0, MOST_PRINTS, len(quality))
+    require(prints == len(quality), f"{folder}: has {len(quality)} rows, but {CONFIG} states {prints}; {REMEDY}")
+    failed = _failed(folder / FAILED, prints)
+    count = fields.integer("failed", 0, prints, int(failed.sum()))
+    require(count == failed.sum(), f"{folder / FAILED}: lists {failed.sum()} rows, not {count}; {REMEDY}")
+    _check_prints(folder / PRINTS, prints)
+    require(not templates[failed].any(), f"{folder / FAILED}: lists a row that has an embedding; {REMEDY}")
+    return Embeddings(folder, templates, finger, impression, quality, failed, template, config)
+
+
+def _template(fields: Fields, where: Path) -> TemplateFormat:
+    """Read the storage format of the templates.
+
+    Raises:
+        UserError: if a value has the wrong type or is out of range.
+    """
+    kind = fields.text("kind", choices=list(DTYPES))
+    length, cells = fields.integer("length", 1, MOST_NUMBERS), fields.integer("cells", 0, MOST_NUMBERS, 0)
+    fits = (kind != "binary" or length % 8 == 0) and (not cells or length % cells == 0)
+    require(fits, f"{where}: template: length {length} does not fit {kind} and {cells} cells; {REMEDY}")
+    return TemplateFormat(kind, length, cells)  # type: ignore[arg-type]
+
+
+def _shard_names(digests: dict[str, str], where: Path) -> list[str]:
+    """Return the names of the files of templates in their order.
+
+    Raises:
+        UserError: if one of the files is not listed.
+    """
+    names = [SHARD_NAMES.format(shard, len(digests)) for shard in range(len(digests))] or [OF_VERSION_1]
+    whole = set(digests) in ({*names}, {OF_VERSION_1}, set())
+    require(whole, f"{where}: sha256 does not list the files {names[0]}, ...; {REMEDY}")
+    return list(digests) if set(digests) == {OF_VERSION_1} else names
+
+
+def _compare(folder: Path, digests: dict[str, str]) -> None:
+    """Compare files with their checksums if they have at most `MOST_COMPARED` bytes together.
+
+    Raises:
+        UserError: if a file is missing or differs from its checksum.
+    """
+    sizes = 0
+    for name in digests:
+        try:
+            with open_regular(folder / name) as file:
+                sizes += file.seek(0, 2)
+        except (OSError, UnreadableError) as error:
+            raise UserError(f"{folder / name}: cannot be read ({reason_of(error)}); {REMEDY}") from error
+    if sizes <= MOST_COMPARED:
+        for name, digest in digests.items():
+            require(file_sha256(folder / name) == digest, f"{folder / name}: differs from its sha256; {REMEDY}")
+
+
+def _read_shard(path: Path, template: TemplateFormat) -> dict[str, np.ndarray]:
+    """Read a file of templates, and check types, shapes and values.
+
+    Raises:
+        UserError: if the file is damaged, or contains values that `extract` does not write.
+    """
+    try:
+        check_tensors(path)
+        shard = load_file(path)
+        templates, quality, finger, impression = (
+            shard[name] for name in ("embeddings", "quality", "finger", "impression")
         )
-        failed = np.zeros(len(quality), bool)
-        for line in (folder / FAILED).read_text().splitlines():
-            failed[json.loads(line)["row"]] = True
-        return Embeddings(folder, templates, finger, impression, quality, failed, template, config)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
-        raise UserError(f"{folder}: no embeddings, or damaged ({str(error)[:80]}); `extract` writes them") from error
+    except (OSError, *DAMAGED, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged ({reason_of(error)}); {REMEDY}") from error
+    rows, dtype = len(quality) if quality.ndim else 0, np.dtype(DTYPES[template.kind])
+    good = (
+        templates.shape == (rows, template.bytes // dtype.itemsize)
+        and templates.dtype == dtype
+        and {quality.shape, finger.shape, impression.shape} == {(rows,)}
+        and quality.dtype == np.float32
+        and finger.dtype == np.int32
+        and impression.dtype == np.int64
+        and bool(((quality >= 0) & (quality <= 1)).all())  # false for NaN
+        and bool((finger >= -1).all() and (impression >= -1).all())
+        and (template.kind != "float32" or are_normalised(templates))
+    )
+    require(good, f"{path}: damaged (a type, shape or value is not one that `extract` writes); {REMEDY}")
+    return shard
+
+
+def _failed(path: Path, prints: int) -> np.ndarray:
+    """Read which prints could not be embedded; return (N,) bool.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    failed = np.zeros(prints, bool)
+    try:
+        for line in read_json_lines(path, MOST_FAILED):
+            fields = Fields(line, path, REMEDY)
+            fields.text("reason")
+            row = fields.integer("row", 0, prints - 1)
+            require(not failed[row], f"{path}: lists row {row} twice; {REMEDY}")
+            failed[row] = True
+    except UserError:
+        raise
+    except (OSError, UnreadableError) as error:
+        raise UserError(f"{path}: damaged ({reason_of(error)}); {REMEDY}") from error
+    return failed
+
+
+def _check_prints(path: Path, prints: int) -> None:
+    """Raise a UserError unless the list of sources has one row for each print."""
+    try:
+        open_regular(path).close()
+        rows = pq.read_metadata(path).num_rows
+    except (OSError, *DAMAGED, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged ({reason_of(error)}); {REMEDY}") from error
+    require(rows == prints, f"{path}: has {rows} rows, not {prints}; {REMEDY}")
 
 
 class ExtractionSummary:
@@ -109,12 +238,11 @@ class ExtractionSummary:
     def __init__(self, out: Path, template: TemplateFormat, made: int, seconds: float) -> None:
         self.out, self.format, self.made, self.seconds = out, template, made, seconds
         quality = []
-        for name in json.loads((out / CONFIG).read_text())["sha256"]:
+        for name in read_json(out / CONFIG, REMEDY)["sha256"]:
             with safe_open(out / name, "np") as file:
                 quality.append(file.get_tensor("quality"))
         self.quality: np.ndarray = np.concatenate(quality)
-        with (out / FAILED).open() as log:
-            self.failed = Counter(kind_of(json.loads(line)["reason"]) for line in log)
+        self.failed = Counter(kind_of(line["reason"]) for line in read_json_lines(out / FAILED, MOST_FAILED))
         self.megabytes = sum(path.stat().st_size for path in out.iterdir()) / 1e6
 
     def table(self) -> str:

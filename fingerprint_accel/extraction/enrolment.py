@@ -24,8 +24,9 @@ from fingerprint_accel.data.walking import is_nothing_to_read
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
-from fingerprint_accel.extraction.gallery_files import Known
+from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.similarity import fused
+from fingerprint_accel.text import printable
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,10 @@ class _Found:
         self.others += len(listing.templates)
         for row in listing.table.to_pylist():
             path = listing.root / row["path"]
-            name = join_name(str(path), row["record"], row["cut"])
+            name = printable(join_name(str(path), row["record"], row["cut"]))  # names of files need not be UTF-8
             is_named = row["finger_key"] != row["path"]  # if not, the folder names the finger
-            finger = row["finger_key"] if is_named else str(path.parent if path.parent.name else Path.cwd().name)
+            folder = printable(str(path.parent if path.parent.name else Path.cwd().name))
+            finger = row["finger_key"] if is_named else folder
             file = ImageFile(path, row["ppi"], record=row["record"], cut=row["cut"], slap=row["slap"], name=name)
             person = self.wanted.person or row["person"]
             self.prints.append(_Print(Known(name, person, row["position"], name), finger, file))

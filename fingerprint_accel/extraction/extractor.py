@@ -35,6 +35,7 @@ from fingerprint_accel.extraction.model_card import model_card, noted_metrics
 from fingerprint_accel.extraction.network import USUAL_NORM, PreparedNetwork
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.extraction.print_quality import contact_area
+from fingerprint_accel.extraction.protection import Protection, with_key
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
@@ -61,11 +62,12 @@ class FingerprintExtractor(PreparedNetwork):
         model: the network, a `DeepPrint`.
         bf16: run the network in bfloat16, which is faster on CPUs and GPUs that support it.
         reading: options for reading image files: inverted, mirrored, or raw pixels.
+        protection: secret transform of all embeddings except those of `with_quality`; None for none.
         notes: dictionary that is saved with the model and describes it, for example its calibration.
         origin: folder that the model was opened from.
         cells: number of grid cells of a dense embedding, 0 for other models; see `similarity`.
-        identity: hash of the weights and the mean template. Embeddings of models with different identities must not be
-            compared.
+        identity: hash of the weights and the mean template, and the fingerprint of the key of `protection`. Embeddings
+            with different identities must not be compared.
     """
 
     def __init__(
@@ -73,6 +75,27 @@ class FingerprintExtractor(PreparedNetwork):
     ) -> None:
         super().__init__(model, preprocess, ppi, canvas, enhanced)
         self.reading = Reading()
+        self.protection: Protection | None = None
+
+    @property
+    def identity(self) -> str:
+        """Identity of the embeddings: that of the model, followed by the fingerprint of the key of `protection`."""
+        return with_key(super().identity, self.protection)
+
+    def forward(self, images: torch.Tensor, poses: Poses = UPRIGHT) -> torch.Tensor:
+        """Embed a batch of canvases as `PreparedNetwork.forward` does, and protect the embeddings.
+
+        Args:
+            images: (B, canvas, canvas) uint8 on the device of the network, ridges dark.
+            poses: rotations and shifts in which each print is embedded.
+
+        Returns:
+            (B, D) float32 of unit length; (B, P, D) for P > 1 poses.
+        """
+        embeddings = super().forward(images, poses)
+        if self.protection is None:
+            return embeddings
+        return torch.from_numpy(self.protection.apply(embeddings.cpu().numpy(), self.cells)).to(embeddings.device)
 
     def extract(
         self,

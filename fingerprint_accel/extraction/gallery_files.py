@@ -1,8 +1,8 @@
 """Files of a gallery folder: `gallery.json`, which describes the gallery, and Arrow files of prints.
 
-Code and docstrings call an Arrow file of prints a part. An enrolment adds one part by a rename. A change that also
-deletes parts is first recorded in `changes.json`. If a kill interrupts such a change, the next process that opens the
-gallery completes it. A gallery is therefore never left half-changed.
+Code and docstrings call an Arrow file of prints a part; see `gallery_parts`. An enrolment adds one part by a rename. A
+change that also deletes parts is first recorded in `changes.json`. If a kill interrupts such a change, the next process
+that opens the gallery completes it. A gallery is therefore never left half-changed.
 
 This module does not import torch, so that commands which only check files start fast.
 """
@@ -10,142 +10,85 @@ This module does not import torch, so that commands which only check files start
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.outputs import FolderKind, exclusive_lock
-from fingerprint_accel.untrusted import parse_json, read_json
+from fingerprint_accel.extraction.gallery_parts import (
+    PART_NAME,
+    checked_facts,
+    part_files,
+    read_part,
+)
+from fingerprint_accel.outputs import OF_THE_SYSTEM, FolderKind, exclusive_lock
+from fingerprint_accel.untrusted import MOST_COMPARED, Fields, read_json
 
-FORMAT_VERSION = 1
 FACTS = "gallery.json"
 CHANGES = "changes.json"
 INDEXES = "index-*.faiss"
-DRAFTS = ".*.tmp"  # unfinished files of `durable.draft_of` and `durable.write_file`
-PART_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
+INDEX_NAME = re.compile(r"index-[0-9a-f]{16}-[0-9a-f]{16}\.faiss")  # earlier versions wrote no checksum
+PART_DRAFTS = ".*part-*.tmp"  # unfinished files of `durable.draft_of`
+DRAFTS = ".*.tmp"
+LEFTOVERS = re.compile(rf"\.lock|\..*\.tmp|{OF_THE_SYSTEM.pattern}")  # what a killed first enrolment can leave
 PATIENCE = 60.0  # seconds to wait for another command to write its files
 
 
-class Known(NamedTuple):
-    """Record of a print in a gallery, without its embedding.
-
-    Attributes:
-        name: name of the print, unique in the gallery.
-        person: person to whom the print belongs; empty if unknown.
-        position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger; 0 if unknown.
-        source: path or description of the original print; empty if unknown.
-    """
-
-    name: str
-    person: str = ""
-    position: int = 0
-    source: str = ""
-
-
-def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
-    """Return the contents of `gallery.json`; the metadata of every file of prints contains a copy.
-
-    Args:
-        dims: dimension of the embeddings.
-        model: identity of the model that computes the embeddings.
-        cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
-    """
-    return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
-
-
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Read the description of a gallery (see `as_facts`); return None if the folder is not a gallery.
+    """Read the description of a gallery (see `as_facts`); return None if the folder has none.
 
-    If `gallery.json` is missing or damaged, the description is read from the metadata of the first file of prints.
-    """
-    for path in (folder / FACTS, *part_files(folder)[:1]):
-        try:
-            text = path.read_text() if path.name == FACTS else _open(path).schema.metadata[b"gallery"]
-            facts = parse_json(text)
-            return as_facts(int(facts["dims"]), str(facts["model"]), int(facts.get("cells", 0)))  # missing in old files
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            continue
-    return None
-
-
-KIND = FolderKind("a gallery folder", lambda folder: read_facts(folder) is not None, ".*", whole=False)
-
-
-def part_files(folder: Path) -> list[Path]:
-    """List the paths of the files of prints in a gallery folder, oldest first."""
-    return sorted(path for path in folder.glob("part-*") if PART_NAME.fullmatch(path.name))
-
-
-def part_number(name: str) -> int:
-    """Return the sequence number that the name of a file of prints contains."""
-    return int(name[5:11])
-
-
-def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: str) -> pa.RecordBatch:
-    """Build the contents of a file of prints.
-
-    Args:
-        embeddings: (N, D) float32.
-        prints: record of each print.
-        facts: text of `gallery.json`, to store in the metadata of the file.
-    """
-    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
-    name, person, position, source = zip(*prints, strict=True)
-    columns = {
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
-        "name": pa.array(name, pa.string()),
-        "person": pa.array(person, pa.string()),
-        "position": pa.array(position, pa.int16()),
-        "source": pa.array(source, pa.string()),
-    }
-    return pa.RecordBatch.from_pydict(columns).replace_schema_metadata({"gallery": facts})
-
-
-def read_part(path: Path, dims: int) -> pa.RecordBatch:
-    """Open a file of prints with memory mapping.
-
-    Args:
-        path: Arrow file.
-        dims: dimension of the embeddings of the gallery.
+    If `gallery.json` is missing or damaged, the copy in the first file of prints is read.
 
     Raises:
-        UserError: if the file is damaged, or the dimension of its embeddings is not `dims`.
+        UserError: if the description is damaged and there is no copy.
     """
+    files = part_files(folder)
     try:
-        batch = _open(path).get_batch(0)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: damaged; restore it, or delete it and enrol its prints again") from error
-    if batch.schema.field("embedding").type.list_size != dims:
-        raise UserError(f"{path}: belongs to another gallery; move it out of this folder")
-    return batch
+        if (found := own_facts(folder)) is not None:
+            return found
+    except UserError:
+        if not files:
+            raise
+    return read_part(files[0], compare=False)[1] if files else None
 
 
-def known_in(part: pa.RecordBatch, row: int) -> Known:
-    """Return the record of one print in a file; fields that older files do not contain have their default values."""
-    return Known(*(part[column][row].as_py() for column in Known._fields if column in part.schema.names))
+def own_facts(folder: Path) -> dict[str, Any] | None:
+    """Read `gallery.json`; return None if it is missing, or empty after a crash of the machine.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path, remedy = folder / FACTS, "delete it; the next `enroll` writes it again"
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return None
+    return checked_facts(read_json(path, remedy), path, remedy)
 
 
-def positions_in(part: pa.RecordBatch) -> np.ndarray:
-    """Return the finger position code of each print in a file, (n,) int16; 0 if unknown."""
-    stated = "position" in part.schema.names
-    return np.from_dlpack(part["position"]) if stated else np.zeros(len(part), np.int16)
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write `gallery.json`, unless the file already has this content; the caller must hold the lock."""
+    with contextlib.suppress(UserError):
+        if own_facts(folder) == facts:
+            return
+    write_json(folder / FACTS, facts)
 
 
-def vectors_in(part: pa.RecordBatch) -> np.ndarray:
-    """Return the embeddings of the prints of a file, (n, D) float32, as a view of the memory-mapped file."""
-    dims = part.schema.field("embedding").type.list_size
-    return np.from_dlpack(part["embedding"].flatten()).reshape(-1, dims)
+def _recognises(folder: Path) -> bool:
+    """Return whether a folder is a gallery, or contains only what a killed first enrolment has left."""
+    if part_files(folder):
+        return True
+    with contextlib.suppress(UserError):
+        if own_facts(folder) is not None:
+            return True
+    return all(name == FACTS or LEFTOVERS.fullmatch(name) for name in os.listdir(folder))  # noqa: PTH208
 
 
-def _open(path: Path) -> Any:
-    """Open an Arrow file with memory mapping."""
-    return pa.ipc.open_file(pa.memory_map(str(path)))
+KIND = FolderKind("a gallery folder", _recognises, ".*", whole=False)
 
 
 @contextlib.contextmanager
@@ -162,12 +105,14 @@ def changing(folder: Path) -> Iterator[None]:
         yield
 
 
-def settled_parts(folder: Path, dims: int) -> list[tuple[str, pa.RecordBatch]]:
+def settled_parts(folder: Path, facts: dict[str, Any]) -> list[tuple[str, pa.RecordBatch]]:
     """Open all files of prints in a consistent state, even if another process changes the gallery at the same time.
+
+    The SHA-256 of the files is compared if they have at most `MOST_COMPARED` bytes together.
 
     Args:
         folder: gallery folder.
-        dims: dimension of the embeddings.
+        facts: description of the gallery.
 
     Returns:
         Name and contents of each file, oldest first.
@@ -181,19 +126,26 @@ def settled_parts(folder: Path, dims: int) -> list[tuple[str, pa.RecordBatch]]:
             with changing(folder):
                 continue
         try:
-            parts = [(path.name, read_part(path, dims)) for path in files]
-        except UserError:
+            compare = sum(path.stat().st_size for path in files) <= MOST_COMPARED
+            opened = [read_part(path, compare) for path in files]
+        except (UserError, FileNotFoundError):
             if all(path.exists() for path in files):
                 raise
             continue  # another process replaced a file; try again
         if files == part_files(folder):
-            return parts
+            break
+    foreign = [path for path, (_, stated) in zip(files, opened, strict=True) if stated != facts]
+    if foreign and len(foreign) == len(files) and (folder / FACTS).exists():
+        raise UserError(f"{folder / FACTS}: differs from its copy in the files of prints; delete it, the copy is used")
+    require(not foreign, f"{foreign[0] if foreign else ''}: belongs to another gallery; move it out of this folder")
+    return [(path.name, batch) for path, (batch, _) in zip(files, opened, strict=True)]
 
 
 def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: Sequence[str] = ()) -> None:
     """Add and delete files of prints in one atomic change; the caller must hold the lock.
 
-    If files are deleted, search indexes and unfinished files are deleted too, because they may contain the same prints.
+    Unfinished files of killed enrolments are deleted. If files of prints are deleted, search indexes are deleted too,
+    because they may contain the same prints.
 
     Args:
         folder: gallery folder.
@@ -201,6 +153,7 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
         gone: names of the files to delete.
     """
     assert gone or len(new) <= 1, "several files can be added atomically only through changes.json"
+    delete_drafts(folder, PART_DRAFTS)
     drafts: dict[str, str] = {}
     try:
         for number, batch in new:
@@ -217,35 +170,61 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
             for name, final in drafts.items():
                 (folder / name).rename(folder / final)
             fsync_path(folder)
+    except OSError as error:  # Arrow does not name the file
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(folder)) from error
     finally:
         if not (folder / CHANGES).exists():
             for name in drafts:
                 (folder / name).unlink(missing_ok=True)
 
 
-def delete_drafts(folder: Path) -> None:
+def delete_drafts(folder: Path, pattern: str = DRAFTS) -> None:
     """Delete unfinished files that killed commands left in a gallery folder; the caller must hold the lock."""
-    for path in folder.glob(DRAFTS):
+    for path in folder.glob(pattern):
         path.unlink(missing_ok=True)
+
+
+def _read_changes(folder: Path) -> tuple[dict[str, str], list[str]] | None:
+    """Read `changes.json`; return None if there is no unfinished change.
+
+    Returns:
+        Dictionary from the temporary to the final name of each file to add, and names of the files to delete.
+
+    Raises:
+        UserError: if the file is damaged, or names anything but files of prints in this folder.
+    """
+    path, remedy = folder / CHANGES, "restore the gallery from a copy"
+    try:
+        values = read_json(path, remedy)
+    except FileNotFoundError:
+        return None
+    new, gone = Fields(values, path, remedy).part("new").values, values.get("gone")
+    good = (
+        isinstance(gone, list)
+        and all(isinstance(name, str) and PART_NAME.fullmatch(name) for name in [*new.values(), *gone])
+        and all(name.startswith(".") and name.endswith(".tmp") and "/" not in name for name in new)
+    )
+    require(good, f"{path}: damaged (it must list files of prints in this folder); {remedy}")
+    return new, list(gone or ())
 
 
 def _complete(folder: Path) -> None:
     """Complete the change that is recorded in `changes.json`, if there is one; the caller must hold the lock.
 
     Raises:
-        UserError: if a new file of the change is missing.
+        UserError: if `changes.json` is damaged, or a new file of the change is missing.
     """
-    try:
-        changes = read_json(folder / CHANGES, "restore the gallery from a copy")
-    except FileNotFoundError:
+    changes = _read_changes(folder)
+    if changes is None:
         return
-    for draft, name in changes["new"].items():
+    new, gone = changes
+    for draft, name in new.items():
         if not (folder / name).exists():
             there = (folder / draft).exists()
             require(there, f"{folder / CHANGES}: {draft} is missing; restore the gallery from a copy")
             (folder / draft).rename(folder / name)
     fsync_path(folder)
-    for name in changes["gone"]:
+    for name in gone:
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob(INDEXES):
         path.unlink(missing_ok=True)

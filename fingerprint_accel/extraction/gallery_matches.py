@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fingerprint_accel.errors import require
-from fingerprint_accel.extraction.gallery_files import Known, known_in, vectors_in
+from fingerprint_accel.extraction.gallery_parts import Known, known_in, vectors_in
 
 SAME = 0.9999  # minimum similarity of two embeddings of the same image; rounding differs between devices
 
@@ -32,7 +32,7 @@ def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
     for row, each in enumerate(known):
         before = first.setdefault(each.name, row)
         if before != row:
-            same = bool(embeddings[before] @ embeddings[row] >= SAME)
+            same = _is_same(embeddings[before], embeddings[row])
             require(same, f"{each.name}: two different prints have this name; rename one of them")
             new[row] = False
     return new
@@ -66,7 +66,7 @@ def conflicts(
         for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
             place = row_of[name]
             met.append((number, row, place))
-            is_same = vectors[row] @ embeddings[place] >= SAME
+            is_same = _is_same(vectors[row], embeddings[place])
             if is_same and not (replace and known_in(part, row) != known[place]):
                 new[place] = False
     masks = [np.zeros(len(part), bool) for part in parts]
@@ -99,3 +99,8 @@ def having(parts: Sequence[pa.RecordBatch], column: str, values: Iterable[str]) 
             found |= set(texts.filter(pa.array(mask)).to_pylist())
         masks.append(mask)
     return masks, sorted(wanted - found)
+
+
+def _is_same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return whether two embeddings (D,) are of the same image. Embeddings of prints that show no cell are zero."""
+    return bool(first @ second >= SAME) or not (first.any() or second.any())

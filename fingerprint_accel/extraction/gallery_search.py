@@ -55,7 +55,7 @@ def nearest(
     """
     parts = [_nearest(blocks(), part.to(device), k, cells, among) for part in torch.from_numpy(probes).split(PROBES)]
     similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
-    return Hits(similarity, row)
+    return Hits(similarity.clip(-1, 1), row)  # rounding can give 1.0000001
 
 
 def rescored(
@@ -78,6 +78,7 @@ def rescored(
     for number, (poses, rows) in enumerate(zip(probes, candidates, strict=True)):
         rows = np.sort(rows[rows >= 0])  # so that files are read in order
         scores = masked_similarity(vectors(rows), poses, cells).max(axis=1)
+        scores = scores.clip(-1, 1)  # rounding can give 1.0000001
         best = np.argsort(-scores, kind="stable")[:k]
         similarity[number, : len(best)], row[number, : len(best)] = scores[best], rows[best]
     return Hits(similarity, row)

@@ -17,7 +17,8 @@ from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.calibration import Basis, decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
 from fingerprint_accel.extraction.gallery import Gallery
-from fingerprint_accel.extraction.gallery_files import Known
+from fingerprint_accel.extraction.gallery_parts import Known
+from fingerprint_accel.text import printable
 
 
 def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
@@ -116,7 +117,7 @@ def find(
     known = gallery.known(hits.row[0])
     for value, each in zip(hits.similarity[0].tolist(), known, strict=True):
         passed = next((f"{rate:g}" for rate, threshold in thresholds if value >= threshold), "-")
-        rows.append([len(rows) + 1, f"{value:.3f}", *([passed] if thresholds else []), each.name])
+        rows.append([len(rows) + 1, f"{value:.3f}", *([passed] if thresholds else []), printable(each.name)])
     how = "searched with an index:" if index else "compared with"
     count = f"{len(gallery):,} prints"
     if among is not None:
@@ -138,9 +139,9 @@ def details(known: list[Known]) -> tuple[list[str], list[list[str]]]:
         Titles of the columns, and one row of texts per reference, with "-" for an empty value.
     """
     told = {
-        "person": [each.person for each in known],
+        "person": [printable(each.person) for each in known],
         "finger": [_words(each.position) for each in known],
-        "source": ["" if each.source == each.name else each.source for each in known],
+        "source": ["" if each.source == each.name else printable(each.source) for each in known],
     }
     titles = [title for title, texts in told.items() if any(texts)]
     return titles, [[told[title][row] or "-" for title in titles] for row in range(len(known))]

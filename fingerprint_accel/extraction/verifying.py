@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fingerprint_accel.data.shard_writing import INFO, OTHER_FILES
-from fingerprint_accel.durable import file_sha256
+from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.durable import OTHER_FILES, file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
-from fingerprint_accel.extraction.gallery_files import FACTS, part_files
+from fingerprint_accel.extraction.gallery_files import INDEX_NAME, INDEXES, own_facts
+from fingerprint_accel.extraction.gallery_parts import part_files
 from fingerprint_accel.untrusted import Fields, read_json
 
+REMEDY = "restore it from a copy"
 MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with more threads the disk is the limit
 
 
@@ -60,23 +63,19 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield (path, checksum) for each file in a folder that has a stored checksum.
 
     The checksum is the SHA-256 in hexadecimal, or only its first 16 digits for the files of a gallery.
+
+    Raises:
+        UserError: if a description with checksums is damaged.
     """
     for name in (INFO, CONFIG, "state.json"):  # in a dataset; embeddings or an exported model; a checkpoint
-        fields = _read(folder / name)
-        for entry in ("sha256", OTHER_FILES):
-            for file, digest in fields.digests(entry).items():
-                yield folder / file, digest
-    if (folder / FACTS).is_file():
-        yield from ((path, path.stem[-16:]) for path in part_files(folder))
+        with contextlib.suppress(FileNotFoundError):
+            fields = Fields(read_json(folder / name, REMEDY), folder / name, REMEDY)
+            for key in ("sha256", OTHER_FILES):
+                yield from ((folder / file, digest) for file, digest in fields.digests(key).items())
+    if parts := part_files(folder):
+        own_facts(folder)  # raises an error if `gallery.json` is damaged
+        indexes = [path for path in sorted(folder.glob(INDEXES)) if INDEX_NAME.fullmatch(path.name)]
+        yield from ((path, path.stem[-16:]) for path in [*parts, *indexes])
     if (folder / "config.yaml").is_file():  # a run folder
         for inner in [*sorted(folder.glob("checkpoints/step-*")), folder / "model"]:
             yield from _checksums(inner)
-
-
-def _read(path: Path) -> Fields:
-    """Read a JSON file, which is compared with its own checksum. A missing file is read as an empty object."""
-    remedy = "restore it from a copy"
-    try:
-        return Fields(read_json(path, remedy), path, remedy)
-    except FileNotFoundError:
-        return Fields({}, path, remedy)

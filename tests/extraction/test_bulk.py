@@ -152,10 +152,12 @@ def test_small_templates_and_a_floor(model, prints, tmp_path):
 
 
 def test_damaged_embeddings_are_named(model, prints, tmp_path):
-    with pytest.raises(UserError, match="nowhere: no embeddings, or damaged"):
+    with pytest.raises(UserError, match="nowhere: no embeddings; `fingerprint-accel extract`"):
         open_embeddings(tmp_path / "nowhere")
     extract(prints, tmp_path / "out", model)
     file = next((tmp_path / "out").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(UserError, match="out: no embeddings, or damaged"):
+    with pytest.raises(
+        UserError, match=rf"{file}: differs from its sha256; restore it from a copy, or run `extract` again"
+    ):
         open_embeddings(tmp_path / "out")

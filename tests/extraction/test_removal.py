@@ -1,5 +1,6 @@
 """What is known of the prints of a gallery, and that a deleted person is gone from every byte of it."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from fingerprint_accel.durable import draft_of, file_sha256
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery_files
 from fingerprint_accel.extraction.gallery import Gallery
-from fingerprint_accel.extraction.gallery_files import FACTS, Known, as_facts
+from fingerprint_accel.extraction.gallery_files import FACTS
+from fingerprint_accel.extraction.gallery_parts import Known, as_facts
 from fingerprint_accel.extraction.verifying import verify
 from fingerprint_accel.outputs import exclusive_lock
 
@@ -73,7 +75,7 @@ def test_a_person_is_gone_from_every_byte(folder, capsys):
     np.testing.assert_array_equal(gallery.vectors(np.arange(80)), np.concatenate([first[1:], third]))
     assert ApproximateSearch(gallery).added == 80
     assert traces(everything(folder)) == []
-    assert verify(folder, progress=False)[0] == 2
+    assert verify(folder, progress=False)[0] == 3, "two files of prints and the index"
 
 
 def test_single_prints_are_deleted_by_name(folder):
@@ -233,7 +235,9 @@ def test_galleries_of_before_are_read(tmp_path):
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMS)
     batch = pa.record_batch([flat, pa.array(["a", "b", "c"])], names=["embedding", "name"])
     path = folder / "part"
-    with pa.ipc.new_file(str(path), batch.schema.with_metadata({"gallery": str(as_facts(DIMS, "tests", 0))})) as writer:
+    with pa.ipc.new_file(
+        str(path), batch.schema.with_metadata({"gallery": json.dumps(as_facts(DIMS, "tests", 0))})
+    ) as writer:
         writer.write_batch(batch)
     path.rename(folder / f"part-000000-{file_sha256(path)[:16]}.arrow")
     gallery = Gallery(folder)

@@ -38,7 +38,7 @@ def assert_found(folder, file, files):
 
 def test_a_dataset_and_its_embeddings(prints, tmp_path):
     extract_all(prints, tmp_path / "out", "small", progress=False)
-    assert_found(tmp_path / "out", next((tmp_path / "out").glob("*.safetensors")), 1)
+    assert_found(tmp_path / "out", next((tmp_path / "out").glob("*.safetensors")), 3)
     assert verify(prints, progress=False)[0] == len(list(prints.iterdir())) - 1, "all but the description"
 
 
