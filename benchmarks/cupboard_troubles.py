@@ -152,4 +152,4 @@ def pipe(cupboard: Cupboard, number: int) -> None:
     (cupboard.root / path).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(cupboard.root / path)
     cupboard.kinds[path] = "named pipe"
-    cupboard.reject("named pipe", path, "neither a file nor a folder")
+    cupboard.reject("named pipe", path, "is not a regular file")

@@ -44,15 +44,17 @@ def open_regular(path: Path | str) -> BufferedReader:
 
     Raises:
         OSError: If the file is missing or cannot be opened.
-        UnreadableError: If it is not a regular file (for example a pipe or a device).
+        UnreadableError: If it is not a regular file (for example a pipe or a device), or the path contains a zero byte.
     """
     return os.fdopen(regular_descriptor(path), "rb")
 
 
 def regular_descriptor(path: Path | str) -> int:
     """Open a regular file for reading like `open_regular`, and return its file descriptor."""
-    # Without O_NONBLOCK, opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:  # Without O_NONBLOCK, opening a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:
+        raise UnreadableError("has no valid path") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnreadableError("is not a regular file")
@@ -71,13 +73,27 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
         UnreadableError: If it is not a regular file (for example a pipe or a device), or is larger than `limit`.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise UnreadableError(f"has {_size(size)}, more than the limit of {_size(limit)}")
-        data = file.read(limit + 1)  # files in /proc state the size 0
+        return read_rest(file, limit)
+
+
+def read_rest(file: BinaryIO, limit: int) -> bytes:
+    """Read the rest of a file that `open_regular` has opened.
+
+    Raises:
+        UnreadableError: If the file is larger than `limit` bytes.
+    """
+    check_file_size(file, limit)
+    data = file.read(limit + 1)  # files in /proc state the size 0
     if len(data) > limit:
         raise UnreadableError(f"has more than the limit of {_size(limit)}")
     return data
+
+
+def check_file_size(file: BinaryIO, limit: int) -> None:
+    """Raise an `UnreadableError` if an opened file is larger than `limit` bytes."""
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise UnreadableError(f"has {_size(size)}, more than the limit of {_size(limit)}")
 
 
 def read_json(path: Path, remedy: str, limit: int = MOST_JSON) -> dict[str, Any]:

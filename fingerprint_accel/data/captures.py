@@ -13,16 +13,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from fingerprint_accel.data import ansi_nist, finger_image
-from fingerprint_accel.data.decoding import IMAGE_STARTS, Decoded, ImageError
+from fingerprint_accel.data.decoding import IMAGE_STARTS, MAX_PIXELS, MOST_BYTES, ImageError
 from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
 from fingerprint_accel.data.images import decode_apart
 from fingerprint_accel.data.slaps import cut_fingers, holds_several_fingers
+from fingerprint_accel.untrusted import UnreadableError, check_file_size, open_regular, read_rest
 
 HEAD = 4096  # number of bytes at the start of a file from which its format is recognised
+# Largest container. The uncompressed images of a transaction with rolled prints and slaps at 1000 ppi have 55 MB.
+MOST_CONTAINER = 2**27
 SEVERAL = (
     "several fingers on one image: to cut them out, state the position 13 (right hand) or 14 (left hand) in the file "
     "name (see --names) or in the column `position` of the csv"
@@ -112,13 +116,18 @@ def read_records(path: Path, key: Sequence[str] = ()) -> list[ImageRecord]:
         ImageError: if the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             container = container_of(file.read(HEAD))
-            if container is None:
-                return []
-            return container.read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), key)
+            return [] if container is None else _records_in(file, container, key)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
+    except UnreadableError as error:
+        raise ImageError(str(error)) from error
+
+
+def _records_in(file: BinaryIO, container: Container, key: Sequence[str]) -> list[ImageRecord]:
+    check_file_size(file, MOST_CONTAINER)
+    return container.read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), key)
 
 
 def read_capture(
@@ -156,7 +165,7 @@ def read_capture(
                 raise ImageError(f"does not show finger {finger}: check the position code of the image")
             return cut[finger]
         found, capture = _read(path, record, raw_size)
-    except RecordError as error:
+    except (RecordError, UnreadableError) as error:
         raise ImageError(str(error)) from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
@@ -220,17 +229,19 @@ def _read(path: Path, number: int, raw_size: tuple[int, int] | None) -> tuple[Im
         number: number of the record in a container; 0 for other files or for a container of a single print.
         raw_size: (height, width) of files of raw pixels, or None.
     """
-    records = read_records(path)
-    if records:
-        record = _chosen(records, number, path)
-        return record, _decoded(record, str(path))
-    data = path.read_bytes()
+    with open_regular(path) as file:
+        head = file.read(HEAD)
+        container = container_of(head)
+        if container is not None:
+            record = _chosen(_records_in(file, container, ()), number, path)
+            return record, _decoded(record, str(path))
+        data = head + read_rest(file, MOST_BYTES)
     if not data:
         raise ImageError("empty file: copy it again")
     if raw_size is not None and len(data) == raw_size[0] * raw_size[1]:
         return ImageRecord(0), Capture(_raw(data, raw_size))
-    grey, image = _image(data, str(path))
-    return ImageRecord(0), Capture(grey, 0.0, image.ppi, image.pages)
+    image = decode_apart(data, str(path))
+    return ImageRecord(0), Capture(image.grey, 0.0, image.ppi, image.pages)
 
 
 def _chosen(records: list[ImageRecord], number: int, path: Path) -> ImageRecord:
@@ -264,17 +275,14 @@ def _decoded(record: ImageRecord, name: str) -> Capture:
     if record.raw is not None and (len(data) == record.raw[0] * record.raw[1] or not data.startswith(IMAGE_STARTS)):
         grey = _raw(data, record.raw)
     else:
-        grey, _ = _image(data, name)
+        grey = decode_apart(data, name).grey
     return Capture(grey, record.ppi, minutiae=record.minutiae, quality=record.quality)
 
 
 def _raw(data: bytes, size: tuple[int, int]) -> np.ndarray:
     height, width = size
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
     if not height * width or len(data) < height * width:
         raise ImageError(f"damaged: {len(data)} bytes are too few for {width} x {height} raw pixels")
     return np.frombuffer(data, np.uint8, height * width).reshape(height, width)
-
-
-def _image(data: bytes, name: str) -> tuple[np.ndarray, Decoded]:
-    image = decode_apart(data, name)
-    return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width), image

@@ -1,29 +1,33 @@
-"""Decode image files to grey pixels, and serve decoding requests in a child process.
+"""Decode image files to grey pixels.
 
-Image decoders are native code that may crash on damaged files, so the module `images` runs them in a child process.
-Each worker starts a child process for decoding. To keep the start fast, this module imports numpy and the WSQ plugin
-only when a file needs them.
+Image decoders are native code that may crash on damaged files, so the module `images` runs this module in a child
+process. To keep the start of the process fast, this module imports numpy and the WSQ plugin only when a file needs
+them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import resource
-import signal
 import struct
 import warnings
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 50_000_000
-TIME_LIMIT = 300  # seconds for one file; JPEG 2000, the slowest format, takes 60 s for 50 megapixels of colour noise
-# Limit of the address space in bytes. Float images of 50 megapixels, which need the most memory, take 1.6 GB. If a
-# damaged header announces a huge image, the decoder fails at once and the machine does not swap.
-MEMORY_LIMIT = 3 * 2**30
-OUT_OF_MEMORY = 3  # exit code of a decoder process that exceeds the memory limit
+from fingerprint_accel.data.child_server import Bytes, allow_seconds, serve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The limits fit an A4 page at 500 ppi (23 megapixels), and a slap of 3.2 x 3 inches at 1000 ppi (10 megapixels).
+MAX_PIXELS = 25_000_000
+MOST_BYTES = 2**26  # size of a file
+MEMORY = 2**29  # bytes of address space; 25 megapixels take up to 0.4 GB, and JPEG 2000 in colour up to 0.65 GB
+# CPU time for a file. 25 megapixels take 1.1 s; lossless JPEG 2000 takes 4.8 s in grey and 14 s in colour.
+SECONDS, SECONDS_PER_MEGAPIXEL, JPEG_2000_SECONDS_PER_MEGAPIXEL = 2.0, 0.1, 1.0
+FORMATS = ("PNG", "TIFF", "BMP", "DIB", "JPEG", "JPEG2000", "GIF", "PPM", "WEBP")
+STRIP = 2**20  # pixels that are converted at a time, so that copies of an image stay small
 IMAGE_STARTS = (
     b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\xff\xa0", b"RIFF", b"\xff\x4f\xff\x51",
     b"\0\0\0\x0cjP", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
@@ -32,10 +36,17 @@ IMAGE_STARTS = (
 SURE_STARTS = tuple(start for start in IMAGE_STARTS if len(start) > 2 and start != b"RIFF")
 PNG_START = b"\x89PNG"
 WSQ_START = b"\xff\xa0"  # the marker "start of image"
-SIZE = struct.Struct(">Q")  # header of a request: number of bytes of the file, which follow
-# Header of an answer: success, height, width, pages, ppi, number of bytes that follow. These are the pixels, or the
-# reason of the failure in UTF-8.
-ANSWER = struct.Struct(">?IIIfQ")
+HEADER = struct.Struct(">IIIf")  # header of an encoded `Decoded`: height, width, pages, ppi
+ORIENTATION = 274  # number of the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # value and number of the TIFF tag PhotometricInterpretation
 SCREEN_PPI = (72, 96)  # default values of programs for images of unknown resolution
 
@@ -61,15 +72,31 @@ class Decoded(NamedTuple):
     width: int
     pages: int
     ppi: float
-    pixels: bytes
+    pixels: Bytes
 
+    @property
+    def grey(self) -> np.ndarray:
+        """Return the pixels as a (height, width) uint8 array."""
+        import numpy as np
 
-class Grey(NamedTuple):
-    """A grey image: height, width, and height * width pixel bytes in row-major order."""
+        return np.frombuffer(self.pixels, np.uint8).reshape(self.height, self.width)
 
-    height: int
-    width: int
-    pixels: bytes
+    def packed(self) -> tuple[Bytes, Bytes]:
+        """Encode the image as bytes. `unpack` is the inverse."""
+        return HEADER.pack(*self[:4]), self.pixels
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Decoded:
+        """Decode the bytes of `packed`."""
+        return cls(*HEADER.unpack_from(data), memoryview(data)[HEADER.size :])
+
+    @staticmethod
+    def is_packed(data: bytes) -> bool:
+        """Return whether bytes are the result of `packed`."""
+        if len(data) < HEADER.size:
+            return False
+        height, width, *_ = HEADER.unpack_from(data)
+        return bool(len(data) == HEADER.size + height * width)
 
 
 def decode(data: bytes) -> Decoded:
@@ -82,21 +109,30 @@ def decode(data: bytes) -> Decoded:
         data: all bytes of the file.
 
     Raises:
-        ImageError: if the file is damaged, not an image, or larger than 50 megapixels.
+        ImageError: if the file is damaged, not an image, or larger than 25 megapixels.
         MemoryError: if decoding exceeds the memory limit of the process.
     """
-    if data.startswith(WSQ_START):
-        import wsq  # noqa: F401  (registers WSQ with Pillow)
+    from PIL import Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (Pillow loads the others itself)
+
+    formats: tuple[str, ...] = FORMATS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if data.startswith(PNG_START):  # `open` does not compare checksums, but `verify` does
-                Image.open(io.BytesIO(data)).verify()
-            with Image.open(io.BytesIO(data)) as image:
+            if data.startswith(WSQ_START):
+                import wsq  # noqa: F401  (registers WSQ with Pillow)
+
+                from fingerprint_accel.data.wsq_check import checked_wsq
+
+                data, formats = checked_wsq(data), ("WSQ",)
+            elif data.startswith(PNG_START):  # `open` does not compare checksums, but `verify` does
+                Image.open(io.BytesIO(data), formats=formats).verify()
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(image)
+                per_megapixel = JPEG_2000_SECONDS_PER_MEGAPIXEL if image.format == "JPEG2000" else SECONDS_PER_MEGAPIXEL
+                allow_seconds(per_megapixel * image.width * image.height / 1e6)
                 pages, ppi = getattr(image, "n_frames", 1), _stated_ppi(image)
                 grey = _upright_grey(image)
-                return Decoded(grey.height, grey.width, pages, ppi, grey.pixels)
+                return Decoded(grey.height, grey.width, pages, ppi, grey.tobytes())
         except (ImageError, MemoryError):
             raise
         except UnidentifiedImageError:
@@ -106,15 +142,20 @@ def decode(data: bytes) -> Decoded:
             raise ImageError(f"damaged: {str(error)[:60] or type(error).__name__}; copy it again") from error
 
 
-def grey_image(image: Image.Image) -> Grey:
+def grey_image(image: Image.Image) -> np.ndarray:
     """Convert an opened Pillow image to 8-bit grey pixels, in the same way as `decode` converts a file.
 
+    Returns:
+        (H, W) uint8.
+
     Raises:
-        ImageError: if the image is larger than 50 megapixels, or its file is damaged.
+        ImageError: if the image is larger than 25 megapixels, or its file is damaged.
     """
+    import numpy as np
+
     _check_size(image)
     try:
-        return _upright_grey(image)
+        return np.asarray(_upright_grey(image))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # an opened image may not be decoded yet
@@ -126,13 +167,13 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError(f"too large: more than {MAX_PIXELS // 1_000_000} megapixels")
 
 
-def _upright_grey(image: Image.Image) -> Grey:
+def _upright_grey(image: Image.Image) -> Image.Image:
     white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     image.load()
-    upright = ImageOps.exif_transpose(image)
     # Pillow inverts TIFF files that store white as 0 if they have 1, 4 or 8 bits per pixel, but not if they have more.
-    pixels = _grey(upright, white_is_zero and image.mode.startswith(("I", "F")))
-    return Grey(upright.height, upright.width, pixels)
+    grey = _grey(image, white_is_zero and image.mode.startswith(("I", "F")))
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return grey if turn is None else grey.transpose(turn)
 
 
 def _stated_ppi(image: Image.Image) -> float:
@@ -145,17 +186,28 @@ def _stated_ppi(image: Image.Image) -> float:
     return round(across, 1) if plausible else 0.0
 
 
-def _grey(image: Image.Image, white_is_zero: bool) -> bytes:
+def _grey(image: Image.Image, white_is_zero: bool) -> Image.Image:
+    """Convert an image of any mode to mode L (8-bit grey)."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits per pixel
         return _deep(image, white_is_zero)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("L").tobytes()
+        grey = Image.new("L", image.size)
+        for top, strip in _strips(image):
+            colours = strip.convert("RGBA")
+            white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+            grey.paste(Image.alpha_composite(white, colours).convert("L"), (0, top))
+        return grey
+    return image.convert("L")
 
 
-def _deep(image: Image.Image, white_is_zero: bool) -> bytes:
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the top row and the part of an image for strips of whole rows, from top to bottom."""
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _deep(image: Image.Image, white_is_zero: bool) -> Image.Image:
     """Scale an image of more than 8 bits per pixel to 8-bit grey.
 
     The value of white is the smallest of 255, 1023, 4095, 16383 and 65535 that no pixel exceeds. For floating-point
@@ -168,56 +220,24 @@ def _deep(image: Image.Image, white_is_zero: bool) -> bytes:
     """
     import numpy as np
 
-    values = np.asarray(image, np.float64)
-    if not np.isfinite(values).all():
+    extremes = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _strips(image))]
+    if not np.isfinite(extremes).all():  # a minimum over NaN is NaN
         raise ImageError("damaged: pixel values that are not finite")
-    low, high = min(0.0, values.min()), values.max()
+    low, high = (float(extreme) for extreme in (min(pair[0] for pair in extremes), max(pair[1] for pair in extremes)))
     tops = (1, 255, 65535) if image.mode == "F" else (255, 1023, 4095, 16383, 65535)
     fits = [top for top in tops if high <= top]
     if low < 0 or not fits:
-        low, top = values.min(), high
+        top = high
     else:
-        top = fits[0]
-    grey = ((values - low) * (255 / max(1e-9, top - low))).round().clip(0, 255).astype(np.uint8)
-    return (255 - grey if white_is_zero else grey).tobytes()
+        low, top = 0.0, float(fits[0])
+    grey = Image.new("L", image.size)
+    for row, strip in _strips(image):
+        values = np.asarray(strip, np.float64)
+        scaled = ((values - low) * (255 / max(1e-9, top - low))).round().clip(0, 255).astype(np.uint8)
+        grey.paste(Image.fromarray(255 - scaled if white_is_zero else scaled), (0, row))
+    return grey
 
 
-def serve() -> None:
-    """Run the loop of a decoder process: decode the files sent on stdin until stdin is closed.
-
-    The process writes one byte to stdout when it is ready, and one answer (see `ANSWER`) for each file.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # schedulers signal all processes of a job; only the parent handles it
-    _limit(resource.RLIMIT_AS, MEMORY_LIMIT)
-    # A core file would contain a print. The limit is 1, because a crash handler ignores the limit 0.
-    _limit(resource.RLIMIT_CORE, 1)
-    requests, answers = os.fdopen(0, "rb", closefd=False), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # text printed by native code must not mix with the answers
-    answers.write(b"\0")
-    answers.flush()
-    while header := requests.read(SIZE.size):
-        data = requests.read(SIZE.unpack(header)[0])
-        # The parent also has a time limit. This limit ends a decoder that loops after the parent was killed.
-        signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT)
-        _answer(data, answers)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _answer(data: bytes, answers: BinaryIO) -> None:
-    try:
-        image = decode(data)
-        answers.write(ANSWER.pack(True, *image[:4], len(image.pixels)))
-        answers.write(image.pixels)
-    except ImageError as error:
-        reason = str(error).encode(errors="replace")
-        answers.write(ANSWER.pack(False, 0, 0, 0, 0.0, len(reason)) + reason)
-    except MemoryError:  # earlier files may have left too little memory, so the parent retries in a new process
-        os._exit(OUT_OF_MEMORY)
-    answers.flush()
-
-
-def _limit(kind: int, most: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    with contextlib.suppress(OSError, ValueError):  # not every system has every limit
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+def serve_images() -> None:
+    """Run the loop of a decoder process: decode the files sent on stdin until stdin is closed."""
+    serve(lambda data: decode(data).packed(), MEMORY, SECONDS)

@@ -12,6 +12,7 @@ from fingerprint_accel.data.decoding import IMAGE_STARTS
 from fingerprint_accel.data.minutiae_record import MAGIC as MINUTIAE_MAGIC
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.templates import UNSIGNED_SUFFIXES, WRAPPER
+from fingerprint_accel.untrusted import UnreadableError, open_regular
 
 # Files with these suffixes are listed as images without being opened. Files with a wrong suffix are found when they are
 # decoded.
@@ -25,7 +26,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
 SYSTEM = "a thumbnail or system file"
-NO_IMAGE, SEEN_LINK, SPECIAL = "not an image", "a link to what", "neither a file nor a folder"
+NO_IMAGE, SEEN_LINK, SPECIAL = "not an image", "a link to what", "is not a regular file"
 IMAGE, CONTAINER, TEMPLATE = "image", "container", "template"
 
 
@@ -145,12 +146,14 @@ def _kind(found: list[os.DirEntry[str]], at: int, path: str, raw_bytes: int) -> 
     if suffix in TEMPLATE_SUFFIXES and (suffix in UNSIGNED_SUFFIXES or _has_image(found, at)):
         return Met(path, TEMPLATE)
     try:
-        with Path(entry.path).open("rb") as file:
+        with open_regular(entry.path) as file:
             head = file.read(HEAD)
         if head and raw_bytes and entry.stat().st_size == raw_bytes:
             return Met(path, IMAGE)
     except OSError as error:
         return Met(path, reason=f"cannot be read: {error.strerror}")
+    except UnreadableError as error:
+        return Met(path, reason=str(error))
     if container_of(head) is not None:
         return Met(path, CONTAINER)
     if head.startswith(IMAGE_STARTS):

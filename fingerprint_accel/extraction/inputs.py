@@ -323,13 +323,11 @@ def _grey(image: Any) -> np.ndarray:
         TypeError: if `image` has an unsupported type.
     """
     if isinstance(image, bytes):
-        decoded = decode_apart(image, "image")
-        return np.frombuffer(decoded.pixels, np.uint8).reshape(decoded.height, decoded.width)
+        return decode_apart(image, "image").grey
     if isinstance(image, np.ndarray) and _is_image(image, 0, placed=False):
         if image.ndim == 2:
             return image
         image = PIL.Image.fromarray(image)
     if not isinstance(image, PIL.Image.Image):
         raise TypeError(f"expected one of {IMAGES}; got {_described(image)}")
-    grey = grey_image(image)
-    return np.frombuffer(grey.pixels, np.uint8).reshape(grey.height, grey.width)
+    return grey_image(image)

@@ -1,6 +1,7 @@
 """Decoders that crash, hang, or are killed: in processes of their own, so that only the file at fault is lost."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ import wsq  # noqa: F401
 from PIL import Image
 
 from fingerprint_accel.cli import main
-from fingerprint_accel.data import images
-from fingerprint_accel.data.images import ImageError, read_grey
+from fingerprint_accel.data import child_process, images
+from fingerprint_accel.data.images import DECODER, ImageError, read_grey
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.errors import UserError
 from tests.data.small_datasets import ridges
@@ -33,7 +34,7 @@ def do(data):
     {do}
     return decoding.Decoded(1, len(data), 1, 0.0, data)
 decoding.decode = do
-decoding.serve()
+decoding.serve_images()
 """
 
 
@@ -49,12 +50,13 @@ def save_crashing_wsq(path):
 def stand_in(monkeypatch):
     """Replaces the decoder in all processes that start during the test."""
 
-    def replace(do):
-        monkeypatch.setattr(images, "PROGRAM", f"exec({STAND_IN.format(do=do)!r})")
+    def replace(do, code=STAND_IN):
+        code = f"exec({code.format(do=do)!r})"
+        monkeypatch.setattr(images, "DECODER", dataclasses.replace(DECODER, code=code))
 
-    images.end_decoders()
+    monkeypatch.setattr(child_process, "PAUSE", 0)
     yield replace
-    images.end_decoders()
+    child_process.end_children()
 
 
 def read(tmp_path, data):
@@ -117,12 +119,12 @@ def test_compare_ends_in_one_line_that_names_the_file(tmp_path, capsys, monkeypa
         ("raise MemoryError", ImageError, "takes too much memory"),
         ("signal.setitimer(signal.ITIMER_PROF, 0.01)\n    while True: pass", ImageError, "takes too long"),
         ("os.kill(os.getpid(), signal.SIGKILL)", UserError, r"a\.png: .*killed \(SIGKILL\)"),
-        ("return 1000, 1000, data", ImageError, "damaged: its decoder crashed"),
+        ("return decoding.Decoded(1000, 1000, 1, 0.0, data)", ImageError, "damaged: its decoder crashed"),
     ],
 )
 def test_every_end_of_a_decoder_has_its_reason(stand_in, tmp_path, monkeypatch, do, error, reason):
     stand_in(do)
-    monkeypatch.setattr(images, "PATIENCE", 0.1)
+    monkeypatch.setattr(child_process, "PATIENCE", 0.1)
     with pytest.raises(error, match=reason) as raised:
         read(tmp_path, b"x")
     assert type(raised.value) is error
@@ -130,7 +132,7 @@ def test_every_end_of_a_decoder_has_its_reason(stand_in, tmp_path, monkeypatch, 
 
 def test_a_decoder_that_hangs_is_ended(stand_in, tmp_path, monkeypatch):
     stand_in("time.sleep(60)")
-    monkeypatch.setattr(images, "TIME_LIMIT", 1)
+    monkeypatch.setattr(child_process, "WALL_SECONDS", 1)
     started = time.monotonic()
     with pytest.raises(ImageError, match="takes too long to decode"):
         read(tmp_path, b"x")
@@ -154,9 +156,8 @@ def test_signals_to_all_processes_of_a_job_are_the_parents_affair(stand_in, tmp_
     assert bytes(read(tmp_path, b"good")) == b"good"
 
 
-def test_a_decoder_that_does_not_start_blames_no_file(stand_in, tmp_path, monkeypatch):
-    stand_in("")
-    monkeypatch.setattr(images, "PROGRAM", "raise SystemExit(7)")
+def test_a_decoder_that_does_not_start_blames_no_file(stand_in, tmp_path):
+    stand_in("", "raise SystemExit(7)")
     with pytest.raises(UserError, match=r"does not start \(exit code 7\)"):
         read(tmp_path, b"x")
 
@@ -201,8 +202,9 @@ def test_a_forked_process_has_decoders_of_its_own(stand_in, tmp_path):
 
 SCRIPT = """
 import sys, time
-from fingerprint_accel.data.images import _decoders, read_grey
-print(read_grey(sys.argv[1]).shape, [each._process.pid for each in _decoders][0], flush=True)
+from fingerprint_accel.data.child_process import _children
+from fingerprint_accel.data.images import read_grey
+print(read_grey(sys.argv[1]).shape, [each._process.pid for each in _children][0], flush=True)
 time.sleep(float(sys.argv[2]))
 """
 

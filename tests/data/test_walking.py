@@ -95,7 +95,7 @@ def test_folders_that_cannot_be_read_are_said(cupboard):
 def test_pipes_are_not_opened(tmp_path):
     for name in ("1.png", "2.iso", "3"):
         os.mkfifo(tmp_path / name)
-    assert [found.reason for found in walk(tmp_path)] == ["neither a file nor a folder"] * 3
+    assert [found.reason for found in walk(tmp_path)] == ["is not a regular file"] * 3
 
 
 def test_content_decides_where_the_suffix_may_mean_minutiae_or_images(tmp_path):

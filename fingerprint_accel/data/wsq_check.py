@@ -1,0 +1,105 @@
+"""Check the structure of WSQ files before they are decoded.
+
+The decoder of the package `wsq` believes the sizes and numbers of tables in a file, and keeps tables from one file to
+the next. A damaged file would therefore write beyond its memory, or be decoded with the tables of an earlier file.
+Source: WSQ Gray-Scale Fingerprint Image Compression Specification, IAFIS-IC-0110 (1997), annex A.
+"""
+
+from __future__ import annotations
+
+import re
+
+END, FRAME, BLOCK = b"\xa1", b"\xa2", b"\xa3"  # second bytes of the markers
+TRANSFORM, QUANTIZATION, HUFFMAN, COMMENT = b"\xa4", b"\xa5", b"\xa6", b"\xa8"
+INVALID = b"\xff"  # a value that the decoder rejects
+FRAME_SIZE, BLOCK_SIZE, QUANTIZATION_SIZE = 17, 3, 389  # bytes of a segment without its marker
+MOST_COEFFICIENTS = 32  # of a filter; the standard filters have 7 and 9
+LEAST_SIDE = 32  # pixels; the decoder divides the image into 64 subbands
+TABLES, CODES = 8, 256  # largest numbers of Huffman tables, and of codes in a table
+NEXT_MARKER = re.compile(rb"\xff[^\0]")  # 0xFF in the coefficients is followed by 0
+
+
+def checked_wsq(data: bytes) -> bytes:
+    """Check the structure of a WSQ file, and return a file with the same image that is safer to decode.
+
+    Comments are removed, because the decoder would parse them too. Huffman tables are completed, see `_tables`.
+
+    Args:
+        data: all bytes of the file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    kept, at, seen, tables = [data[:2]], 2, set[bytes](), set[int]()
+    while True:
+        kind, size = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+        segment, end = data[at + 4 : at + 2 + size], at + 2 + size
+        if data[at : at + 1] != b"\xff":
+            raise ValueError("a marker is missing")
+        if kind == END and BLOCK in seen:
+            return b"".join([*kept, data[at : at + 2]])
+        if size < 2 or len(segment) != size - 2:
+            raise ValueError("a segment is cut off")
+        if kind == BLOCK:
+            if size != BLOCK_SIZE or segment[0] not in tables or not {FRAME, TRANSFORM, QUANTIZATION} <= seen:
+                raise ValueError("a table is missing")
+            found = NEXT_MARKER.search(data, end)
+            if found is None:
+                raise ValueError("the end is missing")
+            end = found.start()
+        elif kind == HUFFMAN:
+            segment, numbers = _tables(segment)
+            tables |= numbers
+        elif kind == FRAME:
+            _check_frame(segment, seen)
+        elif kind == TRANSFORM:
+            _check_transform(segment)
+        elif kind != COMMENT and (kind != QUANTIZATION or size != QUANTIZATION_SIZE):
+            raise ValueError("an unknown segment")
+        seen.add(kind)
+        if kind != COMMENT:
+            kept += [data[at : at + 2], (len(segment) + 2).to_bytes(2, "big"), segment, data[at + 2 + size : end]]
+        at = end
+
+
+def _check_frame(segment: bytes, seen: set[bytes]) -> None:
+    """Check the frame header of a WSQ file: the only one, and of an image that can be divided into subbands."""
+    height, width = (int.from_bytes(segment[start : start + 2], "big") for start in (2, 4))
+    if len(segment) != FRAME_SIZE - 2 or seen & {FRAME, BLOCK} or min(height, width) < LEAST_SIDE:
+        raise ValueError("a wrong frame header")
+
+
+def _check_transform(segment: bytes) -> None:
+    """Check the filters of a WSQ file. Half of the coefficients of a symmetric filter are stored, 6 bytes each."""
+    sizes = segment[:2]
+    if (
+        len(sizes) < 2
+        or not all(0 < size <= MOST_COEFFICIENTS for size in sizes)
+        or len(segment) != 2 + 6 * sum((size + 1) // 2 for size in sizes)
+    ):
+        raise ValueError("a wrong filter")
+
+
+def _tables(segment: bytes) -> tuple[bytes, set[int]]:
+    """Check the Huffman tables in a segment of a WSQ file, and complete them.
+
+    The codes of a table usually leave out one bit sequence, for which the decoder reads beyond its tables. It is added
+    as a code of an invalid value, which the decoder reports as an error.
+
+    Returns:
+        The completed segment, and the numbers of its tables.
+    """
+    found, numbers, at = [], set(), 0
+    while at < len(segment):
+        number, counts = segment[at], list(segment[at + 1 : at + 17])
+        values = segment[at + 17 : at + 17 + sum(counts)]
+        at += 17 + sum(counts)
+        longest = max((size for size, count in enumerate(counts, 1) if count), default=0)
+        room = 2**longest - sum(count << longest - size for size, count in enumerate(counts, 1) if count)
+        if number >= TABLES or at > len(segment) or not 0 < len(values) <= CODES or room < 0:
+            raise ValueError("a wrong Huffman table")
+        added = min(room, CODES - len(values), 255 - counts[longest - 1])
+        counts[longest - 1] += added
+        found += [bytes([number, *counts]), values, INVALID * added]
+        numbers.add(number)
+    return b"".join(found), numbers
