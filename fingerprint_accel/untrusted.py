@@ -76,7 +76,7 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
         return read_rest(file, limit)
 
 
-def read_rest(file: BinaryIO, limit: int) -> bytes:
+def read_rest(file: BufferedReader, limit: int) -> bytes:
     """Read the rest of a file that `open_regular` has opened.
 
     Raises:
@@ -89,7 +89,7 @@ def read_rest(file: BinaryIO, limit: int) -> bytes:
     return data
 
 
-def check_file_size(file: BinaryIO, limit: int) -> None:
+def check_file_size(file: BufferedReader, limit: int) -> None:
     """Raise an `UnreadableError` if an opened file is larger than `limit` bytes."""
     size = os.fstat(file.fileno()).st_size
     if size > limit:

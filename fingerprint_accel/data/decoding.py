@@ -88,7 +88,8 @@ class Decoded(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> Decoded:
         """Decode the bytes of `packed`."""
-        return cls(*HEADER.unpack_from(data), memoryview(data)[HEADER.size :])
+        height, width, pages, ppi = HEADER.unpack_from(data)
+        return cls(height, width, pages, ppi, memoryview(data)[HEADER.size :])
 
     @staticmethod
     def is_packed(data: bytes) -> bool:
