@@ -14,9 +14,8 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
@@ -39,7 +38,7 @@ class UnreadableError(ValueError):
     """Error for a file that must not be read, or whose content is damaged. The message does not name the file."""
 
 
-def open_regular(path: Path | str) -> BufferedReader:
+def open_regular(path: Path | str) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
@@ -76,7 +75,7 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
         return read_rest(file, limit)
 
 
-def read_rest(file: BufferedReader, limit: int) -> bytes:
+def read_rest(file: BinaryIO, limit: int) -> bytes:
     """Read the rest of a file that `open_regular` has opened.
 
     Raises:
@@ -89,7 +88,7 @@ def read_rest(file: BufferedReader, limit: int) -> bytes:
     return data
 
 
-def check_file_size(file: BufferedReader, limit: int) -> None:
+def check_file_size(file: BinaryIO, limit: int) -> None:
     """Raise an `UnreadableError` if an opened file is larger than `limit` bytes."""
     size = os.fstat(file.fileno()).st_size
     if size > limit:
