@@ -14,8 +14,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -38,7 +39,7 @@ class UnreadableError(ValueError):
     """Error for a file that must not be read, or whose content is damaged. The message does not name the file."""
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:
@@ -75,7 +76,7 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
         return read_rest(file, limit)
 
 
-def read_rest(file: BinaryIO, limit: int) -> bytes:
+def read_rest(file: BufferedReader, limit: int) -> bytes:
     """Read the rest of a file that `open_regular` has opened.
 
     Raises:
@@ -88,7 +89,7 @@ def read_rest(file: BinaryIO, limit: int) -> bytes:
     return data
 
 
-def check_file_size(file: BinaryIO, limit: int) -> None:
+def check_file_size(file: BufferedReader, limit: int) -> None:
     """Raise an `UnreadableError` if an opened file is larger than `limit` bytes."""
     size = os.fstat(file.fileno()).st_size
     if size > limit:

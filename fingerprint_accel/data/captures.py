@@ -12,8 +12,8 @@ import mmap
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def read_records(path: Path, key: Sequence[str] = ()) -> list[ImageRecord]:
         raise ImageError(str(error)) from error
 
 
-def _records_in(file: BinaryIO, container: Container, key: Sequence[str]) -> list[ImageRecord]:
+def _records_in(file: BufferedReader, container: Container, key: Sequence[str]) -> list[ImageRecord]:
     check_file_size(file, MOST_CONTAINER)
     return container.read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), key)
 
