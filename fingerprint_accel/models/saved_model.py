@@ -13,7 +13,7 @@ import torch
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, renamed
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, json_text
+from fingerprint_accel.durable import file_sha256, fsync_path, json_text
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.models.checkpoint_folder import (
     WEIGHTS,
@@ -36,7 +36,7 @@ CONFIG, CARD = "config.json", "README.md"
 MODEL = FolderKind(
     "a model folder",
     json_with(CONFIG, "model", "preprocess", "ppi"),
-    r"model\.safetensors|config\.json|README\.md",
+    r"model\.safetensors|config\.json|README\.md|\.(config\.json|README\.md)\.tmp",  # drafts of a killed calibration
 )
 FORMAT_VERSION = 1
 _ANOTHER = "export the model again, or use another copy"
@@ -305,7 +305,7 @@ def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
         OSError: if a file cannot be written.
     """
     digests = Fields(read_json(folder / CONFIG, _ANOTHER), folder / CONFIG, _ANOTHER).digests("sha256")
-    drafts = {name: draft_of(folder / name) for name in (CARD, CONFIG)}
+    drafts = {name: folder / f".{name}.tmp" for name in (CARD, CONFIG)}
     try:
         drafts[CARD].write_text(card)
         weights = digests.get(WEIGHTS) or file_sha256(folder / WEIGHTS)  # models of early versions have no checksums
