@@ -40,7 +40,7 @@ WORDS = [
 MOMENTS = {  # the call at which it comes: in step 6, in validation after step 4, in the save then
     "step": (setup.TrainingModule, "forward", 6),
     "validation": (validation, "begin_step", 1),
-    "save": (checkpoint, "fsync_path", 9),
+    "save": (checkpoint, "fsync_path", 7),
 }
 
 
