@@ -279,5 +279,5 @@ def _state_tensor(parameter: torch.Tensor, value: torch.Tensor, name: str) -> to
     if not value.is_floating_point() or (value.shape != parameter.shape and value.numel() != 1):
         raise RuntimeError(f"{name} has the shape {tuple(value.shape)} and the type {value.dtype}")
     if value.shape != parameter.shape:
-        return value.to(parameter.device)
+        return value.clone().to(parameter.device)  # the file is mapped into memory, and would stay on the disk
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(shard_like(value, parameter))
