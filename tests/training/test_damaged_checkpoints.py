@@ -224,6 +224,7 @@ def test_the_configuration_of_a_run_is_compared_with_its_checksum(run):
         *[("meters", value) for value in (3, {"updates": -1}, {"sums": 4}, {"sums": {"loss": []}})],
         ("meters", {"sums": {"loss": [None]}}),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_values_of_a_description_are_checked(name, value, run):
     state = json.loads((place(run, 40) / "state.json").read_text())
