@@ -74,7 +74,14 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
     Raises:
         UserError: If an option is unknown, a value has another type, or options contradict each other.
     """
-    base = cls() if base is None else base  # every configuration class has defaults
+    try:
+        return _built(cls, values, cls() if base is None else base, where)  # every configuration class has defaults
+    except UserError as error:  # options that contradict each other do not name the file
+        line = str(error)
+        raise UserError(line if line.startswith(where) else f"{where.removesuffix(':')}: {line}") from None
+
+
+def _built(cls: type[T], values: dict[str, Any], base: T, where: str) -> T:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options, found {_shown(values)}")
     hints = typing.get_type_hints(cls)
@@ -87,9 +94,9 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
             elif key in REMOVED:
                 hint = f"leave it out: {REMOVED[key]}"
             raise UserError(f"{where}: no option named {_shown(key)}; {hint}")
-        here = f"{where}: {key}" if ":" not in where else f"{where}.{key}"
+        here = f"{where} {key}" if where.endswith(":") else f"{where}.{key}" if ":" in where else f"{where}: {key}"
         if dataclasses.is_dataclass(hints[key]):
-            changes[key] = from_dict(typing.cast(type, hints[key]), value, getattr(base, key), here)
+            changes[key] = _built(typing.cast(type, hints[key]), value, getattr(base, key), here)
         else:
             changes[key] = _checked(value, hints[key], here)
     return dataclasses.replace(base, **changes)  # type: ignore[type-var]

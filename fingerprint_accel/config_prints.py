@@ -137,5 +137,5 @@ class ReadingConfig:
         parts = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.fold)
         require(
             not self.fold or (parts is not None and 1 <= int(parts[1]) <= int(parts[2]) >= 2),
-            f"reading.fold {self.fold}: write K/N with K from 1 to N, as 2/5",
+            f"reading.fold {self.fold[:20]}: write K/N with K from 1 to N, as 2/5",
         )

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ CHECKSUM = "checksum"  # entry of a JSON object with the checksum of all other e
 
 def fsync_path(path: Path) -> None:
     """Flush the content of a file, or the list of entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with errors_naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Set the file name of an `OSError` in a `with` block. Errors of `write` and `fsync` have none."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def make_folder(path: Path) -> None:
@@ -42,7 +54,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         OSError: If the file cannot be written. The error names `path`. An existing file is not changed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with errors_naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -54,9 +66,6 @@ def write_file(path: Path, content: str | bytes) -> None:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink(missing_ok=True)
         fsync_path(path.parent)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
 
 
 def write_json(path: Path, values: Any, checksum: bool = True) -> None:

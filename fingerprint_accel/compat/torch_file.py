@@ -21,6 +21,7 @@ from fingerprint_accel.untrusted import UnreadableError, open_regular
 
 MOST_ENTRIES = 20_000  # flx has about 1,000 weights, each with two tensors of optimizer state
 MOST_DIRECTORY, MOST_DESCRIPTION = 2**22, 2**20  # bytes of the zip directory, and of data.pkl
+MOST_OPERATIONS = 300_000  # of data.pkl; a tensor needs about 30
 CHUNK = 2**20
 # Classes and functions that PyTorch needs to build tensors. Others, such as bytearray, can allocate any size.
 BUILDS_TENSORS = re.compile(
@@ -42,9 +43,9 @@ def read_torch_file(path: Path) -> Any:
     with open_regular(path) as file:
         try:
             _check_archive(file)
-        except OSError as error:
-            raise UnreadableError("is damaged") from error
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, LookupError) as error:
+        except UnreadableError:
+            raise
+        except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError, struct.error, LookupError) as error:
             raise UnreadableError("is damaged") from error
     try:
         with warnings.catch_warnings():
@@ -96,6 +97,8 @@ def _check_description(pickled: bytes) -> None:
 
     PyTorch refuses all other ways to name them.
     """
-    for code, argument, _ in pickletools.genops(pickled):
+    for number, (code, argument, _) in enumerate(pickletools.genops(pickled)):
+        if number > MOST_OPERATIONS:
+            raise UnreadableError("has too many parts")
         if code.name == "STACK_GLOBAL" or (code.name == "GLOBAL" and not BUILDS_TENSORS.fullmatch(str(argument))):
             raise UnreadableError("holds more than tensors")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, write_errors
 from fingerprint_accel.extraction.calibration import LOOSE_NOTES, NOTE, Calibration, Way
 from fingerprint_accel.extraction.centring import as_text, centred, mean_template
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
@@ -254,8 +254,8 @@ def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool 
         center: also store the mean template, if the dataset has at least `FEWEST_FINGERS` fingers.
 
     Raises:
-        UserError: if the model or the dataset cannot be used, if there is no mated or no non-mated pair, or if `out` is
-            None and the model cannot be updated in place.
+        UserError: if the model or the dataset cannot be used, if there is no mated or no non-mated pair, if `out` is
+            None and the model cannot be updated in place, or if a file cannot be written.
     """
     saved, folder = _place(model, dataset, out)
     shards = open_dataset(dataset)
@@ -266,10 +266,11 @@ def calibrate_command(model: str, dataset: Path, out: Path | None, center: bool 
     everything = subset_of_fingers(shards, np.ones(len(shards.key_of_finger), bool))
     enough = shards.info.fingers >= FEWEST_FINGERS
     found = calibrate(extractor, everything, source, center=center and enough)
-    if folder == saved.folder:
-        extractor.save_notes(folder)
-    else:
-        extractor.save_pretrained(folder, half=saved.half)
+    with write_errors():
+        if folder == saved.folder:
+            extractor.save_notes(folder)
+        else:
+            extractor.save_pretrained(folder, half=saved.half)
     print(f"\n{summary(found)}\n\ncalibrated: {folder}")
     if center and not enough:
         print(f"templates are not centred: the dataset has {shards.info.fingers} fingers, {FEWEST_FINGERS} are needed")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fingerprint_accel.durable import fsync_path, json_text
+from fingerprint_accel.durable import fsync_path, json_text, write_file
 from fingerprint_accel.errors import write_errors
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock, json_with
 
@@ -48,9 +48,7 @@ def write_evaluation(out: Path, files: Mapping[str, bytes], values: dict[str, An
             described = json_text({**_finite(values), "sha256": digests}).encode()
             contents = {**files, METRICS: described}
             for name, content in contents.items():
-                (staged / name).write_bytes(content)
-                fsync_path(staged / name)
-            fsync_path(staged)
+                write_file(staged / name, content)
             _put_in_place(staged, out, list(contents))
         finally:
             shutil.rmtree(staged, ignore_errors=True)

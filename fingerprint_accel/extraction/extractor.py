@@ -377,15 +377,18 @@ def check_notes(notes: dict[str, Any], folder: Path, dims: int) -> None:
     Raises:
         UserError: if a value that the package uses has another type or is out of range.
     """
-    fields = Fields(notes, folder, "export or calibrate the model again")
-    if LEAST_AREA in notes:
-        fields.number(LEAST_AREA, 0, 1e5)
-    if notes.get(USUAL_NORM) is not None:
-        fields.number(USUAL_NORM, 0, 1e6)
-    calibration = Calibration.from_notes(notes)
-    if calibration is not None and calibration.center:
-        from_text(calibration.center, dims, torch.device("cpu"))
-    noted_metrics(notes)
+    fields = Fields(notes, "notes of the model", "export or calibrate the model again")
+    try:
+        if LEAST_AREA in notes:
+            fields.number(LEAST_AREA, 0, 1e5)
+        if notes.get(USUAL_NORM) is not None:
+            fields.number(USUAL_NORM, 0, 1e6)
+        calibration = Calibration.from_notes(notes)
+        if calibration is not None and calibration.center:
+            from_text(calibration.center, dims, torch.device("cpu"))
+        noted_metrics(notes)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def open_extractor(place: Path | str) -> FingerprintExtractor:

@@ -13,7 +13,7 @@ import torch
 from fingerprint_accel.config import ModelConfig, PreprocessConfig, load_yaml
 from fingerprint_accel.config_dict import from_dict, renamed
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, json_text
+from fingerprint_accel.durable import errors_naming, file_sha256, fsync_path, json_text, write_file, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.models.checkpoint_folder import (
     WEIGHTS,
@@ -36,7 +36,7 @@ CONFIG, CARD = "config.json", "README.md"
 MODEL = FolderKind(
     "a model folder",
     json_with(CONFIG, "model", "preprocess", "ppi"),
-    r"model\.safetensors|config\.json|README\.md",
+    r"model\.safetensors|config\.json|README\.md|\.(config\.json|README\.md)\.tmp",  # drafts of a killed calibration
 )
 FORMAT_VERSION = 1
 _ANOTHER = "export the model again, or use another copy"
@@ -282,13 +282,12 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
     temporary.mkdir(parents=True)
     try:
         write_tensors(temporary / WEIGHTS, tensors)
-        (temporary / CARD).write_text(card)
+        fsync_path(temporary / WEIGHTS)
+        write_file(temporary / CARD, card)
         digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, CARD)}
-        (temporary / CONFIG).write_text(json_text({**config, "sha256": digests}))
+        write_json(temporary / CONFIG, {**config, "sha256": digests})
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors creates files that only their owner can read
-            fsync_path(file)
-        fsync_path(temporary)
         put_in_place(temporary, folder, MODEL)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -305,12 +304,14 @@ def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
         OSError: if a file cannot be written.
     """
     digests = Fields(read_json(folder / CONFIG, _ANOTHER), folder / CONFIG, _ANOTHER).digests("sha256")
-    drafts = {name: draft_of(folder / name) for name in (CARD, CONFIG)}
+    drafts = {name: folder / f".{name}.tmp" for name in (CARD, CONFIG)}
     try:
-        drafts[CARD].write_text(card)
+        with errors_naming(folder / CARD):
+            drafts[CARD].write_text(card)
         weights = digests.get(WEIGHTS) or file_sha256(folder / WEIGHTS)  # models of early versions have no checksums
         digests = {WEIGHTS: weights, CARD: file_sha256(drafts[CARD])}
-        drafts[CONFIG].write_text(json_text({**config, "sha256": digests}))
+        with errors_naming(folder / CONFIG):
+            drafts[CONFIG].write_text(json_text({**config, "sha256": digests}))
         for name, draft in drafts.items():
             draft.chmod((folder / name).stat().st_mode if (folder / name).exists() else 0o644)
             fsync_path(draft)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fingerprint_accel.durable import file_sha256, fsync_path, json_text, write_json
+from fingerprint_accel.durable import file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.models.checkpoint_folder import (
     AVERAGE,
@@ -83,15 +83,13 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
             _check_written(temporary / file_name, tensors)
             checksums[file_name] = file_sha256(temporary / file_name)
         state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": checksums}
-        (temporary / STATE).write_text(json_text(state))
-        fsync_path(temporary / STATE)
-        fsync_path(temporary)
+        write_json(temporary / STATE, state)
         if (folder / name).exists():  # the run was resumed from an older checkpoint and reaches this step again
             (folder / name).replace(folder / f".{name}.old.tmp")
         temporary.replace(folder / name)
     fsync_path(folder)
-    write_json(run / "latest.json", {"checkpoint": name, "step": checkpoint.state["step"]})
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
+    write_json(run / "latest.json", {"checkpoint": name, "step": checkpoint.state["step"]})
     return name
 
 
@@ -281,5 +279,5 @@ def _state_tensor(parameter: torch.Tensor, value: torch.Tensor, name: str) -> to
     if not value.is_floating_point() or (value.shape != parameter.shape and value.numel() != 1):
         raise RuntimeError(f"{name} has the shape {tuple(value.shape)} and the type {value.dtype}")
     if value.shape != parameter.shape:
-        return value.to(parameter.device)
+        return value.clone().to(parameter.device)  # the file is mapped into memory, and would stay on the disk
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(shard_like(value, parameter))

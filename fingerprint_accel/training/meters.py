@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fingerprint_accel.durable import write_file
+from fingerprint_accel.durable import errors_naming, write_file
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.untrusted import UnreadableError, read_bytes
 
@@ -255,7 +255,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_at: int = 0) -> None:
         write_file(path, b"".join(_records_until(path, resumed_at)) if resumed_at else b"")
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record, and pass it to the operating system.
@@ -263,12 +263,14 @@ class MetricsFile:
         Raises:
             OSError: If the disk is full or has another error.
         """
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        with errors_naming(self._path):
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Flush the records to the disk, so that a crash of the machine does not lose them."""
-        os.fsync(self._file.fileno())
+        with errors_naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -153,7 +153,9 @@ def restore(run: Run, folder: Path) -> Progress:
 
 
 def _shown(value: Any) -> str:
-    return "of an earlier version" if value is None else str(value)[:80]
+    if value is None:
+        return "of an earlier version"
+    return str(value)[:80] if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def _scaler_state(fields: Fields) -> dict[str, Any]:

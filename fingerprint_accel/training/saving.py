@@ -53,10 +53,8 @@ class Progress:
             UserError: If a value is missing or out of range.
         """
         meters = fields.part("meters")
-        meters.integer("updates", 0, MOST_STEPS, default=0)
-        sums = meters.part("sums")
-        for name in sums.values:
-            sums.numbers(name)
+        updates, stored = meters.integer("updates", 0, MOST_STEPS, default=0), meters.part("sums")
+        sums = {name: stored.numbers(name) for name in stored.values}
         has_best = fields.values.get("best_eer") is not None
         counts = {
             name: fields.integer(name, 0, MOST_STEPS) for name in ("step", "best_step", "validations_without_gain")
@@ -66,7 +64,7 @@ class Progress:
             position=fields.integer("position", 0, 10**6 * MOST_STEPS),
             best_eer=fields.number("best_eer", 0) if has_best else None,
             skipped=fields.integer("skipped", 0, MOST_STEPS, default=0),
-            meters=meters.values,
+            meters={"updates": updates, "sums": sums} if updates else {},
         )
 
 

@@ -5,6 +5,7 @@ kills are real, connections between processes too. Writes `results.json`: exit c
 """
 
 import contextlib
+import errno
 import gc
 import itertools
 import json
@@ -24,8 +25,9 @@ import torch._dynamo
 
 from fingerprint_accel.data.batch import Batch
 from fingerprint_accel.extraction import extractor  # noqa: F401
+from fingerprint_accel.models import saved_model
 from fingerprint_accel.recipe import run_recipe
-from fingerprint_accel.training import checkpoint, loop, preemption_monitor, setup, validation
+from fingerprint_accel.training import checkpoint, loop, meters, preemption_monitor, setup, validation
 
 DATA, FOLDER, RECIPE = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 STEPS, GLOBAL_BATCH = 12, 8
@@ -40,7 +42,7 @@ WORDS = [
 MOMENTS = {  # the call at which it comes: in step 6, in validation after step 4, in the save then
     "step": (setup.TrainingModule, "forward", 6),
     "validation": (validation, "begin_step", 1),
-    "save": (checkpoint, "fsync_path", 9),
+    "save": (checkpoint, "fsync_path", 7),
 }
 
 
@@ -143,6 +145,22 @@ def failing_read(rank):
     read, Shards.position_of_failure, Shards.read = Shards.read, itertools.count(), broken
 
 
+def full_at(place, name, number):
+    """The disk is full at a certain write of rank 0."""
+
+    def before(rank):
+        original, calls = getattr(place, name), itertools.count(1)
+
+        def written(*arguments):
+            if rank == 0 and next(calls) == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
+            return original(*arguments)
+
+        setattr(place, name, written)
+
+    return before
+
+
 def little_memory(rank):
     """Rank 1 has room for two prints."""
     from fingerprint_accel.models.deepprint import DeepPrint
@@ -185,6 +203,14 @@ def main():
         strike("step", (lambda: os.kill(os.getpid(), signal.SIGSTOP)) if rank else lambda: None)
 
     results["hung"] = launch("hung", FOLDER / "hung", 2, ["--training.timeout", "5"], hang, hung=True)
+    for name, before in {
+        "full in a save": full_at(checkpoint, "write_tensors", 5),
+        "full in a record": full_at(meters.MetricsFile, "write", 3),
+        "full at the end": full_at(saved_model, "write_tensors", 1),
+    }.items():
+        results[name] = launch(name, FOLDER / name, 2, before=before)
+        shutil.copytree(FOLDER / name, FOLDER / f"{name}, room again")
+        results[f"{name}, room again"] = launch(f"{name}, room again", FOLDER / f"{name}, room again", 2)
     results["failing"] = launch("failing", FOLDER / "failing", 2, before=failing_read)
     every_step = ["--training.log-every", "1"]
     small = ["--training.batch-size", "2", "--training.gradient-accumulation-steps", "2"]

@@ -111,6 +111,34 @@ def test_a_failed_rank_ends_the_other_with_one_line(runs):
     assert "Traceback" in (folder / "failing.1.err").read_text(), "a disk that fails is no user's mistake"
 
 
+FULL = {"full in a save": 3, "full in a record": 6, "full at the end": 12}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk_ends_all_ranks_with_one_line(name, runs):
+    """It is rank 0 that writes. The run goes on when there is room, and ends as one that was left alone."""
+    folder, results = runs
+    texts = [(folder / f"{name}.{rank}.err").read_text() for rank in (0, 1)]
+    assert results[name]["codes"] == [2, 2 if name == "full at the end" else 76], texts
+    assert results[name]["seconds"] < 20
+    assert errors(folder, name, 1) == []
+    assert errors(folder, name, 0) == [
+        "error: the file: cannot be written (No space left on device); free some space; to resume from "
+        f"step-{FULL[name]:08d}, run the same command with --resume auto"
+    ]
+    assert not any("Traceback" in text for text in texts)
+    assert results[f"{name}, room again"]["codes"] == [0, 0]
+    same_bits(folder / "whole-2" / LAST, folder / f"{name}, room again" / LAST, stopped=False)
+    assert records(folder / f"{name}, room again") == records(folder / "whole-2")
+
+
+def records(run, kinds=("train", "validation")):
+    """Records of a run without times and what depends on them."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = ("samples_per_second", "data_wait_share", "memory_mb")
+    return [{k: v for k, v in record.items() if k not in measured} for record in found if record["kind"] in kinds]
+
+
 @pytest.mark.parametrize("again", [1, 2])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("processes", [1, 2])
@@ -127,6 +155,8 @@ def test_a_resumed_run_is_the_one_that_was_left_alone(number, processes, moment,
         assert {step: whole[step] for step in seen} == seen, "every step sees the prints that it would have seen"
     if again == processes:
         same_bits(folder / f"whole-{processes}" / LAST, folder / f"{name}-{again}" / LAST, number == "SIGTERM")
+        kinds = ["train"] if number == "SIGTERM" else ["train", "validation"]  # which running statistics change
+        assert records(folder / f"{name}-{again}", kinds) == records(folder / f"whole-{processes}", kinds)
 
 
 def same_bits(whole, resumed, stopped):

@@ -1,0 +1,220 @@
+"""A full disk, a read-only or a lost folder end a run with one line; it goes on when there is room."""
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.errors import UserError, write_errors
+from fingerprint_accel.models import saved_model
+from fingerprint_accel.models.checkpoint_folder import checkpoint_names
+from fingerprint_accel.outputs import exclusive_lock
+from fingerprint_accel.recipe import run_training
+from fingerprint_accel.training import checkpoint, loop, reporting, saving
+
+
+@pytest.fixture
+def small(tiny):
+    """Four steps with a checkpoint after each."""
+    return dataclasses.replace(
+        tiny,
+        preprocess=PreprocessConfig(crop=256, size=32),
+        model=ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16, dropout=0.0),
+        training=dataclasses.replace(tiny.training, steps=4, save_every=1, save_total_limit=9),
+    )
+
+
+@pytest.fixture
+def largest_file():
+    """Limits the size of files of this process: the real error of the kernel, without a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size=soft):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    yield limit
+    limit()
+
+
+def before_step(monkeypatch, step, action):
+    """Calls `action` once, before an optimizer step."""
+    original = loop.optimizer_step
+
+    def stepped(run, batches, now, meters, progress):
+        if progress.step + 1 == step:
+            action()
+        return original(run, batches, now, meters, progress)
+
+    monkeypatch.setattr(loop, "optimizer_step", stepped)
+
+
+def one_line(config):
+    """What a run that fails says."""
+    with pytest.raises(UserError) as caught:
+        run_training(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def assert_goes_on(config, tmp_path):
+    """The resumed run ends as one that nothing disturbed, and leaves nothing half-made."""
+    run_training(dataclasses.replace(config, resume="auto"))
+    run_training(dataclasses.replace(config, out=str(tmp_path / "alone")))
+    run = Path(config.out)
+    for name in ("model.safetensors", "training_state.safetensors"):
+        ours, theirs = (load_file(folder / "checkpoints/step-00000004" / name) for folder in (run, tmp_path / "alone"))
+        assert all((ours[key] == theirs[key]).all() for key in theirs), name
+    assert not list(run.rglob(".*"))
+    assert names_in(run) == names_in(tmp_path / "alone")
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk(small, tmp_path, monkeypatch, largest_file):
+    before_step(monkeypatch, 3, lambda: largest_file(100_000))
+    line = one_line(small)
+    file = tmp_path / "run" / "checkpoints" / ".step-00000003.tmp" / "model.safetensors"
+    assert line == (
+        f"{file}: cannot be written (File too large); raise the limit of `ulimit -f`; to resume from step-00000002, "
+        "run the same command with --resume auto"
+    )
+    assert names_in(tmp_path / "run" / "checkpoints") == {"step-00000001", "step-00000002"}
+    assert json.loads((tmp_path / "run" / "latest.json").read_text())["step"] == 2
+    largest_file()
+    monkeypatch.undo()
+    assert_goes_on(small, tmp_path)
+
+
+FAULTS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.ENOENT: "bring its folder back",
+    errno.EIO: "check the disk",
+}
+PLACES = [
+    (checkpoint, "write_tensors", "model.safetensors"),
+    (checkpoint, "fsync_path", "model.safetensors"),
+    (checkpoint, "file_sha256", "model.safetensors"),
+    (checkpoint, "write_json", "state.json"),
+    (checkpoint, "write_json", "latest.json"),
+    (saving, "write_json", "best.json"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "file"), PLACES, ids=[f"{name} {file}" for _, name, file in PLACES])
+def test_each_write_of_a_save_may_fail(module, name, file, tmp_path, monkeypatch):
+    """In every way. Earlier checkpoints stay, and nothing half-made is left."""
+
+    def save(step):
+        tensors = {"a": torch.full((3,), float(step))}
+        saved = checkpoint.save_checkpoint(tmp_path, checkpoint.Checkpoint(tensors, tensors, {"step": step}))
+        saving.name_best(tmp_path, saved, saving.Progress(best_step=step, best_eer=0.1))
+
+    save(1)
+    original = getattr(module, name)
+    for number, remedy in FAULTS.items():
+
+        def broken(path, *arguments, number=number):
+            if Path(path).name == file:
+                raise OSError(number, os.strerror(number), str(path))
+            return original(path, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError) as caught, write_errors(lambda: "try again"):
+            patch.setattr(module, name, broken)
+            save(2)
+        assert str(caught.value).endswith(f"{file}: cannot be written ({os.strerror(number)}); {remedy}; try again")
+        assert names_in(tmp_path / "checkpoints") <= {"step-00000001", "step-00000002"}
+        assert (tmp_path / "checkpoints" / "step-00000001" / "state.json").exists()
+    save(2)
+    assert checkpoint_names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
+
+
+def test_no_room_for_a_record(small, tmp_path, monkeypatch, largest_file):
+    before_step(monkeypatch, 3, lambda: largest_file((tmp_path / "run" / "metrics.jsonl").stat().st_size + 10))
+    line = one_line(small)
+    assert line.startswith(f"{tmp_path / 'run' / 'metrics.jsonl'}: cannot be written (File too large); ")
+    assert line.endswith("to resume from step-00000002, run the same command with --resume auto")
+    largest_file()
+    monkeypatch.undo()
+    assert_goes_on(small, tmp_path)
+
+
+def test_no_room_for_tensorboard(small, tmp_path, monkeypatch, largest_file, capsys):
+    """Its thread fails, and the next record says so, without the traceback of the thread."""
+    config = dataclasses.replace(small, training=dataclasses.replace(small.training, tracker="tensorboard"))
+    monkeypatch.setattr(reporting.MetricsFile, "write", lambda self, record: None)
+    monkeypatch.setattr(loop, "_save", lambda *arguments: None)
+    before_step(monkeypatch, 2, lambda: largest_file(100))
+    hook = threading.excepthook
+    line = one_line(dataclasses.replace(config, training=dataclasses.replace(config.training, steps=200)))
+    assert "cannot be written (File too large)" in line
+    assert "Traceback" not in capsys.readouterr().err
+    assert threading.excepthook is hook
+
+
+def test_no_room_for_the_exported_model(small, tmp_path, monkeypatch):
+    write, calls = saved_model.write_tensors, []
+
+    def full(path, tensors):
+        write(path, {name: tensor[:1] for name, tensor in tensors.items() if tensor.ndim})
+        calls.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(saved_model, "write_tensors", full)
+    line = one_line(small)
+    assert line.startswith(f"{tmp_path / 'run' / '.model.tmp' / 'model.safetensors'}: cannot be written (No space left")
+    assert "to resume from step-00000004, run the same command with --resume auto" in line
+    assert not (tmp_path / "run" / ".model.tmp").exists()
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.undo()
+    assert_goes_on(small, tmp_path)
+
+
+def test_what_a_kill_inside_a_save_has_left_does_not_keep_the_disk_full(small, tmp_path, monkeypatch):
+    run_training(dataclasses.replace(small, training=dataclasses.replace(small.training, steps=2)))
+    left = tmp_path / "run" / "checkpoints" / ".step-00000003.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    before_step(monkeypatch, 3, lambda: left.exists() and pytest.fail("still there"))
+    run_training(dataclasses.replace(small, resume="auto"))
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
+def test_a_run_folder_that_is_moved_while_training_is_not_made_again(how, small, tmp_path, monkeypatch):
+    """The run would split in two: its metrics there, its checkpoints here."""
+    run, place = tmp_path / "run", tmp_path / "elsewhere"
+
+    def move():
+        shutil.rmtree(run) if how == "deleted" else run.rename(place)
+        if how == "replaced":
+            run.mkdir()
+
+    before_step(monkeypatch, 3, move)
+    line = one_line(small)
+    assert line == f"{run}: was moved or deleted during training; give its new place to --out, and add --resume auto"
+    assert (list(run.iterdir()) == []) if how == "replaced" else not run.exists()
+    monkeypatch.undo()
+    if how == "moved":
+        assert_goes_on(dataclasses.replace(small, out=str(place)), tmp_path)
+
+
+def test_the_lock_of_another_run_in_the_place_of_a_moved_one_stays(tmp_path):
+    with exclusive_lock(tmp_path / "run" / "run.lock", "held"):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.lock").touch()
+    assert (tmp_path / "run" / "run.lock").exists()
