@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fingerprint_accel.durable import write_json
+from fingerprint_accel.durable import OTHER_FILES, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import embeddings_folder
 from fingerprint_accel.extraction.embeddings_folder import open_embeddings
@@ -31,7 +31,7 @@ def sealed(folder, **changes):
         "model": {"identity": "0123456789abcdef"},
         "template": {"kind": "float32", "length": DIMS, "cells": 0},
         "sha256": {name: digests[name] for name in SHARDS},
-        "sha256_of_lists": {name: digests[name] for name in ("prints.parquet", "failed.jsonl")},
+        OTHER_FILES: {name: digests[name] for name in ("prints.parquet", "failed.jsonl")},
     }
     write_json(folder / "config.json", config | changes)
 
@@ -139,7 +139,10 @@ def test_a_shard_that_is_no_safetensors_file(folder, data):
         ({"sha256": {"../embeddings.safetensors": "0" * 64}}, "sha256 must be names of files in this folder"),
         ({"sha256": {SHARDS[0]: "0" * 64}}, "sha256 does not list the files embeddings-00000-of-00001"),
         ({"sha256": {SHARDS[0]: None}}, "sha256 must be names"),
-        ({"sha256_of_lists": {"/etc/passwd": "0" * 64}}, "sha256_of_lists must be names of files in this folder"),
+        (
+            {"sha256_of_other_files": {"/etc/passwd": "0" * 64}},
+            "sha256_of_other_files must be names of files",
+        ),
         ({"prints": 13}, "has 12 rows, but config.json states 13"),
         ({"failed": 2}, "failed.jsonl: lists 1 rows, not 2"),
     ],
@@ -201,7 +204,7 @@ def test_other_templates_have_their_own_types(folder, kind):
 def test_a_folder_of_before_is_read(folder):
     """Without checksums of the lists and of the description."""
     config = json.loads((folder / "config.json").read_text())
-    for name in ("checksum", "sha256_of_lists"):
+    for name in ("checksum", OTHER_FILES):
         del config[name]
     (folder / "config.json").write_text(json.dumps(config))
     assert len(open_embeddings(folder).quality) == 12
