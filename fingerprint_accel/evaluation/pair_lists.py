@@ -19,7 +19,7 @@ from fingerprint_accel.untrusted import reason_of
 YES, NO = ("1", "true", "yes", "mated"), ("0", "false", "no", "non-mated")
 HEADER = "reference,probe[,mated]"
 COLUMNS = ("reference", "probe", "mated")
-MOST_CSV, MOST_HEADER, MOST_COLUMNS = 2**28, 2**16, 100  # bytes (ten million comparisons), bytes, number
+MOST_CSV, MOST_HEADER, MOST_COLUMNS = 2**28, 2**14, 100  # bytes (ten million comparisons), bytes, number
 
 
 def read_pairs_file(file: Path, shards: Shards) -> Pairs | list[Fold]:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import save_file
 
 from fingerprint_accel import __version__
 from fingerprint_accel.data.importing import IMAGE_PPI
@@ -44,6 +43,7 @@ from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, 
 from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.synthesis.workers import each
+from fingerprint_accel.tensor_files import write_tensors
 
 BATCHES_PER_SHARD = 64  # occupies all cores of a CPU, and the images of a shard fit in memory
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 64
@@ -289,5 +289,6 @@ def _write_shard(settings: tuple[Path, str, int, Options, str], key: str, rows: 
     templates, quality, reasons = work.embed(rows)
     here = slice(rows.start, rows.stop)
     known = {"finger": work.prints.finger[here], "impression": work.prints.impression[here]}
-    save_file({"embeddings": templates, "quality": quality, **known}, path)
+    columns = {"embeddings": templates, "quality": quality, **known}
+    write_tensors(path, {name: torch.from_numpy(np.array(column)) for name, column in columns.items()})
     return {"failed": sorted(reasons.items())}

@@ -74,14 +74,15 @@ class Gallery:
             raise UserError(f"{self.folder}: not a gallery folder; `fingerprint-accel enroll` makes one")
         self.dims, self.model, self.cells = facts["dims"], facts["model"], facts["cells"]
         self._facts = facts
+        self._open: dict[str, pa.RecordBatch] = {}
+        self._checked: set[str] = set()  # names of the files whose embeddings `blocks` has checked
         self._open_parts()
 
     def _open_parts(self) -> None:
         """Open the files of prints that the folder currently contains."""
-        parts = settled_parts(self.folder, self._facts)
-        self.part_names, self._parts = [name for name, _ in parts], [part for _, part in parts]
+        self._open = settled_parts(self.folder, self._facts, self._open)
+        self.part_names, self._parts = list(self._open), list(self._open.values())
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self._checked = [False] * len(parts)  # whether `blocks` has checked all embeddings of a file
 
     @classmethod
     def create(cls, folder: Path | str, dims: int, model: str, cells: int = 0) -> Gallery:
@@ -296,14 +297,14 @@ class Gallery:
         Raises:
             UserError: if a file contains other embeddings.
         """
-        for number, (part, start) in enumerate(zip(self._parts, self._starts[:-1], strict=True)):
-            vectors, is_checked = vectors_in(part), self._checked[number]
+        for name, part, start in zip(self.part_names, self._parts, self._starts[:-1], strict=True):
+            vectors, is_checked = vectors_in(part), name in self._checked
             for first in range(0, len(vectors), BLOCK):
                 block = vectors[first : first + BLOCK]
                 if not is_checked:
-                    check_vectors(block, self.folder / self.part_names[number])
+                    check_vectors(block, self.folder / name)
                 yield int(start) + first, block
-            self._checked[number] = True
+            self._checked.add(name)
 
     def search(
         self, probes: np.ndarray, k: int = 10, device: torch.device | str = "cpu", among: np.ndarray | None = None

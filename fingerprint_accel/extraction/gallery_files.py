@@ -105,7 +105,7 @@ def changing(folder: Path) -> Iterator[None]:
         yield
 
 
-def settled_parts(folder: Path, facts: dict[str, Any]) -> list[tuple[str, pa.RecordBatch]]:
+def settled_parts(folder: Path, facts: dict[str, Any], known: dict[str, pa.RecordBatch]) -> dict[str, pa.RecordBatch]:
     """Open all files of prints in a consistent state, even if another process changes the gallery at the same time.
 
     The SHA-256 of the files is compared if they have at most `MOST_COMPARED` bytes together.
@@ -113,9 +113,11 @@ def settled_parts(folder: Path, facts: dict[str, Any]) -> list[tuple[str, pa.Rec
     Args:
         folder: gallery folder.
         facts: description of the gallery.
+        known: contents of files that are open already, by name. Files with these names are not opened again, because
+            the content of a file of prints never changes.
 
     Returns:
-        Name and contents of each file, oldest first.
+        Contents of each file by name, oldest first.
 
     Raises:
         UserError: if a file is damaged or belongs to another gallery.
@@ -126,19 +128,20 @@ def settled_parts(folder: Path, facts: dict[str, Any]) -> list[tuple[str, pa.Rec
             with changing(folder):
                 continue
         try:
-            compare = sum(path.stat().st_size for path in files) <= MOST_COMPARED
-            opened = [read_part(path, compare) for path in files]
+            new = [path for path in files if path.name not in known]
+            compare = sum(path.stat().st_size for path in new) <= MOST_COMPARED
+            opened = {path.name: read_part(path, compare) for path in new}
         except (UserError, FileNotFoundError):
             if all(path.exists() for path in files):
                 raise
             continue  # another process replaced a file; try again
         if files == part_files(folder):
             break
-    foreign = [path for path, (_, stated) in zip(files, opened, strict=True) if stated != facts]
+    foreign = [folder / name for name, (_, stated) in opened.items() if stated != facts]
     if foreign and len(foreign) == len(files) and (folder / FACTS).exists():
         raise UserError(f"{folder / FACTS}: differs from its copy in the files of prints; delete it, the copy is used")
     require(not foreign, f"{foreign[0] if foreign else ''}: belongs to another gallery; move it out of this folder")
-    return [(path.name, batch) for path, (batch, _) in zip(files, opened, strict=True)]
+    return {path.name: known[path.name] if path.name in known else opened[path.name][0] for path in files}
 
 
 def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: Sequence[str] = ()) -> None:

@@ -49,11 +49,38 @@ def test_the_worst_prints_are_left_out_by_pair():
     assert "| good | 20.0 | 0.0 | 0.0 | 0.0 |" in print_quality.markdown(found)
 
 
+@pytest.mark.parametrize("cells", [0, 16])
+def test_rates_of_protected_templates(cells, monkeypatch):
+    import protection
+
+    vectors, fingers = noisy(20, 8, 64, noise=1.5), np.repeat(np.arange(20), 8)
+    if cells:
+        shown = np.random.default_rng(1).uniform(size=(160, cells, 1)) < 0.7
+        vectors = (vectors.reshape(160, cells, -1) * shown).reshape(160, -1)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    monkeypatch.setattr(protection, "PAIRS", (1, 32) if cells else (1,))
+    monkeypatch.setattr(protection, "KEYS", protection.KEYS[:3])
+    found = protection.measured(vectors, fingers, cells)
+    plain, one_key = found.eer["float32"]
+    assert 0.01 < plain < 0.3
+    assert plain == pytest.approx(one_key)
+    assert found.change < 1e-6
+    for eer, mated, nonmated in (found.across, found.plain):
+        assert abs(eer - 0.5) < 0.05
+        assert abs(mated - nonmated) < 0.05
+    eers = list(found.attacked.values())  # with 64 pairs of 64 numbers; or with 1 and 32 pairs of 16 cells
+    assert eers[-1] == pytest.approx(plain, abs=0.03)
+    assert not cells or eers[0] > plain + 0.05, "one pair does not tell the rotations"
+    assert (found.linked[0] == 1) == bool(cells)
+
+
 def test_nothing_to_measure_is_named(tmp_path):
     import print_quality
+    import protection
     import templates
 
     with pytest.raises(UserError, match="none of fvc2002_db1_b"):
         templates.main(tmp_path)
-    with pytest.raises(UserError, match="give --data, --dataset, or both"):
-        print_quality.main()
+    for benchmark in (print_quality, protection):
+        with pytest.raises(UserError, match="give --data, --dataset, or both"):
+            benchmark.main()

@@ -1,6 +1,7 @@
 """Lists of comparisons: the right rows, or one line that says what is wrong."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -153,3 +154,47 @@ def test_flx_searches(ten_fingers, tmp_path):
 def test_flx_searches_that_cannot_be_used(ten_fingers, tmp_path, part, message):
     with pytest.raises(UserError, match=message):
         read_pairs_file(write(tmp_path, [part], "open_set.json"), ten_fingers)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"reference,probe,\x89\n1/0,1/1,1\n", "not a csv of comparisons"),
+        (b'reference,probe\n1/0,"a\nb",1\n', "not a csv of comparisons"),
+        (b"reference,probe,probe\n1/0,1/1,1/2\n", "several columns probe; the header must be"),
+        (b"reference,probe" + b"," * 5_000 + b"\n" + b"," * 5_001 + b"\n", "more than 100 columns"),
+        (b"reference,probe" + b"," * 900_000 + b"\n" + b"," * 900_001 + b"\n", "not a csv of comparisons"),
+    ],
+)
+def test_a_damaged_or_hostile_csv_is_named_in_one_line_and_at_once(ten_fingers, tmp_path, data, message):
+    """A million columns took 40 s and 8 GB."""
+    file = tmp_path / "pairs.csv"
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=message) as error:
+        read_pairs_file(file, ten_fingers)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 99_999,
+        "[" + "{}," * 200_000 + "{}]",
+        json.dumps(FLX).replace("[0, 9, 2, 2]", "[0.7, 9, 2, 2]", 1),  # was read as 0
+        json.dumps(FLX).replace("[0, 9, 2, 2]", '["0", 9, 2, 2]', 1),
+        json.dumps(FLX).replace("[0, 9, 2, 2]", "[NaN, 9, 2, 2]", 1),
+        json.dumps(FLX).replace("[0, 9, 2, 2]", f"[{2**63}, 9, 2, 2]", 1),
+        json.dumps([fold([(0, 0)], [(0, 1)], [0.5])]),
+    ],
+)
+def test_a_damaged_or_hostile_benchmark_of_flx_is_named_in_one_line(ten_fingers, tmp_path, text):
+    with pytest.raises(UserError, match=r"benchmark\.json: not a") as error:
+        read_pairs_file(write(tmp_path, text, "benchmark.json"), ten_fingers)
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_that_is_a_pipe_does_not_hang(ten_fingers, tmp_path):
+    for name in ("pairs.csv", "pairs.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name}: cannot be read \(is not a regular file\)"):
+            read_pairs_file(tmp_path / name, ten_fingers)
