@@ -178,6 +178,7 @@ def demo(
     model: Model = "small",
     gallery: Annotated[tuple[Path, ...], arg("GALLERY ...", default="none")] = (),
     port: Annotated[int, arg("PORT")] = 7860,
+    protect: Protect = None,
 ) -> None:
     """Open a page in the browser that compares and searches prints.
 
@@ -195,4 +196,4 @@ def demo(
     """
     from fingerprint_accel.extraction.demo import demo_command
 
-    demo_command(model, gallery, port)
+    demo_command(model, gallery, port, protect)

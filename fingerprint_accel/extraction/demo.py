@@ -24,6 +24,7 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_ex
 from fingerprint_accel.extraction.minutiae_readout import UNTRAINED, minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
+from fingerprint_accel.extraction.protection import read_key
 from fingerprint_accel.extraction.search import columns, details, find, open_gallery
 from fingerprint_accel.untrusted import Fields
 
@@ -117,18 +118,22 @@ def _as_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def demo_command(model: str, galleries: Sequence[Path], port: int) -> None:
+def demo_command(model: str, galleries: Sequence[Path], port: int, protect: Path | None = None) -> None:
     """Open the model, and serve the page until Ctrl-C or another signal ends the process.
 
     Args:
         model: name of a bundled model, or path of a model.
         galleries: gallery folders that the page can search.
         port: port on 127.0.0.1; 0 for any free port.
+        protect: file of the key that protects the templates of all galleries; None if they are not protected.
 
     Raises:
-        UserError: if the model is missing, a gallery was filled by another model, or the port cannot be used.
+        UserError: if the model or the key is missing, a gallery was filled by another model or with another key, or the
+            port cannot be used.
     """
+    protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
+    extractor.protection = protection
     for gallery in galleries:
         open_gallery(gallery, extractor)
     demo = Demo(extractor, galleries)

@@ -24,6 +24,7 @@ from fingerprint_accel.extraction.demo import Demo, demo_command
 from fingerprint_accel.extraction.demo_server import PageServer, Upload
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.protection import read_key
 from fingerprint_accel.untrusted import Fields
 
 NAMES = ["first", "<img src=x onerror=document.title='hacked'>", "third"]
@@ -313,6 +314,28 @@ def test_browsers_leave_out_port_80(monkeypatch):
 def test_a_gallery_of_another_model_is_refused_at_the_start(gallery):
     with pytest.raises(UserError, match="filled by another model"):
         demo_command("small", [gallery], 0)
+
+
+def test_a_protected_gallery_is_searched_with_its_key_only(extractor, images, tmp_path, monkeypatch):
+    key = tmp_path / "key"
+    key.write_text("12" * 32)
+    key.chmod(0o600)
+    extractor.save_pretrained(tmp_path / "model")
+    opened = FingerprintExtractor.from_pretrained(tmp_path / "model")
+    opened.protection = read_key(key)
+    made = Gallery.create(tmp_path / "known", 16, opened.identity)
+    made.append(opened.extract(images, 300, progress=False), NAMES)
+    with pytest.raises(UserError, match=r"protected by the key .*; give the file of this key to --protect"):
+        demo_command(str(tmp_path / "model"), [made.folder], 0)
+    found = []
+
+    def served(server):
+        found.append(server.actions["search"](values(gallery=0, results=1), uploads(images[1])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PageServer, "serve_forever", served)
+    demo_command(str(tmp_path / "model"), [made.folder], 0, key)
+    assert found[0]["rows"][0][:2] == [1, "1.000"]
 
 
 DEMO = """
