@@ -1,6 +1,6 @@
 """Write files that survive a crash of the machine, and compute checksums.
 
-This module imports no other module of the package.
+This module imports only `privacy` of the package.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fingerprint_accel.privacy import private_files
 
 OTHER_FILES = "sha256_of_other_files"  # entry of a description with the checksums of the files that are no shards
 CHECKSUM = "checksum"  # entry of a JSON object with the checksum of all other entries
@@ -39,6 +41,7 @@ def errors_naming(path: Path) -> Iterator[None]:
         raise
 
 
+@private_files()
 def make_folder(path: Path) -> None:
     """Create a folder and its missing parents, and flush their names to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -47,6 +50,7 @@ def make_folder(path: Path) -> None:
         fsync_path(folder.parent)
 
 
+@private_files()
 def write_file(path: Path, content: str | bytes) -> None:
     """Write or replace a file atomically, and flush it to the disk. A missing parent folder is created.
 

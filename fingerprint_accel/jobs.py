@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
+from fingerprint_accel.privacy import follow_umask, private_files, umask
 from fingerprint_accel.untrusted import read_json
 
 Facts = dict[str, Any]  # metadata of a finished shard, as JSON
@@ -82,6 +83,7 @@ class Job(Protocol):
         ...
 
 
+@private_files()
 def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progress: bool = True) -> int:
     """Write the missing shards of a job and publish its folder.
 
@@ -221,13 +223,19 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
     pending: dict[Future[Facts], int] = {}
     names = job.names
     for shard in shards:
-        pending[executor.submit(make_shard, job.task(shard), staging / names[shard])] = shard
+        pending[executor.submit(_make_privately, umask(), job.task(shard), staging / names[shard])] = shard
         while len(pending) >= IN_FLIGHT or any(future.done() for future in pending):
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
     while pending:
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             yield pending.pop(future), future.result()
+
+
+def _make_privately(mask: int, task: Callable[[Path], Facts], path: Path) -> Facts:
+    """Call `make_shard` in a worker with the umask of the command. The environment of the worker may state another."""
+    with private_files(mask):
+        return make_shard(task, path)
 
 
 def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
@@ -247,6 +255,7 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
         )
     try:
         facts = task(temporary)
+        follow_umask(temporary)
         fsync_path(temporary)
         facts["sha256"] = file_sha256(temporary)  # computed from the file as stored on disk
         temporary.replace(path)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fingerprint_accel.durable import fsync_path
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.untrusted import DAMAGED, MOST_JSON, read_bytes
 
 MARK = "fingerprint_accel"  # single files that commands write contain this word and the kind of the file
@@ -182,10 +183,12 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
     Raises:
         UserError: If another process holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with private_files():
+        path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     while True:
-        file = path.open("ab")  # network file systems only lock files that are open for writing
+        with private_files():
+            file = path.open("ab")  # network file systems only lock files that are open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous process may have deleted this file, and another process may have locked a new file.

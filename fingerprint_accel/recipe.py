@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint_accel.config import Config, parse
 from fingerprint_accel.errors import Stopped, UserError, one_line_errors, require, write_errors
+from fingerprint_accel.privacy import private_files
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ def run_recipe(defaults: Config, description: str) -> None:
         defaults: Configuration of the recipe. Options of the command line replace its values.
         description: Text at the top of `--help`.
     """
-    with one_line_errors(INTERRUPTED):
+    with one_line_errors(INTERRUPTED), private_files():
         config = parse(defaults, description)
         (cross_validate if config.folds else run_training)(config)
         from accelerate import PartialState  # takes seconds, which --help does not need
@@ -37,6 +38,7 @@ def run_recipe(defaults: Config, description: str) -> None:
         PartialState().destroy_process_group()
 
 
+@private_files()
 def run_training(config: Config) -> Run:
     """Train a model, and export its best checkpoint to the subfolder `model` of the run folder.
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fingerprint_accel.privacy import follow_umask
 from fingerprint_accel.untrusted import UnreadableError, check_tensors, reason_of
 
 
@@ -36,6 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
+        follow_umask(path)
     except SafetensorError as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
         number = int(found[1]) if found else errno.EIO

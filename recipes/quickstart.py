@@ -31,6 +31,7 @@ from fingerprint_accel.config import (
     parse,
 )
 from fingerprint_accel.errors import one_line_errors
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.ranks import launched_rank_and_size
 from fingerprint_accel.recipe import INTERRUPTED, run_training, synthetic_prints
 from fingerprint_accel.synthesis.sensors import Style
@@ -100,5 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors(INTERRUPTED):
+    with one_line_errors(INTERRUPTED), private_files():
         main()

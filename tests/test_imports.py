@@ -17,7 +17,7 @@ ORDER = [
     "cli",
 ]
 LEAVES = {"command_line", "config", "config_dict", "config_network", "config_prints", "durable"}
-LEAVES |= {"errors", "executors", "jobs"}
+LEAVES |= {"errors", "executors", "jobs", "privacy", "temporary"}
 LEAVES |= {
     "outputs",
     "random",

@@ -32,10 +32,10 @@ def test_citation_and_changelog_have_the_version_and_its_date():
     assert heading in (ROOT / "CHANGELOG.md").read_text().splitlines()
 
 
-def test_type_hints_and_models_are_package_data():
+def test_type_hints_models_and_the_page_are_package_data():
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["fingerprint_accel"]
     found = {path for pattern in patterns for path in (ROOT / "fingerprint_accel").glob(pattern)}
-    assert ROOT / "fingerprint_accel" / "py.typed" in found
+    assert {ROOT / "fingerprint_accel" / name for name in ("py.typed", "extraction/demo_page.html")} <= found
     assert {path.parent.name for path in found if path.suffix == ".safetensors"} == {"small", "base"}
 
 

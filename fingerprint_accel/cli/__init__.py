@@ -14,7 +14,9 @@ from fingerprint_accel import __version__
 from fingerprint_accel.cli import data, doctor, extraction, gallery, models
 from fingerprint_accel.command_line import HELP, parse_command_line
 from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.privacy import VARIABLE, private_files
 from fingerprint_accel.ranks import launched_rank_and_size
+from fingerprint_accel.temporary import end_by_exception
 
 PROGRAM = "fingerprint-accel"
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -53,7 +55,7 @@ def main() -> None:
     """Run the program `fingerprint-accel`: call the verb in `sys.argv` with its options."""
     verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
     first_process = launched_rank_and_size()[0] == 0  # the other processes of a launch would print the same
-    with one_line_errors("interrupted; no incomplete output was left"):
+    with one_line_errors("interrupted; no incomplete output was left"), end_by_exception(), private_files():
         if verb == "--version":
             print(__version__)
         elif verb in HELP:
@@ -82,7 +84,8 @@ def overview() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {verb:<13}{(inspect.getdoc(function) or '').splitlines()[0]}" for verb, function in verbs.items()]
     lines += ["", f"{PROGRAM} VERB --help    explains a verb and its options"]
-    lines += [f"{PROGRAM} --version      prints the version"]
+    lines += [f"{PROGRAM} --version      prints the version", ""]
+    lines += ["Only you can read the files that a command writes.", f"{VARIABLE}=027 lets your group read them."]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,6 @@ EXTRAS = {  # optional dependencies: their modules, and the options that need th
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "export --onnx"),
     "faiss": (("faiss",), "search --index"),
     "nbis": (("nbis",), "import --nfiq2, import --find-minutiae"),
-    "demo": (("gradio",), "demo"),
     "cluster": (("distributed",), "--cluster"),
     "nvml": (("pynvml",), "GPU utilisation during training"),
 }

@@ -176,24 +176,24 @@ def minutiae(
 
 def demo(
     model: Model = "small",
-    gallery: Annotated[Path | None, arg("GALLERY", default="none")] = None,
+    gallery: Annotated[tuple[Path, ...], arg("GALLERY ...", default="none")] = (),
     port: Annotated[int, arg("PORT")] = 7860,
+    protect: Protect = None,
 ) -> None:
     """Open a page in the browser that compares and searches prints.
 
-    Drop two images on the page to see their similarity and how they overlap. The page is only served to this machine,
-    and it loads nothing from the internet. Press Ctrl-C to stop the server and delete the dropped images.
-
-    Needs: pip install 'fingerprint-accel[demo]'
+    Open the printed address. Drop two images on the page to see their similarity and how they overlap. The page is
+    only served to this machine, and only to those who know the whole address. It loads nothing from the internet.
+    Dropped images are kept in memory only. Press Ctrl-C to stop the server.
 
     Examples:
       fingerprint-accel demo
       fingerprint-accel demo --gallery known --model runs/mine --port 8000
 
     Args:
-        gallery: Gallery folder to search, made by `enroll`.
-        port: Port of the page, http://127.0.0.1:PORT.
+        gallery: Gallery folders to search, made by `enroll`. The page cannot open other galleries.
+        port: Port of the page.
     """
     from fingerprint_accel.extraction.demo import demo_command
 
-    demo_command(model, gallery, port)
+    demo_command(model, gallery, port, protect)

@@ -12,6 +12,7 @@ from typing import Any
 from fingerprint_accel.durable import fsync_path, json_text, write_file
 from fingerprint_accel.errors import write_errors
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock, json_with
+from fingerprint_accel.privacy import private_files
 
 METRICS = "metrics.json"
 PICTURES = ("det", "roc", "cmc", "scores", "samples", "training", "sweep", "before_after", "recovered_pair")
@@ -23,6 +24,7 @@ FOLDER = FolderKind(
 )
 
 
+@private_files()
 def write_evaluation(out: Path, files: Mapping[str, bytes], values: dict[str, Any], overwrite: bool) -> None:
     """Write the files of an evaluation, and `metrics.json` with their SHA-256 checksums.
 

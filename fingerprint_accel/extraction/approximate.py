@@ -24,6 +24,7 @@ from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_files import INDEXES, changing
 from fingerprint_accel.extraction.gallery_parts import is_intact, part_files
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
+from fingerprint_accel.privacy import private_files
 
 REFERENCES_PER_CELL = 39  # minimum; with fewer, FAISS warns that there are too few training points
 TRAINED_ON = 64  # the cell centres are computed from a sample of the references; maximum size of the sample, per cell
@@ -98,6 +99,7 @@ class ApproximateSearch:
         require(known, f"{self.gallery.folder}: the index names prints that are not enrolled; delete index-*.faiss")
         return rescored(self.gallery.vectors, hypotheses, candidates, k, self.gallery.cells)
 
+    @private_files()
     def _bring_up_to_date(self) -> int:
         """Build the FAISS index, or add the references that the index lacks; return the number of added references.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import statistics
 import time
 import warnings
@@ -117,6 +118,7 @@ def save_onnx(extractor: FingerprintExtractor, program: torch.export.ExportedPro
     Raises:
         UserError: if onnx, onnxscript or onnxruntime is not installed, or the file cannot be written.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime 1.29 and later send usage data unless this is set before
     try:
         runtime: Any = importlib.import_module("onnxruntime")
         for name in ("onnx", "onnxscript"):

@@ -28,6 +28,7 @@ from fingerprint_accel.extraction.gallery_parts import (
     read_part,
 )
 from fingerprint_accel.outputs import OF_THE_SYSTEM, FolderKind, exclusive_lock
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.untrusted import MOST_COMPARED, Fields, read_json
 
 FACTS = "gallery.json"
@@ -144,6 +145,7 @@ def settled_parts(folder: Path, facts: dict[str, Any], known: dict[str, pa.Recor
     return {path.name: known[path.name] if path.name in known else opened[path.name][0] for path in files}
 
 
+@private_files()
 def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: Sequence[str] = ()) -> None:
     """Add and delete files of prints in one atomic change; the caller must hold the lock.
 

@@ -59,7 +59,7 @@ def pair_png(
         axes.imshow(picture, extent=(0, side, side, 0), interpolation="antialiased")
         axes.set(xticks=[], yticks=[], xlim=(0, side), ylim=(side, 0))
         axes.spines[:].set_color("0.8")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=10, parse_math=False)  # a name may contain dollar signs
     _outline(figure.axes[0], extractor)
     _write(figure, comparison, heading)
     buffer = io.BytesIO()

@@ -28,6 +28,7 @@ from fingerprint_accel.models.checkpoint_folder import (
 )
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.outputs import FolderKind, check_folder, json_with, put_in_place
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.tensor_files import not_finite, read_header, read_tensors, write_tensors
 from fingerprint_accel.untrusted import DAMAGED, Fields, read_json, reason_of
 
@@ -267,6 +268,7 @@ def _exported_notes(export: Path, checkpoint: str) -> dict[str, Any]:
     return notes if notes.get("checkpoint") == checkpoint else {}
 
 
+@private_files()
 def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], card: str) -> None:
     """Write an exported model folder: the weights, `config.json`, and the model card `README.md`.
 
@@ -286,14 +288,14 @@ def write_model(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str
         write_file(temporary / CARD, card)
         digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, CARD)}
         write_json(temporary / CONFIG, {**config, "sha256": digests})
-        for file in temporary.iterdir():
-            file.chmod(0o644)  # safetensors creates files that only their owner can read
+        fsync_path(temporary)
         put_in_place(temporary, folder, MODEL)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+@private_files()
 def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
     """Replace `config.json` by `config` and `README.md` by `card` in an exported model folder.
 
@@ -313,7 +315,8 @@ def write_notes(folder: Path, config: dict[str, Any], card: str) -> None:
         with errors_naming(folder / CONFIG):
             drafts[CONFIG].write_text(json_text({**config, "sha256": digests}))
         for name, draft in drafts.items():
-            draft.chmod((folder / name).stat().st_mode if (folder / name).exists() else 0o644)
+            if (folder / name).exists():  # the owner may have shared the folder
+                draft.chmod((folder / name).stat().st_mode)
             fsync_path(draft)
         for name, draft in drafts.items():
             draft.replace(folder / name)

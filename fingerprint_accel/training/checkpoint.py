@@ -30,6 +30,7 @@ from fingerprint_accel.models.checkpoint_folder import (
     todays_names,
     weights_file,
 )
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.tensor_files import read_header, read_tensors, write_tensors
 from fingerprint_accel.training.fsdp import shard_like
 from fingerprint_accel.untrusted import DAMAGED, reason_of
@@ -54,6 +55,7 @@ class Checkpoint:
     ema: dict[str, torch.Tensor] | None = None
 
 
+@private_files()
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
     """Write a checkpoint to the folder `step-XXXXXXXX` in `run/checkpoints`, and return the name of this folder.
 

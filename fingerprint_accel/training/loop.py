@@ -13,6 +13,7 @@ from fingerprint_accel.config import load_yaml, save_yaml
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.errors import Stopped, UserError, write_errors
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.training.agreement import one_error
 from fingerprint_accel.training.heads import start_heads
 from fingerprint_accel.training.memory import auto_micro_batch_size, explained
@@ -34,6 +35,7 @@ from fingerprint_accel.training.validation import validate
 MAX_BAD_STEPS = 20
 
 
+@private_files()
 def train(run: Run) -> Progress:
     """Train until the last step, or until validation stops improving, and write the run folder.
 

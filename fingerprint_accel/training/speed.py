@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
 from fingerprint_accel.config import TrainingConfig
+from fingerprint_accel.errors import require
 from fingerprint_accel.losses.exchange import talk_outside_compiled_code
 from fingerprint_accel.training.module import TrainingModule
 
@@ -73,10 +77,14 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
 
     Returns:
         A note for the user if the device does not support the mode `training.compile`, else "".
+
+    Raises:
+        UserError: If another user can change the folder in which torch keeps compiled code.
     """
     mode = training.compile
     if mode == "no":
         return ""
+    _check_compile_cache()
     from torch import _dynamo
     from torch._inductor import list_mode_options  # takes seconds
 
@@ -91,6 +99,25 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
         talk_outside_compiled_code()
         module.loss.compile(mode=mode, dynamic=False)
     return note
+
+
+def _check_compile_cache() -> None:
+    """Check that the folder in which torch keeps compiled code belongs to this user.
+
+    torch runs the code in this folder. By default, the folder has a predictable name in the temporary folder, so
+    another user may have created it.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:  # chosen by the user, or set by torch after an earlier check
+        return
+    folder = Path(default_cache_dir())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.lstat()
+    require(
+        stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & stat.S_IWOTH,
+        f"{folder}: other users can change compiled code in it; set TORCHINDUCTOR_CACHE_DIR to a folder of your own",
+    )
 
 
 def input_dtype(precision: str) -> torch.dtype:

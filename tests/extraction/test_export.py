@@ -2,6 +2,7 @@ import ast
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import runpy
 import subprocess
@@ -17,6 +18,7 @@ from fingerprint_accel.cli.models import export
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction import export as export_module
 from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.export import KIND
@@ -24,6 +26,7 @@ from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.outputs import check_file
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_only.py"
 
 
@@ -79,6 +82,12 @@ def test_the_files_may_be_replaced_by_another_export(exported):
             check_file(file, "picture")
 
 
+def test_the_files_are_for_their_owner_alone(exported):
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in exported[1].glob("model.*")}
+    assert modes == dict.fromkeys(modes, "0o600")
+    assert "model.pt2" in modes
+
+
 def test_the_command_says_how_the_files_differ(exported):
     lines = exported[2].splitlines()
     assert [line.split(":")[0].rpartition(".")[2] for line in lines][-1] == "pt2"
@@ -103,10 +112,10 @@ def test_torch_opens_its_export_without_the_package(exported, canvases, count):
 
 def test_the_example_needs_nothing_else_and_finds_the_same(exported, session, canvases, tmp_path):
     text = EXAMPLE.read_text()
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 41
     modules = {alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"sys", "numpy", "onnxruntime", "PIL"}
+    assert modules == {"os", "sys", "numpy", "onnxruntime", "PIL"}
     paths = [tmp_path / f"{row}.png" for row in range(4)]
     for path, image in zip(paths, canvases, strict=False):
         Image.fromarray(image).save(path)
@@ -117,6 +126,33 @@ def test_the_example_needs_nothing_else_and_finds_the_same(exported, session, ca
     command = [sys.executable, str(EXAMPLE), str(folder / "model.onnx"), str(paths[0]), str(paths[1]), "300"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert float(printed.split()[-1]) == pytest.approx(wanted[0] @ wanted[1], abs=1e-3)
+
+
+def test_onnxruntime_sends_no_usage_data(exported, session, canvases, tmp_path, monkeypatch):
+    """Since version 1.29 it does, from native code, which a guard in Python does not see."""
+    assert os.environ.get(TELEMETRY) == "1", "the export has set it"
+    monkeypatch.delenv(TELEMETRY)
+    imported = []
+
+    def note(name):
+        imported.append((name, os.environ.get(TELEMETRY)))
+        raise ImportError(name=name)
+
+    monkeypatch.setattr(export_module.importlib, "import_module", note)
+    with pytest.raises(UserError, match="onnxruntime is not installed"):
+        export_module.save_onnx(exported[0], None, tmp_path / "model.onnx")
+    assert imported == [("onnxruntime", "1")]
+
+
+def test_the_example_collects_no_usage_data(exported, session, canvases, tmp_path):
+    """onnxruntime keeps it in the home folder until it has sent it."""
+    (tmp_path / "home").mkdir()
+    Image.fromarray(canvases[0]).save(tmp_path / "a.png")
+    words = [sys.executable, EXAMPLE, exported[1] / "model.onnx", tmp_path / "a.png", tmp_path / "a.png", "300"]
+    left_out = (TELEMETRY, "CI", "XDG_CACHE_HOME")  # onnxruntime sends nothing from CI
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    subprocess.run(words, check=True, env={**environment, "HOME": str(tmp_path / "home")}, stdout=subprocess.DEVNULL)
+    assert not list((tmp_path / "home").rglob("*onnxruntime*"))
 
 
 def test_nothing_to_write_is_an_error():

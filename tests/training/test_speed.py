@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -22,6 +24,7 @@ from fingerprint_accel.config import (
     ReadingConfig,
     TrainingConfig,
 )
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.margin import arcface, cosface
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import speed
@@ -39,6 +42,27 @@ WAITS_FOR_THE_DEVICE = (
 )
 # CPU kernels that read their own counter, or check what LAPACK is given; those for CUDA do not
 READS_ITS_OWN = ("aten::_fused_adamw_", "aten::_fused_sgd_", "aten::linalg_lu_solve")
+
+
+@pytest.mark.parametrize("planted", ["writable", "link", "owner"])
+def test_code_that_another_user_may_have_compiled_is_not_run(tmp_path, monkeypatch, planted):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    speed._check_compile_cache()
+    (folder,) = tmp_path.glob("torchinductor_*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    if planted == "writable":
+        folder.chmod(0o777)
+    elif planted == "link":
+        folder.rename(tmp_path / "other")
+        folder.symlink_to(tmp_path / "other")
+    else:
+        another = os.getuid() + 1
+        monkeypatch.setattr(speed.os, "getuid", lambda: another)
+    with pytest.raises(UserError, match="set TORCHINDUCTOR_CACHE_DIR to a folder of your own"):
+        speed._check_compile_cache()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    speed._check_compile_cache()
 
 
 def host_syncs(events):

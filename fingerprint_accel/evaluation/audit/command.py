@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,9 @@ from fingerprint_accel.extraction.embeddings_folder import open_embeddings
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.outputs import check_file, check_picture, mark
+from fingerprint_accel.privacy import private_files
 from fingerprint_accel.similarity import similarity
+from fingerprint_accel.temporary import temporary_folder
 from fingerprint_accel.text import aligned
 
 LIST = "audit"
@@ -68,6 +69,7 @@ class Audit:
     quality: np.ndarray
 
 
+@private_files()
 def audit_command(dataset: Path, model: str, out: Path) -> None:
     """Audit a dataset, write an image and a list of the suspects, and print a summary.
 
@@ -84,8 +86,8 @@ def audit_command(dataset: Path, model: str, out: Path) -> None:
     check_file(listed, LIST)
     shards = open_dataset(dataset)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(".tmp", ".audit.", out.parent) as work:
-        found = audit(shards, model, Path(work))
+    with temporary_folder(out.parent, ".audit.") as work:
+        found = audit(shards, model, work)
     head = {"kind": "audit", "made_by": mark(LIST), "dataset": str(dataset), "model": model, "basis": found.basis}
     lines = [head, *(suspect.values(shards, found.quality) for suspect in found.suspects)]
     write_file(listed, "".join(json.dumps(line) + "\n" for line in lines))
