@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,28 @@ OTHER_FILES = "sha256_of_other_files"  # entry of a description with the checksu
 CHECKSUM = "checksum"  # entry of a JSON object with the checksum of all other entries
 
 
+@contextlib.contextmanager
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Name a file in an `OSError` of a `with` block. Some errors, such as that of a full disk, name no file.
+
+    Args:
+        path: File to name.
+        draft: Temporary file, instead of which `path` is named.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(draft)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def fsync_path(path: Path) -> None:
     """Flush the content of a file, or the list of entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -43,7 +61,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with temporary.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
