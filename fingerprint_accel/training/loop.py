@@ -64,12 +64,12 @@ def train(run: Run) -> Progress:
         PreemptionMonitor(accelerator, training.timeout, run.folder, progress.step) as monitor,
         Reporter(run, progress) as reporter,
         _watched(run) as watcher,
+        tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process) as bar,
         loader,
     ):
         if rates_of_start:
             reporter.validation_record(rates_of_start)
         batches = iter(loader)
-        bar = tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
         while not _finished(run, progress):
             now = schedule_at(progress.step, run.steps, run.config)
             with explained(run, progress.step):
