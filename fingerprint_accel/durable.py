@@ -21,6 +21,21 @@ OTHER_FILES = "sha256_of_other_files"  # entry of a description with the checksu
 CHECKSUM = "checksum"  # entry of a JSON object with the checksum of all other entries
 
 
+@contextlib.contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Set the file name of an `OSError` in a `with` block, if it names no file or a temporary one.
+
+    Errors of `write` and `fsync`, for example on a full disk, name no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""
+        if not name or (name.startswith(".") and name.endswith(".tmp")):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
 def fsync_path(path: Path) -> None:
     """Flush the content of a file, or the list of entries of a folder, to the disk."""
     with errors_naming(path):
@@ -29,16 +44,6 @@ def fsync_path(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def errors_naming(path: Path) -> Iterator[None]:
-    """Set the file name of an `OSError` in a `with` block. Errors of `write` and `fsync` have none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
 
 
 @private_files()
@@ -59,7 +64,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with errors_naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with temporary.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)

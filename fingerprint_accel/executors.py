@@ -7,17 +7,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fingerprint_accel.errors import UserError, require
 
 Result = TypeVar("Result")
 SECONDS_TO_CONNECT = 30
+FAILED = 2  # exit code of a worker that has printed an error, see `data.bus_errors`
 
 
 def cores() -> int:
@@ -103,6 +105,10 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # waiting for the end of a task could take minutes
         if isinstance(error, BrokenExecutor):
+            for process in pool.workers.values():
+                process.join(5)  # the exit code is not known at once
+            if any(process.exitcode == FAILED for process in pool.workers.values()):
+                raise UserError("a worker process has failed: see the error above") from error
             raise UserError(
                 "a worker process was killed, probably because the memory was full; run the same command with fewer "
                 "--workers to continue"
@@ -116,13 +122,20 @@ class _QuietPool(ProcessPoolExecutor):
     """Process pool with worker processes that ignore Ctrl-C, because the parent process handles it.
 
     `submit` is overridden because it starts the worker processes.
+
+    Attributes:
+        workers: The worker processes by their number, also after the pool has broken.
     """
+
+    workers: Mapping[int, Any] = MappingProxyType({})
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         resource_tracker.ensure_running()  # if the first spawn started the tracker, it would unblock Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return super().submit(fn, *args, **kwargs)
+            future = super().submit(fn, *args, **kwargs)
+            self.workers = self._processes
+            return future
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

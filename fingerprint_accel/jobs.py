@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
-from fingerprint_accel.errors import UserError
-from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
+from fingerprint_accel.durable import draft_of, errors_naming, file_sha256, fsync_path, json_text, write_json
+from fingerprint_accel.errors import UserError, write_errors
+from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place, recover
 from fingerprint_accel.privacy import follow_umask, private_files, umask
 from fingerprint_accel.untrusted import read_json
 
@@ -100,32 +100,46 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
 
     Raises:
         UserError: If `out` may not be written (see `outputs.check_folder`), another command is writing it or (without
-            `overwrite`) has left finished shards for it, the disk is too small, or a task has failed.
+            `overwrite`) has left finished shards for it, the disk is too small, a file cannot be written, or a task has
+            failed. Finished shards are kept if a file cannot be written, for example because the disk is full.
         KeyboardInterrupt: After Ctrl-C. The message states how many shards are finished.
     """
-    with exclusive_lock(
-        out.with_name(f".{out.name}.lock"), f"{out}: another command is writing to it; wait until it ends, or stop it"
+    staging = _staging_of(job, out)
+    with (
+        write_errors(lambda: _goes_on(job, staging)),
+        exclusive_lock(
+            out.with_name(f".{out.name}.lock"),
+            f"{out}: another command is writing to it; wait until it ends, or stop it",
+        ),
     ):
+        recover(out)
         if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed after publishing
             shutil.rmtree(out / RECORDS)
+            shutil.rmtree(staging, ignore_errors=True)  # the previous folder at `out`
             return 0
         check_folder(out, job.kind, overwrite)
-        staging = _begin(job, out, overwrite)
+        _begin(job, staging, out, overwrite)
         facts: dict[int, Facts] = {}
         try:
-            made = _make_missing(job, staging, executor, progress, facts)
-            _discard_drafts(staging)
-            job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
+            with errors_naming(staging):
+                made = _make_missing(job, staging, executor, progress, facts)
+                _discard_drafts(staging)
+                job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
+                for file in [*staging.iterdir(), staging]:
+                    fsync_path(file)
         except UserError:
             if len(facts) in (0, len(job.sizes)):  # there is nothing to continue from, or nothing to publish
-                shutil.rmtree(staging)
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        except OSError:
+            if not _finished(job, staging):
+                shutil.rmtree(staging, ignore_errors=True)
             raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_kept(len(_finished(job, staging)), len(job.sizes))) from None
-        for file in staging.iterdir():
-            fsync_path(file)
-        put_in_place(staging, out, job.kind)
-        shutil.rmtree(out / RECORDS)
+        with errors_naming(out):
+            put_in_place(staging, out, job.kind)
+            shutil.rmtree(out / RECORDS)
     return made
 
 
@@ -160,14 +174,24 @@ def _kept(finished: int, shards: int) -> str:
     return f"{finished} of {shards} shards are finished; run the same command again to continue"
 
 
-def _begin(job: Job, out: Path, overwrite: bool) -> Path:
-    """Return the staging folder of a job: a new one, or the one that an interrupted call has left.
+def _goes_on(job: Job, staging: Path) -> str:
+    """Return what to do after an error of the disk has been mended."""
+    finished = len(_finished(job, staging))
+    return _kept(finished, len(job.sizes)) if finished else "run the same command again"
+
+
+def _staging_of(job: Job, out: Path) -> Path:
+    """Return the path of the staging folder of a job.
 
     The name of the folder contains a digest of the job's arguments. If a cluster worker continues after its client has
     ended, it therefore does not write into the staging folder of another command.
     """
     digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
-    staging = out.with_name(f".{out.name}.{digest}.partial")
+    return out.with_name(f".{out.name}.{digest}.partial")
+
+
+def _begin(job: Job, staging: Path, out: Path, overwrite: bool) -> None:
+    """Create the staging folder of a job, unless an interrupted call has left it."""
     for other in out.parent.glob(f".{glob.escape(out.name)}.????????.partial") if out.parent.is_dir() else ():
         if other != staging:
             _discard(other, job, overwrite)
@@ -176,7 +200,6 @@ def _begin(job: Job, out: Path, overwrite: bool) -> Path:
         (staging / RECORDS).mkdir(parents=True)
         write_json(staging / RECORDS / ARGUMENTS, job.arguments)
     _discard_drafts(staging)
-    return staging
 
 
 def _discard_drafts(staging: Path) -> None:
@@ -247,6 +270,7 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
 
     Raises:
         UserError: If this machine cannot access the staging folder, or the task has failed.
+        OSError: If the shard cannot be written. The error names `path`.
     """
     temporary = draft_of(path)
     if not path.parent.is_dir():
@@ -254,15 +278,16 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
             f"{path.parent}: not found on {socket.gethostname()}; choose an OUT on a disk that all machines share"
         )
     try:
-        facts = task(temporary)
-        follow_umask(temporary)
-        fsync_path(temporary)
-        facts["sha256"] = file_sha256(temporary)  # computed from the file as stored on disk
-        temporary.replace(path)
-        # The record is not flushed to the disk. If a crash of the machine loses it, the shard is written again.
-        draft = path.parent / RECORDS / temporary.name
-        draft.write_text(json.dumps(facts) + "\n")
-        draft.replace(_record(path))
+        with errors_naming(path):
+            facts = task(temporary)
+            follow_umask(temporary)
+            fsync_path(temporary)
+            facts["sha256"] = file_sha256(temporary)  # computed from the file as stored on disk
+            temporary.replace(path)
+            # The record is not flushed to the disk. If a crash of the machine loses it, the shard is written again.
+            draft = path.parent / RECORDS / temporary.name
+            draft.write_text(json_text(facts))
+            draft.replace(_record(path))
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

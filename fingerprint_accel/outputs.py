@@ -7,6 +7,7 @@ While a command writes a folder, it holds a lock, so that no other command write
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fingerprint_accel.durable import fsync_path
+from fingerprint_accel.durable import fsync_path, make_folder
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.privacy import private_files
 from fingerprint_accel.untrusted import DAMAGED, MOST_JSON, read_bytes
@@ -149,24 +150,60 @@ def mark(kind: str) -> str:
 def put_in_place(staged: Path, out: Path, kind: FolderKind) -> None:
     """Move a complete folder to `out`, and delete the previous folder at `out`.
 
-    If the process is killed, the previous or the new folder remains complete.
+    If the process is killed, the previous or the new folder is complete at `out`. On file systems that cannot exchange
+    two folders (NFS), `out` is missing for a moment; `recover` brings the previous folder back.
 
     Args:
-        staged: Complete folder on the same file system.
+        staged: Complete folder on the same file system, which is flushed to the disk.
         out: Output folder.
         kind: Kind of both folders.
 
     Raises:
         UserError: If the previous folder at `out` is not of this kind.
+        OSError: If the folder cannot be moved.
     """
     check_folder(out, kind)  # hours may have passed since the first check
-    replaced = out.with_name(f".{out.name}.old.tmp")
+    replaced = _replaced(out)
     shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        out.rename(replaced)
-    staged.rename(out)
+    if out.exists() and _exchange(staged, out):
+        staged.rename(replaced)
+    else:
+        if out.exists():
+            out.rename(replaced)
+        staged.rename(out)
     fsync_path(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Bring back the folder `out`, or delete its remains, if a call of `put_in_place` was interrupted.
+
+    Only the process that holds the lock of `out` may call this function.
+    """
+    replaced = _replaced(out)
+    if replaced.exists() and not out.exists():
+        replaced.rename(out)
+        fsync_path(out.parent)
+    elif replaced.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def interrupted_replacement(out: Path) -> str:
+    """Return what to do if `out` is missing because a call of `put_in_place` was interrupted, else ""."""
+    if out.exists() or not _replaced(out).exists():
+        return ""
+    return f"a command was interrupted while it replaced the folder; run it again, or rename {_replaced(out)} to {out}"
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old.tmp")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders in one step. Return False if the system or file system cannot do it."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Python has no function for it
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 @contextlib.contextmanager
@@ -183,8 +220,7 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
     Raises:
         UserError: If another process holds the lock.
     """
-    with private_files():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     deadline = time.monotonic() + patience
     while True:
         with private_files():

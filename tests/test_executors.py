@@ -61,6 +61,11 @@ def test_a_killed_worker_is_one_line():
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_has_printed_an_error_is_not_said_to_lack_memory():
+    with pytest.raises(UserError, match="a worker process has failed: see the error above"), open_workers(2) as team:
+        team.executor.submit(os._exit, 2).result()
+
+
 def test_an_error_ends_what_is_under_way():
     started = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt), open_workers(2) as team:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from shard_writer import ShardWriter
 
+from fingerprint_accel import outputs
 from fingerprint_accel.cli import main
 from fingerprint_accel.cli.data import inspect
 from fingerprint_accel.cli.extraction import compare, minutiae
@@ -29,7 +30,7 @@ from fingerprint_accel.evaluation.calibration import calibrate_command
 from fingerprint_accel.evaluation.run import evaluate_command
 from fingerprint_accel.extraction.bulk import extract_all
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.outputs import check_file, check_folder, exclusive_lock, mark, put_in_place
+from fingerprint_accel.outputs import check_file, check_folder, exclusive_lock, mark, put_in_place, recover
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 from tests.data.small_datasets import QUIET, dataset, ridges
@@ -290,19 +291,54 @@ def test_a_lock_is_released_by_whoever_ends(tmp_path):
         pass
 
 
-def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch):
+def whole_folders(parent):
+    return sorted(each.name for each in parent.iterdir() if (each / "fingerprint.json").exists())
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch, exchanges):
+    """Killed between two renames, the command left no folder at OUT. Now it exchanges both where the disk can do it."""
     old = dataset(tmp_path / "set", ["a"])
     new = dataset(tmp_path / "new", ["b", "c"])
     renamed = []
 
     def rename(path, target, original=Path.rename):
-        renamed.append(sorted(each.name for each in tmp_path.iterdir() if (each / "fingerprint.json").exists()))
+        renamed.append((whole_folders(tmp_path), old.exists() and open_dataset(old).key_of_finger))
         return original(path, target)
 
     monkeypatch.setattr(Path, "rename", rename)
+    if not exchanges:
+        monkeypatch.setattr(outputs, "_exchange", lambda *_: False)
     put_in_place(new, old, DATASET)
     monkeypatch.undo()
-    assert renamed == [["new", "set"], [".set.old.tmp", "new"]]
+    if exchanges:
+        assert renamed == [(["new", "set"], ["b", "c"])]
+    else:
+        assert renamed == [(["new", "set"], ["a"]), ([".set.old.tmp", "new"], False)]
     assert open_dataset(old).key_of_finger == ["b", "c"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     check_folder(old, DATASET)
+
+
+def test_a_replacement_that_was_interrupted_is_undone(tmp_path, monkeypatch):
+    """On NFS, a kill between the two renames leaves no folder: readers say so, and the next command brings it back."""
+    old = dataset(tmp_path / "set", ["a"])
+    new = dataset(tmp_path / "new", ["b", "c"])
+
+    def rename(path, target, original=Path.rename):
+        original(path, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "_exchange", lambda *_: False)
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            put_in_place(new, old, DATASET)
+    assert whole_folders(tmp_path) == [".set.old.tmp", "new"]
+    with pytest.raises(UserError, match=rf"run it again, or rename {tmp_path}/\.set\.old\.tmp to {old}"):
+        open_dataset(old)
+    recover(old)
+    assert open_dataset(old).key_of_finger == ["a"]
+    put_in_place(new, old, DATASET)
+    assert open_dataset(old).key_of_finger == ["b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -20,6 +20,7 @@ from fingerprint_accel.data.arrow_shard import schema
 from fingerprint_accel.data.import_summary import kind_of
 from fingerprint_accel.data.shard_writing import CARD, REJECTED, DatasetInfo
 from fingerprint_accel.data.truth import GRID
+from fingerprint_accel.durable import write_file
 
 SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
 """Size categories of the Hugging Face Hub. The key is the number of rows that a category stays below."""
@@ -149,7 +150,7 @@ def write_dataset_card(folder: Path, origin: Origin, truth: bool = False, nfiq2:
         nfiq2: whether the dataset has the column `nfiq2`.
     """
     info = DatasetInfo.read(folder)
-    (folder / CARD).write_text(dataset_card(info, schema(truth, nfiq2), origin, _rejected(folder)))
+    write_file(folder / CARD, dataset_card(info, schema(truth, nfiq2), origin, _rejected(folder)))
 
 
 def dataset_card(info: DatasetInfo, columns: pa.Schema, origin: Origin, rejected: Counter[str] | None = None) -> str:

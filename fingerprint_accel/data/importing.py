@@ -40,6 +40,7 @@ from fingerprint_accel.data.shard_writing import (
     seal_dataset,
     write_shard,
 )
+from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.jobs import Facts, Job, run, state_of_files
@@ -222,7 +223,7 @@ class ImportJob(Job):
             reasons = "; ".join(f"{number} x {rejected[0][1] if alone else reason}" for reason, number in common)
             raise UserError(f"{self.source}: none of {len(self._table)} images could be used ({reasons})")
         lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in rejected)
-        (folder / REJECTED).write_text("".join(lines))
+        write_file(folder / REJECTED, "".join(lines))
         notes = [
             *self._pairing.notes(self.reading),
             *about_ridges(list(itertools.chain.from_iterable(known["periods"] for known in facts)), self.reading.ppi),
@@ -230,7 +231,7 @@ class ImportJob(Job):
         notes += itertools.chain.from_iterable(known["notes"] for known in facts)
         if notes:
             lines = (json.dumps({"path": path, "note": note}) + "\n" for path, note in notes)
-            (folder / NOTES).write_text("".join(lines))
+            write_file(folder / NOTES, "".join(lines))
         target = self.target
         enhanced = target.enhance is not None
         publish_dataset(

@@ -20,9 +20,9 @@ from fingerprint_accel.data.encoding import ENCODINGS, encode
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.truth import UNKNOWN, Truth
-from fingerprint_accel.durable import OTHER_FILES, file_sha256, write_json
+from fingerprint_accel.durable import OTHER_FILES, errors_naming, file_sha256, write_json
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.outputs import FolderKind, json_with
+from fingerprint_accel.outputs import FolderKind, interrupted_replacement, json_with
 from fingerprint_accel.untrusted import XXH3, Fields, read_json
 
 FORMAT_VERSION = 1
@@ -112,7 +112,8 @@ class DatasetInfo:
         try:
             found = Fields(read_json(folder / INFO, remedy), folder / INFO, remedy)
         except FileNotFoundError as error:
-            raise UserError(f"{folder}: not a dataset folder (no {INFO}); make one with `import`") from error
+            remedy = interrupted_replacement(folder) or "make one with `import`"
+            raise UserError(f"{folder}: not a dataset folder (no {INFO}); {remedy}") from error
         version = found.integer("format_version", 0, 2**31)
         if version != FORMAT_VERSION:
             raise UserError(f"{folder}: has format {version}, this version reads {FORMAT_VERSION}")
@@ -240,7 +241,8 @@ def publish_dataset(
     )
     write_json(folder / INFO, asdict(info))
     features = datasets.Features.from_arrow_schema(schema(truth, nfiq2))
-    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+    with errors_naming(folder / "dataset_info.json"):
+        datasets.DatasetInfo(features=features).write_to_directory(str(folder))
     state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in filled],
         "_fingerprint": hashlib.sha256("".join(info.sha256.values()).encode()).hexdigest()[:16],

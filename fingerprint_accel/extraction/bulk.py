@@ -24,7 +24,7 @@ from fingerprint_accel import __version__
 from fingerprint_accel.data.importing import IMAGE_PPI
 from fingerprint_accel.data.print_file import Reading
 from fingerprint_accel.data.shard_writing import INFO
-from fingerprint_accel.durable import OTHER_FILES, file_sha256, write_json
+from fingerprint_accel.durable import OTHER_FILES, errors_naming, file_sha256, write_file, write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
 from fingerprint_accel.extraction.bulk_prints import DatasetPrints, ImageFolder
@@ -175,13 +175,14 @@ class ExtractJob(Job):
             facts: results of `_write_shard` for each shard, with the SHA-256 of its file.
         """
         prints, template, extractor = self.work.prints, self.work.format, self.work.extractor
-        pq.write_table(prints.table, folder / PRINTS)
+        with errors_naming(folder / PRINTS):
+            pq.write_table(prints.table, folder / PRINTS)
         failed = [
             {"row": row, "source": prints.table["source"][row].as_py(), "reason": reason}
             for known in facts
             for row, reason in known["failed"]
         ]
-        (folder / FAILED).write_text("".join(json.dumps(failure) + "\n" for failure in failed))
+        write_file(folder / FAILED, "".join(json.dumps(failure) + "\n" for failure in failed))
         config = {
             "format_version": FORMAT_VERSION,
             "prints": len(prints.table),
