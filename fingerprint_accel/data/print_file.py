@@ -55,6 +55,7 @@ class PrintImage:
         grey: (H, W) uint8, ridges dark.
         ppi: resolution of the image, pixels per inch.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has none.
+        minutiae_reason: reason why the minutiae in the file cannot be used; empty if they can, or there are none.
         quality: NFIQ 2 score in the file, 0 to 100; -1 if there is none.
         notes: remarks on how the print was read, for example that it was inverted.
         pages: number of pages of the file.
@@ -66,6 +67,7 @@ class PrintImage:
     quality: int = -1
     notes: tuple[str, ...] = ()
     pages: int = 1
+    minutiae_reason: str = ""
 
 
 def open_print(
@@ -93,7 +95,8 @@ def open_print(
     if capture.stated_ppi and abs(capture.stated_ppi - known) > 0.02 * known:
         notes.append(f"its tags say {capture.stated_ppi:.0f} ppi, {known:.0f} were used")
     minutiae = _mirrored(capture.minutiae, grey.shape[1]) if reading.mirror else capture.minutiae
-    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages)
+    reason = capture.minutiae_reason
+    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages, reason)
 
 
 def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.0) -> PrintImage:
@@ -222,7 +225,9 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
     try:
         opened = open_print(file.path, reading, file.record, file.cut, file.slap, file.ppi)
         minutiae = opened.minutiae
-        if file.minutiae is not None and not minutiae_reason:
+        if file.minutiae is None and opened.minutiae_reason:
+            minutiae_reason = f"minutiae: {opened.minutiae_reason}"
+        elif file.minutiae is not None and not minutiae_reason:
             height, width = opened.grey.shape
             try:
                 template = read_template(file.minutiae, height, file.position, reading.xyt_kind)
