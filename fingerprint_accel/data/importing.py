@@ -112,9 +112,9 @@ def import_dataset(
     require(minutiae is None or minutiae.is_dir(), f"--minutiae {minutiae}: no such folder")
     check_encoding(encoding)
     if find_minutiae or nfiq2:
-        from fingerprint_accel.data.nbis import Nbis
+        from fingerprint_accel.data.nbis import import_nbis
 
-        Nbis()  # raises an error before the import starts if the package is not installed
+        import_nbis()  # raises an error before the import starts if the package is not installed
     reading = dataclasses.replace(reading or Reading(), ppi=ppi)
     target = Target(dataset_ppi, canvas, enhance, find_minutiae, nfiq2)
     job = ImportJob(source, layout, names, key, reading, minutiae, target, encoding, seed)
