@@ -95,7 +95,7 @@ def _checked(device: str, there: int) -> str:
 def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads and a CUDA context
     turn = context.Value("i", 0) if on_gpus else None
-    pool = _QuietPool(count, context, _begin_worker, (turn,))
+    pool = _RenewedPool(lambda: _QuietPool(count, context, _begin_worker, (turn,)))
     others = set(multiprocessing.active_children())
     try:
         yield pool
@@ -112,6 +112,57 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
+class _RenewedPool(Executor):
+    """Executor that replaces its process pool when a process of the pool has died.
+
+    The tasks that were submitted before raise `BrokenExecutor`.
+    """
+
+    def __init__(self, make: Callable[[], Executor]) -> None:
+        self._make, self._pool = make, make()
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Submit a task to the pool, or to a new one if the pool is broken."""
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = self._make()
+            return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the pool, as `Executor.shutdown` describes."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def worker_died(error: BaseException) -> bool:
+    """Return whether an error of a task means that the process died that ran the task."""
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # the latter is that of Dask
+
+
+def exit_code_of(function: Callable[..., Any], *args: Any) -> int:
+    """Run a function in a new process, and return its exit code: 0, or the negative number of a signal."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args, daemon=True)
+    with _blocked_interrupt():
+        process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+    return process.exitcode or 0
+
+
+@contextlib.contextmanager
+def _blocked_interrupt() -> Iterator[None]:
+    """Block Ctrl-C while processes start, so that they ignore it. Only this process handles it."""
+    resource_tracker.ensure_running()  # if the first spawn started the tracker, it would unblock Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _QuietPool(ProcessPoolExecutor):
     """Process pool with worker processes that ignore Ctrl-C, because the parent process handles it.
 
@@ -119,12 +170,8 @@ class _QuietPool(ProcessPoolExecutor):
     """
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        resource_tracker.ensure_running()  # if the first spawn started the tracker, it would unblock Ctrl-C
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _blocked_interrupt():
             return super().submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(turn: Any) -> None:

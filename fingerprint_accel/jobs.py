@@ -15,6 +15,7 @@ import json
 import shutil
 import socket
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
@@ -24,11 +25,17 @@ from tqdm import tqdm
 
 from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.executors import worker_died
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place
 from fingerprint_accel.untrusted import read_json
 
 Facts = dict[str, Any]  # metadata of a finished shard, as JSON
 IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
+MOST_DEATHS = 3  # number of times that the workers of one shard may die
+WORKER_KILLED = (
+    "a worker process was killed, probably because the memory was full; run the same command with fewer --workers to "
+    "continue"
+)
 ARGUMENTS = "arguments.json"  # file in the folder of the records; no shard has this name
 
 
@@ -71,6 +78,18 @@ class Job(Protocol):
             facts: Metadata that the function of `task` returned when the shard was written.
         """
         return True
+
+    def find_fault(self, shard: int, draft: Path) -> None:
+        """Find out which input has killed the worker that wrote shard `shard`, so that `task` leaves it out.
+
+        Args:
+            shard: Index of the shard.
+            draft: Path that was given to the function of `task`.
+
+        Raises:
+            UserError: If no input is at fault, or this kind of job cannot find it out.
+        """
+        raise UserError(WORKER_KILLED)
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """Write the metadata of a folder in which all shards are finished.
@@ -216,18 +235,41 @@ def _finished(job: Job, staging: Path) -> dict[int, Facts]:
 def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
     """Write shards with an executor, and yield the index and the metadata of each shard when it is finished.
 
-    At most `IN_FLIGHT` shards are submitted to the executor at a time.
+    At most `IN_FLIGHT` shards are submitted to the executor at a time. If a worker process dies, the shards that the
+    workers had begun are checked with `Job.find_fault`, and all unfinished shards are submitted again.
     """
     pending: dict[Future[Facts], int] = {}
-    names = job.names
-    for shard in shards:
-        pending[executor.submit(make_shard, job.task(shard), staging / names[shard])] = shard
-        while len(pending) >= IN_FLIGHT or any(future.done() for future in pending):
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                yield pending.pop(future), future.result()
-    while pending:
+    waiting, lost, names = deque(shards), list[int](), job.names
+    deaths: Counter[int] = Counter()
+    while waiting or pending:
+        while waiting and len(pending) < IN_FLIGHT and not any(future.done() for future in pending):
+            shard = waiting.popleft()
+            pending[executor.submit(make_shard, job.task(shard), staging / names[shard])] = shard
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
-            yield pending.pop(future), future.result()
+            shard = pending.pop(future)
+            try:
+                facts = future.result()
+            except Exception as error:
+                if not worker_died(error):
+                    raise
+                lost.append(shard)
+            else:
+                yield shard, facts
+        if lost and not pending:
+            drafts = {shard: path for shard in lost for path in _drafts(staging, names[shard])}
+            deaths.update(drafts.keys())
+            if not drafts or max(deaths.values()) > MOST_DEATHS:
+                raise UserError(WORKER_KILLED)
+            for shard, draft in drafts.items():
+                job.find_fault(shard, draft)
+                draft.unlink(missing_ok=True)
+            waiting.extendleft(reversed(lost))
+            lost.clear()
+
+
+def _drafts(staging: Path, name: str) -> list[Path]:
+    """Return the drafts (see `durable.draft_of`) of a shard that workers have left in a staging folder."""
+    return sorted(staging.glob(f".*-{glob.escape(name)}.tmp"))
 
 
 def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
@@ -246,6 +288,7 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
             f"{path.parent}: not found on {socket.gethostname()}; choose an OUT on a disk that all machines share"
         )
     try:
+        temporary.touch()  # if this process is killed, the draft tells which shard it was writing
         facts = task(temporary)
         fsync_path(temporary)
         facts["sha256"] = file_sha256(temporary)  # computed from the file as stored on disk
