@@ -40,7 +40,7 @@ def measure_ridges(
     """Find the strongest ridge frequency in each window of an image.
 
     Args:
-        grey: (H, W) uint8 or float32 image.
+        grey: (H, W) uint8 or int16 image.
         ppi: resolution of the image, pixels per inch.
         window_mm: side of a window, mm.
         periods_mm: smallest and largest distance of ridges, mm.

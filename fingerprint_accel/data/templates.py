@@ -198,7 +198,7 @@ def _read_min(text: str) -> Template:
     size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
     if size is None:
         raise TemplateError("no line 'Image (w,h)'")
-    announced = re.search(r"(\d+) Minutiae Detected", text)
+    announced = re.search(r"\b(\d{1,9}) Minutiae Detected", text)
     found = (_MIN_LINE.match(line) for line in text.splitlines())
     rows = [[float(word) for word in match.groups()] for match in found if match]
     if announced is not None and int(announced[1]) != len(rows):

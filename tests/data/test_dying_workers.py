@@ -1,5 +1,6 @@
 """Workers of an import that die: the print at fault is named and left out, and prints that are not at fault stay."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ def test_the_draft_of_a_shard_tells_which_print_has_killed_the_worker(scans, tmp
     shard = {}, Reading(), target, "raw", tmp_path / "shard"
     child = os.fork()
     if child == 0:
+        faulthandler.disable()
         import_files(files, *shard)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSEGV
