@@ -47,7 +47,7 @@ def rows_of_csv(source: Path, key: Sequence[str]) -> Rows:
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv, give a csv file") from error
     except UnreadableError as error:
-        raise UserError(f"{source}: {error}; with --layout csv, give a csv file, or split it") from error
+        raise UserError(f"{source}: cannot be read ({error}); with --layout csv, give a csv file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{source}: not a csv file in UTF-8 ({reason_of(error)}); save it as such") from error
     return rows

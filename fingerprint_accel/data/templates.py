@@ -80,7 +80,7 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
     if len(template.minutiae) > MOST_OF_A_FINGER:
         raise TemplateError(f"{len(template.minutiae)} minutiae, more than a print has; copy it again")
     if max(template.width, template.height) > LARGEST or min(template.width, template.height) < 0:
-        raise TemplateError(f"an image of {template.width} x {template.height} pixels; copy it again")
+        raise TemplateError("states an implausible size of the image; copy it again")
     return template
 
 
