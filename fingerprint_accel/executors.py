@@ -19,6 +19,10 @@ from fingerprint_accel.errors import UserError, require
 
 Result = TypeVar("Result")
 SECONDS_TO_CONNECT = 30
+WORKER_KILLED = (
+    "a worker process was killed, probably because the memory was full; run the same command with fewer --workers to "
+    "continue"
+)
 FAILED = 2  # exit code of a worker that has printed an error, see `data.bus_errors`
 
 
@@ -97,7 +101,7 @@ def _checked(device: str, there: int) -> str:
 def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads and a CUDA context
     turn = context.Value("i", 0) if on_gpus else None
-    pool = _QuietPool(count, context, _begin_worker, (turn,))
+    pool = _RenewedPool(lambda: _QuietPool(count, context, _begin_worker, (turn,)))
     others = set(multiprocessing.active_children())
     try:
         yield pool
@@ -105,17 +109,72 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # waiting for the end of a task could take minutes
         if isinstance(error, BrokenExecutor):
-            for process in pool.workers.values():
-                process.join(5)  # the exit code is not known at once
-            if any(process.exitcode == FAILED for process in pool.workers.values()):
-                raise UserError("a worker process has failed: see the error above") from error
-            raise UserError(
-                "a worker process was killed, probably because the memory was full; run the same command with fewer "
-                "--workers to continue"
-            ) from error
+            raise UserError(WORKER_KILLED) from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _RenewedPool(Executor):
+    """Executor that replaces its process pool when a process of the pool has died.
+
+    The tasks that were submitted before raise `BrokenExecutor`. If the process has printed an error, the next task
+    raises a `UserError`.
+    """
+
+    def __init__(self, make: Callable[[], _QuietPool]) -> None:
+        self._make, self._pool = make, make()
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Submit a task to the pool, or to a new one if the pool is broken."""
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            self._pool.shutdown(cancel_futures=True)
+            check_workers(self)
+            self._pool = self._make()
+            return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the pool, as `Executor.shutdown` describes."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def check_workers(executor: Executor) -> None:
+    """Raise a `UserError` if a worker process of an executor has ended after it had printed an error."""
+    workers = executor._pool.workers.values() if isinstance(executor, _RenewedPool) else ()
+    for process in workers:
+        process.join(5)  # the exit code is not known at once
+    if any(process.exitcode == FAILED for process in workers):
+        raise UserError("a worker process has failed: see the error above")
+
+
+def worker_died(error: BaseException) -> bool:
+    """Return whether an error of a task means that the process died that ran the task."""
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # the latter is that of Dask
+
+
+def exit_code_of(function: Callable[..., Any], *args: Any) -> int:
+    """Run a function in a new process, and return its exit code: 0, or the negative number of a signal."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args, daemon=True)
+    with _blocked_interrupt():
+        process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+    return process.exitcode or 0
+
+
+@contextlib.contextmanager
+def _blocked_interrupt() -> Iterator[None]:
+    """Block Ctrl-C while processes start, so that they ignore it. Only this process handles it."""
+    resource_tracker.ensure_running()  # if the first spawn started the tracker, it would unblock Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _QuietPool(ProcessPoolExecutor):
@@ -130,14 +189,10 @@ class _QuietPool(ProcessPoolExecutor):
     workers: Mapping[int, Any] = MappingProxyType({})
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        resource_tracker.ensure_running()  # if the first spawn started the tracker, it would unblock Ctrl-C
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _blocked_interrupt():
             future = super().submit(fn, *args, **kwargs)
-            self.workers = self._processes
-            return future
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.workers = self._processes
+        return future
 
 
 def _begin_worker(turn: Any) -> None:

@@ -15,6 +15,7 @@ import json
 import shutil
 import socket
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
@@ -24,12 +25,14 @@ from tqdm import tqdm
 
 from fingerprint_accel.durable import draft_of, errors_naming, file_sha256, fsync_path, json_text, write_json
 from fingerprint_accel.errors import UserError, write_errors
+from fingerprint_accel.executors import WORKER_KILLED, check_workers, worker_died
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place, recover
 from fingerprint_accel.privacy import follow_umask, private_files, umask
 from fingerprint_accel.untrusted import read_json
 
 Facts = dict[str, Any]  # metadata of a finished shard, as JSON
 IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
+MOST_DEATHS = 3  # number of times that the workers of one shard may die
 ARGUMENTS = "arguments.json"  # file in the folder of the records; no shard has this name
 
 
@@ -72,6 +75,18 @@ class Job(Protocol):
             facts: Metadata that the function of `task` returned when the shard was written.
         """
         return True
+
+    def find_fault(self, shard: int, draft: Path) -> None:
+        """Find out which input has killed the worker that wrote shard `shard`, so that `task` leaves it out.
+
+        Args:
+            shard: Index of the shard.
+            draft: Path that was given to the function of `task`.
+
+        Raises:
+            UserError: If no input is at fault, or this kind of job cannot find it out.
+        """
+        raise UserError(WORKER_KILLED)
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """Write the metadata of a folder in which all shards are finished.
@@ -241,18 +256,42 @@ def _finished(job: Job, staging: Path) -> dict[int, Facts]:
 def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Iterator[tuple[int, Facts]]:
     """Write shards with an executor, and yield the index and the metadata of each shard when it is finished.
 
-    At most `IN_FLIGHT` shards are submitted to the executor at a time.
+    At most `IN_FLIGHT` shards are submitted to the executor at a time. If a worker process dies, the shards that the
+    workers had begun are checked with `Job.find_fault`, and all unfinished shards are submitted again.
     """
     pending: dict[Future[Facts], int] = {}
-    names = job.names
-    for shard in shards:
-        pending[executor.submit(_make_privately, umask(), job.task(shard), staging / names[shard])] = shard
-        while len(pending) >= IN_FLIGHT or any(future.done() for future in pending):
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                yield pending.pop(future), future.result()
-    while pending:
+    waiting, lost, names = deque(shards), list[int](), job.names
+    deaths: Counter[int] = Counter()
+    while waiting or pending:
+        while waiting and len(pending) < IN_FLIGHT and not any(future.done() for future in pending):
+            shard = waiting.popleft()
+            pending[executor.submit(_make_privately, umask(), job.task(shard), staging / names[shard])] = shard
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
-            yield pending.pop(future), future.result()
+            shard = pending.pop(future)
+            try:
+                facts = future.result()
+            except Exception as error:
+                if not worker_died(error):
+                    raise
+                lost.append(shard)
+            else:
+                yield shard, facts
+        if lost and not pending:
+            check_workers(executor)
+            drafts = {shard: path for shard in lost for path in _drafts(staging, names[shard])}
+            deaths.update(drafts.keys())
+            if not drafts or max(deaths.values()) > MOST_DEATHS:
+                raise UserError(WORKER_KILLED)
+            for shard, draft in drafts.items():
+                job.find_fault(shard, draft)
+                draft.unlink(missing_ok=True)
+            waiting.extendleft(reversed(lost))
+            lost.clear()
+
+
+def _drafts(staging: Path, name: str) -> list[Path]:
+    """Return the drafts (see `durable.draft_of`) of a shard that workers have left in a staging folder."""
+    return sorted(staging.glob(f".*-{glob.escape(name)}.tmp"))
 
 
 def _make_privately(mask: int, task: Callable[[Path], Facts], path: Path) -> Facts:
@@ -279,6 +318,7 @@ def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
         )
     try:
         with errors_naming(path):
+            temporary.touch()  # if this process is killed, the draft tells which shard it was writing
             facts = task(temporary)
             follow_umask(temporary)
             fsync_path(temporary)

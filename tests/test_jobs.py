@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +87,45 @@ def test_processes_make_the_same(out, whole):
     with open_workers(2) as team:
         assert make(out, executor=team.executor) == 40
     assert files(out) == whole
+
+
+def killed_at(marks, number, path):
+    """Write a number, but kill the process the first time for each mark that does not exist yet."""
+    for mark in marks:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return write_number(number, path)
+
+
+class Fragile(Numbers):
+    """Numbers whose worker for shard 2 dies as often as there are marks."""
+
+    def __init__(self, marks):
+        super().__init__()
+        self.marks, self.lost = marks, []
+
+    def task(self, shard):
+        return functools.partial(killed_at, self.marks if shard == 2 else [], shard**2)
+
+    def find_fault(self, shard, draft):
+        assert draft.exists()
+        self.lost.append(shard)
+
+
+def test_shards_whose_worker_died_are_made_again(out, whole, tmp_path):
+    job = Fragile([tmp_path / "1", tmp_path / "2"])
+    with open_workers(2) as team:
+        assert make(out, job, team.executor) == 40
+    assert files(out) == whole
+    assert job.lost.count(2) == 2
+
+
+def test_a_shard_whose_workers_die_again_and_again_ends_the_command(out, tmp_path):
+    job = Fragile([tmp_path / str(number) for number in range(9)])
+    with pytest.raises(UserError, match="a worker process was killed"), open_workers(2) as team:
+        make(out, job, team.executor)
+    assert job.lost.count(2) == jobs.MOST_DEATHS
 
 
 def deadly(function, at):

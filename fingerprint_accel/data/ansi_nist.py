@@ -15,8 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_ppi, why_not_a_finger
+from fingerprint_accel.data.image_record import (
+    MOST_RECORDS,
+    ImageRecord,
+    RecordError,
+    meant_ppi,
+    why_not_a_finger,
+    why_ppi_is_wrong,
+)
 from fingerprint_accel.data.ridges import MM_PER_INCH
+from fingerprint_accel.untrusted import reason_of
 
 START = re.compile(rb"1\.0*1:(\d+)\x1d")  # every file begins with field 1.001, the length of the first record
 FIELD, SUBFIELD, ITEM = b"\x1d", b"\x1e", b"\x1f"
@@ -36,6 +44,9 @@ NOT_FINGERS = {
     19: "a sole or toe (record type 19)",
     20: "a source image (record type 20)",
 }
+MOST_TEXT = 2**22  # bytes of text in a transaction, without the images; the text of a print has up to 100 KB
+MOST_MINUTIAE = 2000  # in a record
+LARGEST = 1e6  # largest absolute value of a number
 MOST_TAG = 64  # number of bytes that are searched for the tag and the length of a record
 
 
@@ -63,11 +74,18 @@ class Record:
         return self.fields.get(number, b"").decode("utf-8", "replace").strip()
 
     def number(self, number: int) -> float:
-        """Return the first item of field `number` as a float; 0 if it is missing or not a number."""
+        """Return the first item of field `number` as a float; 0 if it is missing or not a number.
+
+        Raises:
+            ValueError: if the number is not finite or implausibly large.
+        """
         try:
-            return float(re.split(rb"[\x1e\x1f]", self.fields.get(number, b"0"))[0])
+            value = float(re.split(rb"[\x1e\x1f]", self.fields.get(number, b"0"), maxsplit=1)[0])
         except ValueError:
             return 0.0
+        if not abs(value) <= LARGEST:
+            raise ValueError(f"the number {value:g} in field {self.kind}.{number:03d}")
+        return value
 
     def rows(self, number: int) -> list[list[bytes]]:
         """Return the subfields of field `number`, each as a list of its items."""
@@ -96,25 +114,28 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
         raise (
             error
             if isinstance(error, RecordError)
-            else RecordError(f"damaged transaction ({error}): copy the file again")
+            else RecordError(f"damaged transaction ({reason_of(error)}): copy the file again")
         ) from error
     described = {(record.kind, number): record.text(number) for record in records for number in record.fields}
     words = [field.partition(".") for field in key]
     subject = "_".join(filter(None, (described.get((int(kind), int(field)), "") for kind, _, field in words)))
-    header = records[0]
+    templates = {record.idc: record for record in reversed(records) if record.kind == 9}
     found = []
     for position, record in enumerate(records, start=1):
         if record.kind in NOT_FINGERS:
             found.append(ImageRecord(position, reason=NOT_FINGERS[record.kind]))
-        elif record.kind == 4:
-            found.append(_type_4(position, record, header.number(11), subject))
-        elif record.kind in (13, 14):
-            found.append(_type_14(position, record, subject))
-        else:
-            continue
-        templates = [other for other in records if other.kind == 9 and other.idc == record.idc]
-        if templates and not found[-1].reason:
-            found[-1] = _with_minutiae(found[-1], record, templates[0])
+        elif record.kind in (4, 13, 14):
+            try:
+                image = (
+                    _type_4(position, record, records[0], subject)
+                    if record.kind == 4
+                    else (_type_14(position, record, subject))
+                )
+            except (ValueError, IndexError) as error:
+                image = ImageRecord(position, reason=f"damaged record ({reason_of(error)}): copy the file again")
+            if record.idc in templates and not image.reason:
+                image = _with_minutiae(image, record, templates[record.idc])
+            found.append(image)
     if not found:
         raise RecordError("holds no image" + (", only minutiae" if any(each.kind == 9 for each in records) else ""))
     return found
@@ -124,12 +145,15 @@ def _records(data: memoryview) -> Iterator[Record]:
     start = START.match(bytes(data[:MOST_TAG]))
     if start is None:
         raise RecordError("not an ANSI/NIST transaction")
-    header = _tagged(1, data[: int(start[1])])
+    header = _tagged(1, data[: int(start[1])], MOST_TEXT)
     if int(start[1]) > len(data) or 3 not in header.fields:
         raise RecordError("damaged: the first record is cut off; copy the file again")
     yield header
-    at = int(start[1])
-    for row in header.rows(3)[1:]:  # contents of the file, in order: type and IDC of each record
+    at, room = int(start[1]), MOST_TEXT - int(start[1])
+    contents = header.rows(3)[1:]  # type and IDC of each record, in order
+    if len(contents) > MOST_RECORDS:
+        raise RecordError(f"more than {MOST_RECORDS} records in a file: split it")
+    for row in contents:
         kind = int(row[0])
         if kind in BINARY_TYPES:
             length = int.from_bytes(data[at : at + 4], "big")
@@ -140,19 +164,30 @@ def _records(data: memoryview) -> Iterator[Record]:
             raise RecordError(
                 f"damaged: the record of type {kind} at byte {at} does not fit the file; copy the file again"
             )
-        record = data[at : at + length]
-        yield _binary(kind, record) if kind in BINARY_TYPES else _tagged(kind, record)
+        part = data[at : at + length]
+        record = _binary(kind, part) if kind in BINARY_TYPES else _tagged(kind, part, room)
+        yield record
         at += length
+        room -= 0 if kind in BINARY_TYPES else length - len(record.image)
 
 
 def _binary(kind: int, data: memoryview) -> Record:
     return Record(kind, data, data[4] if len(data) > 4 else 0, {}, data[18:])
 
 
-def _tagged(kind: int, data: memoryview) -> Record:
+def _tagged(kind: int, data: memoryview, room: int) -> Record:
+    """Parse a record of tagged fields.
+
+    Args:
+        kind: type of the record.
+        data: bytes of the record.
+        room: largest size of its text, bytes.
+    """
     # The image is the last field and may contain separator bytes. Some programs write short dummy fields 999 before it.
     image = re.search(rb"\x1d%d\.0*999:(?:[^\x1d]{0,64}\x1d%d\.0*999:)*" % (kind, kind), data)
     text, rest = (data[: image.start()], data[image.end() : -1]) if image else (data, data[:0])
+    if len(text) > room:
+        raise RecordError(f"more than {MOST_TEXT / 1e6:.0f} MB of text: split the file")
     fields: dict[int, bytes] = {}
     for field in bytes(text).rstrip(FILE + b"\x00\r\n").split(FIELD):
         tag, _, value = field.partition(b":")
@@ -163,7 +198,7 @@ def _tagged(kind: int, data: memoryview) -> Record:
     return Record(kind, data, int(idc) if idc.isdigit() else 0, fields, rest)
 
 
-def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> ImageRecord:
+def _type_4(number: int, record: Record, transaction: Record, subject: str) -> ImageRecord:
     """Convert a record of type 4, a high-resolution grey image, to an image record.
 
     The record has a header of 18 bytes, followed by the image.
@@ -171,18 +206,20 @@ def _type_4(number: int, record: Record, pixels_per_mm: float, subject: str) -> 
     Args:
         number: position of the record in the file, from 1.
         record: the record of type 4.
-        pixels_per_mm: resolution in field 1.011 of the transaction; 0 if it is missing.
+        transaction: record of type 1. Its field 11 holds a resolution in pixels per mm.
         subject: identifier of the person.
     """
     header = record.data
     if len(header) < 19:
         return ImageRecord(number, reason="damaged: a record of type 4 without an image")
     # Byte 12 holds the resolution code. 0: the minimum of 19.69 pixels per mm. 1: the resolution in field 1.011.
-    ppi = pixels_per_mm * MM_PER_INCH if header[12] == 1 and pixels_per_mm else 19.69 * MM_PER_INCH
+    pixels_per_mm = transaction.number(11) if header[12] == 1 else 0
+    ppi = meant_ppi((pixels_per_mm or 19.69) * MM_PER_INCH)
     width, height = (int.from_bytes(header[at : at + 2], "big") for at in (13, 15))
     position = header[6]
     raw = (height, width) if header[17] == 0 else None
-    return ImageRecord(number, record.image, raw, meant_ppi(ppi), position, subject, reason=why_not_a_finger(position))
+    reason = why_not_a_finger(position) or why_ppi_is_wrong(ppi)
+    return ImageRecord(number, record.image, raw, ppi, position, subject, reason=reason)
 
 
 def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
@@ -198,8 +235,11 @@ def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
     width, height = int(record.number(6)), int(record.number(7))
     per_unit = record.number(9)
     ppi = per_unit * (CM_PER_INCH if record.text(8) == "2" else 1.0) if record.text(8) in ("1", "2") else 0.0
+    ppi = meant_ppi(ppi)
     position = int(record.number(13))
-    reason = why_not_a_finger(position)
+    reason = why_not_a_finger(position) or why_ppi_is_wrong(ppi)
+    if min(width, height) < 0:
+        reason = reason or f"damaged: an image of {width} x {height} pixels"
     if record.kind == 14 and record.number(12) not in (0, 8):
         reason = reason or f"{record.text(12)} bits per pixel (field 14.012): only 8 can be read"
     if not len(record.image):
@@ -208,11 +248,11 @@ def _type_14(number: int, record: Record, subject: str) -> ImageRecord:
     if record.kind == 14:
         for row in record.rows(21):
             finger, left, right, top, bottom = (int(item) for item in row[:5])
-            if left < right <= width and top < bottom <= height:
+            if 0 <= left < right <= width and 0 <= top < bottom <= height:
                 segments[finger] = (left, top, right, bottom)
         missing = [int(row[0]) for row in record.rows(18) if len(row) > 1 and row[0].isdigit()]
     return ImageRecord(
-        number, record.image, (height, width) if record.text(11) == "NONE" else None, meant_ppi(ppi), position, subject,
+        number, record.image, (height, width) if record.text(11) == "NONE" else None, ppi, position, subject,
         segments, tuple(missing), quality=_nfiq2(record) if record.kind == 14 else -1, reason=reason,
     )  # fmt: skip
 
@@ -232,8 +272,8 @@ def _nfiq2(record: Record) -> int:
 def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> ImageRecord:
     """Return an image record with the minutiae of a record of type 9 added.
 
-    A record of type 9 holds minutiae in one of three formats. The image record is returned unchanged if its resolution
-    is unknown or the minutiae cannot be read.
+    A record of type 9 holds minutiae in one of three formats. The image record is returned without minutiae if its
+    resolution is unknown, or with a reason if the minutiae cannot be read.
 
     Args:
         found: the image record without minutiae.
@@ -255,14 +295,22 @@ def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> Imag
             minutiae = _legacy(template, found.ppi, height)
         else:
             return found
-    except (ValueError, IndexError):
-        return found
+    except (ValueError, IndexError) as error:
+        return dataclasses.replace(found, minutiae_reason=f"damaged record of type 9 ({reason_of(error)})")
     return dataclasses.replace(found, minutiae=minutiae)
 
 
 def _minutiae(rows: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
-    """Convert n minutiae (x, y, angle in degrees, quality) to an array (n, 4) float32 with the angle in radians."""
+    """Convert n minutiae (x, y, angle in degrees, quality) to an array (n, 4) float32 with the angle in radians.
+
+    Raises:
+        ValueError: if there are too many, or a number is implausibly large.
+    """
+    if len(rows) > MOST_MINUTIAE:
+        raise ValueError(f"{len(rows)} minutiae, more than a print has")
     table = np.array(rows, np.float32).reshape(-1, 4)
+    if not (np.abs(table) <= LARGEST).all():
+        raise ValueError("numbers that are implausibly large")
     table[:, 2] = np.radians(table[:, 2] % 360)
     return table
 
@@ -307,12 +355,12 @@ def _incits_378(template: Record, ppi: float) -> np.ndarray:
         (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
     """
     per_unit = template.number(131) * (CM_PER_INCH if template.text(130) == "2" else 1.0)
-    scale = ppi / per_unit if per_unit else 1.0
+    scale = ppi / per_unit if per_unit > 0 else 1.0
     rows = []
     for row in template.rows(137):
         x, y, angle = (int(item) for item in row[1:4])
         quality = int(row[5]) if len(row) > 5 else 0
-        rows.append((x * scale, y * scale, 2 * angle, quality / 100 if quality <= 100 else 0.0))
+        rows.append((x * scale, y * scale, 2 * angle, quality / 100 if 0 <= quality <= 100 else 0.0))
     return _minutiae(rows)
 
 

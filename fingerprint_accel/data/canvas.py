@@ -5,6 +5,7 @@ The functions find the ridges, centre them, remove the background and resample t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ DARKEST_PAPER = 0.6  # lowest brightness of paper relative to bright parts of th
 BLOCK_MM = 0.8  # side of the blocks that are searched for ridges, mm; about two ridges
 MIN_CONTRAST = 5.0  # minimum standard deviation of a block with ridges, grey levels
 MIN_BLOCKS = 12  # minimum number of blocks with ridges in a print
+STRIP = 2**20  # pixels that are processed at a time as floating-point numbers, so that large images take little memory
+MOST_PADDED = 200_000_000  # largest number of pixels of an image with the white margin that a canvas needs
 
 
 class CanvasError(ValueError):
@@ -124,13 +127,22 @@ def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     rows, columns = smooth.shape[0] // block, smooth.shape[1] // block
     if rows < 2 or columns < 2:
         raise CanvasError("too small to hold a print: a side is shorter than 1.6 mm, or the ppi is wrong")
-    tiles = smooth[: rows * block, : columns * block].reshape(rows, block, columns, block).astype(np.float32)
-    deviation = tiles.std(axis=(1, 3))
-    strong = max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
-    mask = deviation > strong
-    dark = tiles.mean(axis=(1, 3))
-    varied = (np.abs(tiles - dark[:, None, :, None]) > deviation[:, None, :, None] * 0.5).mean(axis=(1, 3)) > 0.3
+    blocks = smooth[: rows * block, : columns * block].reshape(rows, block, columns, block)
+    deviation, varied = np.empty((rows, columns), np.float32), np.empty((rows, columns), bool)
+    for some in strips(rows, block * block * columns):
+        tiles = blocks[some].astype(np.float32)
+        spread = deviation[some] = tiles.std(axis=(1, 3))
+        tiles -= tiles.mean(axis=(1, 3), keepdims=True)
+        varied[some] = (np.abs(tiles) > spread[:, None, :, None] * 0.5).mean(axis=(1, 3)) > 0.3
+    mask = deviation > max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
     return _main_part(_neighbours(mask & varied) >= 5), block
+
+
+def strips(rows: int, pixels: int) -> Iterator[slice]:
+    """Split rows of `pixels` pixels each into strips of about STRIP pixels, and yield the slice of each strip."""
+    at_once = max(1, STRIP // max(1, pixels))
+    for start in range(0, rows, at_once):
+        yield slice(start, min(rows, start + at_once))
 
 
 def around(values: np.ndarray, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
@@ -169,12 +181,16 @@ def connected_parts(mask: np.ndarray) -> np.ndarray:
         (rows, columns) int: the label of the component, above 0, or 0 for the background. Labels need not be
         consecutive.
     """
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    places = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    leader = np.arange(mask.size + 1)  # label of the component of each place, as far as it is known
     while True:
+        labels = leader[places]
         spread: np.ndarray = around(labels).max(axis=0) * mask
         if (spread == labels).all():
             return labels
-        labels = spread
+        np.maximum.at(leader, labels.ravel(), spread.ravel())  # each component joins a neighbour with a larger label
+        while (further := leader[leader]).sum() != leader.sum():  # labels only grow, so equal sums are equal labels
+            leader = further
 
 
 def _main_part(mask: np.ndarray) -> np.ndarray:
@@ -287,8 +303,13 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
     for _ in range(3):
         paper = around(paper, mode="edge").mean(axis=0)
     size = (columns * block, rows * block)
-    there = np.asarray(Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR))[: grey.shape[0], : grey.shape[1]]
-    return np.minimum(WHITE, grey * (WHITE / there)).astype(np.uint8)
+    there = Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR)
+    result = np.empty_like(grey)
+    height, width = grey.shape
+    for some in strips(height, width):
+        brightness = np.asarray(there.crop((0, some.start, width, some.stop)))
+        result[some] = np.minimum(WHITE, grey[some] * (WHITE / brightness))
+    return result
 
 
 def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
@@ -302,7 +323,10 @@ def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) ->
         canvas: side of the result, pixels.
     """
     margin = int(np.ceil(max(0.0, -left, -top, left + side - grey.shape[1], top + side - grey.shape[0]))) + 1
-    padded = Image.new("L", (grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin), WHITE)
+    size = grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin
+    if size[0] * size[1] > MOST_PADDED:
+        raise CanvasError("the canvas is much larger than the image: its ppi is wrong")
+    padded = Image.new("L", size, WHITE)
     padded.paste(Image.fromarray(grey), (margin, margin))
     box = (left + margin, top + margin, left + margin + side, top + margin + side)
     return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box), np.float32)

@@ -21,6 +21,7 @@ from fingerprint_accel.data import ansi_nist, finger_image
 from fingerprint_accel.data.decoding import IMAGE_STARTS, MAX_PIXELS, MOST_BYTES, ImageError
 from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
 from fingerprint_accel.data.images import decode_apart
+from fingerprint_accel.data.ridges import MM_PER_INCH
 from fingerprint_accel.data.slaps import cut_fingers, holds_several_fingers
 from fingerprint_accel.untrusted import UnreadableError, check_file_size, open_regular, read_rest
 
@@ -31,6 +32,7 @@ SEVERAL = (
     "several fingers on one image: to cut them out, state the position 13 (right hand) or 14 (left hand) in the file "
     "name (see --names) or in the column `position` of the csv"
 )
+LARGEST_MM = 350  # largest side of an image; an A4 page is 297 mm long
 IMAGE_PPI = 500  # default resolution; most sensors and archives use it
 NAME = re.compile(r"(?P<path>.+)#(?P<record>\d+)(?:-(?P<finger>\d+))?")
 
@@ -66,6 +68,7 @@ class Capture:
         stated_ppi: resolution in the tags of an image file, pixels per inch; 0 if there is none. Tags are often wrong.
         pages: number of pages of the image file.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has no minutiae.
+        minutiae_reason: reason why the minutiae in the file cannot be used; empty if they can, or there are none.
         quality: NFIQ 2 score, 0 to 100; -1 if the file states none.
     """
 
@@ -74,6 +77,7 @@ class Capture:
     stated_ppi: float = 0.0
     pages: int = 1
     minutiae: np.ndarray | None = None
+    minutiae_reason: str = ""
     quality: int = -1
 
 
@@ -169,9 +173,24 @@ def read_capture(
         raise ImageError(str(error)) from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
-    if found.position in SLAPS or holds_several_fingers(capture.grey, capture.ppi or ppi or IMAGE_PPI):
+    if found.position in SLAPS:
         raise ImageError(SEVERAL)
+    check_one_finger(capture.grey, capture.ppi or ppi or IMAGE_PPI)
     return capture
+
+
+def check_one_finger(grey: np.ndarray, ppi: float) -> None:
+    """Raise an `ImageError` if a (H, W) uint8 image is too large for a print at its resolution, or shows several."""
+    _check_extent(grey, ppi)
+    if holds_several_fingers(grey, ppi):
+        raise ImageError(SEVERAL)
+
+
+def _check_extent(grey: np.ndarray, ppi: float) -> None:
+    # Work on the ridges takes time that grows with the area in mm.
+    side = max(grey.shape) / ppi * MM_PER_INCH
+    if side > LARGEST_MM:
+        raise ImageError(f"too large: {side:.0f} mm at {ppi:.0f} ppi; check the ppi, or crop the image")
 
 
 @functools.lru_cache(maxsize=1)  # the fingers of a slap are requested one after another
@@ -194,9 +213,12 @@ def _fingers_of(
     if not record.fingers[0]:
         raise ImageError(f"position {slap} does not name several fingers: use a slap code, for example 13 or 14")
     resolution = capture.ppi or ppi or IMAGE_PPI
+    _check_extent(capture.grey, resolution)
     if set(record.fingers) <= set(record.segments):
         boxes = [record.segments[finger] for finger in record.fingers]
         parts = [capture.grey[top:bottom, left:right] for left, top, right, bottom in boxes]
+        if not all(part.size for part in parts):
+            raise RecordError("the box of a finger (field 14.021) lies outside the image")
     else:
         boxes, parts = cut_fingers(capture.grey, resolution, len(record.fingers))
     return {
@@ -276,7 +298,9 @@ def _decoded(record: ImageRecord, name: str) -> Capture:
         grey = _raw(data, record.raw)
     else:
         grey = decode_apart(data, name).grey
-    return Capture(grey, record.ppi, minutiae=record.minutiae, quality=record.quality)
+    return Capture(
+        grey, record.ppi, minutiae=record.minutiae, minutiae_reason=record.minutiae_reason, quality=record.quality
+    )
 
 
 def _raw(data: bytes, size: tuple[int, int]) -> np.ndarray:

@@ -5,11 +5,19 @@ A finger image record is a file that holds one or more images of fingers. It may
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fingerprint_accel.data.image_record import ImageRecord, RecordError, meant_ppi, why_not_a_finger
+from fingerprint_accel.data.image_record import (
+    MOST_RECORDS,
+    ImageRecord,
+    RecordError,
+    meant_ppi,
+    why_not_a_finger,
+    why_ppi_is_wrong,
+)
 
 MAGIC = b"FIR\0"
 CM_PER_INCH = 2.54
@@ -38,7 +46,10 @@ def read_finger_images(data: memoryview) -> list[ImageRecord]:
         # ISO and INCITS use the same version strings with headers of different size. The correct header size agrees
         # with the length field.
         try:
-            return list(layout.read(record, layout.header))
+            found = list(itertools.islice(layout.read(record, layout.header), MOST_RECORDS + 1))
+            if len(found) > MOST_RECORDS:
+                raise RecordError(f"more than {MOST_RECORDS} images in a file: split it")
+            return found
         except (struct.error, IndexError):
             continue
     raise RecordError("damaged: the parts of the finger image record do not fit its length; copy the file again")
@@ -126,7 +137,7 @@ def _image(
         reason = reason or f"{depth} bits per pixel: only 8 can be read"
     raw = (height, width) if compression in (UNPACKED, PACKED) else None
     ppi = meant_ppi(per_unit * (CM_PER_INCH if units == 2 else 1.0))
-    return ImageRecord(number, image, raw, ppi, position, reason=reason)
+    return ImageRecord(number, image, raw, ppi, position, reason=reason or why_ppi_is_wrong(ppi))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 UNKNOWN_FINGER = 0
+LOWEST_PPI, HIGHEST_PPI = 50, 5000  # range of the resolution of an image
+MOST_RECORDS = 1000  # largest number of records in a file; a transaction has up to 100
 ROUNDING = 0.002  # largest relative rounding error of a resolution that is stated in pixels per mm or cm
 # Finger position codes of ANSI/NIST-ITL and ISO/IEC 19794-4, and the finger of each code (1 to 10, 16 or 17; 0 if
 # unknown). Thumbs have a second code, 11 or 12, for plain (not rolled) prints.
 SINGLE_FINGERS = {**{code: code for code in range(11)}, 11: 1, 12: 6, 16: 16, 17: 17}
-# Position codes of images of several fingers (slaps), and the positions of their fingers from left to right.
 # Position codes of images of several fingers (slaps), and the positions of their fingers from left to right.
 SLAPS: dict[int, tuple[int, ...]] = {
     13: (2, 3, 4, 5),
@@ -50,6 +51,7 @@ class ImageRecord:
             image of several fingers).
         missing: positions of fingers that a slap does not show because they are amputated or bandaged.
         minutiae: (n, 4) float32 x, y, angle, quality in image pixels; None if the file has none for this image.
+        minutiae_reason: reason why the minutiae in the file cannot be used; empty if they can, or there are none.
         quality: NFIQ 2 score, 0 to 100; -1 if there is none.
         reason: reason why the image cannot be imported; empty if it can be.
     """
@@ -63,6 +65,7 @@ class ImageRecord:
     segments: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     missing: tuple[int, ...] = ()
     minutiae: np.ndarray | None = None
+    minutiae_reason: str = ""
     quality: int = -1
     reason: str = ""
 
@@ -94,6 +97,17 @@ def why_not_a_finger(position: int) -> str:
     if 60 <= position <= 79:
         return f"a sole or toe (position {position})"
     return f"position {position} is not a finger: use a finger position code of ANSI/NIST-ITL"
+
+
+def why_ppi_is_wrong(ppi: float) -> str:
+    """Return the reason why an image with a stated resolution cannot be imported; "" if it can be imported.
+
+    Args:
+        ppi: resolution in pixels per inch; 0 if it is unknown.
+    """
+    if not ppi or LOWEST_PPI <= ppi <= HIGHEST_PPI:
+        return ""
+    return f"its resolution of {ppi:.0f} ppi is out of range: it must lie between {LOWEST_PPI} and {HIGHEST_PPI}"
 
 
 def shows_no_finger(reason: str) -> bool:

@@ -21,12 +21,13 @@ from fingerprint_accel import __version__
 from fingerprint_accel.data.captures import join_name
 from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding
+from fingerprint_accel.data.import_shard import import_files, read_place, state_of, why_fatal
 from fingerprint_accel.data.import_summary import ImportSummary, kind_of
 from fingerprint_accel.data.listing import finger_codes, list_files
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.pairing import OF_REJECTED, Pairing
-from fingerprint_accel.data.plausibility import about_ridges, outliers
-from fingerprint_accel.data.print_file import IMAGE_PPI, Enhance, ImageFile, Reading, Target, prepare
+from fingerprint_accel.data.pairing import Pairing
+from fingerprint_accel.data.plausibility import about_ridges
+from fingerprint_accel.data.print_file import IMAGE_PPI, Enhance, ImageFile, Reading, Target
 from fingerprint_accel.data.print_info import HIGHEST_PPI, LARGEST_CANVAS, LOWEST_PPI
 from fingerprint_accel.data.shard_writing import (
     DATASET,
@@ -34,16 +35,14 @@ from fingerprint_accel.data.shard_writing import (
     NOTES,
     REJECTED,
     SHARD_NAMES,
-    Record,
     publish_dataset,
     rows_per_shard,
     seal_dataset,
-    write_shard,
 )
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, Job, run, state_of_files
+from fingerprint_accel.jobs import Facts, Job, run
 from fingerprint_accel.outputs import check_folder
 
 
@@ -113,9 +112,9 @@ def import_dataset(
     require(minutiae is None or minutiae.is_dir(), f"--minutiae {minutiae}: no such folder")
     check_encoding(encoding)
     if find_minutiae or nfiq2:
-        from fingerprint_accel.data.nbis import Nbis
+        from fingerprint_accel.data.nbis import import_nbis
 
-        Nbis()  # raises an error before the import starts if the package is not installed
+        import_nbis()  # raises an error before the import starts if the package is not installed
     reading = dataclasses.replace(reading or Reading(), ppi=ppi)
     target = Target(dataset_ppi, canvas, enhance, find_minutiae, nfiq2)
     job = ImportJob(source, layout, names, key, reading, minutiae, target, encoding, seed)
@@ -179,10 +178,25 @@ class ImportJob(Job):
         self.sizes = [len(of_shard) for of_shard in self._rows]
         self._fingers = finger_codes(self.listing.table)
         self._table = self.listing.table.combine_chunks()
+        self._fatal: dict[str, str] = {}  # reason of each print that has killed a worker, by its name
 
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """Return a function that imports the prints of one shard, see `Job.task`."""
-        return functools.partial(_import_files, self._files(shard), self.reading, self.target, self.encoding)
+        files = self._files(shard)
+        fatal = {file.name: self._fatal[file.name] for file in files if file.name in self._fatal}
+        return functools.partial(import_files, files, fatal, self.reading, self.target, self.encoding)
+
+    def find_fault(self, shard: int, draft: Path) -> None:
+        """Read the print alone that a worker read when it died. If this kills a process too, leave the print out.
+
+        See `Job.find_fault`.
+        """
+        files, place = self._files(shard), read_place(draft)
+        if place is None:
+            return  # the worker was killed before it read the first print, or while it wrote the shard
+        reason = why_fatal(files[place], self.reading, self.target)
+        if reason:
+            self._fatal[files[place].name] = reason
 
     def _files(self, shard: int) -> list[ImageFile]:
         numbers = self._rows[shard]
@@ -205,7 +219,7 @@ class ImportJob(Job):
 
     def is_current(self, shard: int, facts: Facts) -> bool:
         """Return whether the files of the prints in a finished shard are unchanged, see `Job.is_current`."""
-        return bool(facts["files"] == _state(self._files(shard)))
+        return bool(facts["files"] == state_of(self._files(shard)))
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
         """Write the description of the dataset, the lists of rejected files and notes, and the dataset card.
@@ -260,50 +274,6 @@ def _shuffled(table: pa.Table, seed: int) -> np.ndarray:
         return order
     groups = np.split(np.arange(len(table)), starts[1:])
     return np.concatenate([groups[number] for number in order.tolist()])
-
-
-def _import_files(files: list[ImageFile], reading: Reading, target: Target, encoding: str, path: Path) -> Facts:
-    """Read the prints of one shard from their files, and write the shard. Worker processes run this function.
-
-    Args:
-        files: prints to import.
-        reading: options for reading the images.
-        target: format of the prints in the dataset.
-        encoding: encoding of the images, "raw" or "lz4".
-        path: shard to write.
-
-    Returns:
-        Properties of the shard: the result of `write_shard`, rejected files, notes, ridge periods of prints, and a
-        digest of the state of the files.
-    """
-    state = _state(files)
-    records, rejected, notes = [], [], []
-    periods: dict[str, float] = {}
-    for file in files:
-        prepared = prepare(file, reading, target)
-        if prepared.minutiae_reason:
-            rejected.append((str(file.minutiae or file.name), prepared.minutiae_reason, True))
-        if prepared.image is None:
-            rejected.append((file.name, prepared.reason, False))
-            if file.minutiae is not None and not prepared.minutiae_reason:
-                rejected.append((str(file.minutiae), OF_REJECTED, True))
-        else:
-            names = file.finger_key, file.impression, file.name
-            record = Record(prepared.image, *names, prepared.minutiae, finger=file.finger, nfiq2=prepared.quality)
-            records.append(record)
-            notes += [(file.name, note) for note in prepared.notes]
-            if prepared.pages > 1:
-                rejected.append((file.name, f"further pages: only the first of {prepared.pages} is imported", False))
-            if prepared.period == prepared.period:  # not NaN
-                periods[file.name] = round(prepared.period, 3)
-    notes += outliers(periods)
-    unknown = [periods[file.name] for file in files if file.name in periods and not file.ppi and not file.record]
-    facts = write_shard(path, records, target.canvas, encoding, nfiq2=target.nfiq2)
-    return {**facts, "rejected": rejected, "notes": notes, "periods": unknown, "files": state}
-
-
-def _state(files: Sequence[ImageFile]) -> str:
-    return state_of_files(path for file in files for path in (file.path, file.minutiae) if path is not None)
 
 
 def versions(enhance: bool) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from fingerprint_accel.data.image_record import SINGLE_FINGERS, SLAPS
 from fingerprint_accel.errors import UserError
 
 GROUPS = ("finger", "impression", "ppi", "subject", "position")
-LARGEST_IMPRESSION = 2**63 - 1
+LARGEST_IMPRESSION = 2**62  # below the largest int64, so that impressions without a number can be counted on
+MOST_KEY, MOST_PATH = 1000, 4096  # largest numbers of characters of a finger key, and of a path
 HANDS = {"right": 0, "r": 0, "left": 5, "l": 5}
 DIGITS = {"thumb": 1, "index": 2, "middle": 3, "ring": 4, "little": 5, "pinky": 5}
 DIGITS |= {name[0]: number for name, number in DIGITS.items()} | {str(number): number for number in range(1, 6)}
@@ -60,10 +61,27 @@ def check_ppi(ppi: int) -> int:
 
 
 def check_impression(impression: int) -> int:
-    """Return the number of an impression unchanged, or raise LayoutError if it is negative or exceeds int64."""
+    """Return the number of an impression unchanged, or raise LayoutError if it is negative or too large."""
     if not 0 <= impression <= LARGEST_IMPRESSION:
         raise LayoutError(f"impression {impression} is out of range: it must lie between 0 and {LARGEST_IMPRESSION}")
     return impression
+
+
+def check_key(key: str) -> str:
+    """Return a key of a finger or person in Unicode form NFC, or raise LayoutError if it is too long or has a zero."""
+    _check_text(key, "key", MOST_KEY)
+    return unicodedata.normalize("NFC", key)
+
+
+def check_path(path: str) -> str:
+    """Return a path unchanged, or raise LayoutError if no file can have it."""
+    _check_text(path, "path", MOST_PATH)
+    return path
+
+
+def _check_text(text: str, what: str, most: int) -> None:
+    if len(text) > most or "\0" in text:
+        raise LayoutError(f"a {what} of more than {most} characters, or with a zero byte: correct the line")
 
 
 def finger_position(text: str) -> int:
@@ -75,7 +93,7 @@ def finger_position(text: str) -> int:
     Raises:
         LayoutError: if the text does not name a finger or several fingers.
     """
-    if text.isdigit():
+    if text.isdecimal() and len(text) < 10:
         code = int(text)
         if code in SLAPS:
             return code
@@ -84,7 +102,9 @@ def finger_position(text: str) -> int:
         return SINGLE_FINGERS[code]
     words = re.fullmatch(r"(right|left|r|l)[ _-]?([a-z]+|[1-5])(?:[ _-]?finger)?", text.lower())
     if words is None or words[2] not in DIGITS:
-        raise LayoutError(f"finger position {text} is unknown: use a code from 1 to 15 or words such as left_index")
+        raise LayoutError(
+            f"finger position {text[:20]} is unknown: use a code from 1 to 15 or words such as left_index"
+        )
     return HANDS[words[1]] + DIGITS[words[2]]
 
 
@@ -139,8 +159,8 @@ class NamePattern:
         try:
             impression = check_impression(int(given["impression"])) if "impression" in given else None
             ppi = check_ppi(int(given.get("ppi", 0)))
-            person = unicodedata.normalize("NFC", given.get("subject", ""))
-            return Named(unicodedata.normalize("NFC", key), impression, ppi, slap, person, 0 if slap else position)
+            person = check_key(given.get("subject", ""))
+            return Named(check_key(key), impression, ppi, slap, person, 0 if slap else position)
         except ValueError as error:
             raise (
                 error if isinstance(error, LayoutError) else LayoutError("impression and ppi must be whole numbers")
@@ -173,7 +193,7 @@ def folders(path: str) -> Named:
     folder = posixpath.dirname(path)
     if not folder:
         raise LayoutError("lies in no finger's folder: move it to a subfolder that is named after the finger")
-    return Named(unicodedata.normalize("NFC", folder), None)
+    return Named(check_key(folder), None)
 
 
 _FLX = NamePattern(
@@ -233,8 +253,9 @@ LAYOUTS: dict[str, Callable[[str], Named]] = {
     "folders": folders,
     "flx": flx,
     # NIST SD300, SD301 and SD302: images of different devices and capture types are impressions of the same finger.
+    # A part of the name matches only one alternative. Otherwise, the time would grow exponentially with the parts.
     "nist": NamePattern(
-        re.compile(r"(?P<subject>\d{4,})(?=_.*_)(?:_(?P<ppi>\d{3,4})(?=_)|_[^_]+)+?_(?P<position>\d{1,2})"),
+        re.compile(r"(?P<subject>\d{4,})(?=_.*_)(?:_(?P<ppi>\d{3,4})(?=_)|_(?!\d{3,4}_)[^_]+)+?_(?P<position>\d{1,2})"),
         "00002302_R_500_roll_01.png",
     ),
     "socofing": socofing,

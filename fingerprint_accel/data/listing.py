@@ -5,10 +5,8 @@ A listing is an Arrow table, so that a million prints fit into little memory.
 
 from __future__ import annotations
 
-import csv
 import os
 import posixpath
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fingerprint_accel.data.captures import join_name, read_records, split_name
-from fingerprint_accel.data.decoding import ImageError
-from fingerprint_accel.data.image_record import SLAPS, RecordError
+from fingerprint_accel.data.captures import join_name, split_name
+from fingerprint_accel.data.csv_rows import rows_of_csv
 from fingerprint_accel.data.layouts import (
     LAYOUTS,
     NAMES,
     LayoutError,
     Named,
-    check_impression,
-    check_ppi,
-    finger_position,
     guess,
     names_layout,
 )
-from fingerprint_accel.data.listing_rows import Rows
+from fingerprint_accel.data.listing_rows import Rows, is_container
 from fingerprint_accel.data.templates import SUFFIXES as TEMPLATE_SUFFIXES
 from fingerprint_accel.data.walking import CONTAINER, IMAGE, IMAGE_SUFFIXES, TEMPLATE, walk
 from fingerprint_accel.errors import UserError, require
@@ -132,7 +126,7 @@ def list_paths(paths: Sequence[Path], names: str = "", key: Sequence[str] = ()) 
     rows = Rows(key)
     for path in map(str, paths):
         named = _read_name(read, split_name(path)[0])
-        if _is_container(Path(), path):
+        if is_container(Path(), path):
             rows.add_container(Path(), path, None if isinstance(named, LayoutError) else named)
         elif isinstance(named, LayoutError):
             rows.rejected.append((path, str(named)))
@@ -200,32 +194,7 @@ def _nothing(source: Path, layout: str, sample: list[str], rejected: list[tuple[
 
 
 def _list_csv(source: Path, key: Sequence[str]) -> Listing:
-    try:
-        file = source.open(newline="", encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv, give a csv file") from error
-    rows = Rows(key)
-    with file:
-        try:
-            reader = csv.DictReader(file)
-            missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
-            if missing:
-                header = "path,finger,impression[,ppi][,minutiae][,position][,person]"
-                raise UserError(f"{source}: no column {missing[0]}; the header must be {header}")
-            for row in reader:
-                where = row["path"] or f"{source.name} line {reader.line_num}"
-                try:
-                    path, named = _csv_row(row)
-                except LayoutError as error:
-                    rows.rejected.append((where, f"line {reader.line_num}: {error}"))
-                    continue
-                # files with the suffix of an image are not opened here
-                if posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES or not _is_container(source.parent, path):
-                    rows.add(path, named, row.get("minutiae") or None)
-                else:
-                    rows.add_container(source.parent, path, named, row.get("minutiae") or None)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{source}: not a csv file in UTF-8 ({error}); save it as such") from error
+    rows = rows_of_csv(source, key)
     table = rows.table()
     if not len(table):
         raise UserError(f"{source}: no usable line" + (f" ({rows.rejected[0][1]})" if rows.rejected else ""))
@@ -249,31 +218,6 @@ def _templates_beside(root: Path, table: pa.Table) -> pa.Array:
             continue
         found += [folder + name for name in names if posixpath.splitext(name)[1].lower() in TEMPLATE_SUFFIXES]
     return pa.array(found, pa.string())
-
-
-def _is_container(root: Path, path: str) -> bool:
-    try:
-        return bool(read_records(root / split_name(path)[0]))
-    except RecordError:
-        return True
-    except ImageError:
-        return False
-
-
-def _csv_row(row: dict[str, str]) -> tuple[str, Named]:
-    path, finger = row["path"], row["finger"]
-    if not path:
-        raise LayoutError("no path: fill in the column path")
-    if not finger:
-        raise LayoutError("no finger: fill in the column finger")
-    try:
-        impression, ppi = int(row["impression"]), int(row.get("ppi") or 0)
-    except (TypeError, ValueError):
-        raise LayoutError("impression and ppi must be whole numbers") from None
-    position = finger_position(row["position"]) if row.get("position") else 0
-    slap, single = (position, 0) if position in SLAPS else (0, position)
-    key, person = (unicodedata.normalize("NFC", text) for text in (finger, row.get("person") or ""))
-    return path, Named(key, check_impression(impression), check_ppi(ppi), slap, person, single)
 
 
 def _with_impressions(table: pa.Table, impressions: np.ndarray) -> pa.Table:

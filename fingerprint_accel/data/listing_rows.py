@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 from fingerprint_accel.data.captures import join_name, read_records, split_name
 from fingerprint_accel.data.decoding import ImageError
 from fingerprint_accel.data.image_record import SLAPS, ImageRecord, RecordError
-from fingerprint_accel.data.layouts import Named
+from fingerprint_accel.data.layouts import LayoutError, Named, check_key
 
 CHUNK = 65536
 TRANSACTION_NUMBER = "1.009"  # field of an ANSI/NIST transaction that holds its number
@@ -97,7 +96,10 @@ class Rows:
                 reason = "does not state the finger's position, and the file holds several prints: add the position"
                 self.rejected.append((join_name(file, record.number, 0), reason))
             else:
-                self._add_record(file, record, named, alone, minutiae)
+                try:
+                    self._add_record(file, record, named, alone, minutiae)
+                except LayoutError as error:
+                    self.rejected.append((join_name(file, record.number, 0), str(error)))
 
     def _add_record(
         self, path: str, record: ImageRecord, named: Named | None, alone: bool, minutiae: str | None
@@ -113,10 +115,10 @@ class Rows:
                 person = named.person
             else:
                 key, subject = position, record.subject
-            key = unicodedata.normalize("NFC", key)
+            key, subject = check_key(key), None if subject is None else check_key(subject)
             ppi = named.ppi if named is not None else 0
             code = finger or (named.position if named is not None else 0)
-            who = code, unicodedata.normalize("NFC", person), key
+            who = code, check_key(person), key
             self._add(path, record.number, finger if is_slap else 0, 0, *who, subject, impression, ppi, minutiae)
 
     def _add(self, *row: object) -> None:
@@ -168,3 +170,13 @@ def _with_subjects(table: pa.Table) -> pa.Table:
     for name, values in (("finger_key", keys), ("person", persons)):
         table = table.set_column(table.schema.get_field_index(name), name, values)
     return table.drop(["subject"])
+
+
+def is_container(root: Path, path: str) -> bool:
+    """Return whether a path, relative to the folder `root`, is that of a container file or one of its records."""
+    try:
+        return bool(read_records(root / split_name(path)[0]))
+    except RecordError:
+        return True
+    except ImageError:
+        return False

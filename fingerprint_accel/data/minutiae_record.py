@@ -15,6 +15,7 @@ import numpy as np
 MAGIC = b"FMR\0"
 CM_PER_INCH = 2.54
 CARD_PPI = 254.0  # resolution of the on-card format: units of 0.1 mm
+MOST_VIEWS = 1000  # largest number of views in a record; a person has ten fingers
 NO_MINUTIAE = np.empty((0, 4), np.float32)
 
 
@@ -159,7 +160,7 @@ def _views(data: bytes, header: Header) -> Iterator[tuple[int, Template]]:
         width, height, per_cm = struct.unpack_from(">HHH", data, header.image + (at if header.in_view else 0))
         position, count = data[at], data[at + header.view - 1]
         at += header.view
-        minutiae = _minutiae(data[at:], count, 6, header.unit)
+        minutiae = _minutiae(data, at, count, 6, header.unit)
         yield position, Template(minutiae, width, height, per_cm * CM_PER_INCH)
         at += 6 * count
         at += 2 + struct.unpack_from(">H", data, at)[0]  # skip extended data
@@ -192,10 +193,13 @@ def _chosen(views: list[tuple[int, Template]], position: int) -> Template:
     raise TemplateError(f"record of {what}, which cannot be told apart; state the finger position, or split the record")
 
 
-def _minutiae(data: bytes, count: int, size: int, unit: float) -> np.ndarray:
-    if len(data) < count * size:
-        raise TemplateError(f"cut off: {count} minutiae announced, {len(data) // size} found; copy the file again")
-    raw = np.frombuffer(data, np.uint8, count * size).reshape(count, size).astype(np.float32)
+def _minutiae(data: bytes, at: int, count: int, size: int, unit: float) -> np.ndarray:
+    there = max(0, len(data) - at) // size
+    if there < count:
+        raise TemplateError(f"cut off: {count} minutiae announced, {there} found; copy the file again")
+    if not count:  # the offset may be that of the end
+        return NO_MINUTIAE
+    raw = np.frombuffer(data, np.uint8, count * size, at).reshape(count, size).astype(np.float32)
     x = (raw[:, 0] % 64) * 256 + raw[:, 1]  # the upper two bits hold the type of minutia
     y = (raw[:, 2] % 64) * 256 + raw[:, 3]
     quality = np.where(raw[:, 5] <= 100, raw[:, 5] / 100, 0) if size == 6 else np.zeros(count)
@@ -211,6 +215,8 @@ def _read_iso_2011(data: bytes, position: int) -> Template:
     length, representations, certified = struct.unpack_from(">IHB", data, 8)
     if length > len(data) or data[length:].strip(b"\0\xff"):
         raise TemplateError("record length differs from file length; copy the file again")
+    if representations > MOST_VIEWS:
+        raise TemplateError(f"damaged: {representations} views, more than a record has; copy the file again")
     views, start = [], 15
     for _ in range(representations):
         at = start + 4 + 9 + 1 + 2 + 2  # skip length, time, technology, vendor and device of the view
@@ -222,7 +228,7 @@ def _read_iso_2011(data: bytes, position: int) -> Template:
         size = packed >> 4
         if size not in (5, 6):
             raise TemplateError(f"damaged: minutiae of {size} bytes instead of 5 or 6")
-        minutiae = _minutiae(data[at + 13 :], count, size, ISO_ANGLE)
+        minutiae = _minutiae(data, at + 13, count, size, ISO_ANGLE)
         views.append((data[at], Template(minutiae, width, height, per_cm * CM_PER_INCH)))
         start += struct.unpack_from(">I", data, start)[0]
     return _chosen(views, position)

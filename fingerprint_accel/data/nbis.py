@@ -8,18 +8,33 @@ minutiae published for FVC2000 DB1_B are found at exactly the same pixel.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fingerprint_accel.data.child_process import MEMORY, TIME, Failed, Program, Refused, call
+from fingerprint_accel.data.child_server import serve
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.untrusted import reason_of
 
+FIND_MINUTIAE, FIND_QUALITY, FIND_TEMPLATE = 0, 1, 2  # kinds of requests to the child process
+REQUEST, SCORE = struct.Struct(">BIId"), struct.Struct(">i")  # headers: kind, height, width, ppi; NFIQ 2 score
+# CPU time for a print, and address space. A rolled print of 40 x 38 mm takes up to 1 s, noise of that size too. NIST's
+# code and models take 0.36 GB.
+SECONDS, MEMORY_LIMIT = 5.0, 3 * 2**28
+NIST = Program(
+    "from fingerprint_accel.data.nbis import serve_nist; serve_nist()",
+    "runs NIST's programs",
+    2**24,
+    lambda answer: True,
+    "import nbis",
+)
 PPI = 500  # resolution that the three programs expect, pixels per inch
 ENDING, BIFURCATION = 1, 2
 SMALLEST = 32  # minimum side of an image, pixels; the NIST code crashes on images with a side below 16
@@ -47,6 +62,20 @@ class Found:
     quality: float
 
 
+def import_nbis() -> Any:
+    """Import and return the module of `nbis-py`.
+
+    Raises:
+        UserError: if it is not installed or cannot run on this machine.
+    """
+    try:
+        return importlib.import_module("nbis")
+    except ImportError as error:
+        raise UserError("NIST's detector and matcher are not installed: pip install nbis-py") from error
+    except OSError as error:
+        raise UserError(f"nbis-py cannot run on this machine ({error})") from error
+
+
 class Nbis:
     """NIST software for minutiae and image quality, loaded into this process.
 
@@ -55,12 +84,7 @@ class Nbis:
     """
 
     def __init__(self) -> None:
-        try:
-            self._nbis: Any = importlib.import_module("nbis")
-        except ImportError as error:
-            raise UserError("NIST's detector and matcher are not installed: pip install nbis-py") from error
-        except OSError as error:
-            raise UserError(f"nbis-py cannot run on this machine ({error})") from error
+        self._nbis = import_nbis()
         self._detector, self._judge = self._extractor(quality=False), self._extractor(quality=True)
         self._loaded: dict[bytes, Any] = {}
 
@@ -140,62 +164,92 @@ def _table(found: Any) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
-@functools.cache
-def _handle() -> Nbis:
-    return Nbis()
+class NistError(ValueError):
+    """Raised if a NIST program fails on a print. The message gives the reason."""
 
 
-def find_minutiae(grey: np.ndarray, ppi: float) -> np.ndarray:
+def find_minutiae(grey: np.ndarray, ppi: float, name: str = "print") -> np.ndarray:
     """Find the minutiae of a print with mindtct, at any resolution.
 
-    Minutiae with a reliability below RELIABLE are dropped, because many of them are false.
+    Minutiae with a reliability below RELIABLE are dropped, because many of them are false. This function and the
+    functions below run NIST's code in a child process, because it may crash.
 
     Args:
         grey: (H, W) uint8, ridges dark.
         ppi: resolution of the image, pixels per inch.
+        name: name of the print, for error messages.
 
     Returns:
         (n, 4) float32 x, y (image pixels), angle (radians) and reliability. n is 0 for an image with a side below
         1.6 mm.
 
     Raises:
-        UserError: if `nbis-py` is not installed.
+        NistError: if mindtct crashes on the print, takes too long, or needs too much memory.
+        UserError: if the process does not start or was killed from outside.
     """
-    handle, known = _handle(), _at_500(grey, ppi)
-    if min(known.shape) < SMALLEST:
-        return np.empty((0, 4), np.float32)
-    minutiae = handle.minutiae(known)
-    minutiae = minutiae[minutiae[:, 3] >= RELIABLE]
-    minutiae[:, :2] *= ppi / PPI
-    return minutiae
+    return np.frombuffer(_ask(FIND_MINUTIAE, grey, ppi, name), np.float32).reshape(-1, 4).copy()
 
 
-def nfiq2(grey: np.ndarray, ppi: float) -> int:
+def nfiq2(grey: np.ndarray, ppi: float, name: str = "print") -> int:
     """Return the NFIQ 2 score of a print, 0 to 100; -1 if the print is too small to judge.
 
-    Args:
-        grey: (H, W) uint8, ridges dark.
-        ppi: resolution of the image, pixels per inch.
-
-    Raises:
-        UserError: if `nbis-py` is not installed.
+    The arguments and errors are those of `find_minutiae`.
     """
-    handle, known = _handle(), _at_500(grey, ppi)
-    score = handle.quality(known) if min(known.shape) >= SMALLEST else math.nan
-    return -1 if math.isnan(score) else round(score)
+    return int(SCORE.unpack(_ask(FIND_QUALITY, grey, ppi, name))[0])
 
 
-def find_template(grey: np.ndarray, ppi: float) -> bytes:
+def find_template(grey: np.ndarray, ppi: float, name: str = "print") -> bytes:
     """Return the minutiae of a print at any resolution as a template for `Nbis.compare`.
 
-    Args:
-        grey: (H, W) uint8, ridges dark, both sides at least 1.7 mm.
-        ppi: Resolution of the image, pixels per inch.
-
-    Raises:
-        UserError: If `nbis-py` is not installed.
+    The arguments and errors are those of `find_minutiae`. Both sides of the image must be at least 1.7 mm.
     """
-    return _handle().template(_at_500(grey, ppi))
+    return _ask(FIND_TEMPLATE, grey, ppi, name)
+
+
+def _ask(what: int, grey: np.ndarray, ppi: float, name: str) -> bytes:
+    """Send a print to the child process, and return the answer.
+
+    Args:
+        what: FIND_MINUTIAE, FIND_QUALITY or FIND_TEMPLATE.
+        grey: (H, W) uint8.
+        ppi: resolution of the image, pixels per inch.
+        name: name of the print, for error messages.
+    """
+    program = "NFIQ 2" if what == FIND_QUALITY else "mindtct"
+    try:
+        return call(NIST, REQUEST.pack(what, *grey.shape, ppi) + grey.tobytes(), name)
+    except Refused as error:
+        raise NistError(f"{program} failed ({error})") from None
+    except Failed as error:
+        how = {TIME: f"takes more than {SECONDS:.0f} s", MEMORY: "needs too much memory"}
+        raise NistError(f"{program} {how.get(error.kind, f'crashed ({error.how})')}") from None
+
+
+def serve_nist() -> None:
+    """Run the loop of a child process that runs NIST's programs on prints sent on stdin."""
+    handle = Nbis()
+    serve(lambda data: [_answer(handle, data)], MEMORY_LIMIT, SECONDS)
+
+
+def _answer(handle: Nbis, data: bytes) -> bytes:
+    what, height, width, ppi = REQUEST.unpack_from(data)
+    grey = np.frombuffer(data, np.uint8, offset=REQUEST.size).reshape(height, width)
+    known = _at_500(grey, ppi)
+    try:
+        if what == FIND_TEMPLATE:
+            return handle.template(known)
+        large = min(known.shape) >= SMALLEST
+        if what == FIND_QUALITY:
+            score = handle.quality(known) if large else math.nan
+            return SCORE.pack(-1 if math.isnan(score) else round(score))
+        minutiae = handle.minutiae(known) if large else np.empty((0, 4), np.float32)
+    except MemoryError:
+        raise
+    except Exception as error:  # the errors of nbis-py have no common class
+        raise ValueError(reason_of(error)) from error
+    minutiae = minutiae[minutiae[:, 3] >= RELIABLE]
+    minutiae[:, :2] *= ppi / PPI
+    return minutiae.tobytes()
 
 
 def _at_500(grey: np.ndarray, ppi: float) -> np.ndarray:

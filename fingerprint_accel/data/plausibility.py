@@ -44,8 +44,9 @@ def ridge_period(grey: np.ndarray, ppi: float) -> float:
 def _period(grey: np.ndarray, ppi: float) -> float:
     # Shading is stronger than ridges and would dominate the spectrum, so it is subtracted first.
     image = Image.fromarray(grey)
-    shading = np.asarray(image.filter(ImageFilter.BoxBlur(RIDGE_PERIOD_MM / MM_PER_INCH * ppi)), np.float32)
-    measured = measure_ridges(grey - shading, ppi, WINDOW_MM, PERIODS_MM, overlap=False, most=MOST_WINDOWS)
+    shading = np.asarray(image.filter(ImageFilter.BoxBlur(RIDGE_PERIOD_MM / MM_PER_INCH * ppi)))
+    level = np.subtract(grey, shading, dtype=np.int16)  # smaller than floating-point numbers
+    measured = measure_ridges(level, ppi, WINDOW_MM, PERIODS_MM, overlap=False, most=MOST_WINDOWS)
     periods = measured.period[measured.share > LEAST_SHARE]
     return float(np.median(periods)) / ppi * MM_PER_INCH if len(periods) >= LEAST_WINDOWS else float("nan")
 

@@ -55,6 +55,7 @@ class PrintImage:
         grey: (H, W) uint8, ridges dark.
         ppi: resolution of the image, pixels per inch.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has none.
+        minutiae_reason: reason why the minutiae in the file cannot be used; empty if they can, or there are none.
         quality: NFIQ 2 score in the file, 0 to 100; -1 if there is none.
         notes: remarks on how the print was read, for example that it was inverted.
         pages: number of pages of the file.
@@ -66,6 +67,7 @@ class PrintImage:
     quality: int = -1
     notes: tuple[str, ...] = ()
     pages: int = 1
+    minutiae_reason: str = ""
 
 
 def open_print(
@@ -93,7 +95,8 @@ def open_print(
     if capture.stated_ppi and abs(capture.stated_ppi - known) > 0.02 * known:
         notes.append(f"its tags say {capture.stated_ppi:.0f} ppi, {known:.0f} were used")
     minutiae = _mirrored(capture.minutiae, grey.shape[1]) if reading.mirror else capture.minutiae
-    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages)
+    reason = capture.minutiae_reason
+    return PrintImage(grey, known, minutiae, capture.quality, tuple(notes), capture.pages, reason)
 
 
 def open_image(image: np.ndarray | Path | str, reading: Reading, ppi: float = 0.0) -> PrintImage:
@@ -222,7 +225,9 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
     try:
         opened = open_print(file.path, reading, file.record, file.cut, file.slap, file.ppi)
         minutiae = opened.minutiae
-        if file.minutiae is not None and not minutiae_reason:
+        if file.minutiae is None and opened.minutiae_reason:
+            minutiae_reason = f"minutiae: {opened.minutiae_reason}"
+        elif file.minutiae is not None and not minutiae_reason:
             height, width = opened.grey.shape
             try:
                 template = read_template(file.minutiae, height, file.position, reading.xyt_kind)
@@ -231,33 +236,39 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
                 minutiae_reason = f"minutiae: {error}"
         if minutiae is not None and (foreign := why_foreign(opened.grey, opened.ppi, minutiae)):
             minutiae, minutiae_reason = None, f"minutiae: {foreign}"
-        found, quality = _found_out(opened, minutiae, target)
+        found, quality, nist_reason = _found_out(opened, minutiae, target, file.name)
         image, placed = put_on_canvas(opened.grey, found, opened.ppi, target.ppi, target.canvas)
     except (ImageError, CanvasError) as error:
         return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
     if target.enhance is not None:
         image = target.enhance(image, target.ppi)
     period = ridge_period(opened.grey, opened.ppi)
-    return Prepared(image, placed, "", minutiae_reason, period, quality, opened.notes, opened.pages)
+    return Prepared(image, placed, "", minutiae_reason or nist_reason, period, quality, opened.notes, opened.pages)
 
 
-def _found_out(opened: PrintImage, minutiae: np.ndarray | None, target: Target) -> tuple[np.ndarray, int]:
+def _found_out(
+    opened: PrintImage, minutiae: np.ndarray | None, target: Target, name: str
+) -> tuple[np.ndarray, int, str]:
     """Return the minutiae and the NFIQ 2 score of a print. Missing values are measured with NIST programs.
 
     Args:
         opened: the print.
         minutiae: (n, 4) x, y, angle, quality of known minutiae in image pixels, or None.
         target: measurements to make.
+        name: name of the print, for error messages.
 
     Returns:
-        (n, 4) float32 minutiae in image pixels, and the score (-1 if unknown).
+        (n, 4) float32 minutiae in image pixels, the score (-1 if unknown), and the reason if a program failed.
     """
-    quality = opened.quality
+    quality, reason = opened.quality, ""
     if (minutiae is None and target.find_minutiae) or (target.nfiq2 and quality < 0):
         from fingerprint_accel.data import nbis  # optional dependency
 
-        if minutiae is None and target.find_minutiae:
-            minutiae = nbis.find_minutiae(opened.grey, opened.ppi)
-        if target.nfiq2 and quality < 0:
-            quality = nbis.nfiq2(opened.grey, opened.ppi)
-    return NO_MINUTIAE if minutiae is None else minutiae, quality
+        try:
+            if minutiae is None and target.find_minutiae:
+                minutiae = nbis.find_minutiae(opened.grey, opened.ppi, name)
+            if target.nfiq2 and quality < 0:
+                quality = nbis.nfiq2(opened.grey, opened.ppi, name)
+        except nbis.NistError as error:
+            reason = f"minutiae or quality: {error}"
+    return NO_MINUTIAE if minutiae is None else minutiae, quality, reason

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fingerprint_accel.data.canvas import strips
+
 MM_PER_INCH = 25.4
 FLAT = 6.0  # a window with a lower standard deviation of its grey levels is paper
 
@@ -38,7 +40,7 @@ def measure_ridges(
     """Find the strongest ridge frequency in each window of an image.
 
     Args:
-        grey: (H, W) uint8 or float32 image.
+        grey: (H, W) uint8 or int16 image.
         ppi: resolution of the image, pixels per inch.
         window_mm: side of a window, mm.
         periods_mm: smallest and largest distance of ridges, mm.
@@ -51,16 +53,23 @@ def measure_ridges(
     padded = np.pad(grey, [(0, max(0, side - length)) for length in grey.shape], mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))[::step, ::step]
     shape = windows.shape[:2]
-    tiles = windows.reshape(-1, side, side).astype(np.float32)
-    tiles -= tiles.mean(axis=(1, 2), keepdims=True)
-    deviation = tiles.std(axis=(1, 2))
+    deviation = np.concatenate([_centred(windows[some])[1] for some in strips(shape[0], shape[1] * side * side)])
     lively = np.argsort(-deviation)[:most]
     lively = lively[deviation[lively] >= FLAT]
     smallest, largest = (period / MM_PER_INCH * ppi for period in periods_mm)
-    share, period = (np.zeros(len(tiles), np.float32) for _ in range(2))
-    if len(lively):
-        share[lively], period[lively] = _strongest(tiles[lively], side, smallest, largest)
+    share, period = (np.zeros(len(deviation), np.float32) for _ in range(2))
+    for some in strips(len(lively), side * side):
+        tiles = _centred(windows[np.unravel_index(lively[some], shape)])[0]
+        share[lively[some]], period[lively[some]] = _strongest(tiles, side, smallest, largest)
     return RidgeMap(share.reshape(shape), period.reshape(shape), step)
+
+
+def _centred(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copy windows (..., side, side) to tiles (n, side, side) float32 of mean 0; also return standard deviations."""
+    side = windows.shape[-1]
+    tiles = windows.reshape(-1, side, side).astype(np.float32)
+    tiles -= tiles.mean(axis=(1, 2), keepdims=True)
+    return tiles, tiles.std(axis=(1, 2))
 
 
 def _strongest(tiles: np.ndarray, side: int, smallest: float, largest: float) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ LEAST_ABOVE_CREASE, LEAST_BELOW_CREASE = 13.0, 3.0  # minimum length of the fing
 CREASE_BELOW = 7.0  # largest distance of the crease from the place where ridges become weaker, mm
 LEAST_STEP = 0.12  # minimum decrease of the share of energy at the crease
 MARGIN_MM = 1.0  # margin around a finger that is cut out, mm
+MOST_COMPONENTS = 40  # an image with more components of the size of a fingertip is not a slap
 INTRUDER = 0.6  # a component smaller than this share of the smallest finger is a part of a different print
 
 
@@ -184,10 +185,13 @@ def _fingers(share: np.ndarray, per_mm: float, level: float) -> list[Finger]:
         level: threshold of the share of energy.
     """
     labels = connected_parts(_without_lines(share > level))
-    found = []
-    for label in np.unique(labels[labels > 0]):
+    least = LEAST_FILL * LEAST_WIDTH * LEAST_HEIGHT * per_mm**2
+    sizes = np.bincount(labels.ravel())
+    large = np.flatnonzero(sizes[1:] >= least) + 1
+    found: list[Finger] = []
+    for label in large if len(large) <= MOST_COMPONENTS else ():
         mask = _above_crease(labels == label, share, per_mm)
-        if mask.sum() < LEAST_FILL * LEAST_WIDTH * LEAST_HEIGHT * per_mm**2:
+        if mask.sum() < least:
             continue
         finger = _finger(mask)
         across, down = finger.right - finger.left, finger.bottom - finger.top

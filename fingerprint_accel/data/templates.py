@@ -26,7 +26,9 @@ from fingerprint_accel.data.minutiae_record import (
     read_record,
 )
 from fingerprint_accel.durable import write_file
+from fingerprint_accel.untrusted import UnreadableError, read_bytes, reason_of
 
+__all__ = ["NO_MINUTIAE", "TemplateError", "read_template", "write_template", "xyt_kind"]
 CARD_SUFFIXES = (".isocc", ".iso-cc", ".fmc")  # on-card files, which are recognised by their suffix only
 UNSIGNED_SUFFIXES = (".mnt", *CARD_SUFFIXES)  # files that may start with any bytes
 # suffixes of minutiae files, in order of preference if an image has several minutiae files
@@ -38,7 +40,10 @@ MOST_MINUTIAE = 255  # largest number of minutiae in a view of ISO/IEC 19794-2
 # its canvas.
 LARGEST = 65535
 IMPLAUSIBLE = f"minutiae that are not finite or above {LARGEST}"
-_MIN_LINE = re.compile(r"^\s*\d+\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*:\s*([\d.]+)\s*:", re.MULTILINE)
+# Largest minutiae file, in bytes. A finger has up to 200 minutiae, which take 10 KB in the longest format.
+MOST_BYTES = 2**20
+MOST_OF_A_FINGER = 2000  # largest number of minutiae of a print; mindtct finds at most 1000
+_MIN_LINE = re.compile(r"[ \t]*\d+[ \t]*:[ \t]*(\d+)[ \t]*,[ \t]*(\d+)[ \t]*:[ \t]*(\d+)[ \t]*:[ \t]*([\d.]+)[ \t]*:")
 
 
 def plausible(values: np.ndarray) -> bool:
@@ -61,25 +66,41 @@ def read_template(path: Path, image_height: int, position: int = 0, xyt_kind: st
             raised if the file holds several fingers or views and `position` does not select one.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MOST_BYTES)
     except OSError as error:
         raise TemplateError(f"cannot be read ({error.strerror})") from error
-    start = data[:WRAPPER].find(MAGIC)  # a CBEFF header may come first
-    suffix = path.suffix.lower()
+    except UnreadableError as error:
+        raise TemplateError(str(error)) from error
     try:
-        if start >= 0:
-            return read_record(data[start:], position)
-        if suffix in (".xyt", ".min", ".mnt"):
-            text = data.decode("ascii", "replace")
-            if suffix == ".xyt":
-                return _read_xyt(text, image_height, xyt_kind)
-            return _read_min(text) if suffix == ".min" else _read_mnt(text)
-        if suffix in CARD_SUFFIXES:
-            return read_card(data)
+        template = _parsed(data, path.suffix.lower(), image_height, position, xyt_kind)
     except TemplateError:
         raise
     except (struct.error, IndexError, ValueError) as error:
-        raise TemplateError(f"damaged minutiae file ({error}); copy it again") from error
+        raise TemplateError(f"damaged minutiae file ({reason_of(error)}); copy it again") from error
+    if len(template.minutiae) > MOST_OF_A_FINGER:
+        raise TemplateError(f"{len(template.minutiae)} minutiae, more than a print has; copy it again")
+    if max(template.width, template.height) > LARGEST or min(template.width, template.height) < 0:
+        raise TemplateError("states an implausible size of the image; copy it again")
+    return template
+
+
+def _parsed(data: bytes, suffix: str, image_height: int, position: int, xyt_kind: str) -> Template:
+    """Parse the contents of a minutiae file. The other arguments are those of `read_template`.
+
+    Args:
+        data: contents of the file.
+        suffix: suffix of the file, in lower case.
+    """
+    start = data[:WRAPPER].find(MAGIC)  # a CBEFF header may come first
+    if start >= 0:
+        return read_record(data[start:], position)
+    if suffix in (".xyt", ".min", ".mnt"):
+        text = data.decode("ascii", "replace")
+        if suffix == ".xyt":
+            return _read_xyt(text, image_height, xyt_kind)
+        return _read_min(text) if suffix == ".min" else _read_mnt(text)
+    if suffix in CARD_SUFFIXES:
+        return read_card(data)
     raise TemplateError("no known minutiae format; export it as ISO/IEC 19794-2")
 
 
@@ -99,17 +120,18 @@ def xyt_kind(files: Iterable[Path | str]) -> str:
     """
     for file in files:
         with contextlib.suppress(OSError, ValueError):  # TemplateError is a ValueError
-            text = file.read_text("ascii", "replace") if isinstance(file, Path) else file
-            if any(row[2] >= 180 for row in _xyt_rows(text)):
+            text = read_bytes(file, MOST_BYTES).decode("ascii", "replace") if isinstance(file, Path) else file
+            if (_xyt_table(text)[:, 2] >= 180).any():
                 return "nist"
     return "m1"
 
 
-def _xyt_rows(text: str) -> list[list[float]]:
+def _xyt_table(text: str) -> np.ndarray:
+    """Return the x, y, theta and quality (0 if missing) of n minutiae in an `.xyt` file, as (n, 4) float32."""
     rows = [[float(word) for word in line.split()[:4]] for line in text.splitlines() if line.strip()]
     if any(len(row) < 3 for row in rows):
         raise TemplateError("lines must contain x y theta [quality]")
-    return rows
+    return _checked(np.array([[*row, 0.0][:4] for row in rows]).reshape(-1, 4))
 
 
 def _read_xyt(text: str, image_height: int, kind: str) -> Template:
@@ -124,16 +146,13 @@ def _read_xyt(text: str, image_height: int, kind: str) -> Template:
         image_height: height of the image, pixels.
         kind: "nist", "m1", or empty to detect the convention from this file.
     """
-    rows = _xyt_rows(text)
-    if not rows:
-        return Template(NO_MINUTIAE, 0, 0)
-    x, y, theta, quality = _checked(np.array([[*row, 0.0][:4] for row in rows])).T
+    x, y, theta, quality = _xyt_table(text).T
     if (kind or xyt_kind([text])) == "m1":
         theta = theta * 2
     else:
         y = image_height - y
         theta = theta + 180
-    return Template(np.stack([x, y, np.radians(theta % 360), quality / 100], axis=1).astype(np.float32), 0, 0)
+    return Template(np.stack([x, y, np.radians(theta % 360), _known(quality / 100)], axis=1).astype(np.float32), 0, 0)
 
 
 def _read_mnt(text: str) -> Template:
@@ -149,7 +168,14 @@ def _read_mnt(text: str) -> Template:
     rows = [[*(float(word) for word in line[:4]), 0.0][:4] for line in lines[2:] if line and line[0] != "X"]
     if any(len(row) < 4 for row in rows):
         raise TemplateError("lines must contain x y angle [quality]")
-    return Template(_checked(np.array(rows).reshape(-1, 4)), width, height)
+    minutiae = _checked(np.array(rows).reshape(-1, 4))
+    minutiae[:, 3] = _known(minutiae[:, 3])
+    return Template(minutiae, width, height)
+
+
+def _known(quality: np.ndarray) -> np.ndarray:
+    """Replace qualities outside the range from 0 to 1 by 0, which means that no quality is stated."""
+    return np.where((quality >= 0) & (quality <= 1), quality, 0)
 
 
 def _checked(table: np.ndarray) -> np.ndarray:
@@ -172,13 +198,14 @@ def _read_min(text: str) -> Template:
     size = re.search(r"Image \(w,h\)\s+(\d+)\s+(\d+)", text)
     if size is None:
         raise TemplateError("no line 'Image (w,h)'")
-    announced = re.search(r"(\d+) Minutiae Detected", text)
-    rows = [[float(word) for word in match] for match in _MIN_LINE.findall(text)]
+    announced = re.search(r"\b(\d{1,9}) Minutiae Detected", text)
+    found = (_MIN_LINE.match(line) for line in text.splitlines())
+    rows = [[float(word) for word in match.groups()] for match in found if match]
     if announced is not None and int(announced[1]) != len(rows):
         raise TemplateError(f"damaged: {announced[1]} minutiae announced, {len(rows)} that can be read")
     table = _checked(np.array(rows).reshape(-1, 4))
     angle = np.radians((90 - table[:, 2] * 11.25) % 360)
-    minutiae = np.stack([table[:, 0], table[:, 1], angle, table[:, 3]], axis=1).astype(np.float32)
+    minutiae = np.stack([table[:, 0], table[:, 1], angle, _known(table[:, 3])], axis=1).astype(np.float32)
     return Template(minutiae, int(size[1]), int(size[2]))
 
 

@@ -11,9 +11,9 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from fingerprint_accel.data.nbis import Nbis, find_template
+from fingerprint_accel.data.nbis import Nbis, NistError, find_template
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.errors import require
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.metrics.protocols import Pairs, Scores
 
 TIMED_PRINTS, TIMED_PAIRS = 8, 20  # numbers of prints and pairs from which the total time is estimated
@@ -29,9 +29,10 @@ def nbis_scores(shards: Shards, pairs: Pairs, most_seconds: float, progress: boo
         progress: Show a progress bar.
 
     Raises:
-        UserError: If `nbis-py` is not installed, or the estimated time is longer than `most_seconds`.
+        UserError: If `nbis-py` is not installed or fails on a print, or the estimated time is longer than
+            `most_seconds`.
     """
-    matcher, ppi = Nbis(), shards.info.ppi
+    matcher = Nbis()
     both = np.concatenate([pairs.mated, pairs.nonmated])
     rows = np.unique(both)
     place = np.full(len(shards), -1)
@@ -39,7 +40,7 @@ def nbis_scores(shards: Shards, pairs: Pairs, most_seconds: float, progress: boo
     work = place[both].tolist()
     templates, scores = [], []
     started = time.perf_counter()
-    templates += [find_template(shards.image(row), ppi) for row in rows[:TIMED_PRINTS].tolist()]
+    templates += [_template(shards, row) for row in rows[:TIMED_PRINTS].tolist()]
     per_print = (time.perf_counter() - started) / len(templates)
     started = time.perf_counter()
     timed = [matcher.compare(templates[0], templates[n % len(templates)]) for n in range(TIMED_PAIRS)]
@@ -49,10 +50,18 @@ def nbis_scores(shards: Shards, pairs: Pairs, most_seconds: float, progress: boo
         total=len(rows) + len(work), initial=len(templates), desc="NBIS", unit="print or pair", disable=not progress
     ) as bar:
         for row in rows[TIMED_PRINTS:].tolist():
-            templates.append(find_template(shards.image(row), ppi))
+            templates.append(_template(shards, row))
             bar.update()
         for first, second in work:
             scores.append(matcher.compare(templates[first], templates[second]))
             bar.update()
     found = np.array(scores, np.float32)
     return Scores(found[: len(pairs.mated)], found[len(pairs.mated) :], pairs, shards.fingers)
+
+
+def _template(shards: Shards, row: int) -> bytes:
+    try:
+        return find_template(shards.image(row), shards.info.ppi)
+    except NistError as error:
+        source = shards.table["source"][row].as_py()
+        raise UserError(f"{shards.folder}: print {source}: {error}; leave this print out") from error

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from fingerprint_accel.data.captures import SEVERAL
+from fingerprint_accel.data.captures import check_one_finger
 from fingerprint_accel.data.decoding import ImageError, grey_image
 from fingerprint_accel.data.encoding import decode_canvas
 from fingerprint_accel.data.images import decode_apart, read_grey
@@ -25,7 +25,6 @@ from fingerprint_accel.data.print_file import ImageFile, PrintImage, Reading, op
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shard_writing import INFO, DatasetInfo
 from fingerprint_accel.data.shards import Shards
-from fingerprint_accel.data.slaps import holds_several_fingers
 from fingerprint_accel.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ def read_image(image: Image | ImageFile, reading: Reading) -> PrintImage:
     if isinstance(image, str | os.PathLike):
         return open_image(os.fspath(image), reading)
     grey = _grey(image)
-    if holds_several_fingers(grey, reading.ppi):
-        raise ImageError(SEVERAL)
+    check_one_finger(grey, reading.ppi)
     return open_image(grey, reading)
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from slap_images import prints_of
 
-from fingerprint_accel.data import importing, shard_writing
+from fingerprint_accel.data import import_shard, importing, shard_writing
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.shards import open_dataset
@@ -208,8 +208,8 @@ def test_a_mended_file_is_read_again(source, tmp_path, monkeypatch):
             import_dataset(source, tmp_path / "set", "fvc", **OPTIONS)
     (source / "101_1.png").write_bytes(whole)
     made = []
-    prepare = importing.prepare
-    monkeypatch.setattr(importing, "prepare", lambda file, *how: (made.append(file.name), prepare(file, *how))[1])
+    prepare = import_shard.prepare
+    monkeypatch.setattr(import_shard, "prepare", lambda file, *how: (made.append(file.name), prepare(file, *how))[1])
     assert import_dataset(source, tmp_path / "set", "fvc", **OPTIONS).info.prints == 6
     assert made == ["101_1.png"]
 

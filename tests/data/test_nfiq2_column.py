@@ -35,8 +35,8 @@ def by_key(shards):
 def asked(monkeypatch):
     """Stands in for NIST's program: every print scores 37; returns the images that it was shown."""
     shown = []
-    monkeypatch.setattr(nbis, "Nbis", lambda: None)
-    monkeypatch.setattr(nbis, "nfiq2", lambda grey, ppi: shown.append((grey.shape, ppi)) or 37)
+    monkeypatch.setattr(nbis, "import_nbis", lambda: None)
+    monkeypatch.setattr(nbis, "nfiq2", lambda grey, ppi, name: shown.append((grey.shape, ppi)) or 37)
     return shown
 
 
