@@ -109,6 +109,7 @@ def _processes(count: int, on_gpus: bool) -> Iterator[Executor]:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # waiting for the end of a task could take minutes
         if isinstance(error, BrokenExecutor):
+            check_workers(pool)
             raise UserError(WORKER_KILLED) from error
         raise
     finally:
