@@ -55,7 +55,10 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
             bar.update(sizes[path])
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise UserError(f"{changed[0]}: differs from its sha256{more}; restore it from a copy, or make {folder} again")
+        remedy = f"restore it from a copy, or make {folder} again"
+        if changed[0].suffix == ".faiss":
+            remedy = "delete it; the next `search --index` builds it again"
+        raise UserError(f"{changed[0]}: differs from its sha256{more}; {remedy}")
     return len(expected), sum(sizes.values())
 
 

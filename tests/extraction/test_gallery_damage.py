@@ -343,7 +343,7 @@ def test_the_index_is_verified(folder, index):
     data = bytearray(index.read_bytes())
     data[len(data) // 2] ^= 1
     index.write_bytes(data)
-    with pytest.raises(UserError, match=f"{index}: differs from its sha256"):
+    with pytest.raises(UserError, match=rf"{index}: differs from its sha256; delete it; the next `search --index`"):
         verify(folder, progress=False)
 
 
