@@ -22,10 +22,11 @@ from fingerprint_accel.config_network import LossConfig, ModelConfig, Trunk, Var
 from fingerprint_accel.config_prints import AugmentConfig, PreprocessConfig, ReadingConfig
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.untrusted import MOST_YAML, UnreadableError, read_bytes, read_yaml
+from fingerprint_accel.untrusted import UnreadableError, read_bytes, read_yaml
 
 CHECKSUM_LINE = "# checksum: "  # start of the last line of the config.yaml of a run
 MOST_SEED = 2**63 - 1
+MOST_OPTIONS = 2**16  # bytes of a YAML file; all options take 3 KB, and this much up to a second
 
 __all__ = [
     "AugmentConfig",
@@ -204,8 +205,8 @@ def load_yaml(path: Path, base: Config | None = None, stored: bool = False) -> C
     """
     try:
         if stored:
-            _compare_checksum(path, read_bytes(path, MOST_YAML))
-        values = read_yaml(path)
+            _compare_checksum(path, read_bytes(path, MOST_OPTIONS))
+        values = read_yaml(path, MOST_OPTIONS)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file to --config") from error
     except UnreadableError as error:

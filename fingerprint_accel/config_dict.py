@@ -83,7 +83,7 @@ def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where
 
 def _built(cls: type[T], values: dict[str, Any], base: T, where: str) -> T:
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of options, found {_shown(values)}")
+        raise UserError(f"{where.removesuffix(':')}: expected a mapping of options, found {_shown(values)}")
     hints = typing.get_type_hints(cls)
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -93,7 +93,7 @@ def _built(cls: type[T], values: dict[str, Any], base: T, where: str) -> T:
                 hint = f"it is called {RENAMED[key]}"
             elif key in REMOVED:
                 hint = f"leave it out: {REMOVED[key]}"
-            raise UserError(f"{where}: no option named {_shown(key)}; {hint}")
+            raise UserError(f"{where.removesuffix(':')}: no option named {_shown(key)}; {hint}")
         here = f"{where} {key}" if where.endswith(":") else f"{where}.{key}" if ":" in where else f"{where}: {key}"
         if dataclasses.is_dataclass(hints[key]):
             changes[key] = _built(typing.cast(type, hints[key]), value, getattr(base, key), here)

@@ -66,7 +66,6 @@ def train(run: Run) -> Progress:
         PreemptionMonitor(accelerator, training.timeout, run.folder, progress.step) as monitor,
         Reporter(run, progress) as reporter,
         _watched(run) as watcher,
-        tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process) as bar,
         loader,
         tqdm(total=run.steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process) as bar,
     ):

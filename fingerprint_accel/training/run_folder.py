@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from fingerprint_accel.config import Config
+from fingerprint_accel.config import MOST_OPTIONS, Config
 from fingerprint_accel.errors import UserError, require, write_errors
 from fingerprint_accel.models.checkpoint_folder import checkpoint_names
 from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock
 from fingerprint_accel.ranks import launched_rank_and_size
 from fingerprint_accel.training.agreement import one_error
-from fingerprint_accel.untrusted import MOST_YAML, read_bytes
+from fingerprint_accel.untrusted import read_bytes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +29,7 @@ def _is_run(folder: Path) -> bool:
     if checkpoint_names(folder):  # config.yaml may be damaged
         return True
     try:
-        lines = read_bytes(folder / "config.yaml", MOST_YAML).decode().splitlines()
+        lines = read_bytes(folder / "config.yaml", MOST_OPTIONS).decode().splitlines()
     except (OSError, ValueError):
         return False
     return all(section in lines for section in SECTIONS)
