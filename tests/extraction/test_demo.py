@@ -24,6 +24,7 @@ from fingerprint_accel.extraction.demo import Demo, demo_command
 from fingerprint_accel.extraction.demo_server import PageServer, Upload
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
 from fingerprint_accel.extraction.protection import read_key
 from fingerprint_accel.untrusted import Fields
 
@@ -83,6 +84,11 @@ def test_what_the_page_does(page, images):
     assert found["told"][0].startswith("compared with 3 prints in ")
     assert found["told"][0].endswith("; each FMR is that of a single comparison")
     assert found["told"][1] == measured
+    assert page.canvas(values(), uploads(images[0]))["picture"].startswith(PNG)
+
+
+def test_a_model_whose_minutia_branch_was_not_trained_draws_prints_too(extractor, page, images, monkeypatch):
+    monkeypatch.setitem(extractor.notes, UNTRAINED, True)
     assert page.canvas(values(), uploads(images[0]))["picture"].startswith(PNG)
 
 

@@ -12,7 +12,7 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.comparison import compare_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.pair_picture import in_words
+from fingerprint_accel.extraction.pair_picture import in_words, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses, best_agreement
 from fingerprint_accel.preprocess.geometric import Pose, resample, upright
 from fingerprint_accel.similarity import similarity
@@ -51,6 +51,12 @@ def test_best_agreement_is_where_similarity_was_reached():
         assert best == pytest.approx(float(similarity(pair[:1], pair[1:])[0, 0]), abs=1e-6)
         assert best == pytest.approx(float(pair[0, i] @ pair[1, j]), abs=1e-6)
         assert 0 in (i, j)
+
+
+def test_dollar_signs_in_a_name_are_text(small, canvas):
+    """matplotlib reads what is between them as a formula, and fails if it is none."""
+    found = compare_prints(small, canvas, canvas, 300, UPRIGHT)
+    assert pair_png(found, ("a$\\b$.png", "b.png"), small).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("swapped", "degrees", "right", "down"), [(False, 20.0, 24, 0), (True, -20.0, 0, -24)])
