@@ -83,8 +83,9 @@ def _check_transform(segment: bytes) -> None:
 def _tables(segment: bytes) -> tuple[bytes, set[int]]:
     """Check the Huffman tables in a segment of a WSQ file, and complete them.
 
-    The codes of a table usually leave out one bit sequence, for which the decoder reads beyond its tables. It is added
-    as a code of an invalid value, which the decoder reports as an error.
+    The codes of a table usually leave out one bit sequence, and a table without codes leaves out all. The decoder reads
+    beyond its tables for such a sequence. It is added as a code of an invalid value, which the decoder reports as an
+    error.
 
     Returns:
         The completed segment, and the numbers of its tables.
@@ -94,9 +95,9 @@ def _tables(segment: bytes) -> tuple[bytes, set[int]]:
         number, counts = segment[at], list(segment[at + 1 : at + 17])
         values = segment[at + 17 : at + 17 + sum(counts)]
         at += 17 + sum(counts)
-        longest = max((size for size, count in enumerate(counts, 1) if count), default=0)
+        longest = max((size for size, count in enumerate(counts, 1) if count), default=1)
         room = 2**longest - sum(count << longest - size for size, count in enumerate(counts, 1) if count)
-        if number >= TABLES or at > len(segment) or not 0 < len(values) <= CODES or room < 0:
+        if number >= TABLES or at > len(segment) or len(values) > CODES or room < 0:
             raise ValueError("a wrong Huffman table")
         added = min(room, CODES - len(values), 255 - counts[longest - 1])
         counts[longest - 1] += added

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -128,6 +129,66 @@ def test_every_end_of_a_decoder_has_its_reason(stand_in, tmp_path, monkeypatch, 
     with pytest.raises(error, match=reason) as raised:
         read(tmp_path, b"x")
     assert type(raised.value) is error
+
+
+def test_a_decoder_that_computes_too_long_is_ended(stand_in, tmp_path):
+    stand_in("while True: pass", STAND_IN.replace("seen = []", "seen = []; decoding.SECONDS = 0.1"))
+    with pytest.raises(ImageError, match="takes too long to decode: convert it to PNG"):
+        read(tmp_path, b"x")
+
+
+def test_large_images_have_more_time(stand_in, tmp_path):
+    """The limit of 0.1 s is extended as soon as the size is known."""
+    do = "decoding.allow_seconds(5); end = time.process_time() + 0.3\n    while time.process_time() < end: pass"
+    stand_in(do, STAND_IN.replace("seen = []", "seen = []; decoding.SECONDS = 0.1"))
+    assert bytes(read(tmp_path, b"good")) == b"good"
+
+
+def test_a_decoder_that_is_killed_from_outside_costs_no_file(stand_in, tmp_path):
+    mark = tmp_path / "killed"
+    stand_in(f"""if not os.path.exists({str(mark)!r}):
+        open({str(mark)!r}, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)""")
+    assert bytes(read(tmp_path, b"good")) == b"good"
+    assert mark.exists()
+
+
+MEMORY = """
+import io, resource, sys
+sys.path[:] = {path!r}
+from PIL import Image
+from fingerprint_accel.data.decoding import decode
+for mode, options in (("I;16", {{"compress_level": 1}}), ("F", {{"compression": "packbits"}})):
+    file = io.BytesIO()
+    Image.new(mode, (5000, 5000)).save(file, "TIFF" if mode == "F" else "PNG", **options)
+    resource.setrlimit(resource.RLIMIT_AS, (2**29, -1))
+    found = decode(file.getvalue())
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    print(len(found.pixels))
+"""
+
+
+def test_25_megapixels_of_any_depth_are_decoded_in_half_a_gigabyte():
+    command = [sys.executable, "-S", "-c", MEMORY.format(path=[str(ROOT), *sys.path])]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert found == ["25000000"] * 2
+
+
+def test_files_and_images_above_the_limits_are_refused():
+    with pytest.raises(ImageError, match="too large: more than 67 MB"):
+        images.decode_apart(bytes(2**26 + 1), "a.tif")
+    file = io.BytesIO()
+    Image.new("1", (5001, 5000)).save(file, "PNG")
+    with pytest.raises(ImageError, match="too large: more than 25 megapixels"):
+        images.decode_apart(file.getvalue(), "a.png")
+
+
+def test_formats_that_are_not_documented_are_not_decoded():
+    file = io.BytesIO()
+    Image.fromarray(RAMP).save(file, "PCX")
+    with pytest.raises(ImageError, match="not an image"):
+        images.decode_apart(file.getvalue(), "a.pcx")
 
 
 def test_a_decoder_that_hangs_is_ended(stand_in, tmp_path, monkeypatch):
