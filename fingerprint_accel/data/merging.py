@@ -37,6 +37,7 @@ from fingerprint_accel.data.shard_writing import (
 )
 from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.data.truth import Truth
+from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
@@ -201,6 +202,7 @@ class MergeJob(Job):
             "truth": any(source.has_truth for source in sources),
             "nfiq2": any(source.has_nfiq2 for source in sources),
         }
+        self._opened = sources
         self._sources = [
             (source.folder, state_of_files(source.folder / name for name in source.info.sha256)) for source in sources
         ]
@@ -262,7 +264,12 @@ class MergeJob(Job):
         return 1.1 * float(np.mean(sizes)) + MINUTIAE_BYTES
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
-        """Write the description of the merged dataset and the dataset card, see `Job.publish`."""
+        """Write the description of the merged dataset and the dataset card, see `Job.publish`.
+
+        Raises:
+            UserError: if a source has changed since it was opened.
+        """
+        ShardWatcher(self._opened).finish()
         options = self.options
         publish_dataset(
             folder, self.names, facts, options.ppi, options.canvas, options.encoding, self.enhanced, **self.columns

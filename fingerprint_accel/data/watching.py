@@ -1,7 +1,7 @@
-"""Notice shards that are damaged, or that change while a training run reads them.
+"""Notice shards that are damaged, or that change while a command reads them.
 
-Shards are memory-mapped, so that a run would train on whatever somebody writes to them, and would not notice that a
-shard was moved or deleted until it is resumed.
+Shards are memory-mapped, so that a training run would train on whatever somebody writes to them, and would not notice
+that a shard was moved or deleted until the run is resumed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ EVERY = 5.0  # seconds between two looks at the size, time and inode of all shar
 BLOCK = 2**22  # bytes hashed at a time, which takes about 3 ms
 SHARE = 0.01  # share of the time of all cores for the first comparison of the shards
 AT_ONCE = 0.5  # share of the time of one core for shards that have changed
-REMEDY = (
-    "restore it from a copy, then run the same command again with --resume auto, or with --resume CHECKPOINT to go on "
-    "from before the change"
-)
+RUN_AGAIN = "restore it from a copy, then run the same command again"
 
 
 class ShardWatcher:
@@ -39,9 +36,11 @@ class ShardWatcher:
 
     Args:
         datasets: The datasets to watch. Without any, no thread is started.
+        remedy: What the user can do if a shard has changed, for the error message.
     """
 
-    def __init__(self, datasets: Iterable[Shards]) -> None:
+    def __init__(self, datasets: Iterable[Shards], remedy: str = RUN_AGAIN) -> None:
+        self._remedy = remedy
         self._expected: dict[Path, str] = {}
         self._states: dict[Path, FileState] = {}  # states of the shards when they were last known to be intact
         self._larger_than_memory = False
@@ -77,7 +76,7 @@ class ShardWatcher:
             raise UserError(self._found)
 
     def finish(self) -> None:
-        """Stop the thread at the end of a run, look at all shards once more, and compare those that have changed.
+        """Stop the thread if it runs, look at all shards once more, and compare those that have changed.
 
         Raises:
             UserError: If a shard has changed or is missing.
@@ -123,7 +122,7 @@ class ShardWatcher:
                 now = FileState.of(path.stat())
             except OSError as error:  # a shard that is being replaced may be missing for a moment
                 if path in self._missing:
-                    self._report(path, f"is missing ({error.strerror})")
+                    self._report(path, f"is missing or cannot be read ({error.strerror})")
                 self._missing.add(path)
                 continue
             self._missing.discard(path)
@@ -158,4 +157,4 @@ class ShardWatcher:
             self._states[path] = state
 
     def _report(self, path: Path, what: str) -> None:
-        self._found = self._found or f"{path}: {what} while training reads it; {REMEDY}"
+        self._found = self._found or f"{path}: {what}; {self._remedy}"

@@ -24,6 +24,7 @@ from fingerprint_accel import __version__
 from fingerprint_accel.data.importing import IMAGE_PPI
 from fingerprint_accel.data.print_file import Reading
 from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.durable import OTHER_FILES, errors_naming, file_sha256, write_file, write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
@@ -173,8 +174,13 @@ class ExtractJob(Job):
         Args:
             folder: folder that contains the finished shards.
             facts: results of `_write_shard` for each shard, with the SHA-256 of its file.
+
+        Raises:
+            UserError: if the dataset has changed since it was opened.
         """
         prints, template, extractor = self.work.prints, self.work.format, self.work.extractor
+        if isinstance(prints, DatasetPrints):
+            ShardWatcher([prints.shards]).finish()
         with errors_naming(folder / PRINTS):
             pq.write_table(prints.table, folder / PRINTS)
         failed = [

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fingerprint_accel.config import load_yaml, save_yaml
 from fingerprint_accel.data.loader import Subset
-from fingerprint_accel.data.watching import ShardWatcher
+from fingerprint_accel.data.watching import RUN_AGAIN, ShardWatcher
 from fingerprint_accel.errors import Stopped, UserError, write_errors
 from fingerprint_accel.privacy import private_files
 from fingerprint_accel.training.agreement import one_error
@@ -137,7 +137,8 @@ def _watched(run: Run) -> ShardWatcher:
     datasets = {
         prints.shards.folder: prints.shards for prints in (run.train, run.validation) if isinstance(prints, Subset)
     }
-    return ShardWatcher(datasets.values() if run.accelerator.is_local_main_process else ())
+    remedy = f"{RUN_AGAIN} with --resume auto, or with --resume CHECKPOINT to go on from before the change"
+    return ShardWatcher(datasets.values() if run.accelerator.is_local_main_process else (), remedy)
 
 
 def _write_config(run: Run) -> None:

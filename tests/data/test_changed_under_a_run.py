@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_datasets import dataset
+from small_datasets import QUIET, dataset
 
+from fingerprint_accel import jobs
 from fingerprint_accel.data import bus_errors, watching
 from fingerprint_accel.data.mapping import MappedFile
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.errors import UserError
@@ -151,11 +153,11 @@ def by_itself(path):
 
 
 CHANGES = {
-    "overwritten": (zeros, "differs from its sha256 while training reads it"),
-    "replaced": (by_another, "differs from its sha256 while training reads it"),
-    "truncated": (lambda path: os.truncate(path, 5000), r"has 5000 bytes instead of \d+ while training reads it"),
-    "longer": (lambda path: path.open("ab").write(b"1"), r"has \d+ bytes instead of \d+ while training reads it"),
-    "deleted": (os.unlink, r"is missing \(No such file or directory\) while training reads it"),
+    "overwritten": (zeros, "differs from its sha256"),
+    "replaced": (by_another, "differs from its sha256"),
+    "truncated": (lambda path: os.truncate(path, 5000), r"has 5000 bytes instead of \d+"),
+    "longer": (lambda path: path.open("ab").write(b"1"), r"has \d+ bytes instead of \d+"),
+    "deleted": (os.unlink, r"is missing or cannot be read \(No such file or directory\)"),
     "moved": (lambda path: path.parent.rename(path.parent.with_name("there")), "is missing"),
 }
 HARMLESS = {"touched": Path.touch, "replaced by a copy": by_itself, "permissions": lambda path: path.chmod(0o400)}
@@ -178,7 +180,9 @@ def test_a_shard_that_changes_under_a_run_ends_it(watched, change):
         watcher.check()
         act(path)
         where = path if change != "moved" else watched
-        with pytest.raises(UserError, match=f"{where}.*: {message}.*; restore it from a copy, then.*--resume auto"):
+        with pytest.raises(
+            UserError, match=f"{where}.*: {message}.*; restore it from a copy, then run the same command again"
+        ):
             seen(watcher)
 
 
@@ -247,3 +251,19 @@ def test_nothing_to_watch():
         assert not watcher._thread.is_alive()
         watcher.check()
         watcher.finish()
+
+
+def test_a_source_that_changes_under_a_merge_ends_it(tmp_path, monkeypatch):
+    """The merged dataset held the zeros, with a valid checksum."""
+    source, out = dataset(tmp_path / "set", "abc", impressions=5), tmp_path / "out"
+    write = jobs.make_shard
+
+    def changing(task, path):
+        known = write(task, path)
+        zeros(source / "data-00001-of-00003.arrow")
+        return known
+
+    monkeypatch.setattr(jobs, "make_shard", changing)
+    with pytest.raises(UserError, match=r"data-00001-of-00003\.arrow: differs from its sha256; restore it from a copy"):
+        merge([source], out, **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -308,6 +308,6 @@ def test_data_that_changes_under_a_run_ends_it(tiny, prints, tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "schedule_at", overwrite)
     monkeypatch.setattr("fingerprint_accel.data.watching.EVERY", 0.01)
-    with pytest.raises(UserError, match=rf"{shard}: differs from its sha256 while training reads it; restore it"):
+    with pytest.raises(UserError, match=rf"{shard}: differs from its sha256; restore it.*--resume auto"):
         run_training(changed(dataclasses.replace(tiny, data=str(copy)), steps=500))
     assert 2 < len(steps) < 400
