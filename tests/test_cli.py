@@ -108,7 +108,7 @@ def test_merge_and_verify(prints, tmp_path):
     assert (lines["fingers"], lines["impressions"], lines["shards"], lines["rejected"]) == ("24", "96", "3", "0")
     result = run("verify", out)
     assert result.returncode == 0, result.stderr
-    assert f"{out}: 3 files, " in result.stdout
+    assert f"{out}: 6 files, " in result.stdout, "three shards, and what describes the dataset"
     text = run("inspect", out, "--out", str(tmp_path / "sheet.png")).stdout
     assert "lz4" in text
     assert "256 x 256" in text
