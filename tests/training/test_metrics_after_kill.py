@@ -7,12 +7,21 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import loop
 from fingerprint_accel.training.meters import Meters, MetricsFile
 
+MODEL = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
 # Times and what depends on them; docs/training.md lists them too.
 MEASURED = {"samples_per_second", "data_wait_share", "memory_mb", "gpu_utilisation", "gpu_memory_mb"}
+
+
+@pytest.fixture(autouse=True)
+def no_export(monkeypatch):
+    """The exported model does not matter here, and takes a second."""
+    monkeypatch.setattr("fingerprint_accel.recipe.export", lambda run: None)
 
 
 class KilledError(BaseException):
@@ -37,8 +46,8 @@ def killed_in_step(monkeypatch, step):
 
 def test_the_record_that_spans_a_kill_is_that_of_a_run_left_alone(tiny, tmp_path, monkeypatch):
     """Checkpoints after steps 2, 4, 6 and 8, records after 5 and 9: both kills come between them."""
-    training = dataclasses.replace(tiny.training, steps=9, log_every=5, save_every=2, validate_every=4)
-    config = dataclasses.replace(tiny, training=training)
+    training = dataclasses.replace(tiny.training, steps=9, log_every=5, save_every=2, validate_every=4, batch_size=4)
+    config = dataclasses.replace(tiny, training=training, preprocess=PreprocessConfig(crop=256, size=32), model=MODEL)
     run_training(dataclasses.replace(config, out=str(tmp_path / "alone")))
     for step in (4, 9):
         with monkeypatch.context() as patch, pytest.raises(KilledError):
@@ -59,10 +68,13 @@ def test_the_record_that_spans_a_kill_is_that_of_a_run_left_alone(tiny, tmp_path
 
 def test_a_kill_before_the_first_checkpoint_leaves_no_record_twice(tiny, tmp_path, monkeypatch):
     """A run that starts from a trained network has a record of step 0."""
-    run_training(dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, steps=1)))
-    model = dataclasses.replace(tiny.model, init_from=tiny.out)
+    preprocess = PreprocessConfig(crop=256, size=32)
+    FingerprintExtractor(MODEL, preprocess, ppi=300, canvas=320).save_pretrained(tmp_path / "model")
+    model = dataclasses.replace(MODEL, init_from=str(tmp_path / "model"))
     training = dataclasses.replace(tiny.training, steps=2, validate_every=2)
-    config = dataclasses.replace(tiny, out=str(tmp_path / "second"), model=model, training=training)
+    config = dataclasses.replace(
+        tiny, out=str(tmp_path / "second"), model=model, training=training, preprocess=preprocess
+    )
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         killed_in_step(patch, 2)
         run_training(config)
