@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -31,28 +31,28 @@ def end_by_exception() -> Iterator[None]:
     Signals that are ignored, as under nohup, remain ignored. Outside of the main thread, this function does nothing.
 
     Raises:
-        SystemExit: After a signal, with the exit code 128 + the number of the signal. Further signals are ignored.
+        SystemExit: After a signal, with the exit code 128 + the number of the signal.
     """
-    if threading.current_thread() is not threading.main_thread():
+    with _handlers([number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL], _end):
         yield
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-    for number in ENDING:
-        if before[number] is signal.SIG_DFL:
-            signal.signal(number, _end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None means that the handler was not set by Python, so it cannot be restored
-                signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    for other in (signal.SIGINT, *ENDING):  # a second signal must not interrupt the deletion of files
-        if signal.getsignal(other) is not None:
-            signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _handlers(numbers: Iterable[int], handler: Any) -> Iterator[None]:
+    """Handle signals by `handler` in a `with` block. Outside of the main thread, this function does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
@@ -79,7 +79,10 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # A second signal must not interrupt the deletion. `getsignal` is None for handlers that Python cannot restore.
+        ours = [number for number in (signal.SIGINT, *ENDING) if signal.getsignal(number) is not None]
+        with _handlers(ours, signal.SIG_IGN):
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -138,6 +139,38 @@ def test_other_threads_leave_signals_alone():
     assert found == [signal.SIG_DFL]
 
 
+def test_a_second_signal_does_not_interrupt_the_deletion(tmp_path, monkeypatch):
+    def disturbed(folder, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        deleted(folder, **options)
+
+    deleted = temporary.shutil.rmtree
+    monkeypatch.setattr(temporary.shutil, "rmtree", disturbed)
+    with pytest.raises(SystemExit) as ended, end_by_exception(), temporary_folder(tmp_path, PREFIX):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert ended.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_signal_ends_a_program_in_which_the_first_was_lost(monkeypatch):
+    """Python prints and forgets what a destructor raises."""
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: lost.append(error.exc_type))
+
+    class Forgets:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    with pytest.raises(SystemExit), end_by_exception():
+        Forgets()
+        assert lost == [SystemExit]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
 def test_under_nohup_a_hangup_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -152,8 +185,9 @@ AUDIT = """
 import sys, time
 from fingerprint_accel.evaluation.audit import command
 
-def slow(*arguments, **options):
-    made(*arguments, **options)
+def slow(data, out, *arguments, **options):
+    made(data, out, *arguments, **options)
+    (out.parent / "made").touch()
     time.sleep(60)
 
 made, command.extract_all = command.extract_all, slow
@@ -173,7 +207,8 @@ def test_an_audit_leaves_no_embeddings_when_it_is_ended(tmp_path, number, code):
     out.mkdir()
 
     def send(ids):
-        until(lambda: list(out.glob(".audit.*/embeddings/config.json")))
+        until(lambda: list(out.glob(".audit.*/made")))
+        assert list(out.glob(".audit.*/embeddings/config.json"))
         os.kill(ids[0], number)
 
     words = ["inspect", tmp_path / "prints", "--audit", "--out", out / "audit.png"]
