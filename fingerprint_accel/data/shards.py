@@ -16,7 +16,7 @@ from fingerprint_accel.data.mapping import MappedFile, memory_of_machine, reside
 from fingerprint_accel.data.minutiae_index import MinutiaeIndex
 from fingerprint_accel.data.shard_writing import DatasetInfo
 from fingerprint_accel.data.templates import IMPLAUSIBLE
-from fingerprint_accel.data.truth import CONTACT_BYTES, plausible_poses, unpack_contact
+from fingerprint_accel.data.truth_index import TruthIndex
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.untrusted import DAMAGED, reason_of
 
@@ -74,7 +74,9 @@ class Shards:
         self.most_minutiae = int(self.minutia_count.max(initial=0))
         self.has_truth = "pose" in self.table.column_names
         self.has_nfiq2 = "nfiq2" in self.table.column_names
-        self._truths = self._truth_views() if self.has_truth else []
+        self._truth = (
+            TruthIndex(self.table["pose"].chunks, self.table["contact"].chunks, folder) if self.has_truth else None
+        )
         size = sum(map(len, files))
         if size - sum(chunk.span[1] - chunk.span[0] for chunk in self._images) <= CHECKED_AT_ONCE:
             self._check_all()
@@ -108,8 +110,8 @@ class Shards:
             if known is not None and digest_without_pixels(file, spans) != known:
                 raise UserError(f"{file.path}: differs from its checksum; {REMEDY}")
         self._minutiae.check()
-        for poses, _ in self._truths:
-            self._check_poses(poses)
+        if self._truth is not None:
+            self._truth.check()
         self.nfiq2()
 
     def _numbers(self, column: str) -> np.ndarray:
@@ -151,27 +153,6 @@ class Shards:
         if "" in keys:
             raise UserError(f"{self._path_of(int(first[keys.index('')]))}: contains an empty finger key; {REMEDY}")
         return keys
-
-    def _truth_views(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return views of the ground truth in the files, one pair of arrays for each record batch.
-
-        Returns:
-            Poses (n, 3) float32 and packed contact masks (n, CONTACT_BYTES) uint8.
-
-        Raises:
-            UserError: if a contact mask has another size.
-        """
-        views = []
-        for poses, contacts in zip(self.table["pose"].chunks, self.table["contact"].chunks, strict=True):
-            rows = len(poses)
-            offsets = np.frombuffer(contacts.buffers()[1], np.int32)[contacts.offset : contacts.offset + rows + 1]
-            if (np.diff(offsets) != CONTACT_BYTES).any():
-                raise UserError(f"{self.folder}: contains contact masks of another size; make it again with `synth`")
-            values = poses.values
-            pose = np.frombuffer(values.buffers()[1], np.float32)[values.offset + 3 * poses.offset :][: 3 * rows]
-            contact = np.frombuffer(contacts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            views.append((pose.reshape(rows, 3), contact.reshape(rows, CONTACT_BYTES)))
-        return views
 
     def nfiq2(self) -> np.ndarray:
         """Return the NFIQ 2 scores of all prints as an (N,) int16 array, from 0 to 100; -1 if unknown.
@@ -287,29 +268,17 @@ class Shards:
         Raises:
             UserError: if a pose is not finite or out of range.
         """
-        if not self.has_truth:
+        if self._truth is None:
             pose[:], contact[:] = np.nan, False
-            return
-        packed = np.empty((len(rows), CONTACT_BYTES), np.uint8)
-        chunks = np.searchsorted(self._chunk_start, rows, side="right") - 1
-        for chunk in np.unique(chunks).tolist():
-            here, (poses, contacts) = chunks == chunk, self._truths[chunk]
-            places = rows[here] - self._chunk_start[chunk]
-            pose[here], packed[here] = poses[places], contacts[places]
-        self._check_poses(pose)
-        contact[:] = unpack_contact(packed)
-
-    def _check_poses(self, poses: np.ndarray) -> None:
-        require(plausible_poses(poses), f"{self.folder}: contains a pose that is not finite; {REMEDY}")
+        else:
+            self._truth.read(rows, pose, contact)
 
     def truth_known(self, rows: np.ndarray) -> np.ndarray:
         """Return a (B,) bool mask that is True if the ground truth is known.
 
         `rows` are (B,) int64 rows of the dataset.
         """
-        if not self.has_truth:
-            return np.zeros(len(rows), bool)
-        return np.concatenate([~np.isnan(poses[:, 0]) for poses, _ in self._truths])[rows]
+        return np.zeros(len(rows), bool) if self._truth is None else self._truth.known()[rows]
 
     def _refuse(self, row: int) -> NoReturn:
         finger = self.key_of_finger[self.fingers[row]]
