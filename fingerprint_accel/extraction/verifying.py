@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fingerprint_accel.data.shard_writing import INFO
+from fingerprint_accel.data.shard_writing import CARD, INFO
 from fingerprint_accel.durable import OTHER_FILES, file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
@@ -23,14 +24,14 @@ MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with m
 
 
 def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
-    """Compare the files of a folder with their stored checksums.
+    """Compare the files of a folder with their stored checksums. A card (README.md) that was edited causes only a note.
 
     Args:
         folder: dataset, gallery, folder of embeddings, exported model, checkpoint, or run folder with its checkpoints.
         progress: show a progress bar.
 
     Returns:
-        Number of files and number of bytes that were checked.
+        Number of files that are as they were written, and their size in bytes.
 
     Raises:
         UserError: if a file is missing or differs from its checksum, or if the folder has no checksums.
@@ -53,13 +54,18 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
             if not found.startswith(expected[path]):
                 changed.append(path)
             bar.update(sizes[path])
+    edited = [path for path in changed if path.name == CARD]  # the card of a dataset asks its owner to add the licence
+    changed = [path for path in changed if path not in edited]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         remedy = f"restore it from a copy, or make {folder} again"
         if changed[0].suffix == ".faiss":
             remedy = "delete it; the next `search --index` builds it again"
         raise UserError(f"{changed[0]}: differs from its sha256{more}; {remedy}")
-    return len(expected), sum(sizes.values())
+    for path in edited:
+        print(f"note: {path}: differs from its sha256; restore it from a copy unless you edited it", file=sys.stderr)
+    same = sizes.keys() - edited
+    return len(same), sum(sizes[path] for path in same)
 
 
 def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:

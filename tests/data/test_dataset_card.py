@@ -151,12 +151,17 @@ def test_it_does_not_depend_on_workers_or_folders(scans, sets, tmp_path):
     assert (tmp_path / "out" / "README.md").read_bytes() == (sets / "import" / "README.md").read_bytes()
 
 
-def test_a_folder_with_a_card_is_recognised_verified_and_replaced(scans, sets, tmp_path):
+def test_a_folder_with_a_card_is_recognised_verified_and_replaced(scans, sets, tmp_path, capsys):
     shutil.copytree(sets / "import", tmp_path / "set")
     check_folder(tmp_path / "set", DATASET)
-    assert verify(tmp_path / "set", progress=False)[0] == 1
+    files = len(list((tmp_path / "set").iterdir()))
+    assert verify(tmp_path / "set", progress=False)[0] == files - 1, "all but the description"
     (tmp_path / "set" / "README.md").write_text("edited")
-    assert verify(tmp_path / "set", progress=False)[0] == 1, "the card may be edited"
+    assert verify(tmp_path / "set", progress=False)[0] == files - 2, "the card may be edited"
+    note = (
+        f"note: {tmp_path / 'set' / 'README.md'}: differs from its sha256; restore it from a copy unless you edited it"
+    )
+    assert capsys.readouterr().err == f"{note}\n"
     import_dataset(scans, tmp_path / "set", "fvc", 500, overwrite=True, **SMALL, **QUIET)
     assert (tmp_path / "set" / "README.md").read_text().startswith("---\n")
     (tmp_path / "set" / "README.md").unlink()
