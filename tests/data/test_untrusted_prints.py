@@ -375,6 +375,9 @@ def test_a_csv_of_wrong_lines_or_a_huge_field_ends_in_one_line(tmp_path, monkeyp
         with pytest.raises(UserError, match=r"list\.csv: not a csv file in UTF-8") as raised:
             list_files(csv_of(tmp_path, f"a.png,{field},1,,,,"), "csv")
         assert len(str(raised.value)) < 300
+    monkeypatch.setattr(csv_rows, "MOST_LINES", 20)
+    with pytest.raises(UserError, match="more than 20 lines"):
+        list_files(csv_of(tmp_path, *["a.png,a,1,,,,"] * 20), "csv")
 
 
 # NIST's programs
