@@ -98,7 +98,7 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
         if len(line) == MOST_LINE:
             raise csv.Error(f"a line of more than {MOST_LINE} characters")
         yield line
-    raise csv.Error(f"more than {MOST_LINES} lines")
+    raise UnreadableError(f"has more than {MOST_LINES} lines; split it")
 
 
 def _csv_row(row: dict[str, str]) -> tuple[str, Named]:
