@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 from record_files import noise, rows, transaction, type_2, type_4, type_14
 
-from fingerprint_accel.data import canvas, captures, csv_rows, nbis, ridges, slaps
+from fingerprint_accel.data import canvas, captures, csv_rows, nbis, regions, ridges, slaps
 from fingerprint_accel.data.ansi_nist import MOST_TEXT, read_transaction
-from fingerprint_accel.data.canvas import connected_parts
 from fingerprint_accel.data.captures import MOST_CONTAINER, read_capture, read_records
 from fingerprint_accel.data.child_process import end_children
 from fingerprint_accel.data.decoding import MOST_BYTES, ImageError
@@ -26,6 +25,7 @@ from fingerprint_accel.data.layouts import LAYOUTS, LayoutError, check_impressio
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.print_file import ImageFile, Reading, Target, open_print, prepare
+from fingerprint_accel.data.regions import connected_parts
 from fingerprint_accel.data.slaps import holds_several_fingers
 from fingerprint_accel.data.templates import MOST_OF_A_FINGER, TemplateError, read_template, xyt_kind
 from fingerprint_accel.data.walking import walk
@@ -153,7 +153,7 @@ def test_a_print_is_the_same_in_strips(monkeypatch):
         return placed, measured.share, measured.period
 
     whole = results()
-    monkeypatch.setattr(canvas, "STRIP", 1000)
+    monkeypatch.setattr(regions, "STRIP", 1000)
     for ours, theirs in zip(results(), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -164,7 +164,7 @@ def test_ridges_of_a_large_image_are_measured_in_little_memory(quick, monkeypatc
     monkeypatch.setattr(ridges, "_strongest", lambda tiles, *how: (sizes.append(tiles.size), original(tiles, *how))[1])
     grey = np.random.default_rng(0).integers(0, 256, (2000, 2000), np.uint8)
     assert not holds_several_fingers(grey, 500)
-    assert len(sizes) > 10 and max(sizes) <= canvas.STRIP
+    assert len(sizes) > 10 and max(sizes) <= regions.STRIP
 
 
 def test_an_image_of_many_finger_like_parts_takes_no_time(quick):
