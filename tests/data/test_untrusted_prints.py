@@ -4,7 +4,6 @@ import contextlib
 import csv
 import os
 import struct
-import subprocess
 import time
 from pathlib import Path
 
@@ -88,15 +87,10 @@ def test_pipes_devices_and_loops_of_links_in_a_folder_are_listed(tmp_path):
     }
 
 
-def test_folders_that_are_nested_too_deeply_are_listed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for _ in range(1500):  # too long for one path
-        Path("d").mkdir()
-        os.chdir("d")
+def test_folders_that_are_nested_too_deeply_are_listed(tmp_path):
+    tmp_path.joinpath(*["d"] * 105).mkdir(parents=True)
     (met,) = walk(tmp_path)
     assert met.reason == "a folder below 100 others"
-    monkeypatch.chdir(tmp_path)
-    subprocess.run(["rm", "-rf", "d"], check=True)  # pytest cannot remove such folders
 
 
 @pytest.mark.parametrize("kind", READERS)
