@@ -278,20 +278,21 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
                 yield shard, facts
         if lost and not pending:
             check_workers(executor)
-            drafts = {shard: path for shard in lost for path in _drafts(staging, names[shard])}
+            drafts = {shard: found for shard in lost if (found := _drafts(staging, names[shard]))}
             deaths.update(drafts.keys())
             if not drafts or max(deaths.values()) > MOST_DEATHS:
                 raise UserError(WORKER_KILLED)
-            for shard, draft in drafts.items():
-                job.find_fault(shard, draft)
-                draft.unlink(missing_ok=True)
+            for shard, found in drafts.items():
+                job.find_fault(shard, max(found, key=lambda path: path.stat().st_mtime_ns))
+                for draft in found:
+                    draft.unlink(missing_ok=True)
             waiting.extendleft(reversed(lost))
             lost.clear()
 
 
 def _drafts(staging: Path, name: str) -> list[Path]:
     """Return the drafts (see `durable.draft_of`) of a shard that workers have left in a staging folder."""
-    return sorted(staging.glob(f".*-{glob.escape(name)}.tmp"))
+    return list(staging.glob(f".*-{glob.escape(name)}.tmp"))
 
 
 def _make_privately(mask: int, task: Callable[[Path], Facts], path: Path) -> Facts:

@@ -8,13 +8,10 @@ publishes, copies every image, and takes 4 to 14 times as long (`benchmarks/tran
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
+from fingerprint_accel.data.ansi_nist_record import CM_PER_INCH, FIELD, Record
 from fingerprint_accel.data.image_record import (
     MOST_RECORDS,
     ImageRecord,
@@ -24,13 +21,12 @@ from fingerprint_accel.data.image_record import (
     why_ppi_is_wrong,
 )
 from fingerprint_accel.data.ridges import MM_PER_INCH
+from fingerprint_accel.data.type_9 import with_minutiae
 from fingerprint_accel.untrusted import reason_of
 
 START = re.compile(rb"1\.0*1:(\d+)\x1d")  # every file begins with field 1.001, the length of the first record
-FIELD, SUBFIELD, ITEM = b"\x1d", b"\x1e", b"\x1f"
 FILE = b"\x1c"  # last byte of a record
 BINARY_TYPES = (3, 4, 5, 6, 7, 8)  # record types with fixed fields instead of tagged ones
-CM_PER_INCH = 2.54
 NOT_FINGERS = {
     3: "a low-resolution image (record type 3)",
     5: "a low-resolution binary image (record type 5)",
@@ -45,52 +41,7 @@ NOT_FINGERS = {
     20: "a source image (record type 20)",
 }
 MOST_TEXT = 2**22  # bytes of text in a transaction, without the images; the text of a print has up to 100 KB
-MOST_MINUTIAE = 2000  # in a record
-LARGEST = 1e6  # largest absolute value of a number
 MOST_TAG = 64  # number of bytes that are searched for the tag and the length of a record
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record of a transaction.
-
-    Attributes:
-        kind: record type, for example 14.
-        data: all bytes of the record.
-        idc: information designation character, an integer. A minutiae record has the same value as the record of its
-            image.
-        fields: dictionary from field number to value, without the image; empty for binary record types.
-        image: bytes of the image: field 999, or the bytes after the header of a binary record. Empty if there are none.
-    """
-
-    kind: int
-    data: memoryview
-    idc: int
-    fields: dict[int, bytes]
-    image: memoryview
-
-    def text(self, number: int) -> str:
-        """Return the value of field `number` as text; empty if the record lacks the field."""
-        return self.fields.get(number, b"").decode("utf-8", "replace").strip()
-
-    def number(self, number: int) -> float:
-        """Return the first item of field `number` as a float; 0 if it is missing or not a number.
-
-        Raises:
-            ValueError: if the number is not finite or implausibly large.
-        """
-        try:
-            value = float(re.split(rb"[\x1e\x1f]", self.fields.get(number, b"0"), maxsplit=1)[0])
-        except ValueError:
-            return 0.0
-        if not abs(value) <= LARGEST:
-            raise ValueError(f"the number {value:g} in field {self.kind}.{number:03d}")
-        return value
-
-    def rows(self, number: int) -> list[list[bytes]]:
-        """Return the subfields of field `number`, each as a list of its items."""
-        value = self.fields.get(number, b"")
-        return [row.split(ITEM) for row in value.split(SUBFIELD)] if value else []
 
 
 def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRecord]:
@@ -134,7 +85,7 @@ def read_transaction(data: memoryview, key: Sequence[str] = ()) -> list[ImageRec
             except (ValueError, IndexError) as error:
                 image = ImageRecord(position, reason=f"damaged record ({reason_of(error)}): copy the file again")
             if record.idc in templates and not image.reason:
-                image = _with_minutiae(image, record, templates[record.idc])
+                image = with_minutiae(image, record, templates[record.idc])
             found.append(image)
     if not found:
         raise RecordError("holds no image" + (", only minutiae" if any(each.kind == 9 for each in records) else ""))
@@ -267,118 +218,3 @@ def _nfiq2(record: Record) -> int:
         if len(row) >= 4 and row[1].isdigit() and row[2].upper() == b"000F" and int(row[1]) <= 100:
             return int(row[1])
     return -1
-
-
-def _with_minutiae(found: ImageRecord, record: Record, template: Record) -> ImageRecord:
-    """Return an image record with the minutiae of a record of type 9 added.
-
-    A record of type 9 holds minutiae in one of three formats. The image record is returned without minutiae if its
-    resolution is unknown, or with a reason if the minutiae cannot be read.
-
-    Args:
-        found: the image record without minutiae.
-        record: the record of type 4, 13 or 14 that `found` was read from.
-        template: the record of type 9.
-    """
-    if not found.ppi:
-        return found
-    if record.kind == 4:
-        height = int.from_bytes(record.data[15:17], "big")
-    else:
-        height = int(record.number(7))
-    try:
-        if 331 in template.fields:
-            minutiae = _extended(template, found.ppi)
-        elif 137 in template.fields:
-            minutiae = _incits_378(template, found.ppi)
-        elif 12 in template.fields:
-            minutiae = _legacy(template, found.ppi, height)
-        else:
-            return found
-    except (ValueError, IndexError) as error:
-        return dataclasses.replace(found, minutiae_reason=f"damaged record of type 9 ({reason_of(error)})")
-    return dataclasses.replace(found, minutiae=minutiae)
-
-
-def _minutiae(rows: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
-    """Convert n minutiae (x, y, angle in degrees, quality) to an array (n, 4) float32 with the angle in radians.
-
-    Raises:
-        ValueError: if there are too many, or a number is implausibly large.
-    """
-    if len(rows) > MOST_MINUTIAE:
-        raise ValueError(f"{len(rows)} minutiae, more than a print has")
-    table = np.array(rows, np.float32).reshape(-1, 4)
-    if not (np.abs(table) <= LARGEST).all():
-        raise ValueError("numbers that are implausibly large")
-    table[:, 2] = np.radians(table[:, 2] % 360)
-    return table
-
-
-def _legacy(template: Record, ppi: float, height: int) -> np.ndarray:
-    """Read the minutiae in field 9.012 of a record of type 9 (the legacy format).
-
-    Each minutia is one word of digits: x and y (4 or 5 digits each, units of 0.01 mm, y counted from the bottom) and
-    the angle (3 digits, degrees).
-
-    Args:
-        template: record of type 9.
-        ppi: resolution of the image, pixels per inch.
-        height: height of the image, pixels.
-
-    Returns:
-        (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
-    """
-    scale, rows = ppi / (100 * MM_PER_INCH), []
-    for row in template.rows(12):
-        word = row[1]
-        digits = (len(word) - 3) // 2
-        x, y, degrees = int(word[:digits]), int(word[digits : 2 * digits]), int(word[2 * digits :])
-        # 2 is the best quality and 63 the worst; 0 and 1 mean that no quality is stated
-        code = int(row[2]) if len(row) > 2 and row[2].isdigit() else 0
-        quality = (64 - code) / 62 if 2 <= code <= 63 else 0.0
-        # the angle of this format points in the opposite direction along the ridge
-        rows.append((x * scale, height - y * scale, degrees + 180, quality))
-    return _minutiae(rows)
-
-
-def _incits_378(template: Record, ppi: float) -> np.ndarray:
-    """Read the minutiae in field 9.137 of a record of type 9 (the format INCITS 378).
-
-    A subfield holds an index, x, y (pixels), the angle (units of 2 degrees), the type and the quality (percent).
-
-    Args:
-        template: record of type 9.
-        ppi: resolution of the image, pixels per inch.
-
-    Returns:
-        (n, 4) float32 x, y (image pixels), angle (radians) and quality (0 to 1).
-    """
-    per_unit = template.number(131) * (CM_PER_INCH if template.text(130) == "2" else 1.0)
-    scale = ppi / per_unit if per_unit > 0 else 1.0
-    rows = []
-    for row in template.rows(137):
-        x, y, angle = (int(item) for item in row[1:4])
-        quality = int(row[5]) if len(row) > 5 else 0
-        rows.append((x * scale, y * scale, 2 * angle, quality / 100 if 0 <= quality <= 100 else 0.0))
-    return _minutiae(rows)
-
-
-def _extended(template: Record, ppi: float) -> np.ndarray:
-    """Read the minutiae in field 9.331 of a record of type 9 (the extended feature set).
-
-    A subfield holds x and y (units of 0.01 mm, relative to the region of interest in field 9.300) and the angle
-    (degrees).
-
-    Args:
-        template: record of type 9.
-        ppi: resolution of the image, pixels per inch.
-
-    Returns:
-        (n, 4) float32 x, y (image pixels), angle (radians) and quality (always 0).
-    """
-    scale = ppi / (100 * MM_PER_INCH)
-    region = template.rows(300)[0] if 300 in template.fields else []
-    left, top = (int(region[at]) if len(region) > at and region[at] else 0 for at in (2, 3))
-    rows = [(int(row[0]), int(row[1]), int(row[2])) for row in template.rows(331)]
-    return _minutiae([((x + left) * scale, (y + top) * scale, degrees, 0.0) for x, y, degrees in rows])

@@ -126,7 +126,7 @@ def read_records(path: Path, key: Sequence[str] = ()) -> list[ImageRecord]:
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     except UnreadableError as error:
-        raise ImageError(str(error)) from error
+        raise ImageError(f"cannot be read: {error}") from error
 
 
 def _records_in(file: BufferedReader, container: Container, key: Sequence[str]) -> list[ImageRecord]:
@@ -169,8 +169,10 @@ def read_capture(
                 raise ImageError(f"does not show finger {finger}: check the position code of the image")
             return cut[finger]
         found, capture = _read(path, record, raw_size)
-    except (RecordError, UnreadableError) as error:
+    except RecordError as error:
         raise ImageError(str(error)) from error
+    except UnreadableError as error:
+        raise ImageError(f"cannot be read: {error}") from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     if found.position in SLAPS:

@@ -24,7 +24,8 @@ from fingerprint_accel.data.walking import IMAGE_SUFFIXES
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.untrusted import UnreadableError, check_file_size, open_regular, reason_of
 
-MOST_CSV = 2**28  # bytes; a line for each of 1.5 million prints has 80 to 100 bytes
+# Largest size in bytes, and number of lines. A million lines have about 80 MB, and take 10 s and 0.5 GB of memory.
+MOST_CSV, MOST_LINES = 2**28, 4_000_000
 MOST_LINE = 2**17  # characters
 MOST_WRONG = 100_000  # lines that cannot be used, after which the file is rejected as a whole
 
@@ -90,10 +91,14 @@ def _read_csv(source: Path, text: io.TextIOWrapper, rows: Rows) -> None:
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    while line := text.readline(MOST_LINE):
+    for _ in range(MOST_LINES):
+        line = text.readline(MOST_LINE)
+        if not line:
+            return
         if len(line) == MOST_LINE:
             raise csv.Error(f"a line of more than {MOST_LINE} characters")
         yield line
+    raise UnreadableError(f"has more than {MOST_LINES} lines; split it")
 
 
 def _csv_row(row: dict[str, str]) -> tuple[str, Named]:

@@ -33,7 +33,7 @@ def read_grey(path: Path | str) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     except UnreadableError as error:
-        raise ImageError(str(error)) from error
+        raise ImageError(f"cannot be read: {error}") from error
     if not data:
         raise ImageError("empty file: copy it again")
     return decode_apart(data, str(path)).grey

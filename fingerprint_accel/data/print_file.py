@@ -55,10 +55,10 @@ class PrintImage:
         grey: (H, W) uint8, ridges dark.
         ppi: resolution of the image, pixels per inch.
         minutiae: (n, 4) float32 x, y, angle, quality in pixels of the image; None if the file has none.
-        minutiae_reason: reason why the minutiae in the file cannot be used; empty if they can, or there are none.
         quality: NFIQ 2 score in the file, 0 to 100; -1 if there is none.
         notes: remarks on how the print was read, for example that it was inverted.
         pages: number of pages of the file.
+        minutiae_reason: reason why the minutiae in the file cannot be used; empty if they can, or there are none.
     """
 
     grey: np.ndarray

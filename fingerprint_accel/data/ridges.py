@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fingerprint_accel.data.canvas import strips
+from fingerprint_accel.data.regions import strips
 
 MM_PER_INCH = 25.4
 FLAT = 6.0  # a window with a lower standard deviation of its grey levels is paper

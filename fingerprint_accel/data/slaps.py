@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fingerprint_accel.data.canvas import WHITE, around, connected_parts
+from fingerprint_accel.data.canvas import WHITE
 from fingerprint_accel.data.image_record import RecordError
+from fingerprint_accel.data.regions import around, connected_parts
 from fingerprint_accel.data.ridges import MM_PER_INCH, RidgeMap, measure_ridges
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels

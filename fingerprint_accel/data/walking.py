@@ -25,6 +25,7 @@ SYSTEM_FOLDERS = frozenset(
     ["@eadir", "#recycle", "@recycle", ".@__thumb", "$recycle.bin", "__macosx", "lost+found", ".thumbnails", ".cache"]
 )
 SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"))
+DEEPEST = 100  # largest number of folders within folders
 SYSTEM = "a thumbnail or system file"
 NO_IMAGE, SEEN_LINK, SPECIAL = "not an image", "a link to what", "is not a regular file"
 IMAGE, CONTAINER, TEMPLATE = "image", "container", "template"
@@ -68,6 +69,9 @@ def is_nothing_to_read(reason: str) -> bool:
 
 
 def _walk(folder: Path, prefix: str, root: str, seen: set[str], system: bool, raw_bytes: int) -> Iterator[Met]:
+    if prefix.count("/") > DEEPEST:
+        yield Met(_shown(prefix), reason=f"a folder below {DEEPEST} others")
+        return
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)

@@ -15,7 +15,7 @@ INVALID = b"\xff"  # a value that the decoder rejects
 FRAME_SIZE, BLOCK_SIZE, QUANTIZATION_SIZE = 17, 3, 389  # bytes of a segment without its marker
 MOST_COEFFICIENTS = 32  # of a filter; the standard filters have 7 and 9
 LEAST_SIDE = 32  # pixels; the decoder divides the image into 64 subbands
-TABLES, CODES = 8, 256  # largest numbers of Huffman tables, and of codes in a table
+TABLES, CODES, LONGEST = 8, 256, 16  # numbers of Huffman tables and of codes in a table, length of a code in bits
 NEXT_MARKER = re.compile(rb"\xff[^\0]")  # 0xFF in the coefficients is followed by 0
 
 
@@ -81,26 +81,42 @@ def _check_transform(segment: bytes) -> None:
 
 
 def _tables(segment: bytes) -> tuple[bytes, set[int]]:
-    """Check the Huffman tables in a segment of a WSQ file, and complete them.
-
-    The codes of a table usually leave out one bit sequence, and a table without codes leaves out all. The decoder reads
-    beyond its tables for such a sequence. It is added as a code of an invalid value, which the decoder reports as an
-    error.
+    """Check the Huffman tables in a segment of a WSQ file, and complete them, see `_completed`.
 
     Returns:
         The completed segment, and the numbers of its tables.
     """
     found, numbers, at = [], set(), 0
     while at < len(segment):
-        number, counts = segment[at], list(segment[at + 1 : at + 17])
-        values = segment[at + 17 : at + 17 + sum(counts)]
-        at += 17 + sum(counts)
-        longest = max((size for size, count in enumerate(counts, 1) if count), default=1)
-        room = 2**longest - sum(count << longest - size for size, count in enumerate(counts, 1) if count)
-        if number >= TABLES or at > len(segment) or len(values) > CODES or room < 0:
+        number, counts = segment[at], segment[at + 1 : at + 1 + LONGEST]
+        values = segment[at + 1 + LONGEST : at + 1 + LONGEST + sum(counts)]
+        at += 1 + LONGEST + sum(counts)
+        if number >= TABLES or at > len(segment) or len(values) > CODES:
             raise ValueError("a wrong Huffman table")
-        added = min(room, CODES - len(values), 255 - counts[longest - 1])
-        counts[longest - 1] += added
-        found += [bytes([number, *counts]), values, INVALID * added]
+        complete = _completed(counts)
+        found += [bytes([number]), complete, values, INVALID * (sum(complete) - len(values))]
         numbers.add(number)
     return b"".join(found), numbers
+
+
+def _completed(counts: bytes) -> bytes:
+    """Add codes to a Huffman table, so that every sequence of bits has a code.
+
+    The decoder reads beyond its tables for a sequence without a code. The added codes have an invalid value, which the
+    decoder reports as an error. Only the longest code may consist of ones alone, because up to 7 ones fill the last
+    byte of a block.
+
+    Args:
+        counts: number of codes of each length from 1 to LONGEST.
+    """
+    added, room = list(counts), 1  # room: number of sequences of the current length that have no code
+    longest = max((size for size, count in enumerate(counts, 1) if count), default=0)
+    for size, count in enumerate(counts, 1):
+        room = 2 * room - count
+        if room < 0:
+            raise ValueError("a wrong Huffman table")
+        if size >= longest:
+            more = room if size == LONGEST else max(0, room - 1)
+            added[size - 1] += more
+            room -= more
+    return bytes(added) if sum(added) <= CODES and max(added) < 256 else counts

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 from record_files import noise, rows, transaction, type_2, type_4, type_14
 
-from fingerprint_accel.data import canvas, captures, csv_rows, nbis, ridges, slaps
+from fingerprint_accel.data import canvas, captures, csv_rows, nbis, regions, ridges, slaps
 from fingerprint_accel.data.ansi_nist import MOST_TEXT, read_transaction
-from fingerprint_accel.data.canvas import connected_parts
 from fingerprint_accel.data.captures import MOST_CONTAINER, read_capture, read_records
 from fingerprint_accel.data.child_process import end_children
 from fingerprint_accel.data.decoding import MOST_BYTES, ImageError
@@ -25,6 +24,7 @@ from fingerprint_accel.data.layouts import LAYOUTS, LayoutError, check_impressio
 from fingerprint_accel.data.listing import list_files
 from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.print_file import ImageFile, Reading, Target, open_print, prepare
+from fingerprint_accel.data.regions import connected_parts
 from fingerprint_accel.data.slaps import holds_several_fingers
 from fingerprint_accel.data.templates import MOST_OF_A_FINGER, TemplateError, read_template, xyt_kind
 from fingerprint_accel.data.walking import walk
@@ -87,6 +87,12 @@ def test_pipes_devices_and_loops_of_links_in_a_folder_are_listed(tmp_path):
     }
 
 
+def test_folders_that_are_nested_too_deeply_are_listed(tmp_path):
+    tmp_path.joinpath(*["d"] * 105).mkdir(parents=True)
+    (met,) = walk(tmp_path)
+    assert met.reason == "a folder below 100 others"
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_the_size_is_checked_before_anything_is_read(tmp_path, kind, quick):
     read, error = READERS[kind]
@@ -141,7 +147,7 @@ def test_a_print_is_the_same_in_strips(monkeypatch):
         return placed, measured.share, measured.period
 
     whole = results()
-    monkeypatch.setattr(canvas, "STRIP", 1000)
+    monkeypatch.setattr(regions, "STRIP", 1000)
     for ours, theirs in zip(results(), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -152,7 +158,7 @@ def test_ridges_of_a_large_image_are_measured_in_little_memory(quick, monkeypatc
     monkeypatch.setattr(ridges, "_strongest", lambda tiles, *how: (sizes.append(tiles.size), original(tiles, *how))[1])
     grey = np.random.default_rng(0).integers(0, 256, (2000, 2000), np.uint8)
     assert not holds_several_fingers(grey, 500)
-    assert len(sizes) > 10 and max(sizes) <= canvas.STRIP
+    assert len(sizes) > 10 and max(sizes) <= regions.STRIP
 
 
 def test_an_image_of_many_finger_like_parts_takes_no_time(quick):
@@ -375,6 +381,9 @@ def test_a_csv_of_wrong_lines_or_a_huge_field_ends_in_one_line(tmp_path, monkeyp
         with pytest.raises(UserError, match=r"list\.csv: not a csv file in UTF-8") as raised:
             list_files(csv_of(tmp_path, f"a.png,{field},1,,,,"), "csv")
         assert len(str(raised.value)) < 300
+    monkeypatch.setattr(csv_rows, "MOST_LINES", 20)
+    with pytest.raises(UserError, match="more than 20 lines"):
+        list_files(csv_of(tmp_path, *["a.png,a,1,,,,"] * 20), "csv")
 
 
 # NIST's programs
