@@ -14,7 +14,6 @@ from typing import Any
 
 from .children import Child, Ended, command_line, nothing, ranks, training
 from .material import CANVAS, FEW, synth_words, training_words
-from .reading import open_anything
 
 TIMES = ("seconds", "samples_per_second", "data_wait_share", "date", "gpu", "memory", "_mb", "per_second")
 SIZE = ["--canvas", str(CANVAS)]
@@ -42,9 +41,7 @@ class Command:
 
     def prepare(self, folder: Path, material: Path) -> Path:
         """Make the folder of a trial as it is before the command, and return it."""
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(temporary_of(folder))
-        folder.mkdir(parents=True)
+        emptied(folder)
         for there, here in self.start.items():
             source = material / there
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / here)
@@ -71,9 +68,15 @@ class Command:
 
 def temporary_of(folder: Path) -> Path:
     """Return the folder for temporary files of a trial, which lies outside the folder of the trial."""
-    place = folder.with_name(f"{folder.name}.tmp")
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+    return folder.with_name(f"{folder.name}.tmp")
+
+
+def emptied(folder: Path) -> Path:
+    """Make a folder for a trial, and the folder for its temporary files, and empty them."""
+    for place in (folder, temporary_of(folder)):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+    return folder
 
 
 def wait_all(children: Sequence[Child], timeout: float = 120.0) -> Ended:
@@ -190,6 +193,8 @@ COMMANDS = {
 
 def snapshot(place: Path) -> dict[str, str]:
     """Return a digest of each file below a path, without what differs between two equal runs (times)."""
+    if not place.exists():
+        return {}
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     return {str(path.relative_to(place.parent)): hashlib.sha256(_comparable(path)).hexdigest() for path in files}
 
@@ -245,8 +250,3 @@ def leftovers(folder: Path, command: Command) -> list[str]:
 def _beside(command: Command) -> set[str]:
     sheet = str(Path(command.out).with_suffix(".jsonl")) if command.out == "audit.png" else ""
     return {command.out, sheet, *command.start.values()}
-
-
-def content(place: Path) -> Any:
-    """Return what a reader finds in an output, for comparison; see `reading.open_anything`."""
-    return open_anything(place)

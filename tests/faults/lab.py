@@ -15,7 +15,7 @@ from typing import Any
 from .children import Ended, run
 from .commands import Command, leftovers, snapshot
 from .material import make
-from .reading import open_anything
+from .reading import EMPTY, open_anything
 from .results import Outcome, Trial
 
 MOST_SECONDS = 120  # of a command on tiny data; a command that takes longer hangs
@@ -117,7 +117,7 @@ class Lab:
         if command.processes:
             return self._check_run(out, outcome, when)
         verdict, found = self.read(out)
-        if verdict == "ok" and found in (known.old, known.new):
+        if verdict == "ok" and found in (known.old or EMPTY, known.new):
             return True
         if verdict == "named" and not known.old:
             return True
@@ -135,19 +135,26 @@ class Lab:
 
     def finish(self, command: Command, folder: Path, outcome: Outcome) -> Outcome:
         """Run a disturbed command again, and compare its result with the undisturbed one."""
-        known = self.undisturbed(command)
         ended = command.run(folder, self.material)
         outcome.measure(ended.seconds, ended.megabytes)
         if ended.verdict != "ok" and not _is_done(command, ended):
             bad = "lost" if ended.verdict == "named" else ended.verdict
             return outcome.note(bad, f"the command run again: {reason(ended)}")
-        files = snapshot(folder / command.out)
-        differing = sorted(name for name in {*files, *known.files} if files.get(name) != known.files.get(name))
-        if differing and (command.out != "gallery" or self.read(folder / command.out) != ("ok", known.new)):
-            return outcome.note("silent", f"the result differs from the undisturbed one in {', '.join(differing[:5])}")
+        if wrong := self.differences(command, folder):
+            return outcome.note("silent", wrong)
         if left := leftovers(folder, command):
             return outcome.note("left over", ", ".join(left[:5]))
         return outcome.note("recovered")
+
+    def differences(self, command: Command, folder: Path) -> str:
+        """Say how the output of a command differs from that of an undisturbed command; empty if it does not."""
+        known = self.undisturbed(command)
+        if command.out == "gallery":  # the names of its files depend on what happened before
+            found = self.read(folder / command.out)
+            return "" if found == ("ok", known.new) else f"the gallery contains other prints: {found[1]}"
+        files = snapshot(folder / command.out)
+        differing = sorted(name for name in {*files, *known.files} if files.get(name) != known.files.get(name))
+        return f"the result differs from the undisturbed one in {', '.join(differing[:5])}" if differing else ""
 
 
 def _is_done(command: Command, ended: Ended) -> bool:
