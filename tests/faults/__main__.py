@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("kills", "full_disk", "power_cuts", "fuzzing")
+PARTS = ("kills", "clusters", "full_disk", "moments", "damage", "power_cuts", "fuzzing", "endurance")
 IMPORTED = (
     *("faiss", "distributed", "torch.export", "wsq", "fingerprint_accel.cli", "fingerprint_accel.evaluation.run"),
     *("fingerprint_accel.evaluation.calibration", "fingerprint_accel.evaluation.audit.command"),

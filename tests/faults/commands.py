@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -202,10 +203,10 @@ def snapshot(place: Path) -> dict[str, str]:
 def _comparable(path: Path) -> bytes:
     """Return the content of a file without times and durations."""
     data = path.read_bytes()
-    if path.name == "metrics.jsonl":
-        return json.dumps([_timeless(json.loads(line)) for line in data.splitlines()]).encode()
-    if path.suffix == ".json":
-        return json.dumps(_timeless(json.loads(data))).encode()
+    if path.suffix in (".json", ".jsonl"):
+        lines = data.splitlines() if path.suffix == ".jsonl" else [data]
+        with contextlib.suppress(ValueError):  # damaged
+            return json.dumps([_timeless(json.loads(line)) for line in lines]).encode()
     if path.suffix in (".html", ".png", ".pt2", ".onnx"):
         return b"" if _is_whole(path, data) else data
     return data

@@ -137,7 +137,7 @@ class Lab:
         """Run a disturbed command again, and compare its result with the undisturbed one."""
         ended = command.run(folder, self.material)
         outcome.measure(ended.seconds, ended.megabytes)
-        if ended.verdict != "ok" and not _is_done(command, ended):
+        if ended.verdict != "ok" and not is_done(command, ended):
             bad = "lost" if ended.verdict == "named" else ended.verdict
             return outcome.note(bad, f"the command run again: {reason(ended)}")
         if wrong := self.differences(command, folder):
@@ -157,7 +157,7 @@ class Lab:
         return f"the result differs from the undisturbed one in {', '.join(differing[:5])}" if differing else ""
 
 
-def _is_done(command: Command, ended: Ended) -> bool:
+def is_done(command: Command, ended: Ended) -> bool:
     """Return whether a command refuses to run again, because it is done."""
     text = " ".join(ended.errors)
     done = {"remove": "is enrolled", "folder": "exists already"}

@@ -48,7 +48,7 @@ def run(lab: Lab, parts: Sequence[ModuleType], sample: bool, minutes: float, cou
         count: Number of processes.
     """
     end = time.monotonic() + 60 * minutes
-    beside = [_lane(lab, part, _pending(lab, part, sample), end, "beside") for part in parts if part.BESIDE]
+    beside = [_lane(lab, part, _pending(lab, part, sample, minutes), end, "beside") for part in parts if part.BESIDE]
     others = [part for part in parts if not part.BESIDE]
     for position, part in enumerate(others):
         share = part.SHARE / sum(each.SHARE for each in others[position:])
@@ -56,12 +56,14 @@ def run(lab: Lab, parts: Sequence[ModuleType], sample: bool, minutes: float, cou
         trials = _pending(lab, part, sample)
         lanes = [_lane(lab, part, trials[lane::count], until, str(lane)) for lane in range(count)]
         _wait(lab, part.PART, len(trials), lanes)
-    _wait(lab, "beside", len(beside), beside)
+    if beside:
+        _wait(lab, "the rest", len(beside), beside)
 
 
-def _pending(lab: Lab, part: ModuleType, sample: bool) -> list[Trial]:
+def _pending(lab: Lab, part: ModuleType, sample: bool, minutes: float = 0.0) -> list[Trial]:
     done = Records(lab.folder).done
-    return [trial for trial in part.plan(sample) if trial.key not in done]
+    plan = part.plan(sample, minutes) if part.BESIDE else part.plan(sample)
+    return [trial for trial in plan if trial.key not in done]
 
 
 def _lane(lab: Lab, part: ModuleType, trials: Sequence[Trial], until: float, name: str) -> int:

@@ -19,7 +19,7 @@ NETWORK = [
     *("--reading.validation-fraction", "0.3", "--preprocess.crop", "96", "--preprocess.size", "32"),
     *("--model.variant", "Tex", "--model.trunk", "compact", "--model.width", "8", "--model.embedding-dim", "16"),
     *("--training.tracker", "none", "--training.precision", "no", "--training.ema-decay", "0.9"),
-    *("--training.warmup-steps", "2", "--resume", "auto", "--training.timeout", "20"),
+    *("--training.warmup-steps", "2", "--resume", "auto", "--training.timeout", "10"),
 ]
 LAST = ["--training.save-every", "0", "--training.validate-every", "0"]  # one checkpoint, at the end
 

@@ -188,7 +188,7 @@ def _flx(material: Path) -> Read:
     return lambda folder: str(convert(folder / "best_model.pyt", folder / "converted"))
 
 
-def _resumed(material: Path) -> Read:
+def resumed(material: Path) -> Read:
     """Return a reader that restores the newest checkpoint of a run, as `--resume auto` does."""
     from fingerprint_accel.config import Config, parse
     from fingerprint_accel.training.resume import checkpoint_to_resume, restore
@@ -254,11 +254,11 @@ PARSERS = {
         Parser("run: config.yaml", "last", "config.yaml", _plain(reading.model)),
         Parser("run: metrics.jsonl", "last", "metrics.jsonl", _history),
         Parser("run: best.json", "last", "best.json", _weights, kept=True),
-        Parser("run: latest.json", "last", "latest.json", _resumed, kept=True),
-        Parser("checkpoint: state.json", "last", f"{STEP}/state.json", _resumed, kept=True),
-        Parser("checkpoint: weights", "last", f"{STEP}/model.safetensors", _resumed, kept=True),
-        Parser("checkpoint: optimizer", "last", f"{STEP}/training_state.safetensors", _resumed, kept=True),
-        Parser("checkpoint: average", "last", f"{STEP}/ema.safetensors", _resumed, kept=True),
+        Parser("run: latest.json", "last", "latest.json", resumed, kept=True),
+        Parser("checkpoint: state.json", "last", f"{STEP}/state.json", resumed, kept=True),
+        Parser("checkpoint: weights", "last", f"{STEP}/model.safetensors", resumed, kept=True),
+        Parser("checkpoint: optimizer", "last", f"{STEP}/training_state.safetensors", resumed, kept=True),
+        Parser("checkpoint: average", "last", f"{STEP}/ema.safetensors", resumed, kept=True),
         Parser("gallery: gallery.json", "gallery", "gallery.json", _plain(reading.gallery), kept=True),
         Parser("gallery: part", "gallery", "part-000000-*.arrow", _plain(reading.gallery), kept=True),
         Parser("gallery: changes.json", "changing", "changes.json", _plain(_gallery_change), kept=True),

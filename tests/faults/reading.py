@@ -109,7 +109,9 @@ def model(folder: Path) -> str:
     extractor = FingerprintExtractor.from_pretrained(folder)
     weights = [value.numpy() for value in extractor.model.state_dict().values()]
     notes = {name: value for name, value in extractor.notes.items() if "seconds" not in name}
-    return digest(*weights, notes, extractor.ppi, extractor.canvas)
+    return digest(
+        *weights, notes, extractor.ppi, extractor.canvas, str(extractor.preprocess_config), extractor.enhanced
+    )
 
 
 def run(folder: Path) -> str:

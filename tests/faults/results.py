@@ -71,6 +71,12 @@ class Outcome:
         """Note the time and memory of an input."""
         self.seconds, self.megabytes = max(self.seconds, seconds), max(self.megabytes, megabytes)
 
+    def add(self, other: Outcome) -> None:
+        """Add the inputs of another outcome."""
+        self.counts += other.counts
+        self.details += other.details
+        self.measure(other.seconds, other.megabytes)
+
     @property
     def failures(self) -> int:
         """Number of inputs with a bad outcome."""
