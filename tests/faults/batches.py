@@ -195,9 +195,18 @@ class Batch:
             return ("named", text) if named else ("traceback", f"the message does not name the file: {text}")
         except Exception as error:
             return "traceback", f"{type(error).__name__}: {str(error)[:200]} {_where(error)}"
-        if expected and not expected.startswith(found) and not _edited(file):
+        if expected and not expected.startswith(found) and not self._edited(file):
             return "silent", f"accepted, and the result differs ({found} instead of {expected})"
         return "recovered", found
+
+    def _edited(self, file: Path) -> bool:
+        """Return whether the checksum was removed from a JSON file, as from a file that was edited on purpose."""
+        source = self.lab.material / self.parser.folder / file.relative_to(self.place)
+        try:
+            before, after = (json.loads(path.read_bytes()) for path in (source, file))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(after, dict) and "checksum" in before and "checksum" not in after
 
 
 class Usage:
@@ -226,15 +235,6 @@ def _processor_time() -> float:
                 continue
             seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
-
-
-def _edited(file: Path) -> bool:
-    """Return whether a JSON file lacks its checksum, as files of earlier versions and edited ones do."""
-    try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return file.suffix == ".json" and isinstance(values, dict) and "checksum" not in values
 
 
 def _where(error: BaseException) -> str:

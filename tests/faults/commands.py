@@ -193,10 +193,12 @@ COMMANDS = {
 
 
 def snapshot(place: Path) -> dict[str, str]:
-    """Return a digest of each file below a path, without what differs between two equal runs (times)."""
+    """Return a digest of each file below a path, without what differs between two equal runs, such as times."""
     if not place.exists():
         return {}
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    older = sorted(place.glob("checkpoints/step-*"))[:-1]  # a signal may have added a checkpoint to them
+    files = [path for path in files if path.parent not in older]
     return {str(path.relative_to(place.parent)): hashlib.sha256(_comparable(path)).hexdigest() for path in files}
 
 

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from .children import Ended
 from .commands import COMMANDS, Command, temporary_of, wait_all
@@ -69,7 +70,7 @@ def strike(lab: Lab, command: Command, folder: Path, number: signal.Signals, cha
         children = command.begin(folder, lab.material)
         time.sleep(chance.uniform(0.02, seconds))
         victims = children if chance.random() < 0.5 else [chance.choice(children)]
-        if all([child.runs() for child in victims]):
+        if all(child.runs() for child in victims):
             for child in victims:
                 child.kill(number)
             return wait_all(children)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-
 EMPTY = "an empty gallery"
 
 

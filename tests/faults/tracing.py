@@ -99,7 +99,7 @@ def operations(log: Path, root: Path) -> Iterator[Operation]:
 
 def _inside(path: str, root: Path) -> str:
     """Return a path relative to `root`, which is the working directory; empty if it lies outside."""
-    whole = os.path.normpath(root / path)  # noqa: PTH  (resolves "..", but no links)
+    whole = os.path.normpath(root / path)  # unlike `resolve`, follows no links
     return os.path.relpath(whole, root) if Path(whole).is_relative_to(root) else ""
 
 
