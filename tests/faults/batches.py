@@ -87,11 +87,14 @@ class Batch:
         self.notes.write_text("")
         self._set(start, time.monotonic())
         child = Child(lambda: self._serve(start), self.lab.work, environment={"TMPDIR": str(self.lab.work)})
-        exceeds = False
+        exceeds = ""
         while child.runs(0.02):
             _, began, *_ = STATE.unpack(self.shared[: STATE.size])
-            if time.monotonic() - began > PATIENCE or child.resident() > resident() + MOST_MEMORY:
-                exceeds = True
+            if time.monotonic() - began > PATIENCE:
+                exceeds = f"no answer in {PATIENCE:.0f} s"
+            elif (memory := child.resident() - resident()) > MOST_MEMORY:
+                exceeds = f"{memory / 2**20:.0f} MB"
+            if exceeds:
                 child.kill_group()
         ended = child.wait()
         for line in self.notes.read_text().splitlines():
@@ -104,7 +107,8 @@ class Batch:
             raise RuntimeError(f"{self.parser.name}: the valid file cannot be read: {ended.err[-2000:]}")
         if ended.code == 1:
             raise RuntimeError(f"{self.trial.key}, input {current}: {ended.err[-3000:]}")
-        self._finish(current, "beyond budget" if exceeds else "crash", f"exit code {ended.code}, {ended.err[-300:]}")
+        text = exceeds or f"exit code {ended.code}, {ended.err[-300:]}"
+        self._finish(current, "beyond budget" if exceeds else "crash", text)
         self._keep(current)
         return current + 1
 
@@ -169,7 +173,7 @@ class Batch:
         if self.parser.folder == "files":  # one file of many
             self.place.mkdir()
             for name in {self.parser.file, "image.png"}:
-                shutil.copyfile(source / name, self.place / name)
+                shutil.copy(source / name, self.place / name)
         else:
             shutil.copytree(source, self.place)
         file = next(self.place.glob(self.parser.file))

@@ -198,7 +198,7 @@ def snapshot(place: Path) -> dict[str, str]:
         return {}
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     older = sorted(place.glob("checkpoints/step-*"))[:-1]  # a signal may have added a checkpoint to them
-    files = [path for path in files if path.parent not in older]
+    files = [path for path in files if path.parent not in older and not _is_lock(path)]
     return {str(path.relative_to(place.parent)): hashlib.sha256(_comparable(path)).hexdigest() for path in files}
 
 
@@ -237,9 +237,9 @@ def _timeless(values: Any) -> Any:
 
 def leftovers(folder: Path, command: Command) -> list[str]:
     """Return the names of files that a finished command has left beside its output, or in its output."""
-    beside = [path.name for path in folder.iterdir() if path.name not in _beside(command)]
+    beside = [path.name for path in folder.iterdir() if path.name not in _beside(command) and not _is_lock(path)]
     inside = folder / command.out
-    hidden = re.compile(r"\..*\.tmp|\..*\.partial|records|\.lock|.*\.old")
+    hidden = re.compile(r"\..*\.tmp|\..*\.partial|records|.*\.old")
     within = [
         str(path.relative_to(folder))
         for path in (inside.rglob("*") if inside.is_dir() else ())
@@ -248,6 +248,11 @@ def leftovers(folder: Path, command: Command) -> list[str]:
     place = temporary_of(folder)
     temporary = [f"TMPDIR/{path.name}" for path in place.iterdir()]
     return [*beside, *within, *temporary]
+
+
+def _is_lock(path: Path) -> bool:
+    """Return whether a file is an empty lock file, which a killed process may leave; the next one deletes it."""
+    return path.name.endswith(".lock") and not path.stat().st_size
 
 
 def _beside(command: Command) -> set[str]:

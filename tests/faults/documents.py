@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ def sign(folder: Path, changed: Path) -> None:
                 values["checksum"] = _checksum(values)
         with contextlib.suppress(RecursionError):
             file.write_text(json.dumps(values), errors="surrogatepass")
-    if changed.name.startswith("part-"):  # the name of a part of a gallery contains its digest
-        changed.rename(changed.with_name(f"{changed.name[:12]}{digest[:16]}.arrow"))
+    if match := re.fullmatch(r"(part|index)-(\w+)-[0-9a-f]{16}(\.\w+)", changed.name):  # with its digest in its name
+        changed.rename(changed.with_name(f"{match[1]}-{match[2]}-{digest[:16]}{match[3]}"))
 
 
 def _replaced(values: Any, name: str, digest: str) -> Any:

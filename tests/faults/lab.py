@@ -146,14 +146,21 @@ class Lab:
             return outcome.note("left over", ", ".join(left[:5]))
         return outcome.note("recovered")
 
-    def differences(self, command: Command, folder: Path) -> str:
-        """Say how the output of a command differs from that of an undisturbed command; empty if it does not."""
+    def differences(self, command: Command, folder: Path, missing_only: bool = False) -> str:
+        """Say how the output of a command differs from that of an undisturbed command; empty if it does not.
+
+        Args:
+            command: The command.
+            folder: Folder in which the command has run.
+            missing_only: Whether additional files do not count.
+        """
         known = self.undisturbed(command)
         if command.out == "gallery":  # the names of its files depend on what happened before
             found = self.read(folder / command.out)
             return "" if found == ("ok", known.new) else f"the gallery contains other prints: {found[1]}"
         files = snapshot(folder / command.out)
-        differing = sorted(name for name in {*files, *known.files} if files.get(name) != known.files.get(name))
+        names = set(known.files) if missing_only else {*files, *known.files}
+        differing = sorted(name for name in names if files.get(name) != known.files.get(name))
         return f"the result differs from the undisturbed one in {', '.join(differing[:5])}" if differing else ""
 
 

@@ -79,7 +79,9 @@ def _lane(lab: Lab, part: ModuleType, trials: Sequence[Trial], until: float, nam
         for trial in trials:
             if time.monotonic() > until:
                 break
-            records.add(trial, part.run(own, trial))
+            started = time.monotonic()
+            outcome = part.run(own, trial)
+            records.add(trial, outcome, time.monotonic() - started)
         code = 0
     except BaseException:
         traceback.print_exc()

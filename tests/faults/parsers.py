@@ -182,6 +182,13 @@ def _history(material: Path) -> Read:
     return read
 
 
+def _key(material: Path) -> Read:
+    from fingerprint_accel.extraction.protection import read_key
+
+    vectors = np.eye(4, 16, dtype=np.float32)
+    return lambda folder: reading.digest(read_key(folder / "key").apply(vectors, 0))
+
+
 def _flx(material: Path) -> Read:
     from fingerprint_accel.compat.flx_weights import convert
 
@@ -245,6 +252,7 @@ PARSERS = {
         Parser("csv of pairs", "files", "pairs.csv", _pairs("pairs.csv")),
         Parser("flx benchmark", "files", "pairs.json", _pairs("pairs.json")),
         Parser("flx checkpoint", "files", "best_model.pyt", _flx, accepts=False),
+        Parser("key of --protect", "files", "key", _key),
         Parser("accelerate config", "files", "default_config.yaml", _accelerate),
         Parser("--config file", "run", "config.yaml", _yaml),
         Parser("dataset: fingerprint.json", "prints", "fingerprint.json", _plain(reading.dataset), kept=True),

@@ -72,7 +72,7 @@ def _check(lab: Lab, command: Command, outcome: Outcome, state: State) -> None:
     folder = emptied(lab.work / "cut")
     write_tree(state.tree, folder)
     before = len(outcome.details)
-    if state.ended and (missing := lab.differences(command, folder)):
+    if state.ended and (missing := lab.differences(command, folder, True)):
         outcome.note("lost", f"the command has reported success, but {missing}")
     elif lab.check_whole(command, folder, outcome, "then"):
         lab.finish(command, folder, outcome)

@@ -96,9 +96,9 @@ class Records:
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
         self.done = {row["key"] for row in self.rows}
 
-    def add(self, trial: Trial, outcome: Outcome) -> None:
-        """Append the outcome of a trial."""
-        row = {"key": trial.key, "trial": asdict(trial), **vars(outcome)}
+    def add(self, trial: Trial, outcome: Outcome, wall: float = 0.0) -> None:
+        """Append the outcome of a trial that took `wall` seconds."""
+        row = {"key": trial.key, "trial": asdict(trial), **vars(outcome), "wall": wall}
         self.rows.append(row)
         self.done.add(trial.key)
         with self.path.open("ab", buffering=0) as file:  # several processes append whole lines

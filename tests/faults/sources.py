@@ -139,6 +139,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "pairs.json": _flx_pairs,
     "best_model.pyt": _flx,
     "default_config.yaml": lambda: ACCELERATE,
+    "key": lambda: b"0123456789abcdef" * 4 + b"\n",
 }
 
 
@@ -147,6 +148,7 @@ def make_files(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, content in FILES.items():
         (folder / name).write_bytes(content())
+        (folder / name).chmod(0o600)
 
 
 def make_subjects(dataset: Path, file: Path) -> None:
