@@ -13,7 +13,8 @@ from typing import Any
 # `recovered`: the result is that of an undisturbed command. `named`: refused in one line that names the file.
 GOOD = ("recovered", "named")
 BAD = ("lost", "silent", "left over", "traceback", "crash", "beyond budget")
-HEADER = ("fault or parser", "tried", "recovered or unharmed", "named in one line", *BAD, "most s", "most MB")
+NUMBERS = ("tried", "recovered or accepted", "named in one line", *BAD, "most s", "most MB")
+PARSERS = "fuzzing"  # part that has a table of its own
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,28 @@ class Records:
                 examples.setdefault((row["trial"]["fault"], kind), []).append(f"{detail[:300]}  [{row['key']}]")
         return [f"{fault}: {len(found)} x {found[0]}" for (fault, _), found in examples.items()]
 
-    def table(self, by: Sequence[str] = ("part", "fault")) -> str:
-        """Return a Markdown table with one row for each fault or parser.
+    def tables(self, by: Sequence[str] = ("part", "fault")) -> str:
+        """Return two Markdown tables, with one row for each fault and one row for each parser.
 
         Args:
             by: Attributes of the trials by which the rows are grouped.
         """
-        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for row in self.rows:
-            groups.setdefault(tuple(row["trial"][name] for name in by), []).append(row)
-        lines = [HEADER, ("---", *["--:"] * (len(HEADER) - 1))]
-        for names, rows in groups.items():
-            counts = sum((Counter(row["counts"]) for row in rows), Counter[str]())
-            most = [max(row[name] for row in rows) for name in ("seconds", "megabytes")]
-            numbers = [counts.total(), *(counts[name] for name in (*GOOD, *BAD))]
-            label = ", ".join(dict.fromkeys(names[1:])) or names[0]
-            lines.append((label, *(f"{number:,}" for number in numbers), f"{most[0]:.2f}", f"{most[1]:.0f}"))
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        faults, parsers = (
+            [row for row in self.rows if (row["trial"]["part"] == PARSERS) == wanted] for wanted in (False, True)
+        )
+        return f"{_table('fault', faults, by)}\n\n{_table('parser', parsers, by)}"
+
+
+def _table(title: str, chosen: Sequence[dict[str, Any]], by: Sequence[str]) -> str:
+    """Return a table of some rows, grouped by attributes of their trials."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in chosen:
+        groups.setdefault(tuple(row["trial"][name] for name in by), []).append(row)
+    lines = [(title, *NUMBERS), ("---", *["--:"] * len(NUMBERS))]
+    for names, rows in groups.items():
+        counts = sum((Counter(row["counts"]) for row in rows), Counter[str]())
+        most = [max(row[name] for row in rows) for name in ("seconds", "megabytes")]
+        numbers = [counts.total(), *(counts[name] for name in (*GOOD, *BAD))]
+        label = ", ".join(dict.fromkeys(names[1:])) or names[0]
+        lines.append((label, *(f"{number:,}" for number in numbers), f"{most[0]:.2f}", f"{most[1]:.0f}"))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -88,4 +88,6 @@ def test_records_are_continued_and_counted(tmp_path):
     again = Records(tmp_path)
     assert again.done == {trial.key}
     assert again.failures() == [f"--only {trial.key!r}: lost: a file"]
-    assert again.table().splitlines()[-1] == "| SIGKILL | 2 | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0 | 0.00 | 0 |"
+    faults, parsers = again.tables().split("\n\n")
+    assert len(parsers.splitlines()) == 2
+    assert faults.splitlines()[-1] == "| SIGKILL | 2 | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0 | 0.00 | 0 |"
