@@ -17,6 +17,7 @@ from .children import Child, Ended, command_line, nothing, ranks, training
 from .material import CANVAS, FEW, synth_words, training_words
 
 TIMES = ("seconds", "samples_per_second", "data_wait_share", "date", "gpu", "memory", "_mb", "per_second")
+UNEQUAL = (".html", ".png", ".pt2", ".onnx")  # suffixes of files that contain times
 SIZE = ["--canvas", str(CANVAS)]
 
 
@@ -209,7 +210,7 @@ def _comparable(path: Path) -> bytes:
         lines = data.splitlines() if path.suffix == ".jsonl" else [data]
         with contextlib.suppress(ValueError):  # damaged
             return json.dumps([_timeless(json.loads(line)) for line in lines]).encode()
-    if path.suffix in (".html", ".png", ".pt2", ".onnx"):
+    if path.suffix in UNEQUAL:
         return b"" if _is_whole(path, data) else data
     return data
 
@@ -230,7 +231,7 @@ def _timeless(values: Any) -> Any:
         return {
             name: _timeless(value)
             for name, value in values.items()
-            if name != "checksum" and not any(word in name for word in TIMES)
+            if name != "checksum" and not any(word in name for word in TIMES) and not name.endswith(UNEQUAL)
         }
     return [_timeless(value) for value in values] if isinstance(values, list) else values
 
