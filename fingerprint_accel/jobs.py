@@ -265,7 +265,8 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
     while waiting or pending:
         while waiting and len(pending) < IN_FLIGHT and not any(future.done() for future in pending):
             shard = waiting.popleft()
-            pending[executor.submit(_make_privately, umask(), job.task(shard), staging / names[shard])] = shard
+            path = (staging / names[shard]).absolute()  # a worker of a cluster may work in another folder
+            pending[executor.submit(_make_privately, umask(), job.task(shard), path)] = shard
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             shard = pending.pop(future)
             try:

@@ -1,5 +1,6 @@
 """Work that is made shard by shard: whatever ends it, the same call goes on and ends with the same bytes."""
 
+import contextlib
 import functools
 import json
 import os
@@ -275,6 +276,17 @@ def test_two_commands_at_once(out):
 def test_a_machine_that_does_not_see_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: not found on .*; choose an OUT on a disk that all machines share"):
         make_shard(refused, tmp_path / "nowhere" / "0.txt")
+
+
+def test_workers_in_another_folder_find_a_relative_out(out, whole, tmp_path, monkeypatch):
+    class Elsewhere(InProcess):
+        def submit(self, fn, /, *args, **kwargs):
+            with contextlib.chdir(tmp_path):
+                return super().submit(fn, *args, **kwargs)
+
+    monkeypatch.chdir(out.parent)
+    make(Path("out"), executor=Elsewhere())
+    assert files(out) == whole
 
 
 def test_a_bounded_number_is_in_flight(out, monkeypatch):
