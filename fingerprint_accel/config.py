@@ -114,7 +114,7 @@ class TrainingConfig:
     """Seed of the initial weights, the order of prints, and augmentation."""
 
     def __post_init__(self) -> None:
-        sizes = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit"), 2**20)
+        sizes = dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit"), 2**31)
         check_numbers(self, "training", **sizes, epochs=1e6, timeout=1e7, bucket_cap_mb=2**20, seed=MOST_SEED)
         counts = ("batch_size", "gradient_accumulation_steps", "log_every", "save_total_limit")
         for name in (*counts, "bucket_cap_mb", "timeout"):

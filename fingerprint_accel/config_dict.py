@@ -59,7 +59,7 @@ def check_numbers(options: Any, group: str, **largest: float) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             good = not isinstance(number, (int, float)) or -limit <= number <= limit
             if not good:
-                raise UserError(f"{group}.{option.name} must be a number of at most {limit:g}, not {_shown(number)}")
+                raise UserError(f"{group}.{option.name} must be a number of at most {limit:.10g}, not {_shown(number)}")
 
 
 def from_dict(cls: type[T], values: dict[str, Any], base: T | None = None, where: str = "configuration") -> T:

@@ -55,7 +55,10 @@ def calibrated_notes() -> Callable[..., dict[str, Any]]:
         as_is: dict[str, float], posed: dict[str, float] | None = None, synthetic: bool = False
     ) -> dict[str, Any]:
         both = [(1, as_is)] + ([] if posed is None else [(45, posed)])
-        ways = [Way(poses, 80, 10, 280, 2880, 0.05, found, dict.fromkeys(found, 0.1)) for poses, found in both]
+        ways = [
+            Way(poses, 80, 10, 280, 2880, 0.05, found, {fmr: min(value, 1.0) for fmr, value in found.items()})
+            for poses, found in both
+        ]
         return {"calibration": Calibration("scans", synthetic, "all-pairs", ways).values()}
 
     return notes

@@ -179,7 +179,7 @@ def _read_shard(path: Path, template: TemplateFormat) -> dict[str, np.ndarray]:
         and {quality.shape, finger.shape, impression.shape} == {(rows,)}
         and quality.dtype == np.float32
         and finger.dtype == np.int32
-        and impression.dtype == np.int64
+        and np.issubdtype(impression.dtype, np.signedinteger)  # int16 in folders of version 1
         and bool(((quality >= 0) & (quality <= 1)).all())  # false for NaN
         and bool((finger >= -1).all() and (impression >= -1).all())
         and (template.kind != "float32" or are_normalised(templates))

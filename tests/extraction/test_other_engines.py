@@ -34,7 +34,7 @@ def vectors(tmp_path, monkeypatch):
     tensors = {"embeddings": vectors, "quality": np.ones(COUNT, np.float32), "finger": finger, "impression": impression}
     save_file(tensors, folder / "embeddings.safetensors")
     pq.write_table(pa.table({"source": [f"{row}.png" for row in range(COUNT)]}), folder / "prints.parquet")
-    (folder / "failed.jsonl").write_text(json.dumps({"row": FAILED}) + "\n")
+    (folder / "failed.jsonl").write_text(json.dumps({"row": FAILED, "source": "", "reason": "blank"}) + "\n")
     (folder / "config.json").write_text(json.dumps({"template": {"kind": "float32", "length": DIM}}))
     return vectors
 

@@ -24,6 +24,7 @@ from distributed import Client, LocalCluster
 from PIL import Image
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 
 from .conftest import ROOT
@@ -208,7 +209,7 @@ def test_a_killed_worker(many_scans, tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
     os.kill(workers[0], signal.SIGKILL)
-    lines = process.communicate(timeout=30)[1].replace("\r", "\n").strip().splitlines()
-    assert process.returncode == 2
-    assert any("error: a worker process was killed" in line for line in lines)
+    lines = process.communicate(timeout=200)[1].replace("\r", "\n").strip().splitlines()
+    assert process.returncode == 0, "another worker makes its shard"
     assert not any("Traceback" in line for line in lines)
+    assert len(open_dataset(tmp_path / "set")) == 3000
