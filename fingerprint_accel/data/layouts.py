@@ -56,14 +56,16 @@ def check_ppi(ppi: int) -> int:
     0 stands for an unknown resolution.
     """
     if ppi and not 50 <= ppi <= 5000:
-        raise LayoutError(f"ppi {ppi} is out of range: it must lie between 50 and 5000")
+        raise LayoutError(f"ppi {str(ppi)[:20]} is out of range: it must lie between 50 and 5000")
     return ppi
 
 
 def check_impression(impression: int) -> int:
     """Return the number of an impression unchanged, or raise LayoutError if it is negative or too large."""
     if not 0 <= impression <= LARGEST_IMPRESSION:
-        raise LayoutError(f"impression {impression} is out of range: it must lie between 0 and {LARGEST_IMPRESSION}")
+        raise LayoutError(
+            f"impression {str(impression)[:20]} is out of range: it must lie between 0 and {LARGEST_IMPRESSION}"
+        )
     return impression
 
 

@@ -141,7 +141,7 @@ def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) 
         others = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
         name = wanted[int(unknown[0])].as_py()
         raise UserError(
-            f"{file}: comparison {unknown[0] + 1}: {shards.folder} has no print {name!r}{others}; "
+            f"{file}: comparison {unknown[0] + 1}: {shards.folder} has no print {name[:80]!r}{others}; "
             f"write FINGER/IMPRESSION ({names[0]}) or a source ({names[count]})"
         )
     by_source = np.flatnonzero(place >= count)
@@ -151,7 +151,9 @@ def _rows(file: Path, wanted: pa.ChunkedArray, names: pa.Array, shards: Shards) 
         clash = pc.is_in(wanted.take(pa.array(by_source)), value_set=repeated).to_numpy()
         if clash.any():
             name = wanted[int(by_source[np.flatnonzero(clash)[0]])].as_py()
-            raise UserError(f"{file}: {name!r} is the source of several prints; write FINGER/IMPRESSION ({names[0]})")
+            raise UserError(
+                f"{file}: {name[:80]!r} is the source of several prints; write FINGER/IMPRESSION ({names[0]})"
+            )
     return place % count
 
 
@@ -175,5 +177,5 @@ def _claims(file: Path, table: pa.Table) -> np.ndarray | None:
     unclear = np.flatnonzero(~yes & ~no)
     if len(unclear):
         value = table["mated"][int(unclear[0])].as_py()
-        raise UserError(f"{file}: comparison {unclear[0] + 1}: mated is {value!r}; write 1 or 0")
+        raise UserError(f"{file}: comparison {unclear[0] + 1}: mated is {value[:80]!r}; write 1 or 0")
     return yes

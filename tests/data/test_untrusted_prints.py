@@ -364,6 +364,8 @@ def test_lines_of_a_csv_that_no_file_can_have_are_listed(tmp_path):
         "position.png,a,1,,,\u00b2,": "finger position",
         "ppi.png,a,1,1e300,,,": "whole numbers",
         f"impression.png,a,{'9' * 5000},,,,": "whole numbers",
+        f"impression.png,a,{'9' * 400},,,,": "is out of range",
+        f"ppi.png,a,1,{'9' * 400},,,": "is out of range",
         "empty.png,,1,,,,": "no finger",
     }
     found = list_files(csv_of(tmp_path, "good.png,a,1,,,,", *bad), "csv")
