@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.plots import BLUE, ORANGE, as_png
 from fingerprint_accel.training.meters import MOST_METRICS
 from fingerprint_accel.untrusted import UnreadableError, read_bytes, reason_of
@@ -40,7 +40,8 @@ def find_run(model: Path) -> Path | None:
 def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
     """Read the training and validation records of a run from its `metrics.jsonl`.
 
-    Damaged lines are ignored. A loss is ignored if all updates since the previous record were skipped.
+    Damaged lines are ignored. If the file cannot be read or is too large, the function prints a line. A loss is
+    ignored if all updates since the previous record were skipped.
 
     Args:
         metrics_jsonl: path of the file.
@@ -50,15 +51,13 @@ def read_history(metrics_jsonl: Path) -> tuple[Columns, Columns]:
         records, with the columns `step` and `loss`, and the columns `learning_rate`, `augmentation` and `margin` if the
         run recorded these values. The second one describes the M validation records, with the columns `step` and `eer`,
         a fraction from 0 to 1. Missing values are NaN.
-
-    Raises:
-        UserError: if the file cannot be read, or is too large.
     """
     records: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     try:
         lines = read_bytes(metrics_jsonl, MOST_METRICS).splitlines()
     except (OSError, UnreadableError) as error:
-        raise UserError(f"{metrics_jsonl}: cannot be read ({reason_of(error)}); move it away") from error
+        print(f"{metrics_jsonl}: {reason_of(error)}; its records are left out", file=sys.stderr)
+        lines = []
     for line in lines:
         try:
             record = json.loads(line)

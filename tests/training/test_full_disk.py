@@ -152,6 +152,14 @@ def test_each_write_of_a_save_may_fail(module, name, file, tmp_path, monkeypatch
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
 
 
+def test_no_room_for_the_configuration(small, tmp_path, capsys):
+    largest_file(10)
+    line = one_line(small, capsys)
+    assert line.startswith(f"{tmp_path / 'run' / 'config.yaml'}: cannot be written (File too large); raise the limit")
+    assert line.endswith("; run the same command again")
+    assert names_in(tmp_path / "run") == set()
+
+
 def test_no_room_for_a_record(small, alone, tmp_path, monkeypatch, capsys):
     before_step(monkeypatch, 3, lambda: largest_file((tmp_path / "run" / "metrics.jsonl").stat().st_size + 10))
     line = one_line(small, capsys)
