@@ -29,7 +29,7 @@ IMPORTED = (
 
 
 def main() -> int:
-    """Run the chosen parts; return 1 if a trial failed."""
+    """Run the chosen parts; return 1 if a trial failed, and 2 if the suite itself did."""
     arguments = _arguments()
     for name in (*_starting().IMPORTED, *IMPORTED):
         importlib.import_module(name)
@@ -39,14 +39,14 @@ def main() -> int:
 
     lanes.begin(arguments.out)
     lab = Lab(arguments.out, arguments.seed)
-    before = len(Records(lab.folder).rows)
+    before, broken = len(Records(lab.folder).rows), False
     if "::" in arguments.only:  # one trial, also if it is done
         trial = Trial.of(arguments.only)
         Records(lab.folder).add(trial, _module(trial.part).run(lab, trial))
     else:
         parts = [_module(word) for word in arguments.only.split(",")]
         count = 1 if arguments.sample else len(os.sched_getaffinity(0))
-        lanes.run(lab, parts, arguments.sample, arguments.minutes, count)
+        broken = lanes.run(lab, parts, arguments.sample, arguments.minutes, count)
     records = Records(lab.folder)
     tables = records.tables()
     (lab.folder / "table.md").write_text(f"{tables}\n")
@@ -58,7 +58,9 @@ def main() -> int:
     print("\n".join(records.findings(before)))
     print(f"{len(records.rows) - before} trials in this run, {failures} failures; everything is in {lab.folder}")
     lab.clear()
-    return int(failures > 0)
+    if broken:
+        print("the suite itself failed in some trials, see above")
+    return 2 if broken else int(failures > 0)
 
 
 def _arguments() -> argparse.Namespace:

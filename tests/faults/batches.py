@@ -231,14 +231,20 @@ class Usage:
 def _processor_time() -> float:
     """Return the processor time of this process and its children, in seconds."""
     seconds = time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    for child in Path("/proc/self/task").glob("*/children"):
-        for number in child.read_text().split():
-            try:
-                fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it has ended
-                continue
-            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    for thread in Path("/proc/self/task").iterdir():
+        for number in _text(thread / "children").split():
+            fields = _text(Path(f"/proc/{number}/stat")).rpartition(")")[2].split()
+            if fields:
+                seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
+
+
+def _text(path: Path) -> str:
+    """Return the content of a file in /proc; empty if its process or thread has ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _where(error: BaseException) -> str:

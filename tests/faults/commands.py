@@ -240,11 +240,11 @@ def leftovers(folder: Path, command: Command) -> list[str]:
     """Return the names of files that a finished command has left beside its output, or in its output."""
     beside = [path.name for path in folder.iterdir() if path.name not in _beside(command) and not _is_lock(path)]
     inside = folder / command.out
-    hidden = re.compile(r"\..*\.tmp|\..*\.partial|records|.*\.old")
+    hidden = re.compile(r"\..*|records")
     within = [
         str(path.relative_to(folder))
         for path in (inside.rglob("*") if inside.is_dir() else ())
-        if hidden.fullmatch(path.name)
+        if hidden.fullmatch(path.name) and not _is_lock(path)
     ]
     place = temporary_of(folder)
     temporary = [f"TMPDIR/{path.name}" for path in place.iterdir()]
@@ -253,7 +253,7 @@ def leftovers(folder: Path, command: Command) -> list[str]:
 
 def _is_lock(path: Path) -> bool:
     """Return whether a file is an empty lock file, which a killed process may leave; the next one deletes it."""
-    return path.name.endswith(".lock") and not path.stat().st_size
+    return path.name.endswith(".lock") and path.is_file() and not path.stat().st_size
 
 
 def _beside(command: Command) -> set[str]:

@@ -140,11 +140,12 @@ class Lab:
         if ended.verdict != "ok" and not is_done(command, ended):
             bad = "lost" if ended.verdict == "named" else ended.verdict
             return outcome.note(bad, f"the command run again: {reason(ended)}")
-        if wrong := self.differences(command, folder):
+        if wrong := self.differences(command, folder, missing_only=True):
             return outcome.note("silent", wrong)
         if left := leftovers(folder, command):
             return outcome.note("left over", ", ".join(left[:5]))
-        return outcome.note("recovered")
+        wrong = self.differences(command, folder)
+        return outcome.note("silent", wrong) if wrong else outcome.note("recovered")
 
     def differences(self, command: Command, folder: Path, missing_only: bool = False) -> str:
         """Say how the output of a command differs from that of an undisturbed command; empty if it does not.

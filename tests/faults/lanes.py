@@ -37,8 +37,11 @@ def begin(folder: Path) -> None:
     stamp.write_text(code.hexdigest())
 
 
-def run(lab: Lab, parts: Sequence[ModuleType], sample: bool, minutes: float, count: int) -> None:
+def run(lab: Lab, parts: Sequence[ModuleType], sample: bool, minutes: float, count: int) -> bool:
     """Run the trials of all parts that are not done yet. A part that takes its time runs beside the others.
+
+    Returns:
+        Whether the suite itself failed in a trial, which has no outcome then.
 
     Args:
         lab: The lab.
@@ -47,7 +50,7 @@ def run(lab: Lab, parts: Sequence[ModuleType], sample: bool, minutes: float, cou
         minutes: Time for all parts.
         count: Number of processes.
     """
-    end = time.monotonic() + 60 * minutes
+    end, failed = time.monotonic() + 60 * minutes, False
     beside = [_lane(lab, part, _pending(lab, part, sample, minutes), end, "beside") for part in parts if part.BESIDE]
     others = [part for part in parts if not part.BESIDE]
     for position, part in enumerate(others):
@@ -55,9 +58,10 @@ def run(lab: Lab, parts: Sequence[ModuleType], sample: bool, minutes: float, cou
         until = time.monotonic() + share * (end - time.monotonic())
         trials = _pending(lab, part, sample)
         lanes = [_lane(lab, part, trials[lane::count], until, str(lane)) for lane in range(count)]
-        _wait(lab, part.PART, len(trials), lanes)
+        failed = _wait(lab, part.PART, len(trials), lanes) or failed
     if beside:
-        _wait(lab, "the rest", len(beside), beside)
+        failed = _wait(lab, "the rest", len(beside), beside) or failed
+    return failed
 
 
 def _pending(lab: Lab, part: ModuleType, sample: bool, minutes: float = 0.0) -> list[Trial]:
@@ -75,32 +79,43 @@ def _lane(lab: Lab, part: ModuleType, trials: Sequence[Trial], until: float, nam
     code = 1
     try:
         die_with_parent()
-        own, records = lab.lane(name), Records(lab.folder)
-        for trial in trials:
-            if time.monotonic() > until:
-                break
-            started = time.monotonic()
-            outcome = part.run(own, trial)
-            records.add(trial, outcome, time.monotonic() - started)
-        code = 0
+        code = _work(lab.lane(name), part, trials, until)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def _wait(lab: Lab, name: str, total: int, lanes: Sequence[int]) -> None:
-    """Show the progress of lanes until they end."""
-    before, left = len(Records(lab.folder).rows), set(lanes)
+def _work(lab: Lab, part: ModuleType, trials: Sequence[Trial], until: float) -> int:
+    """Run trials one after another; return 1 if the suite itself failed in one of them."""
+    records, code = Records(lab.folder), 0
+    for trial in trials:
+        started = time.monotonic()
+        if started > until:
+            break
+        try:
+            outcome = part.run(lab, trial)
+        except Exception:  # it is tried again by the next call
+            print(f"\n{trial.key}:", file=sys.stderr)
+            traceback.print_exc()
+            code = 1
+        else:
+            records.add(trial, outcome, time.monotonic() - started)
+    return code
+
+
+def _wait(lab: Lab, name: str, total: int, lanes: Sequence[int]) -> bool:
+    """Show the progress of lanes until they end; return whether the suite itself failed in one."""
+    before, left, failed = len(Records(lab.folder).rows), set(lanes), False
     with tqdm(total=total, desc=name, unit="trial") as bar:
         while left:
             for lane in list(left):
                 ended, status = os.waitpid(lane, os.WNOHANG)
                 if ended:
                     left.discard(lane)
-                    if status:
-                        raise RuntimeError(f"{name}: the suite itself failed; see above")
+                    failed = failed or status > 0
             rows = Records(lab.folder).rows[before:]
             bar.set_postfix_str(f"{sum(len(row['details']) for row in rows)} failures", refresh=False)
             bar.update(len(rows) - bar.n)
             time.sleep(0.5 if left else 0)
+    return failed
