@@ -56,9 +56,9 @@ def _loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def _sparse(path: Path) -> None:
-    with path.open("ab") as file:
-        file.truncate(HUGE)
+def _zeros(path: Path) -> None:
+    path.write_bytes(b"")
+    os.truncate(path, HUGE)
 
 
 SPECIAL: dict[str, Callable[[Path], object]] = {
@@ -68,8 +68,8 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
     "link to /dev/zero": _zero,
     "folder": _folder,
     "link to itself": _loop,
-    "3 GB of zeros": _sparse,
-    "3 GB of zeros behind it": _sparse,
+    "3 GB of zeros": _zeros,
+    "3 GB of zeros behind it": lambda path: os.truncate(path, HUGE),
 }
 OPTIONAL = ("gallery: changes.json",)  # files whose absence means something
 
