@@ -8,32 +8,35 @@ the finished shards. The bytes of the output do not depend on the number of work
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import hashlib
-import json
 import shutil
-import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from fingerprint_accel.durable import draft_of, errors_naming, file_sha256, fsync_path, json_text, write_json
+from fingerprint_accel.durable import errors_naming, fsync_path
 from fingerprint_accel.errors import UserError, write_errors
 from fingerprint_accel.executors import WORKER_KILLED, check_workers, worker_died
 from fingerprint_accel.outputs import RECORDS, FolderKind, check_folder, exclusive_lock, put_in_place, recover
-from fingerprint_accel.privacy import follow_umask, private_files, umask
-from fingerprint_accel.untrusted import read_json
+from fingerprint_accel.privacy import private_files, umask
+from fingerprint_accel.staging import (
+    ARGUMENTS,
+    Facts,
+    begin,
+    discard_drafts,
+    drafts_of,
+    make_shard,
+    record_of,
+    staging_of,
+    stored_facts,
+)
 
-Facts = dict[str, Any]  # metadata of a finished shard, as JSON
 IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
 MOST_DEATHS = 3  # number of times that the workers of one shard may die
-ARGUMENTS = "arguments.json"  # file in the folder of the records; no shard has this name
 
 
 class Job(Protocol):
@@ -119,7 +122,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
             failed. Finished shards are kept if a file cannot be written, for example because the disk is full.
         KeyboardInterrupt: After Ctrl-C. The message states how many shards are finished.
     """
-    staging = _staging_of(job, out)
+    staging = staging_of(job.arguments, out)
     with (
         write_errors(lambda: _goes_on(job, staging)),
         exclusive_lock(
@@ -128,17 +131,17 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
         ),
     ):
         recover(out)
-        if _read_json(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed after publishing
+        if stored_facts(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed after publishing
             shutil.rmtree(out / RECORDS)
             shutil.rmtree(staging, ignore_errors=True)  # the previous folder at `out`
             return 0
         check_folder(out, job.kind, overwrite)
-        _begin(job, staging, out, overwrite)
+        begin(staging, job.arguments, out, overwrite)
         facts: dict[int, Facts] = {}
         try:
             with errors_naming(staging):
                 made = _make_missing(job, staging, executor, progress, facts)
-                _discard_drafts(staging)
+                discard_drafts(staging)
                 job.publish(staging, [facts[shard] for shard in range(len(job.sizes))])
                 for file in [*staging.iterdir(), staging]:
                     fsync_path(file)
@@ -195,59 +198,11 @@ def _goes_on(job: Job, staging: Path) -> str:
     return _kept(finished, len(job.sizes)) if finished else "run the same command again"
 
 
-def _staging_of(job: Job, out: Path) -> Path:
-    """Return the path of the staging folder of a job.
-
-    The name of the folder contains a digest of the job's arguments. If a cluster worker continues after its client has
-    ended, it therefore does not write into the staging folder of another command.
-    """
-    digest = hashlib.sha256(json.dumps(job.arguments, sort_keys=True).encode()).hexdigest()[:8]
-    return out.with_name(f".{out.name}.{digest}.partial")
-
-
-def _begin(job: Job, staging: Path, out: Path, overwrite: bool) -> None:
-    """Create the staging folder of a job, unless an interrupted call has left it."""
-    for other in out.parent.glob(f".{glob.escape(out.name)}.????????.partial") if out.parent.is_dir() else ():
-        if other != staging:
-            _discard(other, job, overwrite)
-    if _read_json(staging / RECORDS / ARGUMENTS) != job.arguments:
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / RECORDS).mkdir(parents=True)
-        write_json(staging / RECORDS / ARGUMENTS, job.arguments)
-    _discard_drafts(staging)
-
-
-def _discard_drafts(staging: Path) -> None:
-    """Delete the partly written files that killed workers have left in a staging folder."""
-    for path in [*staging.glob(".*.tmp"), *(staging / RECORDS).glob(".*.tmp")]:
-        path.unlink(missing_ok=True)
-
-
-def _discard(other: Path, job: Job, overwrite: bool) -> None:
-    """Delete `other`, the staging folder of another command for the same output folder.
-
-    Raises:
-        UserError: If the folder contains finished shards and `overwrite` is False.
-    """
-    stored = _read_json(other / RECORDS / ARGUMENTS) or {}
-    if stored and not overwrite and any(path.name != ARGUMENTS for path in (other / RECORDS).glob("*.json")):
-        differing = ", ".join(
-            f"{name} {stored.get(name)} there, {value} here"
-            for name, value in job.arguments.items()
-            if stored.get(name) != value
-        )
-        raise UserError(
-            f"{other}: holds unfinished shards of another command ({differing}); "
-            "stop that command, delete the folder, or add --overwrite"
-        )
-    shutil.rmtree(other)
-
-
 def _finished(job: Job, staging: Path) -> dict[int, Facts]:
     """Return the metadata of the finished shards in a staging folder, keyed by shard index."""
     found = {}
     for shard, name in enumerate(job.names):
-        facts = _read_json(_record(staging / name))
+        facts = stored_facts(record_of(staging / name))
         if facts is not None and (staging / name).is_file() and job.is_current(shard, facts):
             found[shard] = facts
     return found
@@ -279,7 +234,7 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
                 yield shard, facts
         if lost and not pending:
             check_workers(executor)
-            drafts = {shard: found for shard in lost if (found := _drafts(staging, names[shard]))}
+            drafts = {shard: found for shard in lost if (found := drafts_of(staging, names[shard]))}
             deaths.update(drafts.keys())
             if not drafts or max(deaths.values()) > MOST_DEATHS:
                 raise UserError(WORKER_KILLED)
@@ -291,68 +246,7 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
             lost.clear()
 
 
-def _drafts(staging: Path, name: str) -> list[Path]:
-    """Return the drafts (see `durable.draft_of`) of a shard that workers have left in a staging folder."""
-    return list(staging.glob(f".*-{glob.escape(name)}.tmp"))
-
-
 def _make_privately(mask: int, task: Callable[[Path], Facts], path: Path) -> Facts:
     """Call `make_shard` in a worker with the umask of the command. The environment of the worker may state another."""
     with private_files(mask):
         return make_shard(task, path)
-
-
-def make_shard(task: Callable[[Path], Facts], path: Path) -> Facts:
-    """Write one shard and a JSON file with its metadata, and return the metadata. Workers run this function.
-
-    Args:
-        task: Function that writes the shard to a given path and returns the metadata of the shard.
-        path: Path of the shard. The file exists at this path only when it is complete.
-
-    Raises:
-        UserError: If this machine cannot access the staging folder, or the task has failed.
-        OSError: If the shard cannot be written. The error names `path`.
-    """
-    temporary = draft_of(path)
-    if not path.parent.is_dir():
-        raise UserError(
-            f"{path.parent}: not found on {socket.gethostname()}; choose an OUT on a disk that all machines share"
-        )
-    try:
-        with errors_naming(path):
-            temporary.touch()  # if this process is killed, the draft tells which shard it was writing
-            facts = task(temporary)
-            follow_umask(temporary)
-            fsync_path(temporary)
-            facts["sha256"] = file_sha256(temporary)  # computed from the file as stored on disk
-            temporary.replace(path)
-            # The record is not flushed to the disk. If a crash of the machine loses it, the shard is written again.
-            draft = path.parent / RECORDS / temporary.name
-            draft.write_text(json_text(facts))
-            draft.replace(_record(path))
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return facts
-
-
-def _record(shard: Path) -> Path:
-    return shard.parent / RECORDS / f"{shard.name}.json"
-
-
-def _read_json(path: Path) -> Facts | None:
-    with contextlib.suppress(OSError, UserError):
-        return read_json(path, "")
-    return None
-
-
-def state_of_files(paths: Iterable[Path]) -> str:
-    """Return a digest of the sizes and modification times of files, to find out later whether a file has changed."""
-    state = hashlib.sha256()
-    for path in paths:
-        try:
-            known = path.stat()
-            state.update(f"{known.st_size} {known.st_mtime_ns}\n".encode())
-        except OSError:
-            state.update(b"unreadable\n")
-    return state.hexdigest()

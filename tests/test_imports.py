@@ -22,6 +22,7 @@ LEAVES |= {
     "outputs",
     "random",
     "ranks",
+    "staging",
     "similarity",
     "tensor_files",
     "text",

@@ -14,8 +14,9 @@ import pytest
 from fingerprint_accel import jobs
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import InProcess, open_workers
-from fingerprint_accel.jobs import Job, make_shard, run, state_of_files
+from fingerprint_accel.jobs import Job, run
 from fingerprint_accel.outputs import FolderKind, exclusive_lock, json_with
+from fingerprint_accel.staging import make_shard, state_of_files
 
 KIND = FolderKind("a folder of numbers", json_with("sum.json", "sum"), r"sum\.json|\d+\.txt")
 

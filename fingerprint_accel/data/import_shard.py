@@ -14,7 +14,7 @@ from fingerprint_accel.data.print_file import ImageFile, Prepared, Reading, Targ
 from fingerprint_accel.data.shard_writing import Record, write_shard
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import exit_code_of
-from fingerprint_accel.jobs import Facts, state_of_files
+from fingerprint_accel.staging import Facts, state_of_files
 
 PLACE = struct.Struct(">Q")  # content of the draft of a shard before it is written: place of the print that is read
 
@@ -80,7 +80,7 @@ def _read(
 
 
 def state_of(files: Sequence[ImageFile]) -> str:
-    """Return a digest of the state of the files of prints, see `jobs.state_of_files`."""
+    """Return a digest of the state of the files of prints, see `staging.state_of_files`."""
     return state_of_files(path for file in files for path in (file.path, file.minutiae) if path is not None)
 
 

@@ -42,8 +42,9 @@ from fingerprint_accel.data.shard_writing import (
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, Job, run
+from fingerprint_accel.jobs import Job, run
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.staging import Facts
 
 
 def import_dataset(

@@ -41,8 +41,9 @@ from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, Job, run, state_of_files
+from fingerprint_accel.jobs import Job, run
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.staging import Facts, state_of_files
 
 SAMPLED = 16  # number of prints that are encoded beforehand to estimate the required disk space
 

@@ -41,8 +41,9 @@ from fingerprint_accel.extraction.embeddings_folder import (
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.protection import read_key
 from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, shortened
-from fingerprint_accel.jobs import Facts, Job, run
+from fingerprint_accel.jobs import Job, run
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.staging import Facts
 from fingerprint_accel.synthesis.workers import each
 from fingerprint_accel.tensor_files import write_tensors
 

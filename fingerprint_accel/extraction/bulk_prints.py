@@ -14,8 +14,8 @@ from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import require
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.jobs import state_of_files
 from fingerprint_accel.preprocess.enhance import enhance_canvas
+from fingerprint_accel.staging import state_of_files
 from fingerprint_accel.synthesis.workers import each
 
 

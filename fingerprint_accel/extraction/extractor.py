@@ -19,8 +19,6 @@ from fingerprint_accel.data.print_file import ImageFile, Reading
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction.calibration import Calibration
-from fingerprint_accel.extraction.centring import from_text
 from fingerprint_accel.extraction.inputs import (
     NO_PPI,
     CanvasReader,
@@ -31,17 +29,15 @@ from fingerprint_accel.extraction.inputs import (
     open_prints,
     read_image,
 )
-from fingerprint_accel.extraction.model_card import model_card, noted_metrics
-from fingerprint_accel.extraction.network import USUAL_NORM, PreparedNetwork
+from fingerprint_accel.extraction.model_card import model_card
+from fingerprint_accel.extraction.model_notes import LEAST_AREA, check_notes
+from fingerprint_accel.extraction.network import PreparedNetwork
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.extraction.print_quality import contact_area
 from fingerprint_accel.extraction.protection import Protection, with_key
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
-from fingerprint_accel.untrusted import Fields
-
-LEAST_AREA = "least_print_area_mm2"  # key in the notes of a model, for the minimum area of a print in comparisons
 
 
 class FingerprintExtractor(PreparedNetwork):
@@ -364,31 +360,6 @@ class FingerprintExtractor(PreparedNetwork):
         saved.load_into(extractor.model)
         extractor.notes, extractor.origin = saved.notes, str(saved.folder)
         return extractor.eval()
-
-
-def check_notes(notes: dict[str, Any], folder: Path, dims: int) -> None:
-    """Check the notes of a model that was read from a file.
-
-    Args:
-        notes: the notes.
-        folder: folder of the model, for error messages.
-        dims: number of elements of an embedding.
-
-    Raises:
-        UserError: if a value that the package uses has another type or is out of range.
-    """
-    fields = Fields(notes, "notes of the model", "export or calibrate the model again")
-    try:
-        if LEAST_AREA in notes:
-            fields.number(LEAST_AREA, 0, 1e5)
-        if notes.get(USUAL_NORM) is not None:
-            fields.number(USUAL_NORM, 0, 1e6)
-        calibration = Calibration.from_notes(notes)
-        if calibration is not None and calibration.center:
-            from_text(calibration.center, dims, torch.device("cpu"))
-        noted_metrics(notes)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
 
 
 def open_extractor(place: Path | str) -> FingerprintExtractor:

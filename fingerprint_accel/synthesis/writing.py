@@ -33,8 +33,9 @@ from fingerprint_accel.data.truth import Truth
 from fingerprint_accel.durable import write_json
 from fingerprint_accel.errors import require
 from fingerprint_accel.executors import open_workers
-from fingerprint_accel.jobs import Facts, Job, run
+from fingerprint_accel.jobs import Job, run
 from fingerprint_accel.outputs import check_folder
+from fingerprint_accel.staging import Facts
 from fingerprint_accel.synthesis.impressions import Prints, impression_keys, render
 from fingerprint_accel.synthesis.orientation import CLASSES
 from fingerprint_accel.synthesis.sensors import Style

@@ -16,8 +16,9 @@ from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.embeddings_folder import open_embeddings
-from fingerprint_accel.extraction.extractor import LEAST_AREA, FingerprintExtractor
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.model_notes import LEAST_AREA
 from fingerprint_accel.extraction.search import position_code
 
 
