@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from fingerprint_accel import jobs
+from fingerprint_accel import staging as stages
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.executors import InProcess, open_workers
 from fingerprint_accel.jobs import Job, run
@@ -146,8 +147,8 @@ def deadly(function, at):
 # (what is interrupted, calls before each shard, calls after the last shard)
 MOMENTS = {
     "a task": (jobs, "make_shard", 1),
-    "the hash": (jobs, "file_sha256", 1),
-    "a sync": (jobs, "fsync_path", 1),
+    "the hash": (stages, "file_sha256", 1),
+    "a sync": (stages, "fsync_path", 1),
     "a rename": (Path, "replace", 2),
 }
 

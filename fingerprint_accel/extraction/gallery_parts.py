@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.similarity import are_normalised
 from fingerprint_accel.untrusted import DAMAGED, Fields, UnreadableError, open_regular, parse_json, reason_of
@@ -139,10 +140,9 @@ def read_part(path: Path, compare: bool) -> tuple[pa.RecordBatch, dict[str, Any]
             not UTF-8, empty names, and finger positions out of range.
     """
     try:
-        open_regular(path).close()  # Arrow would wait for a writer of a pipe
         if compare and not is_intact(path):
             raise UserError(f"{path}: differs from its sha256; {REMEDY}")
-        opened = pa.ipc.open_file(pa.memory_map(str(path)))
+        opened = pa.ipc.open_file(MappedFile(path).buffer)
         if opened.num_record_batches != 1:
             raise pa.ArrowInvalid(f"{opened.num_record_batches} record batches")
         batch = opened.get_batch(0)

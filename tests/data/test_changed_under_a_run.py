@@ -23,6 +23,8 @@ from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery_parts import Known, part_files
 
 SHARD = "data-00000-of-00001.arrow"
 
@@ -88,6 +90,22 @@ def test_a_loader_names_the_shard(tmp_path):
     status, line = in_child(work, tmp_path / "stderr")
     assert os.waitstatus_to_exitcode(status) == 2
     assert f"{folder / SHARD}: became shorter while it was read" in line
+
+
+def test_an_open_gallery_names_its_file(tmp_path):
+    gallery = Gallery.create(tmp_path / "gallery", 64, "tests")
+    gallery.append(np.eye(64, dtype=np.float32)[np.arange(500) % 64], [Known(str(row)) for row in range(500)])
+    (part,) = part_files(gallery.folder)
+
+    opened = Gallery(gallery.folder)
+
+    def work():
+        os.truncate(part, 4096)
+        opened.vectors(np.arange(500))
+
+    status, line = in_child(work, tmp_path / "stderr")
+    assert os.waitstatus_to_exitcode(status) == 2
+    assert f"{part}: became shorter while it was read" in line
 
 
 def test_other_mapped_files_end_as_before(tmp_path):
