@@ -56,7 +56,7 @@ def calibrated_notes() -> Callable[..., dict[str, Any]]:
     ) -> dict[str, Any]:
         both = [(1, as_is)] + ([] if posed is None else [(45, posed)])
         ways = [
-            Way(poses, 80, 10, 280, 2880, 0.05, found, {fmr: min(value, 1.0) for fmr, value in found.items()})
+            Way(poses, 80, 10, 280, 2880, 0.05, found, {fmr: min(max(value, 0.0), 1.0) for fmr, value in found.items()})
             for poses, found in both
         ]
         return {"calibration": Calibration("scans", synthetic, "all-pairs", ways).values()}
