@@ -35,6 +35,8 @@ from fingerprint_accel.tensor_files import read_header, read_tensors, write_tens
 from fingerprint_accel.training.fsdp import shard_like
 from fingerprint_accel.untrusted import DAMAGED, reason_of
 
+LATEST = "latest.json"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -91,8 +93,13 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> str:
         temporary.replace(folder / name)
     fsync_path(folder)
     shutil.rmtree(folder / f".{name}.old.tmp", ignore_errors=True)
-    write_json(run / "latest.json", {"checkpoint": name, "step": checkpoint.state["step"]})
+    name_newest(run, checkpoint.state["step"])
     return name
+
+
+def name_newest(run: Path, step: int) -> None:
+    """Write the name of the newest checkpoint to `latest.json`."""
+    write_json(run / LATEST, {"checkpoint": name_of_step(step), "step": step})
 
 
 @contextlib.contextmanager

@@ -94,8 +94,9 @@ def train(run: Run) -> Progress:
                 guard.average(accelerator.num_processes)
                 improved = _validate(run, progress, reporter)
             stop = monitor.stop_here(progress.step) and not _finished(run, progress)
-            if improved or stop or _finished(run, progress) or _due(progress.step, training.save_every):
-                _save(run, progress, guard, meters, reporter, improved)
+            planned = improved or _finished(run, progress) or _due(progress.step, training.save_every)
+            if planned or stop:
+                _save(run, progress, guard, meters, reporter, improved, planned)
             paused = time.perf_counter() - started
             meters.pause(paused)
             reporter.pace.pause(paused)
@@ -211,14 +212,33 @@ def _measured(run: Run) -> tuple[dict[str, float], float]:
 
 
 def _save(
-    run: Run, progress: Progress, guard: StatisticsGuard, meters: Meters, reporter: Reporter, best: bool = False
+    run: Run,
+    progress: Progress,
+    guard: StatisticsGuard,
+    meters: Meters,
+    reporter: Reporter,
+    best: bool = False,
+    planned: bool = True,
 ) -> None:
-    """Save a checkpoint. All ranks must call this function. See `saving.save`."""
+    """Save a checkpoint. All ranks must call this function. See `saving.save`.
+
+    Args:
+        run: The run.
+        progress: Counters and results of the run.
+        guard: Running statistics of batch normalisation. Their mean over all ranks is saved.
+        meters: Measurements since the last record.
+        reporter: Writer of `metrics.jsonl`.
+        best: Whether this checkpoint is the best one so far.
+        planned: Whether a run without a signal saves a checkpoint at this step too.
+    """
+    # An undisturbed run takes no mean here, so the resumed run must continue without it, see `saving.save`.
+    lone = planned or run.accelerator.num_processes == 1 or not guard.live
+    statistics = None if lone else guard.of_ranks(run.accelerator)
     guard.average(run.accelerator.num_processes)
     progress.skipped, progress.meters = meters.skipped(), meters.state(run.accelerator)
     with write_errors(lambda: resume_advice(run.folder)):
         reporter.before_save()
-        save(run, progress, best)
+        save(run, progress, best, statistics)
 
 
 def _stop_if_all_is_nan(

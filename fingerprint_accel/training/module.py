@@ -6,6 +6,7 @@ Identity heads, which classify the finger of a print, are parts of the losses.
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
@@ -124,6 +125,16 @@ class StatisticsGuard:
             _share_out(self.good, self.live)
 
     @torch.no_grad()
+    def of_ranks(self, accelerator: Accelerator) -> torch.Tensor:
+        """Collect the running statistics of all ranks. All ranks must call this at the same step.
+
+        Returns:
+            (R, K) float32, one row for each rank, to restore with `set_statistics`.
+        """
+        found: torch.Tensor = accelerator.gather(_joined(self.live + self.averaged)[None])
+        return found
+
+    @torch.no_grad()
     def average(self, processes: int) -> None:
         """Average the running statistics over all ranks. All ranks must call this at the same step.
 
@@ -136,6 +147,21 @@ class StatisticsGuard:
             torch.distributed.all_reduce(flat)
             _share_out(flat / processes, together)
             self.good = _joined(self.live)
+
+
+@torch.no_grad()
+def set_statistics(values: torch.Tensor, module: nn.Module, average: nn.Module | None = None) -> None:
+    """Set the running statistics of a module, and of the network with averaged weights if there is one.
+
+    Args:
+        values: (K,) float32, a row of `StatisticsGuard.of_ranks`.
+        module: Module with the batch normalisation layers.
+        average: Network with averaged weights, or None.
+
+    Raises:
+        RuntimeError: If the number of values does not fit the layers.
+    """
+    _share_out(values, running_statistics(module) + (running_statistics(average) if average is not None else []))
 
 
 def _joined(buffers: list[torch.Tensor]) -> torch.Tensor:

@@ -20,13 +20,16 @@ from fingerprint_accel.models.checkpoint_folder import (
 )
 from fingerprint_accel.training.agreement import from_main_process, one_error
 from fingerprint_accel.training.checkpoint import (
+    LATEST,
     delete_leftovers,
     load_checkpoint,
+    name_newest,
     restore_optimizer,
     set_aside_damaged,
 )
 from fingerprint_accel.training.fsdp import load_whole
-from fingerprint_accel.training.saving import Progress, name_best, stream_of
+from fingerprint_accel.training.module import set_statistics
+from fingerprint_accel.training.saving import STATISTICS, Progress, name_best, stream_of
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.untrusted import Fields
 
@@ -62,6 +65,7 @@ def resume(run: Run) -> Progress | None:
         if accelerator.is_main_process and checkpoint.parent.parent == run.folder:
             with write_errors():
                 _name_best_again(run.folder, progress)
+                _name_newest_again(run.folder, progress.step)
     return progress
 
 
@@ -142,6 +146,10 @@ def restore(run: Run, folder: Path) -> Progress:
         if run.ema is not None:  # without an average in the checkpoint, the average starts from the weights
             load_whole(run.ema.module, checkpoint.ema or checkpoint.model)
         restore_optimizer(run.torch_optimizer, run.parameter_names, checkpoint.training)
+        statistics = checkpoint.training.get(STATISTICS)
+        if statistics is not None and statistics.shape[:1] == (run.accelerator.num_processes,):
+            averaged = run.ema.module if run.ema is not None else None
+            set_statistics(statistics[run.accelerator.process_index], run.bare, averaged)
     except RuntimeError as error:
         raise UserError(
             f"{folder}: contains another model than configured ({str(error).splitlines()[-1].strip()}); use the "
@@ -208,3 +216,13 @@ def _name_best_again(run: Path, progress: Progress) -> None:
         name_best(run, best, progress)
     elif best is None:
         (run / "best.json").unlink(missing_ok=True)
+
+
+def _name_newest_again(run: Path, step: int) -> None:
+    """Write `latest.json` if it is damaged or names another checkpoint than the one from which the run resumes."""
+    try:
+        named = read_pointer(run / LATEST)
+    except UserError:
+        named = "damaged"
+    if named != name_of_step(step):
+        name_newest(run, step)

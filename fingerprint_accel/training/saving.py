@@ -16,6 +16,7 @@ from fingerprint_accel.training.heads import whole_tensors
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.untrusted import Fields
 
+STATISTICS = "running_statistics_of_ranks"  # name of a tensor in a checkpoint
 # Each checkpoint contains this text, as documentation.
 RNG_RULE = (
     "before optimizer step s, rank r seeds torch with a hash of (seed, s, r); order and augmentation are hashes too"
@@ -68,7 +69,7 @@ class Progress:
         )
 
 
-def save(run: Run, progress: Progress, best: bool = False) -> None:
+def save(run: Run, progress: Progress, best: bool = False, statistics: torch.Tensor | None = None) -> None:
     """Save the state of a run as a checkpoint, and delete old checkpoints.
 
     All ranks must call this, because they contribute their slices of sharded tensors. Rank 0 writes the files.
@@ -77,11 +78,16 @@ def save(run: Run, progress: Progress, best: bool = False) -> None:
         run: The run.
         progress: Counters and results of the run.
         best: Whether this checkpoint is the best one so far. The name of the checkpoint is then written to `best.json`.
+        statistics: (R, K) running statistics of batch normalisation of each rank, if the checkpoint is saved at a step
+            at which an undisturbed run saves none. The weights of the network contain their mean. A resumed run
+            continues from the values of each rank, and is bit-identical to the undisturbed run.
     """
     scaler = run.accelerator.scaler
     tensors = {f"loss.{name}": tensor for name, tensor in run.bare.loss.state_dict().items()}
     tensors |= optimizer_tensors(run.torch_optimizer, run.parameter_names)
     tensors = whole_tensors(run.bare, tensors)
+    if statistics is not None:
+        tensors[STATISTICS] = statistics
     model = whole_tensors(run.bare, run.bare.model.state_dict())
     ema = whole_tensors(run.bare, run.ema.module.state_dict()) if run.ema is not None else None
     if not run.accelerator.is_main_process:
