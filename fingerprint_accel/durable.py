@@ -112,6 +112,24 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}-{path.name}.tmp")
 
 
+def is_being_written(draft: Path) -> bool:
+    """Return whether the process that writes a file of `draft_of` may still run.
+
+    A process of another machine may run. Its number says nothing here.
+    """
+    machine = f".{socket.gethostname()}-"
+    process = draft.name.removeprefix(machine).partition("-")[0]
+    if not draft.name.startswith(machine) or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # the process of another user
+        return True
+    return True
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path
-from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.durable import draft_of, errors_naming, file_sha256, fsync_path
+from fingerprint_accel.errors import UserError, require, write_errors
 from fingerprint_accel.extraction.gallery import Gallery
-from fingerprint_accel.extraction.gallery_files import INDEXES, changing
+from fingerprint_accel.extraction.gallery_files import INDEX_DRAFTS, INDEXES, changing, delete_abandoned
 from fingerprint_accel.extraction.gallery_parts import is_intact, part_files
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 from fingerprint_accel.privacy import private_files
@@ -114,11 +114,12 @@ class ApproximateSearch:
         for start, block in self.gallery.blocks():
             if start + len(block) > index.ntotal:
                 index.add(np.ascontiguousarray(block[max(0, index.ntotal - start) :]))
+        delete_abandoned(folder, INDEX_DRAFTS)
         temporary = draft_of(folder / "index")
         try:
             self._write(index, temporary)
             path = folder / f"{prefix}-{file_sha256(temporary)[:16]}.faiss"
-            with changing(folder):
+            with changing(folder), write_errors(lambda: "or search without --index"), errors_naming(path):
                 # A print may have been deleted during the build. Its embedding must not remain in an index.
                 there = {path.name for path in part_files(folder)}
                 gone = not there.issuperset(self.gallery.part_names) or not temporary.exists()

@@ -24,6 +24,7 @@ from fingerprint_accel.extraction.gallery_files import (
     change_parts,
     changing,
     delete_drafts,
+    misses_parts,
     read_facts,
     settled_parts,
     write_facts,
@@ -119,6 +120,7 @@ class Gallery:
             with changing(folder):
                 if not part_files(folder):
                     read_facts(folder)  # a damaged file may belong to somebody else, so it is not replaced
+                    misses_parts(folder, [])
                     write_facts(folder, as_facts(dims, model, cells))
         gallery = cls(folder)
         gallery.check_model(model)
@@ -212,8 +214,8 @@ class Gallery:
         """
         found = read_facts(self.folder)
         require(found in (None, self._facts), f"{self.folder}: was filled by another model in the meantime; try again")
-        write_facts(self.folder, self._facts)
         self._open_parts()
+        write_facts(self.folder, self._facts)
 
     def _change(self, gone: list[np.ndarray], added: list[pa.RecordBatch]) -> None:
         """Add files, and rewrite existing files without some of their prints; the caller must hold the lock.

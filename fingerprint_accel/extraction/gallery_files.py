@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, write_json
+from fingerprint_accel.durable import draft_of, file_sha256, fsync_path, is_being_written, write_json
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery_parts import (
     PART_NAME,
@@ -32,12 +32,15 @@ from fingerprint_accel.privacy import private_files
 from fingerprint_accel.untrusted import MOST_COMPARED, Fields, read_json
 
 FACTS = "gallery.json"
+PARTS = "parts"  # entry of `gallery.json`: names of the files of prints
 CHANGES = "changes.json"
 INDEXES = "index-*.faiss"
+INDEX_DRAFTS = ".*-index.tmp"
 INDEX_NAME = re.compile(r"index-[0-9a-f]{16}-[0-9a-f]{16}\.faiss")  # earlier versions wrote no checksum
 PART_DRAFTS = ".*part-*.tmp"  # unfinished files of `durable.draft_of`
 DRAFTS = ".*.tmp"
 LEFTOVERS = re.compile(rf"\.lock|\..*\.tmp|{OF_THE_SYSTEM.pattern}")  # what a killed first enrolment can leave
+DRAFT_NAME = re.compile(r"\.[^/\0]{1,200}\.tmp")
 PATIENCE = 60.0  # seconds to wait for another command to write its files
 
 
@@ -71,12 +74,28 @@ def own_facts(folder: Path) -> dict[str, Any] | None:
     return checked_facts(read_json(path, remedy), path, remedy)
 
 
+def listed_parts(folder: Path) -> list[str]:
+    """Return the names of the files of prints that `gallery.json` lists, to find out which ones are missing.
+
+    The list is empty if `gallery.json` is missing or damaged, or an early version has written it.
+    """
+    with contextlib.suppress(UserError, OSError):
+        names = read_json(folder / FACTS, "").get(PARTS)
+        if isinstance(names, list):
+            return [name for name in names if isinstance(name, str) and PART_NAME.fullmatch(name)]
+    return []
+
+
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `gallery.json`, unless the file already has this content; the caller must hold the lock."""
+    """Write `gallery.json` with a list of all files of prints, unless it is up to date; the caller must hold the lock.
+
+    The list is written after the files. If a kill comes in between, the list lacks a file, which harms nothing.
+    """
+    names = [path.name for path in part_files(folder)]
     with contextlib.suppress(UserError):
-        if own_facts(folder) == facts:
+        if own_facts(folder) == facts and listed_parts(folder) == names:
             return
-    write_json(folder / FACTS, facts)
+    write_json(folder / FACTS, {**facts, PARTS: names})
 
 
 def _recognises(folder: Path) -> bool:
@@ -130,19 +149,37 @@ def settled_parts(folder: Path, facts: dict[str, Any], known: dict[str, pa.Recor
                 continue
         try:
             new = [path for path in files if path.name not in known]
-            compare = sum(path.stat().st_size for path in new) <= MOST_COMPARED
+            compare = sum(path.lstat().st_size for path in new) <= MOST_COMPARED
             opened = {path.name: read_part(path, compare) for path in new}
         except (UserError, FileNotFoundError):
-            if all(path.exists() for path in files):
+            if files == part_files(folder):
                 raise
             continue  # another process replaced a file; try again
-        if files == part_files(folder):
+        if files == part_files(folder) and not misses_parts(folder, files):
             break
     foreign = [folder / name for name, (_, stated) in opened.items() if stated != facts]
     if foreign and len(foreign) == len(files) and (folder / FACTS).exists():
         raise UserError(f"{folder / FACTS}: differs from its copy in the files of prints; delete it, the copy is used")
     require(not foreign, f"{foreign[0] if foreign else ''}: belongs to another gallery; move it out of this folder")
     return {path.name: known[path.name] if path.name in known else opened[path.name][0] for path in files}
+
+
+def misses_parts(folder: Path, files: list[Path]) -> bool:
+    """Return whether another process changes the gallery at the moment, so that a listed file is not among `files`.
+
+    Raises:
+        UserError: if a file of prints that `gallery.json` lists is missing.
+    """
+    listed = listed_parts(folder)
+    missing = sorted(set(listed).difference(path.name for path in files))
+    if not missing:
+        return False
+    if (folder / CHANGES).exists() or files != part_files(folder) or listed != listed_parts(folder):
+        return True
+    raise UserError(
+        f"{folder / missing[0]}: missing, and its prints with it; restore it from a copy, or delete {FACTS} to use the "
+        "gallery without it"
+    )
 
 
 @private_files()
@@ -175,12 +212,24 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
             for name, final in drafts.items():
                 (folder / name).rename(folder / final)
             fsync_path(folder)
+            if (facts := read_facts(folder)) is not None:
+                write_facts(folder, facts)
     except OSError as error:  # Arrow does not name the file
         raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(folder)) from error
     finally:
         if not (folder / CHANGES).exists():
             for name in drafts:
                 (folder / name).unlink(missing_ok=True)
+
+
+def delete_abandoned(folder: Path, pattern: str) -> None:
+    """Delete unfinished files of `durable.draft_of` whose process on this machine has ended.
+
+    Unlike `delete_drafts`, this spares the files that another process writes without holding the lock.
+    """
+    for path in folder.glob(pattern):
+        if not is_being_written(path):
+            path.unlink(missing_ok=True)
 
 
 def delete_drafts(folder: Path, pattern: str = DRAFTS) -> None:
@@ -207,7 +256,7 @@ def _read_changes(folder: Path) -> tuple[dict[str, str], list[str]] | None:
     good = (
         isinstance(gone, list)
         and all(isinstance(name, str) and PART_NAME.fullmatch(name) for name in [*new.values(), *gone])
-        and all(name.startswith(".") and name.endswith(".tmp") and "/" not in name for name in new)
+        and all(DRAFT_NAME.fullmatch(name) for name in new)
     )
     require(good, f"{path}: damaged (it must list files of prints in this folder); {remedy}")
     return new, list(gone or ())
@@ -235,5 +284,7 @@ def _complete(folder: Path) -> None:
         path.unlink(missing_ok=True)
     delete_drafts(folder)
     fsync_path(folder)
+    if (facts := read_facts(folder)) is not None:
+        write_facts(folder, facts)
     (folder / CHANGES).unlink()
     fsync_path(folder)

@@ -15,7 +15,7 @@ from fingerprint_accel.durable import OTHER_FILES, file_sha256
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
-from fingerprint_accel.extraction.gallery_files import INDEX_NAME, INDEXES, own_facts
+from fingerprint_accel.extraction.gallery_files import INDEX_NAME, INDEXES, misses_parts, own_facts
 from fingerprint_accel.extraction.gallery_parts import part_files
 from fingerprint_accel.untrusted import Fields, read_json
 
@@ -74,13 +74,14 @@ def _checksums(folder: Path) -> Iterator[tuple[Path, str]]:
     The checksum is the SHA-256 in hexadecimal, or only its first 16 digits for the files of a gallery.
 
     Raises:
-        UserError: if a description with checksums is damaged.
+        UserError: if a description with checksums is damaged, or a file of a gallery is missing.
     """
     for name in (INFO, CONFIG, "state.json"):  # in a dataset; embeddings or an exported model; a checkpoint
         with contextlib.suppress(FileNotFoundError):
             fields = Fields(read_json(folder / name, REMEDY), folder / name, REMEDY)
             for key in ("sha256", OTHER_FILES):
                 yield from ((folder / file, digest) for file, digest in fields.digests(key).items())
+    misses_parts(folder, part_files(folder))  # raises an error if a file of a gallery is missing
     if parts := part_files(folder):
         own_facts(folder)  # raises an error if `gallery.json` is damaged
         indexes = [path for path in sorted(folder.glob(INDEXES)) if INDEX_NAME.fullmatch(path.name)]

@@ -11,7 +11,9 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery as module
 from fingerprint_accel.extraction import gallery_search
 from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.gallery_parts import part_files
 from fingerprint_accel.extraction.gallery_search import _top
+from fingerprint_accel.extraction.verifying import verify
 from fingerprint_accel.similarity import similarity
 
 
@@ -158,7 +160,29 @@ def test_a_lost_description_is_in_the_files_too(tmp_path):
     gallery = Gallery(tmp_path / "gallery")
     assert (gallery.dims, gallery.model, len(gallery)) == (16, "tests", 5)
     gallery.append(unit(1, seed=9), ["new"])
-    assert description.read_text() == before
+    now, before = json.loads(description.read_text()), json.loads(before)
+    assert now.pop("parts") == [path.name for path in part_files(gallery.folder)]
+    assert {**before, "parts": [], "checksum": ""} == {**now, "parts": [], "checksum": ""}
+
+
+def test_a_missing_file_of_prints_is_named(tmp_path):
+    """Its prints were missing in every answer, and nobody knew."""
+    gallery, folder = filled(tmp_path / "gallery", 5, 1)[0], tmp_path / "gallery"
+    lost = part_files(folder)[0]
+    lost.unlink()
+    for use in (lambda: Gallery(folder), lambda: Gallery.open_or_create(folder, 16, "tests"), lambda: verify(folder)):
+        with pytest.raises(UserError, match=rf"{lost}: missing, and its prints with it; .*, or delete gallery\.json"):
+            use()
+    with pytest.raises(UserError, match="missing, and its prints with it"):
+        gallery.append(unit(1, seed=8), ["newer"])
+    (folder / "gallery.json").unlink()
+    assert len(Gallery(folder)) == 1
+    Gallery.open_or_create(folder, 16, "tests").append(unit(1, seed=8), ["newer"])
+    (part, _) = part_files(folder)
+    for path in part_files(folder):
+        path.unlink()
+    with pytest.raises(UserError, match=f"{part}: missing"):
+        Gallery.open_or_create(folder, 16, "another model")
 
 
 def test_enrolments_at_once_are_all_in(tmp_path):
@@ -226,7 +250,7 @@ def test_a_gallery_remembers_its_cells_and_older_ones_have_none(tmp_path):
     assert Gallery(tmp_path / "gallery").cells == CELLS, "from the files of prints"
     for path in (tmp_path / "gallery").glob("part-*"):
         path.unlink()
-    del facts["cells"], facts["checksum"]
+    del facts["cells"], facts["checksum"], facts["parts"]
     description.write_text(json.dumps(facts))
     assert Gallery(tmp_path / "gallery").cells == 0
 
