@@ -27,6 +27,7 @@ from fingerprint_accel.staging import (
     ARGUMENTS,
     Facts,
     begin,
+    delete_records,
     discard_drafts,
     drafts_of,
     make_shard,
@@ -132,9 +133,11 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
     ):
         recover(out)
         if stored_facts(out / RECORDS / ARGUMENTS) == job.arguments:  # an earlier call was killed after publishing
-            shutil.rmtree(out / RECORDS)
+            delete_records(out, job.names)
             shutil.rmtree(staging, ignore_errors=True)  # the previous folder at `out`
             return 0
+        if job.kind.recognises(out):
+            delete_records(out, job.names)
         check_folder(out, job.kind, overwrite)
         begin(staging, job.arguments, out, overwrite)
         facts: dict[int, Facts] = {}
@@ -157,7 +160,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
             raise KeyboardInterrupt(_kept(len(_finished(job, staging)), len(job.sizes))) from None
         with errors_naming(out):
             put_in_place(staging, out, job.kind)
-            shutil.rmtree(out / RECORDS)
+            delete_records(out, job.names)
     return made
 
 

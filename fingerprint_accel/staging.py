@@ -59,9 +59,27 @@ def begin(staging: Path, arguments: Facts, out: Path, overwrite: bool) -> None:
 
 
 def discard_drafts(staging: Path) -> None:
-    """Delete the partly written files that killed workers have left in a staging folder."""
-    for path in [*staging.glob(".*.tmp"), *(staging / RECORDS).glob(".*.tmp")]:
+    """Delete the partly written files that killed workers have left in a staging folder.
+
+    Their names begin with a dot. Libraries name some of them.
+    """
+    for path in [*staging.glob(".*"), *(staging / RECORDS).glob(".*")]:
         path.unlink(missing_ok=True)
+
+
+def delete_records(out: Path, names: Iterable[str]) -> None:
+    """Delete the metadata of shards from a finished output folder, if it has any.
+
+    The arguments of the job are deleted first. If the process is killed after that, the next call deletes the rest.
+
+    Args:
+        out: The output folder. A subfolder with other files than metadata is kept.
+        names: File names of the shards.
+    """
+    known = {ARGUMENTS, *(f"{name}.json" for name in names)}
+    if (out / RECORDS).is_dir() and known.issuperset(path.name for path in (out / RECORDS).iterdir()):
+        (out / RECORDS / ARGUMENTS).unlink(missing_ok=True)
+        shutil.rmtree(out / RECORDS)
 
 
 def _discard(other: Path, arguments: Facts, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ checked before it is used. This module imports only `errors` and `durable` of th
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import operator
@@ -55,6 +56,10 @@ def regular_descriptor(path: Path | str) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:
         raise UnreadableError("has no valid path") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # these are no faults of the disk
+            raise UnreadableError(f"has no valid path: {error.strerror}") from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnreadableError("is not a regular file")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from fingerprint_accel.data.csv_file import open_csv
 from fingerprint_accel.data.image_record import SLAPS
 from fingerprint_accel.data.layouts import (
     MOST_PATH,
@@ -22,11 +22,8 @@ from fingerprint_accel.data.layouts import (
 from fingerprint_accel.data.listing_rows import Rows, is_container
 from fingerprint_accel.data.walking import IMAGE_SUFFIXES
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.untrusted import UnreadableError, check_file_size, open_regular, reason_of
+from fingerprint_accel.untrusted import UnreadableError, reason_of
 
-# Largest size in bytes, and number of lines. A million lines have about 80 MB, and take 10 s and 0.5 GB of memory.
-MOST_CSV, MOST_LINES = 2**28, 4_000_000
-MOST_LINE = 2**17  # characters
 MOST_WRONG = 100_000  # lines that cannot be used, after which the file is rejected as a whole
 
 
@@ -42,9 +39,8 @@ def rows_of_csv(source: Path, key: Sequence[str]) -> Rows:
     """
     rows = Rows(key)
     try:
-        with open_regular(source) as file:
-            check_file_size(file, MOST_CSV)
-            _read_csv(source, io.TextIOWrapper(file, "utf-8-sig", newline=""), rows)
+        with open_csv(source) as reader:
+            _read_csv(source, reader, rows)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); with --layout csv, give a csv file") from error
     except UnreadableError as error:
@@ -54,18 +50,17 @@ def rows_of_csv(source: Path, key: Sequence[str]) -> Rows:
     return rows
 
 
-def _read_csv(source: Path, text: io.TextIOWrapper, rows: Rows) -> None:
+def _read_csv(source: Path, reader: csv.DictReader[str], rows: Rows) -> None:
     """Add the prints in a csv file to the rows of a listing.
 
     Args:
         source: path of the csv file.
-        text: the opened file.
+        reader: reader of the opened file.
         rows: rows of the listing, to which the prints are added.
 
     Raises:
         UserError: if a column is missing, or a large number of lines cannot be used.
     """
-    reader = csv.DictReader(_lines(text))
     missing = [name for name in ("path", "finger", "impression") if name not in (reader.fieldnames or [])]
     if missing:
         header = "path,finger,impression[,ppi][,minutiae][,position][,person]"
@@ -88,17 +83,6 @@ def _read_csv(source: Path, text: io.TextIOWrapper, rows: Rows) -> None:
             rows.add(path, named, minutiae)
         else:
             rows.add_container(source.parent, path, named, minutiae)
-
-
-def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    for _ in range(MOST_LINES):
-        line = text.readline(MOST_LINE)
-        if not line:
-            return
-        if len(line) == MOST_LINE:
-            raise csv.Error(f"a line of more than {MOST_LINE} characters")
-        yield line
-    raise UnreadableError(f"has more than {MOST_LINES} lines; split it")
 
 
 def _csv_row(row: dict[str, str]) -> tuple[str, Named]:

@@ -7,7 +7,6 @@ training set or in the validation set.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -17,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from fingerprint_accel.config_prints import ReadingConfig
+from fingerprint_accel.data.csv_file import DAMAGED_CSV, open_csv
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.untrusted import reason_of
 
 FINGER, SUBJECT, SESSION = "finger", "subject", "session"
 NAMED_BY = {SUBJECT: "finger_key", SESSION: "source"}  # column of the dataset that identifies the group of a print
@@ -225,19 +226,19 @@ def _table(file: str) -> tuple[str, Callable[[str], str | None]]:
     The columns of the file are `finger_key,subject` or `source,session`.
     """
     option = f"--reading.split-by {file}"
+    groups: dict[str, str] = {}
     try:
-        with Path(file).open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            columns, lines = reader.fieldnames or [], list(reader)
+        with open_csv(Path(file)) as reader:
+            columns = reader.fieldnames or []
+            units = [unit for unit, column in NAMED_BY.items() if unit in columns and column in columns]
+            require(len(units) == 1, f"{option}: give it the columns finger_key,subject or source,session")
+            for line in reader:
+                name, group = line[NAMED_BY[units[0]]], line[units[0]]
+                if groups.setdefault(name, group) != group:
+                    two = f"the {units[0]}s {groups[name]} and {group}"
+                    raise UserError(f"{option}: {name} has {two}; keep one of the lines")
     except OSError as error:
         raise UserError(f"{option}: cannot be read ({error.strerror}); give an existing file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{option}: not a csv file in UTF-8 ({error}); save it as one") from error
-    units = [unit for unit, column in NAMED_BY.items() if unit in columns and column in columns]
-    require(len(units) == 1, f"{option}: give it the columns finger_key,subject or source,session")
-    groups: dict[str, str] = {}
-    for line in lines:
-        name, group = line[NAMED_BY[units[0]]], line[units[0]]
-        if groups.setdefault(name, group) != group:
-            raise UserError(f"{option}: {name} has the {units[0]}s {groups[name]} and {group}; keep one of the lines")
+    except DAMAGED_CSV as error:
+        raise UserError(f"{option}: not a csv file in UTF-8 ({reason_of(error)}); save it as one") from error
     return units[0], groups.get

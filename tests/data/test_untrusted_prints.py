@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from record_files import noise, rows, transaction, type_2, type_4, type_14
 
-from fingerprint_accel.data import canvas, captures, csv_rows, nbis, regions, ridges, slaps
+from fingerprint_accel.data import canvas, captures, csv_file, csv_rows, nbis, regions, ridges, slaps
 from fingerprint_accel.data.ansi_nist import MOST_TEXT, read_transaction
 from fingerprint_accel.data.captures import MOST_CONTAINER, read_capture, read_records
 from fingerprint_accel.data.child_process import end_children
@@ -383,7 +383,7 @@ def test_a_csv_of_wrong_lines_or_a_huge_field_ends_in_one_line(tmp_path, monkeyp
         with pytest.raises(UserError, match=r"list\.csv: not a csv file in UTF-8") as raised:
             list_files(csv_of(tmp_path, f"a.png,{field},1,,,,"), "csv")
         assert len(str(raised.value)) < 300
-    monkeypatch.setattr(csv_rows, "MOST_LINES", 20)
+    monkeypatch.setattr(csv_file, "MOST_LINES", 20)
     with pytest.raises(UserError, match="more than 20 lines"):
         list_files(csv_of(tmp_path, *["a.png,a,1,,,,"] * 20), "csv")
 
