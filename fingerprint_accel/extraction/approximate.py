@@ -4,8 +4,9 @@ The FAISS index (Douze et al. 2024, arXiv 2401.08281) groups the references, whi
 cells. It stores each element of an embedding in one byte. A search visits only the cells nearest to the probe. The
 index is a memory-mapped file in the gallery folder. The name of the index contains a hash of the names of the gallery
 files that the index covers. The names of gallery files contain checksums. An index is therefore used only with the
-files that it was built from. The name also contains the beginning of the SHA-256 of the index, which is compared before
-FAISS reads the file, because FAISS crashes if it reads a damaged file. A damaged index is built again.
+files that it was built from. The name also contains the beginning of the SHA-256 of the index. It is compared before
+FAISS reads the file, and the structure of the file is checked, because FAISS crashes if it reads a damaged file. A
+damaged index is built again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_files import INDEX_DRAFTS, INDEXES, changing, delete_abandoned
 from fingerprint_accel.extraction.gallery_parts import is_intact, part_files
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
+from fingerprint_accel.extraction.index_file import check_index_file
 from fingerprint_accel.privacy import private_files
+from fingerprint_accel.untrusted import UnreadableError
 
 REFERENCES_PER_CELL = 39  # minimum; with fewer, FAISS warns that there are too few training points
 TRAINED_ON = 64  # the cell centres are computed from a sample of the references; maximum size of the sample, per cell
@@ -174,12 +177,15 @@ class ApproximateSearch:
             flags: flags of `faiss.read_index`.
         """
         for path in sorted(self.gallery.folder.glob(f"{prefix}-{'[0-9a-f]' * 16}.faiss")):
+            index = None
             try:
-                index = self._faiss.read_index(str(path), flags) if is_intact(path) else None
+                if is_intact(path):
+                    check_index_file(path, self.gallery.dims, len(self.gallery))
+                    index = self._faiss.read_index(str(path), flags)
             except (RuntimeError, OSError):  # another process has deleted the file
                 continue
-            except MemoryError:
-                index = None
+            except (UnreadableError, MemoryError):
+                pass
             if index is not None and index.d == self.gallery.dims and index.ntotal <= len(self.gallery):
                 return index
             print(f"{path}: damaged; the index is built again", file=sys.stderr)
