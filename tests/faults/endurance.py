@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .children import Child, Ended, training
-from .commands import Command, emptied, snapshot, wait_all
+from .commands import Command, emptied, snapshot
 from .lab import Lab, reason
 from .material import training_words
 from .results import Outcome, Trial
@@ -19,8 +20,9 @@ BESIDE = True  # takes the time of all other parts
 SHARE = 0
 MEASURED = 200  # steps from which the speed is measured
 SAMPLED = 120  # steps of the sample in continuous integration
-LIFE = (20.0, 60.0)  # seconds until a kill
-KEPT = 0.45  # share of the minutes of the run for each of two trainings
+LIFE, LIFE_OF_SAMPLE = (20.0, 60.0), (0.5, 1.5)  # seconds until a kill
+KILLS_OF_SAMPLE = 2
+KEPT = 0.85  # share of the minutes of the run for the training; the rest is for its start and its comparison
 GROWTH, FLOOR = 0.02, 16.0  # share and megabytes by which memory may grow after the first quarter of a life
 
 
@@ -37,33 +39,58 @@ def plan(sample: bool, minutes: float = 60.0) -> Iterator[Trial]:
     yield Trial(PART, "training with kills", "1 process", 0 if sample else round(minutes))
 
 
+class Life:
+    """One process of training, from its start to its end or its kill.
+
+    Args:
+        child: The process.
+        seconds: Time until the process is killed.
+    """
+
+    def __init__(self, child: Child, seconds: float = 1e9) -> None:
+        self.child, self.end = child, time.monotonic() + seconds
+        self.samples: list[Sample] = []
+        self.ended: Ended | None = None
+
+    def watch(self) -> None:
+        """Wait for a moment, sample what the process uses, and kill it when its time is over."""
+        if self.child.runs(min(0.5, max(0.0, self.end - time.monotonic()))):
+            if time.monotonic() < self.end:
+                self.samples.append(_sample(self.child))
+                return
+            self.child.kill()
+        self.ended = self.child.wait()
+
+
 def run(lab: Lab, trial: Trial) -> Outcome:
-    """Train twice, once with kills, and compare."""
+    """Train twice at the same time, once with kills, and compare."""
     outcome, chance = Outcome(), lab.chance(trial)
-    seconds = 60 * trial.number * KEPT
-    steps = _steps(lab, seconds) if trial.number else SAMPLED
+    steps = _steps(lab, 60 * trial.number * KEPT) if trial.number else SAMPLED
     command = Command("long training", lambda m: [*_words(m, steps), "--out", "run"], "run", processes=1)
-    folder = emptied(lab.work / "undisturbed-long")
-    ended, samples = _life(command.begin(folder, lab.material))
-    outcome.measure(ended.seconds, ended.megabytes)
-    if ended.code:
-        return outcome.note(ended.verdict, reason(ended))
-    lives, killed = [samples], emptied(lab.work / "killed-long")
-    while True:
-        children = command.begin(killed, lab.material)
-        life = chance.uniform(*LIFE) if trial.number else ended.seconds * chance.uniform(0.4, 0.9)
-        again, samples = _life(children, life)
-        lives.append(samples)
-        if again.code != -9:
-            break
-        outcome.note("recovered")
-    if again.code:
-        return outcome.note(again.verdict, f"after {outcome.counts.total()} kills: {reason(again)}")
+    folder, killed = emptied(lab.work / "undisturbed-long"), emptied(lab.work / "killed-long")
+
+    def born() -> Life:
+        many = trial.number or len(lives) <= KILLS_OF_SAMPLE
+        (child,) = command.begin(killed, lab.material)
+        return Life(child, chance.uniform(*(LIFE if trial.number else LIFE_OF_SAMPLE)) if many else 1e9)
+
+    (child,) = command.begin(folder, lab.material)
+    lives = [Life(child)]
+    lives.append(born())
+    while running := [life for life in (lives[0], lives[-1]) if life.ended is None]:
+        for life in running:
+            life.watch()
+        if (ended := lives[-1].ended) is not None and ended.code == -signal.SIGKILL:
+            outcome.note("recovered")
+            lives.append(born())
+    for name, life in (("", lives[0]), (f"after {outcome.counts.total()} kills: ", lives[-1])):
+        if life.ended is not None and life.ended.code:
+            return outcome.note(life.ended.verdict, f"{name}{reason(life.ended)}")
     theirs, ours = snapshot(folder / "run"), snapshot(killed / "run")
     if differing := sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)):
         outcome.note("silent", f"after {outcome.counts.total()} kills {', '.join(differing)} differ")
-    for samples in lives:
-        if grown := growth(samples):
+    for life in lives:
+        if grown := growth(life.samples):
             outcome.note("beyond budget", grown)
     return outcome.note("recovered")
 
@@ -79,18 +106,6 @@ def _steps(lab: Lab, seconds: float) -> int:
     words = [*_words(lab.material, MEASURED), "--out", "run"]
     ended = Child(training(words), folder).wait()
     return max(MEASURED, int(MEASURED * seconds / ended.seconds))
-
-
-def _life(children: list[Child], seconds: float = 1e9) -> tuple[Ended, list[Sample]]:
-    """Wait for a training, at most `seconds`, and sample what it uses once a second."""
-    (child,) = children
-    samples, end = [], time.monotonic() + seconds
-    while child.runs(min(1.0, max(0.0, end - time.monotonic()))):
-        if time.monotonic() >= end:
-            child.kill()
-            break
-        samples.append(_sample(child))
-    return wait_all(children), samples
 
 
 def _sample(child: Child) -> Sample:

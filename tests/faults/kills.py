@@ -21,7 +21,10 @@ CODES = {  # with which a command may end
     signal.SIGKILL: (-signal.SIGKILL, 76),
     signal.SIGTERM: (-signal.SIGTERM, 128 + signal.SIGTERM, 75, 76),
 }
-SLOW = ("export --onnx", "export --torch", "synth --overwrite", "import, 2 workers", "evaluate", "inspect --audit")
+SLOW = (
+    *("export --onnx", "export --torch", "synth --overwrite", "import, 2 workers", "evaluate", "inspect --audit"),
+    "training, 2 processes",  # a process waits 10 s for one that was killed during the start
+)
 SAMPLE = {  # commands of a sample
     "SIGKILL": [name for name in COMMANDS if name not in SLOW],
     "SIGTERM": ["import", "enroll more", "training"],
