@@ -10,6 +10,7 @@ import atexit
 import gc
 import json
 import os
+import random
 import runpy
 import signal
 import socket
@@ -43,7 +44,7 @@ def _server():
     return server
 
 
-def run(words, processes=1, environment=None, timeout=300, meanwhile=None, cwd=None):
+def run(words, processes=1, environment=None, timeout=300, meanwhile=None, cwd=None, one_core=False):
     """As `subprocess.run` with output captured; the exit code is that of the first process that failed.
 
     Args:
@@ -53,13 +54,14 @@ def run(words, processes=1, environment=None, timeout=300, meanwhile=None, cwd=N
         timeout: seconds until all are killed.
         meanwhile: called with the ids of the processes while they run.
         cwd: working directory of the processes; default that of this one when the first test began.
+        one_core: let them use a single core, so that commands start no workers, which import everything anew.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("out", "err")]
         for file in files:
             Path(file).touch()  # a process may be killed before it has opened them
         order = {"words": list(map(str, words)), "processes": processes, "files": files, "timeout": timeout}
-        order |= {"environment": environment or dict(os.environ), "cwd": str(cwd or "")}
+        order |= {"environment": environment or dict(os.environ), "cwd": str(cwd or ""), "one_core": one_core}
         server = _server()
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
@@ -115,6 +117,8 @@ def become(order, rank, port):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it, and so would all that it starts
     os.environ.clear()
     os.environ.update(order["environment"])
+    if order["one_core"]:
+        os.sched_setaffinity(0, [random.choice(sorted(os.sched_getaffinity(0)))])
     if order["cwd"]:
         os.chdir(order["cwd"])
     if order["processes"] > 1:

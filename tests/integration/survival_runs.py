@@ -191,7 +191,7 @@ def main():
             strike(moment, (lambda: os.kill(os.getpid(), getattr(signal, number))) if rank == victim else lambda: None)
 
         results[name] = launch(name, FOLDER / name, processes, before=before)
-        for again in (1, 2):
+        for again in (1, 2) if moment == "step" else (processes,):
             resumed = f"{name}-{again}"
             shutil.copytree(FOLDER / name, FOLDER / resumed)
             results[resumed] = launch(resumed, FOLDER / resumed, again)
