@@ -91,7 +91,7 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
 
     - 2 for a `UserError` and for a file that cannot be written
     - 75 for `Stopped`
-    - 76 for `LostProcessError`, without waiting for connections to the lost process
+    - 76 for `LostProcessError` and for a lost connection of torch, without waiting for connections to the lost process
     - 130 for `KeyboardInterrupt` (Ctrl-C)
     - 141, without a message, if stdout is a closed pipe, for example after `head -1` has ended
 
@@ -110,9 +110,15 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     except Stopped as stopped:
         _end(f"\n{stopped}" if str(stopped) else "", STOPPED)
     except LostProcessError as error:
-        if str(error):
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        os._exit(LOST)
+        _end_without_waiting(str(error))
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:100]
+        _end_without_waiting(
+            f"lost the connection to another process of this launch ({reason}); look for its error, then start all "
+            "processes again (training: with --resume auto)"
+        )
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):  # writing their buffered text would fail again at exit
@@ -125,6 +131,23 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         _end(f"error: {error.filename or 'a file'}: {error.strerror}; {remedy}choose another place", 2)
     except KeyboardInterrupt as interrupt:  # start below the line of a progress bar
         _end(f"\ninterrupted; {interrupt}" if str(interrupt) else f"\n{on_interrupt}", INTERRUPTED)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether torch has lost the connection to another process, or waited in vain for its start.
+
+    The class `torch.distributed.DistError` is recognised by its name, because this module does not import torch. Errors
+    of gloo have no class of their own. During training, `PreemptionMonitor` handles these errors before.
+    """
+    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "/gloo/" in str(error)
+
+
+def _end_without_waiting(line: str) -> NoReturn:
+    """End the process without its last actions, which would wait for connections to the lost process."""
+    if line:
+        with contextlib.suppress(OSError):
+            print(f"\nerror: {line}", file=sys.stderr, flush=True)
+    os._exit(LOST)
 
 
 def _end(line: str, code: int) -> NoReturn:

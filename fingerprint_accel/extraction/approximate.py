@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,8 +119,11 @@ class ApproximateSearch:
         delete_abandoned(folder, INDEX_DRAFTS)
         temporary = draft_of(folder / "index")
         try:
-            self._write(index, temporary)
-            path = folder / f"{prefix}-{file_sha256(temporary)[:16]}.faiss"
+            with write_errors(lambda: "or search without --index"), errors_naming(folder):
+                with temporary.open("wb") as file:  # FAISS ignores some errors of the files that it opens itself
+                    self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(file.write))
+                fsync_path(temporary)
+                path = folder / f"{prefix}-{file_sha256(temporary)[:16]}.faiss"
             with changing(folder), write_errors(lambda: "or search without --index"), errors_naming(path):
                 # A print may have been deleted during the build. Its embedding must not remain in an index.
                 there = {path.name for path in part_files(folder)}
@@ -135,17 +137,6 @@ class ApproximateSearch:
         finally:
             temporary.unlink(missing_ok=True)
         return int(index.ntotal - before)
-
-    def _write(self, index: Any, path: Path) -> None:
-        """Write an index to a file, and flush the file to the disk."""
-        try:
-            self._faiss.write_index(index, str(path))
-            fsync_path(path)
-        except RuntimeError as error:  # FAISS does not say which error of the system it was
-            folder = self.gallery.folder
-            raise UserError(
-                f"{folder}: the index cannot be written; free some space, or search without --index"
-            ) from error
 
     def _prefixes(self) -> list[str]:
         """Return the beginning of the name of the index over the first n gallery files, for each n from 1 on.

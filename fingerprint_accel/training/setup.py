@@ -22,7 +22,7 @@ from accelerate.utils import (
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.order import SampleOrder
-from fingerprint_accel.errors import LostProcessError, UserError, require
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
 from fingerprint_accel.models.saved_model import find_model
@@ -34,7 +34,6 @@ from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.optimizer import make_optimizer, moving_average
 from fingerprint_accel.training.run_folder import check_launch, trackers
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
-from fingerprint_accel.untrusted import reason_of
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
@@ -120,7 +119,6 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises:
         UserError: If the precision or an experiment tracker is not available, or the settings of the launch do not work
             with this configuration.
-        LostProcessError: If another process of the launch does not answer.
     """
     training = config.training
     no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
@@ -143,11 +141,6 @@ def make_accelerator(config: Config) -> Accelerator:
                 InitProcessGroupKwargs(backend=None, timeout=timedelta(seconds=training.timeout)),
             ],
         )
-    except torch.distributed.DistError as error:  # a connection was lost, or not all processes came in time
-        raise LostProcessError(
-            "another process of this launch has not started, or has ended during the start "
-            f"({reason_of(error)}); look for its error, then start all processes again"
-        ) from error
     except ValueError as error:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error

@@ -1,5 +1,8 @@
 """Searching a gallery by an index: what it finds, and that it follows the gallery."""
 
+import os
+import resource
+import socket
 import sys
 from pathlib import Path
 
@@ -110,3 +113,29 @@ def test_dense_candidates_are_compared_by_masked_similarity_in_every_hypothesis(
     best = [similarity(each, prints[row, 0], 16).max() for each, row in zip(hypotheses, both.row, strict=True)]
     np.testing.assert_allclose(both.similarity[:, 0], best, atol=1e-6)
     assert (both.similarity >= found.similarity - 1e-6).all()
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path):
+    """FAISS prints an error of closing a file, and goes on: an empty file became the index."""
+    gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests")
+    gallery.append(impressions(8, 1), [str(number) for number in range(8)])
+    before = sorted(gallery.folder.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+        with pytest.raises(UserError, match=r"gallery: cannot be written \(File too large\); .*search without --index"):
+            ApproximateSearch(gallery)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(gallery.folder.iterdir()) == before
+    assert ApproximateSearch(gallery).added == 8
+
+
+def test_drafts_of_killed_searches_are_deleted(gallery):
+    lost = gallery.folder / f".{socket.gethostname()}-{2**22 + 1}-1-index.tmp"  # no process has this number
+    elsewhere = gallery.folder / ".another-machine-1-1-index.tmp"
+    under_way = gallery.folder / f".{socket.gethostname()}-{os.getpid()}-1-index.tmp"
+    for draft in (lost, elsewhere, under_way):
+        draft.touch()
+    ApproximateSearch(gallery)
+    assert (lost.exists(), elsewhere.exists(), under_way.exists()) == (False, True, True)
