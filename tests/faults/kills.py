@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ CODES = {  # with which a command may end
     signal.SIGKILL: (-signal.SIGKILL, 76),
     signal.SIGTERM: (-signal.SIGTERM, 128 + signal.SIGTERM, 75, 76),
 }
+# Python's multiprocessing prints this in a worker whose command was killed while the worker started.
+ORPHAN = re.compile(
+    r'Traceback \(most recent call last\):\n  File "<string>", line 1, in <module>\n'
+    r"(?:  .*\n)+EOFError: Ran out of input\n"
+)
 SLOW = (
     *("export --onnx", "export --torch", "synth --overwrite", "import, 2 workers", "evaluate", "inspect --audit"),
     "training, 2 processes",  # a process waits 10 s for one that was killed during the start
@@ -52,7 +58,7 @@ def run(lab: Lab, trial: Trial) -> Outcome:
         ended = strike(lab, command, folder, number, chance)
         if ended.code == 0 or is_done(command, ended):
             break
-        if ended.code not in CODES[number] or "Traceback" in ended.err:
+        if ended.code not in CODES[number] or "Traceback" in ORPHAN.sub("", ended.err):
             return outcome.note(ended.verdict, f"after {trial.fault}: {reason(ended)}")
         if ended.orphans:
             return outcome.note("left over", f"after {trial.fault}: {ended.orphans} processes")
