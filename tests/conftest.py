@@ -64,6 +64,20 @@ def calibrated_notes() -> Callable[..., dict[str, Any]]:
     return notes
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
+    """Tells whether a file or folder was flushed to the disk, by any of its names."""
+    flush, done = os.fsync, set()
+
+    def recorded(descriptor: int) -> None:
+        stated = os.fstat(descriptor)
+        done.add((stated.st_dev, stated.st_ino))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return lambda path: (path.stat().st_dev, path.stat().st_ino) in done
+
+
 @pytest.fixture(scope="session")
 def spread_out() -> Callable[[FingerprintExtractor, np.ndarray], None]:
     """Makes random weights tell prints apart, by moving the last biases until embeddings of `canvases` centre on 0.

@@ -9,9 +9,7 @@ import torch
 from fingerprint_accel.errors import one_line_errors
 
 LOST = {
-    "a process that does not start": torch.distributed.DistStoreError(
-        "Timed out waiting. 1/2 clients joined."
-    ),
+    "a process that does not start": torch.distributed.DistStoreError("Timed out waiting. 1/2 clients joined."),
     "a backend": torch.distributed.DistBackendError("NCCL error: remote process exited"),
     "gloo": RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"),
 }

@@ -24,6 +24,7 @@ from fingerprint_accel.recipe import run_training
 from tests.data.small_datasets import SIDE, dataset
 
 MODEL = ModelConfig(variant="TexMinu", trunk="compact", width=8, embedding_dim=16, norm="group", dropout=0.0)
+PICTURES = ("inspect", "audit", "compare", "minutiae")  # for people to look at
 COMMANDS = {
     "synth": "synth --out NEW --fingers 2 --impressions 2 --workers 1 --device cpu",
     "import": "import IMAGES --out NEW --names (?P<finger>[0-9]) --ppi 300 --workers 1",
@@ -89,8 +90,12 @@ def assert_modes(folder, file_mode=0o600, folder_mode=0o700, least=1):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_a_command_writes_is_for_its_owner_alone(run, name):
-    assert_modes(run(COMMANDS[name]))
+def test_what_a_command_writes_is_for_its_owner_alone_and_on_the_disk(run, name, synced):
+    """The joined shards of an import, for one, were never flushed."""
+    out = run(COMMANDS[name])
+    assert_modes(out)
+    if name not in PICTURES:
+        assert {path for path in [out, *out.rglob("*")] if not synced(path)} == set()
 
 
 def test_a_gallery_and_its_index_are_for_their_owner_alone(run):

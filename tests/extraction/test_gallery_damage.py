@@ -373,3 +373,12 @@ def test_an_index_of_before_is_built_again_without_a_word(folder, index, capsys)
     assert ApproximateSearch(Gallery(folder)).added == 10
     assert [path.name for path in folder.glob("index-*")] == [index.name]
     assert capsys.readouterr().err == ""
+
+
+def test_enrolments_and_indexes_are_on_the_disk(tmp_path, synced):
+    gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests")
+    gallery.append(unit(60), [str(number) for number in range(60)])
+    ApproximateSearch(gallery)
+    files = [path for path in gallery.folder.iterdir() if path.name != ".lock"]
+    assert len(files) == 3
+    assert [path for path in [gallery.folder, *files] if not synced(path)] == []
