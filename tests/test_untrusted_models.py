@@ -110,7 +110,10 @@ VALUES = {
     "format_version": (2, 0, "1"),
     "sha256": ({"../model.safetensors": "0" * 64}, {"/etc/passwd": "0" * 64}, 5, {"model.safetensors": 3}),
     "model": (None, [], 3, {"width": 10**9}, {"grid": -1}, {"trunk": 5}, {"embedding_dim": 10**12}),
-    "preprocess": (None, {"size": 10**6}, {"crop": float("nan")}, {"augment": {"noise": 1e300}}, {"augment": []}),
+    "preprocess": (
+        *(None, {"size": 10**6}, {"crop": float("nan")}, {"augment": {"noise": 1e300}}, {"augment": []}),
+        {"crop": 999},  # more than the canvas has
+    ),
     "notes": (
         *([], 5, {"usual_norm": "x"}, {"usual_norm": float("inf")}, {"least_print_area_mm2": []}),
         *({"calibration": value} for value in (5, {}, {"source": "a"}, {"ways": [3]})),

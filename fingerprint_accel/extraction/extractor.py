@@ -356,7 +356,10 @@ class FingerprintExtractor(PreparedNetwork):
         saved = find_model(place)
         saved.check_size()
         check_notes(saved.notes, saved.folder, saved.model.embedding_dim)
-        extractor = cls(saved.model, saved.preprocess, saved.ppi, saved.canvas, saved.enhanced)
+        try:
+            extractor = cls(saved.model, saved.preprocess, saved.ppi, saved.canvas, saved.enhanced)
+        except UserError as error:  # values that do not fit each other
+            raise UserError(f"{saved.folder}: {error}") from error
         saved.load_into(extractor.model)
         extractor.notes, extractor.origin = saved.notes, str(saved.folder)
         return extractor.eval()
