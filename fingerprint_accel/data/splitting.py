@@ -106,9 +106,10 @@ def split_prints(shards: Shards, reading: ReadingConfig) -> Split:
         counts = _counted(len(names), unit) + (f", {_counted(len(inside), FINGER)}" if unit != FINGER else "")
         paired = _counted((inside + outside >= 2).sum(), FINGER)
         remedy = "lower --reading.validation-fraction, or set it to 0 to train without validation"
+        by = f", split by {reading.split_by}" if unit != FINGER else ""
         raise UserError(
-            f"{shards.folder}: {counts}, {paired} with two prints or more: too few to train on two fingers and to hold "
-            f"out two with two prints each; add prints, or {'use fewer --folds' if reading.fold else remedy}"
+            f"{shards.folder}{by}: {counts}, {paired} with two prints or more: too few to train on two fingers and to "
+            f"hold out two with two prints each; add prints, or {'use fewer --folds' if reading.fold else remedy}"
         )
     shared = (inside > 0) & (outside > 0)
     held = int(held_out.sum())

@@ -106,7 +106,7 @@ def test_the_note_names_the_numbers(dataset):
         (
             grid(2, 4, key="anna_0{}"),
             {"split_by": "subject"},
-            "1 subject, 2 fingers, 2 fingers with two prints or more: too few",
+            ", split by subject: 1 subject, 2 fingers, 2 fingers with two prints or more: too few",
         ),
     ],
 )
@@ -115,7 +115,7 @@ def test_too_few_prints_are_refused_with_the_remedy(dataset, rows, reading, expe
     with pytest.raises(UserError) as error:
         split_prints(shards, ReadingConfig(**{"validation_fraction": 0.1, **reading}))
     assert expected in str(error.value)
-    assert str(error.value).startswith(f"{shards.folder}: ")
+    assert str(error.value).startswith((f"{shards.folder}: ", f"{shards.folder}, split by "))
     assert not split_prints(shards, ReadingConfig(validation_fraction=0.0)).validation.any()
 
 
