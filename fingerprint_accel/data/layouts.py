@@ -104,9 +104,8 @@ def finger_position(text: str) -> int:
         return SINGLE_FINGERS[code]
     words = re.fullmatch(r"(right|left|r|l)[ _-]?([a-z]+|[1-5])(?:[ _-]?finger)?", text.lower())
     if words is None or words[2] not in DIGITS:
-        raise LayoutError(
-            f"finger position {text[:20]} is unknown: use a code from 1 to 15 or words such as left_index"
-        )
+        shown = "".join(letter if letter.isprintable() else "?" for letter in text[:20])  # a quoted field has lines
+        raise LayoutError(f"finger position {shown} is unknown: use a code from 1 to 15 or words such as left_index")
     return HANDS[words[1]] + DIGITS[words[2]]
 
 

@@ -383,6 +383,9 @@ def test_a_csv_of_wrong_lines_or_a_huge_field_ends_in_one_line(tmp_path, monkeyp
         with pytest.raises(UserError, match=r"list\.csv: not a csv file in UTF-8") as raised:
             list_files(csv_of(tmp_path, f"a.png,{field},1,,,,"), "csv")
         assert len(str(raised.value)) < 300
+    with pytest.raises(UserError, match=r"finger position 1,anna\?b\.png,4 is unknown") as raised:
+        list_files(csv_of(tmp_path, 'a.png,a,1,,,"1,anna\nb.png,4",'), "csv")
+    assert "\n" not in str(raised.value)
     monkeypatch.setattr(csv_file, "MOST_LINES", 20)
     with pytest.raises(UserError, match="more than 20 lines"):
         list_files(csv_of(tmp_path, *["a.png,a,1,,,,"] * 20), "csv")
