@@ -291,8 +291,12 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     lines = str(error).splitlines()
-    text = lines[0][:80] if lines else ""
-    return "".join(letter if letter.isprintable() else "?" for letter in text) or type(error).__name__
+    return shown(lines[0], 80) if lines and lines[0] else type(error).__name__
+
+
+def shown(text: str, most: int) -> str:
+    """Return at most `most` characters of a text from a file, for a message; line breaks and the like become `?`."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
 
 
 def _shown(value: Any) -> str:

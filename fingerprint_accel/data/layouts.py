@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from fingerprint_accel.data.image_record import SINGLE_FINGERS, SLAPS
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.untrusted import shown
 
 GROUPS = ("finger", "impression", "ppi", "subject", "position")
 LARGEST_IMPRESSION = 2**62  # below the largest int64, so that impressions without a number can be counted on
@@ -104,8 +105,9 @@ def finger_position(text: str) -> int:
         return SINGLE_FINGERS[code]
     words = re.fullmatch(r"(right|left|r|l)[ _-]?([a-z]+|[1-5])(?:[ _-]?finger)?", text.lower())
     if words is None or words[2] not in DIGITS:
-        shown = "".join(letter if letter.isprintable() else "?" for letter in text[:20])  # a quoted field has lines
-        raise LayoutError(f"finger position {shown} is unknown: use a code from 1 to 15 or words such as left_index")
+        raise LayoutError(
+            f"finger position {shown(text, 20)} is unknown: use a code from 1 to 15 or words such as left_index"
+        )
     return HANDS[words[1]] + DIGITS[words[2]]
 
 
