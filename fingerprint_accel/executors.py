@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -144,8 +145,10 @@ class _RenewedPool(Executor):
 def check_workers(executor: Executor) -> None:
     """Raise a `UserError` if a worker process of an executor has ended after it had printed an error."""
     workers = executor._pool.workers.values() if isinstance(executor, _RenewedPool) else ()
-    for process in workers:
-        process.join(5)  # the exit code is not known at once
+    deadline = time.monotonic() + 5
+    # The exit code is not known at once, nor after `join`: the thread of the pool may be about to store it.
+    while any(process.exitcode is None for process in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
     if any(process.exitcode == FAILED for process in workers):
         raise UserError("a worker process has failed: see the error above")
 

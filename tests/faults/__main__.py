@@ -12,7 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("kills", "clusters", "full_disk", "moments", "damage", "power_cuts", "fuzzing", "endurance")
 IMPORTED = (
@@ -31,6 +30,7 @@ IMPORTED = (
 def main() -> int:
     """Run the chosen parts; return 1 if a trial failed, and 2 if the suite itself did."""
     arguments = _arguments()
+    os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")  # before torch is imported
     for name in (*_starting().IMPORTED, *IMPORTED):
         importlib.import_module(name)
     from tests.faults import lanes
