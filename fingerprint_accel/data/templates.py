@@ -161,11 +161,12 @@ def _read_mnt(text: str) -> Template:
     The first line is a name or a count, the second line `[count] width height`. Each of the following lines is a
     minutia `x y radians [quality]`.
     """
-    lines = [line.split() for line in text.splitlines()]
+    lines = text.splitlines()
     if len(lines) < 2:
         raise TemplateError("no second line with width and height")
-    width, height = (int(word) for word in lines[1][-2:])
-    rows = [[*(float(word) for word in line[:4]), 0.0][:4] for line in lines[2:] if line and line[0] != "X"]
+    width, height = (int(word) for word in lines[1].split()[-2:])
+    filled = (words for line in lines[2:] if (words := line.split()))
+    rows = [[*(float(word) for word in words[:4]), 0.0][:4] for words in filled if words[0] != "X"]
     if any(len(row) < 4 for row in rows):
         raise TemplateError("lines must contain x y angle [quality]")
     minutiae = _checked(np.array(rows).reshape(-1, 4))

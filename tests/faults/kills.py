@@ -28,7 +28,8 @@ ORPHAN = re.compile(
     r"(?:  .*\n)+EOFError: Ran out of input\n"
 )
 SLOW = (
-    *("export --onnx", "export --torch", "synth --overwrite", "import, 2 workers", "evaluate", "inspect --audit"),
+    *("export --onnx", "export --torch", "synth", "synth --overwrite", "import, 2 workers"),
+    *("evaluate", "inspect --audit", "calibrate in place"),
     "training, 2 processes",  # a process waits 10 s for one that was killed during the start
 )
 SAMPLE = {  # commands of a sample

@@ -22,7 +22,7 @@ SHARE = 14
 SLICES = 12  # trials of a command; each takes every SLICES-th state
 SAMPLE = 3  # states of a command in a sample
 IN_SAMPLE = -1  # number of the trial of a command in a sample
-SAMPLED = ("import", "extract", "enroll more", "remove", "search --index", "calibrate", "training")
+SAMPLED = ("import", "extract", "enroll more", "search --index")
 
 
 class State(NamedTuple):
