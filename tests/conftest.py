@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEST_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 if TEST_PROCESSES > 1:  # they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // TEST_PROCESSES))
 
 

@@ -257,8 +257,11 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
     result = np.empty_like(grey)
     height, width = grey.shape
     for some in strips(height, width):
-        brightness = np.asarray(there.crop((0, some.start, width, some.stop)))
-        result[some] = np.minimum(WHITE, grey[some] * (WHITE / brightness))
+        part = there if some == slice(0, height) else there.crop((0, some.start, width, some.stop))  # a crop is a copy
+        brightness = np.asarray(part)[: some.stop - some.start, :width]
+        scaled = WHITE / brightness
+        np.multiply(grey[some], scaled, out=scaled)  # a new array would take new pages of memory from the system
+        result[some] = np.minimum(scaled, WHITE, out=scaled)
     return result
 
 
