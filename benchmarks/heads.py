@@ -291,5 +291,7 @@ if __name__ == "__main__":
     with one_line_errors():
         if sys.argv[1:2] == ["--case"]:
             run_case(Case(**json.loads(sys.argv[2])))
+            sys.stdout.flush()
+            os._exit(0)  # a thread of gloo sometimes aborts the usual end of the interpreter
         else:
             tyro.cli(main)
