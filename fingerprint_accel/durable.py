@@ -115,7 +115,7 @@ def draft_of(path: Path) -> Path:
 def is_being_written(draft: Path) -> bool:
     """Return whether the process that writes a file of `draft_of` may still run.
 
-    A process of another machine may run. Its number says nothing here.
+    For a process of another machine the result is True, because it cannot be found out here.
     """
     machine = f".{socket.gethostname()}-"
     process = draft.name.removeprefix(machine).partition("-")[0]

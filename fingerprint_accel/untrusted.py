@@ -291,10 +291,10 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     lines = str(error).splitlines()
-    return shown(lines[0], 80) if lines and lines[0] else type(error).__name__
+    return printable(lines[0], 80) if lines and lines[0] else type(error).__name__
 
 
-def shown(text: str, most: int) -> str:
+def printable(text: str, most: int) -> str:
     """Return at most `most` characters of a text from a file, for a message; line breaks and the like become `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
 

@@ -142,11 +142,14 @@ def execute(first, *rest):
         runpy.run_path(first, run_name="__main__")
 
 
-def main():
-    """Ends as an interpreter does, but for a second of taking apart what was imported."""
-    words, code = serve(), 0
+def ended(action):
+    """Calls a function and ends as an interpreter does, but for a second of taking apart what was imported.
+
+    Returns the exit code; the caller ends the process with it.
+    """
+    code = 0
     try:
-        execute(*words)
+        action()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
@@ -160,7 +163,12 @@ def main():
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
+
+
+def main():
+    words = serve()
+    os._exit(ended(lambda: execute(*words)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from fingerprint_accel.data.image_record import SINGLE_FINGERS, SLAPS
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.untrusted import shown
+from fingerprint_accel.untrusted import printable
 
 GROUPS = ("finger", "impression", "ppi", "subject", "position")
 LARGEST_IMPRESSION = 2**62  # below the largest int64, so that impressions without a number can be counted on
@@ -106,7 +106,7 @@ def finger_position(text: str) -> int:
     words = re.fullmatch(r"(right|left|r|l)[ _-]?([a-z]+|[1-5])(?:[ _-]?finger)?", text.lower())
     if words is None or words[2] not in DIGITS:
         raise LayoutError(
-            f"finger position {shown(text, 20)} is unknown: use a code from 1 to 15 or words such as left_index"
+            f"finger position {printable(text, 20)} is unknown: use a code from 1 to 15 or words such as left_index"
         )
     return HANDS[words[1]] + DIGITS[words[2]]
 

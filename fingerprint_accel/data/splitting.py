@@ -20,7 +20,7 @@ from fingerprint_accel.data.csv_file import DAMAGED_CSV, open_csv
 from fingerprint_accel.data.order import mix64
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.untrusted import reason_of, shown
+from fingerprint_accel.untrusted import printable, reason_of
 
 FINGER, SUBJECT, SESSION = "finger", "subject", "session"
 NAMED_BY = {SUBJECT: "finger_key", SESSION: "source"}  # column of the dataset that identifies the group of a print
@@ -236,7 +236,7 @@ def _table(file: str) -> tuple[str, Callable[[str], str | None]]:
             for line in reader:
                 name, group = line[NAMED_BY[units[0]]], line[units[0]]
                 if groups.setdefault(name, group) != group:
-                    who, *two = (shown(text or "", 40) for text in (name, groups[name], group))
+                    who, *two = (printable(text or "", 40) for text in (name, groups[name], group))
                     raise UserError(f"{option}: {who} has the {units[0]}s {' and '.join(two)}; keep one of the lines")
     except OSError as error:
         raise UserError(f"{option}: cannot be read ({error.strerror}); give an existing file") from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,24 +120,33 @@ class ApproximateSearch:
         delete_abandoned(folder, INDEX_DRAFTS)
         temporary = draft_of(folder / "index")
         try:
-            with write_errors(lambda: "or search without --index"), errors_naming(folder):
-                with temporary.open("wb") as file:  # FAISS ignores some errors of the files that it opens itself
-                    self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(file.write))
-                fsync_path(temporary)
-                path = folder / f"{prefix}-{file_sha256(temporary)[:16]}.faiss"
-            with changing(folder), write_errors(lambda: "or search without --index"), errors_naming(path):
-                # A print may have been deleted during the build. Its embedding must not remain in an index.
-                there = {path.name for path in part_files(folder)}
-                gone = not there.issuperset(self.gallery.part_names) or not temporary.exists()
-                require(not gone, f"{folder}: prints were deleted during the search; search again")
-                temporary.rename(path)
-                fsync_path(folder)
-                for other in folder.glob(INDEXES):
-                    if other != path:
-                        other.unlink(missing_ok=True)
+            with write_errors(lambda: "or search without --index"):
+                with errors_naming(folder):
+                    with temporary.open("wb") as file:  # FAISS ignores some errors of the files that it opens itself
+                        self._faiss.write_index(index, self._faiss.PyCallbackIOWriter(file.write))
+                    fsync_path(temporary)
+                    path = folder / f"{prefix}-{file_sha256(temporary)[:16]}.faiss"
+                with changing(folder), errors_naming(path):
+                    self._publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return int(index.ntotal - before)
+
+    def _publish(self, temporary: Path, path: Path) -> None:
+        """Give a new index its name, and delete all others; the caller must hold the lock of the gallery.
+
+        Raises:
+            UserError: if a print was deleted during the build. Its embedding must not remain in an index.
+        """
+        folder = self.gallery.folder
+        there = {part.name for part in part_files(folder)}
+        gone = not there.issuperset(self.gallery.part_names) or not temporary.exists()
+        require(not gone, f"{folder}: prints were deleted during the search; search again")
+        temporary.rename(path)
+        fsync_path(folder)
+        for other in folder.glob(INDEXES):
+            if other != path:
+                other.unlink(missing_ok=True)
 
     def _prefixes(self) -> list[str]:
         """Return the beginning of the name of the index over the first n gallery files, for each n from 1 on.

@@ -98,6 +98,13 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     write_json(folder / FACTS, {**facts, PARTS: names})
 
 
+def _list_parts(folder: Path) -> None:
+    """List the files of prints in `gallery.json`, after a change; the caller must hold the lock."""
+    facts = read_facts(folder)
+    if facts is not None:
+        write_facts(folder, facts)
+
+
 def _recognises(folder: Path) -> bool:
     """Return whether a folder is a gallery, or contains only what a killed first enrolment has left."""
     if part_files(folder):
@@ -212,8 +219,7 @@ def change_parts(folder: Path, new: Sequence[tuple[int, pa.RecordBatch]], gone: 
             for name, final in drafts.items():
                 (folder / name).rename(folder / final)
             fsync_path(folder)
-            if (facts := read_facts(folder)) is not None:
-                write_facts(folder, facts)
+            _list_parts(folder)
     except OSError as error:  # Arrow does not name the file
         raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(folder)) from error
     finally:
@@ -284,7 +290,6 @@ def _complete(folder: Path) -> None:
         path.unlink(missing_ok=True)
     delete_drafts(folder)
     fsync_path(folder)
-    if (facts := read_facts(folder)) is not None:
-        write_facts(folder, facts)
+    _list_parts(folder)
     (folder / CHANGES).unlink()
     fsync_path(folder)

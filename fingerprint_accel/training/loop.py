@@ -232,8 +232,8 @@ def _save(
         planned: Whether a run without a signal saves a checkpoint at this step too.
     """
     # An undisturbed run takes no mean here, so the resumed run must continue without it, see `saving.save`.
-    lone = planned or run.accelerator.num_processes == 1 or not guard.live
-    statistics = None if lone else guard.of_ranks(run.accelerator)
+    differ = run.accelerator.num_processes > 1 and bool(guard.live)
+    statistics = guard.of_ranks(run.accelerator) if differ and not planned else None
     guard.average(run.accelerator.num_processes)
     progress.skipped, progress.meters = meters.skipped(), meters.state(run.accelerator)
     with write_errors(lambda: resume_advice(run.folder)):

@@ -6,7 +6,6 @@ therefore not use threads: it only forks, waits, and compares files.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import mmap
@@ -17,13 +16,14 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import starting
 
 PATIENCE = 10.0  # seconds in which the children of a killed process end
 TIMED_OUT = 99  # exit code of a child that was killed because it took longer than its time limit
@@ -120,7 +120,7 @@ class Child:
             sys.modules["__main__"] = types.ModuleType("__main__")  # spawned workers would import this program
             self.memory[:8] = struct.pack("q", resident())
             before()
-            code = _ended(action)
+            code = starting.ended(action)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -185,25 +185,6 @@ def _group_of(stat: Path) -> int:
     except OSError:
         return 0
     return 0 if state == "Z" else int(group)
-
-
-def _ended(action: Callable[[], Any]) -> int:
-    """Call a function and end as the interpreter would end; return the exit code."""
-    code = 0
-    try:
-        action()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        code = 1
-        sys.excepthook(*sys.exc_info())
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    return code
 
 
 def _content(descriptor: int) -> str:
