@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import starting
+from tests.starting import ended
 
 PATIENCE = 10.0  # seconds in which the children of a killed process end
 TIMED_OUT = 99  # exit code of a child that was killed because it took longer than its time limit
@@ -120,7 +120,7 @@ class Child:
             sys.modules["__main__"] = types.ModuleType("__main__")  # spawned workers would import this program
             self.memory[:8] = struct.pack("q", resident())
             before()
-            code = starting.ended(action)
+            code = ended(action)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
