@@ -30,6 +30,7 @@ from throughput_table import ceiling_lines, comparison_table, rate, stage_table
 from fingerprint_accel.config import Config
 from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.errors import UserError, one_line_errors
+from fingerprint_accel.training.memory import is_out_of_memory
 from fingerprint_accel.training.setup import Run, make_accelerator, set_up
 
 READING = ("read", "raw", "decode")
@@ -39,7 +40,7 @@ CEILING_SECONDS = 1.0
 def explain(error: Exception, compiled: bool) -> str | None:
     """Return the text of a row for an error, or None if neither size nor compiler is its cause."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+    if is_out_of_memory(error) or isinstance(error, MemoryError) or "can't allocate memory" in text:
         return "out of memory"
     if compiled and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return f"cannot compile: {text.strip().splitlines()[0][:100]}"

@@ -23,6 +23,7 @@ from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shards import Shards
 
+PREFETCH = 3  # number of batches to read ahead, which bridges short delays of the disk
 ANNOUNCED = 4  # number of batches that the kernel prefetches for the reading thread, if data are larger than memory
 
 
@@ -174,7 +175,7 @@ class TrainingLoader:
         processes: number of processes.
         device: device that batches are copied to.
         position: position in the stream to start from, counted in prints over all processes.
-        prefetch: number of batches to read ahead. Three batches bridge short delays of the disk.
+        prefetch: number of batches to read ahead.
         truth: whether batches have pose and contact.
 
     Attributes:
@@ -190,7 +191,7 @@ class TrainingLoader:
     processes: int = 1
     device: torch.device | str = "cpu"
     position: int = 0
-    prefetch: int = 3
+    prefetch: int = PREFETCH
     truth: bool = False
 
     def __post_init__(self) -> None:

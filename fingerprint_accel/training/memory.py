@@ -15,11 +15,27 @@ from contextlib import contextmanager
 import torch
 
 from fingerprint_accel.config import Config
+from fingerprint_accel.data.loader import PREFETCH, Subset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.schedule import schedule_at
 from fingerprint_accel.training.setup import Run
 from fingerprint_accel.training.speed import begin_step
 from fingerprint_accel.training.step import prepared
+
+# Errors other than torch.OutOfMemoryError that are raised if the memory of a GPU is full. With cudnn.benchmark, torch
+# catches the error of each workspace that does not fit, and reports that no engine is left.
+FULL_MEMORY = (
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch, cuBLAS or cuDNN means that the memory of the device is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in FULL_MEMORY)
 
 
 def smaller_batch(config: Config) -> tuple[int, int] | None:
@@ -58,7 +74,8 @@ def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
     if wanted == "no" or (wanted == "auto" and (run.accelerator.device.type == "cpu" or run.accelerator.is_fsdp2)):
         return
     while True:
-        short = torch.tensor(float(not _has_room(run, step, position)), device=run.accelerator.device)
+        reason = _shortage(run, step, position)
+        short = torch.tensor(float(reason is not None), device=run.accelerator.device)
         ranks = round(run.accelerator.reduce(short, "sum").item())
         if ranks == 0:
             return
@@ -66,7 +83,7 @@ def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
         if smaller is None:
             raise UserError(
                 f"out of memory with micro-batches of {before.batch_size} prints, and there is no smaller size; use a "
-                "smaller network, --model.gradient-checkpointing, or a smaller --preprocess.size"
+                f"smaller network, --model.gradient-checkpointing, or a smaller --preprocess.size{reason or ''}"
             )
         training = dataclasses.replace(before, batch_size=smaller[0], gradient_accumulation_steps=smaller[1])
         run.config = dataclasses.replace(run.config, training=training)
@@ -78,8 +95,10 @@ def auto_micro_batch_size(run: Run, step: int, position: int) -> None:
         )
 
 
-def _has_room(run: Run, step: int, position: int) -> bool:
-    """Return whether a micro-batch of the configured size fits into the memory of this rank.
+def _shortage(run: Run, step: int, position: int) -> str | None:
+    """Return None if a micro-batch of the configured size fits into the memory of this rank.
+
+    Otherwise the function returns the message of the error, in parentheses, or "" for torch.OutOfMemoryError.
 
     Args:
         run: The run.
@@ -89,9 +108,11 @@ def _has_room(run: Run, step: int, position: int) -> bool:
     with rehearsal(run):
         try:
             rehearse(run, step, position, run.config.training.batch_size)
-            return True
-        except torch.OutOfMemoryError:
-            return False
+            return None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return "" if isinstance(error, torch.OutOfMemoryError) else f" ({str(error).splitlines()[0]})"
 
 
 @contextmanager
@@ -115,7 +136,8 @@ def rehearsal(run: Run) -> Iterator[None]:
 def rehearse(run: Run, step: int, position: int, size: int) -> None:
     """Run the forward and backward pass of a micro-batch on this rank alone, without an update of the weights.
 
-    Meanwhile, memory for the optimizer state is reserved. Call this function only within `rehearsal`.
+    Meanwhile, memory for the optimizer state, and for the batches that the loader reads ahead, is reserved. Call this
+    function only within `rehearsal`.
 
     Args:
         run: The run.
@@ -124,7 +146,7 @@ def rehearse(run: Run, step: int, position: int, size: int) -> None:
         size: Number of prints in the micro-batch.
 
     Raises:
-        torch.OutOfMemoryError: If the micro-batch does not fit into memory.
+        RuntimeError: If the micro-batch does not fit into memory; see `is_out_of_memory`.
     """
     accelerator, bare = run.accelerator, run.bare
     now = schedule_at(step, run.steps, run.config)
@@ -135,6 +157,8 @@ def rehearse(run: Run, step: int, position: int, size: int) -> None:
     # The optimizer allocates its state at the first update: two values per weight for AdamW, one for SGD.
     states = 0 if run.optimizer.state else {"adamw": 2, "sgd": 1}[run.config.training.optimizer]
     reserved = [torch.empty_like(part) for part in bare.parameters() for _ in range(states)]
+    if accelerator.device.type == "cuda" and isinstance(run.train, Subset):
+        reserved += [torch.empty_like(batch.image) for _ in range(PREFETCH + 1)]
     inputs, loss_config = prepared(run, batch, now), run.config.loss
     # Losses that exchange tensors between ranks would wait for the other ranks for ever.
     waits = accelerator.num_processes > 1 and (loss_config.contrastive_weight > 0 or loss_config.sharded)
@@ -160,7 +184,9 @@ def explained(run: Run, step: int) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         smaller = smaller_batch(run.config)
         remedy = "a smaller network or --model.gradient-checkpointing"
         if smaller is not None:

@@ -23,14 +23,17 @@ def losses(folder):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-def short_of_memory(monkeypatch, prints, after=0):
+NO_ENGINE = "FIND was unable to find an engine to execute this computation"  # of cuDNN, where no workspace fits
+
+
+def short_of_memory(monkeypatch, prints, after=0, error=torch.OutOfMemoryError("injected")):  # noqa: B008
     """No room for more than so many prints, from the forward pass number `after` on."""
     forward, calls = DeepPrint.forward, []
 
     def limited(self, image):
         calls.append(1)
         if self.training and len(image) > prints and len(calls) > after:
-            raise torch.OutOfMemoryError("injected")
+            raise error
         return forward(self, image)
 
     monkeypatch.setattr(DeepPrint, "forward", limited)
@@ -83,9 +86,20 @@ def test_rehearsing_leaves_no_trace(tiny, tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
-def test_no_room_at_all_is_said(tiny, monkeypatch):
-    short_of_memory(monkeypatch, 0)
-    with pytest.raises(UserError, match="out of memory with micro-batches of 1 prints, and there is no smaller size"):
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [(torch.OutOfMemoryError("injected"), "size"), (RuntimeError(NO_ENGINE + "\nmore"), rf"size \({NO_ENGINE}\)")],
+)
+def test_no_room_at_all_is_said(tiny, monkeypatch, error, ending):
+    short_of_memory(monkeypatch, 0, error=error)
+    said = "out of memory with micro-batches of 1 prints, and there is no smaller size; .* a smaller --preprocess."
+    with pytest.raises(UserError, match=f"{said}{ending}$"):
+        run_training(changed(tiny, auto_micro_batch_size="yes"))
+
+
+def test_an_error_of_another_kind_is_not_taken_for_a_shortage(tiny, monkeypatch):
+    short_of_memory(monkeypatch, 0, error=RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         run_training(changed(tiny, auto_micro_batch_size="yes"))
 
 
@@ -94,7 +108,7 @@ def test_memory_that_runs_out_later_ends_with_the_remedy(tiny, tmp_path, monkeyp
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
     run_training(whole)
     with monkeypatch.context() as patch:
-        short_of_memory(patch, 4, after=3)
+        short_of_memory(patch, 4, after=3, error=RuntimeError(NO_ENGINE))
         remedy = "in step 4 with micro-batches of 8 prints; continue with --resume auto --training.batch-size 4 "
         with pytest.raises(UserError, match=remedy + "--training.gradient-accumulation-steps 2"):
             run_training(config)
