@@ -1,6 +1,7 @@
 """Measure embeddings per second of the bundled model and of DeepPrint's network, from files and from a dataset.
 
 python benchmarks/extraction.py --out extraction.json
+python benchmarks/extraction.py --device cuda --batch-size 64
 
 Without --data the benchmark renders its own prints. The files are the same prints as PNGs of 500 ppi. Each is decoded,
 segmented and placed on a canvas, as in an import. DeepPrint's network (Tex on Inception v4, 299 x 299 pixels) has
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from ceilings import flops_of, matmul_tflops
 from machine import machine, usable_cores, versions
 from PIL import Image
 from results_file import check_results, write_results
-from timing import spread
+from timing import spread, synchronize
 from tqdm import tqdm
 
 from fingerprint_accel import FingerprintExtractor
@@ -74,6 +76,7 @@ class Combination:
     def run(self) -> float:
         """Embed `count` prints and return prints per second."""
         self.extractor.bf16 = self.bf16
+        synchronize(self.extractor.device)
         done, started = 0, time.perf_counter()
         if isinstance(self.prints, Shards):
             for images in self.extractor.batches(self.prints, batch_size=self.batch_size):
@@ -84,12 +87,13 @@ class Combination:
         else:
             self.extractor.extract(self.prints[: self.count], FILE_PPI, batch_size=self.batch_size, progress=False)
             done = self.count
+        synchronize(self.extractor.device)
         return done / (time.perf_counter() - started)
 
     def most(self, tflops: dict[bool, float]) -> float:
         """Return the prints per second of a machine with the given TFLOP/s, by whether they are bf16."""
         canvas = self.extractor.canvas
-        images = torch.zeros(self.batch_size, canvas, canvas, dtype=torch.uint8)
+        images = torch.zeros(self.batch_size, canvas, canvas, dtype=torch.uint8, device=self.extractor.device)
         self.extractor.bf16 = self.bf16
         return tflops[self.bf16] * 1e12 * self.batch_size / flops_of(lambda: self.extractor(images))
 
@@ -100,42 +104,53 @@ class Combination:
         self.count = self.batch_size * max(1, min(most, round(seconds * self.run() / self.batch_size)))
 
 
-def combinations(shards: Shards, files: list[Path], batch_size: int) -> dict[tuple[str, str, str], Combination]:
+def combinations(
+    shards: Shards, files: list[Path], batch_size: int, device: str
+) -> dict[tuple[str, str, str], Combination]:
     """Return all combinations by model, precision and source."""
     found = {}
-    small = FingerprintExtractor.from_pretrained("small")
+    small = FingerprintExtractor.from_pretrained("small").to(device)
     small.check_dataset(shards)
     sources: dict[str, Prints] = {"files": files, "dataset": shards}
-    for name, extractor in (("small", small), ("DeepPrint_Tex", deepprint_tex(shards))):
+    for name, extractor in (("small", small), ("DeepPrint_Tex", deepprint_tex(shards).to(device))):
         for precision in ("float32", "bf16"):
             for source, prints in sources.items():
                 found[name, precision, source] = Combination(extractor, precision == "bf16", prints, batch_size)
     return found
 
 
-def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Path | None = None) -> None:
+def main(
+    data: Path | None = None,
+    rounds: int = 5,
+    seconds: float = 4,
+    batch_size: int = 16,
+    device: Literal["cpu", "cuda"] = "cpu",
+    out: Path | None = None,
+) -> None:
     """Print a table and write JSON.
 
     Args:
         data: Dataset folder that fits the bundled model.
         rounds: Rounds, each of which runs every combination once.
         seconds: Approximate duration of one combination in a round.
+        batch_size: Prints in a batch.
+        device: Device of the networks. Files are read by the CPU.
         out: JSON file to write.
     """
     check_results(out)
     if rounds < 1 or seconds <= 0:
         raise UserError("--rounds must be at least 1, --seconds above 0")
-    batch_size, cores = 16, usable_cores()
+    cores, place = usable_cores(), torch.device(device)
     shards = open_dataset(data or Path(default_dataset(Accelerator(cpu=True))))
     if len(shards) < batch_size:
         raise UserError(f"{shards.folder}: {len(shards)} prints; give at least {batch_size}")
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(shards, Path(folder), min(384, len(shards)))
-        found = combinations(shards, files, batch_size)
+        found = combinations(shards, files, batch_size, device)
         for each in tqdm(found.values(), desc="warming up", leave=False):
             each.prepare(seconds)
-        tflops = {False: matmul_tflops(torch.device("cpu"), "fp32", 4)}
-        tflops[True] = max(tflops[False], matmul_tflops(torch.device("cpu"), "bf16", 4))
+        tflops = {False: matmul_tflops(place, "fp32", seconds)}
+        tflops[True] = max(tflops[False], matmul_tflops(place, "bf16", seconds))
         for _ in tqdm(range(rounds), desc="measuring", unit="round", leave=False):
             for each in found.values():
                 each.rates.append(each.run())
@@ -160,7 +175,7 @@ def main(data: Path | None = None, rounds: int = 5, seconds: float = 4, out: Pat
             "data": str(shards.folder),
             "command": sys.argv,
         }
-        setting = {"machine": machine(torch.device("cpu")), "versions": versions(), "threads": torch.get_num_threads()}
+        setting = {"machine": machine(place), "versions": versions(), "threads": torch.get_num_threads()}
         write_results(out, {"results": results, **facts, **setting})
 
 

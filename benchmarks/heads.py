@@ -124,7 +124,8 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """Measure a case in the present process."""
     rank, processes = rank_and_world_size()
     torch.manual_seed(0)
-    module = HeadLoss(case).to(device)
+    with device:  # ten million class vectors take half a minute to draw on a CPU
+        module = HeadLoss(case)
     head, sent = module.head, Sent()
     wrapped: nn.Module = module
     sliced = head if isinstance(head, ShardedHead) else None

@@ -97,6 +97,9 @@ def compile_parts(module: TrainingModule, training: TrainingConfig, device: torc
         region.compile(**how, dynamic=False)
     if device.type == "cuda":
         talk_outside_compiled_code()
+        for head in module.loss.sharded_heads.values():
+            # Its backward pass is written by hand and changes tensors in place. Dynamo would split it into nine graphs.
+            setattr(head, "forward", torch.compiler.disable(head.forward))  # noqa: B010  (mypy refuses to assign it)
         module.loss.compile(mode=mode, dynamic=False)
     return note
 
