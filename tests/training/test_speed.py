@@ -262,6 +262,26 @@ def test_a_scheduled_margin_does_not_compile_the_losses_anew(scheduled):
     assert counter.frame_count == 1
 
 
+def test_sharded_heads_are_left_out_of_what_is_compiled(scheduled, asked):
+    """Else each would fall into six more graphs, at what dynamo does not trace."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    losses = {}
+    for compiled in (False, True):
+        run = set_up(dataclasses.replace(scheduled, loss=dataclasses.replace(scheduled.loss, sharded=True)))
+        run.module.train()
+        counter = CompileCounterWithBackend("aot_eager")
+        if compiled:
+            compile_parts(run.bare, dataclasses.replace(scheduled.training, compile="default"), torch.device("cuda"))
+            run.bare.loss.forward = torch.compile(run.bare.loss.forward, backend=counter, dynamic=False)
+        meters = Meters(run.accelerator.device)
+        with run.train.loader(run.order, 4, device=run.accelerator.device) as loader:
+            optimizer_step(run, iter(loader), schedule_at(0, 6, scheduled), meters, Progress())
+        losses[compiled] = float(meters.sums["loss"])
+    assert losses[True] == pytest.approx(losses[False], rel=1e-6)
+    assert 1 <= counter.frame_count <= 2 * len(run.bare.loss.heads) + 1
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.35, 0.8])
 @pytest.mark.parametrize("add", [arcface, cosface])
 def test_a_margin_may_be_a_tensor(add, margin):
