@@ -30,7 +30,7 @@ Dataset = Annotated[Positional[Path], arg("DATASET", "Dataset folder.")]
 MODELS = "Bundled model (small, base), run folder, checkpoint folder, or exported model folder."
 Model = Annotated[str, arg("MODEL", MODELS)]
 ModelPlace = Annotated[Positional[Path], arg("MODEL", MODELS)]
-Gallery = Annotated[Positional[Path], arg("GALLERY")]
+Gallery = Annotated[Positional[str], arg("GALLERY", "Gallery folder, or postgresql://USER@HOST/DATABASE.")]
 Ppi = Annotated[
     int, arg("PPI", "Resolution of images in pixels per inch, unless a record, csv or file name states one.")
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from fingerprint_accel.cli.arguments import (
@@ -15,19 +16,17 @@ from fingerprint_accel.cli.arguments import (
     Key,
     Mirror,
     Model,
-    Paths,
     Ppi,
     Protect,
     arg,
 )
 from fingerprint_accel.errors import require
-from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.text import aligned
 
 
 def enroll(
     gallery: Gallery,
-    prints: Annotated[Paths, arg("PRINTS ...")],
+    prints: Annotated[Positional[tuple[Path, ...]], arg("PRINTS ...", default="none")] = (),
     model: Model = "small",
     ppi: Ppi = 500,
     batch_size: BatchSize = 64,
@@ -40,6 +39,7 @@ def enroll(
     inverted: Inverted = "auto",
     mirror: Mirror = False,
     protect: Protect = None,
+    embeddings: Annotated[Path | None, arg("EMBEDDINGS", default="none"), tyro.conf.arg(name="from")] = None,
 ) -> None:
     """Add prints to a gallery, which is created if it is missing.
 
@@ -47,43 +47,59 @@ def enroll(
     --layout csv`, and datasets. Prints are named after their files (a.png, card.an2#3-07). Prints of a dataset are
     named FINGER/IMPRESSION. A gallery can only be used with the model that filled it.
 
+    GALLERY is a folder, or a PostgreSQL database with pgvector for galleries that outgrow one machine
+    (pip install 'fingerprint-accel[engine]').
+
     One call adds all of its prints or none. It stops at a print that cannot be read, unless --skip-bad is given. A
     print that is already enrolled is not added again. A different image with the same name is an error, unless
     --replace is given.
 
+    --from enrols a folder of embeddings that `extract` has written, in batches. A killed command continues when you
+    run it again.
+
     Examples:
       fingerprint-accel enroll known scans cards/anna.an2 --skip-bad
+      fingerprint-accel enroll postgresql://biometrics@db/prints --from embeddings/db1
       fingerprint-accel enroll known scans/anna-left-thumb --person anna --fuse
       fingerprint-accel enroll known scans \\
           --names "(?P<subject>[a-z]+)-(?P<position>[a-z_]+)-(?P<impression>[0-9]+)"
 
     Args:
-        gallery: Gallery folder to create or extend.
         prints: Files, folders, csv files and datasets.
+        embeddings: Folder of embeddings, written by `extract`, to enrol instead of PRINTS.
         fuse: Fuse the prints of each finger into one template, which is named after the finger.
-        names: Regular expression that reads person and finger from file names, as for `import`.
+        names: Regular expression that reads person and finger from file names, as for `import`; with --from, from
+            finger keys if the embeddings are those of a dataset.
         person: Person to whom all of these prints belong.
         skip_bad: Skip prints that cannot be enrolled, and list each with its reason.
         replace: Replace enrolled prints that have the same name.
     """
     from fingerprint_accel.data.print_file import Reading
+    from fingerprint_accel.extraction.bulk_enrolment import enroll_embeddings
     from fingerprint_accel.extraction.enrolment import Wanted, enroll_prints
     from fingerprint_accel.extraction.extractor import open_extractor
-    from fingerprint_accel.extraction.gallery_files import KIND, read_facts
-    from fingerprint_accel.extraction.gallery_parts import part_files
+    from fingerprint_accel.extraction.galleries import check_fits, check_gallery, name_of
     from fingerprint_accel.extraction.protection import read_key
-    from fingerprint_accel.extraction.search import open_gallery
 
+    wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
+    if embeddings is not None:
+        read = [
+            word
+            for word, given in (("--fuse", fuse), ("--key", key), ("--protect", protect), ("PRINTS", prints))
+            if given
+        ]
+        require(not read, f"--from enrols embeddings as they are: leave out {read[0] if read else ''}")
+        check_gallery(gallery, [embeddings])
+        print(f"{name_of(gallery)}: {enroll_embeddings(gallery, embeddings, wanted).told(fuse)}")
+        return
     require(bool(prints), "no PRINTS given: name one or more files, folders or datasets")
     require(ppi > 0, f"--ppi {ppi}: must be above 0")
-    check_folder(gallery, KIND, inputs=prints)
+    check_gallery(gallery, prints)
     protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
     extractor.reading, extractor.protection = Reading(ppi, inverted, mirror), protection
-    if read_facts(gallery) is not None and part_files(gallery):
-        open_gallery(gallery, extractor)  # fails early if another model has filled the gallery
-    wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
-    print(f"{gallery}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
+    check_fits(gallery, extractor.identity)  # fails early if another model has filled the gallery
+    print(f"{name_of(gallery)}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
 
 
 def search(
@@ -96,6 +112,7 @@ def search(
     inverted: Inverted = "auto",
     mirror: Mirror = False,
     position: Annotated[str, arg("POSITION", default="all fingers")] = "",
+    person: Annotated[str, arg("PERSON", default="all persons")] = "",
     protect: Protect = None,
 ) -> None:
     """Find the prints of a gallery that are most similar to an image.
@@ -108,11 +125,12 @@ def search(
       fingerprint-accel search known unknown.png --position left_index
 
     Args:
-        gallery: Gallery folder, made by `enroll`.
         probe: Image of a fingerprint.
         top: Number of prints to show.
-        index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]').
+        index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]' for
+            a folder).
         position: Compare only with prints of this finger (for example 7 or left_index) and prints of unknown fingers.
+        person: Compare only with prints of this person.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
@@ -123,7 +141,7 @@ def search(
     protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
     extractor.reading, extractor.protection = Reading(ppi, inverted, mirror), protection
-    rows, known, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index, code)
+    rows, known, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index, code, person)
     titles = columns(extractor)
     more, texts = details(known)
     words_of = [["name", *more], *([row[-1], *told_of] for row, told_of in zip(rows, texts, strict=True))]
@@ -139,22 +157,21 @@ def remove(
 ) -> None:
     """Delete a person or single prints from a gallery.
 
-    The files of the gallery are rewritten without these prints, and its index is deleted. Names and templates of
-    the deleted prints are then no longer in the folder. If the command is killed, run it again. Copies and backups of
-    the folder are not changed.
+    The files of the gallery are rewritten without these prints, and the index of a folder is deleted. Names and
+    templates of the deleted prints are then no longer in the folder, or in the tables of the database. If the command
+    is killed, run it again. Copies, backups and the write-ahead log of a database are not changed.
 
     Examples:
       fingerprint-accel remove known --person anna
       fingerprint-accel remove known --name scans/anna-1.png card.an2#3-07
 
     Args:
-        gallery: Gallery folder, made by `enroll`.
         person: Person to delete, as shown by `search`.
         name: Names of the prints to delete, as shown by `search`.
     """
-    from fingerprint_accel.extraction.gallery import Gallery
+    from fingerprint_accel.extraction.galleries import name_of, open_enrolled
 
     require(bool(person) != bool(name), "give either --person or --name to choose the prints to delete")
-    known = Gallery(gallery)
+    known = open_enrolled(gallery)
     count = known.remove(person, name)
-    print(f"{gallery}: {count:,} prints deleted, {len(known):,} left")
+    print(f"{name_of(gallery)}: {count:,} prints deleted, {len(known):,} left")

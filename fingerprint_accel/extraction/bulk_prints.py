@@ -63,7 +63,8 @@ class ImageFolder:
     Attributes:
         finger: (N,) int32, -1 for all prints, because their fingers are unknown.
         impression: (N,) int64, -1 for all prints.
-        table: table of N rows with the column `source`, the path of each print.
+        table: table of N rows with the columns `source`, the path of each print, and `person` and `position`, which
+            records state; empty and 0 if unknown.
         digest: hash that changes if a file changes.
     """
 
@@ -74,7 +75,8 @@ class ImageFolder:
         self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
         listing = list_prints(folder)
         self._prints = listing.table
-        self.table = pa.table({"source": [name_of(listing.table, row) for row in range(len(listing.table))]})
+        names = [name_of(listing.table, row) for row in range(len(listing.table))]
+        self.table = listing.table.select(["person", "position"]).add_column(0, "source", pa.array(names, pa.string()))
         self.finger = np.full(len(self.table), -1, np.int32)
         self.impression = np.full(len(self.table), -1, np.int64)
         self.digest = state_of_files(folder / name.as_py() for name in self._prints["path"])

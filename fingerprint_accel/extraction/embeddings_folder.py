@@ -3,7 +3,8 @@
 A template is an embedding in its storage format. The folder contains:
 
 - `embeddings-*.safetensors`: templates, quality, finger and impression, one row per print in the order of the dataset.
-- `prints.parquet`: source of each print, which is the path or description of the original image.
+- `prints.parquet`: source of each print, which is the path or description of the original image; for a dataset the
+  name of its finger, for an image folder person and finger position.
 - `failed.jsonl`: prints that could not be embedded, with reasons.
 - `config.json`: model, template format, options and checksums.
 
@@ -13,6 +14,7 @@ All files are checked when the folder is opened. Their checksums are compared to
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +88,56 @@ class Embeddings:
         return np.where(self.failed[:, None], np.float32(0), found)
 
 
-def open_embeddings(folder: Path | str) -> Embeddings:
-    """Open a folder of embeddings that `fingerprint-accel extract` wrote, and check its files.
+@dataclass(frozen=True)
+class EmbeddingsFolder:
+    """A folder of embeddings whose description is checked, to read its N prints file by file.
+
+    Attributes:
+        folder: the folder.
+        config: contents of `config.json`.
+        format: storage format of the templates.
+        names: names of the files of templates, in order.
+        failed: (N,) bool, true for prints that could not be embedded.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    format: TemplateFormat
+    names: list[str]
+    failed: np.ndarray
+
+    @property
+    def identity(self) -> str:
+        """Identity of the model, and of the key that protects the templates; see `FingerprintExtractor.identity`."""
+        return Fields(self.config, self.folder / CONFIG, REMEDY).part("model").text("identity")
+
+    def shards(self) -> Iterator[Embeddings]:
+        """Read the files of templates one after the other, and check them.
+
+        Raises:
+            UserError: if a file is damaged, or the files do not have one row for each print.
+        """
+        start = 0
+        for name in self.names:
+            shard = _read_shard(self.folder / name, self.format)
+            stop = start + len(shard["quality"])
+            failed = self.failed[start:stop]
+            require(len(failed) == stop - start, f"{self.folder}: has more rows than {CONFIG} states; {REMEDY}")
+            require(
+                not shard["embeddings"][failed].any(),
+                f"{self.folder / FAILED}: lists a row that has an embedding; {REMEDY}",
+            )
+            known = {name: shard[name] for name in ("finger", "impression", "quality")}
+            yield Embeddings(
+                self.folder, shard["embeddings"], **known, failed=failed, format=self.format, config=self.config
+            )
+            start = stop
+        prints = len(self.failed)
+        require(start == prints, f"{self.folder}: has {start} rows, but {CONFIG} states {prints}; {REMEDY}")
+
+
+def open_folder(folder: Path | str) -> EmbeddingsFolder:
+    """Open a folder of embeddings, and check everything but the values of its templates.
 
     Raises:
         UserError: if the folder is missing, or one of its files is damaged.
@@ -101,18 +151,26 @@ def open_embeddings(folder: Path | str) -> Embeddings:
     template = _template(fields.part("template"), folder / CONFIG)
     names = _shard_names(fields.digests("sha256"), folder / CONFIG)
     _compare(folder, {**fields.digests("sha256"), **fields.digests(OTHER_FILES)})
-    shards = [_read_shard(folder / name, template) for name in names]
-    templates, finger, impression, quality = (
-        np.concatenate([shard[name] for shard in shards]) for name in ("embeddings", "finger", "impression", "quality")
-    )
-    prints = fields.integer("prints", 0, MOST_PRINTS, len(quality))
-    require(prints == len(quality), f"{folder}: has {len(quality)} rows, but {CONFIG} states {prints}; {REMEDY}")
+    prints = fields.integer("prints", 0, MOST_PRINTS, _rows(folder / PRINTS))
     failed = _failed(folder / FAILED, prints)
     count = fields.integer("failed", 0, prints, int(failed.sum()))
     require(count == failed.sum(), f"{folder / FAILED}: lists {failed.sum()} rows, not {count}; {REMEDY}")
-    _check_prints(folder / PRINTS, prints)
-    require(not templates[failed].any(), f"{folder / FAILED}: lists a row that has an embedding; {REMEDY}")
-    return Embeddings(folder, templates, finger, impression, quality, failed, template, config)
+    rows = _rows(folder / PRINTS)
+    require(rows == prints, f"{folder / PRINTS}: has {rows} rows, not {prints}; {REMEDY}")
+    return EmbeddingsFolder(folder, config, template, names, failed)
+
+
+def open_embeddings(folder: Path | str) -> Embeddings:
+    """Open a folder of embeddings that `fingerprint-accel extract` wrote, read it completely, and check its files.
+
+    Raises:
+        UserError: if the folder is missing, or one of its files is damaged.
+    """
+    opened = open_folder(folder)
+    shards = list(opened.shards())
+    names = ("templates", "finger", "impression", "quality")
+    columns = {name: np.concatenate([getattr(shard, name) for shard in shards]) for name in names}
+    return Embeddings(opened.folder, **columns, failed=opened.failed, format=opened.format, config=opened.config)
 
 
 def _template(fields: Fields, where: Path) -> TemplateFormat:
@@ -209,14 +267,17 @@ def _failed(path: Path, prints: int) -> np.ndarray:
     return failed
 
 
-def _check_prints(path: Path, prints: int) -> None:
-    """Raise a UserError unless the list of sources has one row for each print."""
+def _rows(path: Path) -> int:
+    """Return the number of rows of the list of sources.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
     try:
         open_regular(path).close()
-        rows = pq.read_metadata(path).num_rows
+        return int(pq.read_metadata(path).num_rows)
     except (OSError, *DAMAGED, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged ({reason_of(error)}); {REMEDY}") from error
-    require(rows == prints, f"{path}: has {rows} rows, not {prints}; {REMEDY}")
 
 
 class ExtractionSummary:

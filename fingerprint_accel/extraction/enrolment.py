@@ -1,6 +1,6 @@
 """Enrolment: embed the prints of image files, folders, csv files and datasets, and add them to a gallery.
 
-A gallery is a folder with the embeddings and names of enrolled prints; see `gallery`.
+A gallery is a folder or a database with the embeddings and names of enrolled prints; see `galleries`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fingerprint_accel.data.shards import Shards, open_dataset
 from fingerprint_accel.data.walking import is_nothing_to_read
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
-from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.galleries import open_or_create
 from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.similarity import fused
 from fingerprint_accel.text import printable
@@ -153,7 +153,8 @@ class _Found:
             finger = row["finger_key"] if is_named else folder
             file = ImageFile(path, row["ppi"], record=row["record"], cut=row["cut"], slap=row["slap"], name=name)
             person = self.wanted.person or row["person"]
-            self.prints.append(_Print(Known(name, person, row["position"], name), finger, file))
+            known = Known(name, person, row["position"], name, row["impression"])
+            self.prints.append(_Print(known, finger, file))
 
     def add_dataset(self, folder: Path, extractor: FingerprintExtractor) -> None:
         """Add all prints of a dataset folder; the name of a print is FINGER/IMPRESSION.
@@ -165,17 +166,18 @@ class _Found:
         extractor.check_dataset(shards)
         keys, sources = (shards.table[column].to_pylist() for column in ("finger_key", "source"))
         for row, (key, source) in enumerate(zip(keys, sources, strict=True)):
-            known = Known(f"{key}/{shards.impressions[row]}", self.wanted.person, 0, source)
+            impression = int(shards.impressions[row])
+            known = Known(f"{key}/{impression}", self.wanted.person, 0, source, impression)
             self.prints.append(_Print(known, key, None, shards, row))
 
 
 def enroll_prints(
-    gallery: Path, paths: Sequence[Path], extractor: FingerprintExtractor, ppi: int, wanted: Wanted
+    gallery: Path | str, paths: Sequence[Path], extractor: FingerprintExtractor, ppi: int, wanted: Wanted
 ) -> Enrolled:
     """Embed prints and add them to a gallery, which is created if necessary.
 
     Args:
-        gallery: gallery folder.
+        gallery: gallery folder, or URL of a PostgreSQL database.
         paths: image files, ANSI/NIST files, folders of such files, csv files of `import --layout csv`, or dataset
             folders.
         extractor: model that embeds the prints.
@@ -187,11 +189,11 @@ def enroll_prints(
             cases the gallery is not changed.
     """
     found = _listed(paths, extractor, wanted)
-    embeddings, prints = _embedded(found, extractor, ppi)
-    known = [each.known for each in prints]
+    embeddings, quality, prints = _embedded(found, extractor, ppi)
+    known = [each.known._replace(quality=value) for each, value in zip(prints, quality, strict=True)]
     if wanted.fuse:
         embeddings, known = _fused(embeddings, prints, extractor.cells)
-    opened = Gallery.open_or_create(gallery, embeddings.shape[1], extractor.identity, extractor.cells)
+    opened = open_or_create(gallery, embeddings.shape[1], extractor.identity, extractor.cells)
     before = len(opened)
     new = opened.append(embeddings, known, wanted.replace)
     replaced = before + new - len(opened)
@@ -244,7 +246,7 @@ def _runs_of_files(paths: Sequence[Path]) -> Iterator[Path | list[Path]]:
 
 
 @torch.inference_mode()
-def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple[np.ndarray, list[_Print]]:
+def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple[np.ndarray, list[float], list[_Print]]:
     """Embed the collected prints, except those that cannot be enrolled.
 
     Args:
@@ -253,12 +255,13 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
         ppi: resolution of images that do not state theirs, pixels per inch.
 
     Returns:
-        Embeddings (n, D) float32 of unit length, and the n prints that were embedded.
+        Embeddings (n, D) float32 of unit length, quality of each print, 0 to 1, and the n prints that were embedded.
 
     Raises:
         UserError: if none of the prints can be enrolled, or if one cannot and `skip_bad` is not set.
     """
-    batches, kept, canvases = [], list[_Print](), list[np.ndarray]()
+    batches, quality, kept, canvases = [], list[float](), list[_Print](), list[np.ndarray]()
+    protection = extractor.protection
     for each in tqdm(found.prints, desc="extracting", unit="print"):
         try:
             canvases.append(_canvas(each, extractor, ppi))
@@ -267,11 +270,14 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
             found.refuse(str(error))
         if canvases and (len(canvases) == found.wanted.batch_size or each is found.prints[-1]):
             images = torch.from_numpy(np.stack(canvases)).to(extractor.device)
-            batches.append(extractor(images).cpu().numpy())
+            embeddings, values = extractor.with_quality(images)
+            vectors = embeddings.cpu().numpy()
+            batches.append(protection.apply(vectors, extractor.cells) if protection else vectors)
+            quality += [round(value, 3) for value in values.tolist()]
             canvases = []
     if not batches:
         raise UserError("none of the prints could be enrolled; see the reasons above")
-    return np.concatenate(batches), kept
+    return np.concatenate(batches), quality, kept
 
 
 def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarray:

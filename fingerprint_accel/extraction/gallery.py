@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fingerprint_accel.data.layouts import position_name
 from fingerprint_accel.durable import json_text, make_folder
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.gallery_files import (
@@ -36,6 +35,7 @@ from fingerprint_accel.extraction.gallery_parts import (
     check_vectors,
     known_in,
     new_part,
+    nothing_selected,
     part_files,
     part_number,
     positions_in,
@@ -246,24 +246,34 @@ class Gallery:
         """Return the name of each print in `rows` (n,)."""
         return [known.name for known in self.known(rows)]
 
-    def of_position(self, position: int) -> np.ndarray:
-        """Select the prints that may show a given finger position, to restrict a `search` to them.
+    def selected(self, position: int = 0, person: str = "") -> np.ndarray | None:
+        """Select the prints that a `search` is restricted to.
 
         Args:
-            position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger.
+            position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger. Prints of this
+                position and prints of unknown position are selected. 0 for all positions.
+            person: person to whom the prints belong; empty for all prints.
 
         Returns:
-            (N,) bool, true for prints of this position and for prints of unknown position; the argument `among` of
-            `search`.
+            (N,) bool, true for the selected prints; the argument `among` of `search`. None for all prints.
 
         Raises:
-            UserError: if the gallery has no print of this position and none of unknown position.
+            UserError: if the gallery has no such print.
         """
-        known = np.concatenate([np.empty(0, np.int16), *(positions_in(part) for part in self._parts)])
-        among = (known == position) | (known == 0)
-        finger = f"finger position {position} ({position_name(position)})"
-        require(bool(among.any()), f"{self.folder}: no print of {finger} is enrolled, and none of unknown position")
+        if not (position or person):
+            return None
+        among = np.ones(len(self), bool)
+        if position:
+            known = np.concatenate([np.empty(0, np.int16), *(positions_in(part) for part in self._parts)])
+            among &= (known == position) | (known == 0)
+        if person:
+            among &= np.concatenate([np.empty(0, bool), *having(self._parts, "person", [person])[0]])
+        require(bool(among.any()), f"{self.folder}: {nothing_selected(position, person)}")
         return among
+
+    def count(self, among: np.ndarray | None) -> int:
+        """Return the number of prints that a search compares; see `selected`."""
+        return len(self) if among is None else int(among.sum())
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Read the embeddings of the prints in `rows` (n,) from the files; return (n, D) float32."""

@@ -32,7 +32,7 @@ def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
     for row, each in enumerate(known):
         before = first.setdefault(each.name, row)
         if before != row:
-            same = _is_same(embeddings[before], embeddings[row])
+            same = is_same(embeddings[before], embeddings[row])
             require(same, f"{each.name}: two different prints have this name; rename one of them")
             new[row] = False
     return new
@@ -66,8 +66,8 @@ def conflicts(
         for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
             place = row_of[name]
             met.append((number, row, place))
-            is_same = _is_same(vectors[row], embeddings[place])
-            if is_same and not (replace and known_in(part, row) != known[place]):
+            same = is_same(vectors[row], embeddings[place])
+            if same and not (replace and known_in(part, row) != known[place]):
                 new[place] = False
     masks = [np.zeros(len(part), bool) for part in parts]
     for number, row, place in met:
@@ -101,6 +101,6 @@ def having(parts: Sequence[pa.RecordBatch], column: str, values: Iterable[str]) 
     return masks, sorted(wanted - found)
 
 
-def _is_same(first: np.ndarray, second: np.ndarray) -> bool:
+def is_same(first: np.ndarray, second: np.ndarray) -> bool:
     """Return whether two embeddings (D,) are of the same image. Embeddings of prints that show no cell are zero."""
     return bool(first @ second >= SAME) or not (first.any() or second.any())

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fingerprint_accel.data.layouts import position_name
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.similarity import are_normalised
@@ -39,15 +40,22 @@ class Known(NamedTuple):
         person: person to whom the print belongs; empty if unknown.
         position: finger position code of ANSI/NIST-ITL, for example 7 for the left index finger; 0 if unknown.
         source: path or description of the original print; empty if unknown.
+        impression: number of the impression of the finger; -1 if unknown.
+        quality: quality of the print, 0 to 1, see `print_quality`; -1 if unknown.
     """
 
     name: str
     person: str = ""
     position: int = 0
     source: str = ""
+    impression: int = -1
+    quality: float = -1.0
 
 
-TYPES = {"name": pa.string(), "person": pa.string(), "position": pa.int16(), "source": pa.string()}
+TYPES = {
+    **{"name": pa.string(), "person": pa.string(), "position": pa.int16(), "source": pa.string()},
+    **{"impression": pa.int64(), "quality": pa.float64()},
+}
 
 
 def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
@@ -61,12 +69,12 @@ def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
 
 
-def checked_facts(values: dict[str, Any], where: Path, remedy: str) -> dict[str, Any]:
+def checked_facts(values: dict[str, Any], where: Path | str, remedy: str) -> dict[str, Any]:
     """Check the types and ranges of the description of a gallery, and return it in the form of `as_facts`.
 
     Args:
         values: description, read from `gallery.json` or from the metadata of a file of prints.
-        where: file that contains the description, for error messages.
+        where: file or table that contains the description, for error messages.
         remedy: what the user can do if the description is wrong, for error messages.
 
     Raises:
@@ -81,6 +89,13 @@ def checked_facts(values: dict[str, Any], where: Path, remedy: str) -> dict[str,
     )
     require(not cells or dims % cells == 0, f"{where}: {dims} dims cannot be divided by {cells} cells; {remedy}")
     return as_facts(dims, model, cells)
+
+
+def nothing_selected(position: int, person: str) -> str:
+    """Return an error message for a gallery without a print of this finger position (0 for any) and person."""
+    finger = f"finger position {position} ({position_name(position)})" if position else ""
+    which = " and ".join(words for words in (f"person {person}" if person else "", finger) if words)
+    return f"no print of {which} is enrolled{', and none of unknown position' if position else ''}"
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -190,6 +205,12 @@ def _wrong_record(batch: pa.RecordBatch) -> str:
         found = pc.min_max(batch["position"])
         if not 0 <= found["min"].as_py() <= found["max"].as_py() <= LAST_POSITION:
             return f"a finger position is not from 0 to {LAST_POSITION}"
+    if len(batch) and "impression" in batch.schema.names and pc.min(batch["impression"]).as_py() < -1:
+        return "an impression number is negative"
+    if len(batch) and "quality" in batch.schema.names:
+        quality = np.from_dlpack(batch["quality"])
+        if not ((quality == -1) | ((quality >= 0) & (quality <= 1))).all():
+            return "a quality is not from 0 to 1"
     return ""
 
 

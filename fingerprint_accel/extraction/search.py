@@ -13,21 +13,24 @@ from typing import Any
 from fingerprint_accel.data.image_record import SINGLE_FINGERS
 from fingerprint_accel.data.layouts import LayoutError, finger_position, position_name
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.calibration import Basis, decision_basis
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, Image
-from fingerprint_accel.extraction.gallery import Gallery
+from fingerprint_accel.extraction.galleries import EnrolledPrints, open_enrolled, open_index
 from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.text import printable
 
 
-def open_gallery(folder: Path, extractor: FingerprintExtractor) -> Gallery:
+def open_gallery(place: Path | str, extractor: FingerprintExtractor) -> EnrolledPrints:
     """Open a gallery, and check that its embeddings were computed by this model.
 
+    Args:
+        place: gallery folder, or URL of a PostgreSQL database.
+        extractor: the model.
+
     Raises:
-        UserError: if the folder is not a gallery, or was filled by another model.
+        UserError: if there is no gallery at this place, or it was filled by another model.
     """
-    gallery = Gallery(folder)
+    gallery = open_enrolled(place)
     gallery.check_model(extractor.identity)
     return gallery
 
@@ -69,12 +72,13 @@ def position_code(text: str) -> int:
 
 def find(
     extractor: FingerprintExtractor,
-    gallery: Gallery,
+    gallery: EnrolledPrints,
     probe: Image,
     ppi: int,
     top: int,
     indexed: bool = False,
     position: int = 0,
+    person: str = "",
 ) -> tuple[list[list[Any]], list[Known], list[str]]:
     """Search a gallery for the references that are most similar to an image.
 
@@ -87,9 +91,10 @@ def find(
         probe: image file, PIL image, or uint8 array (H, W) or (H, W, 3), ridges dark.
         ppi: resolution of the probe, pixels per inch.
         top: number of references to return.
-        indexed: compare only candidates from a FAISS index; see `ApproximateSearch`.
+        indexed: compare only candidates from an index; see `galleries.open_index`.
         position: finger position code; only references of this position and of unknown position are compared. 0 for
             all.
+        person: compare only references of this person; empty for all.
 
     Returns:
         Three lists. The first has one row per reference, best first, with the columns that `columns` returns. "match at
@@ -98,13 +103,13 @@ def find(
 
     Raises:
         UserError: if the image shows no print or too small a part of one, if the gallery has no print to compare with,
-            if `top` is below 1, or if `indexed` is set and FAISS is not installed.
+            if `top` is below 1, or if `indexed` is set and the index cannot be built.
     """
     require(top >= 1, f"--top {top}: must be at least 1")
-    among = gallery.of_position(position) if position and len(gallery) else None
+    among = gallery.selected(position, person) if len(gallery) else None
     embedding = extractor.embed_to_compare([probe], ppi, extractor.search_poses)
     started = time.perf_counter()
-    index = ApproximateSearch(gallery) if indexed else None
+    index = open_index(gallery) if indexed else None
     if index and index.added:
         seconds = time.perf_counter() - started
         print(f"{index.added:,} prints added to the index in {seconds:.1f} s", file=sys.stderr)
@@ -121,7 +126,11 @@ def find(
     how = "searched with an index:" if index else "compared with"
     count = f"{len(gallery):,} prints"
     if among is not None:
-        count = f"{int(among.sum()):,} of {count} (position {_words(position)} or unknown)"
+        words = [
+            f"person {printable(person)}" if person else "",
+            f"position {_words(position)} or unknown" if position else "",
+        ]
+        count = f"{gallery.count(among):,} of {count} ({', '.join(filter(None, words))})"
     rates = "; each FMR is that of a single comparison" if thresholds else ""
     return rows, known, [f"{how} {count} in {milliseconds:.0f} ms{rates}", basis.line]
 

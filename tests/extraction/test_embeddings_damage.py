@@ -143,7 +143,7 @@ def test_a_shard_that_is_no_safetensors_file(folder, data):
             {"sha256_of_other_files": {"/etc/passwd": "0" * 64}},
             "sha256_of_other_files must be names of files",
         ),
-        ({"prints": 13}, "has 12 rows, but config.json states 13"),
+        ({"prints": 13}, "prints.parquet: has 12 rows, not 13"),
         ({"failed": 2}, "failed.jsonl: lists 1 rows, not 2"),
     ],
 )

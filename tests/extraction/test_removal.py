@@ -208,7 +208,7 @@ def test_an_index_of_before_does_not_come_back(folder):
 
 def test_only_prints_of_a_position_and_of_none_are_compared(folder):
     gallery, probes = Gallery(folder), unit(5, seed=11)
-    among = gallery.of_position(7)
+    among = gallery.selected(7)
     every = gallery.known(np.arange(83))
     assert among.tolist() == [known.position in (0, 7) for known in every]
     scores = np.where(among, probes @ gallery.vectors(np.arange(83)).T, -np.inf)
@@ -225,7 +225,7 @@ def test_only_prints_of_a_position_and_of_none_are_compared(folder):
     with pytest.raises(
         UserError, match=r"no print of finger position 7 \(left_index\) is enrolled, and none of unknown"
     ):
-        gallery.of_position(7)
+        gallery.selected(7)
 
 
 def test_galleries_of_before_are_read(tmp_path):
@@ -242,9 +242,9 @@ def test_galleries_of_before_are_read(tmp_path):
     path.rename(folder / f"part-000000-{file_sha256(path)[:16]}.arrow")
     gallery = Gallery(folder)
     assert gallery.known(np.arange(3)) == [Known("a"), Known("b"), Known("c")]
-    assert gallery.of_position(7).all()
+    assert gallery.selected(7).all()
     gallery.append(unit(1, seed=1), [Known("d", "Dora", 7)])
-    assert gallery.of_position(2).tolist() == [True, True, True, False]
+    assert gallery.selected(2).tolist() == [True, True, True, False]
     named = [Known("a", "Anna"), Known("b"), Known("c")]
     assert gallery.append(vectors, named) == 0
     assert gallery.append(vectors, named, replace=True) == 1
