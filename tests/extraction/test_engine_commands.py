@@ -1,0 +1,132 @@
+"""`enroll`, `search` and `remove` with a database print what they print with a folder."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fingerprint_accel.cli.gallery import enroll, remove, search
+from fingerprint_accel.config import ModelConfig, PreprocessConfig
+from fingerprint_accel.data.shards import open_dataset
+from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction import bulk, bulk_enrolment
+from fingerprint_accel.extraction.bulk import Options, extract_all
+from fingerprint_accel.extraction.extractor import FingerprintExtractor
+from fingerprint_accel.extraction.galleries import open_enrolled, open_or_create
+
+SHOWN = re.compile(r"postgresql://postgres@/prints_\d+")
+
+
+@pytest.fixture(scope="module")
+def made(prints, tmp_path_factory, spread_out):
+    """Folder with a tiny model, four images, and embeddings of a dataset of 96 prints and of the images."""
+    here, shards = tmp_path_factory.mktemp("made"), open_dataset(prints)
+    torch.manual_seed(0)
+    config = ModelConfig(variant="Tex", trunk="compact", width=8, embedding_dim=16)
+    extractor = FingerprintExtractor(config, PreprocessConfig(crop=256, size=64), ppi=300, canvas=320)
+    spread_out(extractor, np.stack([shards.image(row) for row in range(24)]))
+    extractor.save_pretrained(here / "tiny")
+    (here / "scans").mkdir()
+    for row in range(4):
+        Image.fromarray(shards.image(24 * row)).save(here / "scans" / f"anna-left_index-{row}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "BATCHES_PER_SHARD", 2)  # six shards of 16 prints
+        extract_all(prints, here / "embeddings", str(here / "tiny"), progress=False)
+    extract_all(here / "scans", here / "of_scans", str(here / "tiny"), 300, progress=False)
+    return here
+
+
+def told(capsys, *galleries):
+    """What was printed, without the places of galleries and times."""
+    text = capsys.readouterr().out
+    for gallery in galleries:
+        text = text.replace(str(gallery), "GALLERY")
+    return re.sub(r"in \d+ ms", "in T ms", SHOWN.sub("GALLERY", text))
+
+
+NAMES = r"(?P<subject>[a-z]+)-(?P<position>[a-z_]+)-(?P<impression>[0-9]+)"
+
+
+def test_the_verbs_print_the_same(made, database, tmp_path, capsys):
+    model, scans, answers = str(made / "tiny"), sorted((made / "scans").iterdir()), []
+    for gallery in (str(tmp_path / "known"), database):
+        enroll(gallery, scans[:3], model, 300, names=NAMES)
+        enroll(gallery, scans, model, 300, names=NAMES)
+        enroll(gallery, embeddings=made / "embeddings")
+        for options in ({}, {"position": "left_index"}, {"person": "anna", "position": "7"}):
+            search(gallery, scans[0], model, 300, top=3, **options)
+        remove(gallery, person="anna")
+        remove(gallery, name=("synthetic-3-000003/1", "synthetic-3-000003/2"))
+        with pytest.raises(UserError, match="no print of person anna is enrolled"):
+            search(gallery, scans[0], model, 300, person="anna")
+        answers.append(told(capsys, tmp_path / "known"))
+    assert answers[0] == answers[1]
+    assert "1 prints enrolled (3 already enrolled), 4 in the gallery" in answers[0]
+    assert "GALLERY: 96 prints enrolled, 100 in the gallery" in answers[0]
+    assert "compared with 4 of 100 prints (person anna, position left index or unknown) in T ms" in answers[0]
+    assert answers[0].endswith("GALLERY: 4 prints deleted, 96 left\nGALLERY: 2 prints deleted, 94 left\n")
+
+
+def test_the_index_of_a_database_is_built_once(made, database, capsys):
+    model, scans = str(made / "tiny"), sorted((made / "scans").iterdir())
+    enroll(database, embeddings=made / "embeddings")
+    for line in ("96 prints added to the index", ""):
+        capsys.readouterr()
+        search(database, scans[0], model, 300, index=True)
+        out, err = capsys.readouterr()
+        assert line in err
+        assert bool(err) == bool(line)
+        assert "searched with an index: 96 prints in" in out
+
+
+def test_records_of_embeddings(made, database):
+    enroll(database, embeddings=made / "of_scans", names=NAMES)
+    gallery = open_enrolled(database)
+    known = gallery.known(gallery.search(np.eye(1, 16, dtype=np.float32), 4).row[0])
+    assert sorted(each[:4] for each in known) == [
+        (f"scans/anna-left_index-{row}.png", "anna", 7, f"anna-left_index-{row}.png") for row in range(4)
+    ]
+    assert all(0 < each.quality <= 1 for each in known)
+
+
+def test_an_interrupted_bulk_enrolment_continues(made, database, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bulk_enrolment, "BATCH", 20)
+    for gallery in (database, str(tmp_path / "known")):
+        target, calls = open_or_create, []
+
+        def interrupted(*arguments, target=target, calls=calls):
+            opened = target(*arguments)
+            append = opened.append
+
+            def some(*values):
+                calls.append(1)
+                if len(calls) == 3:
+                    raise KeyboardInterrupt
+                return append(*values)
+
+            opened.append = some
+            return opened
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(bulk_enrolment, "open_or_create", interrupted)
+            enroll(gallery, embeddings=made / "embeddings")
+        assert len(open_enrolled(gallery)) == 64
+        capsys.readouterr()
+        enroll(gallery, embeddings=made / "embeddings")
+        assert "32 prints enrolled (64 already enrolled), 96 in the gallery" in capsys.readouterr().out
+
+
+def test_embeddings_that_a_search_cannot_use_are_refused(made, database, prints, tmp_path):
+    for options, message in (
+        (Options(template="binary"), "binary templates of 16 numbers"),
+        (Options(length=8), "float32 templates of 8 numbers"),
+    ):
+        extract_all(prints, tmp_path / "short", str(made / "tiny"), options=options, progress=False, overwrite=True)
+        with pytest.raises(UserError, match=message):
+            enroll(database, embeddings=tmp_path / "short")
+    with pytest.raises(UserError, match="--from enrols embeddings as they are: leave out --fuse"):
+        enroll(database, embeddings=made / "embeddings", fuse=True)
+    with pytest.raises(UserError, match="no embeddings; `fingerprint-accel extract` writes them"):
+        enroll(database, embeddings=tmp_path / "missing")
