@@ -60,7 +60,6 @@ def enroll(
     Examples:
       fingerprint-accel enroll known scans cards/anna.an2 --skip-bad
       fingerprint-accel enroll postgresql://me@db/prints --from embeddings/db1
-      fingerprint-accel enroll known scans/anna-left-thumb --person anna --fuse
       fingerprint-accel enroll known scans \\
           --names "(?P<subject>[a-z]+)-(?P<position>[a-z_]+)-(?P<impression>[0-9]+)"
 
@@ -68,8 +67,8 @@ def enroll(
         prints: Files, folders, csv files and datasets.
         embeddings: Folder of embeddings, written by `extract`, to enrol instead of PRINTS.
         fuse: Fuse the prints of each finger into one template, which is named after the finger.
-        names: Regular expression that reads person and finger from file names, as for `import`; with --from, from
-            finger keys if the embeddings are those of a dataset.
+        names: Regular expression that reads person and finger from file names, as for `import`, or with --from from the
+            finger keys of a dataset.
         person: Person to whom all of these prints belong.
         skip_bad: Skip prints that cannot be enrolled, and list each with its reason.
         replace: Replace enrolled prints that have the same name.
