@@ -114,9 +114,9 @@ class ApproximateSearch:
         known = (self._intact(each) for each in reversed(older))
         index = next((each for each in known if each is not None), None) or self._trained()
         before = index.ntotal
-        for start, block in self.gallery.blocks():
-            if start + len(block) > index.ntotal:
-                index.add(np.ascontiguousarray(block[max(0, index.ntotal - start) :]))
+        for rows, block in self.gallery.blocks():
+            if rows[-1] >= index.ntotal:
+                index.add(np.ascontiguousarray(block[rows >= index.ntotal]))
         delete_abandoned(folder, INDEX_DRAFTS)
         temporary = draft_of(folder / "index")
         try:

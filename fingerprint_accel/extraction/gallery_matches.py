@@ -62,11 +62,11 @@ def conflicts(
     met = []
     for number, part in enumerate(parts):
         rows = np.flatnonzero(pc.is_in(part["name"], value_set=wanted).to_numpy(zero_copy_only=False))
-        vectors = vectors_in(part)
-        for row, name in zip(rows.tolist(), part["name"].take(pa.array(rows)).to_pylist(), strict=True):
+        names = part["name"].take(pa.array(rows)).to_pylist()
+        for row, name, vector in zip(rows.tolist(), names, vectors_in(part, rows), strict=True):
             place = row_of[name]
             met.append((number, row, place))
-            same = is_same(vectors[row], embeddings[place])
+            same = is_same(vector, embeddings[place])
             if same and not (replace and known_in(part, row) != known[place]):
                 new[place] = False
     masks = [np.zeros(len(part), bool) for part in parts]

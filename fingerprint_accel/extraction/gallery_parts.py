@@ -1,7 +1,8 @@
 """Parts of a gallery: Arrow files of prints, each with the embeddings and records of the prints of one enrolment.
 
 The name of a part contains the beginning of its SHA-256, and its schema contains a copy of `gallery.json`. A part is
-checked when it is opened, except the values of its embeddings, which are checked when they are read.
+checked when it is opened, except the values of its embeddings, which are checked when they are read. A gallery stores
+embeddings as float32, or as int8 with one scale each; see `int8_templates`.
 
 This module does not import torch, so that commands which only check files start fast.
 """
@@ -21,7 +22,9 @@ import pyarrow.compute as pc
 
 from fingerprint_accel.data.layouts import position_name
 from fingerprint_accel.data.mapping import MappedFile
+from fingerprint_accel.durable import json_text
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.extraction.int8_templates import dequantise, quantise
 from fingerprint_accel.similarity import are_normalised
 from fingerprint_accel.untrusted import DAMAGED, Fields, UnreadableError, open_regular, parse_json, reason_of
 
@@ -29,6 +32,7 @@ FORMAT_VERSION = 1
 PART_NAME = re.compile(r"part-(\d{6})-([0-9a-f]{16})\.arrow")
 LAST_POSITION = 99  # finger position codes of ANSI/NIST-ITL have at most two digits
 MOST_DIMS = 2**16
+FLOAT32, INT8 = "float32", "int8"  # values of `template` in `gallery.json`
 REMEDY = "restore it from a copy, or delete it and enrol its prints again"
 
 
@@ -52,21 +56,27 @@ class Known(NamedTuple):
     quality: float = -1.0
 
 
+COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    FLOAT32: {"embedding": pa.float32()},
+    INT8: {"embedding": pa.int8(), "scale": pa.float32()},
+}
+"""Columns that contain the embeddings, by `template`: the type of a number, and of the scale of an embedding."""
 TYPES = {
     **{"name": pa.string(), "person": pa.string(), "position": pa.int16(), "source": pa.string()},
     **{"impression": pa.int64(), "quality": pa.float64()},
 }
 
 
-def as_facts(dims: int, model: str, cells: int) -> dict[str, Any]:
+def as_facts(dims: int, model: str, cells: int, template: str = FLOAT32) -> dict[str, Any]:
     """Return the contents of `gallery.json`; the metadata of every file of prints contains a copy.
 
     Args:
         dims: dimension of the embeddings.
         model: identity of the model that computes the embeddings.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity`.
+        template: how embeddings are stored, "float32" or "int8".
     """
-    return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells}
+    return {"format_version": FORMAT_VERSION, "dims": dims, "model": model, "cells": cells, "template": template}
 
 
 def checked_facts(values: dict[str, Any], where: Path | str, remedy: str) -> dict[str, Any]:
@@ -88,7 +98,8 @@ def checked_facts(values: dict[str, Any], where: Path | str, remedy: str) -> dic
         fields.integer("cells", 0, MOST_DIMS, 0),  # missing in old files
     )
     require(not cells or dims % cells == 0, f"{where}: {dims} dims cannot be divided by {cells} cells; {remedy}")
-    return as_facts(dims, model, cells)
+    template = fields.text("template", FLOAT32, list(COLUMNS))  # missing in old files
+    return as_facts(dims, model, cells, template)
 
 
 def nothing_selected(position: int, person: str) -> str:
@@ -108,18 +119,21 @@ def part_number(name: str) -> int:
     return int(name[5:11])
 
 
-def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: str) -> pa.RecordBatch:
+def new_part(embeddings: np.ndarray, prints: Sequence[Known], facts: dict[str, Any]) -> pa.RecordBatch:
     """Build the contents of a file of prints.
 
     Args:
         embeddings: (N, D) float32.
         prints: record of each print.
-        facts: text of `gallery.json`, to store in the metadata of the file.
+        facts: description of the gallery, see `as_facts`; the metadata of the file contains it.
     """
-    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
-    vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    columns = {"embedding": vectors, **record_columns(prints)}
-    return pa.RecordBatch.from_pydict(columns).replace_schema_metadata({"gallery": facts})
+    stored = {"embedding": np.ascontiguousarray(embeddings, np.float32)}
+    if facts["template"] == INT8:
+        stored = dict(zip(COLUMNS[INT8], quantise(stored["embedding"]), strict=True))
+    columns = {name: pa.array(values.ravel()) for name, values in stored.items()}
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(columns["embedding"], embeddings.shape[1])
+    batch = pa.RecordBatch.from_pydict(columns | record_columns(prints))
+    return batch.replace_schema_metadata({"gallery": json_text(facts)})
 
 
 def record_columns(prints: Sequence[Known]) -> dict[str, pa.Array]:
@@ -163,7 +177,7 @@ def read_part(path: Path, compare: bool) -> tuple[pa.RecordBatch, dict[str, Any]
         batch = opened.get_batch(0)
         batch.validate(full=True)
         facts = checked_facts(parse_json(opened.schema.metadata[b"gallery"]), path, REMEDY)
-        wrong = _wrong_types(batch.schema, facts["dims"]) or _wrong_record(batch)
+        wrong = _wrong_types(batch.schema, facts) or _wrong_record(batch)
     except UserError:
         raise
     except (OSError, *DAMAGED, KeyError, TypeError, pa.ArrowException) as error:
@@ -183,10 +197,16 @@ def is_intact(path: Path) -> bool:
     return False
 
 
-def _wrong_types(schema: pa.Schema, dims: int) -> str:
-    """Return how the columns of a file of prints differ from those that an enrolment writes; empty if they do not."""
-    types = {"embedding": pa.list_(pa.float32(), dims), **TYPES}
-    if len(set(schema.names)) < len(schema) or not {"embedding", "name"}.issubset(schema.names):
+def _wrong_types(schema: pa.Schema, facts: dict[str, Any]) -> str:
+    """Return how the columns of a file of prints differ from those that an enrolment writes; empty if they do not.
+
+    Args:
+        schema: schema of the file.
+        facts: description of the gallery, see `as_facts`.
+    """
+    stored = COLUMNS[facts["template"]]
+    types = stored | {"embedding": pa.list_(stored["embedding"], facts["dims"])} | TYPES
+    if len(set(schema.names)) < len(schema) or not {*stored, "name"}.issubset(schema.names):
         return "a column is missing or repeated"
     for name in set(types).intersection(schema.names):  # old files have names alone
         if schema.field(name).type != types[name]:
@@ -196,7 +216,7 @@ def _wrong_types(schema: pa.Schema, dims: int) -> str:
 
 def _wrong_record(batch: pa.RecordBatch) -> str:
     """Return what is wrong with the values of a file of prints, except embeddings; empty if nothing is."""
-    for name in {"embedding", *TYPES}.intersection(batch.schema.names):
+    for name in {*COLUMNS[INT8], *TYPES}.intersection(batch.schema.names):
         if batch[name].null_count or (name == "embedding" and batch[name].values.null_count):
             return f"the column {name} has missing values"
     if len(batch) and pc.min(pc.binary_length(batch["name"])).as_py() == 0:
@@ -225,10 +245,19 @@ def positions_in(part: pa.RecordBatch) -> np.ndarray:
     return np.from_dlpack(part["position"]) if stated else np.zeros(len(part), np.int16)
 
 
-def vectors_in(part: pa.RecordBatch) -> np.ndarray:
-    """Return the embeddings of the prints of a file, (n, D) float32, as a view of the memory-mapped file."""
+def vectors_in(part: pa.RecordBatch, rows: slice | np.ndarray) -> np.ndarray:
+    """Return the embeddings of some prints of a file, (n, D) float32.
+
+    A slice of float32 embeddings is a view of the memory-mapped file. Int8 embeddings are dequantised, so a caller
+    should read only a block of prints at a time.
+
+    Args:
+        part: contents of the file.
+        rows: slice, or row numbers (n,) int64.
+    """
     dims = part.schema.field("embedding").type.list_size
-    return np.from_dlpack(part["embedding"].flatten()).reshape(-1, dims)
+    stored = np.from_dlpack(part["embedding"].flatten()).reshape(-1, dims)[rows]
+    return dequantise(stored, np.from_dlpack(part["scale"])[rows]) if stored.dtype == np.int8 else stored
 
 
 def check_vectors(vectors: np.ndarray, where: Path | str, remedy: str = REMEDY) -> None:

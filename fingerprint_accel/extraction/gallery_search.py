@@ -35,25 +35,23 @@ class Hits:
 
 @torch.inference_mode()
 def nearest(
-    blocks: Callable[[], Iterator[tuple[int, np.ndarray]]],
+    blocks: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
     probes: np.ndarray,
     k: int,
     cells: int = 0,
     device: torch.device | str = "cpu",
-    among: np.ndarray | None = None,
 ) -> Hits:
     """Find the k references that are most similar to each probe, by comparing every probe with every reference.
 
     Args:
-        blocks: function that iterates over the references in blocks; it yields the row of the first reference of a
-            block, and the embeddings (n, D) of the block.
+        blocks: function that iterates over the references in blocks; it yields the rows (n,) int64 of the references of
+            a block, and their embeddings (n, D) float32.
         probes: (M, D) float32 of unit length.
-        k: number of references to return for each probe; at most the number of references that are searched.
+        k: number of references to return for each probe; at most the number of references in all blocks.
         cells: number of grid cells of a dense template, 0 for other templates; see `similarity.masked_similarity`.
         device: device that computes the matrix products.
-        among: (N,) bool, true for the references to search; None for all.
     """
-    parts = [_nearest(blocks(), part.to(device), k, cells, among) for part in torch.from_numpy(probes).split(PROBES)]
+    parts = [_nearest(blocks(), part.to(device), k, cells) for part in torch.from_numpy(probes).split(PROBES)]
     similarity, row = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
     return Hits(similarity.clip(-1, 1), row)  # rounding can give 1.0000001
 
@@ -85,7 +83,7 @@ def rescored(
 
 
 def _nearest(
-    blocks: Iterator[tuple[int, np.ndarray]], probes: torch.Tensor, k: int, cells: int, among: np.ndarray | None
+    blocks: Iterator[tuple[np.ndarray, np.ndarray]], probes: torch.Tensor, k: int, cells: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the k best references for a few probes (M, D), on the device of the probes; see `nearest`.
 
@@ -94,15 +92,11 @@ def _nearest(
     """
     best = probes.new_full((len(probes), k), -torch.inf)
     rows = torch.zeros((len(probes), k), dtype=torch.int64, device=probes.device)
-    for start, references in blocks:
-        numbers = torch.arange(start, start + len(references), device=probes.device)
-        if among is not None:
-            here = np.flatnonzero(among[start : start + len(references)])
-            references, numbers = references[here], numbers[torch.from_numpy(here).to(probes.device)]
+    for numbers, references in blocks:
         scores = masked_similarity(probes, _tensor(references).to(probes.device), cells)
         found, place = _top(scores, min(k, scores.shape[1]))
         best, order = torch.cat([best, found], dim=1).topk(k, dim=1)
-        rows = torch.cat([rows, numbers[place]], dim=1).gather(1, order)
+        rows = torch.cat([rows, torch.from_numpy(numbers).to(rows.device)[place]], dim=1).gather(1, order)
     return best, rows
 
 

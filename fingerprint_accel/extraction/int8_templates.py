@@ -5,6 +5,9 @@ cells that a dense template lacks stay zero (see `similarity`). The scale preser
 has unit length after `dequantise`. The scale that minimises the squared error, used for the weights of networks (Jacob
 et al. 2018, arXiv 1712.05877), would not.
 
+`template_formats` has another int8 format, in which all templates have one scale, so that other programs can compare
+the integers directly. Its errors of similarities are twice as large.
+
 This module imports only numpy, so that commands which only check files start fast.
 """
 
@@ -23,8 +26,8 @@ def quantise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Quantised numbers (N, D) int8 from -127 to 127, and the scale of each template (N,) float32. A row of the
-        quantised numbers multiplied by its scale is the template, with an error of about half of the scale at most for each
-        number. The scale of a template that is zero is 0.
+        quantised numbers multiplied by its scale is the template; the error of a number is at most about half of the
+        scale. The scale of a template that is zero is 0.
     """
     largest = np.maximum(vectors.max(axis=1, initial=0), -vectors.min(axis=1, initial=0))
     shares = np.divide(vectors, largest[:, None], out=np.zeros_like(vectors), where=largest[:, None] > 0)

@@ -33,7 +33,7 @@ def filled(folder, *counts):
 
 @pytest.mark.parametrize("k", [1, 3, 60])
 def test_search_is_exact_across_files_blocks_and_probes(tmp_path, monkeypatch, k):
-    monkeypatch.setattr(module, "BLOCK", 25)
+    monkeypatch.setattr(module, "BLOCK", {"float32": 25, "int8": 25})
     monkeypatch.setattr(gallery_search, "PROBES", 7)
     monkeypatch.setattr(gallery_search, "CELL", 2)
     _, references = filled(tmp_path / "gallery", 40, 1, 19)
@@ -209,7 +209,7 @@ def dense(count, seed=0):
 
 
 def test_dense_templates_are_searched_by_masked_similarity(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 25)
+    monkeypatch.setattr(module, "BLOCK", {"float32": 25, "int8": 25})
     monkeypatch.setattr(gallery_search, "PROBES", 7)
     references, probes = dense(60), dense(17, seed=9)
     gallery = Gallery.create(tmp_path / "gallery", DIMS, "tests", CELLS)
