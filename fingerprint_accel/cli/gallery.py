@@ -40,6 +40,7 @@ def enroll(
     mirror: Mirror = False,
     protect: Protect = None,
     embeddings: Annotated[Path | None, arg("EMBEDDINGS", default="none"), tyro.conf.arg(name="from")] = None,
+    int8: Flag = False,
 ) -> None:
     """Add prints to a gallery, which is created if it is missing.
 
@@ -72,15 +73,17 @@ def enroll(
         person: Person to whom all of these prints belong.
         skip_bad: Skip prints that cannot be enrolled, and list each with its reason.
         replace: Replace enrolled prints that have the same name.
+        int8: Create a gallery that stores each number of a template in one byte instead of four.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.bulk_enrolment import enroll_embeddings
     from fingerprint_accel.extraction.enrolment import Wanted, enroll_prints
     from fingerprint_accel.extraction.extractor import open_extractor
     from fingerprint_accel.extraction.galleries import check_fits, check_gallery, name_of
+    from fingerprint_accel.extraction.gallery_parts import FLOAT32, INT8
     from fingerprint_accel.extraction.protection import read_key
 
-    wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size)
+    wanted = Wanted(names, key, person, fuse, skip_bad, replace, batch_size, INT8 if int8 else FLOAT32)
     if embeddings is not None:
         read = [
             word
@@ -97,7 +100,7 @@ def enroll(
     protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
     extractor.reading, extractor.protection = Reading(ppi, inverted, mirror), protection
-    check_fits(gallery, extractor.identity)  # fails early if another model has filled the gallery
+    check_fits(gallery, extractor.identity, wanted.template)  # fails early if the gallery is another one
     print(f"{name_of(gallery)}: {enroll_prints(gallery, prints, extractor, ppi, wanted).told(fuse)}")
 
 

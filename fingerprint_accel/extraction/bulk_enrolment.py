@@ -52,7 +52,7 @@ def enroll_embeddings(gallery: Path | str, folder: Path, wanted: Wanted) -> Enro
         fits,
         f"{folder}: {form.kind} templates of {form.length} numbers; {remedy}",
     )
-    target = open_or_create(gallery, dims, opened.identity, form.cells)
+    target = open_or_create(gallery, dims, opened.identity, form.cells, wanted.template)
     before, new, there = len(target), 0, 0
     with tqdm(total=len(opened.failed), desc="enrolling", unit="print") as bar:
         for vectors, known, rows in _batches(opened, wanted):

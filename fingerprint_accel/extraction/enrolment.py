@@ -24,7 +24,7 @@ from fingerprint_accel.data.walking import is_nothing_to_read
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.galleries import open_or_create
-from fingerprint_accel.extraction.gallery_parts import Known
+from fingerprint_accel.extraction.gallery_parts import FLOAT32, Known
 from fingerprint_accel.similarity import fused
 from fingerprint_accel.text import printable
 
@@ -41,6 +41,7 @@ class Wanted:
         skip_bad: skip prints that cannot be enrolled; otherwise the first such print raises a UserError.
         replace: replace enrolled prints that have the same name as a new print; see `Gallery.append`.
         batch_size: number of prints per batch.
+        template: how a new gallery stores templates, "float32" or "int8"; an existing gallery keeps its way.
     """
 
     names: str = ""
@@ -50,6 +51,7 @@ class Wanted:
     skip_bad: bool = False
     replace: bool = False
     batch_size: int = 64
+    template: str = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ def enroll_prints(
     known = [each.known._replace(quality=value) for each, value in zip(prints, quality, strict=True)]
     if wanted.fuse:
         embeddings, known = _fused(embeddings, prints, extractor.cells)
-    opened = open_or_create(gallery, embeddings.shape[1], extractor.identity, extractor.cells)
+    size, cells = embeddings.shape[1], extractor.cells
+    opened = open_or_create(gallery, size, extractor.identity, cells, wanted.template)
     before = len(opened)
     new = opened.append(embeddings, known, wanted.replace)
     replaced = before + new - len(opened)

@@ -49,7 +49,7 @@ from fingerprint_accel.extraction.int8_templates import dequantise, quantise
 from fingerprint_accel.extraction.protection import mismatch
 from fingerprint_accel.outputs import check_folder
 
-BLOCK = {FLOAT32: 65_536, INT8: 4_096}  # embeddings that are read at a time; 4,096 fit into the cache as float32
+BLOCK = {FLOAT32: 65_536, INT8: 2_048}  # embeddings that are read at a time; 2,048 fit into the cache as float32
 
 
 class Gallery:

@@ -72,6 +72,18 @@ def test_enroll_and_search(model, images, tmp_path, capsys):
         assert lines[-1] == MEASURED
 
 
+def test_an_int8_gallery_is_created_and_kept(model, images, tmp_path):
+    enroll(tmp_path / "known", images[:3], model, 300, int8=True)
+    enroll(tmp_path / "known", images[3:], model, 300)
+    enroll(tmp_path / "floats", images, model, 300)
+    known, floats = Gallery(tmp_path / "known"), Gallery(tmp_path / "floats")
+    assert (known.template, floats.template, len(known)) == ("int8", "float32", 5)
+    every = np.arange(5)
+    assert np.abs(known.vectors(every) - floats.vectors(every)).max() < 0.004
+    with pytest.raises(UserError, match="floats: stores float32 templates; leave out --int8, or give another folder"):
+        enroll(tmp_path / "floats", images, model, 300, int8=True)
+
+
 LOOSE = {"eer": 0.01, "thresholds": {"0.01": -1.0}, "thresholds_with_poses": {"0.01": -1.0}}  # of older exports
 
 
