@@ -1,6 +1,6 @@
 """Measure how fast this machine trains, and what limits it. Run this first on a new machine (see `--help`).
 
-accelerate launch benchmarks/throughput.py --out speed.json
+accelerate launch --quiet benchmarks/throughput.py --out speed.json
 """
 
 from __future__ import annotations

@@ -21,16 +21,16 @@ PRECISIONS = ("no", "bf16", "fp16")
 EXAMPLES = """\
 Measure how fast this machine trains, and what limits it. Without --data the tool makes prints.
 
-  accelerate launch benchmarks/throughput.py --out speed.json
+  accelerate launch --quiet benchmarks/throughput.py --out speed.json
 
 with your own data and settings:
-  accelerate launch benchmarks/throughput.py --data DATASET --model.variant TexMinu --training.batch-size 64 \\
+  accelerate launch --quiet benchmarks/throughput.py --data DATASET --model.variant TexMinu --training.batch-size 64 \\
       --training.precision bf16 --out speed.json
 find the fastest batch size, precision and compilation (one row per combination):
-  accelerate launch benchmarks/throughput.py --stages step,train --variants Tex,TexMinu --batch-sizes 16,64,256 \\
-      --precisions no,bf16 --compile no,default --out sweep.json
+  accelerate launch --quiet benchmarks/throughput.py --stages step,train --variants Tex,TexMinu \\
+      --batch-sizes 16,64,256 --precisions no,bf16 --compile no,default --out sweep.json
 on several GPUs (rates are sums over processes):
-  accelerate launch --multi_gpu --num_processes 8 benchmarks/throughput.py --stages train --out eight.json
+  accelerate launch --quiet --multi_gpu --num_processes 8 benchmarks/throughput.py --stages train --out eight.json
 compare with plain training, and project the hours of epochs of 500,000 to 1,500,000 prints:
   python benchmarks/throughput.py --compare reference --out compare.json
 with a small network, in a minute on two cores:

@@ -5,9 +5,12 @@ This module imports no other module of the package.
 
 import contextlib
 import errno
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 _CANNOT_WRITE = {
@@ -106,6 +109,7 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
             raise
         sys.stdout.flush()
     except UserError as error:
+        _tell_launcher(str(error))
         _end("" if isinstance(error, RepeatedError) else f"error: {error}", 2)
     except Stopped as stopped:
         _end(f"\n{stopped}" if str(stopped) else "", STOPPED)
@@ -131,6 +135,18 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         _end(f"error: {error.filename or 'a file'}: {error.strerror}; {remedy}choose another place", 2)
     except KeyboardInterrupt as interrupt:  # start below the line of a progress bar
         _end(f"\ninterrupted; {interrupt}" if str(interrupt) else f"\n{on_interrupt}", INTERRUPTED)
+
+
+def _tell_launcher(line: str) -> None:
+    """Let the report of torchrun, which ends the output of a failed run, show an error in place of a remark.
+
+    The format of the file is that of `torch.distributed.elastic.multiprocessing.errors`.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        told = {"message": {"message": f"error: {line}", "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(told))
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

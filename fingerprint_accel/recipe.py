@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fingerprint_accel.config import Config, parse
 from fingerprint_accel.errors import Stopped, UserError, one_line_errors, require, write_errors
 from fingerprint_accel.privacy import private_files
+from fingerprint_accel.ranks import launched_rank_and_size
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ def run_training(config: Config) -> Run:
     """
     # These imports take seconds. They are not at the top, so that --help is fast.
     from fingerprint_accel.training.agreement import one_error
+    from fingerprint_accel.training.launch import with_answers
     from fingerprint_accel.training.loop import train
     from fingerprint_accel.training.run_folder import check_run_folder, holding, resume_advice
     from fingerprint_accel.training.setup import set_up
@@ -59,6 +61,9 @@ def run_training(config: Config) -> Run:
         config.folds == 0, "--folds: this recipe trains a single model; use recipes/finetune.py or a train_* recipe"
     )
     check_run_folder(config)
+    config, notes = with_answers(config)
+    if notes and launched_rank_and_size()[0] == 0:
+        print("\n".join(notes), flush=True)
     run = set_up(config)
     with holding(run.folder, run.accelerator):
         try:
@@ -198,11 +203,12 @@ def synthetic_prints(folder: Path, fingers: int, impressions: int, seed: int, st
     from accelerate.utils import parse_flag_from_env
 
     from fingerprint_accel.synthesis.writing import CONTACT_SHEET, write_synthetic_dataset
-    from fingerprint_accel.training.run_folder import check_launch
+    from fingerprint_accel.training.launch import check_answers, check_launch
 
+    check_answers()
     # Without `cpu`, PartialState would not join several CPU processes into one group.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    check_launch(state.num_processes)
+    check_launch(state.num_processes, state.device.type)
     with state.main_process_first():
         if not folder.exists():
             summary = write_synthetic_dataset(folder, fingers, impressions, seed, style, progress=state.is_main_process)

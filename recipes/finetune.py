@@ -1,6 +1,6 @@
 """Fine-tunes a bundled model on prints of your own sensor. A few hundred fingers are enough.
 
-accelerate launch recipes/finetune.py --data DATASET --out RUN
+accelerate launch --quiet recipes/finetune.py --data DATASET --out RUN
 
 DATASET is a folder that `fingerprint-accel import` has made with its defaults (300 ppi, canvas 320). Measure the model
 before and after with `fingerprint-accel evaluate`. The identity heads start from the mean embeddings of your fingers.

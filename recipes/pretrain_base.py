@@ -1,6 +1,6 @@
 """Trains the bundled model `base`, a wider network than `small`, with prints at a higher resolution.
 
-accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_base.py --out runs/base
+accelerate launch --quiet --config_file recipes/hardware/gpu.yaml recipes/pretrain_base.py --out runs/base
 
 The three stages are described in the help of recipes/pretrain_small.py. docs/released_model.md has the measured error
 rates of the bundled model.

@@ -1,6 +1,6 @@
 """Trains the bundled model `small`: a compact dense network, from random weights on synthetic fingers alone.
 
-accelerate launch --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
+accelerate launch --quiet --config_file recipes/hardware/gpu.yaml recipes/pretrain_small.py --out runs/small
 
 There are three stages. Each starts from the weights of the previous stage:
 - Stage 1: the alignment network learns the position and rotation of fingers.
@@ -14,7 +14,7 @@ With --data DATASET or --model.init-from MODEL, only the last stage runs. This e
 model on two CPU cores, with the first layers frozen:
 
 fingerprint-accel synth --out prints --fingers 5000 --impressions 5 --siblings 8 --seed 20261202 --quality mixed
-accelerate launch recipes/pretrain_small.py --out runs/more --data prints --model.init-from small
+accelerate launch --quiet recipes/pretrain_small.py --out runs/more --data prints --model.init-from small
     --model.alignment-frozen --model.stem-frozen --training.precision bf16 --training.batch-size 64
     --training.steps 1400 --training.learning-rate 8e-4 --training.ema-decay 0.9995
 
@@ -142,7 +142,7 @@ def export(run: Run, unseen: str) -> None:
     from fingerprint_accel.extraction.minutiae_readout import UNTRAINED
 
     extractor = FingerprintExtractor.from_pretrained(run.folder).to(run.accelerator.device)
-    command = f"accelerate launch recipes/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
+    command = f"accelerate launch --quiet recipes/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
     made = {
         "made_by": f"`{command}`, {commit()}, torch {torch.__version__}",
         "trained_on": f"synthetic fingers alone: {run.config.data}",

@@ -1,6 +1,6 @@
 """Fine-tunes the bundled model `small` on prints unlike those it was trained on, and measures what that changed.
 
-accelerate launch recipes/quickstart.py --out runs/quickstart
+accelerate launch --quiet recipes/quickstart.py --out runs/quickstart
 
 The prints are synthetic lifted marks: faint, smeared, dirty, and some with bright ridges. Their quality is `default`.
 One in ten shows only a part of the finger. `small` was trained on synthetic optical, capacitive, thermal and ink

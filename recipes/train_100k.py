@@ -1,6 +1,6 @@
 """Trains DeepPrint from random weights on about 100,000 prints of 10,000 fingers, on one GPU.
 
-accelerate launch --config_file recipes/hardware/gpu.yaml recipes/train_100k.py --data DATASET --out RUN
+accelerate launch --quiet --config_file recipes/hardware/gpu.yaml recipes/train_100k.py --data DATASET --out RUN
 
 Differences from train_10k.py:
 - A contrastive loss compares two impressions of each finger in a batch. It needs many fingers.

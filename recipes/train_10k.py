@@ -1,6 +1,6 @@
 """Trains DeepPrint from random weights on up to 10,000 prints, on one GPU.
 
-accelerate launch --config_file recipes/hardware/gpu.yaml recipes/train_10k.py --data DATASET --out RUN
+accelerate launch --quiet --config_file recipes/hardware/gpu.yaml recipes/train_10k.py --data DATASET --out RUN
 
 The network has a texture and a minutia branch on an Inception v4 trunk (Engelsma et al. 2019, arXiv 1909.09901). Its
 67 million parameters are too many for a CPU. On a CPU, fine-tune a bundled model with recipes/finetune.py, or add

@@ -1,10 +1,10 @@
 """Trains DeepPrint from random weights on 1,500,000 prints of 150,000 fingers, on eight or sixteen GPUs of 80 GB.
 
-accelerate launch --config_file recipes/hardware/gpus8.yaml recipes/train_1_5m.py --data DATASET --out RUN
+accelerate launch --quiet --config_file recipes/hardware/gpus8.yaml recipes/train_1_5m.py --data DATASET --out RUN
 
 For two machines of eight GPUs, start this command on each machine. RANK is 0 on the first machine and 1 on the second.
 HOST is the name of the first machine:
-accelerate launch --config_file recipes/hardware/nodes2x8.yaml --machine_rank RANK --main_process_ip HOST
+accelerate launch --quiet --config_file recipes/hardware/nodes2x8.yaml --machine_rank RANK --main_process_ip HOST
     recipes/train_1_5m.py --data DATASET --out RUN --training.batch-size 128
 
 Differences from train_1m.py:

@@ -1,6 +1,6 @@
 """Trains DeepPrint from random weights on about 1,000,000 prints of 100,000 fingers, on eight GPUs of 80 GB.
 
-accelerate launch --config_file recipes/hardware/gpus8.yaml recipes/train_1m.py --data DATASET --out RUN
+accelerate launch --quiet --config_file recipes/hardware/gpus8.yaml recipes/train_1m.py --data DATASET --out RUN
 
 Differences from train_500k.py:
 - Each update uses 2,048 prints. The learning rate is 4e-3, by the square-root rule of train_100k.py.

@@ -1,6 +1,6 @@
 """Trains DeepPrint from random weights on about 500,000 prints of 50,000 fingers, on four GPUs of 40 GB.
 
-accelerate launch --config_file recipes/hardware/gpus4.yaml recipes/train_500k.py --data DATASET --out RUN
+accelerate launch --quiet --config_file recipes/hardware/gpus4.yaml recipes/train_500k.py --data DATASET --out RUN
 
 Differences from train_100k.py:
 - The identity heads are sharded (--loss.sharded): each GPU holds 12,500 class vectors, and the GPUs exchange embeddings

@@ -59,7 +59,7 @@ def test_the_overview_has_one_line_for_each_verb(texts):
     for title, verbs in GROUPS.items():
         begin = lines.index(f"{title}:") + 1
         assert [line.split()[0] for line in lines[begin : begin + len(verbs)]] == list(verbs)
-    assert "accelerate launch recipes/quickstart.py" in text
+    assert "accelerate launch --quiet recipes/quickstart.py" in text
     assert (ROOT / "recipes" / "quickstart.py").is_file()
 
 
@@ -127,7 +127,7 @@ def _signature_of(function, called):
 def test_the_help_of_a_recipe_keeps_paragraphs_and_commands():
     text = started(["recipes/quickstart.py", "--help"]).stdout
     description = text[text.index("\n\n") : text.index("╭")]
-    assert "\n\naccelerate launch recipes/quickstart.py --out runs/quickstart\n\n" in description
+    assert "\n\naccelerate launch --quiet recipes/quickstart.py --out runs/quickstart\n\n" in description
     assert max(map(len, description.splitlines())) <= 80
     assert "--config FILE.yaml" in description
     assert "--training.epochs" in text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fingerprint_accel.cli.machine import VARIABLES, Machine, this_machine
 from fingerprint_accel.text import aligned
+from fingerprint_accel.training.launch_answers import answers_in, normalised
 
 GIB = 2**30
 PACKAGES = ("fingerprint-accel", "accelerate", "datasets", "timm", "numpy", "safetensors")
@@ -79,6 +80,9 @@ def _devices(machine: Machine) -> Iterator[list[str]]:
 def _settings(machine: Machine) -> Iterator[list[str]]:
     answers = ", ".join(f"{name} {machine.config[name]}" for name in ANSWERS if name in machine.config)
     yield ["accelerate config", f"{machine.config_file}: {answers}" if machine.config else "none"]
+    for name, value, answer in answers_in(machine.config):
+        if answer is not None and answer.kind == "mapped" and name.startswith("dynamo_"):
+            yield ["", f"{name} {value}, used as {answer.text}"]
     for name in VARIABLES:
         yield [name, machine.environment.get(name, "not set")]
     yield ["memory", f"{_gib(machine.memory[0])} available of {_gib(machine.memory[1])}"]
@@ -146,20 +150,45 @@ def _gpu_troubles(machine: Machine) -> Iterator[str]:
 
 
 def _config_troubles(machine: Machine) -> Iterator[str]:
-    config, gpus = machine.config, len(machine.gpus)
+    config, gpus, again = machine.config, len(machine.gpus), "Run `accelerate config` again"
     processes, machines = (int(config.get(name) or 1) for name in ("num_processes", "num_machines"))
-    if config.get("distributed_type") == "MULTI_GPU" and processes > gpus * machines:
+    kind = normalised(config.get("distributed_type", "no"))
+    if kind == "multi_gpu" and processes > gpus * machines:
         yield (
-            f"`accelerate config` asks for {processes} GPUs, but {gpus * machines} are usable. Run `accelerate config` "
-            "again, or give `accelerate launch` another --config_file, such as recipes/hardware/cpu.yaml."
+            f"`accelerate config` asks for {processes} GPUs, but {gpus * machines} are usable. {again}, or give "
+            "`accelerate launch` another --config_file, such as recipes/hardware/cpu.yaml."
         )
-    if config.get("mixed_precision") == "fp16" and not gpus:
-        yield "`accelerate config` asks for fp16, which needs a GPU. Run it again and choose no or bf16."
-    if (config.get("dynamo_config") or {}).get("dynamo_backend", "NO") != "NO":
+    if kind in ("false", "multi_cpu") and processes > 1 and not config.get("mpirun_config"):
         yield (
-            "`accelerate config` compiles the whole network, which can take many minutes. Run it again without torch "
-            "dynamo, and give recipes --training.compile instead."
+            f"`accelerate config` asks for {processes} processes, but Accelerate starts one without mpirun. On CPUs, "
+            f"use ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node={processes}."
         )
+    yield from _precision_troubles(machine, not gpus or normalised(config.get("use_cpu", "no")) == "true")
+    lines = {}  # one line for all settings of a section that are refused for the same reason
+    for name, value, answer in answers_in(config):
+        if value is None or (name.startswith("fsdp_") and kind != "fsdp"):
+            continue
+        if answer is None:
+            lines[name] = f"`accelerate config`: {name} {value} is not known. {again}, or remove this line."
+        elif answer.kind == "refused":
+            lines[answer.keys + answer.values] = f"{answer.refusal(value)}."
+        elif name == "gradient_accumulation_steps" and value != 1:
+            lines[name] = (
+                f"`accelerate config`: {name} {value} has no effect without DeepSpeed. Give recipes "
+                f"--training.gradient-accumulation-steps {value} instead."
+            )
+        elif name == "enable_cpu_affinity" and value:
+            lines[name] = f"Accelerate ignores {name} in its file. Give `accelerate launch` --{name} instead."
+    yield from lines.values()
+
+
+def _precision_troubles(machine: Machine, on_cpu: bool) -> Iterator[str]:
+    asked = "`accelerate config` asks for"
+    if machine.config.get("mixed_precision") == "fp16" and on_cpu:
+        yield f"{asked} fp16, which needs a GPU. Run it again and choose no or bf16."
+    if machine.config.get("mixed_precision") == "bf16" and machine.precision in ("no", "fp16"):
+        where, other = ("CPU", "no") if on_cpu else ("GPU", "fp16")
+        yield f"{asked} bf16, which this {where} emulates slowly. Run it again and choose {other}."
 
 
 def _cpu_troubles(machine: Machine) -> Iterator[str]:

@@ -95,7 +95,7 @@ minutiae, counts = shards.minutiae(np.array([0]))
 
 - `fingerprint-accel inspect FOLDER` shows counts and a contact sheet.
 - `fingerprint-accel verify FOLDER` compares the shards with their checksums.
-- `accelerate launch recipes/finetune.py --data FOLDER --out RUN` fine-tunes a bundled model on the dataset.
+- `accelerate launch --quiet recipes/finetune.py --data FOLDER --out RUN` fine-tunes a bundled model on the dataset.
 """
 PIXELS = {
     "raw": 'dataset[0]["image"]',

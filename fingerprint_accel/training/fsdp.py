@@ -8,7 +8,6 @@ Checkpoints contain whole tensors, as without FSDP.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -31,33 +30,17 @@ if TYPE_CHECKING:
 def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     """Return the FSDP settings with which `accelerate launch` started this process, or None if FSDP is disabled.
 
-    FSDP gathers weights in float32. Autocast then converts them to bf16, as without FSDP.
-
-    Raises:
-        UserError: If one of the settings is not supported.
+    FSDP gathers weights in float32. Autocast then converts them to bf16, as without FSDP. `check_answers` must have
+    accepted the settings.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
-    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
-    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    require(os.environ.get("FSDP_VERSION") == "2", "FSDP version 1 is not supported: set fsdp_version: 2")
-    plugin = FullyShardedDataParallelPlugin(
+    return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=HALF.get(config.training.gradient_compression)),
         cpu_ram_efficient_loading=False,  # every process initialises the same weights from the seed
     )
-    require(
-        plugin.auto_wrap_policy is not size_based_auto_wrap_policy,
-        "fsdp_auto_wrap_policy SIZE_BASED_WRAP is not supported: set TRANSFORMER_BASED_WRAP",
-    )
-    require(
-        not plugin.activation_checkpointing,
-        "fsdp_activation_checkpointing renames weights: set it to false, and use --model.gradient-checkpointing",
-    )
-    require(
-        not isinstance(plugin.cpu_offload, CPUOffloadPolicy), "fsdp_offload_params is not supported: set it to false"
-    )
-    return plugin
 
 
 def switch_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None, config: Config) -> None:

@@ -22,7 +22,7 @@ from fingerprint_accel.training.advice import Adviser, situation
 from fingerprint_accel.training.data import PrintLoader
 from fingerprint_accel.training.meters import GpuMonitor, Meters, MetricsFile, peak_memory_mb
 from fingerprint_accel.training.pace import Pace
-from fingerprint_accel.training.run_folder import FolderWatch, resume_advice
+from fingerprint_accel.training.run_folder import FolderWatch, resume_advice, start_trackers
 from fingerprint_accel.training.saving import Progress
 from fingerprint_accel.training.schedule import Schedule, schedule_record
 from fingerprint_accel.training.setup import Run
@@ -97,7 +97,7 @@ class Reporter:
                 metrics = MetricsFile(run.folder / "metrics.jsonl", self.progress.step)
                 self.file = opened.enter_context(contextlib.closing(metrics))
             opened.enter_context(self.gpu)
-            run.accelerator.init_trackers("fingerprint_accel", config=_flat(dataclasses.asdict(run.config)))
+            start_trackers(run.accelerator, run.config, _flat(dataclasses.asdict(run.config)))
             for tracker in run.accelerator.trackers:
                 opened.callback(tracker.finish)
             self._opened = opened.pop_all()

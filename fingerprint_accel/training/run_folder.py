@@ -1,4 +1,4 @@
-"""Check the run folder, experiment trackers and launch before training; lock the run folder during training."""
+"""Check the run folder and the experiment trackers before training; lock the run folder during training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -15,7 +15,6 @@ from fingerprint_accel.errors import UserError, require, write_errors
 from fingerprint_accel.models.checkpoint_folder import checkpoint_names
 from fingerprint_accel.models.saved_model import MODEL
 from fingerprint_accel.outputs import FolderKind, check_folder, exclusive_lock
-from fingerprint_accel.ranks import launched_rank_and_size
 from fingerprint_accel.training.agreement import one_error
 from fingerprint_accel.untrusted import read_bytes
 
@@ -73,13 +72,39 @@ def trackers(config: Config) -> list[str]:
     if text == "none":
         return []
     names = [name.strip() for name in text.split(",")]
-    known, installed = ["all", *sorted(LOGGER_TYPE_TO_CLASS)], ["all", *map(str, get_available_trackers())]
+    known, installed = ["all", *sorted(LOGGER_TYPE_TO_CLASS)], [*map(str, get_available_trackers())]
+    installed += ["all"] if installed else []
     for name in names:
         require(name in known, f"--training.tracker {text}: {name!r} is unknown; choose none, {', '.join(known)}")
     missing = [name for name in names if name not in installed]
     packages = " ".join(missing)
     require(not missing, f"--training.tracker {text}: not installed; pip install {packages}, or leave it out")
     return names
+
+
+def start_trackers(accelerator: Accelerator, config: Config, options: dict[str, Any]) -> None:
+    """Start the experiment trackers of a run, on its main process.
+
+    Args:
+        accelerator: Accelerator of the run.
+        config: Configuration of the run.
+        options: Options that the trackers record, by name.
+
+    Raises:
+        UserError: If a tracker cannot write a file, or does not start, for example because it needs a login. All
+            processes raise this error.
+    """
+    with one_error(accelerator), write_errors(lambda: resume_advice(Path(config.out))):
+        try:
+            accelerator.init_trackers("fingerprint_accel", config=options)
+        except Exception as error:  # each tracker raises errors of its own
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+                raise
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            text = config.training.tracker
+            raise UserError(
+                f"--training.tracker {text}: does not start ({reason[0]}); correct this, or leave it out"
+            ) from error
 
 
 def resume_advice(folder: Path) -> str:
@@ -138,37 +163,3 @@ class FolderWatch:
     def close(self) -> None:
         """Stop watching the folder."""
         os.close(self._descriptor)
-
-
-def check_launch(seen: int) -> None:
-    """Check that Accelerate sees all processes that were launched.
-
-    Accelerate sees only one process if a configuration for several GPUs is used on a machine without GPUs, or if the
-    processes were started with `srun python`. Each process would then train a whole run by itself.
-
-    Args:
-        seen: Number of processes of the run according to Accelerate.
-
-    Raises:
-        UserError: If Accelerate sees one process, but several were launched.
-    """
-    launched = max(launched_rank_and_size()[1], _tasks_of_slurm() if "WORLD_SIZE" not in os.environ else 1)
-    if seen == 1 and launched > 1:
-        raise UserError(
-            f"launched as {launched} processes, but Accelerate sees one, so each would train by itself. On CPUs, set "
-            "ACCELERATE_USE_CPU=true or give --config_file recipes/hardware/cpu.yaml. Under srun, start one "
-            "`accelerate launch` per machine (recipes/hardware/slurm.sh)"
-        )
-
-
-def _tasks_of_slurm() -> int:
-    """Return the number of tasks that SLURM has started in the current job step, or 1 outside of SLURM.
-
-    The number is read from the environment variable `SLURM_STEP_NUM_TASKS`. If `SLURM_STEP_NUM_TASKS` is not set, the
-    number is read from `SLURM_NTASKS`, but only if `SLURM_PROCID` is not 0. The reason is that a batch script is a
-    single task with `SLURM_PROCID` 0, although its `SLURM_NTASKS` may be larger than 1.
-    """
-    step = os.environ.get("SLURM_STEP_NUM_TASKS", "")
-    if not step and os.environ.get("SLURM_PROCID", "0") != "0":
-        step = os.environ.get("SLURM_NTASKS", "")
-    return int(step) if step.isdigit() else 1

@@ -13,10 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
-    DistributedType,
+    DynamoBackend,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    TorchDynamoPlugin,
     parse_flag_from_env,
 )
 
@@ -30,16 +31,17 @@ from fingerprint_accel.preprocess.pipeline import Preprocessor
 from fingerprint_accel.synthesis.source import is_source
 from fingerprint_accel.training.data import PrintSource, open_data, sibling_labels
 from fingerprint_accel.training.fsdp import fsdp_plugin, prepare, switch_on
+from fingerprint_accel.training.launch import check_answers, check_launch
+from fingerprint_accel.training.launch_answers import check_answer
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.optimizer import make_optimizer, moving_average
-from fingerprint_accel.training.run_folder import check_launch, trackers
+from fingerprint_accel.training.run_folder import trackers
 from fingerprint_accel.training.speed import compile_parts, ddp_options, set_precision
 
 if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
 
 BLOCK_SIZE = 16_384  # prints per block with `reading.order block`: many batches, but little memory
-SHARES_OUT_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # libraries that shard all parameters
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # CPUs with bf16 in hardware; others emulate it, slower than float32
 
@@ -124,15 +126,20 @@ def make_accelerator(config: Config) -> Accelerator:
     no_fp16_here = "fp16 needs a GPU; use --training.precision bf16 or no"
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(no_fp16_here)
+    check_answers()
+    if training.precision == "auto":
+        check_answer("mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    plugin, log_with = fsdp_plugin(config), trackers(config)
+    log_with = trackers(config)
     try:
+        plugin = fsdp_plugin(config)
         accelerator = Accelerator(
             mixed_precision=None if training.precision == "auto" else training.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=training.gradient_accumulation_steps, sync_with_dataloader=False, adjust_scheduler=False
             ),
             fsdp_plugin=plugin,
+            dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.NO),  # it would compile the whole network at once
             log_with=log_with or None,
             project_config=ProjectConfiguration(config.out, logging_dir=str(Path(config.out) / "tensorboard")),
             step_scheduler_with_optimizer=False,
@@ -141,14 +148,14 @@ def make_accelerator(config: Config) -> Accelerator:
                 InitProcessGroupKwargs(backend=None, timeout=timedelta(seconds=training.timeout)),
             ],
         )
-    except ValueError as error:
+    except (ValueError, ImportError, NotImplementedError) as error:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
         reason = str(error).splitlines()[0]
         raise UserError(f"Accelerate refuses this configuration ({reason}); run `accelerate config` again") from error
+    check_launch(accelerator.num_processes, accelerator.device.type)
     # the settings of `accelerate config` may ask for fp16 on a CPU
     require(accelerator.mixed_precision != "fp16" or accelerator.device.type != "cpu", no_fp16_here)
-    check_launch(accelerator.num_processes)
     switch_on(accelerator, plugin, config)
     use_all_cores(accelerator.device.type, accelerator.num_processes)
     set_precision(accelerator.device)
@@ -167,27 +174,14 @@ def use_all_cores(device: str, processes: int) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-def keep_from_ddp(module: TrainingModule, kind: DistributedType) -> None:
+def keep_from_ddp(module: TrainingModule) -> None:
     """Exclude sharded identity heads from DDP, because each process holds the class vectors of different fingers.
 
     DDP would average the gradients over processes, and overwrite the class vectors with the class vectors of rank 0.
-
-    Args:
-        module: Network and losses.
-        kind: How Accelerate distributes training.
-
-    Raises:
-        UserError: If a head is sharded, and training is distributed with DeepSpeed or Megatron-LM, which shard all
-            parameters themselves.
     """
-    if not module.sharded_parameters:
-        return
-    if kind in SHARES_OUT_ITSELF:
-        raise UserError(
-            f"loss.sharded does not work with {kind.value}, which shards all parameters: leave one of them out"
-        )
-    ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-    ignore(module, list(module.sharded_parameters))
+    if module.sharded_parameters:
+        ignore = torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(module, list(module.sharded_parameters))
 
 
 def _init_from(model: DeepPrint, config: Config, train: PrintSource) -> None:
@@ -236,7 +230,7 @@ def set_up(config: Config) -> Run:
     bare = TrainingModule(model, DeepPrintLoss(config.loss, model, train.classes))
     if not accelerator.is_fsdp2:  # FSDP needs contiguous weights
         bare = bare.to(memory_format=torch.channels_last)
-    keep_from_ddp(bare, accelerator.distributed_type)
+    keep_from_ddp(bare)
     note = compile_parts(bare, training, accelerator.device)
     if training.compile != "no":
         preprocessor.compile()

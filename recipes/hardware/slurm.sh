@@ -10,6 +10,6 @@
 set -euo pipefail
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export head
-srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file recipes/hardware/nodes2x8.yaml \
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --quiet --config_file recipes/hardware/nodes2x8.yaml \
     --num_machines "$SLURM_NNODES" --num_processes $((8 * SLURM_NNODES)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$head" "$@" --resume auto' -- "$@"

@@ -56,7 +56,7 @@ def workplace(prints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in (
         "fingerprint-accel import scans/DB1_B --out datasets/db1 --layout fvc",
         f"fingerprint-accel merge {prints} --out datasets/db2 --keep '.*[6-9]'",
-        "accelerate launch recipes/finetune.py --data datasets/db1 --out runs/db1",
+        "accelerate launch --quiet recipes/finetune.py --data datasets/db1 --out runs/db1",
         "fingerprint-accel enroll known datasets/db1",
     ):
         carry_out(Command("the workplace", line), folder)
