@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 
 from fingerprint_accel.cli import machine as facts
 from fingerprint_accel.cli.doctor import EXTRAS, GIB, anonymous, doctor, report, troubles
@@ -23,6 +24,10 @@ HEALTHY = Machine(
 )  # fmt: skip
 CPU_ONLY = {"gpus": [], "driver": "", "gpu_error": "Found no NVIDIA driver on your system."}
 OLD = {"gpus": [], "driver": "535.104.05", "gpu_error": "The NVIDIA driver on your system is too old (found 12020)."}
+
+
+ZERO = {"zero_stage": 2, "offload_optimizer_device": "none"}
+SIZES = {"parallelism_config_tp_size": 2, "parallelism_config_cp_size": 1}
 
 
 def test_a_machine_without_troubles():
@@ -46,7 +51,32 @@ def test_a_machine_without_troubles():
         ({"unsupported": [GPU]}, ["no kernels for NVIDIA H100"]),
         ({"gpus": [GPU, GPU], "shm": GIB // 16}, ["/dev/shm (0.1 GiB)", "--shm-size=8g"]),
         ({"config": {"distributed_type": "MULTI_GPU", "num_processes": 4}}, ["asks for 4 GPUs, but 1 are", "cpu.yaml"]),
-        ({"config": {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}}, ["many minutes", "--training.compile"]),
+        ({"config": {"dynamo_config": {"dynamo_backend": "EAGER"}}}, ["EAGER is not supported; choose inductor"]),
+        ({"config": {"dynamo_backend": "ONNXRT"}}, ["dynamo_backend ONNXRT is not supported"]),  # of older versions
+        ({"config": {"distributed_type": "DEEPSPEED", "deepspeed_config": ZERO}}, ["choose FullyShardedDataParallel"]),
+        (
+            {"config": {"distributed_type": "NO", "deepspeed_config": ZERO | {"gradient_accumulation_steps": 4}}},
+            ["has no effect without DeepSpeed. Give recipes --training.gradient-accumulation-steps 4 instead."],
+        ),
+        ({"config": {"distributed_type": "XLA", "downcast_bf16": "no"}}, ["choose multi-GPU with NVIDIA GPUs"]),
+        ({"config": {"distributed_type": "MULTI_XPU"}}, ["MULTI_XPU is not supported; choose multi-GPU with NVIDIA"]),
+        ({"config": {"compute_environment": "AMAZON_SAGEMAKER", "region": "us-east-1"}}, ["choose This machine"]),
+        (
+            {"config": {"mixed_precision": "fp8", "fp8_config": {"backend": "TE"}}},
+            ["fp8 is not supported; choose bf16"],
+        ),
+        (
+            {"config": {"mixed_precision": "bf16"}, "precision": "fp16"},
+            ["bf16, which this GPU emulates", "choose fp16"],
+        ),
+        ({"config": {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}}, ["choose version 2"]),
+        (
+            {"config": {"distributed_type": "FSDP", "fsdp_config": {"version": 2}, "parallelism_config": SIZES}},
+            ["answer no to the parallelism config"],
+        ),
+        ({"config": {"distributed_type": "NO", "num_processes": 2}}, ["starts one without mpirun", "nproc_per_node=2"]),
+        ({"config": {"ipex_config": {"ipex": True}}}, ["ipex True is not known", "remove this line"]),
+        ({"config": {"enable_cpu_affinity": True}}, ["Give `accelerate launch` --enable_cpu_affinity instead."]),
         ({"cores": (1, 1, 1)}, ["Only one core", "Use at least two"]),
         ({"quota": 1.0}, ["Only one core"]),
         ({"quota": 4.0}, ["may use 4 cores, but programs see 16", "OMP_NUM_THREADS=4", "--workers 4"]),
@@ -69,13 +99,15 @@ def test_each_trouble_has_a_remedy(changes, parts):
         ({"environment": {"OMP_NUM_THREADS": "1"}}, "fewer threads than cores (16 are usable)"),
         ({"environment": {"OMP_NUM_THREADS": "64"}}, "more threads than cores (16 are usable)"),
         ({"config": {"mixed_precision": "fp16"}}, "asks for fp16, which needs a GPU"),
+        ({"config": {"mixed_precision": "bf16"}, "precision": "no"}, "bf16, which this CPU emulates slowly"),
     ],
 )
 def test_troubles_of_machines_without_a_gpu(changes, part):
     machine = dataclasses.replace(HEALTHY, torch="2.14.1+cpu", torchvision="0.29.1+cpu", cuda="", gpus=[], driver="")
     assert troubles(machine) == []
-    (line,) = troubles(dataclasses.replace(machine, **changes))
-    assert part in line
+    found = troubles(dataclasses.replace(machine, **changes))
+    assert sum(part in line for line in found) == 1
+    assert len(found) == 1 + (changes.get("precision") == "no" and "config" in changes)
 
 
 def test_this_machine(capsys):
@@ -122,6 +154,21 @@ def test_the_accelerate_config(monkeypatch, tmp_path):
     assert f"{file}: distributed_type MULTI_GPU, num_processes 8, mixed_precision bf16" in text
     assert "10.1.2.3" not in text
     assert "asks for 8 GPUs" in text or torch.cuda.device_count() >= 8
+
+
+def test_hardware_files_have_no_troubles_where_their_gpus_are():
+    for path in (ROOT / "recipes" / "hardware").glob("*.yaml"):
+        config = yaml.safe_load(path.read_text())
+        assert troubles(dataclasses.replace(HEALTHY, gpus=[GPU] * 8, config=config)) == [], path.name
+
+
+def test_an_answer_that_is_an_option_of_recipes_is_a_setting():
+    config = {"distributed_type": "NO", "dynamo_config": {"dynamo_backend": "INDUCTOR", "dynamo_mode": "default"}}
+    machine = dataclasses.replace(HEALTHY, config=config, config_file="default.yaml")
+    assert troubles(machine) == []
+    text = "\n".join(report(machine))
+    assert "dynamo_backend INDUCTOR, used as --training.compile\n" in text
+    assert "dynamo_mode default, used as the value of --training.compile\n" in text
 
 
 def test_names_are_removed(monkeypatch):

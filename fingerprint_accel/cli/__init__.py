@@ -78,7 +78,7 @@ def overview() -> str:
         f"usage: {PROGRAM} VERB ...",
         "",
         "Train and evaluate fixed-length fingerprint embeddings.",
-        "To train a model: accelerate launch --quiet recipes/quickstart.py --out runs/quickstart",
+        "To train: accelerate launch --quiet recipes/quickstart.py --out runs/quickstart",
     ]
     for title, verbs in GROUPS.items():
         lines += ["", f"{title}:"]

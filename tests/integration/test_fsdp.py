@@ -12,11 +12,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
-from fingerprint_accel.config import Config, parse
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.config import parse
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
-from fingerprint_accel.training.fsdp import fsdp_plugin
 
 from .conftest import ROOT, TINY, launched
 from .test_sharded import course, same_state
@@ -48,6 +46,8 @@ recipe, *runs = sys.argv[1:]
 refused = {}
 for words in runs:
     config = parse(runpy.run_path(recipe)["CONFIG"], "", json.loads(words))
+    if config.out.endswith("started"):
+        os.environ |= {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "false"}
     DeepPrintLoss.forward = poisoned if config.out.endswith("batch norm") else forward
     try:
         run = run_training(config)
@@ -220,21 +220,3 @@ def test_what_does_not_go_together_is_one_line(trained):
     for name, (_, remedy) in REFUSED.items():
         assert remedy in lines[name]
         assert "\n" not in lines[name]
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "remedy"),
-    [
-        ("FSDP_VERSION", "1", "set fsdp_version: 2"),
-        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "SIZE_BASED_WRAP is not supported: set TRANSFORMER_BASED_WRAP"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --model.gradient-checkpointing"),
-        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params is not supported: set it to false"),
-    ],
-)
-def test_a_setting_of_accelerate_that_does_not_go_is_one_line(setting, value, remedy, monkeypatch):
-    for name, own in {**launched_with_fsdp(), setting: value}.items():
-        monkeypatch.setenv(name, own)
-    with pytest.raises(UserError, match=remedy):
-        fsdp_plugin(Config())
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    assert fsdp_plugin(Config()) is None

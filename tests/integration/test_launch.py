@@ -112,7 +112,8 @@ def test_two_processes_calibrate_as_one(prints, environment, tmp_path):
 def test_two_processes_cross_validate(prints, environment, tmp_path):
     """Fold membership and the number of comparisons are those of one process."""
     words = ["--data", prints, "--out", tmp_path / "cv", "--model.init-from", "", "--folds", "2"]
-    result = launch("two processes", "finetune.py", environment, *words)
+    checked = {**environment, "ACCELERATE_DEBUG_MODE": "true"}  # "Should distributed operations be checked?"
+    result = launch("two processes", "finetune.py", checked, *words)
     assert result.stdout.count("cross-validation: ") == 1
     assert result.stdout.count("fold 1/2 holds out 12 of 24 fingers (48 prints)") == 1
     found = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())

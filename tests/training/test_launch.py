@@ -141,6 +141,12 @@ def test_other_devices_are_refused(device, answered, tiny, monkeypatch):
         setup.make_accelerator(tiny)
 
 
+def test_gpu_ids_choose_the_visible_devices(tmp_path):
+    assert launched(tmp_path, gpu_ids="7")["CUDA_VISIBLE_DEVICES"] == "7"
+    several = launched(tmp_path, gpu_ids="2,7", distributed_type="MULTI_GPU", num_processes=2)
+    assert several["CUDA_VISIBLE_DEVICES"] == "2,7"
+
+
 def test_several_processes_on_cpus_without_mpirun(answered, tiny):
     """Accelerate would start one without a word."""
     answered(distributed_type="MULTI_CPU", num_processes=2, use_cpu=True)

@@ -94,13 +94,17 @@ def test_no_answer_is_in_two_entries():
     assert all(answer.text for answer in ANSWERS if answer.kind != "works")
 
 
+CODE = re.compile(r"--[\w.-]*\w|pip install '[^']+'|\b[A-Z_]{12,}\b|recipes/\S+yaml|accelerate launch|torch.cuda")
+
+
 def rows():
     """The table of docs/training.md, from the entries of the code."""
     for answer in ANSWERS:
         settings = ", ".join(f"`{name}`" for name in answer.keys.split())
         values = ", ".join(f"`{name}`" for name in answer.values.split()) or "any"
-        word = {"mapped": "used as", "refused": "refused:"}.get(answer.kind, f"{answer.kind}{':' * bool(answer.text)}")
-        yield f"| {settings} | {values} | {' '.join([word, answer.text]).strip()} | {answer.tested} |"
+        word = {"mapped": "used as", "refused": "**refused**:"}.get(answer.kind, answer.kind + ":" * bool(answer.text))
+        text = f"{word} {CODE.sub(lambda found: f'`{found[0]}`', answer.text)}".strip()
+        yield f"| {settings} | {values} | {text} | {answer.tested} |"
 
 
 def test_the_table_of_the_documentation():

@@ -20,7 +20,8 @@ from fingerprint_accel.outputs import exclusive_lock
 from fingerprint_accel.recipe import run_training
 from fingerprint_accel.training import checkpoint as module
 from fingerprint_accel.training.checkpoint import Checkpoint, save_checkpoint
-from fingerprint_accel.training.run_folder import check_launch, check_run_folder, holding, trackers
+from fingerprint_accel.training.launch import check_launch
+from fingerprint_accel.training.run_folder import check_run_folder, holding, trackers
 
 ROOT = starting.ROOT
 LAUNCHES = {
@@ -42,7 +43,11 @@ FINE = {
 def nowhere(monkeypatch):
     """No variable of a launcher is set."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMPI_", "PMI_", "MV2_", "MPI_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "MV2_", "MPI_", "MASTER_")) or name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+        ):
             monkeypatch.delenv(name)
     return monkeypatch
 
@@ -52,14 +57,14 @@ def test_lone_processes_are_refused(environment, nowhere):
     for name, value in environment.items():
         nowhere.setenv(name, value)
     with pytest.raises(UserError, match="launched as 2 processes, but Accelerate sees one"):
-        check_launch(1)
+        check_launch(1, "cpu")
 
 
 @pytest.mark.parametrize(("environment", "seen"), FINE.values(), ids=FINE)
 def test_launches_that_are_fine(environment, seen, nowhere):
     for name, value in environment.items():
         nowhere.setenv(name, value)
-    check_launch(seen)
+    check_launch(seen, "cpu")
 
 
 def words(prints, out):

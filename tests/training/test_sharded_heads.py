@@ -3,25 +3,14 @@
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
-from accelerate.utils import DistributedType
 
-from fingerprint_accel.errors import UserError
 from fingerprint_accel.training.heads import draw_classes
-from fingerprint_accel.training.setup import keep_from_ddp, set_up
+from fingerprint_accel.training.setup import set_up
 
 
 def with_loss(config, **knobs):
     return dataclasses.replace(config, loss=dataclasses.replace(config.loss, **knobs))
-
-
-@pytest.mark.parametrize("kind", [DistributedType.MEGATRON_LM, DistributedType.DEEPSPEED])
-def test_nothing_else_may_share_out_the_heads(tiny, kind):
-    run = set_up(with_loss(tiny, sharded=True))
-    with pytest.raises(UserError, match=f"with {kind.value}, which shards all parameters"):
-        keep_from_ddp(run.bare, kind)
-    keep_from_ddp(set_up(tiny).bare, kind)
 
 
 def test_an_update_draws_the_fingers_of_its_prints(tiny):
