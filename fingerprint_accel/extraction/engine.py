@@ -179,10 +179,11 @@ class Engine:
 
         first = first_of_name(embeddings, known)
         new, erased = first, False
+        look = bool(known) and bool(self._by_id("id", [print_id(known[0].name)]))
         for attempt in range(ATTEMPTS):
             try:
                 with engine_errors(self.place), self._changing():
-                    if attempt:  # the first attempt assumes that no print is enrolled yet
+                    if attempt or look:  # otherwise, assume that none of the prints is enrolled yet
                         new, gone = self._conflicts(embeddings, known, first, replace)
                         erased = self._delete("id = ANY(%(ids)s)", {"ids": gone}) > 0
                     self._copy(embeddings[new], [each for each, is_new in zip(known, new, strict=True) if is_new])
