@@ -81,52 +81,72 @@ def mates(rows: np.ndarray, count: int, likeness: float, cells: int) -> np.ndarr
     return unit(np.stack(found)).astype(np.float32)
 
 
-def load(url: str, count: int, cells: int) -> None:
-    """Enrol the references in batches."""
-    gallery, new = Engine.open_or_create(url, DIMS, "random directions", cells), 0
-    for start in tqdm(range(0, count, BATCH), desc="enrolling", unit="batch", mininterval=5):
-        vectors = references(start, count, cells)
-        known = [record(row) for row in range(start, start + len(vectors))]
-        new += gallery.append(vectors, known)
-    print(f"{new:,} of {count:,} references were new", file=sys.stderr)
+def load(url: str, start: int, count: int, cells: int, seconds: Any, rows: Any) -> None:
+    """Enrol the references from row `start` on in batches; add up the time and the number of new prints.
 
-
-def measure_load(server: Server, count: int, cells: int) -> dict[str, Any]:
-    """Load the references in a process that is killed once, and load them again."""
-    context = get_context("spawn")
-    process = context.Process(target=load, args=(server.url, count, cells))
-    gallery = Engine.open_or_create(server.url, DIMS, "random directions", cells)
-    process.start()
-    while process.is_alive() and len(gallery) < KILLED_AT * count:
-        time.sleep(1)
-    time.sleep(0.3)  # into a batch
-    assert process.pid is not None, "the process was started"
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    time.sleep(2)
-    kept = len(gallery)
-    seconds = {"skip": 0.0, "load": 0.0}
-    rows = {"skip": 0, "load": 0}
-    for start in tqdm(range(0, count, BATCH), desc="going on", unit="batch", mininterval=5):
-        vectors = references(start, count, cells)
-        known = [record(row) for row in range(start, start + len(vectors))]
+    Args:
+        url: the database.
+        start: first row, a multiple of BATCH.
+        count: number of references.
+        cells: number of cells of dense templates.
+        seconds: shared number, time of the enrolment alone.
+        rows: shared number of new prints.
+    """
+    gallery = Engine.open_or_create(url, DIMS, "random directions", cells)
+    for first in tqdm(range(start, count, BATCH), desc="enrolling", unit="batch", mininterval=5):
+        vectors = references(first, count, cells)
+        known = [record(row) for row in range(first, first + len(vectors))]
         started = time.perf_counter()
-        kind = "load" if gallery.append(vectors, known) else "skip"
-        seconds[kind] += time.perf_counter() - started
-        rows[kind] += len(vectors)
-    started = time.perf_counter()
-    gallery.connection.execute("VACUUM (ANALYZE) fingerprint_prints")
-    vacuum = time.perf_counter() - started
-    distinct = gallery.connection.execute("SELECT count(DISTINCT name) FROM fingerprint_prints").fetchone()
-    assert distinct == (len(gallery),) == (count,), f"{distinct} names of {len(gallery)} prints, not {count}"
-    return {
-        "kept_after_the_kill": kept,
-        "whole_batches_after_the_kill": kept % BATCH == 0,
-        "prints_after_going_on": len(gallery),
-        "load_per_second": rows["load"] / max(seconds["load"], 1e-9),
-        "skip_per_second": rows["skip"] / max(seconds["skip"], 1e-9),
-        "vacuum_seconds": vacuum,
-    }
+        new = gallery.append(vectors, known)
+        if new:
+            seconds.value, rows.value = seconds.value + time.perf_counter() - started, rows.value + new
+
+
+def measure_load(server: Server, count: int, cells: int, limit: float, before: dict[str, Any]) -> dict[str, Any]:
+    """Load the references in a process that is killed after `limit` seconds, or at 40 % and then started again.
+
+    Args:
+        server: the server.
+        count: number of references.
+        cells: number of cells of dense templates.
+        limit: seconds; 0 to kill the process at 40 %, and to load the rest in a second process.
+        before: results of earlier calls, to add to.
+    """
+    gallery, context = Engine.open_or_create(server.url, DIMS, "random directions", cells), get_context("spawn")
+    results = {"kills": 0, "kept": [], "seconds": 0.0, "rows": 0} | before
+    for killed in (True, False):
+        start = max(0, len(gallery) // BATCH - 1) * BATCH  # the last batch is sent again, and skipped
+        seconds, rows = context.Value("d", 0.0), context.Value("q", 0)
+        process = context.Process(target=load, args=(server.url, start, count, cells, seconds, rows))
+        started = time.perf_counter()
+        process.start()
+        while process.is_alive() and (not killed or _goes_on(gallery, count, limit, started)):
+            time.sleep(1)
+        if process.is_alive():
+            time.sleep(0.3)  # into a batch
+            assert process.pid is not None, "the process was started"
+            os.kill(process.pid, signal.SIGKILL)
+            results["kills"] += 1
+        process.join()
+        time.sleep(2)  # the server notices that the process is gone
+        results["seconds"], results["rows"] = results["seconds"] + seconds.value, results["rows"] + rows.value
+        results["kept"] = [*results["kept"], len(gallery)]
+        if limit:
+            break
+    results["load_per_second"] = results["rows"] / max(results["seconds"], 1e-9)
+    results["only_whole_batches"] = all(kept % BATCH == 0 or kept == count for kept in results["kept"])
+    if len(gallery) == count:
+        started = time.perf_counter()
+        gallery.connection.execute("VACUUM (ANALYZE) fingerprint_prints")
+        results["vacuum_seconds"] = time.perf_counter() - started
+        results["distinct_names"] = gallery.connection.execute(
+            "SELECT count(DISTINCT name) FROM fingerprint_prints"
+        ).fetchall()[0][0]
+    return results
+
+
+def _goes_on(gallery: Engine, count: int, limit: float, started: float) -> bool:
+    return time.perf_counter() - started < limit if limit else len(gallery) < KILLED_AT * count
 
 
 def sizes(gallery: Engine) -> dict[str, Any]:
@@ -233,6 +253,7 @@ def main(
     stages: tuple[str, ...] = STAGES,
     cells: int = 0,
     likeness: float = 0.7,
+    load_seconds: float = 0,
     exact_probes: int = 20,
     quick_probes: int = 100,
     out: Path | None = None,
@@ -245,6 +266,8 @@ def main(
         stages: Stages to run: load, search, remove, int8.
         cells: Number of cells of dense templates; 0 for templates that are not dense.
         likeness: Cosine of a probe and its mate.
+        load_seconds: Kill the loading process after this time, and stop; run the stage again to go on. 0 kills it once,
+            at 40 %, and goes on at once.
         exact_probes: Number of probes for each exact search.
         quick_probes: Number of probes for searches by index.
         out: JSON file to write; results of other stages in it are kept.
@@ -258,7 +281,7 @@ def main(
     results.pop("written_by", None)
     try:
         run = {
-            "load": lambda: measure_load(server, references, cells),
+            "load": lambda: measure_load(server, references, cells, load_seconds, results.get("load", {})),
             "search": lambda: measure_search(server, references, cells, likeness, exact_probes, quick_probes),
             "remove": lambda: measure_remove(server, references, cells),
             "int8": lambda: measure_int8(server.url, min(references, 1_000_000), likeness, quick_probes),
