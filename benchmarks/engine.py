@@ -113,7 +113,7 @@ def measure_load(server: Server, count: int, cells: int, limit: float, before: d
         before: results of earlier calls, to add to.
     """
     gallery, context = Engine.open_or_create(server.url, DIMS, "random directions", cells), get_context("spawn")
-    results = {"kills": 0, "kept": [], "seconds": 0.0, "rows": 0} | before
+    results: dict[str, Any] = {"kills": 0, "kept": [], "seconds": 0.0, "rows": 0} | before
     for killed in (True, False):
         start = max(0, len(gallery) // BATCH - 1) * BATCH  # the last batch is sent again, and skipped
         seconds, rows = context.Value("d", 0.0), context.Value("q", 0)

@@ -257,6 +257,30 @@ def test_troubles_end_in_one_line(postgres, database, monkeypatch):
         open_enrolled("postgresql://me:secret@db/x")
 
 
+def test_rights_of_those_who_search_enrol_and_remove(postgres, database, capsys):
+    """The rights that the documentation lists are enough."""
+    vectors, known = people()
+    owner = open_or_create(database, DIMS, "tests")
+    owner.append(vectors[:10], known[:10])
+    postgres.psql("DROP ROLE IF EXISTS searcher, enroller; CREATE ROLE searcher LOGIN; CREATE ROLE enroller LOGIN;")
+    owner.connection.execute("GRANT SELECT ON fingerprint_gallery, fingerprint_prints TO searcher")
+    owner.connection.execute("GRANT SELECT, UPDATE ON fingerprint_gallery TO enroller")
+    owner.connection.execute("GRANT SELECT, INSERT, DELETE ON fingerprint_prints, fingerprint_erasures TO enroller")
+    searcher, enroller = (
+        open_enrolled(database.replace("postgres:@", f"{name}@")) for name in ("searcher", "enroller")
+    )
+    assert searcher.known(searcher.search(vectors[:1], 1).row[0]) == known[:1]
+    with pytest.raises(UserError, match="permission denied for table fingerprint_gallery; ask the owner"):
+        searcher.append(vectors[10:], known[10:])
+    with pytest.raises(UserError, match="must be owner of table fingerprint_prints; ask the owner"):
+        open_index(searcher)
+    assert enroller.append(vectors[10:], known[10:]) == COUNT - 10
+    assert enroller.remove(person="Zoë 7") == 10
+    assert "you do not own the table" in capsys.readouterr().err
+    owner.remove(person="Zoë 8")  # rewrites both
+    assert owner._rows("SELECT * FROM fingerprint_erasures", {}) == []
+
+
 def test_no_password_is_shown():
     assert (
         shown("postgresql://me:secret@a:1,b:2/prints?password=secret&sslmode=require")
