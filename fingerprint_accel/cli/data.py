@@ -47,6 +47,7 @@ def synth(
     canvas: Canvas = 320,
     first_finger: Annotated[int, arg("N")] = 0,
     siblings: Annotated[int, arg("N")] = 1,
+    persons: Flag = False,
     workers: Workers = 0,
     cluster: Cluster = "",
     device: Device = "auto",
@@ -85,13 +86,14 @@ def synth(
         partial: Share of prints (0 to 1) that show only a part of the finger.
         first_finger: Index of the first finger. 1000 continues a dataset of 1000 fingers.
         siblings: Number of consecutive fingers that differ only in their minutiae.
+        persons: Make persons: every ten fingers belong to one, and finger keys state the person and the position.
     """
     from fingerprint_accel.synthesis.sensors import Style
     from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 
     style = Style(sensors, quality, dataset_ppi, canvas, siblings, partial)
     summary = write_synthetic_dataset(
-        out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite
+        out, fingers, impressions, seed, style, first_finger, workers, cluster, device, overwrite, persons=persons
     )
     print(summary.table())
 

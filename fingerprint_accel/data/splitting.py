@@ -18,14 +18,13 @@ import numpy as np
 from fingerprint_accel.config_prints import ReadingConfig
 from fingerprint_accel.data.csv_file import DAMAGED_CSV, open_csv
 from fingerprint_accel.data.order import mix64
+from fingerprint_accel.data.persons import WITH_POSITION
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.untrusted import printable, reason_of
 
 FINGER, SUBJECT, SESSION = "finger", "subject", "session"
 NAMED_BY = {SUBJECT: "finger_key", SESSION: "source"}  # column of the dataset that identifies the group of a print
-# finger keys with a position: those of the layouts nist, socofing and records, and of `--names` with a group `position`
-WITH_POSITION = r"^(?P<subject>.+)_(?:\d\d|(?:left|right)_(?:thumb|index|middle|ring|little))$"
 FEWEST = 2  # minimum number of fingers with two prints each in the validation set, and of fingers in the training set
 
 

@@ -146,7 +146,8 @@ def _compare(config: Config, shards: Shards) -> Shared:
     if is_source(config.data):  # synthetic fingers are named by their seed and number
         spec = parse_source(config.data)
         numbers = range(spec.first, spec.first + spec.fingers)
-        keys = {finger_name(spec.seed, number, spec.style.siblings) for number in numbers}
+        family = spec.style.siblings
+        keys = {finger_name(spec.seed, number, family, named) for number in numbers for named in (False, True)}
     else:
         try:
             training = open_dataset(config.data)

@@ -79,8 +79,11 @@ def finger_keys(seed: int, fingers: torch.Tensor) -> torch.Tensor:
     return sample_keys(seed, torch.full_like(fingers, -1), fingers)
 
 
-def finger_name(seed: int, number: int, siblings: int = 1) -> str:
+def finger_name(seed: int, number: int, siblings: int = 1, persons: bool = False) -> str:
     """Return the name of a synthetic finger in a dataset. Equal names mean equal fingers.
+
+    With `persons`, every ten consecutive fingers belong to a person, and the name ends in the finger position: finger
+    12 of seed 7 is `synthetic-7-p00001_03`, the right middle finger of the second person.
 
     Indices are padded to six digits, so that names sort in the order of the indices. If `siblings` is above 1, all
     fingers of a family except the first get a suffix: they differ from the fingers that have the same indices in a
@@ -90,7 +93,11 @@ def finger_name(seed: int, number: int, siblings: int = 1) -> str:
         seed: random seed of the fingers.
         number: index of the finger.
         siblings: number of fingers in a family, see `Style.siblings`.
+        persons: whether the name states a person and a finger position.
     """
+    if persons:
+        family = f"s{siblings}" if siblings > 1 else ""
+        return f"synthetic-{seed}-p{number // 10:05d}{family}_{number % 10 + 1:02d}"
     return f"synthetic-{seed}-{number:06d}" + (f"s{siblings}" if number % siblings else "")
 
 

@@ -61,6 +61,7 @@ class Plan:
         first_finger: index of the first finger.
         style: appearance of the impressions.
         device: "cpu" or "cuda". The results of these two devices can differ.
+        persons: whether names of fingers state a person and a finger position; see `skin.finger_name`.
 
     Raises:
         UserError: if a number is out of range.
@@ -72,6 +73,7 @@ class Plan:
     first_finger: int
     style: Style
     device: str
+    persons: bool = False
 
     def __post_init__(self) -> None:
         for option, value, low, high in (
@@ -150,6 +152,7 @@ def write_synthetic_dataset(
     device: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
+    persons: bool = False,
 ) -> SynthesisSummary:
     """Write a dataset folder of synthetic prints. A call with the same arguments resumes an interrupted call.
 
@@ -171,6 +174,8 @@ def write_synthetic_dataset(
         overwrite: replace `out` if it is a dataset folder, and discard unfinished shards of a call with different
             arguments.
         progress: show a progress bar.
+        persons: make persons of ten fingers: names of fingers state a person and a finger position, see
+            `skin.finger_name`. The prints stay the same.
 
     Raises:
         UserError: if a number is out of range, the device does not exist, the disk has too little space, a worker
@@ -180,7 +185,7 @@ def write_synthetic_dataset(
     out = Path(out)
     check_folder(out, DATASET)
     with open_workers(workers, cluster, device) as team:
-        plan = Plan(fingers, impressions, seed, first_finger, style, team.device)
+        plan = Plan(fingers, impressions, seed, first_finger, style, team.device, persons)
         made = run(SynthJob(plan), out, team.executor, overwrite, progress)
     return SynthesisSummary.of(out, made, time.perf_counter() - started)
 
@@ -273,7 +278,7 @@ def _records(plan: Plan, prints: Prints, fingers: list[int], kinds: list[int], i
     contacts = np.packbits(prints.contact.flatten(1).cpu().numpy(), axis=1)  # format of `pack_contact`
     found = []
     for i, (finger, kind, impression) in enumerate(zip(fingers, kinds, impressions, strict=True)):
-        key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings)
+        key = finger_name(plan.seed, plan.first_finger + finger, plan.style.siblings, plan.persons)
         source = f"synthetic/{plan.style.quality}/{CLASSES[kind]}"
         truth = Truth(poses[i].copy(), contacts[i].tobytes())
         found.append(Record(images[i], key, impression, source, minutiae[i, : counts[i]].copy(), truth, finger))

@@ -10,6 +10,7 @@ from PIL import Image
 from fingerprint_accel.data import shard_writing
 from fingerprint_accel.data.loader import subset_of_fingers
 from fingerprint_accel.data.order import SampleOrder
+from fingerprint_accel.data.persons import person_in
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.truth import GRID
 from fingerprint_accel.errors import UserError
@@ -18,7 +19,7 @@ from fingerprint_accel.synthesis.geometry import contact_cells
 from fingerprint_accel.synthesis.impressions import impression_keys
 from fingerprint_accel.synthesis.orientation import CLASSES, finger_size
 from fingerprint_accel.synthesis.sensors import DEFAULT, QUALITIES, SENSORS, Style
-from fingerprint_accel.synthesis.skin import finger_keys
+from fingerprint_accel.synthesis.skin import finger_keys, finger_name
 from fingerprint_accel.synthesis.source import open_source
 from fingerprint_accel.synthesis.touch import Touch
 from fingerprint_accel.synthesis.writing import Plan, write_synthetic_dataset
@@ -93,6 +94,19 @@ def test_a_finger_is_the_same_in_any_set(folder, tmp_path):
     write_synthetic_dataset(tmp_path / "set", 1, 2, seed=5, first_finger=3, workers=1, **OPTIONS)
     assert set(images(tmp_path / "set")) == {("synthetic-5-000003", 0), ("synthetic-5-000003", 1)}
     assert_same_images(tmp_path / "set", folder)
+
+
+def test_persons_have_ten_fingers(folder, tmp_path):
+    write_synthetic_dataset(tmp_path / "set", 1, 1, seed=5, first_finger=3, workers=1, persons=True, **OPTIONS)
+    ((key, impression), (image, _)), *_ = images(tmp_path / "set").items()
+    assert (key, impression) == ("synthetic-5-p00000_04", 0)
+    assert image.tobytes() == images(folder)["synthetic-5-000003", 0][0].tobytes()
+    names = [finger_name(5, number, 1, True) for number in range(25)]
+    read = [person_in(name) for name in names]
+    assert read[:2] == [("synthetic-5-p00000", 1), ("synthetic-5-p00000", 2)]
+    assert read[9:11] == [("synthetic-5-p00000", 10), ("synthetic-5-p00001", 1)]
+    assert len(set(names)) == 25
+    assert {person_in(finger_name(5, number, 4, True))[0] for number in range(10)} == {"synthetic-5-p00000s4"}
 
 
 def test_what_a_row_holds(folder):
