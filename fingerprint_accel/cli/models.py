@@ -65,6 +65,7 @@ def evaluate(
     minimum_nfiq2: Annotated[int, arg("SCORE")] = 0,
     poses: Flag = False,
     by: Annotated[str, arg("REGEX", default="folders of the source, only in the report")] = "",
+    by_person: Flag = False,
     batch_size: BatchSize = 64,
     overwrite: Flag = False,
 ) -> None:
@@ -77,7 +78,7 @@ def evaluate(
     Examples:
       fingerprint-accel evaluate small datasets/db1 --out evaluation/db1
       fingerprint-accel evaluate runs/b datasets/db1 --against runs/a
-      fingerprint-accel evaluate small datasets/db1 --minimum-nfiq2 20 --by nfiq2
+      fingerprint-accel evaluate small datasets/cards --minimum-nfiq2 20 --by-person
 
     Protocols:
       fvc        every pair of a finger; first impressions of different fingers
@@ -95,11 +96,12 @@ def evaluate(
         minimum_nfiq2: Prints without an NFIQ 2 score, or below this score (0 to 100), count as failures to acquire.
         poses: Compare the best of several rotated and shifted copies, as `compare` does. Takes 6 to 45 times as long.
         by: Regular expression. Prints with the same first match in their source form a group. nfiq2 groups by score.
+        by_person: Also identify persons by 1, 2, 4 and 10 fingers. Finger keys must state both, for example anna_07.
         overwrite: Replace an evaluation in OUT.
     """
     from fingerprint_accel.evaluation.run import Extras, evaluate_command
 
-    extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses, minimum_nfiq2)
+    extras = Extras(pairs, seed, pairs_file, by, against, minimum_quality, poses, minimum_nfiq2, by_person)
     evaluate_command(model, dataset, protocol, out, batch_size, extras, overwrite)
 
 

@@ -20,8 +20,9 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.history import Columns, draw_eer, find_run, read_history
 from fingerprint_accel.evaluation.nbis_scores import nbis_scores
 from fingerprint_accel.evaluation.plots import BLUE, GREEN, ORANGE, as_png, det_points, show_percent, style_axes
+from fingerprint_accel.evaluation.rates import percent
 from fingerprint_accel.evaluation.report import Addition
-from fingerprint_accel.evaluation.results import Evaluation, percent
+from fingerprint_accel.evaluation.results import Evaluation
 from fingerprint_accel.extraction.comparison import compare_canvases
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.pair_picture import pair_png

@@ -20,7 +20,7 @@ from fingerprint_accel.metrics.identification import Searches
 from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import FMRS, Metrics
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SIZE = (5.6, 4.6)  # inches; the report page shows two plots side by side
 POINTS = 4000  # a curve has about this many points at mated scores, and as many at non-mated scores
 
@@ -36,7 +36,7 @@ def _panel(title: str) -> tuple[Figure, Axes]:
     """Create a figure with one empty plot in the common style; return the figure and the axes of the plot."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot(title=title)
-    axes.set_prop_cycle(color=[BLUE, GREEN])  # the evaluated model, the other model
+    axes.set_prop_cycle(color=[BLUE, GREEN, ORANGE, PURPLE])  # first the evaluated model, then the other model
     style_axes(axes)
     return figure, axes
 
@@ -133,12 +133,32 @@ def histogram_png(scores: Scores, metrics: Metrics) -> bytes:
     return _finished(figure, axes.yaxis)
 
 
-def cmc_png(searches: Mapping[str, Searches]) -> bytes:
-    """Plot the cumulative match characteristic (CMC) of one or two models as a PNG file.
+def fnir_png(searches: Mapping[str, Searches]) -> bytes:
+    """Plot FNIR over FPIR, the DET curve of open-set identification, as a PNG file.
+
+    Rates of zero, which a logarithmic axis cannot show, are drawn at the edge of the plot.
 
     Args:
-        searches: dictionary from the name of each model to its closed-set searches. The evaluated model is the first
-            entry.
+        searches: open-set searches by the label of their curve.
+    """
+    figure, axes = _panel("Open-set identification (DET)")
+    lowest_fpir, lowest_fnir = 1.0, 1.0
+    for name, shown in searches.items():
+        mated, nonmated = shown.mated[shown.is_mated], shown.best_other[~shown.is_mated]
+        edges = 0.5 / len(nonmated), 0.5 / len(mated)
+        lowest_fpir, lowest_fnir = min(lowest_fpir, edges[0]), min(lowest_fnir, edges[1])
+        fpir, fnir, _ = sorted_curve(mated, nonmated).operating_points(POINTS)
+        axes.step(np.maximum(fpir, edges[0]), np.maximum(fnir, edges[1]), where="post", linewidth=1.8, label=name)
+    axes.set(xscale="log", yscale="log", xlim=(lowest_fpir, 1), ylim=(lowest_fnir, 1))
+    axes.set(xlabel="false-positive identification rate", ylabel="false-negative identification rate")
+    return _finished(figure, axes.xaxis, axes.yaxis)
+
+
+def cmc_png(searches: Mapping[str, Searches]) -> bytes:
+    """Plot cumulative match characteristics (CMC) as a PNG file.
+
+    Args:
+        searches: closed-set searches by the label of their curve. All have the same references.
     """
     figure, axes = _panel("Cumulative match characteristic (CMC)")
     for name, shown in searches.items():

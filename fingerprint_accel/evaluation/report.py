@@ -16,8 +16,9 @@ from PIL import Image
 from fingerprint_accel.data.inspection import contact_sheet
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.evaluation.history import find_run, training_png
-from fingerprint_accel.evaluation.plots import cmc_png, curve_pngs, histogram_png
-from fingerprint_accel.evaluation.results import HEADER, Evaluation, Rows, percent, threshold_text
+from fingerprint_accel.evaluation.plots import cmc_png, curve_pngs, fnir_png, histogram_png
+from fingerprint_accel.evaluation.rates import HEADER, percent, threshold_text
+from fingerprint_accel.evaluation.results import Evaluation, Rows
 from fingerprint_accel.metrics.identification import FPIRS
 from fingerprint_accel.metrics.verification import DEFINITIONS
 from fingerprint_accel.text import aligned
@@ -78,8 +79,8 @@ def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[s
         evaluation: results to show.
 
     Returns:
-        Files by name: `det`, `roc`, `scores`, `cmc` and `samples`, and `training` if the model belongs to a run with
-            training records.
+        Files by name: `det`, `roc`, `scores`, `cmc` and `samples`; `persons_det` and `persons_cmc` if persons were
+            identified; and `training` if the model belongs to a run with training records.
     """
     name, rival = model_name(model), evaluation.rival
     scores, closed = {name: evaluation.scores}, {name: evaluation.closed}
@@ -94,6 +95,11 @@ def draw_pictures(model: Path, shards: Shards, evaluation: Evaluation) -> dict[s
         "cmc": cmc_png(closed),
         "samples": _png(sheet),
     }
+    if evaluation.persons is not None:
+        named = {f"{each.fingers} finger{'s' * (each.fingers > 1)}": each for each in evaluation.persons.searches}
+        pictures["persons_cmc"] = cmc_png({label: each.closed for label, each in named.items()})
+        if evaluation.persons.has_curves():
+            pictures["persons_det"] = fnir_png({label: each.open for label, each in named.items()})
     run = find_run(model)
     training = training_png(run / "metrics.jsonl") if run and (run / "metrics.jsonl").is_file() else None
     return {**pictures, "training": training} if training else pictures
@@ -285,6 +291,16 @@ def report_html(
         section(
             "Identification", table(evaluation.identification_rates(), True), table(evaluation.identification_facts())
         ),
+        section(
+            "Identification of persons",
+            side_by_side(
+                picture("persons_det", "FNIR over FPIR of persons"), picture("persons_cmc", "CMC curve of persons")
+            ),
+            table(evaluation.persons.table(), True),
+            f"<p>{html.escape(evaluation.persons.facts())}.</p>",
+        )
+        if evaluation.persons is not None
+        else "",
         section(f"Comparison with {rival.name}", table(rival.table(), True)) if rival else "",
         section("Groups", groups),
         section("Training", picture("training", "loss and validation EER over steps")),

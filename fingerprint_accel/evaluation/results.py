@@ -5,15 +5,24 @@ FNIR and FPIR are the false-negative and the false-positive identification rate.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fingerprint_accel.evaluation.groups import Breakdown, Table
 from fingerprint_accel.evaluation.intervals import Intervals
 from fingerprint_accel.evaluation.overlap import Overlap
-from fingerprint_accel.metrics.bootstrap import METHOD, Difference, Interval
-from fingerprint_accel.metrics.identification import FPIRS, RANKS, Searches
+from fingerprint_accel.evaluation.persons import PersonRates
+from fingerprint_accel.evaluation.rates import (
+    HEADER,
+    NEEDS,
+    finite,
+    identification_rows,
+    identification_values,
+    percent,
+    rate_row,
+)
+from fingerprint_accel.metrics.bootstrap import METHOD, Difference
+from fingerprint_accel.metrics.identification import RANKS, Searches
 from fingerprint_accel.metrics.protocols import Scores
 from fingerprint_accel.metrics.verification import DEFINITIONS, FMRS, TAR_FARS, Metrics
 from fingerprint_accel.text import aligned
@@ -21,8 +30,6 @@ from fingerprint_accel.text import aligned
 Rows = list[tuple[str, str]]
 """(name, text) rows of a table."""
 KNOWN_AS = {1e-2: " (FMR100)", 1e-3: " (FMR1000)"}
-HEADER = ("rate", "value", "95 % interval", "threshold")
-NEEDS = "needs "  # start of the text that replaces a rate for which there are too few comparisons
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Evaluation:
         breakdowns: error rates of groups of prints.
         overlap: fingers and prints that the test set shares with the training data; None if this was not determined.
         rival: results of another model; None if only one model was evaluated.
+        persons: identification of persons by several fingers; None if this was not asked for.
         poses: number of poses in which prints were compared; 1 if prints were compared in a single pose.
     """
 
@@ -87,39 +95,30 @@ class Evaluation:
     overlap: Overlap | None = None
     rival: Rival | None = None
     poses: int = 1
+    persons: PersonRates | None = None
 
     def verification_rates(self) -> Table:
         """Return the table of verification rates with intervals and thresholds; its first row is `HEADER`."""
         metrics, intervals = self.metrics, self.intervals
-        rows: Table = [HEADER, _row("EER", metrics.eer, intervals.eer, metrics.eer_threshold)]
+        rows: Table = [HEADER, rate_row("EER", metrics.eer, intervals.eer, metrics.eer_threshold)]
         for fmr in FMRS:
             name = f"FNMR at FMR {100 * fmr:g} %{KNOWN_AS.get(fmr, '')}"
             if fmr in metrics.fnmr_at_fmr:
                 rows.append(
-                    _row(name, metrics.fnmr_at_fmr[fmr], intervals.fnmr_at_fmr.get(fmr), metrics.thresholds[fmr])
+                    rate_row(name, metrics.fnmr_at_fmr[fmr], intervals.fnmr_at_fmr.get(fmr), metrics.thresholds[fmr])
                 )
             else:
                 rows.append((name, "-", f"{NEEDS}{round(1 / fmr):,} non-mated", "-"))
         return [
             *rows,
-            _row("ZeroFMR", metrics.zero_fmr, None, metrics.zero_fmr_threshold),
-            _row("failure to acquire (FTA)", self.failed / self.prints, intervals.failed, None),
+            rate_row("ZeroFMR", metrics.zero_fmr, None, metrics.zero_fmr_threshold),
+            rate_row("failure to acquire (FTA)", self.failed / self.prints, intervals.failed, None),
         ]
 
     def identification_rates(self) -> Table:
         """Return the table of identification rates with intervals and thresholds; its first row is `HEADER`."""
-        rows: Table = [HEADER]
-        for rank in RANKS:
-            if rank == 1 or rank < self.closed.enrolled:
-                name, interval = f"rank-{rank} identification", self.intervals.identified.get(rank)
-                rows.append(_row(name, self.closed.identified(rank), interval, None))
-        for fpir in FPIRS:
-            name, found = f"FNIR at FPIR {100 * fpir:g} %", self.open.fnir(fpir)
-            if found is None:
-                rows.append((name, "-", f"{NEEDS}{round(1 / fpir)} non-mated searches", "-"))
-            else:
-                rows.append(_row(name, found[0], self.intervals.fnir.get(fpir), found[1]))
-        return rows
+        intervals = self.intervals
+        return [HEADER, *identification_rows(self.closed, self.open, intervals.identified, intervals.fnir, RANKS)]
 
     def verification_facts(self) -> Rows:
         """Return (name, text) rows with d', numbers of comparisons, smallest resolvable FMR and failed prints."""
@@ -155,6 +154,8 @@ class Evaluation:
         rates = [*self.verification_rates(), *self.identification_rates()[1:]]
         resolved = [row for row in rates if not row[2].startswith(NEEDS)]
         parts = [aligned(resolved, words=1), aligned([*self.verification_facts(), *self.identification_facts()])]
+        if self.persons is not None:
+            parts.append(aligned(self.persons.table(), words=1) + f"\n{self.persons.facts()}")
         if self.rival is not None:
             parts.append(aligned(self.rival.table(), words=1))
         for part in self.breakdowns if groups else []:
@@ -185,58 +186,10 @@ class Evaluation:
                 "rate": self.failed / self.prints,
                 "interval_95": intervals.failed,
             },
-            "identification": self._identification_values(),
+            "identification": identification_values(self.closed, self.open, intervals.identified, intervals.fnir),
+            "persons": self.persons and self.persons.values(),
             "breakdowns": [asdict(breakdown) for breakdown in self.breakdowns],
             "training_data": self.overlap and self.overlap.values(),
             "against": rival and {"model": rival.name, "differences": [asdict(row) for row in rival.differences]},
             "definitions": DEFINITIONS,
         }
-
-    def _identification_values(self) -> dict[str, Any]:
-        """Return the results of the identification tests as a dictionary, for `metrics.json`."""
-        mated, intervals = self.open.is_mated, self.intervals
-        found = {f"{fpir:g}": self.open.fnir(fpir) for fpir in FPIRS}
-        return {
-            "closed_set": {
-                "enrolled": self.closed.enrolled,
-                "searches": int(self.closed.is_mated.sum()),
-                "searches_possible": self.closed.possible,
-                "rank": {str(rank): self.closed.identified(rank) for rank in RANKS},
-                "rank_interval_95": {str(rank): intervals.identified.get(rank) for rank in RANKS},
-                "cmc": self.closed.cmc().tolist(),
-            },
-            "open_set": {
-                "enrolled": self.open.enrolled,
-                "mated_searches": int(mated.sum()),
-                "nonmated_searches": int((~mated).sum()),
-                "fnir": {fpir: each and each[0] for fpir, each in found.items()},
-                "fnir_interval_95": {f"{fpir:g}": intervals.fnir.get(fpir) for fpir in FPIRS},
-                "fnir_thresholds": {fpir: each and finite(each[1]) for fpir, each in found.items()},
-            },
-        }
-
-
-def _row(name: str, rate: float, interval: Interval | None, threshold: float | None) -> tuple[str, ...]:
-    """Format one row of a table of rates; a dash stands for an interval or a threshold that does not exist."""
-    shown = "-" if threshold is None else threshold_text(threshold)
-    return name, percent(rate), "-" if interval is None else interval_text(interval), shown
-
-
-def interval_text(interval: Interval) -> str:
-    """Format an interval of shares, for example (0.012, 0.0283) as "1.20% to 2.83%"."""
-    return f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def threshold_text(threshold: float) -> str:
-    """Format a threshold; an infinite threshold, which accepts no comparison, becomes "none"."""
-    return f"{threshold:.3f}" if math.isfinite(threshold) else "none"
-
-
-def finite(value: float | None) -> float | None:
-    """Replace an infinite threshold, which JSON cannot store, by None."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def percent(share: float) -> str:
-    """Format a share in percent, for example 0.0283 as "2.83%"."""
-    return f"{share:.2%}"

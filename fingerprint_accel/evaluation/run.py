@@ -7,8 +7,9 @@ identification test.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from fingerprint_accel.evaluation.groups import breakdown, groupings, known_nfiq
 from fingerprint_accel.evaluation.intervals import Intervals
 from fingerprint_accel.evaluation.overlap import training_overlap
 from fingerprint_accel.evaluation.pair_lists import read_pairs_file
+from fingerprint_accel.evaluation.persons import PersonRates, prints_of_persons
 from fingerprint_accel.evaluation.provenance import Provenance
 from fingerprint_accel.evaluation.report import Addition, draw_pictures, model_name, report_html
 from fingerprint_accel.evaluation.results import Evaluation, Rival, Rows
@@ -27,6 +29,7 @@ from fingerprint_accel.extraction.model_card import compared
 from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.bootstrap import compare_scores
 from fingerprint_accel.metrics.identification import Fold, Searches, first_enrolled, half_enrolled, search
+from fingerprint_accel.metrics.persons import PersonPrints
 from fingerprint_accel.metrics.protocols import (
     PROTOCOLS,
     Pairs,
@@ -58,6 +61,7 @@ class Extras:
         against: another model to evaluate on the same comparisons.
         minimum_quality: a value from 0 to 1. Prints of lower quality count as failures to acquire.
         minimum_nfiq2: prints with a lower NFIQ 2 score, or without one, count as failures to acquire.
+        by_person: also identify persons by several fingers.
         poses: compare prints in the usual poses of the model (rotations and shifts) and take the highest similarity, as
             `compare` does.
 
@@ -73,6 +77,7 @@ class Extras:
     minimum_quality: float = 0.0
     poses: bool = False
     minimum_nfiq2: int = 0
+    by_person: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.minimum_quality <= 1, f"--minimum-quality {self.minimum_quality}: must lie between 0 and 1")
@@ -81,6 +86,15 @@ class Extras:
     def poses_of(self, extractor: FingerprintExtractor) -> Poses:
         """Return the poses in which a model compares prints with these settings."""
         return extractor.usual_poses if self.poses else UPRIGHT
+
+
+class _Outcome(NamedTuple):
+    """Similarities of the verification test, searches of both identification tests, and rates of persons or None."""
+
+    scores: Scores
+    closed: Searches
+    open: Searches
+    persons: PersonRates | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,7 @@ class _Plan:
         pairs: comparisons to make; None if `score_protocol` chooses the comparisons of the protocol.
         closed: references and probes of the closed-set identification test.
         open: references and probes of the open-set identification test.
+        persons: prints of persons to identify by several fingers, or None.
     """
 
     protocol: str
@@ -100,6 +115,7 @@ class _Plan:
     pairs: Pairs | None
     closed: list[Fold]
     open: list[Fold]
+    persons: PersonPrints | None
 
     def carry_out(
         self,
@@ -108,7 +124,7 @@ class _Plan:
         poses: Poses,
         batch_size: int,
         extracted: np.ndarray | None,
-    ) -> tuple[Scores, Searches, Searches]:
+    ) -> _Outcome:
         """Embed all prints of a dataset, and make the comparisons and searches.
 
         Args:
@@ -117,9 +133,6 @@ class _Plan:
             poses: poses in which each print is embedded.
             batch_size: number of prints per batch.
             extracted: (N,) bool, false for prints that failed to acquire; None if none failed.
-
-        Returns:
-            Similarities of the verification test, closed-set searches and open-set searches.
         """
         embeddings, cells = extractor.extract(shards, poses=poses, batch_size=batch_size), extractor.cells
         if self.pairs is None:
@@ -128,9 +141,12 @@ class _Plan:
         else:
             scores = score_pairs(embeddings, self.pairs, shards.fingers, extracted, cells)
         closed = search(embeddings, shards.fingers, self.closed, extracted, cells)
-        if self.open is self.closed:
-            return scores, closed, closed
-        return scores, closed, search(embeddings, shards.fingers, self.open, extracted, cells)
+        opened = closed
+        if self.open is not self.closed:
+            opened = search(embeddings, shards.fingers, self.open, extracted, cells)
+        known = self.persons
+        persons = None if known is None else PersonRates.measured(embeddings, known, extracted, cells)
+        return _Outcome(scores, closed, opened, persons)
 
 
 def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
@@ -152,16 +168,17 @@ def _plan(protocol: str, shards: Shards, extras: Extras) -> _Plan:
     file, prints = extras.pairs_file, (shards.fingers, shards.impressions)
     closed, half = [first_enrolled(*prints)], [half_enrolled(*prints)]
     definition, pairs = PROTOCOLS[protocol], None
+    persons = prints_of_persons(shards) if extras.by_person else None
     if file is not None:
         listed = read_pairs_file(file, shards)
         if isinstance(listed, Pairs):
-            return _Plan("list", f"the comparisons listed in {file}", listed, closed, half)
+            return _Plan("list", f"the comparisons listed in {file}", listed, closed, half, persons)
         closed = half = listed
         definition += f"; identification as listed in {file}"
     if protocol == "sampled":
         pairs = sampled_comparisons(*prints, extras.pairs or SAMPLED_PAIRS, extras.seed)
         definition += f" (seed {extras.seed})"
-    return _Plan(protocol, definition, pairs, closed, half)
+    return _Plan(protocol, definition, pairs, closed, half, persons)
 
 
 def evaluate(
@@ -186,10 +203,12 @@ def evaluate(
     other = None if extras.against is None else open_extractor(extras.against)
     poses = extras.poses_of(extractor)
     extracted = _extracted(extractor, shards, batch_size, extras)
-    scores, closed, opened = plan.carry_out(extractor, shards, poses, batch_size, extracted)
+    scores, closed, opened, persons = plan.carry_out(extractor, shards, poses, batch_size, extracted)
     rival = None
     if extras.against is not None and other is not None:
-        theirs, their_closed, _ = plan.carry_out(other, shards, extras.poses_of(other), batch_size, extracted)
+        theirs, their_closed, _, _ = replace(plan, persons=None).carry_out(
+            other, shards, extras.poses_of(other), batch_size, extracted
+        )
         rival = Rival(model_name(extras.against), theirs, their_closed, compare_scores(scores, theirs))
     failed = np.zeros(len(shards), bool) if extracted is None else ~extracted
     return Evaluation(
@@ -206,6 +225,7 @@ def evaluate(
         overlap=training_overlap(extractor.origin, shards) if extractor.origin else None,
         rival=rival,
         poses=len(poses),
+        persons=persons,
     )
 
 
