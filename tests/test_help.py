@@ -85,7 +85,7 @@ def test_positional_arguments_have_names(texts):
     assert usages["import"].endswith("[OPTIONS] SRC")
     assert usages["merge"].endswith("[OPTIONS] SRC ...")
     assert usages["evaluate"].endswith("[OPTIONS] MODEL DATASET")
-    assert usages["search"].endswith("[OPTIONS] GALLERY IMAGE")
+    assert usages["search"].endswith("[OPTIONS] GALLERY PROBE ...")
     assert usages["compare"].endswith("[OPTIONS] REFERENCE PROBE")
     assert usages["convert-flx"].endswith("CHECKPOINT --out OUT")
 

@@ -16,6 +16,7 @@ from fingerprint_accel.cli.arguments import (
     Key,
     Mirror,
     Model,
+    Paths,
     Ppi,
     Protect,
     arg,
@@ -106,44 +107,63 @@ def enroll(
 
 def search(
     gallery: Gallery,
-    probe: Annotated[Positional[Path], arg("IMAGE")],
+    probes: Annotated[Paths, arg("PROBE ...")],
     model: Model = "small",
     ppi: Ppi = 500,
     top: Annotated[int, arg("N")] = 10,
     index: Flag = False,
+    names: Annotated[str, arg("REGEX", default="none")] = "",
+    key: Key = (),
     inverted: Inverted = "auto",
     mirror: Mirror = False,
     position: Annotated[str, arg("POSITION", default="all fingers")] = "",
     person: Annotated[str, arg("PERSON", default="all persons")] = "",
     protect: Protect = None,
 ) -> None:
-    """Find the prints of a gallery that are most similar to an image.
+    """Find the prints or person in a gallery most similar to probes.
 
-    The image is compared with every print of the gallery. For galleries of a million prints and more, --index compares
+    One image is compared with every print of the gallery. For galleries of a million prints and more, --index compares
     it only with the candidates of an approximate index.
 
+    Several probes are prints of one person: images, ANSI/NIST transactions, folders and csv files as for `enroll`. A
+    probe of a known finger is compared with references of the same and of unknown fingers. The table shows persons,
+    their fused score, the number of compared fingers, and the similarity of each: R1 to R5 are the right hand from
+    the thumb to the little finger, L1 to L5 the left hand.
+
     Examples:
-      fingerprint-accel search known unknown.png --top 5
-      fingerprint-accel search known unknown.png --position left_index
+      fingerprint-accel search known unknown.png --top 5 --position left_index
+      fingerprint-accel search known card.an2
+      fingerprint-accel search known booking \\
+          --names "(?P<subject>[a-z]+)-(?P<position>[a-z_]+)"
 
     Args:
-        probe: Image of a fingerprint.
-        top: Number of prints to show.
+        probes: Image of a fingerprint, or several prints of one person.
+        top: Number of prints or persons to show.
         index: Use an approximate index, which is stored in the gallery (pip install 'fingerprint-accel[faiss]' for
             a folder).
+        names: Regular expression that reads person and finger of several probes from file names, as for `import`.
         position: Compare only with prints of this finger (for example 7 or left_index) and prints of unknown fingers.
         person: Compare only with prints of this person.
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.extractor import open_extractor
+    from fingerprint_accel.extraction.person_search import are_several, find_persons, read_probes, table
     from fingerprint_accel.extraction.protection import read_key
     from fingerprint_accel.extraction.search import columns, details, find, open_gallery, position_code
 
-    code = position_code(position)
+    require(bool(probes), "no PROBE given: name an image, or several prints of one person")
+    code, several = position_code(position), are_several(probes, key)
+    require(not (several and code), "--position is for one probe; --names or the records state the fingers of several")
     protection = read_key(protect) if protect else None
     extractor = open_extractor(model)
     extractor.reading, extractor.protection = Reading(ppi, inverted, mirror), protection
-    rows, known, told = find(extractor, open_gallery(gallery, extractor), probe, ppi, top, index, code, person)
+    opened = open_gallery(gallery, extractor)
+    if several:
+        prints = read_probes(probes, extractor, ppi, names, key)
+        persons, fingers, told = find_persons(extractor, opened, prints, top, index, person)
+        print(table(persons, fingers), "", *told, sep="\n")
+        return
+    rows, known, told = find(extractor, opened, probes[0], ppi, top, index, code, person)
     titles = columns(extractor)
     more, texts = details(known)
     words_of = [["name", *more], *([row[-1], *told_of] for row, told_of in zip(rows, texts, strict=True))]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from fingerprint_accel.data.layouts import LayoutError, names_layout
+from fingerprint_accel.data.persons import person_in
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.embeddings_folder import CONFIG, PRINTS, EmbeddingsFolder, open_folder
 from fingerprint_accel.extraction.embeddings_folder import REMEDY as OF_FOLDER
@@ -97,6 +98,8 @@ class _Records:
         source, key = row["source"], row.get("finger_key")
         name = f"{key}/{impression}" if key is not None else printable(f"{self._prefix}/{source}")
         person, position = row.get("person", ""), row.get("position", 0)
+        if key is not None and not person and not position:
+            person, position = person_in(key)
         if self._read is not None:
             try:
                 named = self._read(source if key is None else key)

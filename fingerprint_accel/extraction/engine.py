@@ -34,7 +34,13 @@ from fingerprint_accel.extraction.engine_rows import (
 )
 from fingerprint_accel.extraction.engine_table import create_tables, stored_facts
 from fingerprint_accel.extraction.gallery_matches import first_of_name, is_same
-from fingerprint_accel.extraction.gallery_parts import Known, check_vectors, nothing_selected, record_columns
+from fingerprint_accel.extraction.gallery_parts import (
+    Known,
+    NothingSelectedError,
+    check_vectors,
+    nothing_selected,
+    record_columns,
+)
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 from fingerprint_accel.extraction.protection import mismatch
 from fingerprint_accel.similarity import OVERLAP_FLOOR
@@ -290,8 +296,17 @@ class Engine:
             return None
         among = Among(position, spellings(person) if person else ())
         count = self._count(among)
-        require(count > 0, f"{self.place}: {nothing_selected(position, person)}")
+        if not count:
+            raise NothingSelectedError(f"{self.place}: {nothing_selected(position, person)}")
         return Among(position, among.person, count)
+
+    def of_persons(self, persons: Sequence[str]) -> np.ndarray:
+        """Return the rows (n,) int64 of all prints of the given persons; see `known`."""
+        among = Among(person=tuple(spelling for person in persons for spelling in spellings(person)))
+        if not among.person:
+            return np.empty(0, np.int64)
+        found = self._rows(f"SELECT id FROM fingerprint_prints WHERE {among.condition}", among.values)
+        return np.array([row[0] for row in found], np.int64)
 
     def count(self, among: Among | None) -> int:
         """Return the number of prints that a search compares; see `selected`."""

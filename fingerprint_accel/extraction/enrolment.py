@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fingerprint_accel.data.captures import join_name
 from fingerprint_accel.data.image_record import shows_no_finger
 from fingerprint_accel.data.listing import Listing, list_files, list_paths, list_prints
+from fingerprint_accel.data.persons import person_in
 from fingerprint_accel.data.print_file import ImageFile
 from fingerprint_accel.data.shard_writing import INFO
 from fingerprint_accel.data.shards import Shards, open_dataset
@@ -161,6 +162,8 @@ class _Found:
     def add_dataset(self, folder: Path, extractor: FingerprintExtractor) -> None:
         """Add all prints of a dataset folder; the name of a print is FINGER/IMPRESSION.
 
+        The person and the finger position are read from finger keys such as `anna_07`.
+
         Raises:
             UserError: if the dataset cannot be opened, or its prints do not have the format that the model needs.
         """
@@ -168,8 +171,8 @@ class _Found:
         extractor.check_dataset(shards)
         keys, sources = (shards.table[column].to_pylist() for column in ("finger_key", "source"))
         for row, (key, source) in enumerate(zip(keys, sources, strict=True)):
-            impression = int(shards.impressions[row])
-            known = Known(f"{key}/{impression}", self.wanted.person, 0, source, impression)
+            (person, position), impression = person_in(key), int(shards.impressions[row])
+            known = Known(f"{key}/{impression}", self.wanted.person or person, position, source, impression)
             self.prints.append(_Print(known, key, None, shards, row))
 
 
@@ -190,7 +193,7 @@ def enroll_prints(
         UserError: if a print cannot be enrolled and `skip_bad` is not set, or if there is nothing to enrol. In both
             cases the gallery is not changed.
     """
-    found = _listed(paths, extractor, wanted)
+    found = listed_prints(paths, extractor, wanted)
     embeddings, quality, prints = _embedded(found, extractor, ppi)
     known = [each.known._replace(quality=value) for each, value in zip(prints, quality, strict=True)]
     if wanted.fuse:
@@ -203,7 +206,7 @@ def enroll_prints(
     return Enrolled(new, replaced, len(known) - new, len(prints), found.skipped, found.others, len(opened))
 
 
-def _listed(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Wanted) -> _Found:
+def listed_prints(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Wanted) -> _Found:
     """Collect the prints of all paths (files, folders, csv files and datasets), in their order.
 
     Args:
@@ -267,7 +270,7 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
     protection = extractor.protection
     for each in tqdm(found.prints, desc="extracting", unit="print"):
         try:
-            canvases.append(_canvas(each, extractor, ppi))
+            canvases.append(canvas_of(each, extractor, ppi))
             kept.append(each)
         except UserError as error:
             found.refuse(str(error))
@@ -283,7 +286,7 @@ def _embedded(found: _Found, extractor: FingerprintExtractor, ppi: int) -> tuple
     return np.concatenate(batches), quality, kept
 
 
-def _canvas(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarray:
+def canvas_of(each: _Print, extractor: FingerprintExtractor, ppi: int) -> np.ndarray:
     """Read a print as the canvas that the model needs: a square image (S, S) uint8, ridges dark.
 
     Args:

@@ -33,6 +33,7 @@ from fingerprint_accel.extraction.gallery_parts import (
     FLOAT32,
     INT8,
     Known,
+    NothingSelectedError,
     as_facts,
     check_vectors,
     known_in,
@@ -269,7 +270,7 @@ class Gallery:
             (N,) bool, true for the selected prints; the argument `among` of `search`. None for all prints.
 
         Raises:
-            UserError: if the gallery has no such print.
+            NothingSelectedError: if the gallery has no such print.
         """
         if not (position or person):
             return None
@@ -279,8 +280,14 @@ class Gallery:
             among &= (known == position) | (known == 0)
         if person:
             among &= np.concatenate([np.empty(0, bool), *having(self._parts, "person", [person])[0]])
-        require(bool(among.any()), f"{self.folder}: {nothing_selected(position, person)}")
+        if not among.any():
+            raise NothingSelectedError(f"{self.folder}: {nothing_selected(position, person)}")
         return among
+
+    def of_persons(self, persons: Sequence[str]) -> np.ndarray:
+        """Return the rows (n,) int64 of all prints of the given persons, ascending."""
+        masks = having(self._parts, "person", persons)[0]
+        return np.flatnonzero(np.concatenate([np.empty(0, bool), *masks]))
 
     def count(self, among: np.ndarray | None) -> int:
         """Return the number of prints that a search compares; see `selected`."""

@@ -36,6 +36,10 @@ FLOAT32, INT8 = "float32", "int8"  # values of `template` in `gallery.json`
 REMEDY = "restore it from a copy, or delete it and enrol its prints again"
 
 
+class NothingSelectedError(UserError):
+    """Raised if a gallery has no print of a finger position or person."""
+
+
 class Known(NamedTuple):
     """Record of a print in a gallery, without its embedding.
 

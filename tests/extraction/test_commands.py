@@ -62,7 +62,7 @@ def test_enroll_and_search(model, images, tmp_path, capsys):
     enroll(gallery, images[3:], model, 300, batch_size=64)
     assert f"{gallery}: 2 prints enrolled, 5 in the gallery" in capsys.readouterr().out
     for image in images:
-        search(gallery, image, model, 300, top=2)
+        search(gallery, [image], model, 300, top=2)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "rank  similarity  match at FMR  name"
         assert lines[1] == f"   1       1.000          0.01  {image}"
@@ -117,7 +117,7 @@ def test_without_a_calibration_on_real_prints_nothing_is_decided(
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("similarity  ")
     assert second == f"no decision: {reason}; {REMEDY}"
-    search(gallery, images[0], str(tmp_path / "model"), 300, top=2)
+    search(gallery, [images[0]], str(tmp_path / "model"), 300, top=2)
     lines = capsys.readouterr().out.splitlines()
     if kept == "no poses":  # `search` compares prints as they are
         assert lines[-1] == MEASURED
@@ -190,8 +190,8 @@ def test_mistakes_are_named(model, images, prints, tmp_path):
     torch.nn.init.normal_(other.model.stem[0].weight)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="filled by another model"):
-        search(gallery, images[0], str(tmp_path / "other"), 300, 1)
+        search(gallery, [images[0]], str(tmp_path / "other"), 300, 1)
     with pytest.raises(UserError, match="--top 0: must be at least 1"):
-        search(gallery, images[0], model, 300, 0)
+        search(gallery, [images[0]], model, 300, 0)
     with pytest.raises(UserError, match="nowhere: not a gallery folder"):
-        search(tmp_path / "nowhere", images[0], model, 300, 1)
+        search(tmp_path / "nowhere", [images[0]], model, 300, 1)

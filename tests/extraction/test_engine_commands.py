@@ -56,16 +56,19 @@ def test_the_verbs_print_the_same(made, database, tmp_path, capsys):
         enroll(gallery, scans, model, 300, names=NAMES)
         enroll(gallery, embeddings=made / "embeddings")
         for options in ({}, {"position": "left_index"}, {"person": "anna", "position": "7"}):
-            search(gallery, scans[0], model, 300, top=3, **options)
+            search(gallery, [scans[0]], model, 300, top=3, **options)
+        search(gallery, scans[:3], model, 300, top=3, names=NAMES)
         remove(gallery, person="anna")
         remove(gallery, name=("synthetic-3-000003/1", "synthetic-3-000003/2"))
         with pytest.raises(UserError, match="no print of person anna is enrolled"):
-            search(gallery, scans[0], model, 300, person="anna")
+            search(gallery, [scans[0]], model, 300, person="anna")
         answers.append(told(capsys, tmp_path / "known"))
     assert answers[0] == answers[1]
     assert "1 prints enrolled (3 already enrolled), 4 in the gallery" in answers[0]
     assert "GALLERY: 96 prints enrolled, 100 in the gallery" in answers[0]
     assert "compared with 4 of 100 prints (person anna, position left index or unknown) in T ms" in answers[0]
+    assert re.search(r"rank +score +fingers +L2  person\n +1 +[.\d]+ +1 +[.\d]+  anna\n", answers[0])
+    assert "3 probes compared with 100 prints in T ms\nno decision: thresholds hold for" in answers[0]
     assert answers[0].endswith("GALLERY: 4 prints deleted, 96 left\nGALLERY: 2 prints deleted, 94 left\n")
 
 
@@ -74,7 +77,7 @@ def test_the_index_of_a_database_is_built_once(made, database, capsys):
     enroll(database, embeddings=made / "embeddings")
     for line in ("96 prints added to the index", ""):
         capsys.readouterr()
-        search(database, scans[0], model, 300, index=True)
+        search(database, [scans[0]], model, 300, index=True)
         out, err = capsys.readouterr()
         assert line in err
         assert bool(err) == bool(line)

@@ -1,6 +1,7 @@
 """What `enroll` takes, what is kept of it, and what `search` tells of it; with a network that has learned nothing."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_names_tell_person_and_position(model, cupboard, tmp_path, capsys):
         )
     }  # fmt: skip
     capsys.readouterr()
-    search(gallery, cupboard / "ben-left_ring-1.png", model, 300, top=1)
+    search(gallery, [cupboard / "ben-left_ring-1.png"], model, 300, top=1)
     titles, found = capsys.readouterr().out.splitlines()[:2]
     assert titles.split() == ["rank", "similarity", "name", "person", "finger"]
     assert found.split() == ["1", "1.000", f"{cupboard}/ben-left_ring-1.png", "ben", "left", "ring"]
@@ -126,16 +127,22 @@ def test_search_of_one_finger(model, cupboard, prints, tmp_path, capsys):
     enroll(gallery, [cupboard / "card.an2", cupboard / "anna" / "1.png"], model, 300)
     card = f"{cupboard / 'card.an2'}"
     capsys.readouterr()
-    search(gallery, f"{card}#3", model, 300)
+    search(gallery, [Path(f"{card}#3")], model, 300)
     best = capsys.readouterr().out.splitlines()[1]
     assert best.split()[2] == f"{card}#3"
     assert best.endswith("right index")
     for position in ("7", "left_index", "L2"):
-        search(gallery, f"{card}#3", model, 300, position=position)
+        search(gallery, [Path(f"{card}#3")], model, 300, position=position)
         lines = capsys.readouterr().out.splitlines()
         assert sorted(line.split()[2] for line in lines[1:3]) == [f"{cupboard}/anna/1.png", f"{card}#4"]
         told = "compared with 2 of 3 prints (position left index or unknown) in "
         assert next(line for line in lines if line.startswith("compared")).startswith(told)
+    search(gallery, [cupboard / "card.an2"], model, 300, key=("2.018",))  # both fingers of one person
+    titles, first, *_ = capsys.readouterr().out.splitlines()
+    assert titles.split() == ["rank", "score", "fingers", "R2", "L2", "person"]
+    assert first.split() == ["1", "1.414", "2", "1.000", "1.000", "TCN42"]
+    with pytest.raises(UserError, match="--position is for one probe; --names or the records state the fingers"):
+        search(gallery, [cupboard / "card.an2"], model, 300, position="7")
     for text in ("13", "left_nose", "0", "99"):
         with pytest.raises(UserError, match=f"--position {text}: "):
             position_code(text)
@@ -208,7 +215,7 @@ def test_a_patch_is_too_small_for_the_bundled_models(patch, prints, tmp_path, ca
     assert out == f"{gallery}: 1 prints enrolled, 1 in the gallery; 1 skipped\n"
     assert f"skipped: {small}: too small: " in err
     with pytest.raises(UserError, match="too small"):
-        search(gallery, small, "small", 300)
+        search(gallery, [small], "small", 300)
 
 
 def test_a_patch_is_imported_and_extracted(patch, tmp_path):

@@ -167,5 +167,5 @@ def test_enroll_and_search_read_as_compare_does(extractor, grey, tmp_path, capsy
     wanted = extractor.extract([grey], PPI, progress=False)
     assert (vectors @ wanted.T).min() > 0.995
     capsys.readouterr()
-    search(tmp_path / "known", tmp_path / "forms" / "negative.png", str(tmp_path / "model"), PPI, top=3)
+    search(tmp_path / "known", [tmp_path / "forms" / "negative.png"], str(tmp_path / "model"), PPI, top=3)
     assert float(capsys.readouterr().out.splitlines()[1].split()[1]) > 0.995

@@ -145,9 +145,9 @@ def test_a_protected_gallery_is_searched_with_its_key_alone(model, scans, tmp_pa
     enroll(gallery, [scans], model, 300, protect=key)
     enroll(tmp_path / "plain", [scans], model, 300)
     capsys.readouterr()
-    search(gallery, scans / "2.png", model, 300, protect=key)
+    search(gallery, [scans / "2.png"], model, 300, protect=key)
     protected = capsys.readouterr().out
-    search(tmp_path / "plain", scans / "2.png", model, 300)
+    search(tmp_path / "plain", [scans / "2.png"], model, 300)
     assert protected.splitlines()[:4] == capsys.readouterr().out.splitlines()[:4], "the same similarities"
     stored, plain = (Gallery(folder).vectors(np.arange(4)) for folder in (gallery, tmp_path / "plain"))
     assert abs((stored * plain).sum(axis=1)).max() < 0.9
@@ -157,7 +157,7 @@ def test_a_protected_gallery_is_searched_with_its_key_alone(model, scans, tmp_pa
         (tmp_path / "plain", key, "plain: its templates are not protected; leave out --protect"),
     ):
         for act in (
-            lambda where=where, given=given: search(where, scans / "2.png", model, 300, protect=given),
+            lambda where=where, given=given: search(where, [scans / "2.png"], model, 300, protect=given),
             lambda where=where, given=given: enroll(where, [scans / "3.png"], model, 300, protect=given),
         ):
             with pytest.raises(UserError, match=message):
