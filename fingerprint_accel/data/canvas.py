@@ -8,9 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from fingerprint_accel.data.regions import around, connected_parts, strips
+from fingerprint_accel.data.regions import (
+    along_blocks,
+    around,
+    block_ranks,
+    block_sums,
+    connected_parts,
+    in_blocks,
+    interpolated_rows,
+    strips,
+)
 
 WHITE = 255
 DARKEST_PAPER = 0.6  # lowest brightness of paper relative to bright parts of the image; wet patches are darker
@@ -92,8 +101,8 @@ def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
     rows, columns = np.nonzero(mask)
     # The centre of the print is midway between the 5th and the 95th percentile of the positions of its blocks. The mean
     # position would be off-centre if half of a print is dry.
-    centre_y = (np.percentile(rows, 5) + np.percentile(rows, 95) + 1) / 2 * block
-    centre_x = (np.percentile(columns, 5) + np.percentile(columns, 95) + 1) / 2 * block
+    first, last = np.percentile([rows, columns], (5, 95), axis=1)
+    centre_y, centre_x = (first + last + 1) / 2 * block
     half = canvas / 2 / scale
     return Frame(float(centre_x - half), float(centre_y - half), scale)
 
@@ -117,8 +126,29 @@ def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
 
 
 def _smoothed(grey: np.ndarray) -> np.ndarray:
-    """Blur a (H, W) uint8 image with a 3 x 3 box filter, so that sensor noise is not detected as ridges."""
-    return np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(1)))
+    """Blur a (H, W) uint8 image with a 3 x 3 box filter, so that sensor noise is not detected as ridges.
+
+    The result is that of `PIL.ImageFilter.BoxBlur(1)`, which takes four times as long.
+    """
+    height, width = grey.shape
+    result = np.empty_like(grey)
+    for some in strips(height, width):
+        padded = np.empty((some.stop - some.start + 2, width + 2), np.uint16)
+        padded[1:-1, 1:-1] = grey[some]
+        padded[0, 1:-1], padded[-1, 1:-1] = grey[max(0, some.start - 1)], grey[min(some.stop, height - 1)]
+        padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
+        across = _thirds(padded[:, :-2], padded[:, 1:-1], padded[:, 2:])
+        result[some] = _thirds(across[:-2], across[1:-1], across[2:])
+    return result
+
+
+def _thirds(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return the mean of three uint16 arrays, rounded to the nearest integer."""
+    total: np.ndarray = before + here
+    total += after
+    total += 1
+    total //= 3
+    return total
 
 
 def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
@@ -126,15 +156,32 @@ def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
     rows, columns = smooth.shape[0] // block, smooth.shape[1] // block
     if rows < 2 or columns < 2:
         raise CanvasError("too small to hold a print: a side is shorter than 1.6 mm, or the ppi is wrong")
-    blocks = smooth[: rows * block, : columns * block].reshape(rows, block, columns, block)
     deviation, varied = np.empty((rows, columns), np.float32), np.empty((rows, columns), bool)
     for some in strips(rows, block * block * columns):
-        tiles = blocks[some].astype(np.float32)
-        spread = deviation[some] = tiles.std(axis=(1, 3))
-        tiles -= tiles.mean(axis=(1, 3), keepdims=True)
-        varied[some] = (np.abs(tiles) > spread[:, None, :, None] * 0.5).mean(axis=(1, 3)) > 0.3
+        pixels = smooth[some.start * block : some.stop * block, : columns * block]
+        deviation[some], varied[some] = _contrast(pixels, block)
     mask = deviation > max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
     return _main_part(_neighbours(mask & varied) >= 5), block
+
+
+def _contrast(pixels: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the contrast of square blocks of pixels (rows * block, columns * block) uint8.
+
+    Returns:
+        (rows, columns) float32 standard deviations, and (rows, columns) bool: whether more than 30 % of the pixels of a
+        block differ from its mean by more than half of its standard deviation.
+    """
+    count, middle = block**2, 128
+    tiles = in_blocks(pixels, block)
+    values = np.subtract(tiles, np.float32(middle))  # small numbers, so that float32 sums of squares are exact
+    mean = block_sums(values) / np.float64(count)
+    values *= values
+    deviation = np.sqrt(np.maximum(0, block_sums(values) / count - mean**2)).astype(np.float32)
+    # Pixels are integers, so they can be compared with integers.
+    low, high = mean + middle - 0.5 * deviation, mean + middle + 0.5 * deviation
+    far = tiles < along_blocks(np.ceil(low).clip(0).astype(np.uint8), block)
+    far |= tiles > along_blocks(high.clip(max=WHITE).astype(np.uint8), block)
+    return deviation, block_sums(far) / count > 0.3
 
 
 def _neighbours(mask: np.ndarray) -> np.ndarray:
@@ -177,54 +224,27 @@ def put_on_canvas(
     frame = _frame(mask, block, dataset_ppi / ppi, canvas)
     side = canvas / frame.scale
     contact = _contact(mask, block, frame.left, frame.top, side, canvas)
-    image = WHITE + contact * (_cut(_on_white(grey, smooth, block), frame.left, frame.top, side, canvas) - WHITE)
-    return image.round().astype(np.uint8), _on_canvas(frame.to_canvas(minutiae), canvas)
+    rows, columns = (_extent(contact.any(axis)) for axis in (1, 0))
+    part = _cut(_on_white(grey, smooth, block), frame.left, frame.top, side, canvas, rows, columns)
+    ink = np.bitwise_not(part).astype(np.uint16)
+    ink *= contact[rows, columns]
+    ink += (
+        WHITE // 2
+    )  # a product of two numbers up to 255 fits in 16 bits, also with this term, which rounds the result
+    ink //= WHITE
+    image = np.full((canvas, canvas), WHITE, np.uint8)
+    image[rows, columns] -= ink.astype(np.uint8)
+    return image, inside(frame.to_canvas(minutiae), canvas)
 
 
-def recanvas(image: np.ndarray, minutiae: np.ndarray, scale: float, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Copy a print to a canvas of a different size or resolution. The centres of both canvases coincide.
-
-    If `scale` is 1, pixels are copied without resampling. In this case, the centre moves by half a pixel if the sides
-    of the two canvases differ by an odd number of pixels.
-
-    Args:
-        image: (C, C) uint8, the old canvas.
-        minutiae: (n, 4) float32 x, y, angle, quality in pixels of the old canvas.
-        scale: pixels of the new canvas per pixel of the old canvas.
-        canvas: side of the new canvas, pixels.
-
-    Returns:
-        (canvas, canvas) uint8 image, white outside the old canvas, and (m, 4) float32 minutiae in pixels of the new
-        canvas. Minutiae outside the new canvas are dropped, so m <= n.
-    """
-    before, side = image.shape[0], canvas / scale
-    left = recanvas_left(before, scale, canvas)
-    margin = max(0, int(np.ceil(-left))) + 2  # the bicubic filter reads 2 pixels beyond the box
-    padded = Image.new("L", (before + 2 * margin, before + 2 * margin), WHITE)
-    padded.paste(Image.fromarray(image), (margin, margin))
-    start = left + margin
-    box = (start, start, start + side, start + side)
-    if scale == 1:
-        moved_image = padded.crop(tuple(int(edge) for edge in box))  # type: ignore[arg-type]
-    else:
-        moved_image = padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box)
-    moved = minutiae.copy()
-    moved[:, :2] = (minutiae[:, :2] - left) * scale
-    return np.asarray(moved_image), _on_canvas(moved, canvas)
+def _extent(there: np.ndarray) -> slice:
+    """Return the slice from the first to the last true entry of a bool array; an empty slice if there is none."""
+    found = np.flatnonzero(there)
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
-def recanvas_left(before: int, scale: float, canvas: int) -> float:
-    """Return the position of the left and top edge of the new canvas of `recanvas`, in pixels of the old canvas.
-
-    Args:
-        before: side of the old canvas, pixels.
-        scale: pixels of the new canvas per pixel of the old one.
-        canvas: side of the new canvas, pixels.
-    """
-    return float((before - canvas) // 2) if scale == 1 else (before - canvas / scale) / 2
-
-
-def _on_canvas(minutiae: np.ndarray, canvas: int) -> np.ndarray:
+def inside(minutiae: np.ndarray, canvas: int) -> np.ndarray:
+    """Select the minutiae (n, 4) that lie on a canvas with sides of `canvas` pixels."""
     return minutiae[((minutiae[:, :2] >= 0) & (minutiae[:, :2] < canvas)).all(axis=1)]
 
 
@@ -245,50 +265,63 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
     """
     rows, columns = -(-grey.shape[0] // block), -(-grey.shape[1] // block)
     whole = np.pad(smooth, ((0, rows * block - grey.shape[0]), (0, columns * block - grey.shape[1])), mode="edge")
-    tiles = whole.reshape(rows, block, columns, block).transpose(0, 2, 1, 3).reshape(rows, columns, block**2)
-    rank = round(0.95 * (block**2 - 1))
-    paper = np.partition(tiles, rank, axis=2)[..., rank].astype(np.float32)
+    paper = block_ranks(whole, block, round(0.95 * (block**2 - 1))).astype(np.float32)
     paper = around(paper, mode="edge").max(axis=0)
     paper = np.maximum(paper, max(1.0, DARKEST_PAPER * float(np.percentile(paper, 90))))
     for _ in range(3):
         paper = around(paper, mode="edge").mean(axis=0)
-    size = (columns * block, rows * block)
-    there = Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR)
+    across = np.concatenate([part for _, part in interpolated_rows(paper.T, block)])[: grey.shape[1]]
     result = np.empty_like(grey)
-    height, width = grey.shape
-    for some in strips(height, width):
-        part = there if some == slice(0, height) else there.crop((0, some.start, width, some.stop))  # a crop is a copy
-        brightness = np.asarray(part)[: some.stop - some.start, :width]
-        scaled = WHITE / brightness
-        np.multiply(grey[some], scaled, out=scaled)  # a new array would take new pages of memory from the system
+    for some, brightness in interpolated_rows(np.ascontiguousarray(across.T), block):
+        there = grey[some]  # the last block may extend beyond the image
+        scaled = WHITE / brightness[: len(there)]
+        scaled *= there
         result[some] = np.minimum(scaled, WHITE, out=scaled)
     return result
 
 
-def _cut(grey: np.ndarray, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Cut a square from an image and resample it to (canvas, canvas) float32. Parts outside the image are white.
+def _cut(
+    grey: np.ndarray, left: float, top: float, side: float, canvas: int, rows: slice, columns: slice
+) -> np.ndarray:
+    """Cut a square from an image, and resample it to a canvas. Parts outside the image are white.
 
     Args:
         grey: (H, W) uint8.
         left: left edge of the square, image pixels.
         top: top edge of the square, image pixels.
         side: side of the square, image pixels.
-        canvas: side of the result, pixels.
+        canvas: side of the canvas, pixels.
+        rows: rows of the canvas to return.
+        columns: columns of the canvas to return.
+
+    Returns:
+        uint8 pixels of these rows and columns.
     """
-    margin = int(np.ceil(max(0.0, -left, -top, left + side - grey.shape[1], top + side - grey.shape[0]))) + 1
-    size = grey.shape[1] + 2 * margin, grey.shape[0] + 2 * margin
-    if size[0] * size[1] > MOST_PADDED:
+    height, width = grey.shape
+    margin = int(np.ceil(max(0.0, -left, -top, left + side - width, top + side - height))) + 1
+    if (width + 2 * margin) * (height + 2 * margin) > MOST_PADDED:
         raise CanvasError("the canvas is much larger than the image: its ppi is wrong")
-    padded = Image.new("L", size, WHITE)
-    padded.paste(Image.fromarray(grey), (margin, margin))
-    box = (left + margin, top + margin, left + margin + side, top + margin + side)
-    return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box), np.float32)
+    # Pillow resamples along rows and then along columns. Two calls do the same for the needed rows and columns only.
+    unit = side / canvas
+    reach = 2 * max(1.0, unit) + 1  # of the bicubic filter
+    first = min(height, max(0, int(top + rows.start * unit - reach)))
+    last = max(first, min(height, int(np.ceil(top + rows.stop * unit + reach))))
+    if first == last or columns.start == columns.stop:
+        return np.full((rows.stop - rows.start, columns.stop - columns.start), WHITE, np.uint8)
+    lines = Image.new("L", (width + 2 * margin, last - first), WHITE)
+    lines.paste(Image.fromarray(grey[first:last]), (margin, 0))
+    across = (left + margin, 0, left + margin + side, last - first)
+    lines = lines.resize((canvas, last - first), Image.Resampling.BICUBIC, box=across)
+    padded = Image.new("L", (columns.stop - columns.start, height + 2 * margin), WHITE)
+    padded.paste(lines.crop((columns.start, 0, columns.stop, last - first)), (0, margin + first))
+    down = (0, top + margin, padded.width, top + margin + side)
+    return np.asarray(padded.resize((padded.width, canvas), Image.Resampling.BICUBIC, box=down))[rows]
 
 
 def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float, canvas: int) -> np.ndarray:
-    """Return a (canvas, canvas) float32 soft mask of the canvas area that the print covers.
+    """Return a (canvas, canvas) uint8 soft mask of the canvas area that the print covers.
 
-    The mask is 1 on the print and up to two blocks around it, and decreases smoothly to 0 outside.
+    The mask is 255 on the print and up to two blocks around it, and decreases smoothly to 0 outside.
 
     Args:
         mask: (rows, columns) bool, blocks with ridges.
@@ -302,7 +335,7 @@ def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float,
     margin = int(np.ceil(max(mask.shape) + side / block))
     padded = Image.fromarray(np.pad(grown.astype(np.uint8) * 255, margin))
     box = (left / block + margin, top / block + margin, (left + side) / block + margin, (top + side) / block + margin)
-    return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BILINEAR, box=box), np.float32) / 255
+    return np.asarray(padded.resize((canvas, canvas), Image.Resampling.BILINEAR, box=box))
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from fingerprint_accel.data.canvas import recanvas, recanvas_left
 from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding, encode
 from fingerprint_accel.data.import_summary import ImportSummary
@@ -24,6 +23,7 @@ from fingerprint_accel.data.importing import check_canvas, versions
 from fingerprint_accel.data.merged_keys import kept_apart, renumbered, selected_rows
 from fingerprint_accel.data.order import permutation
 from fingerprint_accel.data.print_file import Enhance
+from fingerprint_accel.data.recanvas import recanvas, recanvas_left
 from fingerprint_accel.data.shard_writing import (
     DATASET,
     MINUTIAE_BYTES,

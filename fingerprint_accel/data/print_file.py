@@ -146,6 +146,7 @@ class Target:
         enhance: function that enhances the ridges of each canvas, or None.
         find_minutiae: "mindtct" to find minutiae in prints without a minutiae file; empty for none.
         nfiq2: whether to measure the NFIQ 2 score of each print.
+        period: whether to measure the distance of ridges.
     """
 
     ppi: int
@@ -153,6 +154,7 @@ class Target:
     enhance: Enhance | None = None
     find_minutiae: str = ""
     nfiq2: bool = False
+    period: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Prepared:
         minutiae: (n, 4) float32 x, y, angle, quality in canvas pixels.
         reason: reason why the print cannot be used; empty if it can be used.
         minutiae_reason: reason why the minutiae of the print cannot be used; empty if they can be used.
-        period: distance of ridges, mm; NaN if it could not be measured.
+        period: distance of ridges, mm; NaN if it could not or need not be measured.
         quality: NFIQ 2 score, 0 to 100; -1 if unknown.
         notes: remarks on how the print was read.
         pages: number of pages of the file.
@@ -242,7 +244,7 @@ def prepare(file: ImageFile, reading: Reading, target: Target) -> Prepared:
         return Prepared(None, NO_MINUTIAE, str(error), minutiae_reason)
     if target.enhance is not None:
         image = target.enhance(image, target.ppi)
-    period = ridge_period(opened.grey, opened.ppi)
+    period = ridge_period(opened.grey, opened.ppi) if target.period else math.nan
     return Prepared(image, placed, "", minutiae_reason or nist_reason, period, quality, opened.notes, opened.pages)
 
 

@@ -29,7 +29,7 @@ class Truth:
     contact: bytes
 
     def on_another_canvas(self, left: float, scale: float, before: int, canvas: int) -> Truth:
-        """Return the ground truth of the print after `canvas.recanvas` has copied the print to a different canvas.
+        """Return the ground truth of the print after `recanvas.recanvas` has copied the print to a different canvas.
 
         The contact mask is resampled between the two grids. Its border is accurate to half a cell of the coarser grid.
 

@@ -72,7 +72,8 @@ class ImageFolder:
         require(folder.is_dir(), f"{folder}: no such folder; give a dataset folder, or a folder of images")
         require(50 <= reading.ppi <= 5000, f"--ppi {reading.ppi}: must lie between 50 and 5000")
         self.folder, self.reading = folder, reading
-        self.target = Target(extractor.ppi, extractor.canvas, enhance_canvas if extractor.enhanced else None)
+        enhance = enhance_canvas if extractor.enhanced else None
+        self.target = Target(extractor.ppi, extractor.canvas, enhance, period=False)
         listing = list_prints(folder)
         self._prints = listing.table
         names = [name_of(listing.table, row) for row in range(len(listing.table))]

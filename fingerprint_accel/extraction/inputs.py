@@ -26,6 +26,7 @@ from fingerprint_accel.data.print_info import PrintInfo
 from fingerprint_accel.data.shard_writing import INFO, DatasetInfo
 from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.synthesis.workers import each
 
 if TYPE_CHECKING:
     import datasets
@@ -205,14 +206,17 @@ def _canvas_decoder(info: DatasetInfo) -> ToCanvas:
 
 
 def _stacked(images: Iterable[Any], start: int, to_canvas: ToCanvas) -> torch.Tensor:
-    """Convert images to canvases, and stack them to (n, canvas, canvas) uint8.
+    """Convert images to canvases on all cores, and stack them to (n, canvas, canvas) uint8.
 
     Args:
         images: the images.
         start: position of the first image among all prints, for the names in error messages.
         to_canvas: function that converts an image.
     """
-    rows = [to_canvas(image, name_of_image(image, f"print {row}")) for row, image in enumerate(images, start)]
+    named = [(image, name_of_image(image, f"print {row}")) for row, image in enumerate(images, start)]
+    # Two threads must not decode the same Pillow image, which a list may contain several times.
+    alone = len(named) == 1 or any(isinstance(image, PIL.Image.Image) for image, _ in named)
+    rows = [to_canvas(*pair) for pair in named] if alone else each(lambda pair: to_canvas(*pair), named)
     return torch.from_numpy(np.stack(rows))
 
 
