@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import inspect
 import sys
 from collections.abc import Callable
@@ -54,6 +56,7 @@ RENAMED = {"pack": "use merge to join datasets, import to read images, verify to
 def main() -> None:
     """Run the program `fingerprint-accel`: call the verb in `sys.argv` with its options."""
     verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    start_and_end_fast()
     first_process = launched_rank_and_size()[0] == 0  # the other processes of a launch would print the same
     with one_line_errors("interrupted; no incomplete output was left"), end_by_exception(), private_files():
         if verb == "--version":
@@ -70,6 +73,16 @@ def main() -> None:
         else:
             print(overview(), file=sys.stderr, end="")
             raise SystemExit(2)
+
+
+def start_and_end_fast() -> None:
+    """Let Python search for cyclic garbage rarely, and not at the end of the program.
+
+    The import of torch creates half a million objects that are never garbage. With Python's defaults, the searches
+    through these objects take a fifth of the time to start, and another fifth to end.
+    """
+    gc.set_threshold(50_000, 20, 100)
+    atexit.register(gc.freeze)
 
 
 def overview() -> str:

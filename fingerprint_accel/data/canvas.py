@@ -224,7 +224,7 @@ def put_on_canvas(
     frame = _frame(mask, block, dataset_ppi / ppi, canvas)
     side = canvas / frame.scale
     contact = _contact(mask, block, frame.left, frame.top, side, canvas)
-    rows, columns = (_extent(contact.any(axis)) for axis in (1, 0))
+    rows, columns = _extent(contact.max(axis=1)), _extent(contact.max(axis=0))
     part = _cut(_on_white(grey, smooth, block), frame.left, frame.top, side, canvas, rows, columns)
     ink = np.bitwise_not(part).astype(np.uint16)
     ink *= contact[rows, columns]
@@ -238,7 +238,7 @@ def put_on_canvas(
 
 
 def _extent(there: np.ndarray) -> slice:
-    """Return the slice from the first to the last true entry of a bool array; an empty slice if there is none."""
+    """Return the slice from the first to the last entry of an array above 0; an empty slice if there is none."""
     found = np.flatnonzero(there)
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 

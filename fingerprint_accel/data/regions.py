@@ -62,10 +62,11 @@ def block_sums(values: np.ndarray) -> np.ndarray:
     Returns:
         (rows, columns): int64 numbers of true values, or float32.
     """
-    block, narrow, wide = values.shape[1], np.dtype(np.float32), np.dtype(np.float32)
+    block = values.shape[1]
+    narrow: type[np.generic] = np.float32
+    wide: type[np.generic] = np.float32
     if values.dtype == bool:  # a byte holds the count of one column of a block, and a processor adds many bytes at once
-        values, wide = values.view(np.uint8), np.dtype(np.int64)
-        narrow = np.dtype(np.uint8 if block < 256 else np.uint32)
+        values, narrow, wide = values.view(np.uint8), np.uint8 if block < 256 else np.uint32, np.int64
     # The first sum reads most values. It adds whole rows, which is far faster than adding along the last axis.
     tall = values.sum(axis=1, dtype=narrow)
     sums: np.ndarray = np.add.reduceat(tall, np.arange(0, tall.shape[1], block), axis=1, dtype=wide)

@@ -5,6 +5,8 @@ A pose is a rotation and shift in which a print is embedded.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +25,23 @@ class Comparison:
     Attributes:
         similarity: similarity of the embeddings in the best pair of poses, -1 to 1.
         canvases: (2, S, S) uint8, images of reference and probe as the model received them, ridges dark.
-        pose: rotation and shift that make the probe overlay the reference, for `geometric.resample`.
         tried: number of poses in which each print was embedded.
         verdicts: (text, decision) for each FMR that has a threshold; see `decisions`.
         basis: source of the thresholds, or the reason why there are no decisions.
+        find_pose: function that computes `pose`.
     """
 
     similarity: float
     canvases: np.ndarray
-    pose: Pose
     tried: int
     verdicts: list[tuple[str, str]]
     basis: str
+    find_pose: Callable[[], Pose]
+
+    @functools.cached_property
+    def pose(self) -> Pose:
+        """Rotation and shift that make the probe overlay the reference, for `geometric.resample`."""
+        return self.find_pose()
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the similarity and the decisions as (name, text) rows of a table."""
@@ -78,10 +85,13 @@ def compare_canvases(extractor: FingerprintExtractor, canvases: np.ndarray, trie
     images = torch.from_numpy(canvases).to(extractor.device)
     embeddings = extractor(images, tried).cpu().numpy().reshape(2, len(tried), -1)
     best, i, j = best_agreement(embeddings[0], embeddings[1], extractor.cells)
-    pose = extractor.pose_of(images[:1], tried, i).inverse().within(extractor.pose_of(images[1:], tried, j))
+
+    def find_pose() -> Pose:
+        pose = extractor.pose_of(images[:1], tried, i).inverse().within(extractor.pose_of(images[1:], tried, j))
+        return Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
+
     basis = decision_basis(extractor.notes, len(tried) if tried in (UPRIGHT, extractor.usual_poses) else 0)
-    pose = Pose(pose.matrix.cpu(), pose.shift.cpu(), None, pose.crop)
-    return Comparison(best, canvases, pose, len(tried), decisions(best, basis.thresholds), basis.line)
+    return Comparison(best, canvases, len(tried), decisions(best, basis.thresholds), basis.line, find_pose)
 
 
 def decisions(value: float, thresholds: dict[str, float]) -> list[tuple[str, str]]:

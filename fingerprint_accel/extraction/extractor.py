@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
 from fingerprint_accel.data.decoding import ImageError
 from fingerprint_accel.data.print_file import ImageFile, Reading
-from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.inputs import (
@@ -38,6 +37,9 @@ from fingerprint_accel.extraction.protection import Protection, with_key
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
+
+if TYPE_CHECKING:
+    from fingerprint_accel.data.shards import Shards
 
 
 class FingerprintExtractor(PreparedNetwork):

@@ -18,22 +18,22 @@ import torch
 
 from fingerprint_accel.data.captures import check_one_finger
 from fingerprint_accel.data.decoding import ImageError, grey_image
-from fingerprint_accel.data.encoding import decode_canvas
 from fingerprint_accel.data.images import decode_apart, read_grey
-from fingerprint_accel.data.loader import Subset
 from fingerprint_accel.data.print_file import ImageFile, PrintImage, Reading, open_image, open_print
 from fingerprint_accel.data.print_info import PrintInfo
-from fingerprint_accel.data.shard_writing import INFO, DatasetInfo
-from fingerprint_accel.data.shards import Shards
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.synthesis.workers import each
 
 if TYPE_CHECKING:
     import datasets
 
+    from fingerprint_accel.data.loader import Subset
+    from fingerprint_accel.data.shard_writing import DatasetInfo
+    from fingerprint_accel.data.shards import Shards
+
 Image: TypeAlias = Union[str, "os.PathLike[str]", bytes, np.ndarray, PIL.Image.Image]
 Prints: TypeAlias = Union[
-    Image, Sequence[Image], torch.Tensor, Sequence[torch.Tensor], Shards, Subset, "datasets.Dataset"
+    Image, Sequence[Image], torch.Tensor, Sequence[torch.Tensor], "Shards", "Subset", "datasets.Dataset"
 ]
 ToCanvas: TypeAlias = Callable[[Any, str], np.ndarray]  # maps an image and its name for errors to a canvas
 IMAGES = "image files (str, Path or bytes), PIL images, uint8 arrays (H, W) or (H, W, 3)"
@@ -69,12 +69,16 @@ def open_prints(prints: Prints, wanted: PrintInfo, place: ToCanvas, ppi: int, pl
         TypeError: if `prints` has an unsupported type.
         UserError: if the resolution of the images is not given, or a dataset does not fit the model.
     """
-    if isinstance(prints, Shards | Subset):
-        return _shards_reader(prints, wanted)
+    # Where a class was never imported, `prints` is no instance of it. The imports would take long: they load pyarrow.
+    shards_class = getattr(sys.modules.get("fingerprint_accel.data.shards"), "Shards", ())
+    subset_class = getattr(sys.modules.get("fingerprint_accel.data.loader"), "Subset", ())
+    if isinstance(prints, shards_class):
+        return _shards_reader(prints, np.arange(len(prints)), wanted)
+    if isinstance(prints, subset_class):
+        return _shards_reader(prints.shards, prints.rows, wanted)
     to_canvas: ToCanvas = (lambda image, name: _placed_canvas(image, name, wanted.canvas)) if placed else place
     ppi_known = ppi > 0 or placed
-    dataset_class = getattr(sys.modules.get("datasets"), "Dataset", ())  # importing `datasets` takes a second
-    if isinstance(prints, dataset_class):
+    if isinstance(prints, getattr(sys.modules.get("datasets"), "Dataset", ())):
         return _dataset_reader(prints, wanted, to_canvas, ppi_known)
     images = _as_several(prints, wanted.canvas, placed)
     require(ppi_known, NO_PPI)
@@ -123,10 +127,8 @@ def check_dataset(info: DatasetInfo, wanted: PrintInfo, folder: Path) -> None:
     PrintInfo(info.ppi, info.canvas, info.enhanced).check_suits(wanted, folder)
 
 
-def _shards_reader(prints: Shards | Subset, wanted: PrintInfo) -> CanvasReader:
-    """Return a reader for the prints of an opened dataset, or of a subset of its rows."""
-    shards = prints if isinstance(prints, Shards) else prints.shards
-    rows = np.arange(len(prints)) if isinstance(prints, Shards) else prints.rows
+def _shards_reader(shards: Shards, rows: np.ndarray, wanted: PrintInfo) -> CanvasReader:
+    """Return a reader for rows (n,) of an opened dataset."""
     check_dataset(shards.info, wanted, shards.folder)
 
     def read(start: int, stop: int) -> torch.Tensor:
@@ -151,6 +153,8 @@ def _dataset_reader(dataset: Any, wanted: PrintInfo, to_canvas: ToCanvas, ppi_kn
         UserError: if the images have no known resolution, or the dataset does not fit the model.
     """
     import datasets
+
+    from fingerprint_accel.data.shard_writing import INFO
 
     feature = dataset.features.get(COLUMN)
     info = _info_beside(dataset, wanted) if getattr(feature, "dtype", "") == "binary" else None
@@ -185,6 +189,8 @@ def _info_beside(dataset: Any, wanted: PrintInfo) -> DatasetInfo | None:
     Raises:
         UserError: if a dataset folder does not fit the model, or the folders store images in different encodings.
     """
+    from fingerprint_accel.data.shard_writing import INFO, DatasetInfo
+
     folders = sorted({Path(file["filename"]).parent for file in dataset.cache_files})
     if not folders or not all((folder / INFO).is_file() for folder in folders):
         return None
@@ -198,6 +204,7 @@ def _info_beside(dataset: Any, wanted: PrintInfo) -> DatasetInfo | None:
 
 def _canvas_decoder(info: DatasetInfo) -> ToCanvas:
     """Return a function that decodes the stored images of a dataset folder."""
+    from fingerprint_accel.data.encoding import decode_canvas
 
     def decode(stored: bytes, name: str) -> np.ndarray:
         return decode_canvas(stored, info.canvas, info.encoding)
