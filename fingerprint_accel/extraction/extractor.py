@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,7 @@ from fingerprint_accel.extraction.protection import Protection, with_key
 from fingerprint_accel.models.saved_model import find_model, write_model, write_notes
 from fingerprint_accel.preprocess.enhance import enhance_canvas
 from fingerprint_accel.similarity import similarity
+from fingerprint_accel.synthesis.workers import overlapped
 
 if TYPE_CHECKING:
     from fingerprint_accel.data.shards import Shards
@@ -130,14 +132,25 @@ class FingerprintExtractor(PreparedNetwork):
                 prints raise no error here and have a low `quality`. `compare`, enrolment and search refuse small
                 prints.
         """
+        reader, reading = self._opened(prints, ppi, placed), threading.Lock()
+        starts = range(0, reader.count, batch_size)
+
+        def embed(start: int) -> np.ndarray:
+            with reading:  # lists may contain an image twice, and no image can be decoded by two threads at once
+                canvases = reader.read(start, min(start + batch_size, reader.count))
+            found: np.ndarray = self(canvases.to(self.device), poses).cpu().numpy()
+            return found
+
         embeddings, filled = np.empty((0, self.model.config.embedding_dim), np.float32), 0
-        reader = self._opened(prints, ppi, placed)
-        for images in self._batches(reader, batch_size, progress):
-            found = self(images, poses).cpu().numpy()
-            if not filled:  # one array from the start: with poses it is large
-                embeddings = np.empty((reader.count, *found.shape[1:]), np.float32)
-            embeddings[filled : filled + len(found)] = found
-            filled += len(found)
+        _ = self.running  # made once, before two threads need it
+        shown = progress and len(starts) > 1
+        with tqdm(total=reader.count, desc="extracting", unit="print", disable=not shown) as bar:
+            for found in overlapped(embed, starts):
+                if not filled:  # one array from the start: with poses it is large
+                    embeddings = np.empty((reader.count, *found.shape[1:]), np.float32)
+                embeddings[filled : filled + len(found)] = found
+                filled += len(found)
+                bar.update(len(found))
         return embeddings
 
     def quality(self, prints: Prints, ppi: int = 0, batch_size: int = 64, placed: bool = False) -> np.ndarray:

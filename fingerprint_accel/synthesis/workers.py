@@ -8,7 +8,7 @@ or the number of cores.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -49,6 +49,28 @@ def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
     if workers == 1:
         return [function(item) for item in items]
     return list(_pool(workers).map(function, items))
+
+
+def overlapped(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Apply a function to each item in two threads, each with half of the cores, and yield the results in order.
+
+    One thread can wait or read files while the other one computes. Two batches of a network with half of the cores
+    each also take less time than one after the other with all cores.
+    """
+    cores = torch.get_num_threads()
+    if cores == 1 or len(items) < 2:
+        yield from map(function, items)
+        return
+
+    def halve() -> None:
+        torch.get_num_threads()  # see `_single`
+        torch.set_num_threads(cores // 2)
+
+    try:
+        with ThreadPoolExecutor(2, "overlapped", initializer=halve) as pool:
+            yield from pool.map(function, items)
+    finally:
+        torch.set_num_threads(cores)
 
 
 def join(parts: Sequence[Result]) -> Result:
