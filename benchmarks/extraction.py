@@ -82,7 +82,7 @@ class Combination:
         synchronize(self.extractor.device)
         started = time.perf_counter()
         self.extractor.extract(some, FILE_PPI, batch_size=self.batch_size, progress=False)
-        return self.count / (time.perf_counter() - started)  # the embeddings are on the CPU: nothing is left to wait for
+        return self.count / (time.perf_counter() - started)  # the embeddings are on the CPU already
 
     def most(self, tflops: dict[bool, float]) -> float:
         """Return the prints per second of a machine with the given TFLOP/s, by whether they are bf16."""

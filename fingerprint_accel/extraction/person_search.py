@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from fingerprint_accel.data.listing import list_paths
+from fingerprint_accel.data.listing_rows import is_container
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.enrolment import Wanted, canvas_of, listed_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
@@ -78,7 +79,8 @@ def are_several(paths: Sequence[Path], key: Sequence[str] = ()) -> bool:
     """
     if len(paths) > 1 or paths[0].is_dir() or paths[0].suffix.lower() == ".csv":
         return True
-    return len(list_paths(paths, key=key).table) > 1
+    # A list of one image would cost a tenth of a second, because pyarrow imports pandas.
+    return is_container(Path(), str(paths[0])) and len(list_paths(paths, key=key).table) > 1
 
 
 @torch.inference_mode()
