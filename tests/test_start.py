@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from fingerprint_accel.cli.gallery import enroll
 from fingerprint_accel.data.shards import open_dataset
 
 # Each command runs in a fork of one process, which then tells its modules.
@@ -39,10 +40,10 @@ def loaded(prints, tmp_path_factory):
     folder, shards = tmp_path_factory.mktemp("start"), open_dataset(prints)
     for row in range(2):
         Image.fromarray(shards.image(row)).save(folder / f"{row}.png")
+    enroll(folder / "known", [folder / "0.png"], ppi=300)
     commands = [
         ["inspect", str(prints)],
         ["compare", "0.png", "1.png", "--ppi", "300"],
-        ["enroll", "known", "0.png", "--ppi", "300"],
         ["search", "known", "1.png", "--ppi", "300"],
     ]
     script = [sys.executable, "-c", f"NAMES = {NAMES}\n{SCRIPT}", json.dumps(commands)]
