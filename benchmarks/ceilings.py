@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fingerprint_accel.config import Config
 from fingerprint_accel.losses.deepprint import DeepPrintLoss
 from fingerprint_accel.models.deepprint import DeepPrint
-from fingerprint_accel.plan import flop_counter
+from fingerprint_accel.plan_network import flop_counter
 from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
 from fingerprint_accel.preprocess.pipeline import CELLS
 from fingerprint_accel.training.module import TrainingModule

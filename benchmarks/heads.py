@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from results_file import check_results, write_results
 from timing import synchronize
 from torch import nn
 from tqdm import tqdm
+from traffic import Traffic
 
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.losses.exchange import rank_and_world_size, reduce
@@ -64,39 +64,6 @@ class Case:
     processes: int
 
 
-class Sent:
-    """Bytes that a process sends, by collective, counted for ring algorithms.
-
-    A gather of B bytes from each of W processes sends (W - 1) B from each process. A reduction of B bytes to all
-    processes sends 2 (W - 1) / W B. DDP's reductions are counted by the buckets that it passes to its communication
-    hook.
-    """
-
-    def __init__(self) -> None:
-        self.bytes: Counter[str] = Counter()
-        self.processes = rank_and_world_size()[1]
-        if self.processes > 1:
-            self._all_gather, self._all_reduce = dist.all_gather, dist.all_reduce
-            # setattr, because mypy refuses to replace overloaded functions
-            setattr(dist, "all_gather", self.all_gather)  # noqa: B010
-            setattr(dist, "all_reduce", self.all_reduce)  # noqa: B010
-
-    def all_gather(self, parts: list[torch.Tensor], tensor: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        """Count and call `torch.distributed.all_gather`."""
-        self.bytes["all_gather"] += (self.processes - 1) * tensor.nbytes
-        return self._all_gather(parts, tensor, *rest, **named)
-
-    def all_reduce(self, tensor: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        """Count and call `torch.distributed.all_reduce`."""
-        self.bytes["all_reduce"] += 2 * (self.processes - 1) * tensor.nbytes // self.processes
-        return self._all_reduce(tensor, *rest, **named)
-
-    def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """Count and run DDP's own reduction of a bucket of gradients, the mean."""
-        work = self.all_reduce(bucket.buffer().div_(self.processes), async_op=True)
-        return work.get_future().then(lambda done: done.value()[0])
-
-
 class HeadLoss(nn.Module):
     """An identity head as a loss: embeddings (B, D) and fingers (B,) to a loss ()."""
 
@@ -126,7 +93,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(0)
     with device:  # ten million class vectors take half a minute to draw on a CPU
         module = HeadLoss(case)
-    head, sent = module.head, Sent()
+    head, traffic = module.head, Traffic()
     wrapped: nn.Module = module
     sliced = head if isinstance(head, ShardedHead) else None
     parameters = list(module.parameters()) + (list(sliced.drawn.values()) if sliced else [])
@@ -134,7 +101,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     optimizer = make(parameters, lr=1e-3, fused=True)
     if case.name == "data parallel":
         parallel = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
-        parallel.register_comm_hook(None, sent.hook)
+        parallel.register_comm_hook(None, traffic.hook)
         wrapped = parallel
     everyone = F.normalize(torch.randn(case.batch_size, case.dim), dim=1).tensor_split(processes)[rank].to(device)
     fingers = torch.randint(case.classes, (case.batch_size,)).to(device)
@@ -150,7 +117,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
             sliced.put_back(optimizer)
 
     step()
-    sent.bytes.clear()
+    traffic.collectives.clear()
     seconds, processor, before = [], time.process_time(), 0
     for number in range(case.steps):
         synchronize(device)
@@ -162,7 +129,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         synchronize(device)
         seconds.append(time.perf_counter() - started)
     processor = time.process_time() - processor
-    collectives = {name: count // case.steps for name, count in sent.bytes.items()}
+    collectives = {name: count // case.steps for name, count in traffic.sent().items()}
     if processes > 1:
         dist.barrier()
     over_loopback = (loopback_bytes() - before) // case.steps // processes if processes > 1 else 0

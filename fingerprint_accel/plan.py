@@ -1,62 +1,31 @@
 """Estimate the disk space, device memory and training time of a training run.
 
-The parameters, memory and operations of the network are counted. The speed is projected from one measurement.
+The parameters, memory and operations of the network are counted (`plan_network`). The speed of a GPU is projected from
+one measurement. The communication between GPUs is modelled (`plan_scaling`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
-
-import torch
+from typing import Literal, get_args
 
 from fingerprint_accel.command_line import fill
-from fingerprint_accel.config import ModelConfig, Trunk
-from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.preprocess.minutia_map import MAP_SIZE
+from fingerprint_accel.config import Config, LossConfig, ModelConfig, TrainingConfig, Trunk
+from fingerprint_accel.errors import require
+from fingerprint_accel.plan_devices import GIB, Cluster, Device, parse_devices
+from fingerprint_accel.plan_network import Counted, count
+from fingerprint_accel.plan_scaling import Collective, Step, collectives, duration, sent, step
 from fingerprint_accel.text import aligned
 
-if TYPE_CHECKING:
-    from torch.utils.flop_counter import FlopCounterMode
-
-GIB, GB = 2**30, 1e9
+GB = 1e9
 ROW_BYTES = 2_300  # bytes per print besides pixels: minutiae, labels, padding (measured on a synthetic dataset)
 LZ4_SHARE = 0.37  # size of prints after lz4 compression as a share of their raw size (measured on a synthetic dataset)
 MFU = 0.1297  # model FLOP utilisation: measured speed divided by the bf16 peak of the data sheet, see MEASURED
 MEASURED = (
     "Inception v4 Tex on one H100: 1,747 prints/s at batch 256 in bf16 (benchmarks/results/h100/tex.json). "
-    "The estimate assumes the same 13 % of the data sheet's peak on every GPU, and no loss between GPUs."
+    "The estimate assumes the same 13 % of the data sheet's peak on every GPU."
 )
-
-
-@dataclass(frozen=True)
-class Device:
-    """Speed and memory of a type of GPU.
-
-    Attributes:
-        tflops: TFLOP/s of dense bf16 matrix products in the data sheet.
-        memory: Memory in GiB.
-    """
-
-    tflops: float
-    memory: float
-
-    @property
-    def room(self) -> float:
-        """Memory that training can use, in bytes. CUDA, cuDNN and fragmentation need the rest of `memory`."""
-        return 0.92 * self.memory * GIB
-
-
-DEVICES = {
-    "A100-40": Device(312, 40),
-    "A100-80": Device(312, 80),
-    "H100": Device(989, 80),
-    "H200": Device(989, 141),
-    "L40S": Device(362, 48),
-    "RTX4090": Device(165, 24),
-}
 
 
 @dataclass(frozen=True)
@@ -70,6 +39,10 @@ class Recipe:
         epochs: Number of passes over the training prints.
         sharded: Whether the identity heads are split over the devices.
         sampling: Share of the class vectors that each step uses, see `LossConfig.class_sample_rate`.
+        compression: Number format in which GPUs exchange gradients, see `TrainingConfig.gradient_compression`.
+        bucket_cap_mb: Size of the buckets of gradients in MiB.
+        matryoshka_dims: See `LossConfig.matryoshka_dims`.
+        contrastive_weight: See `LossConfig.contrastive_weight`.
     """
 
     name: str
@@ -78,86 +51,37 @@ class Recipe:
     epochs: float
     sharded: bool = False
     sampling: float = 1.0
+    compression: Literal["no", "bf16"] = "no"
+    bucket_cap_mb: int = 25
+    matryoshka_dims: tuple[int, ...] = (64, 128)
+    contrastive_weight: float = 0.5
+
+    def config(self, model: ModelConfig) -> Config:
+        """Return the options of the recipe on which the communication depends, for a network."""
+        loss = LossConfig(
+            head="cosface",
+            sharded=self.sharded,
+            class_sample_rate=self.sampling,
+            contrastive_weight=self.contrastive_weight,
+            matryoshka_dims=self.matryoshka_dims,
+        )
+        training = TrainingConfig(
+            batch_size=self.batch_size,
+            gradient_compression=self.compression,
+            bucket_cap_mb=self.bucket_cap_mb,
+        )
+        return Config(model=model, loss=loss, training=training)
 
 
 RECIPES = (
-    Recipe("train_10k.py", 20_000, 32, 60),
+    Recipe("train_10k.py", 20_000, 32, 60, matryoshka_dims=(), contrastive_weight=0.0),
     Recipe("train_100k.py", 200_000, 128, 40),
     Recipe("train_500k.py", 700_000, 128, 30, True),
-    Recipe("train_1m.py", 1_200_000, 256, 24, True),
-    Recipe("train_1_5m.py", float("inf"), 256, 20, True, 0.33),
+    Recipe("train_1m.py", 1_200_000, 256, 24, True, 1.0, "bf16", 100),
+    Recipe("train_1_5m.py", float("inf"), 256, 20, True, 0.33, "bf16", 100),
 )
 MODEL = ModelConfig(variant="TexMinu", trunk="inception_v4", embedding_dim=512)
 SIZE = 299  # side of the network's input in the recipes, in pixels
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Size of a network, and the memory and operations that training needs for one print.
-
-    Attributes:
-        parameters: Number of trained parameters.
-        largest_block: Number of parameters of the largest block of the network.
-        saved_bytes: Bytes per print that the forward pass keeps for the backward pass, with bf16 autocast.
-        flops: Floating-point operations per print in the forward and backward pass. A multiply-add is two operations.
-    """
-
-    parameters: int
-    largest_block: int
-    saved_bytes: float
-    flops: float
-
-
-def flop_counter() -> FlopCounterMode:
-    """Return torch's counter of floating-point operations, extended to attention on CPUs.
-
-    torch 2.14 does not count the operations of attention on CPUs.
-    """
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
-    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    attention = {
-        forward: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-        backward: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
-    }
-    return FlopCounterMode(display=False, custom_mapping=attention)
-
-
-def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
-    """Count the parameters of a network, and the memory and operations that training needs per print. Takes seconds.
-
-    The network runs on fake tensors, which have shapes but no values.
-
-    Args:
-        model: Configuration of the network.
-        size: Side of the input images, in pixels.
-        map_size: Side of the predicted minutia maps, in pixels.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from fingerprint_accel.models.deepprint import DeepPrint
-
-    saved: dict[int, int] = {}  # bytes of each storage, by address; no storage is freed here, so addresses are unique
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with FakeTensorMode():
-        network = DeepPrint(model, map_size)
-        image = torch.zeros(2, 1, size, size)
-        kept = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with flop_counter() as counter, kept, torch.autocast("cpu", torch.bfloat16):
-            output = network(image)
-    for weight in network.parameters():
-        saved.pop(weight.untyped_storage()._cdata, None)
-    del output
-    parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    copies = 2 * parameters  # bytes of the bf16 weights, which are saved once per batch
-    largest = max(sum(weight.numel() for weight in block.parameters()) for block in network.blocks)
-    return Counted(parameters, largest, max(0, sum(saved.values()) - copies) / 2, 3 * counter.get_total_flops() / 2)
 
 
 @dataclass(frozen=True)
@@ -205,18 +129,6 @@ def need(counted: Counted, fingers: int, batch_size: int, devices: int, recipe: 
     return Need(network, head, counted.saved_bytes * batch_size)
 
 
-def parse_devices(text: str) -> tuple[int, str, Device]:
-    """Parse text such as `8xA100-80`, and return the number of devices, the GPU's name and its `Device`.
-
-    Raises:
-        UserError: If the text is malformed or the GPU is not in `DEVICES`.
-    """
-    found = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9-]+)", text)
-    if not found or found[2] not in DEVICES or found[1] == "0":
-        raise UserError(f"--gpus {text}: give a number and a type, such as 8xA100-80; types: {', '.join(DEVICES)}")
-    return int(found[1] or 1), found[2], DEVICES[found[2]]
-
-
 def plan(
     fingers: int,
     impressions: float,
@@ -224,6 +136,7 @@ def plan(
     canvas: int = 320,
     trunk: Trunk = "inception_v4",
     fsdp: bool = False,
+    network: float = 100,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> str:
     """Choose the recipe for a number of prints, and return a text table of disk space, memory and training time.
@@ -231,10 +144,11 @@ def plan(
     Args:
         fingers: Number of fingers to train on.
         impressions: Average number of prints of each finger.
-        gpus: Number and type of the devices, such as `8xA100-80`.
+        gpus: Number and type of the devices, such as `8xA100-80`, or `2x8xA100-80` for two machines.
         canvas: Side of the square image of a stored print, in pixels.
         trunk: Trunk of the network, one of `Trunk`.
         fsdp: Whether FSDP shards the network over the devices.
+        network: Speed of the network adapters of a machine together, in Gbit/s.
         progress: Function that is called with the name of each stage that takes seconds.
 
     Raises:
@@ -243,13 +157,18 @@ def plan(
     require(fingers >= 2, f"--fingers {fingers}: at least 2 are needed")
     require(impressions >= 1, f"--impressions {impressions:g}: at least 1 is needed")
     require(trunk in get_args(Trunk), f"--trunk {trunk}: choose {', '.join(get_args(Trunk))}")
-    devices, name, device = parse_devices(gpus)
+    name, device, cluster = parse_devices(gpus, network)
+    devices = cluster.processes
     prints = fingers * impressions
     recipe = next(recipe for recipe in RECIPES if prints <= recipe.most_prints)
     progress(f"counting parameters and operations of {trunk}")
-    counted = count(replace(MODEL, trunk=trunk), SIZE)
+    model = replace(MODEL, trunk=trunk)
+    counted = count(model, SIZE)
     needed = need(counted, fingers, recipe.batch_size, devices, recipe, fsdp)
-    rate = devices * device.tflops * 1e12 * MFU / counted.flops
+    compute = recipe.batch_size * counted.flops / (device.tflops * 1e12 * MFU)
+    operations = [] if fsdp else collectives(counted, recipe.config(model), fingers, devices)
+    projected = step(compute, operations, cluster)
+    rate = devices * recipe.batch_size / projected.seconds
     raw = prints * (canvas**2 + ROW_BYTES)
     knobs = [f"--model.trunk {trunk}"] if trunk != MODEL.trunk else []
     knobs += ["--config_file recipes/hardware/fsdp.yaml"] if fsdp else []
@@ -268,7 +187,8 @@ def plan(
             f"{needed.activations / GIB:,.1f} GiB, {counted.saved_bytes / 1e6:,.0f} MB per print in bf16",
         ],
         ["  identity heads", f"{needed.head / GIB:,.2f} GiB" + (" for a slice of them" if recipe.sharded else "")],
-        ["projected speed", f"{rate:,.0f} prints/s on {devices} x {name}"],
+        *step_rows(projected, operations, cluster, recipe.compression),
+        ["projected speed", f"{rate:,.0f} prints/s on {gpus.removesuffix(name)}{name}"],
         ["projected epoch", _hours(prints / rate)],
         ["projected training", _hours(recipe.epochs * prints / rate)],
     ]
@@ -276,6 +196,44 @@ def plan(
         rows.append(["WILL NOT FIT", _remedy(counted, fingers, devices, device, recipe, fsdp)])
     unmeasured = "" if trunk == MODEL.trunk else f" {trunk} was not measured."
     return f"{aligned(rows)}\n\n{fill(f'Projected from {MEASURED}{unmeasured}', 80)}"
+
+
+def step_rows(projected: Step, operations: list[Collective], cluster: Cluster, compression: str) -> list[list[str]]:
+    """Return the rows of the table on the duration of a step, each with its assumption.
+
+    Args:
+        projected: Duration of the step.
+        operations: Collectives of the step; empty if they are unknown.
+        cluster: Devices and connections.
+        compression: Number format of the gradients, `no` for float32.
+    """
+    rows = [
+        ["projected step", f"{1e3 * projected.seconds:,.1f} ms"],
+        ["  compute", f"{1e3 * projected.compute:,.1f} ms, at 13 % of the bf16 peak of the data sheet"],
+    ]
+    if cluster.processes == 1:
+        return rows
+    if not operations:
+        return [*rows, ["  communication", "not estimated with FSDP, and assumed to be hidden"]]
+    slowest = min(cluster.links, key=lambda link: link.bandwidth)
+    path = f"in rings over {slowest.name} at {slowest.bandwidth / GB:,.0f} GB/s"
+    gradients = [operation for operation in operations if operation.purpose == "gradients"]
+    others = [operation for operation in operations if operation.purpose != "gradients"]
+    width = "float32" if compression == "no" else compression
+    return [
+        *rows,
+        ["  gradients", f"{_exchange(gradients, cluster)}, {width}, {path}"],
+        ["  heads, centres", f"{_exchange(others, cluster)}, not hidden"],
+        ["  waiting", f"{1e3 * projected.waiting:,.1f} ms; the backward pass hides the rest and is not slowed down"],
+        ["scaling efficiency", f"{100 * projected.efficiency:.1f} %, if all GPUs are equally fast and no data is late"],
+    ]
+
+
+def _exchange(operations: list[Collective], cluster: Cluster) -> str:
+    seconds = sum(duration(operation, cluster) / operation.every for operation in operations)
+    total = sum(sent(operation, cluster) / operation.every for operation in operations)
+    number = sum(operation.every == 1 for operation in operations)
+    return f"{1e3 * seconds:,.1f} ms for {number} collectives, {total / 1e6:,.1f} MB sent"
 
 
 def _hours(seconds: float) -> str:

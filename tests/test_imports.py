@@ -28,7 +28,14 @@ LEAVES |= {
     "text",
     "untrusted",
 }  # modules that every package may import
-ABOVE = {"compat", "plan", "recipe"}  # what puts packages together; only the command line may import it
+ABOVE = {
+    "compat",
+    "plan",
+    "plan_devices",
+    "plan_network",
+    "plan_scaling",
+    "recipe",
+}  # what puts packages together; only the command line may import it
 
 
 def imports(path):

@@ -22,22 +22,26 @@ def plan(
     canvas: Annotated[int, arg("PIXELS")] = 320,
     trunk: Trunk = "inception_v4",
     fsdp: Flag = False,
+    network: Annotated[float, arg("GBIT")] = 100,
 ) -> None:
     """Estimate disk space, GPU memory and training time.
 
     The output also names the recipe for this number of prints. Memory is computed from the network itself. Times are
-    projected from a measurement on one GPU.
+    projected from a measurement on one GPU, and the communication between GPUs is modelled.
 
     Examples:
       fingerprint-accel plan --fingers 100000 --impressions 10 --gpus 8xA100-80
+      fingerprint-accel plan --fingers 150000 --gpus 2x8xH100 --network 400
 
     Args:
         fingers: Number of fingers to train on.
         impressions: Average number of prints of each finger.
-        gpus: Number and type of GPUs, for example 4xA100-40. Types: A100-40, A100-80, H100, H200, L40S, RTX4090.
+        gpus: Number and type of GPUs, for example 4xA100-40, or 2x8xH100 for two machines with 8 GPUs each. Types:
+            A100-40, A100-80, H100, H200, L40S, RTX4090.
         canvas: Side of a print in the dataset, in pixels.
         trunk: Trunk of the network.
         fsdp: Shard the network over the GPUs (recipes/hardware/fsdp.yaml).
+        network: Speed of the network between machines in Gbit/s, of all network adapters of a machine together.
     """
     with tqdm(total=3, leave=False, bar_format="{desc}{elapsed}") as bar:
 
@@ -48,7 +52,7 @@ def plan(
         show("loading PyTorch")
         from fingerprint_accel.plan import plan as table
 
-        text = table(fingers, impressions, gpus, canvas, trunk, fsdp, show)
+        text = table(fingers, impressions, gpus, canvas, trunk, fsdp, network, show)
     print(text)
 
 
