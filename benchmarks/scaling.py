@@ -187,8 +187,8 @@ def main(
     stages: tuple[Stage, ...] = ("counts", "overlap", "steps", "target"),
     processes: tuple[int, ...] = (1, 2, 4, 8),
     megabits: tuple[float, ...] = (50, 200),
-    pause: float = 1.0,
-    number: int = 12,
+    pause: float = 1.5,
+    number: int = 9,
     out: Path | None = None,
 ) -> None:
     """Compare the model of communication with counts and measurements.

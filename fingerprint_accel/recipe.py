@@ -51,7 +51,7 @@ def run_training(config: Config) -> Run:
         LostProcessError: If another process of the run has failed or was killed.
     """
     # These imports take seconds. They are not at the top, so that --help is fast.
-    from fingerprint_accel.training.agreement import one_error
+    from fingerprint_accel.training.agreement import one_error, said_once
     from fingerprint_accel.training.launch import with_answers
     from fingerprint_accel.training.loop import train
     from fingerprint_accel.training.run_folder import check_run_folder, holding, resume_advice
@@ -64,7 +64,8 @@ def run_training(config: Config) -> Run:
     config, notes = with_answers(config)
     if notes and launched_rank_and_size()[0] == 0:
         print("\n".join(notes), flush=True)
-    run = set_up(config)
+    with said_once():
+        run = set_up(config)
     with holding(run.folder, run.accelerator):
         try:
             train(run)

@@ -16,8 +16,10 @@ import sys
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fingerprint_accel.errors import UserError
 from fingerprint_accel.losses.margin import IdentityHead
 from fingerprint_accel.losses.sharded import ShardedHead
+from fingerprint_accel.training import agreement
 from fingerprint_accel.training.heads import spread_what_is_not_finite
 
 dist.init_process_group("gloo")
@@ -91,6 +93,16 @@ for bad in (True, False):
     scaler.update()
     close(parameter.detach(), torch.full((3, 2), 1.0 if bad else 0.9))
     assert scaler.get_scale() == (2.0 if bad else 4.0)
+# one rank prints an error that all have, and each rank prints its own
+agreement.PATIENCE = 0.1
+for texts, wanted in ({"the same"}, ["RepeatedError"] * (processes - 1) + ["UserError"]), (range(9), ["UserError"]):
+    kinds = [""] * processes
+    try:
+        with agreement.said_once():
+            raise UserError(str(list(texts)[rank % len(texts)]))
+    except UserError as error:
+        dist.all_gather_object(kinds, type(error).__name__)
+    assert sorted(kinds) == (wanted if len(wanted) > 1 else wanted * processes)
 print("equal on rank", rank)
 dist.barrier()
 dist.destroy_process_group()
