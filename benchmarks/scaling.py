@@ -12,13 +12,13 @@ python benchmarks/scaling.py --stages target
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,6 @@ from network_namespaces import GOODPUT, on_network
 from results_file import check_results, write_results
 from tqdm import tqdm
 
-from fingerprint_accel.config import ModelConfig
 from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.plan import MFU, MODEL, RECIPES, SIZE
 from fingerprint_accel.plan_devices import DEVICES, Cluster, Link, ethernet
@@ -70,16 +69,17 @@ def counts(folder: Path) -> list[dict[str, Any]]:
 
 def recorded(config: Any, paused: float, counted: bool) -> dict[str, Any]:
     """Train in this process, and return what the steps did."""
-    return dataclasses.asdict(scaling_run.train(config, paused, counted))
+    return asdict(scaling_run.train(config, paused, counted))
 
 
 def counts_table(rows: list[dict[str, Any]]) -> str:
     """Format the result of `counts`."""
-    cells = [("heads", "collectives modelled", "counted", "bytes modelled", "counted", "equal")]
+    cells: list[tuple[str, ...]] = [("heads", "collectives modelled", "counted", "bytes modelled", "counted", "equal")]
     for row in rows:
         both = row["modelled"], row["counted"]
-        numbers = [f"{len(each)}" for each in both] + [f"{sum(size for _, size in each):,}" for each in both]
-        cells.append((row["heads"], *numbers, "yes" if both[0] == both[1] else "NO"))
+        numbers = tuple(f"{len(each)}" for each in both)
+        sizes = tuple(f"{sum(size for _, size in each):,}" for each in both)
+        cells.append((row["heads"], *numbers, *sizes, "yes" if both[0] == both[1] else "NO"))
     return aligned(cells, words=1)
 
 
@@ -149,7 +149,7 @@ def steps_table(rows: list[dict[str, Any]]) -> str:
 def target() -> list[dict[str, Any]]:
     """Project the speed of 1, 4 and 8 A100 with 80 GB."""
     device = DEVICES["A100-80"]
-    tex, both = (count(ModelConfig(variant=name, trunk="inception_v4", embedding_dim=512), SIZE) for name in VARIANTS)
+    tex, both = count(replace(MODEL, variant="Tex"), SIZE), count(MODEL, SIZE)
     compiled = {
         "by bf16 peak": COMPILED * device.tflops / DEVICES["H200"].tflops,
         "by memory bandwidth": COMPILED * MEMORY_BANDWIDTH["A100-80"] / MEMORY_BANDWIDTH["H200"],
@@ -169,9 +169,6 @@ def target() -> list[dict[str, Any]]:
             row = {"network": name, "gpus": devices, "rate": rate, "efficiency": found.efficiency}
             rows.append({**row, "minutes": EPOCH / rate / 60, "target": TARGET[devices]})
     return rows
-
-
-VARIANTS = ("Tex", "TexMinu")
 
 
 def target_table(rows: list[dict[str, Any]]) -> str:

@@ -55,12 +55,12 @@ def _loss(config: Config, **options: Any) -> Config:
 
 
 VARIATIONS: dict[str, Callable[[Config], Config]] = {
-    "sharded": lambda config: config,
-    "full": lambda config: _loss(config, sharded=False),
-    "sharded, matryoshka": lambda config: _loss(config, matryoshka_dims=(8, 16), center_weight=0.0),
+    "sharded, matryoshka": lambda config: _loss(config, matryoshka_dims=(8, 16)),
     "full, softmax, bf16": lambda config: replace(
         _loss(config, sharded=False, head="softmax"), training=replace(config.training, gradient_compression="bf16")
     ),
+    "sharded": lambda config: config,
+    "full, no centres": lambda config: _loss(config, sharded=False, center_weight=0.0),
 }
 """Changes of `configuration` with other collectives."""
 

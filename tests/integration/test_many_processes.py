@@ -36,7 +36,7 @@ with one_line_errors():
     run = run_training(parse(runpy.run_path(recipe)["CONFIG"], "", json.loads(words)))
     run.accelerator.state.destroy_process_group()
 """
-PRINTS, STEPS = 48, 10  # 48 prints a step are as many on each of 1, 3, 8 and 16 processes
+PRINTS, STEPS = 48, 8  # 48 prints a step are as many on each of 1, 3, 8 and 16 processes
 SAME = [
     *("--model.norm", "group", "--model.dropout", "0", "--loss.scale", "16", "--reading.validation-fraction", "0"),
     *("--preprocess.size", "32", "--training.steps", str(STEPS), "--training.save-every", "0", "--resume", "auto"),
