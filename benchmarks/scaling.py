@@ -96,7 +96,7 @@ def overlap() -> list[dict[str, Any]]:
 
 def overlap_table(rows: list[dict[str, Any]]) -> str:
     """Format the result of `overlap`."""
-    cells = [("bucket", "MB modelled", "MB counted", "ready at, modelled", "measured")]
+    cells: list[tuple[str, ...]] = [("bucket", "MB modelled", "MB counted", "ready at, modelled", "measured")]
     for number, row in enumerate(rows[:-1], 1):
         sizes = row["modelled bytes"] / 1e6, row["bytes"] / 1e6
         cells.append((str(number), *(f"{size:.1f}" for size in sizes), *_shares(row)))
