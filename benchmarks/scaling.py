@@ -37,7 +37,7 @@ from fingerprint_accel.errors import one_line_errors
 from fingerprint_accel.plan import MFU, MODEL, RECIPES, SIZE
 from fingerprint_accel.plan_devices import DEVICES, Cluster, Link, ethernet
 from fingerprint_accel.plan_network import Counted, count
-from fingerprint_accel.plan_scaling import Collective, buckets, collectives, step
+from fingerprint_accel.plan_scaling import Collective, collectives, step
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 from fingerprint_accel.text import aligned
 
@@ -87,7 +87,8 @@ def overlap() -> list[dict[str, Any]]:
     """Compare when buckets of gradients of DeepPrint are ready, in shares of the backward pass."""
     config = RECIPES[0].config(MODEL)
     found = on_network(1, FAST, functools.partial(scaling_run.ready_buckets, config, SIZE))
-    modelled = buckets(count(MODEL, SIZE).gradients, config)
+    operations = collectives(count(MODEL, SIZE), config, scaling_run.TWO, 2)
+    modelled = [operation for operation in operations if operation.purpose == "gradients"]
     return [
         {"bytes": size, "modelled": bucket.ready, "measured": share, "modelled bytes": bucket.size}
         for bucket, (size, share) in zip(modelled, found["buckets"], strict=True)

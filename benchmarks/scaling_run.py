@@ -26,6 +26,7 @@ from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.setup import Run, set_up
 
 SIZE = 32  # side of the images in pixels, small, so that a step computes little
+TWO = 2  # fingers of a head that hardly adds gradients
 WARM = 4  # steps before the clock starts; in the second one, DDP puts gradients into new buckets
 
 
@@ -192,7 +193,7 @@ def ready_buckets(config: Config, size: int, batch_size: int = 2, rounds: int = 
     """
     dist.init_process_group("gloo")
     model = DeepPrint(config.model)
-    module = TrainingModule(model, DeepPrintLoss(config.loss, model, 2)).train()
+    module = TrainingModule(model, DeepPrintLoss(config.loss, model, TWO)).train()
     parallel = nn.parallel.DistributedDataParallel(
         module, gradient_as_bucket_view=True, broadcast_buffers=False, bucket_cap_mb=config.training.bucket_cap_mb
     )

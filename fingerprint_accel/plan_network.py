@@ -80,21 +80,20 @@ def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
     from fingerprint_accel.models.deepprint import DeepPrint
 
     saved: dict[int, int] = {}  # bytes of each storage, by address; no storage is freed here, so addresses are unique
-    entered: list[tuple[list[int], int]] = []  # sizes of the parameters of a layer, and operations before the layer
+    before: dict[torch.nn.Module, int] = {}  # operations before the first call of each module
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    def note(layer: torch.nn.Module, _: Any) -> None:
-        entered.append((_trained(layer, recurse=False), counter.get_total_flops()))
+    def note(module: torch.nn.Module, _: Any) -> None:
+        before.setdefault(module, counter.get_total_flops())
 
     with FakeTensorMode():
         network = DeepPrint(model, map_size)
-        for layer in network.modules():
-            if _trained(layer, recurse=False):
-                layer.register_forward_pre_hook(note)
+        for module in network.modules():
+            module.register_forward_pre_hook(note)
         image = torch.zeros(2, 1, size, size)
         kept = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with flop_counter() as counter, kept, torch.autocast("cpu", torch.bfloat16):
@@ -110,10 +109,27 @@ def count(model: ModelConfig, size: int, map_size: int = MAP_SIZE) -> Counted:
         saved_bytes=max(0, sum(saved.values()) - copies) / 2,
         flops=3 * total / 2,
         branch_dims=network.branch_dims,
-        gradients=tuple(
-            Gradient(size, 1 - before / total) for sizes, before in reversed(entered) for size in reversed(sizes)
-        ),
+        gradients=_gradients(network, before, total),
     )
+
+
+def _gradients(network: torch.nn.Module, before: dict[torch.nn.Module, int], total: int) -> tuple[Gradient, ...]:
+    """Return the gradients of a network in the order in which the backward pass completes them.
+
+    Args:
+        network: The network.
+        before: Operations of the forward pass before the first call of each module, in the order of the calls.
+        total: Operations of the forward pass.
+    """
+    sizes: dict[torch.nn.Module, list[int]] = {module: [] for module in before}
+    for name, module in network.named_modules():
+        caller = module
+        while caller not in before:  # a module around it uses its parameters without a call
+            name = name.rpartition(".")[0]
+            caller = network.get_submodule(name)
+        sizes[caller] += _trained(module, recurse=False)
+    calls = reversed(before.items())
+    return tuple(Gradient(size, 1 - past / total) for module, past in calls for size in reversed(sizes[module]))
 
 
 def _trained(module: torch.nn.Module, recurse: bool = True) -> list[int]:

@@ -68,6 +68,16 @@ def test_attention_is_counted():
     assert counted.flops == 3 * (products + attention + ends)
 
 
+@pytest.mark.parametrize("trunk", ["inception_v4", "compact", "vit_small"])
+def test_every_parameter_has_a_gradient_in_the_buckets(trunk, tex):
+    """Also those of convolutions that run as one. The last gradient is ready at the end of the backward pass."""
+    counted = tex if trunk == "inception_v4" else count(ModelConfig(variant="LocDense", trunk=trunk), 64)
+    assert sum(gradient.size for gradient in counted.gradients) == counted.parameters
+    ready = [gradient.ready for gradient in counted.gradients]
+    assert ready == sorted(ready)
+    assert (ready[0] < 0.1, ready[-1]) == (True, 1.0)
+
+
 def test_devices_that_share_a_network_out_need_less(tex):
     alone, shared = (need(tex, 1000, 64, 8, RECIPES[0], fsdp).network for fsdp in (False, True))
     assert alone == 18 * tex.parameters
@@ -152,7 +162,7 @@ def test_a_slow_network_costs_speed(tex, monkeypatch):
     """Eight A100 lose almost nothing over NVLink; on 1 Gbit/s, two machines wait for their gradients."""
     monkeypatch.setattr("fingerprint_accel.plan.count", lambda *_: tex)
     text = plan(100_000, 10, "8xA100-80")
-    assert "scaling efficiency  99.9 %" in text
+    assert "scaling efficiency  99.8 %" in text
     slow = step(0.5, collectives(tex, RECIPES[3].config(MODEL), 100_000, 2), Cluster(2, 1, ethernet(1), ethernet(1)))
     assert slow.efficiency < 0.6
     assert "communication     not estimated with FSDP" in plan(100_000, 10, "8xA100-80", fsdp=True)
