@@ -4,8 +4,8 @@ python benchmarks/gpu_day.py
 python benchmarks/gpu_day.py --only tests precision tex --minutes 6
 python benchmarks/gpu_day.py --dry-run                    # every item with tiny sizes, on a CPU
 
-The items are ordered by value. Each command runs in a process of its own and has a time limit, so that a failure or a
-crash costs only this command. The results are written after every command, to gpu_day.json and gpu_day.log in --out. A
+The items are ordered by value. Each command has its own process, and each item a time limit, so that a failure or a
+crash costs only one command. The results are written after every command, to gpu_day.json and gpu_day.log in --out. A
 later call with other items keeps the results of the earlier one. The exit code is 1 if a command failed.
 """
 
