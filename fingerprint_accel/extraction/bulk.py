@@ -44,7 +44,7 @@ from fingerprint_accel.extraction.template_formats import Kind, TemplateFormat, 
 from fingerprint_accel.jobs import Job, run
 from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.staging import Facts
-from fingerprint_accel.synthesis.workers import each
+from fingerprint_accel.synthesis.workers import each, overlapped
 from fingerprint_accel.tensor_files import write_tensors
 
 BATCHES_PER_SHARD = 64  # occupies all cores of a CPU, and the images of a shard fit in memory
@@ -251,16 +251,20 @@ class Work:
             Templates (n, ...) in the storage format, zero for failed prints; quality (n,) float32, 0 to 1; and a
             dictionary that maps the row of each failed print to the reason.
         """
-        canvases, reasons = self.prints.read(rows)
-        batches = torch.from_numpy(canvases).split(self.options.batch_size)
+        self.extractor.running  # noqa: B018  (made once, before several threads need it)
 
-        def of_batch(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-            embeddings, quality = self.extractor.with_quality(images.to(self.extractor.device))
-            return embeddings.cpu().numpy(), quality.cpu().numpy()
+        def of_batch(some: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+            canvases, unreadable = self.prints.read(some)
+            embeddings, quality = self.extractor.with_quality(torch.from_numpy(canvases).to(self.extractor.device))
+            return embeddings.cpu().numpy(), quality.cpu().numpy(), unreadable
 
+        size = self.options.batch_size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        # Threads that read files and threads that compute share the cores better than one after the other.
         on_cpu = self.extractor.device.type == "cpu"
-        found = each(of_batch, batches) if on_cpu else [of_batch(images) for images in batches]
-        embeddings, quality = (np.concatenate(values) for values in zip(*found, strict=True))
+        found = each(of_batch, batches) if on_cpu else list(overlapped(of_batch, batches))
+        embeddings, quality = (np.concatenate(values) for values in list(zip(*found, strict=True))[:2])
+        reasons = {row: reason for *_, unreadable in found for row, reason in unreadable.items()}
         quality[[row - rows.start for row in reasons]] = 0
         for row in np.flatnonzero(quality < self.options.minimum_quality).tolist():
             reasons.setdefault(rows.start + row, f"quality below {self.options.minimum_quality}: {quality[row]:.3f}")

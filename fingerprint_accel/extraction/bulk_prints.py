@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ class DatasetPrints:
         self.finger, self.impression = self.shards.fingers, self.shards.impressions
         self.table = self.shards.table.select(["source", "finger_key"])
         self.digest = file_sha256(folder / INFO)[:16]
+        self._reading = threading.Lock()  # a dataset unmaps its files while it is read
 
     def read(self, rows: range) -> tuple[np.ndarray, dict[int, str]]:
         """Read the images of a range of rows of the dataset.
@@ -48,7 +50,8 @@ class DatasetPrints:
         """
         side = self.shards.info.canvas
         canvases = np.empty((len(rows), side, side), np.uint8)
-        self.shards.read(np.arange(rows.start, rows.stop), canvases)
+        with self._reading:
+            self.shards.read(np.arange(rows.start, rows.stop), canvases)
         return canvases, {}
 
 

@@ -142,7 +142,7 @@ class FingerprintExtractor(PreparedNetwork):
             return found
 
         embeddings, filled = np.empty((0, self.model.config.embedding_dim), np.float32), 0
-        _ = self.running  # made once, before two threads need it
+        self.running  # noqa: B018  (made once, before two threads need it)
         shown = progress and len(starts) > 1
         with tqdm(total=reader.count, desc="extracting", unit="print", disable=not shown) as bar:
             for found in overlapped(embed, starts):
