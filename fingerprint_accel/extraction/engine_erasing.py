@@ -27,8 +27,12 @@ LISTED = """
     SELECT part, max(deleted)::text FROM fingerprint_erasures
     WHERE part IN (SELECT relid::regclass::text FROM pg_partition_tree('fingerprint_prints') WHERE isleaf)
     GROUP BY part ORDER BY part"""
-IS_ERASED = "SELECT age(relfrozenxid) < age(%s::xid8::xid) FROM pg_class WHERE oid = %s::regclass"
-"""Whether a table was rewritten when no transaction could see rows that were deleted in a given transaction."""
+IS_ERASED = """
+    SELECT age(relfrozenxid) < age(%(deleted)s::xid8::xid)
+        OR %(deleted)s::xid8 >= pg_snapshot_xmax(pg_current_snapshot())
+    FROM pg_class WHERE oid = %(part)s::regclass"""
+"""Whether a table was rewritten when no transaction could see rows that were deleted in a given transaction. After
+`pg_restore`, the transaction may lie in the future, and the table has no deleted rows."""
 
 FORGET = "DELETE FROM fingerprint_erasures WHERE part = %s AND deleted <= %s::xid8"
 
@@ -48,7 +52,7 @@ def erase(connection: psycopg.Connection[Any], place: str) -> None:
         listed = connection.execute(LISTED).fetchall()
         for part, deleted in tqdm(listed, desc="erasing", unit="partition", delay=2):
             connection.execute(f"VACUUM (FULL) {part}")  # a regclass as text is quoted
-            row = connection.execute(IS_ERASED, (deleted, part)).fetchone()
+            row = connection.execute(IS_ERASED, {"deleted": deleted, "part": part}).fetchone()
             if row and row[0]:
                 connection.execute(FORGET, (part, deleted))
             else:

@@ -179,6 +179,10 @@ def test_a_removed_person_is_gone_from_the_data_files(postgres, database, capsys
     assert engine.remove(names=names) == 2
     assert len(engine) == COUNT - 12
     assert traces(data_files(postgres, engine), vectors, [80, 81]) == []
+    engine.connection.execute("INSERT INTO fingerprint_erasures VALUES ('fingerprint_prints_00', '1000000000000')")
+    engine.remove(person="Zoë 9")  # as after pg_restore: a transaction of another server, later than all of this one
+    assert engine._rows("SELECT * FROM fingerprint_erasures", {}) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_spellings_of_a_person():
