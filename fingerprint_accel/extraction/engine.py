@@ -8,9 +8,7 @@ candidates, whose similarity is then computed as in a folder. Rows are numbered 
 from __future__ import annotations
 
 import contextlib
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,18 +17,22 @@ import torch
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.engine_connection import connect, engine_errors, shown
 from fingerprint_accel.extraction.engine_erasing import RECORD_ERASURE, erase
+from fingerprint_accel.extraction.engine_queries import (
+    BY_ID,
+    EVERYTHING,
+    Among,
+    distance_of,
+    signs_of,
+    spellings,
+)
 from fingerprint_accel.extraction.engine_rows import (
     COLUMNS,
     DENSE,
     RECORD,
-    as_half,
-    bit_text,
-    cell_columns,
     copy_rows,
     print_id,
     read_record,
     read_templates,
-    vector_text,
 )
 from fingerprint_accel.extraction.engine_table import create_tables, stored_facts
 from fingerprint_accel.extraction.gallery_matches import first_of_name, is_same
@@ -43,44 +45,9 @@ from fingerprint_accel.extraction.gallery_parts import (
 )
 from fingerprint_accel.extraction.gallery_search import RESCORED, Hits, rescored
 from fingerprint_accel.extraction.protection import mismatch
-from fingerprint_accel.similarity import OVERLAP_FLOOR
 
 MARGIN = 20  # candidates per print to return, because PostgreSQL ranks by float16 probes
 ATTEMPTS = 5  # of an enrolment, if other commands enrol the same prints at the same time
-BY_ID = """
-    SELECT p.* FROM unnest(%(ids)s::bigint[]) AS wanted (id),
-    LATERAL (SELECT {} FROM fingerprint_prints WHERE fingerprint_prints.id = wanted.id LIMIT 1) p"""
-"""Query for rows of given ids. PostgreSQL looks each id up in its own partition, not all ids in all partitions."""
-
-
-@dataclass(frozen=True)
-class Among:
-    """Prints of the engine that a search is restricted to.
-
-    Attributes:
-        position: finger position code; prints of this and of unknown position are searched. 0 for all.
-        person: spellings of the person in different Unicode normalisation forms; empty for all.
-        count: number of prints that are searched.
-    """
-
-    position: int = 0
-    person: tuple[str, ...] = ()
-    count: int = 0
-
-    @property
-    def condition(self) -> str:
-        """SQL condition with the parameters of `values`."""
-        parts = ["position IN (0, %(position)s)"] if self.position else []
-        parts += ["person = ANY(%(person)s)"] if self.person else []
-        return " AND ".join(parts) or "true"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """Parameters of `condition`."""
-        return {"position": self.position, "person": list(self.person)}
-
-
-EVERYTHING = Among()
 
 
 class Engine:
@@ -372,7 +339,7 @@ class Engine:
 
     def _best(self, poses: np.ndarray, k: int, wanted: int, among: Among, indexed: bool) -> Hits:
         """Search for one probe, given as its poses (P, D). `wanted` is the number of candidates to compare here."""
-        distance, values = self._signs(poses[0]) if indexed else self._distance(poses[0])
+        distance, values = signs_of(poses[0], self.cells) if indexed else distance_of(poses[0], self.cells)
         columns = "id" if indexed else "id, template"
         query = (
             f"SELECT {columns} FROM (SELECT {columns}, {distance} AS distance FROM fingerprint_prints "
@@ -389,31 +356,3 @@ class Engine:
         return rescored(
             lambda rows: templates[np.searchsorted(ids, rows)], poses[None], ids[None], min(k, len(ids)), self.cells
         )
-
-    def _distance(self, probe: np.ndarray) -> tuple[str, dict[str, Any]]:
-        """Return the SQL expression of the negative similarity with a probe (D,), and its parameters."""
-        half = as_half(probe[None])
-        values: dict[str, Any] = {"probe": vector_text(half[0].astype(np.float32))}
-        product = "(template <#> %(probe)s::halfvec)"
-        if not self.cells:
-            return product, values
-        energy, seen = cell_columns(half, self.cells)
-        values |= {"energy": vector_text(energy[0].astype(np.float32)), "seen": vector_text(seen[0].astype(np.float32))}
-        ours, theirs = "-(energy <#> %(seen)s::halfvec)", "-(shown <#> %(energy)s::halfvec)"
-        return f"{product} / sqrt(greatest({ours}, {OVERLAP_FLOOR}) * greatest({theirs}, {OVERLAP_FLOOR}))", values
-
-    def _signs(self, probe: np.ndarray) -> tuple[str, dict[str, Any]]:
-        """Return the SQL expression of the number of signs that differ from those of a probe (D,), and its parameters.
-
-        Cells that the probe of a dense model does not show are not compared.
-        """
-        kind = f"bit({self.dims})"
-        values = {"signs": bit_text(probe > 0), "seen": bit_text(probe != 0)}
-        bits = f"(bits & %(seen)s::{kind})" if self.cells else "bits"
-        return f"{bits} <~> %(signs)s::{kind}", values
-
-
-def spellings(text: str) -> tuple[str, ...]:
-    """Return a text in the Unicode forms in which file systems and programs write it: as it is, NFC and NFD."""
-    forms = [text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
-    return tuple(dict.fromkeys(forms))

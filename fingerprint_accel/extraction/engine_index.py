@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fingerprint_accel.extraction.engine import Among, Engine
+from fingerprint_accel.extraction.engine import Engine
+from fingerprint_accel.extraction.engine_queries import Among
 from fingerprint_accel.extraction.engine_table import build_index
 from fingerprint_accel.extraction.gallery_search import Hits
 

@@ -7,8 +7,9 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import engine as engine_module
-from fingerprint_accel.extraction.engine import Engine, spellings
+from fingerprint_accel.extraction.engine import Engine
 from fingerprint_accel.extraction.engine_connection import connect, shown
+from fingerprint_accel.extraction.engine_queries import spellings
 from fingerprint_accel.extraction.engine_rows import as_half, print_id
 from fingerprint_accel.extraction.galleries import check_fits, open_enrolled, open_index, open_or_create
 from fingerprint_accel.extraction.gallery import Gallery
