@@ -155,7 +155,8 @@ class Evaluation:
         resolved = [row for row in rates if not row[2].startswith(NEEDS)]
         parts = [aligned(resolved, words=1), aligned([*self.verification_facts(), *self.identification_facts()])]
         if self.persons is not None:
-            parts.append(aligned(self.persons.table(), words=1) + f"\n{self.persons.facts()}")
+            rows = [row for row in self.persons.table() if not row[3].startswith(NEEDS)]
+            parts.append(aligned(rows, words=1) + f"\n{self.persons.facts()}")
         if self.rival is not None:
             parts.append(aligned(self.rival.table(), words=1))
         for part in self.breakdowns if groups else []:

@@ -108,7 +108,7 @@ def read_probes(
     rows, positions = list[np.ndarray](), list[int]()
     for each in found.prints:
         try:
-            canvas = torch.from_numpy(canvas_of(each, extractor, ppi))[None].to(extractor.device)
+            canvas = torch.from_numpy(np.stack([canvas_of(each, extractor, ppi)])).to(extractor.device)
         except UserError as error:
             found.refuse(str(error))
             continue
