@@ -228,9 +228,7 @@ def put_on_canvas(
     part = _cut(_on_white(grey, smooth, block), frame.left, frame.top, side, canvas, rows, columns)
     ink = np.bitwise_not(part).astype(np.uint16)
     ink *= contact[rows, columns]
-    ink += (
-        WHITE // 2
-    )  # a product of two numbers up to 255 fits in 16 bits, also with this term, which rounds the result
+    ink += WHITE // 2  # rounds the quotient; the sum still fits in 16 bits
     ink //= WHITE
     image = np.full((canvas, canvas), WHITE, np.uint8)
     image[rows, columns] -= ink.astype(np.uint8)

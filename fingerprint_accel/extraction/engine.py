@@ -281,26 +281,26 @@ class Engine:
 
     def known(self, rows: np.ndarray) -> list[Known]:
         """Return the record of each print in `rows` (n,)."""
-        found = {row[0]: row[1:] for row in self._by_id(f"id, {RECORD}", np.unique(rows).tolist())}
-        missing = any(row not in found for row in rows.tolist())
-        require(not missing, f"{self.place}: prints were removed during the search; search again")
+        found = self._enrolled(RECORD, rows)
         return [read_record(found[row], self._table) for row in rows.tolist()]
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Read the embeddings of the prints in `rows` (n,); return (n, D) float32."""
-        found = self._by_id("id, template", np.unique(rows).tolist())
-        templates = dict(
-            zip(
-                [row[0] for row in found],
-                read_templates([row[1] for row in found], self.dims, self._table),
-                strict=True,
-            )
-        )
-        missing = any(row not in templates for row in rows.tolist())
+        if not len(rows):
+            return np.empty((0, self.dims), np.float32)
+        found = self._enrolled("template", rows)
+        return read_templates([found[row][0] for row in rows.tolist()], self.dims, self._table)
+
+    def _enrolled(self, columns: str, rows: np.ndarray) -> dict[int, tuple]:
+        """Return columns of the prints in `rows` (n,), by row.
+
+        Raises:
+            UserError: if a print is not enrolled any more.
+        """
+        found = {row[0]: row[1:] for row in self._by_id(f"id, {columns}", np.unique(rows).tolist())}
+        missing = any(row not in found for row in rows.tolist())
         require(not missing, f"{self.place}: prints were removed during the search; search again")
-        return (
-            np.stack([templates[row] for row in rows.tolist()]) if len(rows) else np.empty((0, self.dims), np.float32)
-        )
+        return found
 
     def search(
         self,
