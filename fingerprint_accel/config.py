@@ -7,8 +7,10 @@ A recipe sets values first. Values of a YAML file (`--config run.yaml`) replace 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from fingerprint_accel.config_network import LossConfig, ModelConfig, Trunk, Var
 from fingerprint_accel.config_prints import AugmentConfig, PreprocessConfig, ReadingConfig
 from fingerprint_accel.durable import write_file
 from fingerprint_accel.errors import UserError, require
+from fingerprint_accel.ranks import launched_local_rank
 from fingerprint_accel.untrusted import UnreadableError, read_bytes, read_yaml
 
 CHECKSUM_LINE = "# checksum: "  # start of the last line of the config.yaml of a run
@@ -255,4 +258,7 @@ def parse(defaults: Config, description: str, arguments: Sequence[str] | None = 
     base = load_yaml(file.config, defaults) if file.config else defaults
     check_words(words)
     text = f"{description.strip()}\n\n--config FILE.yaml reads options from a file first, such as config.yaml of a run."
-    return parse_command_line(Config, text, words, default=base)
+    tells = launched_local_rank() == 0  # the other processes of the machine would print the same
+    # tyro prints values that a dataclass refuses even without `console_outputs`
+    with contextlib.nullcontext() if tells else contextlib.redirect_stderr(io.StringIO()):
+        return parse_command_line(Config, text, words, default=base, console_outputs=tells)

@@ -1,6 +1,6 @@
 """Exceptions for mistakes that users can correct, and a context manager that prints them as one line.
 
-This module imports no other module of the package.
+This module imports no other module of the package than `ranks`.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
+
+from fingerprint_accel.ranks import launched_local_rank
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -32,6 +34,8 @@ STOPPED = 75  # training has saved a checkpoint after a signal; EX_TEMPFAIL of s
 LOST = 76  # another process of the launch has failed
 INTERRUPTED = 130  # 128 + SIGINT: Ctrl-C
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the exit code of Unix tools that write to a closed pipe
+
+HEAD_START = 2.0  # seconds in which a launcher ends the other processes of a machine after the first one has failed
 
 
 class UserError(ValueError):
@@ -98,17 +102,23 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     - 130 for `KeyboardInterrupt` (Ctrl-C)
     - 141, without a message, if stdout is a closed pipe, for example after `head -1` has ended
 
+    If all processes of a launch make a mistake before they can communicate, the first process of each machine ends
+    first. Launchers such as torchrun then end the others before they print the same.
+
     Args:
         on_interrupt: Line to print at Ctrl-C. A `KeyboardInterrupt` with a text prints `interrupted; TEXT` instead.
     """
     try:
         try:
             yield
-        except SystemExit:
+        except SystemExit as end:
             sys.stdout.flush()  # Python would print a traceback if the flush at exit failed
+            if end.code:
+                _let_the_first_process_end()
             raise
         sys.stdout.flush()
     except UserError as error:
+        _let_the_first_process_end()
         _tell_launcher(str(error))
         _end("" if isinstance(error, RepeatedError) else f"error: {error}", 2)
     except Stopped as stopped:
@@ -135,6 +145,16 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
         _end(f"error: {error.filename or 'a file'}: {error.strerror}; {remedy}choose another place", 2)
     except KeyboardInterrupt as interrupt:  # start below the line of a progress bar
         _end(f"\ninterrupted; {interrupt}" if str(interrupt) else f"\n{on_interrupt}", INTERRUPTED)
+
+
+def _let_the_first_process_end() -> None:
+    """Wait if this is not the first process of its machine, and processes cannot have agreed on who prints an error.
+
+    They agree in `training.agreement`, which needs a process group.
+    """
+    distributed = sys.modules.get("torch.distributed")  # importing torch takes seconds
+    if launched_local_rank() > 0 and not (distributed and distributed.is_initialized()):
+        time.sleep(HEAD_START)
 
 
 def _tell_launcher(line: str) -> None:

@@ -9,6 +9,7 @@ import os
 
 # Environment variables that accelerate reads. They are set by torchrun, Intel MPI or MPICH, Open MPI, and MVAPICH.
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -22,3 +23,8 @@ def launched_rank_and_size() -> tuple[int, int]:
         return 0, 1
     size = next((os.environ[name] for name in SIZES if os.environ.get(name)), "")
     return int(rank), int(size or 1)
+
+
+def launched_local_rank() -> int:
+    """Return the rank of this process among those of its machine, or 0 without a launcher."""
+    return int(next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name)), 0))
