@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -38,8 +39,39 @@ def first_of_name(embeddings: np.ndarray, known: Sequence[Known]) -> np.ndarray:
     return new
 
 
+def is_enrolled(
+    stored: np.ndarray, record: Known | None, embedding: np.ndarray, wanted: Known, replace: bool, place: Path | str
+) -> bool:
+    """Return whether a print to enrol equals the enrolled print of the same name.
+
+    Args:
+        stored: (D,) embedding of the enrolled print.
+        record: record of the enrolled print; not used without `replace`.
+        embedding: (D,) embedding of the print to enrol.
+        wanted: record of the print to enrol.
+        replace: whether the record must be equal too, and the enrolled print may have another embedding.
+        place: gallery, for the error message.
+
+    Raises:
+        UserError: if the enrolled print has another embedding, and `replace` is not set.
+    """
+    if is_same(stored, embedding):
+        return not replace or record == wanted
+    require(
+        replace,
+        f"{wanted.name}: already enrolled from another image; --replace replaces it, "
+        f"`fingerprint-accel remove {place} --name` deletes it",
+    )
+    return False
+
+
 def conflicts(
-    parts: Sequence[pa.RecordBatch], embeddings: np.ndarray, known: Sequence[Known], new: np.ndarray, replace: bool
+    parts: Sequence[pa.RecordBatch],
+    embeddings: np.ndarray,
+    known: Sequence[Known],
+    new: np.ndarray,
+    replace: bool,
+    folder: Path,
 ) -> list[np.ndarray]:
     """Find enrolled prints that have the same name as a print to enrol, and exclude prints that are already enrolled.
 
@@ -51,11 +83,15 @@ def conflicts(
         embeddings: (N, D) float32 of unit length, the prints to enrol.
         known: record of each print to enrol.
         new: (N,) bool, true for the prints to consider; changed in place.
-        replace: whether a print with the same embedding but another record is enrolled again.
+        replace: whether a print with another embedding or another record replaces the enrolled one.
+        folder: gallery, for the error message.
 
     Returns:
         One (n,) bool mask for each file, true for an enrolled print with the same name as a print whose entry in `new`
         is true after the call.
+
+    Raises:
+        UserError: if an enrolled print has the same name but another embedding, and `replace` is not set.
     """
     wanted = pa.array([each.name for each in known], pa.string())
     row_of = {known[row].name: row for row in np.flatnonzero(new).tolist()}
@@ -66,8 +102,8 @@ def conflicts(
         for row, name, vector in zip(rows.tolist(), names, vectors_in(part, rows), strict=True):
             place = row_of[name]
             met.append((number, row, place))
-            same = is_same(vector, embeddings[place])
-            if same and not (replace and known_in(part, row) != known[place]):
+            record = known_in(part, row) if replace else None
+            if is_enrolled(vector, record, embeddings[place], known[place], replace, folder):
                 new[place] = False
     masks = [np.zeros(len(part), bool) for part in parts]
     for number, row, place in met:

@@ -7,6 +7,7 @@ import pytest
 
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import engine as engine_module
+from fingerprint_accel.extraction import engine_reader
 from fingerprint_accel.extraction.engine import Engine
 from fingerprint_accel.extraction.engine_connection import connect, shown
 from fingerprint_accel.extraction.engine_queries import spellings
@@ -76,7 +77,7 @@ def test_the_index_selects_mates_and_scores_them_exactly(cells, database, monkey
     vectors, known = people(cells)
     engine = open_or_create(database, DIMS, "tests", cells)
     engine.append(vectors[:300], known[:300])
-    monkeypatch.setattr(engine_module, "RESCORED", 40)  # of 400 prints
+    monkeypatch.setattr(engine_reader, "RESCORED", 40)  # of 400 prints
     index = open_index(engine)
     assert index.added == 300
     engine.append(vectors[300:], known[300:])  # PostgreSQL keeps the index up to date

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction import gallery as module
+from fingerprint_accel.extraction import gallery_reader as module
 from fingerprint_accel.extraction import gallery_search
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_parts import part_files

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction import gallery as module
+from fingerprint_accel.extraction import gallery_reader as module
 from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_parts import Known, part_files
