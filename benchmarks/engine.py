@@ -11,8 +11,7 @@ The script starts a server of its own in --data and keeps it there, so that stag
 - remove: delete a person, and look for the name and templates in the data files before and after.
 - int8: enrol at most a million references again in a table with int8 templates, and search it by signs.
 
-References are unit vectors in random directions, the hardest case for an index: only the mate is closer to the probe
-than chance. With --cells 64 they are dense templates that show 60 % of their cells.
+The references are those of `engine_references.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 import tyro
 from engine_int8 import measure_int8
+from engine_references import DIMS, FINGERS, mates, record, references
 from engine_server import Server, folder_bytes
 from machine import machine, versions
 from results_file import check_results, write_results
@@ -42,43 +42,10 @@ from fingerprint_accel.extraction.bulk_enrolment import BATCH
 from fingerprint_accel.extraction.engine import Engine
 from fingerprint_accel.extraction.engine_index import EngineIndex
 from fingerprint_accel.extraction.engine_rows import as_half
-from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.text import aligned
 
-DIMS, FINGERS = 512, 10
 KILLED_AT = 0.4  # share of the references
 STAGES = ("load", "search", "remove", "int8")
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Scale each row to length 1."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def references(start: int, count: int, cells: int) -> np.ndarray:
-    """Return the references (n, DIMS) float32 from row `start` on, a multiple of BATCH; at most BATCH of them."""
-    generator = np.random.default_rng([0, start])
-    vectors = generator.standard_normal((min(BATCH, count - start), DIMS), np.float32)
-    if cells:
-        vectors.reshape(len(vectors), cells, -1)[generator.random((len(vectors), cells), np.float32) < 0.4] = 0
-    return unit(vectors)
-
-
-def record(row: int) -> Known:
-    """Return the record of a reference: ten fingers per person, one impression each."""
-    return Known(f"scans/{row:010d}.png", f"person {row // FINGERS:09d}", row % FINGERS + 1, "", 0, 0.5)
-
-
-def mates(rows: np.ndarray, count: int, likeness: float, cells: int) -> np.ndarray:
-    """Return probes (n, DIMS) whose cosine with the references of `rows` is `likeness`."""
-    found = []
-    for row in rows.tolist():
-        start = row - row % BATCH
-        finger = references(start, count, cells)[row - start]
-        noise = np.random.default_rng([1, row]).standard_normal(DIMS).astype(np.float32) * (finger != 0)
-        noise -= (noise @ finger) * finger
-        found.append(likeness * finger + np.sqrt(1 - likeness**2) * noise / np.linalg.norm(noise))
-    return unit(np.stack(found)).astype(np.float32)
 
 
 def load(url: str, start: int, count: int, cells: int, seconds: Any, rows: Any) -> None:

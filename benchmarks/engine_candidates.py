@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from engine import DIMS, mates, references
+from engine_references import DIMS, mates, references
 from engine_server import Server, folder_bytes
 from machine import machine, versions
 from results_file import check_results, write_results

@@ -8,8 +8,10 @@ import time
 from typing import Any
 
 import numpy as np
+from engine_references import DIMS, mates, references
 from tqdm import tqdm
 
+from fingerprint_accel.extraction.bulk_enrolment import BATCH
 from fingerprint_accel.extraction.engine_connection import connect
 from fingerprint_accel.extraction.engine_rows import COPY_END, COPY_HEADER, as_half, bit_text
 from fingerprint_accel.extraction.int8_templates import dequantise, quantise
@@ -25,8 +27,6 @@ CANDIDATES = 1000
 
 def measure_int8(url: str, count: int, likeness: float, quick: int) -> dict[str, Any]:
     """Load `count` references of the benchmark with int8 templates; return disk, latency, recall@1 and score errors."""
-    from engine import BATCH, DIMS, mates, references
-
     rows = np.random.default_rng(2).choice(count, quick, replace=False)
     probes = mates(rows, count, likeness, 0)
     with connect(url) as connection:

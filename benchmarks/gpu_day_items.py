@@ -21,6 +21,7 @@ SYNTH = "-m fingerprint_accel.cli synth"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=1"
 RECIPE = "recipes/train_10k.py --data DATA --model.trunk compact --preprocess.crop 256 --training.tracker none"
 TINY_NETWORK = "--model.trunk compact --model.width 8 --preprocess.crop 256 --preprocess.size 64"
+TINY_STEP = f"{TEX} --seconds 0.1 {TINY_NETWORK} --batch-sizes 4".replace("--precisions bf16 ", "")
 TINY_RUN = "--steps 2 --batch-size 4 --width 8 --side 64"
 TINY_RECIPE = (
     "--model.init-from '' --model.variant TexMinu --model.trunk compact --model.width 8 --model.embedding-dim 32 "
@@ -56,13 +57,13 @@ def pytest(tests: str, workers: int) -> str:
 
 def items() -> list[Item]:
     """Return all items, ordered by value."""
+    return [*_checks(), *_speeds(), *_whole_runs()]
+
+
+def _checks() -> list[Item]:
+    """Return the items that show whether what runs on a GPU only is right."""
     workers = min(8, len(os.sched_getaffinity(0)))
-    step, train = f"{TEX} --stages step --seconds 2", f"{TEX} --stages train --seconds 5 --compile default"
-    tiny_step = f"{TEX} --seconds 0.1 {TINY_NETWORK} --batch-sizes 4".replace("--precisions bf16 ", "")
-    heads = "benchmarks/heads.py --traffic-classes 0 --optimizer sgd --cases sampled full --out OUT"
     losses = "benchmarks/loss_curves.py --data DATA --out OUT"
-    extraction = "benchmarks/extraction.py --data DATA --out OUT"
-    docs = f"{LAUNCH}/gpu.yaml benchmarks/throughput.py --data DATA --seconds 1 --out OUT"
     return [
         Item(
             "tests", "tests of the suite, on the GPU", 120,
@@ -89,13 +90,22 @@ def items() -> list[Item]:
             {"shortage": "benchmarks/shortage.py --data DATA --out OUT"},
             {"shortage": f"benchmarks/shortage.py --data DATA --out OUT {TINY_RUN}"},
         ),
+    ]  # fmt: skip
+
+
+def _speeds() -> list[Item]:
+    """Return the items that measure time and memory."""
+    step, train = f"{TEX} --stages step --seconds 2", f"{TEX} --stages train --seconds 5 --compile default"
+    heads = "benchmarks/heads.py --traffic-classes 0 --optimizer sgd --cases sampled full --out OUT"
+    extraction = "benchmarks/extraction.py --data DATA --out OUT"
+    return [
         Item(
             "recompute", "--model.gradient-checkpointing: memory and time", 60,
             {
                 "kept": f"{step} --batch-sizes 512",
                 "recomputed": f"{step} --batch-sizes 512 --model.gradient-checkpointing",
             },
-            {"recomputed": f"{tiny_step} --stages step --model.gradient-checkpointing"},
+            {"recomputed": f"{TINY_STEP} --stages step --model.gradient-checkpointing"},
         ),
         Item(
             "heads", "identity heads of ten million fingers on one device", 60,
@@ -110,7 +120,7 @@ def items() -> list[Item]:
                 "1024": f"{train} --batch-sizes 1024",
             },
             {
-                "4": f"{tiny_step} --stages train",
+                "4": f"{TINY_STEP} --stages train",
                 "profile": f"{PROFILE} {TINY_NETWORK} --training.batch-size 4 --steps-profiled 1",
             },
         ),
@@ -127,6 +137,13 @@ def items() -> list[Item]:
             {"search": "benchmarks/search.py --references 1000000 --probes 2000 --out OUT"},
             {"search": "benchmarks/search.py --references 1000 --probes 10 --dim 64 --out OUT"},
         ),
+    ]  # fmt: skip
+
+
+def _whole_runs() -> list[Item]:
+    """Return the items that run what the documentation shows."""
+    docs = f"{LAUNCH}/gpu.yaml benchmarks/throughput.py --data DATA --seconds 1 --out OUT"
+    return [
         Item(
             "quickstart", "the quickstart of the README", 75,
             {"quickstart": f"{LAUNCH}/gpu.yaml recipes/quickstart.py --out WORK/quickstart"},
@@ -150,6 +167,6 @@ def items() -> list[Item]:
         Item(
             "docs", "the first command of docs/benchmarks.md", 60,
             {"stages": docs},
-            {"stages": f"{tiny_step} --stages read,prepare"},
+            {"stages": f"{TINY_STEP} --stages read,prepare"},
         ),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""The vectors of `benchmarks/engine.py`."""
+"""The vectors of `benchmarks/engine_references.py`."""
 
 import numpy as np
 import pytest
-from engine import mates, record, references
+from engine_references import mates, record, references
 
 from fingerprint_accel.extraction.bulk_enrolment import BATCH
 
