@@ -139,16 +139,25 @@ def scans(tmp_path, prints):
     return folder
 
 
-def test_a_protected_gallery_is_searched_with_its_key_alone(model, scans, tmp_path, capsys):
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_a_protected_gallery_is_searched_with_its_key_alone(int8, model, scans, tmp_path, capsys):
     key, other, gallery = key_file(tmp_path), key_file(tmp_path, OTHER), tmp_path / "known"
-    enroll(gallery, [scans / "0.png", scans / "1.png"], model, 300, protect=key)
+    enroll(gallery, [scans / "0.png", scans / "1.png"], model, 300, protect=key, int8=int8)
     enroll(gallery, [scans], model, 300, protect=key)
-    enroll(tmp_path / "plain", [scans], model, 300)
-    capsys.readouterr()
-    search(gallery, [scans / "2.png"], model, 300, protect=key)
-    protected = capsys.readouterr().out
-    search(tmp_path / "plain", [scans / "2.png"], model, 300)
-    assert protected.splitlines()[:4] == capsys.readouterr().out.splitlines()[:4], "the same similarities"
+    assert Gallery(gallery).template == ("int8" if int8 else "float32")
+    enroll(tmp_path / "plain", [scans], model, 300, int8=int8)
+    told = capsys.readouterr().out
+    assert "2 prints enrolled (2 already enrolled), 4 in the gallery" in told
+    tables = []
+    for where, given in ((gallery, key), (tmp_path / "plain", None)):
+        search(where, [scans / "2.png"], model, 300, protect=given)
+        tables.append([line.split() for line in capsys.readouterr().out.splitlines()[1:5]])
+    ranks, similarities = ([[row[column] for row in table] for table in tables] for column in (-1, 1))
+    assert ranks[0] == ranks[1]
+    assert ranks[0][0].endswith("2.png")
+    protected, plain = (np.array(each, float) for each in similarities)
+    assert protected[0] >= 0.999 - 0.001 * int8
+    np.testing.assert_allclose(protected, plain, atol=0.01 if int8 else 0)
     stored, plain = (Gallery(folder).vectors(np.arange(4)) for folder in (gallery, tmp_path / "plain"))
     assert abs((stored * plain).sum(axis=1)).max() < 0.9
     for where, given, message in (
