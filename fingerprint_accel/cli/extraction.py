@@ -176,7 +176,7 @@ def minutiae(
 
 def demo(
     model: Model = "small",
-    gallery: Annotated[tuple[Path, ...], arg("GALLERY ...", default="none")] = (),
+    gallery: Annotated[tuple[str, ...], arg("GALLERY ...", default="none")] = (),
     port: Annotated[int, arg("PORT")] = 7860,
     protect: Protect = None,
 ) -> None:
@@ -191,7 +191,8 @@ def demo(
       fingerprint-accel demo --gallery known --model runs/mine --port 8000
 
     Args:
-        gallery: Gallery folders to search, made by `enroll`. The page cannot open other galleries.
+        gallery: Galleries to search, made by `enroll`: folders, or postgresql://USER@HOST/DATABASE. The page cannot
+            open other galleries.
         port: Port of the page.
     """
     from fingerprint_accel.extraction.demo import demo_command

@@ -21,6 +21,7 @@ from fingerprint_accel.errors import require
 from fingerprint_accel.extraction.comparison import compare_canvases
 from fingerprint_accel.extraction.demo_server import MOST_BYTES, Action, PageServer, Upload
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
+from fingerprint_accel.extraction.galleries import name_of
 from fingerprint_accel.extraction.minutiae_readout import UNTRAINED, minutiae_on_canvases
 from fingerprint_accel.extraction.pair_picture import canvas_picture, pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
@@ -41,10 +42,10 @@ class Demo:
 
     Args:
         extractor: model that embeds the prints.
-        galleries: gallery folders that may be searched.
+        galleries: gallery folders and URLs of PostgreSQL databases that may be searched.
     """
 
-    def __init__(self, extractor: FingerprintExtractor, galleries: Sequence[Path] = ()) -> None:
+    def __init__(self, extractor: FingerprintExtractor, galleries: Sequence[Path | str] = ()) -> None:
         self.extractor, self.galleries = extractor, list(galleries)
 
     @property
@@ -60,7 +61,7 @@ class Demo:
         facts = {
             "model": f"DeepPrint {config.variant}, {config.embedding_dim} numbers{origin}",
             "poses": len(extractor.usual_poses),
-            "galleries": [str(folder) for folder in self.galleries],
+            "galleries": [name_of(place) for place in self.galleries],
             "most_bytes": MOST_BYTES,
         }
         text = PAGE.read_text().replace("SUFFIXES", html.escape(",".join(sorted(IMAGE_SUFFIXES))))
@@ -96,9 +97,9 @@ class Demo:
             search. The last column has the name of a print, and what else the gallery states about it.
         """
         require(len(prints) == 1, "drop a print first")
-        folder = self.galleries[values.integer("gallery", 0, len(self.galleries) - 1)]
+        place = self.galleries[values.integer("gallery", 0, len(self.galleries) - 1)]
         top, ppi = values.integer("results", 1, MOST_SHOWN), _ppi(values)
-        gallery = open_gallery(folder, self.extractor)
+        gallery = open_gallery(place, self.extractor)
         rows, known, told = find(self.extractor, gallery, prints[0].data, ppi, top)
         for row, texts in zip(rows, details(known)[1], strict=True):
             row[-1] = ", ".join([row[-1], *(text for text in texts if text != "-")])
@@ -118,12 +119,12 @@ def _as_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def demo_command(model: str, galleries: Sequence[Path], port: int, protect: Path | None = None) -> None:
+def demo_command(model: str, galleries: Sequence[Path | str], port: int, protect: Path | None = None) -> None:
     """Open the model, and serve the page until Ctrl-C or another signal ends the process.
 
     Args:
         model: name of a bundled model, or path of a model.
-        galleries: gallery folders that the page can search.
+        galleries: gallery folders and URLs of PostgreSQL databases that the page can search.
         port: port on 127.0.0.1; 0 for any free port.
         protect: file of the key that protects the templates of all galleries; None if they are not protected.
 

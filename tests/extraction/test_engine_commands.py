@@ -7,14 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
+from fingerprint_accel.cli.extraction import demo
 from fingerprint_accel.cli.gallery import enroll, remove, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import bulk, bulk_enrolment
 from fingerprint_accel.extraction.bulk import Options, extract_all
+from fingerprint_accel.extraction.demo_server import PageServer, Upload
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.galleries import open_enrolled, open_or_create
+from fingerprint_accel.untrusted import Fields
 
 SHOWN = re.compile(r"postgresql://postgres@/prints_\d+")
 
@@ -133,3 +136,24 @@ def test_embeddings_that_a_search_cannot_use_are_refused(made, database, prints,
         enroll(database, embeddings=made / "embeddings", fuse=True)
     with pytest.raises(UserError, match="no embeddings; `fingerprint-accel extract` writes them"):
         enroll(database, embeddings=tmp_path / "missing")
+
+
+def test_the_demo_searches_a_database(made, database, monkeypatch):
+    """The page shows no password. A database of another model is refused at the start."""
+    scans, found = sorted((made / "scans").iterdir()), []
+    url = database.replace("postgres:@", "postgres:secret@")
+    enroll(url, [made / "scans"], str(made / "tiny"), 300)
+
+    def served(server):
+        assert re.search(r"postgresql://postgres@/prints_\d+\"", server.page)
+        assert "secret" not in server.page
+        values = Fields({"resolution": 300, "gallery": 0, "results": 2}, "page", "enter another value")
+        found.append(server.actions["search"](values, [Upload("a.png", scans[1].read_bytes())]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PageServer, "serve_forever", served)
+    demo(str(made / "tiny"), (url,), 0)
+    assert found[0]["rows"][0][:2] == [1, "1.000"]
+    assert scans[1].name in found[0]["rows"][0][-1]
+    with pytest.raises(UserError, match=SHOWN.pattern + ": filled by another model"):
+        demo("small", (url,), 0)
