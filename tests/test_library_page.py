@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from fingerprint_accel import FingerprintExtractor, open_dataset
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.synthesis.sensors import Style
 from fingerprint_accel.synthesis.writing import write_synthetic_dataset
 

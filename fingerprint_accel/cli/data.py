@@ -234,7 +234,7 @@ def merge(
         drop: Regular expression for the keys of the fingers to leave out. It must match a whole key.
         seed: Random seed of the order of prints in the dataset.
     """
-    from fingerprint_accel.data.merging import MergeOptions
+    from fingerprint_accel.data.merged_rows import MergeOptions
     from fingerprint_accel.data.merging import merge as merge_datasets
 
     require(bool(src), "no SRC given: name one or more dataset folders")

@@ -8,35 +8,30 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
-from fingerprint_accel.data.encoding import check_encoding, encode
+from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.import_summary import ImportSummary
 from fingerprint_accel.data.importing import check_canvas, versions
 from fingerprint_accel.data.merged_keys import kept_apart, renumbered, selected_rows
+from fingerprint_accel.data.merged_rows import MergeOptions, Row, records_of, write_merged
 from fingerprint_accel.data.order import permutation
-from fingerprint_accel.data.print_file import Enhance
-from fingerprint_accel.data.recanvas import recanvas, recanvas_left
 from fingerprint_accel.data.shard_writing import (
     DATASET,
     MINUTIAE_BYTES,
     SHARD_NAMES,
-    Record,
     publish_dataset,
-    rows_per_record_batch,
     rows_per_shard,
     seal_dataset,
-    write_shard,
 )
 from fingerprint_accel.data.shards import Shards, open_dataset
-from fingerprint_accel.data.truth import Truth
 from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.durable import file_sha256
 from fingerprint_accel.errors import UserError, require
@@ -46,34 +41,6 @@ from fingerprint_accel.outputs import check_folder
 from fingerprint_accel.staging import Facts, state_of_files
 
 SAMPLED = 16  # number of prints that are encoded beforehand to estimate the required disk space
-
-
-@dataclass(frozen=True)
-class MergeOptions:
-    """Options of a merged dataset.
-
-    Attributes:
-        ppi: resolution, pixels per inch; 0 for the resolution of the first source.
-        canvas: side of a print, pixels; 0 for the side in the first source.
-        encoding: encoding of the images, "raw" or "lz4"; empty for the encoding of the first source.
-        rows_per_shard: number of prints per shard; 0 for the default of `shard_writing.rows_per_shard`.
-        join_fingers: whether prints with the same finger key in different sources belong to one finger.
-        enhance: function that enhances the ridges of each canvas (the square image of a stored print), usually
-            `preprocess.enhance.enhance_canvas`; None for no enhancement.
-        seed: random seed of the order in which prints are written.
-        keep: regular expression; only fingers whose whole key matches are merged. "" keeps all.
-        drop: regular expression; fingers whose whole key matches are left out. "" drops none.
-    """
-
-    ppi: int = 0
-    canvas: int = 0
-    encoding: str = ""
-    rows_per_shard: int = 0
-    join_fingers: bool = False
-    enhance: Enhance | None = None
-    seed: int = 0
-    keep: str = ""
-    drop: str = ""
 
 
 def merge(
@@ -148,24 +115,6 @@ def _open_source(folder: Path) -> Shards:
             raise UserError(f"{folder}: no fingerprint.json beside its shards; copy or import it again")
         raise UserError(f"{folder}: not a dataset folder; if it holds images, import them with `import`")
     return open_dataset(folder)
-
-
-class _Row(NamedTuple):
-    """One row of the merged dataset.
-
-    Attributes:
-        source: index of the source dataset that contains the print.
-        row: row index of the print in the source.
-        finger: finger index in the merged dataset.
-        finger_key: finger key in the merged dataset.
-        impression: impression number in the merged dataset.
-    """
-
-    source: int
-    row: int
-    finger: int
-    finger_key: str
-    impression: int
 
 
 class MergeJob(Job):
@@ -243,12 +192,12 @@ class MergeJob(Job):
     def task(self, shard: int) -> Callable[[Path], Facts]:
         """Return a function that writes one shard of the merged dataset, see `Job.task`."""
         rows = self._rows(range(shard * self._per_shard, shard * self._per_shard + self.sizes[shard]))
-        return functools.partial(_write_merged, self._sources, rows, self.options, self.columns)
+        return functools.partial(write_merged, self._sources, rows, self.options, self.columns)
 
-    def _rows(self, places: Iterable[int]) -> list[_Row]:
+    def _rows(self, places: Iterable[int]) -> list[Row]:
         """Return rows of the merged dataset, given their indices in the order of writing."""
         return [
-            _Row(source, row, finger, self._keys[finger], impression)
+            Row(source, row, finger, self._keys[finger], impression)
             for source, row, finger, impression in self._places[list(places)].tolist()
         ]
 
@@ -261,7 +210,7 @@ class MergeJob(Job):
         if self.options.encoding == "raw":
             return self.options.canvas**2 + MINUTIAE_BYTES
         chosen = self._rows(np.unique(np.linspace(0, len(self._places) - 1, SAMPLED).astype(int)))
-        sizes = [len(record.image) for record in _records(self._sources, chosen, self.options)]
+        sizes = [len(record.image) for record in records_of(self._sources, chosen, self.options)]
         return 1.1 * float(np.mean(sizes)) + MINUTIAE_BYTES
 
     def publish(self, folder: Path, facts: list[Facts]) -> None:
@@ -280,72 +229,3 @@ class MergeJob(Job):
         origin = origin_of("merge", known, list(versions(options.enhance is not None)), names, self._synthetic)
         write_dataset_card(folder, origin, **self.columns)
         seal_dataset(folder)
-
-
-def _write_merged(
-    sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions, columns: dict[str, bool], path: Path
-) -> Facts:
-    """Write one shard of a merged dataset. Worker processes run this function.
-
-    Args:
-        sources: folder of each source dataset, and digest of the state of its files.
-        rows: rows of the shard.
-        options: options of the merged dataset.
-        columns: whether the dataset has the optional columns `truth` and `nfiq2`.
-        path: file to write.
-    """
-    return write_shard(path, _records(sources, rows, options), options.canvas, options.encoding, **columns)
-
-
-def _records(sources: list[tuple[Path, str]], rows: list[_Row], options: MergeOptions) -> Iterator[Record]:
-    """Read rows of the merged dataset from its sources, and yield them in the given order.
-
-    Within a record batch, rows are read in the order of the source files, which is faster than the order of writing.
-
-    Args:
-        sources: folder of each source dataset, and digest of the state of its files.
-        rows: rows of the merged dataset.
-        options: options of the merged dataset.
-    """
-    at_once = rows_per_record_batch(options.canvas)
-    for start in range(0, len(rows), at_once):
-        batch = rows[start : start + at_once]
-        found = {row: _record(_opened(*sources[row.source]), row, options) for row in sorted(batch)}
-        yield from (found[row] for row in batch)
-
-
-@functools.lru_cache
-def _opened(folder: Path, state: str) -> Shards:
-    """Open a source dataset, or return it from the cache of this worker process.
-
-    Args:
-        folder: dataset folder.
-        state: digest of the state of its files, so that the cache does not return a replaced dataset.
-    """
-    return open_dataset(folder)
-
-
-def _record(shards: Shards, row: _Row, options: MergeOptions) -> Record:
-    """Read a print from its source and convert it to the format of the merged dataset."""
-    info, table = shards.info, shards.table
-    points, counts = shards.minutiae(np.array([row.row]))
-    minutiae, truth = points[0, : counts[0]], None
-    if shards.has_truth:
-        truth = Truth(table["pose"][row.row].values.to_numpy().copy(), table["contact"][row.row].as_py())
-    same = (info.ppi, info.canvas) == (options.ppi, options.canvas)
-    if same and options.enhance is None and info.encoding == options.encoding:
-        stored = shards.stored(row.row)
-    else:
-        image = shards.image(row.row)
-        if not same:
-            scale = options.ppi / info.ppi
-            image, minutiae = recanvas(image, minutiae, scale, options.canvas)
-            if truth is not None:
-                left = recanvas_left(info.canvas, scale, options.canvas)
-                truth = truth.on_another_canvas(left, scale, info.canvas, options.canvas)
-        if options.enhance is not None:
-            image = options.enhance(image, options.ppi)
-        stored = encode(image, options.encoding)
-    source = table["source"][row.row].as_py()
-    nfiq2 = table["nfiq2"][row.row].as_py() if shards.has_nfiq2 else -1
-    return Record(stored, row.finger_key, row.impression, source, minutiae, truth, row.finger, nfiq2)

@@ -12,7 +12,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shard_writing import DATASET
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.extraction.verifying import verify

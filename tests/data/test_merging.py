@@ -8,7 +8,8 @@ import pytest
 from shard_writer import ShardWriter
 
 from fingerprint_accel.data.merged_keys import renumbered
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError

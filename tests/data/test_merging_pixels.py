@@ -5,7 +5,8 @@ import pytest
 from shard_writer import ShardWriter
 
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from tests.data.small_datasets import QUIET, SIDE, assert_same_prints, contents, dataset

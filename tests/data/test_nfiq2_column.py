@@ -9,7 +9,8 @@ from shard_writer import ShardWriter
 from fingerprint_accel.data import nbis
 from fingerprint_accel.data.importing import import_dataset
 from fingerprint_accel.data.inspection import describe
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.print_file import ImageFile, Reading, Target, prepare
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset

@@ -8,7 +8,8 @@ from shard_writer import ShardWriter
 
 from fingerprint_accel.data.batch import BatchLayout
 from fingerprint_accel.data.loader import Subset, subset_of_fingers
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.order import SampleOrder
 from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset

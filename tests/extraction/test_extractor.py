@@ -8,7 +8,8 @@ from PIL import Image
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from fingerprint_accel.data.importing import import_dataset
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.preprocess.enhance import PERIOD, Enhancer, enhance_canvas
 

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.run import evaluate_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor

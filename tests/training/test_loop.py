@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from fingerprint_accel.config import AugmentConfig, LossConfig, ModelConfig, PreprocessConfig, ReadingConfig, load_yaml
-from fingerprint_accel.data.merging import MergeOptions, merge
+from fingerprint_accel.data.merged_rows import MergeOptions
+from fingerprint_accel.data.merging import merge
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.recipe import run_training
