@@ -59,8 +59,11 @@ def _extraction(found: dict[str, Any]) -> str:
 
 
 def _search(found: dict[str, Any]) -> str:
-    rate = found["comparisons_per_second"] / 1e6
-    return f"{rate:,.0f} million comparisons/s; one probe {1000 * found['seconds_one_probe_top_10']:.0f} ms"
+    said = []
+    for name, row in found["galleries"].items():
+        speed = f"{row['comparisons_per_second'] / 1e6:,.0f} million comparisons/s"
+        said.append(f"{name}: {speed}, one probe {1000 * row['seconds_one_probe']:.0f} ms")
+    return "; ".join(said)
 
 
 LINES: dict[str, Callable[[dict[str, Any]], str]] = {

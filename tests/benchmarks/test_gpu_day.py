@@ -190,6 +190,17 @@ def test_a_profile_says_what_takes_the_time(prints, tmp_path, monkeypatch, capsy
     assert {name: step_profile.kind_of(name) for name in names} == names
 
 
+def test_the_table_reads_what_search_writes(tmp_path):
+    import search
+    from gpu_day_table import table
+
+    search.main(references=300, probes=4, dim=16, out=tmp_path / "search.json")
+    row = {"status": "ok", "seconds": 1.0, "command": "benchmarks/search.py"}
+    row["results"] = json.loads((tmp_path / "search.json").read_text())
+    said = table({"search": {"commands": {"search": row}}})
+    assert "float32: " in said and "int8: " in said and said.count("million comparisons/s, one probe") == 2
+
+
 @pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes 2 minutes: SLOW_TESTS=1")
 def test_a_dry_run_of_everything(tmp_path):
     words = [sys.executable, ROOT / "benchmarks" / "gpu_day.py", "--dry-run", "--out", tmp_path / "out"]
