@@ -186,7 +186,7 @@ def test_files_of_the_user_are_not_replaced(scans, prints, tmp_path):
         compare(mine, mine, "small", 500, False, scans / "2_2.png")
     with pytest.raises(UserError, match="exists already and was not written by this command"):
         inspect(prints, out=mine)
-    for wanted in ({"onnx": scans / "notes.txt", "torch_file": None}, {"onnx": None, "torch_file": mine}):
+    for wanted in ({"onnx": scans / "notes.txt"}, {"int8": mine}, {"torch_file": mine}):
         with pytest.raises(UserError, match="exists already and was not written by this command"):
             export("small", **wanted)
     assert tree(tmp_path) == before

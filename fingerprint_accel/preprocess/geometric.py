@@ -189,6 +189,27 @@ def resample(ink: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
     return F.grid_sample(ink, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def middle(ink: torch.Tensor, crop: int, size: int) -> torch.Tensor:
+    """Resample the upright centre of canvases, as `resample` does for the pose `upright`.
+
+    The result differs from that of `resample` only by rounding. Exported models use this function, because runtimes
+    interpolate at regular positions ten times as fast as at positions that are data.
+
+    Args:
+        ink: (B, 1, H, W) canvases, 0 for background.
+        crop: side of the crop, canvas pixels.
+        size: side of the result, pixels.
+
+    Returns:
+        (B, 1, size, size).
+    """
+    edge, odd = divmod(ink.shape[-1] - crop, 2)
+    if odd or not size <= crop < 1.75 * size:  # needs pixels between the pixels of the crop, outside of it, or averages
+        return resample(ink, upright(1, float(crop), ink.device).repeated(ink.shape[0]), size)
+    inside = ink[..., edge : edge + crop, edge : edge + crop]
+    return F.interpolate(inside, size=(size, size), mode="bilinear", align_corners=False)
+
+
 def _displacement(position: torch.Tensor, pose: Pose, size: int) -> torch.Tensor:
     """Return the elastic displacement of a pose at the given positions.
 

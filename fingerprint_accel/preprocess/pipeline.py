@@ -18,7 +18,15 @@ from fingerprint_accel.data.truth import GRID
 from fingerprint_accel.errors import require
 from fingerprint_accel.preprocess.coarse import cell_means, chunks, grow, local_means
 from fingerprint_accel.preprocess.enhance import PERIOD, Enhancer
-from fingerprint_accel.preprocess.geometric import Pose, move_minutiae, pose_left, random_pose, resample, upright
+from fingerprint_accel.preprocess.geometric import (
+    Pose,
+    middle,
+    move_minutiae,
+    pose_left,
+    random_pose,
+    resample,
+    upright,
+)
 from fingerprint_accel.preprocess.minutia_map import minutia_maps
 from fingerprint_accel.preprocess.photometric import Quality, degrade, noise_tile, random_quality
 from fingerprint_accel.random import sample_keys
@@ -241,20 +249,21 @@ class Preprocessor(nn.Module):
             inputs[rows] = self.pixels(images[rows], pose[rows], None if quality is None else quality[rows])
         return inputs
 
-    def pixels(self, images: torch.Tensor, pose: Pose, quality: Quality | None = None) -> torch.Tensor:
+    def pixels(self, images: torch.Tensor, pose: Pose | None, quality: Quality | None = None) -> torch.Tensor:
         """Apply all per-pixel operations: resample, degrade, enhance and normalise.
 
         This method is compiled and exported.
 
         Args:
             images: (B, H, W) uint8 canvases, ridges dark.
-            pose: map from the input to the canvas.
+            pose: map from the input to the canvas; None for the upright centre of the canvas, see `middle`.
             quality: parameters of the degradation, or None for no degradation.
 
         Returns:
             (B, 1, S, S) float32, where S is `config.size`.
         """
-        ink = resample(_ink(images), pose, self.config.size)
+        ink, size = _ink(images), self.config.size
+        ink = middle(ink, self.config.crop, size) if pose is None else resample(ink, pose, size)
         if quality is not None:
             ink = degrade(ink, quality, self.tile)
         if self.enhancer is not None:

@@ -19,6 +19,7 @@ from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import export as export_module
+from fingerprint_accel.extraction import int8_check
 from fingerprint_accel.extraction.calibration import Calibration
 from fingerprint_accel.extraction.centring import as_text, mean_template
 from fingerprint_accel.extraction.export import KIND
@@ -55,7 +56,7 @@ def exported(canvases, spread_out, tmp_path_factory):
     extractor.save_pretrained(folder / "model")
     onnx = folder / "model.onnx" if all(map(importlib.util.find_spec, ONNX_PACKAGES)) else None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        export(str(folder / "model"), onnx, folder / "model.pt2")
+        export(str(folder / "model"), onnx, torch_file=folder / "model.pt2")
     return extractor, folder, printed.getvalue()
 
 
@@ -157,4 +158,81 @@ def test_the_example_collects_no_usage_data(exported, session, canvases, tmp_pat
 
 def test_nothing_to_write_is_an_error():
     with pytest.raises(UserError, match="no output given"):
-        export("small", None, None)
+        export("small")
+
+
+def test_two_outputs_need_two_names(tmp_path):
+    with pytest.raises(UserError, match="two outputs have the same name"):
+        export("small", tmp_path / "a.onnx", tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """An extractor, the folder of its 8-bit model, and what was printed."""
+    if not all(map(importlib.util.find_spec, ONNX_PACKAGES)):
+        pytest.skip("writing ONNX needs onnx, onnxscript and onnxruntime")
+    torch.manual_seed(0)
+    model = ModelConfig(variant="LocTex", trunk="compact", width=8, embedding_dim=32)
+    extractor = FingerprintExtractor(model, PreprocessConfig(crop=256, size=160), ppi=300, canvas=320)
+    folder = tmp_path_factory.mktemp("int8")
+    extractor.save_pretrained(folder / "model")
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "CALIBRATION", (2, 4))
+        patch.setattr(int8_check, "FINGERS", 2)
+        export(str(folder / "model"), int8=folder / "int8.onnx")
+    return extractor, folder, printed.getvalue()
+
+
+def test_convolutions_have_8_bits_and_the_alignment_network_has_none(quantised):
+    graph = pytest.importorskip("onnx").load(quantised[1] / "int8.onnx").graph
+    source = {output: node.input[0] for node in graph.node for output in node.output if node.input}
+    weights = {each.name: each for each in graph.initializer}
+    names = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    stored = [weights[name] if name in weights else weights[source[name]] for name in names]
+    eight = [each for each in stored if each.data_type == 3]  # int8
+    full = [each for each in stored if each.data_type == 1]  # float32
+    assert len(eight) == 11, "the last of the stem, ten of four residual blocks"
+    assert not any("alignment" in each.name for each in eight)
+    trunk = sorted(list(each.dims[1:]) for each in full if "alignment" not in each.name)
+    assert trunk == [[1, 5, 5], [8, 2, 2], [8, 3, 3]], "the first, and the two that read its output"
+    assert sum("alignment" in each.name for each in full) == 11
+
+
+def test_embeddings_of_8_bits_are_close_to_those_of_the_model(quantised, canvases):
+    runtime = pytest.importorskip("onnxruntime")
+    found = runtime.InferenceSession(quantised[1] / "int8.onnx").run(None, {"images": canvases[:5]})[0]
+    wanted = quantised[0](torch.from_numpy(canvases[:5])).numpy()
+    assert (found * wanted).sum(axis=1).min() > 0.99
+    assert np.abs(found - wanted).max() > 1e-4, "it is not the float32 model"
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_a_file_of_8_bits_states_how_similarities_change(quantised):
+    _, folder, line = quantised
+    stored = pytest.importorskip("onnx").load(folder / "int8.onnx").metadata_props
+    stated = {each.key: each.value for each in stored}
+    printed = float(re.search(r"differ from PyTorch by (\S+) \(root mean square, allowed 0.04\)", line)[1])
+    assert printed <= 0.04
+    assert float(stated["similarity_change_rms"]) == pytest.approx(printed, abs=6e-4)
+    assert stated["similarity_change_rms_allowed"] == "0.04"
+    assert float(stated["similarity_to_original_lowest"]) <= float(stated["similarity_to_original_median"]) <= 1
+    assert (stated["calibration_prints"], stated["checked_prints"]) == ("8 synthetic", "8 synthetic")
+    assert float(re.search(r"; (\S+) ms per print in batches of 8, float32 ONNX", line)[1]) > 0
+    check_file(folder / "int8.onnx", KIND)
+    assert (folder / "int8.onnx").stat().st_mode & 0o777 == 0o600
+
+
+def test_embeddings_that_change_too_much_are_not_written(quantised, tmp_path, monkeypatch):
+    extractor, folder, _ = quantised
+    monkeypatch.setattr(int8_check, "FINGERS", 2)  # the prints of the fixture, which are kept
+    monkeypatch.setattr(export_module, "CALIBRATION", (2, 4))
+    noise = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
+    worse = int8_check.changes(extractor, lambda images: noise / np.linalg.norm(noise, axis=1, keepdims=True))
+    assert worse.rms > 0.1
+    monkeypatch.setattr(export_module, "changes", lambda *_: worse)
+    monkeypatch.setattr(export_module, "quantised", lambda *_: pytest.importorskip("onnx").load(folder / "int8.onnx"))
+    monkeypatch.setattr(export_module, "onnx_file", lambda _: b"")
+    with pytest.raises(UserError, match=r"8 bits change the similarity of two prints by .* without --int8"):
+        export_module.save_int8(extractor, None, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
