@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fingerprint_accel.errors import UserError
+from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.untrusted import reason_of
 
 if TYPE_CHECKING:
@@ -52,10 +52,21 @@ def is_url(place: object) -> bool:
 
 def shown(url: str) -> str:
     """Return a URL without password and options, for messages: postgresql://USER@HOST/DATABASE."""
-    scheme, _, rest = url.partition("://")
-    address = re.split(r"[?#]", rest)[0]
-    users, at, hosts = address.rpartition("@")
+    scheme, user, address = _split(url)
+    users, at, hosts = f"{user}{address}".rpartition("@")
     return f"{scheme}://{users.partition(':')[0]}{at}{hosts}"
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Split a URL into its scheme, USER:PASSWORD@ as libpq reads it, and HOST/DATABASE without options.
+
+    For libpq, user and password end at the first @ that no / precedes. They may contain ? and #. Options have the form
+    ?NAME=VALUE.
+    """
+    scheme, _, rest = url.partition("://")
+    found = re.match(r"[^/@]*@", rest)
+    user = found[0] if found else ""
+    return scheme, user, re.split(r"\?(?=[^@]*=)", rest.removeprefix(user))[0]
 
 
 def connect(url: str) -> psycopg.Connection[Any]:
@@ -72,11 +83,15 @@ def connect(url: str) -> psycopg.Connection[Any]:
         from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise UserError(f"{place}: needs psycopg: pip install 'fingerprint-accel[engine]'") from error
+    malformed = (
+        f"{place}: not a valid URL; write it as postgresql://USER@HOST/DATABASE, with %40 for @ and the like in "
+    )
+    malformed += "a password"
+    require("@" not in _split(url)[2], malformed)  # libpq would name a part of the password as host or database
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error as error:  # its message may contain a part of the password
-        remedy = "write it as postgresql://USER@HOST/DATABASE, with %40 for @ and the like in a password"
-        raise UserError(f"{place}: not a valid URL; {remedy}") from error
+        raise UserError(malformed) from error
     options = {**KEEPALIVE, "application_name": "fingerprint-accel"}
     options |= {} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": "10"}
     with engine_errors(place):

@@ -293,3 +293,9 @@ def test_no_password_is_shown():
         == "postgresql://me@a:1,b:2/prints"
     )
     assert shown("postgres:///prints") == "postgres:///prints"
+    for password in ("a#secret", "a?secret", "a@secret", "a/secret", "a@?secret", "a/?secret"):
+        url = f"postgresql://me:{password}@127.0.0.1:9/prints?user=me@corp"
+        assert shown(url) == "postgresql://me@127.0.0.1:9/prints"
+        with pytest.raises(UserError, match="not a valid URL" if {"@", "/"} & {*password} else "refused") as error:
+            connect(url)
+        assert "secret" not in str(error.value)
