@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.extraction.engine_connection import connect, engine_errors, shown
+from fingerprint_accel.extraction.engine_connection import connect, engine_errors, repeatable, shown
 from fingerprint_accel.extraction.engine_erasing import RECORD_ERASURE, erase
 from fingerprint_accel.extraction.engine_queries import spellings
 from fingerprint_accel.extraction.engine_reader import EngineReader
@@ -58,6 +58,7 @@ class Engine(EngineReader):
         gallery.check_model(model)
         return gallery
 
+    @repeatable()
     def append(self, embeddings: np.ndarray, prints: Sequence[str | Known], replace: bool = False) -> int:
         """Enrol prints in one transaction: either all of them or none; see `gallery.Gallery.append`.
 

@@ -22,7 +22,7 @@ URL = re.compile(r"postgres(?:ql)?://", re.IGNORECASE)
 OLDEST_PGVECTOR = (0, 7, 0)  # the first version with halfvec, binary_quantize and distances of bit strings
 PATIENCE_MS = 60_000  # time to wait for a lock of another command
 KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}  # a lost server is noticed
-AGAIN = "run the same command again: what is enrolled already is skipped"
+AGAIN = "run the same command again"
 
 REMEDIES = {
     "08": f"the connection was lost; {AGAIN}",
@@ -119,6 +119,21 @@ def engine_errors(place: str) -> Iterator[None]:
         raise UserError(f"{place}: {_reason(error)}; {_remedy(error)}") from error
 
 
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Add to an error in a `with` block that asks for the same command again what an enrolment does then.
+
+    Raises:
+        UserError: the error, with the addition.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not str(error).endswith(AGAIN):
+            raise
+        raise UserError(f"{error}: what is enrolled already is skipped") from error
+
+
 def _reason(error: psycopg.Error) -> str:
     """Return the reason of an error in a few words: the message of the server, or the last line of libpq."""
     primary = error.diag.message_primary
@@ -134,7 +149,8 @@ def _remedy(error: psycopg.Error) -> str:
     remedy = REMEDIES.get(state) or REMEDIES.get(state[:2])
     if remedy:
         return remedy
-    if "authentication" in str(error) or "password" in str(error):  # libpq reports no SQLSTATE before it is connected
+    # libpq reports no SQLSTATE before it is connected
+    if any(word in str(error) for word in ("authentication", "password", 'role "')):
         return REMEDIES["28"]
     if "does not exist" in str(error):
         return REMEDIES["3D000"]
