@@ -88,8 +88,10 @@ def create_tables(connection: psycopg.Connection[Any], place: str, dims: int, mo
         found = stored_facts(connection, place)
         wanted = as_facts(dims, model, cells)
         if found is not None:
-            filled = connection.execute("SELECT EXISTS (SELECT FROM fingerprint_prints)").fetchone()
-            if found == wanted or (filled and filled[0]):
+            if found == wanted or _is_filled(connection):
+                return
+            stored_facts(connection, place, " FOR UPDATE")  # waits for enrolments that have begun, and stops new ones
+            if _is_filled(connection):
                 return
             connection.execute("DROP TABLE fingerprint_prints, fingerprint_erasures, fingerprint_gallery")
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -100,6 +102,12 @@ def create_tables(connection: psycopg.Connection[Any], place: str, dims: int, mo
             "INSERT INTO fingerprint_gallery (format_version, dims, cells, model) VALUES (%s, %s, %s, %s)",
             (FORMAT_VERSION, dims, cells, model),
         )
+
+
+def _is_filled(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether a gallery has prints. Those of transactions that have not ended are not seen."""
+    row = connection.execute("SELECT EXISTS (SELECT FROM fingerprint_prints)").fetchone()
+    return bool(row and row[0])
 
 
 def stored_facts(connection: psycopg.Connection[Any], place: str, lock: str = "") -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """A gallery in PostgreSQL gives the answers of a gallery folder, and forgets what is removed."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -234,6 +235,20 @@ def test_another_model_is_refused_and_an_empty_gallery_takes_any(database):
             refused()
     with pytest.raises(UserError, match="contains embeddings of 64 numbers, the probes have 8"):
         engine.search(unit(np.ones((1, 8))))
+
+
+def test_an_enrolment_that_has_begun_keeps_its_gallery(database):
+    vectors, known = people()
+    engine, waiting = open_or_create(database, DIMS, "tests"), "SELECT FROM pg_locks WHERE NOT granted"
+    with ThreadPoolExecutor() as pool, connect(database) as observer:
+        with engine._changing():
+            engine._copy(vectors[:5], known[:5])
+            other = pool.submit(open_or_create, database, DIMS, "x")
+            while not observer.execute(waiting).fetchall():
+                assert not other.done()
+        with pytest.raises(UserError, match=r"filled by another model \(tests, not x\)"):
+            other.result()
+    assert len(engine) == 5
 
 
 def test_troubles_end_in_one_line(postgres, database, monkeypatch):
