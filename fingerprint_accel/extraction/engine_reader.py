@@ -167,7 +167,10 @@ class EngineReader:
         again = poses.shape[1] > 1 or indexed
         wanted = max(MARGIN * k if indexed else MARGIN + k, RESCORED if again else 0)
         hits = [self._best(each, k, wanted, among or EVERYTHING, indexed) for each in poses]
-        return Hits(np.stack([hit.similarity[0] for hit in hits]), np.stack([hit.row[0] for hit in hits]))
+        least = min(len(hit.row[0]) for hit in hits)  # another command may add or remove prints between two probes
+        return Hits(
+            np.stack([hit.similarity[0, :least] for hit in hits]), np.stack([hit.row[0, :least] for hit in hits])
+        )
 
     def _best(self, poses: np.ndarray, k: int, wanted: int, among: Among, indexed: bool) -> Hits:
         """Search for one probe, given as its poses (P, D). `wanted` is the number of candidates to compare here."""

@@ -237,6 +237,23 @@ def test_another_model_is_refused_and_an_empty_gallery_takes_any(database):
         engine.search(unit(np.ones((1, 8))))
 
 
+def test_a_print_that_is_enrolled_between_two_probes(database, monkeypatch):
+    vectors, known = people()
+    engine, other = open_or_create(database, DIMS, "tests"), open_or_create(database, DIMS, "tests")
+    engine.append(vectors[:5], known[:5])
+    real, asked = engine_reader.distance_of, []
+
+    def distance_of(probe, cells):
+        asked.append(other.append(vectors[5:6], known[5:6]) if asked else 0)
+        return real(probe, cells)
+
+    monkeypatch.setattr(engine_reader, "distance_of", distance_of)
+    hits = engine.search(vectors[:2], 10)
+    assert asked == [0, 1]
+    assert hits.row.shape == hits.similarity.shape == (2, 5)
+    assert hits.row[:, 0].tolist() == [print_id(each.name) for each in known[:2]]
+
+
 def test_an_enrolment_that_has_begun_keeps_its_gallery(database):
     vectors, known = people()
     engine, waiting = open_or_create(database, DIMS, "tests"), "SELECT FROM pg_locks WHERE NOT granted"
