@@ -19,7 +19,7 @@ from fingerprint_accel.data.persons import person_in
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.embeddings_folder import CONFIG, PRINTS, EmbeddingsFolder, open_folder
 from fingerprint_accel.extraction.embeddings_folder import REMEDY as OF_FOLDER
-from fingerprint_accel.extraction.enrolment import Enrolled, Wanted
+from fingerprint_accel.extraction.enrolment import Enrolled, Wanted, replaced_of
 from fingerprint_accel.extraction.galleries import open_or_create
 from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.text import printable
@@ -61,7 +61,8 @@ def enroll_embeddings(gallery: Path | str, folder: Path, wanted: Wanted) -> Enro
             new, there = new + added, there + len(known) - added
             bar.update(rows)
     total, failed = len(target), int(opened.failed.sum())
-    return Enrolled(new, before + new - total, there, len(opened.failed) - failed, failed, 0, total)
+    replaced = replaced_of(new, before, total, wanted)
+    return Enrolled(new, replaced, there, len(opened.failed) - failed, failed, 0, total)
 
 
 def _batches(opened: EmbeddingsFolder, wanted: Wanted) -> Iterator[tuple[np.ndarray, list[Known], int]]:

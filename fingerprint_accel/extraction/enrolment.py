@@ -202,8 +202,23 @@ def enroll_prints(
     opened = open_or_create(gallery, size, extractor.identity, cells, wanted.template)
     before = len(opened)
     new = opened.append(embeddings, known, wanted.replace)
-    replaced = before + new - len(opened)
-    return Enrolled(new, replaced, len(known) - new, len(prints), found.skipped, found.others, len(opened))
+    total = len(opened)
+    replaced = replaced_of(new, before, total, wanted)
+    return Enrolled(new, replaced, len(known) - new, len(prints), found.skipped, found.others, total)
+
+
+def replaced_of(new: int, before: int, total: int, wanted: Wanted) -> int:
+    """Return how many of the templates that were added replaced enrolled ones.
+
+    With `wanted.replace`, the number is inexact if other commands change the gallery at the same time.
+
+    Args:
+        new: number of templates that were added.
+        before: number of templates in the gallery before the enrolment.
+        total: number of templates in the gallery after it.
+        wanted: options of the enrolment.
+    """
+    return min(new, max(0, before + new - total)) if wanted.replace else 0
 
 
 def listed_prints(paths: Sequence[Path], extractor: FingerprintExtractor, wanted: Wanted) -> _Found:

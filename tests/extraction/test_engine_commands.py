@@ -12,11 +12,12 @@ from fingerprint_accel.cli.gallery import enroll, remove, search
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction import bulk, bulk_enrolment
+from fingerprint_accel.extraction import bulk, bulk_enrolment, enrolment
 from fingerprint_accel.extraction.bulk import Options, extract_all
 from fingerprint_accel.extraction.demo_server import PageServer, Upload
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.galleries import open_enrolled, open_or_create
+from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.untrusted import Fields
 
 SHOWN = re.compile(r"postgresql://postgres@/prints_\d+")
@@ -122,6 +123,33 @@ def test_an_interrupted_bulk_enrolment_continues(made, database, tmp_path, monke
         capsys.readouterr()
         enroll(gallery, embeddings=made / "embeddings")
         assert "32 prints enrolled (64 already enrolled), 96 in the gallery" in capsys.readouterr().out
+
+
+def test_prints_of_another_command_are_not_counted(made, tmp_path, monkeypatch, capsys):
+    """Two commands enrol into a gallery at the same time; none of them replaces a print."""
+    model, scans, vector = str(made / "tiny"), sorted((made / "scans").iterdir()), np.eye(1, 16, dtype=np.float32)
+
+    def disturbed(place, *arguments):
+        opened = open_or_create(place, *arguments)
+        append = opened.append
+
+        def some(*values):
+            for name in ("other", "another"):
+                Gallery(place).append(vector, [f"{name}-{values[1][0].name}"])
+            return append(*values)
+
+        opened.append = some
+        return opened
+
+    for module in (enrolment, bulk_enrolment):
+        monkeypatch.setattr(module, "open_or_create", disturbed)
+    enroll(str(tmp_path / "known"), scans[:2], model, 300)
+    enroll(str(tmp_path / "known"), embeddings=made / "embeddings")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "2 prints enrolled, 4 in the gallery",
+        "96 prints enrolled, 102 in the gallery",
+    ]
 
 
 def test_embeddings_that_a_search_cannot_use_are_refused(made, database, prints, tmp_path):
