@@ -117,8 +117,9 @@ def parse_devices(text: str, gigabits: float = 100) -> tuple[str, Device, Cluste
     Raises:
         UserError: If the text is malformed, or the GPU is not in `DEVICES`, or a machine has too many GPUs.
     """
-    found = re.fullmatch(r"(?:(?:(\d+)x)?(\d+)x)?([A-Za-z0-9-]+)", text)
-    if not found or found[3] not in DEVICES or "0" in (found[1], found[2]):
+    number = r"[1-9][0-9]{0,5}"
+    found = re.fullmatch(rf"(?:(?:({number})x)?({number})x)?([A-Za-z0-9-]+)", text)
+    if not found or found[3] not in DEVICES:
         raise UserError(
             f"--gpus {text}: give a number and a type, such as 8xA100-80, or 2x8xA100-80 for two machines; types: "
             f"{', '.join(DEVICES)}"

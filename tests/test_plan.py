@@ -120,6 +120,9 @@ def test_machines_are_read():
     assert parse_devices("A100-80")[2].processes == 1
     with pytest.raises(UserError, match="write 4x8xH100"):
         parse_devices("32xH100")
+    for none in ("0xH100", "00xH100", "0x8xH100", "2x00xH100", "9" * 5000 + "x8xH100"):
+        with pytest.raises(UserError, match="give a number and a type"):
+            parse_devices(none)
     with pytest.raises(UserError, match="--network 0: give the Gbit/s"):
         parse_devices("2x8xH100", 0)
 
