@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from fingerprint_accel.config import Config
 from fingerprint_accel.errors import require
+from fingerprint_accel.training.launch_answers import uses_fsdp
 from fingerprint_accel.training.module import TrainingModule
 from fingerprint_accel.training.speed import HALF
 
@@ -33,7 +34,7 @@ def fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     FSDP gathers weights in float32. Autocast then converts them to bf16, as without FSDP. `check_answers` must have
     accepted the settings.
     """
-    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    if not uses_fsdp():
         return None
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

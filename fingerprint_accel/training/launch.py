@@ -11,7 +11,7 @@ import torch
 from fingerprint_accel.config import Config, TrainingConfig
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.ranks import RANKS, launched_rank_and_size
-from fingerprint_accel.training.launch_answers import check_answer, check_environment, normalised
+from fingerprint_accel.training.launch_answers import check_answer, check_environment, normalised, uses_fsdp
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
@@ -78,7 +78,7 @@ def _with_compilation(
             notes.append(f"{answer} is not used, because --training.compile is {training.compile}")
         return training
     for holds, what in (
-        (normalised(os.environ.get("ACCELERATE_USE_FSDP", "")) == "true", "FSDP"),
+        (uses_fsdp(), "FSDP"),
         (config.model.gradient_checkpointing, "--model.gradient-checkpointing"),
     ):
         require(not holds, f"{answer} does not work with {what}; {turn_off}")

@@ -183,6 +183,11 @@ def check_answer(key: str, value: Any) -> Answer:
     return answer
 
 
+def uses_fsdp(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the environment variables of this process ask for FSDP, with a word that means yes, or 1."""
+    return normalised(environment.get("ACCELERATE_USE_FSDP", "")) in ("true", "1")
+
+
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Check the answers that `accelerate launch` has stored in environment variables of this process.
 
@@ -191,7 +196,7 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         UserError: If an answer is refused.
     """
-    with_fsdp = normalised(environment.get("ACCELERATE_USE_FSDP", "")) == "true"
+    with_fsdp = uses_fsdp(environment)
     for answer in ANSWERS:
         name, _, meaning = answer.variable.partition("=")
         if not name or (name.startswith("FSDP_") and not with_fsdp):

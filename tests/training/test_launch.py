@@ -104,6 +104,14 @@ def test_settings_of_fsdp_do_not_matter_without_fsdp():
     check_environment({})
 
 
+@pytest.mark.parametrize("yes", ["1", "True", "on"])
+def test_fsdp_is_checked_however_it_is_asked_for(yes):
+    with pytest.raises(UserError, match="fsdp_version 1 is not supported"):
+        check_environment({"ACCELERATE_USE_FSDP": yes})
+    with pytest.raises(UserError, match="fsdp_offload_params true is not supported"):
+        check_environment({"ACCELERATE_USE_FSDP": yes, "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"})
+
+
 def test_every_refused_answer_that_the_launcher_passes_on_is_refused_here():
     passed = [answer for answer in ANSWERS if answer.variable]
     assert len(passed) == 13
