@@ -151,8 +151,10 @@ def make_accelerator(config: Config) -> Accelerator:
     except (ValueError, ImportError, NotImplementedError) as error:
         if "fp16" in str(error):
             raise UserError(no_fp16_here) from error
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Accelerate refuses this configuration ({reason}); run `accelerate config` again") from error
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise UserError(
+            f"Accelerate refuses this configuration ({reason[0]}); run `accelerate config` again"
+        ) from error
     check_launch(accelerator.num_processes, accelerator.device.type)
     # the settings of `accelerate config` may ask for fp16 on a CPU
     require(accelerator.mixed_precision != "fp16" or accelerator.device.type != "cpu", no_fp16_here)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -120,6 +121,18 @@ def test_every_refused_answer_that_the_launcher_passes_on_is_refused_here():
         for value in [meaning] if meaning else answer.values.split() or ["something"]:
             with pytest.raises(UserError, match=re.escape(answer.text)):
                 check_environment({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", name: value})
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(NotImplementedError(), "NotImplementedError"), (ValueError("why\nmore"), "why")]
+)
+def test_errors_of_accelerate_are_one_line(error, reason, answered, tiny, monkeypatch):
+    answered()
+    monkeypatch.setattr(setup, "Accelerator", Mock(side_effect=error))
+    with pytest.raises(
+        UserError, match=rf"^Accelerate refuses this configuration \({reason}\); run `accelerate config"
+    ):
+        setup.make_accelerator(tiny)
 
 
 def test_fp8_is_refused_unless_the_recipe_has_a_precision_of_its_own(answered, tiny, monkeypatch):
