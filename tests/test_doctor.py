@@ -75,6 +75,12 @@ def test_a_machine_without_troubles():
             ["answer no to the parallelism config"],
         ),
         ({"config": {"distributed_type": "NO", "num_processes": 2}}, ["starts one without mpirun", "nproc_per_node=2"]),
+        (
+            {"config": {"num_processes": "eight"}},
+            ["num_processes eight is not a whole number. Run `accelerate config`"],
+        ),
+        ({"config": {5: 1}}, ["5 1 is not known"]),
+        ({"config": {"distributed_type": "FSDP", "fsdp_config": {5: 1}}}, ["fsdp_5 1 is not known"]),
         ({"config": {"ipex_config": {"ipex": True}}}, ["ipex True is not known", "remove this line"]),
         ({"config": {"enable_cpu_affinity": True}}, ["Give `accelerate launch` --enable_cpu_affinity instead."]),
         ({"cores": (1, 1, 1)}, ["Only one core", "Use at least two"]),

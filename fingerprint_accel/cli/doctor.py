@@ -151,7 +151,11 @@ def _gpu_troubles(machine: Machine) -> Iterator[str]:
 
 def _config_troubles(machine: Machine) -> Iterator[str]:
     config, gpus, again = machine.config, len(machine.gpus), "Run `accelerate config` again"
-    processes, machines = (int(config.get(name) or 1) for name in ("num_processes", "num_machines"))
+    counts = {name: str(config.get(name) or 1) for name in ("num_processes", "num_machines")}
+    for name in [name for name, count in counts.items() if not count.isdecimal()]:
+        yield f"`accelerate config`: {name} {counts[name]} is not a whole number. {again}."
+        counts[name] = "1"
+    processes, machines = map(int, counts.values())
     kind = normalised(config.get("distributed_type", "no"))
     if kind == "multi_gpu" and processes > gpus * machines:
         yield (

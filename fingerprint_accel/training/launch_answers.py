@@ -217,9 +217,9 @@ def answers_in(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Answer | N
     """
     for key, value in config.items():
         if not isinstance(value, Mapping):
-            yield key, value, answer_for(key, value)
+            yield str(key), value, answer_for(str(key), value)
             continue
         prefix = key.removesuffix("config") if key in ("fsdp_config", "fp8_config", "dynamo_config") else ""
-        for name, own in value.items():
-            full = name if name.startswith(prefix) else prefix + name
+        for name, own in value.items():  # YAML has keys that are not text
+            full = str(name) if str(name).startswith(prefix) else f"{prefix}{name}"
             yield full, own, answer_for(full, own)
