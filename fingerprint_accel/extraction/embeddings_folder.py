@@ -151,12 +151,12 @@ def open_folder(folder: Path | str) -> EmbeddingsFolder:
     template = _template(fields.part("template"), folder / CONFIG)
     names = _shard_names(fields.digests("sha256"), folder / CONFIG)
     _compare(folder, {**fields.digests("sha256"), **fields.digests(OTHER_FILES)})
-    prints = fields.integer("prints", 0, MOST_PRINTS, _rows(folder / PRINTS))
+    rows = _rows(folder / PRINTS)
+    prints = fields.integer("prints", 0, MOST_PRINTS, rows)
+    require(rows == prints, f"{folder / PRINTS}: has {rows} rows, not {prints}; {REMEDY}")
     failed = _failed(folder / FAILED, prints)
     count = fields.integer("failed", 0, prints, int(failed.sum()))
     require(count == failed.sum(), f"{folder / FAILED}: lists {failed.sum()} rows, not {count}; {REMEDY}")
-    rows = _rows(folder / PRINTS)
-    require(rows == prints, f"{folder / PRINTS}: has {rows} rows, not {prints}; {REMEDY}")
     return EmbeddingsFolder(folder, config, template, names, failed)
 
 

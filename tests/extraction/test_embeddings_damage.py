@@ -144,6 +144,7 @@ def test_a_shard_that_is_no_safetensors_file(folder, data):
             "sha256_of_other_files must be names of files",
         ),
         ({"prints": 13}, "prints.parquet: has 12 rows, not 13"),
+        ({"prints": 2**40}, "prints.parquet: has 12 rows, not 1099511627776"),  # more than memory can hold
         ({"failed": 2}, "failed.jsonl: lists 1 rows, not 2"),
     ],
 )
