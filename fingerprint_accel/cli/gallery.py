@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from fingerprint_accel.cli.arguments import (
     arg,
 )
 from fingerprint_accel.errors import require
-from fingerprint_accel.text import aligned
+from fingerprint_accel.text import aligned, printable
 
 
 def enroll(
@@ -152,6 +153,7 @@ def search(
     from fingerprint_accel.extraction.search import columns, details, find, open_gallery, position_code
 
     require(bool(probes), "no PROBE given: name an image, or several prints of one person")
+    _check_texts("--person", [person])
     code, several = position_code(position), are_several(probes, key)
     require(not (several and code), "--position is for one probe; --names or the records state the fingers of several")
     protection = read_key(protect) if protect else None
@@ -194,6 +196,14 @@ def remove(
     from fingerprint_accel.extraction.galleries import name_of, open_enrolled
 
     require(bool(person) != bool(name), "give either --person or --name to choose the prints to delete")
+    _check_texts("--person" if person else "--name", name or [person])
     known = open_enrolled(gallery)
     count = known.remove(person, name)
     print(f"{name_of(gallery)}: {count:,} prints deleted, {len(known):,} left")
+
+
+def _check_texts(option: str, texts: Sequence[str]) -> None:
+    """Raise a UserError if a word of the command line is not UTF-8. Galleries contain no other text."""
+    for text in texts:
+        is_utf8 = not any("\ud800" <= letter <= "\udfff" for letter in text)
+        require(is_utf8, f"{option} {printable(text)}: is not UTF-8; copy the text that `search` shows")

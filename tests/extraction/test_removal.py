@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fingerprint_accel.cli.gallery import remove
+from fingerprint_accel.cli.gallery import remove, search
 from fingerprint_accel.durable import draft_of, file_sha256
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction import gallery_files
@@ -42,6 +42,17 @@ def folder(tmp_path):
     for vectors, prints in people():
         gallery.append(vectors, prints)
     return tmp_path / "gallery"
+
+
+def test_words_that_are_not_utf8_are_refused(folder):
+    word, probe = os.fsdecode(b"Zo\xff"), Path("missing.png")
+    for call in (
+        lambda: remove(str(folder), person=word),
+        lambda: remove(str(folder), name=("b1", word)),
+        lambda: search(str(folder), [probe], person=word),
+    ):
+        with pytest.raises(UserError, match=r"^--(person|name) Zo\ufffd: is not UTF-8; copy the text that `search`"):
+            call()
 
 
 def everything(folder):
