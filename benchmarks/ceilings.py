@@ -93,7 +93,8 @@ def matmul_tflops(device: torch.device, name: str, seconds: float) -> float:
 def _convolution_tflops(kind: torch.dtype, seconds: float) -> float:
     """Measure a convolution of 3 x 3 pixels on the CPU, in 10^12 operations per second."""
     device, channels, side, prints = torch.device("cpu"), 256, 32, 16
-    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(kind, memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=kind)
+    layer = layer.to(memory_format=torch.channels_last)
     images = torch.randn(prints, channels, side, side).to(kind, memory_format=torch.channels_last)
     with torch.inference_mode():
         spent = _shortest(device, functools.partial(layer, images), seconds)
