@@ -37,7 +37,8 @@ from fingerprint_accel.staging import (
 )
 
 IN_FLIGHT = 256  # number of shards that are submitted to an executor at a time
-MOST_DEATHS = 3  # number of times that the workers of one shard may die
+MOST_DEATHS = 3  # number of times that the workers of one shard may die, and that workers may die without a shard
+WITHOUT_SHARD = -1  # in place of the index of a shard
 
 
 class Job(Protocol):
@@ -215,7 +216,8 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
     """Write shards with an executor, and yield the index and the metadata of each shard when it is finished.
 
     At most `IN_FLIGHT` shards are submitted to the executor at a time. If a worker process dies, the shards that the
-    workers had begun are checked with `Job.find_fault`, and all unfinished shards are submitted again.
+    workers had begun are checked with `Job.find_fault`, and all unfinished shards are submitted again. A process can
+    also die before it has begun a shard, or between two.
     """
     pending: dict[Future[Facts], int] = {}
     waiting, lost, names = deque(shards), list[int](), job.names
@@ -238,8 +240,8 @@ def _made(job: Job, staging: Path, shards: list[int], executor: Executor) -> Ite
         if lost and not pending:
             check_workers(executor)
             drafts = {shard: found for shard in lost if (found := drafts_of(staging, names[shard]))}
-            deaths.update(drafts.keys())
-            if not drafts or max(deaths.values()) > MOST_DEATHS:
+            deaths.update(drafts.keys() or [WITHOUT_SHARD])
+            if max(deaths.values()) > MOST_DEATHS:
                 raise UserError(WORKER_KILLED)
             for shard, found in drafts.items():
                 job.find_fault(shard, max(found, key=lambda path: path.stat().st_mtime_ns))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,6 +130,32 @@ def test_a_shard_whose_workers_die_again_and_again_ends_the_command(out, tmp_pat
     with pytest.raises(UserError, match="a worker process was killed"), open_workers(2) as team:
         make(out, job, team.executor)
     assert job.lost.count(2) == jobs.MOST_DEATHS
+
+
+class Broken(Executor):
+    """Executor whose process dies as often as stated, each time before it begins a shard."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def submit(self, function, *arguments):
+        future = Future()
+        if self.times:
+            self.times -= 1
+            future.set_exception(BrokenExecutor())
+        else:
+            future.set_result(function(*arguments))
+        return future
+
+
+def test_workers_may_die_between_two_shards(out, whole):
+    assert make(out, executor=Broken(jobs.MOST_DEATHS)) == 40
+    assert files(out) == whole
+
+
+def test_workers_that_die_without_a_shard_again_and_again_end_the_command(out):
+    with pytest.raises(UserError, match="a worker process was killed"):
+        make(out, executor=Broken(jobs.MOST_DEATHS + 1))
 
 
 def deadly(function, at):
