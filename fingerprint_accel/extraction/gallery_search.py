@@ -32,6 +32,12 @@ class Hits:
     similarity: np.ndarray
     row: np.ndarray
 
+    def of_probe(self, number: int) -> Hits:
+        """Return the hits (n,) of one probe, without the entries of an index that has found fewer than k references."""
+        similarity, row = self.similarity[number], self.row[number]
+        there = (similarity > -1) | (row != 0)
+        return Hits(similarity[there], row[there])
+
 
 @torch.inference_mode()
 def nearest(

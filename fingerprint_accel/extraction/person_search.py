@@ -164,7 +164,7 @@ def find_persons(
             if index
             else gallery.search(some, CANDIDATES, extractor.device, among)
         )
-        hits |= {row: Hits(found.similarity[place], found.row[place]) for place, row in enumerate(rows)}
+        hits |= {row: found.of_probe(place) for place, row in enumerate(rows)}
     if not hits:
         raise missing[0]
     names, scores = _compared(gallery, probes, _shortlist(gallery, hits, probes.positions, max(SHORTLIST, 10 * top)))

@@ -114,13 +114,14 @@ def find(
         seconds = time.perf_counter() - started
         print(f"{index.added:,} prints added to the index in {seconds:.1f} s", file=sys.stderr)
     started = time.perf_counter()
-    hits = index.search(embedding, top, among) if index else gallery.search(embedding, top, extractor.device, among)
+    found = index.search(embedding, top, among) if index else gallery.search(embedding, top, extractor.device, among)
     milliseconds = 1000 * (time.perf_counter() - started)
     basis = _basis(extractor)
     thresholds = sorted((float(rate), threshold) for rate, threshold in basis.thresholds.items())
     rows: list[list[Any]] = []
-    known = gallery.known(hits.row[0])
-    for value, each in zip(hits.similarity[0].tolist(), known, strict=True):
+    hits = found.of_probe(0)
+    known = gallery.known(hits.row)
+    for value, each in zip(hits.similarity.tolist(), known, strict=True):
         passed = next((f"{rate:g}" for rate, threshold in thresholds if value >= threshold), "-")
         rows.append([len(rows) + 1, f"{value:.3f}", *([passed] if thresholds else []), printable(each.name)])
     how = "searched with an index:" if index else "compared with"

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.extraction import person_search
+from fingerprint_accel.extraction import approximate, person_search
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.extraction.person_search import Probes, find_persons, table
+from fingerprint_accel.extraction.search import find
 
 DIMS, PERSONS, POSITIONS = 32, 40, (1, 2, 7)
 EXTRACTOR = SimpleNamespace(device="cpu")  # all that a search needs of an extractor
@@ -103,3 +104,21 @@ def test_a_person_alone_and_positions_that_nobody_has(gallery, fingers, capsys):
         find_persons(EXTRACTOR, gallery, probes, 3, person="nobody")
     with pytest.raises(UserError, match="--top 0: must be at least 1"):
         find_persons(EXTRACTOR, gallery, probes, 0)
+
+
+def test_an_index_that_finds_too_little_names_nobody_else(gallery, monkeypatch):
+    """It visits one of several cells, and fills its results with the first print of the gallery."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "FEWEST_CELLS", 1)
+    monkeypatch.setattr(approximate, "SHARE_OF_CELLS", 1000)
+    monkeypatch.setattr(approximate, "REFERENCES_PER_CELL", 10)
+    extractor = SimpleNamespace(device="cpu", notes={}, search_poses=(), embed_to_compare=lambda probes, *_: probes[0])
+    shown, enrolled = 0, 0
+    for name in ("person 2", "person 3", "person 4", "person 5"):
+        own = gallery.vectors(gallery.of_persons([name]))
+        found, _, _ = find_persons(EXTRACTOR, gallery, Probes(own[:1], [0]), 3, True, name)
+        assert [each.person for each in found] == [name]
+        _, known, _ = find(extractor, gallery, own[:1], 500, 10, True, 0, name)
+        assert {each.person for each in known} == {name}
+        shown, enrolled = shown + len(known), enrolled + len(own)
+    assert 4 <= shown < enrolled
