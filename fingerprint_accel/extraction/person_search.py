@@ -237,12 +237,17 @@ def _compared(
     poses = probes.embeddings.reshape(len(probes.positions), -1, gallery.dims)
     similarities = np.stack([masked_similarity(vectors, each, gallery.cells).max(axis=1) for each in poses])
     positions, theirs = (np.array(values) for values in ([each.position for each in known], probes.positions))
-    return names.tolist(), best_of_persons(similarities.clip(-1, 1), persons, positions, theirs, len(names))
+    return [name[1:] for name in names.tolist()], best_of_persons(
+        similarities.clip(-1, 1), persons, positions, theirs, len(names)
+    )
 
 
 def _person(known: Known) -> str:
-    """Return the name of the person of a print in Unicode form NFC; the name of the print if it has no person."""
-    return unicodedata.normalize("NFC", known.person or known.name)
+    """Return 1 and the name of the person of a print in Unicode form NFC; 0 and the name of a print without a person.
+
+    The first character distinguishes a print from a person of the same name.
+    """
+    return f"1{unicodedata.normalize('NFC', known.person)}" if known.person else f"0{known.name}"
 
 
 def table(persons: Sequence[FoundPerson], codes: Sequence[int]) -> str:

@@ -106,6 +106,14 @@ def test_a_person_alone_and_positions_that_nobody_has(gallery, fingers, capsys):
         find_persons(EXTRACTOR, gallery, probes, 0)
 
 
+def test_a_print_is_not_the_person_of_the_same_name(tmp_path, fingers):
+    gallery = Gallery.create(tmp_path / "known", DIMS, "tests")
+    gallery.append(fingers[:2, 0], [Known("of 101", "101", 1), Known("101")])
+    found, _, _ = find_persons(EXTRACTOR, gallery, Probes(fingers[:1, 0], [0]), 3)
+    assert [each.person for each in found] == ["101", "101"]
+    np.testing.assert_allclose([each.score for each in found], [1, fingers[0, 0] @ fingers[1, 0]], atol=1e-6)
+
+
 def test_an_index_that_finds_too_little_names_nobody_else(gallery, monkeypatch):
     """It visits one of several cells, and fills its results with the first print of the gallery."""
     pytest.importorskip("faiss")
