@@ -22,8 +22,8 @@ VARIANTS = ("Tex", "Minu", "TexMinu", "LocTex", "LocMinu", "LocTexMinu")
 class Flx:
     """flx's network as functions; tensors are drawn when first asked for and kept under flx's names."""
 
-    def __init__(self, variant):
-        self.variant, self.state = variant, {}
+    def __init__(self, variant, state=()):
+        self.variant, self.state = variant, dict(state)
         self.generator = torch.Generator().manual_seed(0)
 
     def draw(self, name, *shape, gain=1.0):
@@ -167,23 +167,43 @@ class Flx:
         return found.get("texture"), found.get("minutia")
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def checkpoint(request, tmp_path_factory):
-    """A checkpoint with flx's names, two prints, and their embeddings by flx's arithmetic."""
+@pytest.fixture(scope="module")
+def whole():
+    """Two prints, and for networks without and with alignment: tensors and embeddings of both branches.
+
+    The variants with one branch are these networks without the other: all take the same path to the same embeddings.
+    """
     images = torch.rand(2, 1, 299, 299, generator=torch.Generator().manual_seed(1))
-    flx = Flx(request.param)
-    texture, minutia = flx(images)
-    path = tmp_path_factory.mktemp("flx") / "best_model.pyt"
+    plain = Flx("TexMinu")
+    found = {False: (plain.state, *plain(images))}
+    aligning = Flx("LocTexMinu", {f"embeddings.{name}": tensor for name, tensor in plain.state.items()})
+    names = set(aligning.state)
+    found[True] = (aligning.state, *aligning(images))
+    assert all(name.startswith("localization.") for name in set(aligning.state) - names)
+    return images, found
+
+
+@pytest.fixture(params=VARIANTS)
+def checkpoint(request, whole, tmp_path):
+    """A checkpoint with flx's names, two prints, and their embeddings by flx's arithmetic."""
+    variant = request.param
+    images, found = whole
+    state, texture, minutia = found["Loc" in variant]
+    if "Tex" not in variant:
+        state, texture = {name: tensor for name, tensor in state.items() if "texture_" not in name}, None
+    if "Minu" not in variant:
+        state, minutia = {name: tensor for name, tensor in state.items() if "minutia_" not in name}, None
     parts = {
-        "model_state_dict": flx.state,
+        "model_state_dict": state,
         "loss_state_dict": {},
         "optimizer_state_dict": {"state": {}, "param_groups": []},
     }
-    torch.save(parts, path)
-    return request.param, path, images, texture, minutia
+    torch.save(parts, tmp_path / "best_model.pyt")
+    return variant, tmp_path / "best_model.pyt", images, texture, minutia
 
 
-def test_embeddings_are_those_of_flx(checkpoint, tmp_path):
+def test_embeddings_are_those_of_flx(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, **_: tensor)  # saves drawing what is replaced
     variant, path, images, texture, minutia = checkpoint
     model = flx.load(path)
     assert not model.training
