@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from planted import compressed, mirrored, plant, records
+from shard_writer import ShardWriter
 
 from fingerprint_accel.cli.data import import_files, inspect
 from fingerprint_accel.errors import UserError
@@ -79,10 +81,20 @@ def test_outputs_replace_only_those_of_an_audit(audited, prints, tmp_path):
     (tmp_path / "mine.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"mine\.jsonl: exists already and was not written by this command"):
         inspect(prints, out=tmp_path / "mine.png", audit=True)
-    before = (folder / "audit.png").stat().st_mtime_ns
-    command.audit_command(folder / "planted", "small", folder / "audit.png")
-    assert (folder / "audit.png").stat().st_mtime_ns > before
-    assert sorted(path.name for path in folder.glob(".*")) == []
+    known, info = records(prints)
+    with ShardWriter(tmp_path / "few", info.ppi, info.canvas) as writer:
+        for those in list(known.values())[:2]:
+            for record in those.values():
+                writer.add(record)
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    for name in ("audit.png", "audit.jsonl"):
+        shutil.copy2(folder / name, outputs / name)
+    before = (outputs / "audit.png").stat().st_mtime_ns
+    command.audit_command(tmp_path / "few", "small", outputs / "audit.png")
+    assert (outputs / "audit.png").stat().st_mtime_ns > before
+    assert found_in(outputs / "audit.jsonl") == [] != found_in(folder / "audit.jsonl")
+    assert sorted(path.name for path in [*folder.glob(".*"), *outputs.glob(".*")]) == []
 
 
 def test_the_sheet_shows_every_suspect(audited):
