@@ -11,7 +11,7 @@ from fingerprint_accel import FingerprintExtractor, open_dataset
 from .conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "own_loop.py"
-STEPS = 4
+STEPS = 2
 
 
 def trained(words, processes, environment):
