@@ -27,7 +27,7 @@ def measure(monkeypatch):
 
 def test_clean_prints_hold_the_minutiae_they_list(measure, tmp_path):
     write_synthetic_dataset(tmp_path / "set", 7, 2, seed=21, style=Style(quality="clean"), workers=1, progress=False)
-    found = measure(tmp_path / "set", 14, 60, 1)
+    found = measure(tmp_path / "set", 14, 7, 1)
     assert found["precision"] >= 0.8
     assert found["recall"] >= 0.7
     assert found["apart_px"] < 2, "canvas pixels"
