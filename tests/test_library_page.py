@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shard_writer import ShardWriter
 
 from fingerprint_accel import FingerprintExtractor, open_dataset
-from fingerprint_accel.data.merged_rows import MergeOptions
-from fingerprint_accel.data.merging import merge
-from fingerprint_accel.synthesis.sensors import Style
-from fingerprint_accel.synthesis.writing import write_synthetic_dataset
+from fingerprint_accel.data.shard_writing import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "library.md").read_text()
@@ -32,10 +30,15 @@ def code_of_example():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(prints, tmp_path, monkeypatch):
     """A working folder with a dataset of 8 fingers and two images of one of them at 500 ppi."""
-    write_synthetic_dataset(tmp_path / "raw", 8, 2, seed=5, style=Style(quality="clean"), workers=1, progress=False)
-    merge([tmp_path / "raw"], tmp_path / "datasets" / "db1", MergeOptions(encoding="lz4"), workers=1, progress=False)
+    whole = open_dataset(prints)
+    rows = np.flatnonzero((whole.fingers < 8) & (whole.impressions < 2))
+    points, counts = whole.minutiae(rows)
+    with ShardWriter(tmp_path / "datasets" / "db1", whole.info.ppi, whole.info.canvas, encoding="lz4") as writer:
+        for row, minutiae, count in zip(rows.tolist(), points, counts, strict=True):
+            key, impression = whole.key_of_finger[whole.fingers[row]], int(whole.impressions[row])
+            writer.add(Record(whole.image(row), key, impression, f"{key}/{impression}.png", minutiae[:count]))
     data = open_dataset(tmp_path / "datasets" / "db1")
     for name, row in zip("ab", np.flatnonzero(data.fingers == 0), strict=True):
         image = Image.fromarray(data.image(row)).resize((533, 533), Image.Resampling.BICUBIC)
