@@ -199,13 +199,3 @@ def test_the_table_reads_what_search_writes(tmp_path):
     row["results"] = json.loads((tmp_path / "search.json").read_text())
     said = table({"search": {"commands": {"search": row}}})
     assert "float32: " in said and "int8: " in said and said.count("million comparisons/s, one probe") == 2
-
-
-@pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes 2 minutes: SLOW_TESTS=1")
-def test_a_dry_run_of_everything(tmp_path):
-    words = [sys.executable, ROOT / "benchmarks" / "gpu_day.py", "--dry-run", "--out", tmp_path / "out"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-3000:]
-    found = json.loads((tmp_path / "out" / "gpu_day.json").read_text())["items"]
-    assert {row["status"] for item in found.values() for row in item["commands"].values()} == {"ok"}
