@@ -36,11 +36,12 @@ def losses(folder):
 
 
 def test_accumulation_equals_a_larger_batch(tiny, tmp_path):
+    tiny = changed(tiny, steps=3)
     run_training(tiny)
     other = dataclasses.replace(changed(tiny, batch_size=2, gradient_accumulation_steps=4), out=str(tmp_path / "other"))
     run_training(other)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "other"), rtol=0, atol=1e-5)
-    one, four = weights(tmp_path / "run", 6), weights(tmp_path / "other", 6)
+    one, four = weights(tmp_path / "run", 3), weights(tmp_path / "other", 3)
     for name in one:
         torch.testing.assert_close(one[name], four[name], atol=1e-5, rtol=0)
 
@@ -207,15 +208,15 @@ def scheduled(config):
 def test_resumed_run_is_bit_identical(tiny, tmp_path, optimizer, schedule):
     model = dataclasses.replace(tiny.model, norm="batch", dropout=0.3)
     whole = dataclasses.replace(
-        changed(tiny, steps=8, save_every=3, optimizer=optimizer, save_total_limit=9), model=model
+        changed(tiny, steps=5, save_every=2, optimizer=optimizer, save_total_limit=9), model=model
     )
     whole = schedule(whole)
     run_training(whole)
     part = dataclasses.replace(whole, out=str(tmp_path / "part"))
-    first = tmp_path / "run" / "checkpoints" / "step-00000003"
+    first = tmp_path / "run" / "checkpoints" / "step-00000002"
     run_training(dataclasses.replace(part, resume=str(first)))
     for name in ("model.safetensors", "training_state.safetensors", "state.json"):
-        files = [tmp_path / run / "checkpoints" / "step-00000008" / name for run in ("run", "part")]
+        files = [tmp_path / run / "checkpoints" / "step-00000005" / name for run in ("run", "part")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
@@ -248,10 +249,11 @@ def test_a_run_goes_on_with_the_prints_it_began_with(tiny, data, tmp_path):
         began, same, others = tiny.data, str(tmp_path / "moved"), str(tmp_path / "in another order")
         shutil.copytree(began, same)
         merge([Path(began)], Path(others), MergeOptions(), workers=1, progress=False)
-    run_training(dataclasses.replace(changed(tiny, steps=2), data=began))
-    further = dataclasses.replace(changed(tiny, steps=3), resume="auto")
+    tiny = changed(tiny, batch_size=4)
+    run_training(dataclasses.replace(changed(tiny, steps=1), data=began))
+    further = dataclasses.replace(changed(tiny, steps=2), resume="auto")
     run_training(dataclasses.replace(further, data=same))
-    with pytest.raises(UserError, match=r"step-00000003: trained on data .*, this run has .*; use the same data"):
+    with pytest.raises(UserError, match=r"step-00000002: trained on data .*, this run has .*; use the same data"):
         run_training(dataclasses.replace(further, data=others))
 
 
