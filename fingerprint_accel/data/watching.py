@@ -151,7 +151,9 @@ class ShardWatcher:
             return
         finally:
             os.close(descriptor)
-        if digest.hexdigest() != self._expected[path]:
+        if position != (size := self._states[path].size):  # it has changed since the last look
+            self._report(path, f"has {position} bytes instead of {size}")
+        elif digest.hexdigest() != self._expected[path]:
             self._report(path, "differs from its sha256")
         else:
             self._states[path] = state

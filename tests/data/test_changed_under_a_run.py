@@ -215,6 +215,17 @@ def test_a_shard_that_changed_at_the_end_of_a_run_is_found(watched, change, monk
             watcher.finish()
 
 
+def test_a_shard_that_grows_before_it_is_compared_is_told_by_its_size(watched, monkeypatch):
+    monkeypatch.setattr(watching, "EVERY", 60)
+    path = watched / "data-00001-of-00002.arrow"
+    watcher = ShardWatcher([open_dataset(watched)])
+    size = path.stat().st_size
+    CHANGES["longer"][0](path)
+    assert all(watcher._compare(path))
+    with pytest.raises(UserError, match=f"{path}.*: has {size + 1} bytes instead of {size}; "):
+        watcher.check()
+
+
 @pytest.mark.parametrize("change", HARMLESS)
 def test_a_touched_shard_does_not_end_a_run(watched, change, monkeypatch):
     path, compared = watched / "data-00001-of-00002.arrow", []
