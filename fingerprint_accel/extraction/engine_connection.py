@@ -83,10 +83,8 @@ def connect(url: str) -> psycopg.Connection[Any]:
         from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise UserError(f"{place}: needs psycopg: pip install 'fingerprint-accel[engine]'") from error
-    malformed = (
-        f"{place}: not a valid URL; write it as postgresql://USER@HOST/DATABASE, with %40 for @ and the like in "
-    )
-    malformed += "a password"
+    remedy = "write it as postgresql://USER@HOST/DATABASE, with %40 for @ and the like in a password"
+    malformed = f"{place}: not a valid URL; {remedy}"
     require("@" not in _split(url)[2], malformed)  # libpq would name a part of the password as host or database
     try:
         given = conninfo_to_dict(url)
