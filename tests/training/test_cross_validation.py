@@ -21,7 +21,7 @@ from fingerprint_accel.training import loop
 @pytest.fixture
 def folded(tiny, tmp_path):
     """Three folds of eight fingers each."""
-    training = dataclasses.replace(tiny.training, save_every=2)
+    training = dataclasses.replace(tiny.training, steps=4, save_every=2)
     return dataclasses.replace(tiny, folds=3, out=str(tmp_path / "cv"), training=training)
 
 
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_folds(folded, tmp_path, capsys):
         assert load_yaml(run / "config.yaml").reading.fold == f"{number}/3"
         assert (row["fingers"], row["prints"], row["mated"], row["nonmated"]) == (8, 32, 8 * 6, 28 * 16)
         best = json.loads((run / "best.json").read_text())
-        assert best["step"] == 6, "the last one"
+        assert best["step"] == 4, "the last one"
         assert row["eer"] == pytest.approx(best["eer"], abs=1e-6)
         assert [str(row["mated"]), f"{row['eer']:.2%}"] == [table[number][3], table[number][5]]
     eers = [row["eer"] for row in found["folds"]]
@@ -86,7 +86,7 @@ def test_an_interrupted_fold_continues(folded, tmp_path, monkeypatch):
     original, steps = loop.optimizer_step, []
 
     def step(run, *arguments):
-        if run.folder.name == "fold-2" and len(steps) == 9:
+        if run.folder.name == "fold-2" and len(steps) == 7:
             raise KeyboardInterrupt
         steps.append(run.folder.name)
         return original(run, *arguments)
@@ -100,7 +100,7 @@ def test_an_interrupted_fold_continues(folded, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="fold-1: contains a run; add --resume auto"):
         cross_validate(again)
     cross_validate(dataclasses.replace(again, resume="auto"))
-    assert steps == ["fold-2"] * 4 + ["fold-3"] * 6, "the checkpoint of step 2 is the newest"
+    assert steps == ["fold-2"] * 2 + ["fold-3"] * 4, "the checkpoint of step 2 is the newest"
     assert results(again) == expected
 
 

@@ -42,27 +42,28 @@ def test_first_of_each():
 
 
 def test_it_goes_on_from_those_weights(tiny, tmp_path):
-    run_training(tiny)
+    run_training(changed(tiny, "training", steps=2))
     run = set_up(started(tiny, tmp_path))
-    checkpoint = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
+    checkpoint = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors")
     for name, tensor in run.bare.model.state_dict().items():
         assert torch.equal(tensor, checkpoint[name]), name
 
 
 def test_a_trained_network_is_validated_before_the_first_step(tiny, tmp_path):
     """And only then: a run from random weights, or one that is resumed, begins with a step."""
+    tiny = changed(tiny, "training", steps=2)
     run_training(tiny)
-    assert [record["step"] for record in records(tmp_path / "run", "validation")] == [6]
-    config = changed(started(tiny, tmp_path), "training", save_every=3, validate_every=6)
+    assert [record["step"] for record in records(tmp_path / "run", "validation")] == [2]
+    config = changed(started(tiny, tmp_path), "training", save_every=1, validate_every=2)
     run_training(config)
     found = records(tmp_path / "second", "validation")
-    assert [record["step"] for record in found] == [0, 6]
+    assert [record["step"] for record in found] == [0, 2]
     assert found[0]["eer"] == records(tmp_path / "run", "validation")[0]["eer"]
     resumed = dataclasses.replace(
-        config, out=str(tmp_path / "third"), resume=str(tmp_path / "second" / "checkpoints" / "step-00000003")
+        config, out=str(tmp_path / "third"), resume=str(tmp_path / "second" / "checkpoints" / "step-00000001")
     )
     run_training(resumed)
-    assert [record["step"] for record in records(tmp_path / "third", "validation")] == [6]
+    assert [record["step"] for record in records(tmp_path / "third", "validation")] == [2]
 
 
 def test_class_vectors_start_as_means_of_their_fingers(tiny, tmp_path):
@@ -79,30 +80,30 @@ def test_class_vectors_start_as_means_of_their_fingers(tiny, tmp_path):
         weight = run.bare.loss.heads[name].weight[3]
         torch.testing.assert_close(F.normalize(weight, dim=0), F.normalize(embedding.sum(0), dim=0), atol=1e-4, rtol=0)
         assert 0.5 < float(weight.norm()) < 2
-    run_training(config)
-    random = dataclasses.replace(tiny, out=str(tmp_path / "random"))
+    run_training(changed(config, "training", steps=1))
+    random = dataclasses.replace(changed(tiny, "training", steps=1), out=str(tmp_path / "random"))
     run_training(random)
     losses = [records(tmp_path / name, "train")[0]["identity_texture"] for name in ("second", "random")]
     assert losses[0] < 0.8 * losses[1]
 
 
 def test_a_resumed_run_keeps_its_own_heads(tiny, tmp_path):
-    run_training(tiny)
+    run_training(changed(tiny, "training", steps=2))
     config = started(tiny, tmp_path)
-    run_training(changed(config, "training", steps=12, save_every=6))
-    whole = load_file(tmp_path / "second" / "checkpoints" / "step-00000012" / "training_state.safetensors")
+    run_training(changed(config, "training", steps=4, save_every=2))
+    whole = load_file(tmp_path / "second" / "checkpoints" / "step-00000004" / "training_state.safetensors")
     again = dataclasses.replace(config, out=str(tmp_path / "again"), resume="never")
-    again = changed(again, "training", steps=12, save_every=6)
-    resumed = dataclasses.replace(again, resume=str(tmp_path / "second" / "checkpoints" / "step-00000006"))
+    again = changed(again, "training", steps=4, save_every=2)
+    resumed = dataclasses.replace(again, resume=str(tmp_path / "second" / "checkpoints" / "step-00000002"))
     run_training(resumed)
     for name, tensor in load_file(
-        tmp_path / "again" / "checkpoints" / "step-00000012" / "training_state.safetensors"
+        tmp_path / "again" / "checkpoints" / "step-00000004" / "training_state.safetensors"
     ).items():
         assert torch.equal(tensor, whole[name]), name
 
 
 def test_another_shape_is_named(tiny, tmp_path):
-    run_training(tiny)
+    run_training(changed(tiny, "training", steps=1))
     config = started(tiny, tmp_path)
     with pytest.raises(UserError, match=r"to start from it give --model.embedding-dim 32 --model.norm group"):
         set_up(dataclasses.replace(config, model=ModelConfig(init_from=tiny.out, trunk="compact", width=8)))
