@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from fingerprint_accel.ranks import launched_local_rank
+from fingerprint_accel.ranks import launched_local_rank, not_a_number
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -110,6 +110,8 @@ def one_line_errors(on_interrupt: str = "interrupted") -> Iterator[None]:
     """
     try:
         try:
+            wrong = not_a_number()
+            require(not wrong, f"{wrong}: give a whole number, as launchers do, or unset the variable")
             yield
         except SystemExit as end:
             sys.stdout.flush()  # Python would print a traceback if the flush at exit failed

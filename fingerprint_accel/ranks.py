@@ -18,13 +18,23 @@ def launched_rank_and_size() -> tuple[int, int]:
 
     Without a rank in the environment the result is (0, 1), because SLURM scripts may set only the number of processes.
     """
-    rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), "")
-    if not rank:
-        return 0, 1
-    size = next((os.environ[name] for name in SIZES if os.environ.get(name)), "")
-    return int(rank), int(size or 1)
+    return (_number(RANKS, 0), _number(SIZES, 1)) if any(os.environ.get(name) for name in RANKS) else (0, 1)
 
 
 def launched_local_rank() -> int:
     """Return the rank of this process among those of its machine, or 0 without a launcher."""
-    return int(next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name)), 0))
+    return _number(LOCAL_RANKS, 0)
+
+
+def not_a_number() -> str:
+    """Return the first of the variables that contains no number as NAME=VALUE; an empty string if there is none."""
+    for name in (*RANKS, *LOCAL_RANKS, *SIZES):
+        if (value := os.environ.get(name)) and not value.isdecimal():
+            return f"{name}={value}"
+    return ""
+
+
+def _number(names: tuple[str, ...], default: int) -> int:
+    """Return the first of the variables that is set; the default if it is no number, see `not_a_number`."""
+    value = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return int(value) if value.isdecimal() else default

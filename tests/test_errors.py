@@ -106,3 +106,14 @@ def test_only_later_processes_without_a_group_wait(local_rank, grouped, waits, m
     with pytest.raises(SystemExit), one_line_errors():
         raise SystemExit(0)  # --help
     assert slept == [2.0] * waits
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
+def test_a_rank_that_is_no_number_is_one_line(name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "first")
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        pytest.fail("the command began")
+    assert end.value.code == 2
+    assert (
+        capsys.readouterr().err == f"error: {name}=first: give a whole number, as launchers do, or unset the variable\n"
+    )

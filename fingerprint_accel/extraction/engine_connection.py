@@ -18,7 +18,7 @@ from fingerprint_accel.untrusted import reason_of
 if TYPE_CHECKING:
     import psycopg
 
-URL = re.compile(r"postgres(?:ql)?://", re.IGNORECASE)
+URL = re.compile(r"postgres(?:ql)?:", re.IGNORECASE)  # also with a slash too few, which `connect` reports
 OLDEST_PGVECTOR = (0, 7, 0)  # the first version with halfvec, binary_quantize and distances of bit strings
 PATIENCE_MS = 60_000  # time to wait for a lock of another command
 KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}  # a lost server is noticed
@@ -54,16 +54,18 @@ def shown(url: str) -> str:
     """Return a URL without password and options, for messages: postgresql://USER@HOST/DATABASE."""
     scheme, user, address = _split(url)
     users, at, hosts = f"{user}{address}".rpartition("@")
-    return f"{scheme}://{users.partition(':')[0]}{at}{hosts}"
+    return f"{scheme}{users.partition(':')[0]}{at}{hosts}"
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Split a URL into its scheme, USER:PASSWORD@ as libpq reads it, and HOST/DATABASE without options.
+    """Split a URL into SCHEME://, USER:PASSWORD@ as libpq reads it, and HOST/DATABASE without options.
 
     For libpq, user and password end at the first @ that no / precedes. They may contain ? and #. Options have the form
     ?NAME=VALUE.
     """
-    scheme, _, rest = url.partition("://")
+    start = re.match(r"[^:]*:/{0,2}", url)
+    scheme = start[0] if start else ""
+    rest = url.removeprefix(scheme)
     found = re.match(r"[^/@]*@", rest)
     user = found[0] if found else ""
     return scheme, user, re.split(r"\?(?=[^@]*=)", rest.removeprefix(user))[0]
@@ -85,7 +87,9 @@ def connect(url: str) -> psycopg.Connection[Any]:
         raise UserError(f"{place}: needs psycopg: pip install 'fingerprint-accel[engine]'") from error
     remedy = "write it as postgresql://USER@HOST/DATABASE, with %40 for @ and the like in a password"
     malformed = f"{place}: not a valid URL; {remedy}"
-    require("@" not in _split(url)[2], malformed)  # libpq would name a part of the password as host or database
+    scheme, _, address = _split(url)
+    require(scheme.endswith("://"), malformed)
+    require("@" not in address, malformed)  # libpq would name a part of the password as host or database
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error as error:  # its message may contain a part of the password

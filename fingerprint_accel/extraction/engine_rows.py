@@ -24,7 +24,7 @@ COPY_HEADER, COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 ROWS_AT_ONCE = 256  # rows that are sent together
 SMALLEST = np.float16(2**-24)  # smallest positive float16
 HALF_TOLERANCE = 2e-3  # of the squared norm of a template in float16, whose numbers have a relative error below 2^-11
-MOST_TEXT, LARGEST_IMPRESSION = 2**16, 2**62
+MOST_TEXT, LARGEST_IMPRESSION = 2**16, 2**63 - 1
 REMEDY = "restore the database from a backup, or remove the print and enrol it again"
 
 

@@ -32,7 +32,7 @@ def people(cells=0, seed=0):
     if cells:
         vectors.reshape(COUNT, cells, -1)[generator.random((COUNT, cells)) < 0.3] = 0
     known = [
-        Known(f"scans/{row}.png", f"Zoë {row // 10}", row % 11, f"disk/{row}", row % 3, row / 1000)
+        Known(f"scans/{row}.png", f"Zoë {row // 10}", row % 11, f"disk/{row}", (row % 3 - 1) % 2**63, row / 1000)
         for row in range(COUNT)
     ]
     return unit(vectors), known
@@ -274,6 +274,7 @@ def test_troubles_end_in_one_line(postgres, database, monkeypatch):
         "postgresql://me:secret@127.0.0.1:9/db": "postgresql://me@127.0.0.1:9/db: Connection refused; check that the "
         "server runs and can be reached; then run the same command again$",
         "postgresql://me:se%ZZcret@db/prints": "postgresql://me@db/prints: not a valid URL; write it as",
+        "postgresql:/me:secret@db/prints": "postgresql:/me@db/prints: not a valid URL; write it as",
         f"postgresql://postgres@/nowhere?host={host}": 'database "nowhere" does not exist; create the database',
         f"postgresql://nobody@/postgres?host={host}": 'role "nobody" does not exist; correct the user of the URL',
         database: "holds no gallery; `fingerprint-accel enroll` makes one",
