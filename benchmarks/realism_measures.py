@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fingerprint_accel.data.canvas import ridge_mask
+from fingerprint_accel.data.ridge_mask import ridge_mask
 
 WINDOW_MM = 2.7  # about six ridges
 PERIODS_MM = (0.25, 0.9)  # range of ridge periods

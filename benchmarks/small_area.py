@@ -23,7 +23,7 @@ from machine import machine, versions
 from real_sets import Prints, read_set, sets_in
 from results_file import check_results, write_results
 
-from fingerprint_accel.data.canvas import CanvasError, ridge_mask
+from fingerprint_accel.data.ridge_mask import CanvasError, ridge_mask
 from fingerprint_accel.errors import UserError, one_line_errors
 from fingerprint_accel.extraction.extractor import FingerprintExtractor, open_extractor
 from fingerprint_accel.extraction.print_quality import contact_area

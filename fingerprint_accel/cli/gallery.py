@@ -79,7 +79,8 @@ def enroll(
     """
     from fingerprint_accel.data.print_file import Reading
     from fingerprint_accel.extraction.bulk_enrolment import enroll_embeddings
-    from fingerprint_accel.extraction.enrolment import Wanted, enroll_prints
+    from fingerprint_accel.extraction.enrolment import enroll_prints
+    from fingerprint_accel.extraction.enrolment_inputs import Wanted
     from fingerprint_accel.extraction.extractor import open_extractor
     from fingerprint_accel.extraction.galleries import check_fits, check_gallery, name_of
     from fingerprint_accel.extraction.gallery_parts import FLOAT32, INT8

@@ -10,27 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fingerprint_accel.data.regions import (
-    along_blocks,
-    around,
-    block_ranks,
-    block_sums,
-    connected_parts,
-    in_blocks,
-    interpolated_rows,
-    strips,
-)
+from fingerprint_accel.data.regions import around, block_ranks, interpolated_rows
+from fingerprint_accel.data.ridge_mask import MIN_CONTRAST, CanvasError, mask_of_smoothed, neighbours, smoothed
 
 WHITE = 255
 DARKEST_PAPER = 0.6  # lowest brightness of paper relative to bright parts of the image; wet patches are darker
-BLOCK_MM = 0.8  # side of the blocks that are searched for ridges, mm; about two ridges
-MIN_CONTRAST = 5.0  # minimum standard deviation of a block with ridges, grey levels
 MIN_BLOCKS = 12  # minimum number of blocks with ridges in a print
 MOST_PADDED = 200_000_000  # largest number of pixels of an image with the white margin that a canvas needs
-
-
-class CanvasError(ValueError):
-    """Raised for an image on which no print was found. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ def find_frame(grey: np.ndarray, ppi: float, dataset_ppi: int, canvas: int) -> F
     Raises:
         CanvasError: if the image shows no ridges.
     """
-    return _frame(*_print_mask(grey, _smoothed(grey), ppi), dataset_ppi / ppi, canvas)
+    return _frame(*_print_mask(grey, smoothed(grey), ppi), dataset_ppi / ppi, canvas)
 
 
 def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
@@ -83,7 +69,7 @@ def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.nd
 
     Args:
         grey: (H, W) uint8, the image.
-        smooth: (H, W) uint8, the image after `_smoothed`.
+        smooth: (H, W) uint8, the image after `smoothed`.
         ppi: resolution of the image, pixels per inch.
 
     Raises:
@@ -91,7 +77,7 @@ def _print_mask(grey: np.ndarray, smooth: np.ndarray, ppi: float) -> tuple[np.nd
     """
     if int(grey.max()) - int(grey.min()) < 4 * MIN_CONTRAST:
         raise CanvasError("blank: the image has almost no contrast")
-    mask, block = _ridge_mask(smooth, ppi)
+    mask, block = mask_of_smoothed(smooth, ppi)
     if mask.sum() < MIN_BLOCKS:
         raise CanvasError("no ridges found: the image shows no fingerprint, or its ppi is wrong")
     return mask, block
@@ -105,97 +91,6 @@ def _frame(mask: np.ndarray, block: int, scale: float, canvas: int) -> Frame:
     centre_y, centre_x = (first + last + 1) / 2 * block
     half = canvas / 2 / scale
     return Frame(float(centre_x - half), float(centre_y - half), scale)
-
-
-def ridge_mask(grey: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
-    """Mark the blocks of an image that contain ridges.
-
-    A block is marked if its contrast is high and its grey values are spread to both sides of their mean.
-
-    Args:
-        grey: (H, W) uint8.
-        ppi: resolution of the image, pixels per inch.
-
-    Returns:
-        (rows, columns) bool mask with one entry per block, and the side of a block in pixels.
-
-    Raises:
-        CanvasError: if the image is too small to hold a print.
-    """
-    return _ridge_mask(_smoothed(grey), ppi)
-
-
-def _smoothed(grey: np.ndarray) -> np.ndarray:
-    """Blur a (H, W) uint8 image with a 3 x 3 box filter, so that sensor noise is not detected as ridges.
-
-    The result is that of `PIL.ImageFilter.BoxBlur(1)`, which takes four times as long.
-    """
-    height, width = grey.shape
-    result = np.empty_like(grey)
-    for some in strips(height, width):
-        padded = np.empty((some.stop - some.start + 2, width + 2), np.uint16)
-        padded[1:-1, 1:-1] = grey[some]
-        padded[0, 1:-1], padded[-1, 1:-1] = grey[max(0, some.start - 1)], grey[min(some.stop, height - 1)]
-        padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
-        across = _thirds(padded[:, :-2], padded[:, 1:-1], padded[:, 2:])
-        result[some] = _thirds(across[:-2], across[1:-1], across[2:])
-    return result
-
-
-def _thirds(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return the mean of three uint16 arrays, rounded to the nearest integer."""
-    total: np.ndarray = before + here
-    total += after
-    total += 1
-    total //= 3
-    return total
-
-
-def _ridge_mask(smooth: np.ndarray, ppi: float) -> tuple[np.ndarray, int]:
-    block = max(4, round(BLOCK_MM / 25.4 * ppi))
-    rows, columns = smooth.shape[0] // block, smooth.shape[1] // block
-    if rows < 2 or columns < 2:
-        raise CanvasError("too small to hold a print: a side is shorter than 1.6 mm, or the ppi is wrong")
-    deviation, varied = np.empty((rows, columns), np.float32), np.empty((rows, columns), bool)
-    for some in strips(rows, block * block * columns):
-        pixels = smooth[some.start * block : some.stop * block, : columns * block]
-        deviation[some], varied[some] = _contrast(pixels, block)
-    mask = deviation > max(MIN_CONTRAST, 0.35 * float(np.percentile(deviation, 95)))
-    return _main_part(_neighbours(mask & varied) >= 5), block
-
-
-def _contrast(pixels: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Measure the contrast of square blocks of pixels (rows * block, columns * block) uint8.
-
-    Returns:
-        (rows, columns) float32 standard deviations, and (rows, columns) bool: whether more than 30 % of the pixels of a
-        block differ from its mean by more than half of its standard deviation.
-    """
-    count, middle = block**2, 128
-    tiles = in_blocks(pixels, block)
-    values = np.subtract(tiles, np.float32(middle))  # small numbers, so that float32 sums of squares are exact
-    mean = block_sums(values) / np.float64(count)
-    values *= values
-    deviation = np.sqrt(np.maximum(0, block_sums(values) / count - mean**2)).astype(np.float32)
-    # Pixels are integers, so they can be compared with integers.
-    low, high = mean + middle - 0.5 * deviation, mean + middle + 0.5 * deviation
-    far = tiles < along_blocks(np.ceil(low).clip(0).astype(np.uint8), block)
-    far |= tiles > along_blocks(high.clip(max=WHITE).astype(np.uint8), block)
-    return deviation, block_sums(far) / count > 0.3
-
-
-def _neighbours(mask: np.ndarray) -> np.ndarray:
-    """Return the number of true values in the 3 x 3 neighbourhood of each mask entry, as a (rows, columns) array."""
-    counts: np.ndarray = around(mask.astype(np.int32)).sum(axis=0)
-    return counts
-
-
-def _main_part(mask: np.ndarray) -> np.ndarray:
-    """Keep the largest connected component of a mask, and all components with at least a quarter of its area."""
-    labels = connected_parts(mask)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.isin(labels, np.flatnonzero(sizes >= max(1, sizes.max() // 4))) & mask
 
 
 def put_on_canvas(
@@ -219,7 +114,7 @@ def put_on_canvas(
     Raises:
         CanvasError: if the image shows no ridges.
     """
-    smooth = _smoothed(grey)
+    smooth = smoothed(grey)
     mask, block = _print_mask(grey, smooth, ppi)
     frame = _frame(mask, block, dataset_ppi / ppi, canvas)
     side = canvas / frame.scale
@@ -255,7 +150,7 @@ def _on_white(grey: np.ndarray, smooth: np.ndarray, block: int) -> np.ndarray:
 
     Args:
         grey: (H, W) uint8, the image.
-        smooth: (H, W) uint8, the image without noise, see `_smoothed`.
+        smooth: (H, W) uint8, the image without noise, see `smoothed`.
         block: side of a block, pixels.
 
     Returns:
@@ -329,7 +224,7 @@ def _contact(mask: np.ndarray, block: int, left: float, top: float, side: float,
         side: side of the canvas, image pixels.
         canvas: side of the canvas, pixels.
     """
-    grown = _neighbours(_neighbours(_filled(mask)) > 0) > 0
+    grown = neighbours(neighbours(_filled(mask)) > 0) > 0
     margin = int(np.ceil(max(mask.shape) + side / block))
     padded = Image.fromarray(np.pad(grown.astype(np.uint8) * 255, margin))
     box = (left / block + margin, top / block + margin, (left + side) / block + margin, (top + side) / block + margin)

@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
+from fingerprint_accel.data.canvas import put_on_canvas
 from fingerprint_accel.data.captures import IMAGE_PPI, read_capture, split_name
 from fingerprint_accel.data.decoding import ImageError
 from fingerprint_accel.data.minutiae_fit import why_foreign
 from fingerprint_accel.data.plausibility import is_inverted, ridge_period
+from fingerprint_accel.data.ridge_mask import CanvasError
 from fingerprint_accel.data.templates import NO_MINUTIAE, TemplateError, read_template
 
 # Type of functions that enhance the ridges of a print on its canvas (a square image). They take an image (S, S) uint8

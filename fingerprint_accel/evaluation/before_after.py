@@ -29,7 +29,8 @@ from fingerprint_accel.extraction.pair_picture import pair_png
 from fingerprint_accel.extraction.poses import UPRIGHT
 from fingerprint_accel.metrics.bootstrap import bootstrap_eer
 from fingerprint_accel.metrics.curve import resolvable, sorted_curve
-from fingerprint_accel.metrics.protocols import Pairs, Scores, sampled_comparisons
+from fingerprint_accel.metrics.protocols import Pairs, Scores
+from fingerprint_accel.metrics.sampling import sampled_comparisons
 from fingerprint_accel.metrics.verification import SENSIBLE, compute_metrics
 
 TITLE = "Before and after training"

@@ -30,14 +30,8 @@ from fingerprint_accel.extraction.poses import UPRIGHT, Poses
 from fingerprint_accel.metrics.bootstrap import compare_scores
 from fingerprint_accel.metrics.identification import Fold, Searches, first_enrolled, half_enrolled, search
 from fingerprint_accel.metrics.persons import PersonPrints
-from fingerprint_accel.metrics.protocols import (
-    PROTOCOLS,
-    Pairs,
-    Scores,
-    sampled_comparisons,
-    score_pairs,
-    score_protocol,
-)
+from fingerprint_accel.metrics.protocols import PROTOCOLS, Pairs, Scores, score_pairs, score_protocol
+from fingerprint_accel.metrics.sampling import sampled_comparisons
 from fingerprint_accel.metrics.verification import compute_metrics
 from fingerprint_accel.models.saved_model import BUNDLED
 from fingerprint_accel.outputs import check_folder

@@ -19,7 +19,8 @@ from fingerprint_accel.data.persons import person_in
 from fingerprint_accel.errors import UserError, require
 from fingerprint_accel.extraction.embeddings_folder import CONFIG, PRINTS, EmbeddingsFolder, open_folder
 from fingerprint_accel.extraction.embeddings_folder import REMEDY as OF_FOLDER
-from fingerprint_accel.extraction.enrolment import Enrolled, Wanted, replaced_of
+from fingerprint_accel.extraction.enrolment import Enrolled, replaced_of
+from fingerprint_accel.extraction.enrolment_inputs import Wanted
 from fingerprint_accel.extraction.galleries import open_or_create
 from fingerprint_accel.extraction.gallery_parts import Known
 from fingerprint_accel.text import printable

@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 
 from fingerprint_accel.config import ModelConfig, PreprocessConfig
-from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
+from fingerprint_accel.data.canvas import put_on_canvas
 from fingerprint_accel.data.decoding import ImageError
 from fingerprint_accel.data.print_file import ImageFile, Reading
+from fingerprint_accel.data.ridge_mask import CanvasError
 from fingerprint_accel.data.templates import NO_MINUTIAE
 from fingerprint_accel.errors import UserError
 from fingerprint_accel.extraction.inputs import (

@@ -23,7 +23,7 @@ import torch
 from fingerprint_accel.data.listing import list_paths
 from fingerprint_accel.data.listing_rows import is_container
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.extraction.enrolment import Wanted, canvas_of, listed_prints
+from fingerprint_accel.extraction.enrolment_inputs import Wanted, canvas_of, listed_prints
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.extraction.galleries import EnrolledPrints, open_index
 from fingerprint_accel.extraction.gallery_parts import Known, NothingSelectedError

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fingerprint_accel.data.canvas import CanvasError, ridge_mask
+from fingerprint_accel.data.ridge_mask import CanvasError, ridge_mask
 from fingerprint_accel.extraction.poses import MM_PER_INCH
 from fingerprint_accel.preprocess.coarse import local_means
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fingerprint_accel.data.canvas import CanvasError, put_on_canvas
+from fingerprint_accel.data.canvas import put_on_canvas
+from fingerprint_accel.data.ridge_mask import CanvasError
 
 NONE = np.empty((0, 4), np.float32)
 

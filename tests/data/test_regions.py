@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from fingerprint_accel.data import canvas, regions
+from fingerprint_accel.data import canvas, regions, ridge_mask
 
 SIZES = [(48, 1, 1), (16, 3, 5), (18, 7, 4), (5, 9, 11), (4, 2, 2)]  # side of a block, rows and columns of blocks
 
@@ -48,7 +48,7 @@ def test_blur_is_that_of_pillow(size, monkeypatch):
     monkeypatch.setattr(regions, "STRIP", 500)
     image = picture(*size)
     expected = Image.fromarray(image).filter(ImageFilter.BoxBlur(1))
-    np.testing.assert_array_equal(canvas._smoothed(image), np.asarray(expected))
+    np.testing.assert_array_equal(ridge_mask.smoothed(image), np.asarray(expected))
 
 
 @pytest.mark.parametrize("block", [16, 18, 5])
@@ -58,7 +58,7 @@ def test_contrast_of_blocks(block):
     tiles = image.reshape(9, block, 12, block).astype(np.float64)
     spread, mean = tiles.std(axis=(1, 3)), tiles.mean(axis=(1, 3), keepdims=True)
     far = (np.abs(tiles - mean) > spread[:, None, :, None] / 2).mean(axis=(1, 3)) > 0.3
-    deviation, varied = canvas._contrast(image, block)
+    deviation, varied = ridge_mask._contrast(image, block)
     np.testing.assert_allclose(deviation, spread, rtol=1e-6)
     np.testing.assert_array_equal(varied, far)
     assert not deviation[:, :3].any() and not varied[:, :3].any() and varied[:, 3:].any()

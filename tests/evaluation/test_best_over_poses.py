@@ -14,7 +14,8 @@ from fingerprint_accel.errors import UserError
 from fingerprint_accel.evaluation.run import Extras, evaluate, evaluate_command
 from fingerprint_accel.extraction.extractor import FingerprintExtractor
 from fingerprint_accel.metrics.identification import first_enrolled, search
-from fingerprint_accel.metrics.protocols import sampled_comparisons, score_pairs, score_protocol
+from fingerprint_accel.metrics.protocols import score_pairs, score_protocol
+from fingerprint_accel.metrics.sampling import sampled_comparisons
 from fingerprint_accel.similarity import pair_similarity, similarity
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fingerprint_accel.errors import UserError
-from fingerprint_accel.metrics.protocols import comparisons, sampled_comparisons
+from fingerprint_accel.metrics.protocols import comparisons
+from fingerprint_accel.metrics.sampling import sampled_comparisons
 
 
 def uneven(seed=0):
