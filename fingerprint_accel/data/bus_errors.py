@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 EXIT_CODE = 2
@@ -55,6 +56,22 @@ def watch(address: int, size: int, path: Path) -> None:
                 handler = ctypes.cast(_handler, ctypes.c_void_p)
                 _sigaction(ctypes.byref(_Action(handler=handler, flags=SA_SIGINFO)), ctypes.byref(_previous))
             _installed = True
+
+
+def watch_mapped(path: Path, owner: object) -> None:
+    """Name `path` if reading it fails, for a file that another library has mapped.
+
+    Args:
+        path: The file.
+        owner: Object that owns the mapping. The file is forgotten when it is deleted.
+    """
+    number = str(path.stat().st_ino)
+    for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines() if SUPPORTED else ():
+        where, _, _, _, inode, *name = line.split(maxsplit=5)
+        if inode == number and name and name[0].endswith(path.name):
+            start, end = (int(address, 16) for address in where.split("-"))
+            watch(start, end - start, path)
+            weakref.finalize(owner, forget, start)
 
 
 def forget(address: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import mmap
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,16 +121,18 @@ def read_records(path: Path, key: Sequence[str] = ()) -> list[ImageRecord]:
     try:
         with open_regular(path) as file:
             container = container_of(file.read(HEAD))
-            return [] if container is None else _records_in(file, container, key)
+            return [] if container is None else _records_in(path, file, container, key)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     except UnreadableError as error:
         raise ImageError(f"cannot be read: {error}") from error
 
 
-def _records_in(file: BufferedReader, container: Container, key: Sequence[str]) -> list[ImageRecord]:
+def _records_in(path: Path, file: BufferedReader, container: Container, key: Sequence[str]) -> list[ImageRecord]:
+    from fingerprint_accel.data.mapping import MappedFile  # takes time, and image files do not need it
+
     check_file_size(file, MOST_CONTAINER)
-    return container.read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), key)
+    return container.read(memoryview(MappedFile(path).buffer).cast("B"), key)
 
 
 def read_capture(
@@ -257,7 +258,7 @@ def _read(path: Path, number: int, raw_size: tuple[int, int] | None) -> tuple[Im
         head = file.read(HEAD)
         container = container_of(head)
         if container is not None:
-            record = _chosen(_records_in(file, container, ()), number, path)
+            record = _chosen(_records_in(path, file, container, ()), number, path)
             return record, _decoded(record, str(path))
         data = head + read_rest(file, MOST_BYTES)
     if not data:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fingerprint_accel.data import bus_errors
 from fingerprint_accel.durable import draft_of, errors_naming, file_sha256, fsync_path
 from fingerprint_accel.errors import UserError, require, write_errors
 from fingerprint_accel.extraction.gallery import Gallery
@@ -183,6 +184,8 @@ class ApproximateSearch:
                 if is_intact(path):
                     check_index_file(path, self.gallery.dims, len(self.gallery))
                     index = self._faiss.read_index(str(path), flags)
+                    if flags & self._faiss.IO_FLAG_MMAP:
+                        bus_errors.watch_mapped(path, index)
             except (RuntimeError, OSError):  # another process has deleted the file
                 continue
             except (UnreadableError, MemoryError):

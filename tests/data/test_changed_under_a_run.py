@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from record_files import transaction, type_14
 from small_datasets import QUIET, dataset
 
 from fingerprint_accel import jobs
 from fingerprint_accel.data import bus_errors, watching
+from fingerprint_accel.data.captures import read_records
 from fingerprint_accel.data.mapping import MappedFile
 from fingerprint_accel.data.merging import merge
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.data.watching import ShardWatcher
 from fingerprint_accel.errors import UserError
+from fingerprint_accel.extraction.approximate import ApproximateSearch
 from fingerprint_accel.extraction.gallery import Gallery
 from fingerprint_accel.extraction.gallery_parts import Known, part_files
 
@@ -106,6 +109,41 @@ def test_an_open_gallery_names_its_file(tmp_path):
     status, line = in_child(work, tmp_path / "stderr")
     assert os.waitstatus_to_exitcode(status) == 2
     assert f"{part}: became shorter while it was read" in line
+
+
+def test_an_index_names_its_file(tmp_path):
+    """FAISS maps the index by itself."""
+    vectors = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    gallery = Gallery.create(tmp_path / "gallery", 64, "tests")
+    gallery.append(vectors, [Known(str(row)) for row in range(4000)])
+    before, opened = len(bus_errors._mapped), [ApproximateSearch(gallery)]
+    (file,) = gallery.folder.glob("*.faiss")
+
+    def work():
+        os.truncate(file, 4096)
+        opened[0].search(vectors, 10)
+
+    status, line = in_child(work, tmp_path / "stderr")
+    assert os.waitstatus_to_exitcode(status) == 2
+    assert f"{file}: became shorter while it was read" in line
+    assert len(bus_errors._mapped) == before + 1
+    opened.clear()
+    assert len(bus_errors._mapped) == before
+
+
+def test_a_container_names_its_file(tmp_path):
+    path = tmp_path / "prints.an2"
+    path.write_bytes(transaction(type_14(1, np.zeros((300, 300), np.uint8), 1, "NONE")))
+
+    def work():
+        (record,) = read_records(path)
+        os.truncate(path, 4096)
+        bytes(record.image)
+
+    status, line = in_child(work, tmp_path / "stderr")
+    assert os.waitstatus_to_exitcode(status) == 2
+    assert f"{path}: became shorter while it was read" in line
 
 
 def test_other_mapped_files_end_as_before(tmp_path):
