@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from fingerprint_accel.data.checksums import differing_files
 from fingerprint_accel.data.dataset_card import origin_of, write_dataset_card
 from fingerprint_accel.data.encoding import check_encoding
 from fingerprint_accel.data.import_summary import ImportSummary
@@ -82,6 +83,7 @@ def merge(
     check_folder(out, DATASET, inputs=sources)
     opened = [_open_source(source) for source in sources]
     job = MergeJob(opened, _completed(options or MergeOptions(), opened))
+    _check_pixels(opened, progress)
     with open_workers(workers, cluster) as team:
         run(job, out, team.executor, overwrite, progress)
     return ImportSummary.of(out, time.perf_counter() - started)
@@ -115,6 +117,17 @@ def _open_source(folder: Path) -> Shards:
             raise UserError(f"{folder}: no fingerprint.json beside its shards; copy or import it again")
         raise UserError(f"{folder}: not a dataset folder; if it holds images, import them with `import`")
     return open_dataset(folder)
+
+
+def _check_pixels(sources: Sequence[Shards], progress: bool) -> None:
+    """Compare all shards with their checksums, because the new dataset gets checksums of what is read from them.
+
+    Raises:
+        UserError: if a shard is damaged.
+    """
+    expected = {file.path: source.info.sha256[file.path.name] for source in sources for file in source.files}
+    for path in differing_files(expected, "comparing checksums", progress):
+        raise UserError(f"{path}: differs from its sha256; restore it from a copy, or make {path.parent} again")
 
 
 class MergeJob(Job):

@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
+from fingerprint_accel.data.checksums import differing_files
 from fingerprint_accel.data.shard_writing import CARD, INFO
-from fingerprint_accel.durable import OTHER_FILES, file_sha256
+from fingerprint_accel.durable import OTHER_FILES
 from fingerprint_accel.errors import UserError, require
-from fingerprint_accel.executors import cores
 from fingerprint_accel.extraction.embeddings_folder import CONFIG
 from fingerprint_accel.extraction.gallery_files import INDEX_NAME, INDEXES, misses_parts, own_facts
 from fingerprint_accel.extraction.gallery_parts import part_files
 from fingerprint_accel.untrusted import Fields, read_json
 
 REMEDY = "restore it from a copy"
-MOST_THREADS = 4  # hashing releases the GIL, so threads run in parallel; with more threads the disk is the limit
 
 
 def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
@@ -45,15 +41,7 @@ def verify(folder: Path, progress: bool = True) -> tuple[int, int]:
     for path in expected:
         require(path.is_file(), f"{path}: missing; restore it from a copy, or make {folder} again")
     sizes = {path: path.stat().st_size for path in expected}
-    changed = []
-    with (
-        tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=not progress) as bar,
-        ThreadPoolExecutor(min(MOST_THREADS, cores())) as pool,
-    ):
-        for path, found in zip(expected, pool.map(file_sha256, expected), strict=True):
-            if not found.startswith(expected[path]):
-                changed.append(path)
-            bar.update(sizes[path])
+    changed = differing_files(expected, "verifying", progress)
     edited = [path for path in changed if path.name == CARD]  # the card of a dataset asks its owner to add the licence
     changed = [path for path in changed if path not in edited]
     if changed:

@@ -335,3 +335,14 @@ def test_a_source_that_changes_under_a_merge_ends_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"data-00001-of-00003\.arrow: differs from its sha256; restore it from a copy"):
         merge([source], out, **QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_damaged_source_is_not_merged(tmp_path):
+    """A flipped pixel is noticed by no check when the dataset is opened, and the copy had a valid checksum."""
+    source = dataset(tmp_path / "set", "abc", impressions=5)
+    path = source / "data-00001-of-00003.arrow"
+    zeros(path)
+    open_dataset(source)
+    with pytest.raises(UserError, match=f"^{path}: differs from its sha256; restore it from a copy, or make {source}"):
+        merge([source], tmp_path / "out", **QUIET)
+    assert [each.name for each in tmp_path.iterdir()] == ["set"]

@@ -14,6 +14,7 @@ from fingerprint_accel.data.shard_writing import Record
 from fingerprint_accel.data.shards import open_dataset
 from fingerprint_accel.errors import UserError
 from tests.data.small_datasets import QUIET, SIDE, assert_same_prints, contents, dataset, files, picture
+from tests.faults.documents import sign
 
 
 @pytest.fixture
@@ -177,6 +178,7 @@ def test_a_damaged_lz4_row(tmp_path):
     at = bytes(data).index(first)
     data[at : at + 40] = b"\xff" * 40
     path.write_bytes(data)
+    sign(source, path)  # as if it was damaged before its checksum was computed
     with pytest.raises(UserError, match=r"one/data-00000-of-00001.arrow: holds a damaged print \(.*; copy or import"):
         merge([source], tmp_path / "out", MergeOptions(encoding="raw"), **QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
