@@ -21,7 +21,7 @@ from fingerprint_accel.privacy import private_files
 
 ALIGNMENT = "model.alignment."  # prefix of the weights of the alignment network
 HEAD = (".vectors.weight", ".contact.weight")  # ends of the weights of the dense head
-FLOAT_LAYERS = 2  # convolutions of the trunk, one after the other, that are not quantised
+FLOAT_LAYERS = 1  # convolutions of the trunk, one after the other, that are not quantised
 FOLLOWING = ("Relu", "MaxPool", "AveragePool", "Concat")  # operators that run on the outputs of convolutions
 BATCH_SIZE = 8
 
@@ -30,11 +30,13 @@ BATCH_SIZE = 8
 def quantised(content: bytes, images: np.ndarray) -> Any:
     """Quantise an ONNX model that `export.onnx_file` has made.
 
-    These layers stay in float32: the preprocessing, the alignment network, the first convolution, the convolutions that
-    read its output, the sums of residual blocks and the head. The alignment network selects the most probable pose, so
-    that a small error can change the whole template. The first convolution has a single input channel, for which
-    integer kernels are not faster. Rounding its output to 8 bits raises the change of similarities of the model
-    `small` from 0.010 to 0.018 (root mean square).
+    These layers stay in float32: the preprocessing, the alignment network, the first convolution, the last sum of a
+    residual block and the head. The alignment network selects the most probable pose, so that a small error can change
+    the whole template. The first convolution has a single input channel, for which integer kernels are not faster.
+
+    The range of a tensor is the mean over batches of the smallest and of the largest value in a batch. The range over
+    all batches would depend on the most unusual print. It changed the EER of the model `small` on FVC2002 DB3_B by 0.25
+    points, the mean changes it by 0.00.
 
     Args:
         content: content of the ONNX file.
@@ -72,6 +74,7 @@ def quantised(content: bytes, images: np.ndarray) -> Any:
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
+                extra_options={"CalibMovingAverage": True},
             )
         finally:
             advice.setLevel(level)
