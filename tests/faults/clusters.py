@@ -54,17 +54,19 @@ def run(lab: Lab, trial: Trial) -> Outcome:
 
 def _cluster(lab: Lab) -> tuple[Child, str]:
     """Return the cluster of this process, which is started if there is none, and its address."""
-    file = lab.work / "address"
-    if os.getpid() not in _clusters:
-        file.unlink(missing_ok=True)
-        _clusters[os.getpid()] = Child(lambda: _serve(file), emptied(lab.work / "scheduler"))
-    cluster = _clusters[os.getpid()]
-    deadline = time.monotonic() + 180
-    while not file.exists() or len(_workers(cluster)) < 2:  # a nanny replaces a killed worker
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the Dask cluster does not start: {cluster.wait(0).err[-2000:]}")
-        time.sleep(0.05)
-    return cluster, file.read_text()
+    file, err = lab.work / "address", ""
+    for _ in range(3):  # a nanny sometimes gives up instead of replacing a killed worker
+        if os.getpid() not in _clusters:
+            file.unlink(missing_ok=True)
+            _clusters[os.getpid()] = Child(lambda: _serve(file), emptied(lab.work / "scheduler"))
+        cluster = _clusters[os.getpid()]
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if file.exists() and len(_workers(cluster)) == 2:
+                return cluster, file.read_text()
+            time.sleep(0.05)
+        err = _clusters.pop(os.getpid()).wait(0).err
+    raise RuntimeError(f"the Dask cluster does not start: {err[-2000:]}")
 
 
 def _serve(file: Path) -> None:
