@@ -161,6 +161,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
             raise KeyboardInterrupt(_kept(len(_finished(job, staging)), len(job.sizes))) from None
         with errors_naming(out):
             put_in_place(staging, out, job.kind)
+            discard_drafts(out)  # of workers of a cluster that do the work of others again; they cannot write to `out`
             delete_records(out, job.names)
     return made
 

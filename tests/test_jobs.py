@@ -353,3 +353,16 @@ def test_state_of_files(tmp_path):
     after = state_of_files([path])
     os.utime(path, ns=(6, 6))
     assert len({before, after, state_of_files([path])}) == 3
+
+
+def test_drafts_that_appear_while_the_folder_is_published_are_deleted(out, whole, monkeypatch):
+    """A worker that lost the scheduler still writes. The next command refused the folder because of its draft."""
+    place = jobs.put_in_place
+
+    def disturbed(staging, *rest):
+        (staging / ".machine-1-1-2.txt.tmp").write_text("half")
+        place(staging, *rest)
+
+    monkeypatch.setattr(jobs, "put_in_place", disturbed)
+    make(out)
+    assert files(out) == whole

@@ -256,12 +256,15 @@ def publish_dataset(
 
 
 def seal_dataset(folder: Path) -> None:
-    """Add the checksums of all files that are no shards to the description of a complete dataset folder."""
+    """Add the checksums of all files that are no shards to the description of a complete dataset folder.
+
+    Files whose names begin with a dot are left out. Workers of a cluster whose client was killed may still write them.
+    """
     info = DatasetInfo.read(folder)
     others = {
         path.name: file_sha256(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != INFO and path.name not in info.sha256
+        if not path.name.startswith(".") and path.is_file() and path.name != INFO and path.name not in info.sha256
     }
     write_json(folder / INFO, asdict(replace(info, sha256_of_other_files=others)))
 

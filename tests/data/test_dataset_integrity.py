@@ -264,3 +264,11 @@ def test_large_datasets_are_not_hashed_when_opened(folder, monkeypatch):
     monkeypatch.setattr("fingerprint_accel.data.shards.CHECKED_AT_ONCE", 10)
     monkeypatch.setattr("fingerprint_accel.data.shards.digest_without_pixels", lambda *_: pytest.fail("was hashed"))
     assert len(open_dataset(folder)) == 10
+
+
+def test_a_file_that_another_worker_still_writes_is_not_sealed(tmp_path):
+    """The description named it, and no reader accepted the dataset."""
+    folder = dataset(tmp_path / "set", "ab")
+    (folder / ".machine-7-7-data-00000-of-00001.arrow.tmp").write_bytes(b"half")
+    seal_dataset(folder)
+    assert list(open_dataset(folder).key_of_finger) == ["a", "b"]
