@@ -161,7 +161,7 @@ def run(job: Job, out: Path, executor: Executor, overwrite: bool = False, progre
             raise KeyboardInterrupt(_kept(len(_finished(job, staging)), len(job.sizes))) from None
         with errors_naming(out):
             put_in_place(staging, out, job.kind)
-            discard_drafts(out)  # of workers of a cluster that do the work of others again; they cannot write to `out`
+            discard_drafts(out)  # a worker of a cluster that has lost its client may have begun a shard again
             delete_records(out, job.names)
     return made
 

@@ -58,12 +58,12 @@ def begin(staging: Path, arguments: Facts, out: Path, overwrite: bool) -> None:
     discard_drafts(staging)
 
 
-def discard_drafts(staging: Path) -> None:
-    """Delete the partly written files that killed workers have left in a staging folder.
+def discard_drafts(folder: Path) -> None:
+    """Delete the partly written files that killed or lost workers have left in a staging folder or a finished folder.
 
     Their names begin with a dot. Libraries name some of them.
     """
-    for path in [*staging.glob(".*"), *(staging / RECORDS).glob(".*")]:
+    for path in [*folder.glob(".*"), *(folder / RECORDS).glob(".*")]:
         path.unlink(missing_ok=True)
 
 

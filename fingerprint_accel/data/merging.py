@@ -126,7 +126,8 @@ def _check_pixels(sources: Sequence[Shards], progress: bool) -> None:
         UserError: if a shard is damaged.
     """
     expected = {file.path: source.info.sha256[file.path.name] for source in sources for file in source.files}
-    for path in differing_files(expected, "comparing checksums", progress):
+    if damaged := differing_files(expected, "comparing checksums", progress):
+        path = damaged[0]
         raise UserError(f"{path}: differs from its sha256; restore it from a copy, or make {path.parent} again")
 
 

@@ -74,7 +74,7 @@ def quantised(content: bytes, images: np.ndarray) -> Any:
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
-                extra_options={"CalibMovingAverage": True},
+                extra_options={"CalibMovingAverage": True},  # the mean over batches
             )
         finally:
             advice.setLevel(level)
